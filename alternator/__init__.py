@@ -1,0 +1,28 @@
+"""Decides, step by step, which module of a model trains next. Standard library only."""
+
+from alternator.decision import Decision
+from alternator.errors import AlternatorError, ConfigurationError, LossError, StateError, UnknownModuleError
+from alternator.machine import Alternator
+from alternator.reasons import Reason
+from alternator.rule import Facts, Rule, Verdict
+from alternator.rules import Cycle, Plateau, RandomTenure
+from alternator.stats import ModuleStats, Stats
+
+__all__ = [
+    "Alternator",
+    "AlternatorError",
+    "ConfigurationError",
+    "Cycle",
+    "Decision",
+    "Facts",
+    "LossError",
+    "ModuleStats",
+    "Plateau",
+    "RandomTenure",
+    "Reason",
+    "Rule",
+    "StateError",
+    "Stats",
+    "UnknownModuleError",
+    "Verdict",
+]

@@ -1,0 +1,306 @@
+"""Alternator: counts steps, keeps the newest losses, and asks the rule who trains next."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from math import inf, isfinite
+from typing import Any, SupportsFloat
+
+from alternator.decision import Decision
+from alternator.errors import ConfigurationError, LossError, UnknownModuleError
+from alternator.reasons import Reason, describe
+from alternator.rule import Facts, Rule
+from alternator.rules.plateau import Plateau
+from alternator.state import configuration, dump_state, fingerprint, parse_state
+from alternator.stats import ModuleStats, Stats
+
+_LOGGER = logging.getLogger("alternator")
+
+
+class Alternator:
+    """Decides step by step which module of a model trains next.
+
+    Call `observe` once after every update with the losses of the step; it returns a `Decision` whose ``active`` is the
+    module to train from now on. Where losses arrive late (a device runs ahead of the host), call `record` for each as
+    it comes and `advance` after each update. Deterministic: the same configuration and losses give the same decisions.
+
+    Args:
+        modules: Two or more names, in the order in which they take turns.
+        rule: The switching rule; `Plateau`, the original method, by default.
+        nonfinite_limit: So many non-finite losses of the active module in a row force a switch.
+
+    Raises:
+        ConfigurationError: Fewer than two modules, a name that is empty or appears twice, or a rule that cannot work.
+
+    Example:
+        >>> from alternator import Alternator, Plateau
+        >>> alternator = Alternator(("sasrec", "retriever"), rule=Plateau(min_steps=1, window=3))
+        >>> for loss in (0.71, 0.70, 0.70):
+        ...     decision = alternator.observe(loss)
+        >>> decision.explain()
+        'step 3: sasrec → retriever (change rate 0 < 0.01)'
+    """
+
+    def __init__(self, modules: Iterable[str], rule: Rule | None = None, *, nonfinite_limit: int = 10) -> None:
+        self._modules = _check_modules(modules)
+        self._index = {name: index for index, name in enumerate(self._modules)}
+        self._rule: Rule = Plateau() if rule is None else rule
+        if isinstance(self._rule, type) or not isinstance(self._rule, Rule):
+            raise ConfigurationError(f"rule must be an instance such as Plateau(threshold=0.01), got {rule!r}")
+        if isinstance(nonfinite_limit, bool) or not isinstance(nonfinite_limit, int) or nonfinite_limit < 1:
+            raise ConfigurationError(f"nonfinite_limit must be an integer of at least 1, got {nonfinite_limit!r}")
+        self._nonfinite_limit = nonfinite_limit
+        self._configuration = configuration(self._modules, self._rule, nonfinite_limit)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the configuration: the state of a new alternator."""
+        num_modules = len(self._modules)
+        self._rule_state = self._rule.init(num_modules)
+        self._facts = Facts(num_modules, max(self._rule.ring_size, 1))
+        self._training_steps = [0] * num_modules
+        self._skipped_steps = [0] * num_modules
+        self._nonfinite_losses = [0] * num_modules
+        self._nonfinite_streaks = [0] * num_modules
+        self._plateaued = [False] * num_modules
+        self._switch_count = 0
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names, in order."""
+        return self._modules
+
+    @property
+    def rule(self) -> Rule:
+        """The switching rule."""
+        return self._rule
+
+    @property
+    def active(self) -> str:
+        """The module that trains next."""
+        return self._modules[self._facts.active]
+
+    def observe(self, losses: SupportsFloat | Mapping[str, SupportsFloat], *, updated: bool = True) -> Decision:
+        """Record the losses of a step, count it, and decide who trains next.
+
+        Args:
+            losses: The active module's loss, or a mapping with the losses of all modules or of some, the active one
+                among them. Any scalars that you trust: training losses, held-out probe losses.
+            updated: False if the optimizer skipped this update (as a GradScaler does after an overflow).
+
+        Raises:
+            UnknownModuleError: A name that is no module.
+            LossError: The active module's loss is missing, or a loss is no scalar. Nothing has been recorded then.
+        """
+        if isinstance(losses, Mapping):
+            for index, value in self._check_losses(losses):
+                self._record(index, value)
+        else:
+            self._record(self._facts.active, losses if losses.__class__ is float else _to_float(losses))
+        return self.advance(updated=updated)
+
+    def record(self, module: str, value: SupportsFloat) -> None:
+        """Append a loss to a module's ring. It counts no step and decides nothing.
+
+        Raises:
+            UnknownModuleError: A name that is no module.
+            LossError: The loss is no scalar.
+        """
+        self._record(self._find(module), _to_float(value))
+
+    def advance(self, *, updated: bool = True) -> Decision:
+        """Count one step of the active module and decide, from what has been recorded so far, who trains next.
+
+        Args:
+            updated: False if the optimizer skipped this update: the step then counts as skipped, not as training.
+        """
+        facts = self._facts
+        active = facts.active
+        facts.step += 1
+        facts.updated = updated
+        if updated:
+            facts.tenure += 1
+            facts.updates += 1
+            facts.trained_at[active] = facts.updates
+            self._training_steps[active] += 1
+        else:
+            self._skipped_steps[active] += 1
+        self._rule_state, (switch, reason, value, limit, plateaued, target) = self._rule.step(self._rule_state, facts)
+        facts.entered = False
+        if self._nonfinite_streaks[active] >= self._nonfinite_limit:
+            switch, reason, plateaued, target = True, Reason.NONFINITE, False, None
+            value, limit = self._nonfinite_streaks[active], self._nonfinite_limit
+        name = self._modules[active]
+        if not switch:
+            return Decision(facts.step, name, name, False, reason, value, limit, False)
+        self._plateaued[active] = plateaued
+        self._enter((active + 1) % facts.num_modules if target is None else target)
+        self._switch_count += 1
+        decision = Decision(facts.step, self.active, name, True, reason, value, limit, all(self._plateaued))
+        self._log(decision)
+        return decision
+
+    def force(self, module: str) -> Decision:
+        """Start a new tenure of a module now, for debugging. It counts no step and is not in ``switch_count``.
+
+        Raises:
+            UnknownModuleError: A name that is no module.
+        """
+        index = self._find(module)
+        previous = self.active
+        self._plateaued[self._facts.active] = False
+        self._enter(index)
+        decision = Decision(self._facts.step, module, previous, module != previous, Reason.FORCED, 0.0, 0.0, False)
+        self._log(decision)
+        return decision
+
+    def loss_history(self, module: str) -> list[float]:
+        """The finite losses kept for a module, oldest first: at most as many as the rule needs.
+
+        Raises:
+            UnknownModuleError: A name that is no module.
+        """
+        return list(self._facts.rings[self._find(module)])
+
+    def stats(self) -> Stats:
+        """Typed counts of everything so far."""
+        total = sum(self._training_steps)
+        return Stats(
+            total_steps=self._facts.step,
+            current_module=self.active,
+            steps_since_switch=self._facts.tenure,
+            switch_count=self._switch_count,
+            modules={
+                name: ModuleStats(
+                    training_steps=self._training_steps[index],
+                    training_ratio=self._training_steps[index] / total if total else 0.0,
+                    skipped_steps=self._skipped_steps[index],
+                    nonfinite_losses=self._nonfinite_losses[index],
+                    staleness=self._facts.idle(index),
+                    recent_loss=self._facts.rings[index][-1] if self._facts.rings[index] else None,
+                )
+                for name, index in self._index.items()
+            },
+        )
+
+    def get_stats(self) -> dict[str, Any]:
+        """The counts as one plain dict; see `Stats.flat` for the keys."""
+        return self.stats().flat()
+
+    def fingerprint(self) -> str:
+        """A hash of the configuration: equal for alternators that can load each other's state."""
+        return fingerprint(self._configuration)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what comes next, JSON-safe. See `load_state_dict`."""
+        facts = self._facts
+        return dump_state(
+            self._configuration,
+            {
+                "step": facts.step,
+                "active": facts.active,
+                "tenure": facts.tenure,
+                "entered": facts.entered,
+                "heard": facts.heard,
+                "updates": facts.updates,
+                "trained_at": list(facts.trained_at),
+                "rings": [list(ring) for ring in facts.rings],
+                "training_steps": list(self._training_steps),
+                "skipped_steps": list(self._skipped_steps),
+                "nonfinite_losses": list(self._nonfinite_losses),
+                "nonfinite_streaks": list(self._nonfinite_streaks),
+                "plateaued": list(self._plateaued),
+                "switch_count": self._switch_count,
+            },
+            self._rule_state,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken.
+
+        Raises:
+            StateError: The state is of another version or configuration (the message says what differs), or it is
+                damaged. The alternator is left as it was.
+        """
+        counts, rule_state = parse_state(state, self._configuration, self._rule.init(len(self._modules)))
+        facts = Facts(len(self._modules), max(self._rule.ring_size, 1))
+        for name in ("step", "active", "tenure", "entered", "heard", "updates", "trained_at"):
+            setattr(facts, name, counts[name])
+        for ring, losses in zip(facts.rings, counts["rings"], strict=True):
+            ring.extend(losses)
+        self._facts = facts
+        self._rule_state = rule_state
+        self._training_steps = counts["training_steps"]
+        self._skipped_steps = counts["skipped_steps"]
+        self._nonfinite_losses = counts["nonfinite_losses"]
+        self._nonfinite_streaks = counts["nonfinite_streaks"]
+        self._plateaued = counts["plateaued"]
+        self._switch_count = counts["switch_count"]
+
+    def __repr__(self) -> str:
+        return f"Alternator({self._modules}, rule={self._rule}, active={self.active!r}, step={self._facts.step})"
+
+    def _record(self, index: int, value: float) -> None:
+        facts = self._facts
+        if isfinite(value):
+            facts.rings[index].append(value)
+            self._nonfinite_streaks[index] = 0
+            if index == facts.active:
+                facts.heard += 1
+        else:
+            self._nonfinite_losses[index] += 1
+            self._nonfinite_streaks[index] += 1
+
+    def _enter(self, index: int) -> None:
+        facts = self._facts
+        facts.active = index
+        facts.tenure = 0
+        facts.heard = 0
+        facts.entered = True
+        self._nonfinite_streaks[index] = 0
+
+    def _find(self, module: str) -> int:
+        try:
+            return self._index[module]
+        except (KeyError, TypeError):
+            raise UnknownModuleError(module, self._modules) from None
+
+    def _check_losses(self, losses: Mapping[str, SupportsFloat]) -> list[tuple[int, float]]:
+        checked = [
+            (self._find(name), value if value.__class__ is float else _to_float(value))
+            for name, value in losses.items()
+        ]
+        if self.active not in losses:
+            raise LossError(f"the loss of the active module {self.active!r} is missing; got only {tuple(losses)}")
+        return checked  # type: ignore[return-value]
+
+    def _log(self, decision: Decision) -> None:
+        if decision.switched and _LOGGER.isEnabledFor(logging.INFO):
+            why = describe(decision.reason, decision.value, decision.limit)
+            _LOGGER.info(
+                "step %d: %s → %s (%s), %d switches",
+                *(decision.step, decision.previous, decision.active, why, self._switch_count),
+            )
+
+
+def _check_modules(modules: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(modules, str):
+        raise ConfigurationError(f"modules must be two or more names, got the single text {modules!r}")
+    names = tuple(modules)
+    if any(not isinstance(name, str) or not name for name in names):
+        raise ConfigurationError(f"modules must be non-empty texts, got {names!r}")
+    if len(names) < 2:
+        raise ConfigurationError(f"modules must be two or more names, got {len(names)}: {names}; one never switches")
+    if len(set(names)) != len(names):
+        raise ConfigurationError(f"modules must have different names, got {names}")
+    return names
+
+
+def _to_float(value: object) -> float:
+    if not isinstance(value, (str, bytes, bytearray)):
+        try:
+            return float(value)  # type: ignore[arg-type]
+        except OverflowError:
+            return inf
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise LossError(f"a loss must be a real scalar, got {value!r} ({error})") from error
+    raise LossError(f"a loss must be a real scalar, got the text {value!r}; convert it with float() first")

@@ -1,0 +1,65 @@
+"""Why a step held or switched: a code with two numbers, turned into text only when asked for."""
+
+from typing import Final
+
+
+class Reason:
+    """The codes of the built-in rules: plain texts. A rule of your own may use any other text."""
+
+    MIN_STEPS: Final = "min_steps"
+    FEW_LOSSES: Final = "few_losses"
+    CHANGING: Final = "changing"
+    STEADY: Final = "steady"
+    IMPROVING: Final = "improving"
+    UNSURE: Final = "unsure"
+    VOTES: Final = "votes"
+    COOLDOWN: Final = "cooldown"
+    WAITING: Final = "waiting"
+    OUT_OF_PATIENCE: Final = "out_of_patience"
+    PLATEAU: Final = "plateau"
+    DIVERGING: Final = "diverging"
+    MAX_STEPS: Final = "max_steps"
+    BEST_GAIN: Final = "best_gain"
+    STALE: Final = "stale"
+    SCHEDULED: Final = "scheduled"
+    DRAW_HOLD: Final = "draw_hold"
+    DRAW_SWITCH: Final = "draw_switch"
+    NONFINITE: Final = "nonfinite"
+    FORCED: Final = "forced"
+
+
+# code → (label for histograms, text with the step's numbers)
+_TEXTS: dict[str, tuple[str, str]] = {
+    Reason.MIN_STEPS: ("tenure < min_steps", "tenure {value:.0f} of {limit:.0f}"),
+    Reason.FEW_LOSSES: ("too few losses seen", "{value:.0f} of {limit:.0f} losses seen"),
+    Reason.CHANGING: ("change rate ≥ threshold", "change rate {value:.3g} ≥ {limit:g}"),
+    Reason.STEADY: ("change rate < threshold", "change rate {value:.3g} < {limit:g}"),
+    Reason.IMPROVING: ("still improving", "expected gain {value:.3g} ≥ {limit:g}"),
+    Reason.UNSURE: ("not sure yet", "expected gain {value:.3g} may still reach {limit:g}"),
+    Reason.VOTES: ("waiting for more votes", "vote {value:.0f} of {limit:.0f}"),
+    Reason.COOLDOWN: ("cooling down", "cooldown: {value:.0f} of {limit:.0f} losses"),
+    Reason.WAITING: ("patience not used up", "{value:.0f} bad losses, patience {limit:.0f}"),
+    Reason.OUT_OF_PATIENCE: ("out of patience", "{value:.0f} bad losses > patience {limit:.0f}"),
+    Reason.PLATEAU: ("plateau", "expected gain {value:.3g} < {limit:g}, surely"),
+    Reason.DIVERGING: ("diverging", "the loss surely rises: gain {value:.3g} < {limit:g}"),
+    Reason.MAX_STEPS: ("tenure = max_steps", "tenure {value:.0f} reached max_steps {limit:.0f}"),
+    Reason.BEST_GAIN: ("largest gain per cost", "gain {value:.3g} against the best other {limit:.3g}"),
+    Reason.STALE: ("a module is stale", "a module has waited {value:.0f} steps, bound {limit:.0f}"),
+    Reason.SCHEDULED: ("scheduled", "tenure {value:.0f} of {limit:.0f} is over"),
+    Reason.DRAW_HOLD: ("random draw: stay", "draw {value:.0f} > {limit:.0f}"),
+    Reason.DRAW_SWITCH: ("random draw: switch", "draw {value:.0f} ≤ {limit:.0f}"),
+    Reason.NONFINITE: ("non-finite losses", "{value:.0f} non-finite losses in a row, limit {limit:.0f}"),
+    Reason.FORCED: ("forced", "forced"),
+}
+
+
+def describe(reason: str, value: float, limit: float) -> str:
+    """The sentence for one decision, e.g. ``change rate 0.0312 ≥ 0.01``."""
+    known = _TEXTS.get(reason)
+    return known[1].format(value=value, limit=limit) if known else f"{reason}: {value:g} against {limit:g}"
+
+
+def label(reason: str) -> str:
+    """What a code means without numbers, e.g. ``change rate ≥ threshold``; an unknown code is its own label."""
+    known = _TEXTS.get(reason)
+    return known[0] if known else reason

@@ -1,0 +1,7 @@
+"""The built-in switching rules, one a file."""
+
+from alternator.rules.cycle import Cycle
+from alternator.rules.plateau import Plateau
+from alternator.rules.random_tenure import RandomTenure
+
+__all__ = ["Cycle", "Plateau", "RandomTenure"]

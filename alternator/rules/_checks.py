@@ -1,0 +1,17 @@
+"""Checks of rule parameters, each with one message in the same words."""
+
+import math
+
+from alternator.errors import ConfigurationError
+
+
+def check_integer(name: str, value: object, minimum: int) -> None:
+    """Refuse anything but an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigurationError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Refuse anything but a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+        raise ConfigurationError(f"{name} must be a finite number above 0, got {value!r}")

@@ -1,0 +1,63 @@
+"""Cycle: fixed tenures, whatever the losses say."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from alternator.errors import ConfigurationError
+from alternator.reasons import Reason
+from alternator.rule import Facts, Verdict
+from alternator.rules._checks import check_integer
+
+
+class CycleState(NamedTuple):
+    """Cycle reads everything from the facts; it has no state of its own."""
+
+
+_STATE = CycleState()
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Train each module for a fixed number of updated steps, in order.
+
+    ``Cycle(1)`` is parity: even steps (0-based) train the first module. ``Cycle((3, 1))`` is the ratio 3:1. A *tuned*
+    fixed ratio is the control that an adaptive rule has to beat.
+
+    Raises:
+        ConfigurationError: A tenure is not a whole number of at least 1, or their number is not the modules'.
+
+    Example:
+        >>> from alternator import Alternator, Cycle
+        >>> alternator = Alternator(("generator", "critic"), rule=Cycle((1, 2)))
+        >>> [alternator.advance().active for _ in range(6)]
+        ['critic', 'critic', 'generator', 'critic', 'critic', 'generator']
+    """
+
+    steps: int | tuple[int, ...] = 1
+    """Length of a tenure in updated steps: one number for all modules, or one per module."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.steps, list):
+            object.__setattr__(self, "steps", tuple(self.steps))
+        for steps in self.steps if isinstance(self.steps, tuple) else (self.steps,):
+            check_integer("steps", steps, 1)
+
+    @property
+    def ring_size(self) -> int:
+        """No losses are needed."""
+        return 0
+
+    def init(self, num_modules: int) -> CycleState:
+        """The empty state."""
+        if isinstance(self.steps, tuple) and len(self.steps) != num_modules:
+            raise ConfigurationError(
+                f"steps must be one number or one per module ({num_modules}), got {len(self.steps)}: {self.steps}"
+            )
+        return _STATE
+
+    def step(self, state: CycleState, facts: Facts) -> tuple[CycleState, Verdict]:
+        """Switch when the tenure is over."""
+        steps = self.steps if isinstance(self.steps, int) else self.steps[facts.active]
+        if facts.tenure < steps:
+            return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, steps)
+        return state, Verdict(True, Reason.SCHEDULED, facts.tenure, steps)

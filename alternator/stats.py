@@ -1,0 +1,55 @@
+"""Typed counts of an alternator: who trained, how much, and what was lost."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleStats:
+    """Counts of one module."""
+
+    training_steps: int
+    """Steps in which the module was active and its optimizer updated."""
+    training_ratio: float
+    """Its share: training steps over the sum of all modules' training steps (0 before the first)."""
+    skipped_steps: int
+    """Steps in which it was active and its optimizer skipped the update."""
+    nonfinite_losses: int
+    """NaN and infinite losses recorded for it."""
+    staleness: int
+    """Updated steps since it last trained."""
+    recent_loss: float | None
+    """Its newest finite loss, None before the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Counts of the whole alternator."""
+
+    total_steps: int
+    """Steps counted, skipped ones included."""
+    current_module: str
+    """The module that trains next."""
+    steps_since_switch: int
+    """Updated steps of the current tenure."""
+    switch_count: int
+    """Switches made by the rule or by non-finite losses; forced ones are not counted."""
+    modules: dict[str, ModuleStats]
+    """Counts per module, in order."""
+
+    def flat(self) -> dict[str, Any]:
+        """The same as one plain dict, with keys such as ``sasrec_training_steps`` and ``recent_sasrec_loss``."""
+        flat: dict[str, Any] = {
+            "total_steps": self.total_steps,
+            "current_module": self.current_module,
+            "steps_since_switch": self.steps_since_switch,
+            "switch_count": self.switch_count,
+        }
+        for name, module in self.modules.items():
+            flat[f"{name}_training_steps"] = module.training_steps
+            flat[f"{name}_training_ratio"] = module.training_ratio
+            flat[f"recent_{name}_loss"] = module.recent_loss
+            flat[f"{name}_skipped_steps"] = module.skipped_steps
+            flat[f"{name}_nonfinite_losses"] = module.nonfinite_losses
+            flat[f"{name}_staleness"] = module.staleness
+        return flat

@@ -1,0 +1,1 @@
+"""What both reference recommenders share: data, text, batches, metrics, runs and commands. No framework."""

@@ -271,7 +271,7 @@ class Alternator:
         ]
         if self.active not in losses:
             raise LossError(f"the loss of the active module {self.active!r} is missing; got only {tuple(losses)}")
-        return checked  # type: ignore[return-value]
+        return checked
 
     def _log(self, decision: Decision) -> None:
         if decision.switched and _LOGGER.isEnabledFor(logging.INFO):

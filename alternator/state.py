@@ -49,7 +49,9 @@ def parse_state(state: Mapping[str, Any], config: Mapping[str, Any], template: A
     """
     try:
         if state["version"] != VERSION:
-            raise StateError(f"state version must be {VERSION}, got {state['version']!r}; save it anew with this release")
+            raise StateError(
+                f"state version must be {VERSION}, got {state['version']!r}; save it anew with this release"
+            )
         saved = state["configuration"]
         if saved != config:
             raise StateError(f"the state belongs to another configuration: {_differences(saved, config)}")

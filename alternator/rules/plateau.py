@@ -28,8 +28,8 @@ class Plateau:
         change_rate >= threshold  →  still optimising: stay
 
     Use it to reproduce earlier results. With mini-batch noise it is close to a random timer, and with a smooth,
-    steadily falling loss it never switches; `Trend` is the rule for new work. **A larger threshold switches more often**
-    (more change rates fall below it). ``abs`` also counts a rising loss as progress.
+    steadily falling loss it never switches; `Trend` is the rule for new work. ``abs`` also counts a rising loss as
+    progress. **A larger threshold switches more often**: more change rates fall below it.
 
     Recommended: threshold 0.005 (small data), 0.01, 0.02 (large data); min_steps 3, 5, 10 (large batches).
 

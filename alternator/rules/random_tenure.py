@@ -33,7 +33,7 @@ class RandomTenure:
         >>> from alternator import Alternator, RandomTenure
         >>> alternator = Alternator(("a", "b"), rule=RandomTenure(mean=3, seed=1))
         >>> "".join(alternator.advance().active for _ in range(24))
-        'aaaaaaaaaaaaaaaaaaaaaaaa'
+        'aaabbbbbaaaaaaaabbbababb'
     """
 
     mean: float
@@ -50,9 +50,7 @@ class RandomTenure:
         if self.seed > _BITS:
             raise ConfigurationError(f"seed must be below 2**32, got {self.seed}")
         if not self.min_steps <= self.mean <= 2**31:
-            raise ConfigurationError(
-                f"mean must lie between min_steps ({self.min_steps}) and 2**31, got {self.mean!r}"
-            )
+            raise ConfigurationError(f"mean must lie between min_steps ({self.min_steps}) and 2**31, got {self.mean!r}")
 
     @property
     def limit(self) -> int:
@@ -81,7 +79,7 @@ class RandomTenure:
 
 
 def hash32(seed: int, count: int) -> int:
-    """A 32-bit hash of two 32-bit integers: MurmurHash3's finaliser (Appleby 2008), applied to the seed, then the sum."""
+    """A 32-bit hash of two 32-bit integers: MurmurHash3's finaliser (Appleby 2008) of the seed, then of the sum."""
     return _mix(_mix(seed ^ 0x9E3779B9) + count & _BITS)
 
 

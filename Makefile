@@ -1,0 +1,54 @@
+# Every command of the project; `make help` lists them. Each works alone from a fresh clone.
+PYTHON ?= python3
+BACKEND ?= torch
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+PACKAGES := alternator adapters ur4rec ur4rec_torch ur4rec_jax
+FILES := $(PACKAGES) tests benchmarks examples
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench clean
+
+help:  ## list the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo-$(BACKEND): $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[$(BACKEND),rec]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[torch,jax,rec,tensorboard,dev]'
+	@touch $@
+
+setup: $(VENV)/.dev  ## create .venv with everything that tests and checks need
+
+demo: $(VENV)/.demo-$(BACKEND)  ## train UR4Rec on MovieLens-100K through all four stages (BACKEND=torch|jax)
+	$(BIN)/ur4rec train --backend $(BACKEND) --dataset ml-100k --preset demo --out runs/demo --overwrite
+
+test: $(VENV)/.dev  ## run all tests, lint, types and import rules
+	$(BIN)/ruff format --check $(FILES)
+	$(BIN)/ruff check $(FILES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest --cov --cov-report=term -q
+
+check: $(VENV)/.dev  ## lint, types and import rules, without the tests
+	$(BIN)/ruff format --check $(FILES)
+	$(BIN)/ruff check $(FILES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev  ## format the code and mend what lint can mend
+	$(BIN)/ruff format $(FILES)
+	$(BIN)/ruff check --fix $(FILES)
+
+bench: $(VENV)/.dev  ## run the benchmarks that take minutes (see benchmarks/README.md for the long ones)
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/rules.py
+
+clean:  ## remove the environment, runs and caches
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

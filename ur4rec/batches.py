@@ -1,0 +1,238 @@
+"""Batches: sequences cut, padded and shuffled into arrays of one constant shape.
+
+Shapes: B rows of a batch, L positions (max_seq_len), M coordinates of seen items, R windows of an epoch, W = L + 1.
+Sequences are padded on the right with ``num_items``.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.data.sequences import Sequences
+from ur4rec.data.splits import Targets
+from ur4rec.errors import ConfigurationError, DataError
+
+
+class Batch(NamedTuple):
+    """A training batch: at every position the next item is the target."""
+
+    items_BL: NDArray[np.int32]
+    """The inputs; ``num_items`` is padding."""
+    targets_BL: NDArray[np.int32]
+    """The item after each input; ``num_items`` where there is none."""
+    users_B: NDArray[np.int32]
+    """The row of the training sequences (the user); -1 for a row that only fills up the last batch."""
+
+
+class EvaluationBatch(NamedTuple):
+    """Histories with one target each. Rows from ``num_valid`` on only fill up the last batch."""
+
+    items_BL: NDArray[np.int32]
+    """The last L items of each history; ``num_items`` is padding."""
+    targets_B: NDArray[np.int32]
+    """The target of each row; 0 in rows that only fill up."""
+    seen_rows_M: NDArray[np.int32]
+    """Row of each seen item; from ``num_seen`` on it is B, out of range."""
+    seen_items_M: NDArray[np.int32]
+    """The seen items; from ``num_seen`` on 0."""
+    num_valid: int
+    """Rows that count."""
+    num_seen: int
+    """Coordinates that count."""
+
+
+class TrainBatches:
+    """Shuffled training batches of constant shape; any batch of any epoch can be had directly.
+
+    All positions train at once. The order of an epoch is a function of (seed, epoch) alone, so a run resumes at any
+    batch. A sequence longer than ``max_seq_len + 1`` is cut into consecutive windows that overlap in one item, so that
+    every item but the first of a sequence is a target exactly once an epoch; the windows are aligned to the end (the
+    first one is the short one). ``windows=False`` keeps only the last window, as the original SASRec does. Sequences of
+    fewer than 2 items hold no target and are left out. The last batch is filled up with rows of padding.
+
+    Args:
+        sequences: Training sequences, one per user.
+        num_items: Size of the catalogue, and the padding index.
+        max_seq_len: Positions of a row.
+        batch_size: Rows of a batch.
+        seed: Seed of the order.
+        windows: Whether to train on whole sequences or only on their ends.
+
+    Raises:
+        ConfigurationError: A size is below 1.
+        DataError: No sequence has 2 items.
+
+    Example:
+        >>> from ur4rec.data import Sequences
+        >>> batches = TrainBatches(Sequences.from_lists([[0, 1, 2, 3]]), 4, max_seq_len=2, batch_size=2, seed=0)
+        >>> batch = batches.batch(epoch=0, index=0)
+        >>> sorted(batch.items_BL.tolist()), sorted(batch.targets_BL.tolist())
+        ([[0, 4], [1, 2]], [[1, 4], [2, 3]])
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        num_items: int,
+        *,
+        max_seq_len: int,
+        batch_size: int,
+        seed: int,
+        windows: bool = True,
+    ) -> None:
+        _check_sizes(max_seq_len=max_seq_len, batch_size=batch_size, num_items=num_items)
+        if not 0 <= seed < 2**63:
+            raise ConfigurationError(f"seed must be in 0 .. 2**63 - 1, got {seed!r}")
+        self.num_items = num_items
+        self.max_seq_len = max_seq_len
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self._items_N = sequences.items_N
+        self._users_R, self._starts_R, self._ends_R = _windows(sequences, max_seq_len, windows)
+        if not len(self._users_R):
+            raise DataError(f"training needs a sequence of at least 2 items, found none among {len(sequences)}")
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self._users_R) // self.batch_size)
+
+    @property
+    def num_rows(self) -> int:
+        """Windows of an epoch."""
+        return len(self._users_R)
+
+    @property
+    def num_targets(self) -> int:
+        """Targets of an epoch."""
+        return int((self._ends_R - self._starts_R - 1).sum())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that iterating yields."""
+        if epoch < 0:
+            raise ConfigurationError(f"epoch must be at least 0, got {epoch}")
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.epoch
+        return (self.batch(epoch, index) for index in range(len(self)))
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """One batch of one epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be in 0..{len(self) - 1}, got {index}")
+        rows = self._epoch_order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        window_BW = _gather(
+            self._items_N,
+            self._starts_R[rows],
+            self._ends_R[rows],
+            self.max_seq_len + 1,
+            self.num_items,
+            self.batch_size,
+        )
+        users_B = np.full(self.batch_size, -1, np.int32)
+        users_B[: len(rows)] = self._users_R[rows]
+        targets_BL = window_BW[:, 1:]
+        items_BL = np.where(targets_BL == self.num_items, np.int32(self.num_items), window_BW[:, :-1])
+        return Batch(items_BL, np.ascontiguousarray(targets_BL), users_B)
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            draws = np.random.Philox(key=np.array([self.seed, epoch], np.uint64)).random_raw(self.num_rows)
+            self._order = (epoch, np.argsort(draws, kind="stable"))
+        return self._order[1]
+
+
+class EvaluationBatches:
+    """Batches of evaluation targets, in their order, of constant shape.
+
+    Args:
+        targets: What to evaluate.
+        num_items: Size of the catalogue, and the padding index.
+        max_seq_len: Positions of a row: the last so many items of each history are fed.
+        batch_size: Rows of a batch.
+
+    Raises:
+        ConfigurationError: A size is below 1.
+
+    Example:
+        >>> from ur4rec.data import leave_one_out, synthetic
+        >>> split = leave_one_out(synthetic(num_users=20, num_items=50))
+        >>> batches = EvaluationBatches(split.test, split.num_items, max_seq_len=5, batch_size=8)
+        >>> [(batch.items_BL.shape, batch.num_valid) for batch in batches]
+        [((8, 5), 8), ((8, 5), 8), ((8, 5), 4)]
+    """
+
+    def __init__(self, targets: Targets, num_items: int, *, max_seq_len: int, batch_size: int) -> None:
+        _check_sizes(max_seq_len=max_seq_len, batch_size=batch_size, num_items=num_items)
+        self.targets = targets
+        self.num_items = num_items
+        self.max_seq_len = max_seq_len
+        self.batch_size = batch_size
+        edges = np.minimum(np.arange(len(self) + 1) * batch_size, len(targets))
+        self._seen_edges = targets.seen.offsets_U[edges]
+        self._max_seen = int(np.diff(self._seen_edges).max(initial=0))
+
+    def __len__(self) -> int:
+        return -(-len(self.targets) // self.batch_size)
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        return (self.batch(index) for index in range(len(self)))
+
+    def batch(self, index: int) -> EvaluationBatch:
+        """One batch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index must be in 0..{len(self) - 1}, got {index}")
+        first = index * self.batch_size
+        last = min(first + self.batch_size, len(self.targets))
+        histories = self.targets.histories
+        ends = histories.offsets_U[first + 1 : last + 1]
+        starts = np.maximum(histories.offsets_U[first:last], ends - self.max_seq_len)
+        items_BL = _gather(histories.items_N, starts, ends, self.max_seq_len, self.num_items, self.batch_size)
+        targets_B = np.zeros(self.batch_size, np.int32)
+        targets_B[: last - first] = self.targets.items_T[first:last]
+        rows_M, seen_M, num_seen = self._seen(index, first, last)
+        return EvaluationBatch(items_BL, targets_B, rows_M, seen_M, last - first, num_seen)
+
+    def _seen(self, index: int, first: int, last: int) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
+        seen, start, end = self.targets.seen, self._seen_edges[index], self._seen_edges[index + 1]
+        rows_M = np.full(self._max_seen, self.batch_size, np.int32)
+        items_M = np.zeros(self._max_seen, np.int32)
+        num_seen = int(end - start)
+        rows_M[:num_seen] = np.repeat(np.arange(last - first), np.diff(seen.offsets_U[first : last + 1]))
+        items_M[:num_seen] = seen.items_N[start:end]
+        return rows_M, items_M, num_seen
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {size}")
+
+
+def _windows(
+    sequences: Sequences, max_seq_len: int, windows: bool
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """User, start and end (in the flat items) of each window, every end exclusive and counting the last target."""
+    users = np.flatnonzero(sequences.lengths >= 2)
+    num_targets = sequences.lengths[users] - 1
+    counts = -(-num_targets // max_seq_len) if windows else np.ones(len(users), np.int64)
+    owner = np.repeat(np.arange(len(users)), counts)
+    from_end = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ends = sequences.offsets_U[users + 1][owner] - from_end * max_seq_len
+    starts = np.maximum(sequences.offsets_U[users][owner], ends - max_seq_len - 1)
+    return users[owner].astype(np.int32), starts, ends
+
+
+def _gather(
+    items_N: NDArray[np.int32], starts: NDArray[Any], ends: NDArray[Any], width: int, padding: int, num_rows: int
+) -> NDArray[np.int32]:
+    """Slices of the flat items as rows, padded on the right, and rows of padding up to num_rows."""
+    positions = starts[:, None] + np.arange(width)
+    inside = positions < ends[:, None]
+    rows = np.full((num_rows, width), padding, np.int32)
+    rows[: len(starts)][inside] = items_N[positions[inside]]
+    return rows

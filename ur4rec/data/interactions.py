@@ -1,0 +1,130 @@
+"""Interactions: who used what, in order of time, with canonical indices.
+
+Shapes: N interactions.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ur4rec.data.sequences import Sequences, offsets_from_lengths
+from ur4rec.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Interactions:
+    """A dataset of implicit feedback, its rows in (stable) order of time.
+
+    Users and items have canonical indices ``0 .. num - 1``: the order of first appearance in the interactions file,
+    among the rows that are kept. Every copy of a dataset shares that order, whatever it calls its users and items.
+    """
+
+    users_N: NDArray[np.int32]
+    """User of each interaction."""
+    items_N: NDArray[np.int32]
+    """Item of each interaction."""
+    timestamps_N: NDArray[Any]
+    """Time of each interaction (int64 or float64), never decreasing."""
+    user_ids: list[str]
+    """The source's name of each user."""
+    item_ids: list[str]
+    """The source's name of each item."""
+    titles: list[str]
+    """The title of each item, for people to read."""
+    texts: list[str]
+    """What the text encoder reads of each item: title, year, genres."""
+    name: str
+    """Name of the dataset."""
+    source: str
+    """Where the data came from."""
+
+    @property
+    def num_users(self) -> int:
+        """How many users there are."""
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        """How many items there are; also the index that stands for padding."""
+        return len(self.item_ids)
+
+    def __len__(self) -> int:
+        return len(self.users_N)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the canonical indices in order of time: equal for every copy of the same data."""
+        return hash_arrays(f"interactions {self.num_users} {self.num_items}", self.users_N, self.items_N)
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """Each user's items in order of time."""
+        order = np.argsort(self.users_N, kind="stable")
+        lengths = np.bincount(self.users_N, minlength=self.num_users).astype(np.int64)
+        return Sequences(self.items_N[order], offsets_from_lengths(lengths))
+
+
+def build_interactions(
+    *,
+    users: ArrayLike,
+    items: ArrayLike,
+    timestamps: NDArray[Any],
+    titles: Mapping[str, str],
+    texts: Mapping[str, str],
+    name: str,
+    source: str,
+    min_item_interactions: int = 1,
+) -> Interactions:
+    """Number users and items, drop rare items, sort by time.
+
+    Args:
+        users: The source's user name of each interaction, in file order.
+        items: The source's item name of each interaction.
+        timestamps: Finite numbers. Ties keep the order of the file.
+        titles: Item name → title; an item without one is called by its name.
+        texts: Item name → text; an item without one has its title.
+        name: Name of the dataset.
+        source: Where it came from, for reports.
+        min_item_interactions: Items with fewer interactions are dropped, once (no k-core iteration).
+
+    Raises:
+        DataError: No interaction is left.
+    """
+    item_codes, item_names = pd.factorize(np.asarray(items, dtype=object))
+    kept = np.bincount(item_codes, minlength=len(item_names))[item_codes] >= min_item_interactions
+    if not kept.any():
+        raise DataError(
+            f"{name}: no interaction is left of {len(kept)} with min_item_interactions={min_item_interactions}"
+        )
+    item_codes, items_left = pd.factorize(item_codes[kept])
+    user_codes, user_names = pd.factorize(np.asarray(users, dtype=object)[kept])
+    item_ids = [str(item_names[code]) for code in items_left]
+    item_titles = [titles.get(item, item) for item in item_ids]
+    times = np.asarray(timestamps)[kept]
+    order = np.argsort(times, kind="stable")
+    return Interactions(
+        users_N=user_codes[order].astype(np.int32),
+        items_N=item_codes[order].astype(np.int32),
+        timestamps_N=times[order],
+        user_ids=[str(user) for user in user_names],
+        item_ids=item_ids,
+        titles=item_titles,
+        texts=[texts.get(item, title) for item, title in zip(item_ids, item_titles, strict=True)],
+        name=name,
+        source=source,
+    )
+
+
+def hash_arrays(label: str, *arrays: NDArray[Any]) -> str:
+    """SHA-256 of a label and of integer arrays with their lengths, the same on every machine."""
+    digest = hashlib.sha256(label.encode())
+    for array in arrays:
+        digest.update(f"|{len(array)}|".encode())
+        digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+    return digest.hexdigest()

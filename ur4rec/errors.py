@@ -1,0 +1,45 @@
+"""The errors that users of the recommender meet. Each message states the rule, the value and the remedy."""
+
+from collections.abc import Iterable
+
+
+class UR4RecError(ValueError):
+    """Base of every error that the recommender raises for something the user can mend."""
+
+
+class ConfigurationError(UR4RecError):
+    """A setting that cannot work: out of range, or in conflict with another one."""
+
+
+class UnknownNameError(ConfigurationError):
+    """A name (of a dataset, a stage, a schedule, ...) that does not exist.
+
+    Example:
+        >>> raise UnknownNameError("stage", "warmup", ("joint_finetune", "end_to_end"))
+        Traceback (most recent call last):
+        ...
+        ur4rec.errors.UnknownNameError: unknown stage 'warmup'; expected one of ('joint_finetune', 'end_to_end')
+    """
+
+    def __init__(self, kind: str, name: object, choices: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; expected one of {tuple(choices)}")
+
+
+class DataError(UR4RecError):
+    """Data that is malformed. Says the file, line and column where they are known."""
+
+
+class SourceError(UR4RecError):
+    """A dataset that no source could supply. Lists every source tried and why it failed."""
+
+
+class EncoderError(UR4RecError):
+    """A text encoder that is missing or failed."""
+
+
+class NonFiniteError(UR4RecError):
+    """A score or loss that is NaN or infinite where a number is needed."""
+
+
+class CheckpointError(UR4RecError):
+    """A checkpoint that is missing, damaged, or of another configuration."""

@@ -1,0 +1,58 @@
+"""Rules by name, with settings as texts: what commands and configuration files use."""
+
+import ast
+import dataclasses
+from collections.abc import Iterable
+
+from alternator import rules
+from alternator.errors import ConfigurationError
+from alternator.rule import Rule
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+RULES: dict[str, type] = {_snake_case(name): getattr(rules, name) for name in rules.__all__}
+
+
+def rule_from_settings(name: str, settings: Iterable[str] = ()) -> Rule:
+    """Build a rule from its name and from settings such as ``threshold=0.02``.
+
+    Raises:
+        ConfigurationError: An unknown rule or setting, a setting without ``=``, a missing or a refused value.
+
+    Example:
+        >>> rule_from_settings("plateau", ["threshold=0.02"])
+        Plateau(threshold=0.02, min_steps=5, window=10)
+        >>> rule_from_settings("cycle", ["steps=(3, 1)"])
+        Cycle(steps=(3, 1))
+        >>> rule_from_settings("plateau", ["treshold=0.02"])
+        Traceback (most recent call last):
+        ...
+        alternator.errors.ConfigurationError: plateau has no setting 'treshold'; it has ('threshold', 'min_steps', 'window')
+    """
+    if name not in RULES:
+        raise ConfigurationError(f"unknown rule {name!r}; expected one of {tuple(RULES)}")
+    fields = {field.name: field for field in dataclasses.fields(RULES[name])}
+    values = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigurationError(f"a setting must read name=value, got {setting!r}")
+        if key not in fields:
+            raise ConfigurationError(f"{name} has no setting {key!r}; it has {tuple(fields)}")
+        values[key] = parse_value(text)
+    missing = [key for key, field in fields.items() if key not in values and field.default is dataclasses.MISSING]
+    if missing:
+        raise ConfigurationError(f"{name} needs {missing[0]}; give it as {missing[0]}=VALUE")
+    rule: Rule = RULES[name](**values)
+    return rule
+
+
+def parse_value(text: str) -> object:
+    """A number, a tuple of numbers, True, False or None from its text; any other text stands for itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,112 @@
+"""The run directory: every file in it is written whole or not at all."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ur4rec.errors import ConfigurationError, DataError
+
+
+class RunDirectory:
+    """``config.json, metrics.json, decisions.csv, schedule.png`` and ``checkpoint/`` of one run.
+
+    Each file is written to a temporary sibling and then put in place in one step, so that a crash or a full disk leaves
+    the previous one whole.
+
+    Args:
+        path: The directory. Create it with `create`, or open an existing run with `open_existing`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, *, overwrite: bool = False) -> "RunDirectory":
+        """Make a new run directory.
+
+        Args:
+            path: Must not exist, or be empty, unless ``overwrite``.
+            overwrite: Remove an earlier run of that name. Anything but a run directory is still refused.
+
+        Raises:
+            ConfigurationError: The directory holds something, or cannot be written.
+        """
+        if path.exists() and not path.is_dir():
+            raise ConfigurationError(f"--out must be a directory, {path} is a file; choose another --out")
+        if path.is_dir() and any(path.iterdir()):
+            if not overwrite:
+                raise ConfigurationError(f"--out must be empty, {path} is not; choose another, or give --overwrite")
+            if not (path / "config.json").exists():
+                raise ConfigurationError(f"--overwrite removes only a run directory; {path} has no config.json")
+            shutil.rmtree(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise ConfigurationError(f"--out must be writable, {path} is not ({error.strerror})") from error
+        return cls(path)
+
+    @classmethod
+    def open_existing(cls, path: Path) -> "RunDirectory":
+        """Open the directory of an earlier run.
+
+        Raises:
+            ConfigurationError: There is no run at that path.
+        """
+        if not (path / "config.json").is_file():
+            raise ConfigurationError(f"{path} is no run directory: it has no config.json; give the --out of a run")
+        return cls(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / "checkpoint"
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a mapping as JSON."""
+        write_whole(self.path / name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        path = self.path / name
+        try:
+            return dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{path} must hold a JSON object ({error}); is this the directory of a run?") from error
+
+    def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> None:
+        """Write rows as CSV with a header; a missing value is an empty cell."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(fields), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path / name, text.getvalue().encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is never seen half-written: to a temporary sibling, flushed, then renamed.
+
+    Raises:
+        OSError: The disk is full or not writable; the previous file is still there and nothing else is.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

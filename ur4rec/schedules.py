@@ -1,0 +1,55 @@
+"""Schedules by name: what `--schedule` accepts, for commands, studies and reports."""
+
+import re
+from dataclasses import dataclass
+
+from alternator import Cycle, Rule
+from alternator.rules.named import RULES, rule_from_settings
+from ur4rec.errors import ConfigurationError, UnknownNameError
+
+JOINT = "joint"
+CHOICES = ("adaptive", "parity", JOINT, "A:B", *RULES)
+
+SCHEDULE_HELP = (
+    "adaptive (the original rule with its defaults), parity (even steps SASRec, odd steps the retriever), "
+    "joint (both train in every step), A:B (A steps of SASRec, then B of the retriever), or a rule with its settings: "
+    "plateau,threshold=0.02  trend,min_gain=0.02  random_tenure,mean=12 ('alternator rules' lists them)"
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who trains in the joint stage."""
+
+    name: str
+    """The text it was made from."""
+    rule: Rule | None
+    """The rule that switches; None where both modules train in every step."""
+
+
+def parse_schedule(text: str) -> Schedule:
+    """A schedule from its text; see `SCHEDULE_HELP`.
+
+    Raises:
+        ConfigurationError: An unknown name, or settings that the rule does not have or refuses.
+
+    Example:
+        >>> parse_schedule("3:1").rule
+        Cycle(steps=(3, 1))
+        >>> parse_schedule("plateau,threshold=0.02,min_steps=3").rule
+        Plateau(threshold=0.02, min_steps=3, window=10)
+        >>> parse_schedule("joint").rule is None
+        True
+    """
+    name, *settings = (part.strip() for part in text.split(","))
+    ratio = re.fullmatch(r"(\d+):(\d+)", name)
+    if ratio:
+        return Schedule(text, Cycle((int(ratio[1]), int(ratio[2]))))
+    if name in (JOINT, "parity"):
+        if settings:
+            raise ConfigurationError(f"schedule {name!r} has no settings, got {', '.join(settings)}; leave them out")
+        return Schedule(text, None if name == JOINT else Cycle(1))
+    rule_name = "plateau" if name == "adaptive" else name
+    if rule_name not in RULES:
+        raise UnknownNameError("schedule", name, CHOICES)
+    return Schedule(text, rule_from_settings(rule_name, settings))

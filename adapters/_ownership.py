@@ -1,0 +1,107 @@
+"""Who owns what: checks of names, turns and ownership that every adapter shares. No framework.
+
+Parameters are known here by a hashable key (an ``id``, a path in a tree) and a name for messages.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping
+
+from alternator import AlternatorError, ConfigurationError, UnknownModuleError
+
+ALWAYS = "always"
+"""The reserved name of the group that trains in every step."""
+
+
+class FreezeError(AlternatorError):
+    """The freeze contract would be broken: something outside the adapter changed what is frozen."""
+
+
+def check_turns(
+    names: tuple[str, ...], modules: Iterable[str], turns: Mapping[str, str | Iterable[str]] | None
+) -> dict[str, tuple[str, ...]]:
+    """The modules that each name of the alternator trains, complete and checked.
+
+    Args:
+        names: The alternator's names.
+        modules: The names of the modules.
+        turns: Per name of the alternator the modules that train in it; None is each module by itself.
+
+    Raises:
+        ConfigurationError: The names do not match, a turn is empty or names a module twice, or a module never trains.
+        UnknownModuleError: A turn names a module that there is not.
+
+    Example:
+        >>> check_turns(("a", "both"), ("a", "b"), {"a": "a", "both": ("a", "b")})
+        {'a': ('a',), 'both': ('a', 'b')}
+    """
+    known = tuple(modules)
+    if ALWAYS in known:
+        raise ConfigurationError(f"the name {ALWAYS!r} is reserved for the group that trains every step; rename it")
+    if turns is None:
+        if set(names) != set(known):
+            raise ConfigurationError(
+                f"the alternator's names {names} must be the names of the modules {known}; rename one of them, "
+                "or say with turns= which modules each name trains"
+            )
+        return {name: (name,) for name in names}
+    if set(turns) != set(names):
+        raise ConfigurationError(f"turns must have the alternator's names {names}, got {tuple(turns)}")
+    checked = {name: _check_turn(name, turns[name], known) for name in names}
+    never = [module for module in known if not any(module in turn for turn in checked.values())]
+    if never:
+        raise ConfigurationError(f"every module must train in some turn, but {never} are in none of {checked}")
+    return checked
+
+
+def _check_turn(name: str, turn: str | Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    members = (turn,) if isinstance(turn, str) else tuple(turn)
+    for member in members:
+        if member not in known:
+            raise UnknownModuleError(member, known)
+    if not members or len(set(members)) != len(members):
+        raise ConfigurationError(f"a turn must name one or more different modules, got {members} for {name!r}")
+    return members
+
+
+def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse names that are not known, e.g. of schedulers.
+
+    Raises:
+        ConfigurationError: Naming the unknown ones and the choices.
+    """
+    choices = tuple(known)
+    unknown = [name for name in given if name not in choices]
+    if unknown:
+        raise ConfigurationError(f"{what} must be named after the modules {choices}, got {unknown}")
+
+
+def check_disjoint(owned: Mapping[str, Mapping[Hashable, str]]) -> None:
+    """Refuse a parameter that two modules own: it would train while one of them is frozen.
+
+    Args:
+        owned: Per module, the keys of its parameters and their names.
+
+    Raises:
+        ConfigurationError: Naming the parameter, its owners and the remedy.
+    """
+    owners: dict[Hashable, tuple[str, str]] = {}
+    for module, parameters in owned.items():
+        for key, name in parameters.items():
+            if key in owners:
+                other, other_name = owners[key]
+                raise ConfigurationError(
+                    f"a parameter must belong to one module, but {other_name!r} of {other!r} is {name!r} of "
+                    f"{module!r}; give each its own, or declare it with always= if it may train in every step"
+                )
+            owners[key] = (module, name)
+
+
+def listed(names: Iterable[str], limit: int = 3) -> str:
+    """A short list for messages.
+
+    Example:
+        >>> listed("abcde")
+        "'a', 'b', 'c' and 2 more"
+    """
+    every = list(names)
+    shown = ", ".join(repr(name) for name in every[:limit])
+    return f"{shown} and {len(every) - limit} more" if len(every) > limit else shown

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable
 
+import alternator
 
-class UR4RecError(ValueError):
+
+class UR4RecError(alternator.AlternatorError):
     """Base of every error that the recommender raises for something the user can mend."""
 
 
-class ConfigurationError(UR4RecError):
+class ConfigurationError(UR4RecError, alternator.ConfigurationError):
     """A setting that cannot work: out of range, or in conflict with another one."""
 
 

@@ -41,7 +41,7 @@ def parse_schedule(text: str) -> Schedule:
         >>> parse_schedule("joint").rule is None
         True
     """
-    name, *settings = (part.strip() for part in text.split(","))
+    name, *settings = (part.strip() for part in re.split(r",(?=\s*[a-z_]+\s*=)", text))
     ratio = re.fullmatch(r"(\d+):(\d+)", name)
     if ratio:
         return Schedule(text, Cycle((int(ratio[1]), int(ratio[2]))))

@@ -1,0 +1,75 @@
+"""Run directories: written whole or not at all, and never over somebody's files."""
+
+import json
+
+import pytest
+
+from ur4rec.errors import ConfigurationError, DataError
+from ur4rec.run_directory import RunDirectory, write_whole
+
+
+class FullDiskError(OSError):
+    pass
+
+
+def test_json_and_csv(tmp_path):
+    directory = RunDirectory.create(tmp_path / "a" / "run")
+    directory.write_json("config.json", {"x": 1})
+    directory.write_csv("rows.csv", [{"a": 1, "b": 2.5}, {"a": 2}], ["a", "b"])
+    assert directory.read_json("config.json") == {"x": 1}
+    assert (directory.path / "rows.csv").read_text() == "a,b\n1,2.5\n2,\n"
+    assert RunDirectory.open_existing(directory.path).read_json("config.json") == {"x": 1}
+
+
+def test_json_is_strict(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        RunDirectory.create(tmp_path / "run").write_json("metrics.json", {"loss": float("nan")})
+
+
+def test_a_failed_write_leaves_the_previous_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.json"
+    write_whole(path, b"before")
+
+    def full(file):
+        raise FullDiskError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FullDiskError):
+        write_whole(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert [each.name for each in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_a_directory_with_something_in_it_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigurationError, match="--out must be empty"):
+        RunDirectory.create(tmp_path)
+    with pytest.raises(ConfigurationError, match="--overwrite removes only a run directory"):
+        RunDirectory.create(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_overwrite_replaces_a_run(tmp_path):
+    first = RunDirectory.create(tmp_path / "run")
+    first.write_json("config.json", {})
+    first.write_json("metrics.json", {})
+    second = RunDirectory.create(tmp_path / "run", overwrite=True)
+    assert list(second.path.iterdir()) == []
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(ConfigurationError, match="--out must be a directory"):
+        RunDirectory.create(tmp_path / "run")
+    with pytest.raises(ConfigurationError, match="--out must be writable"):
+        RunDirectory.create(tmp_path / "run" / "below")
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"is no run directory: it has no config\.json"):
+        RunDirectory.open_existing(tmp_path)
+    directory = RunDirectory(tmp_path)
+    for content in ("{", json.dumps([1])):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(DataError, match="must hold a JSON object"):
+            directory.read_json("config.json")

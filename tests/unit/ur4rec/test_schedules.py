@@ -1,0 +1,38 @@
+"""Schedules by name."""
+
+import pytest
+
+from alternator import AlternatorError, Cycle, Plateau, RandomTenure
+from ur4rec.schedules import parse_schedule
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("adaptive", Plateau()),
+        ("adaptive,threshold=0.02", Plateau(threshold=0.02)),
+        ("plateau, min_steps=3", Plateau(min_steps=3)),
+        ("parity", Cycle(1)),
+        ("joint", None),
+        ("1:8", Cycle((1, 8))),
+        ("random_tenure,mean=12,seed=3", RandomTenure(12, seed=3)),
+        ("cycle,steps=(3, 1)", Cycle((3, 1))),
+    ],
+)
+def test_schedules(text, rule):
+    schedule = parse_schedule(text)
+    assert (schedule.name, schedule.rule) == (text, rule)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("adaptiv", r"unknown schedule 'adaptiv'; expected one of \('adaptive', 'parity', 'joint', 'A:B'"),
+        ("parity,threshold=1", "schedule 'parity' has no settings"),
+        ("0:1", "steps must be an integer of at least 1, got 0"),
+        ("plateau,window=1", "window must be at least 3, got 1"),
+    ],
+)
+def test_mistakes_name_the_choices(text, message):
+    with pytest.raises(AlternatorError, match=message):
+        parse_schedule(text)

@@ -1,0 +1,194 @@
+"""The command `ur4rec`: arguments in, one-line errors out (exit code 2)."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from alternator import AlternatorError
+from alternator.rules.named import parse_value
+from ur4rec.data.describe import describe
+from ur4rec.data.sources import load_dataset
+from ur4rec.data.splits import leave_one_out
+from ur4rec.errors import ConfigurationError
+from ur4rec.experiment import prepare
+from ur4rec.report import results_table
+from ur4rec.run import Run
+from ur4rec.run_config import PRESETS, preset
+from ur4rec.run_directory import RunDirectory
+from ur4rec.schedules import SCHEDULE_HELP
+from ur4rec.stages import STAGES
+
+app = typer.Typer(
+    name="ur4rec",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train UR4Rec (SASRec + a text preference retriever) with adaptive alternating training.",
+    epilog="Start with: ur4rec train --dataset synthetic --preset smoke --out runs/smoke",
+)
+console = Console()
+
+Dataset = Annotated[
+    str,
+    typer.Option(
+        help="ml-100k, ml-1m, synthetic, a directory of RecBole atomic files (NAME.inter, NAME.item), or a CSV or "
+        "Parquet file with the columns user, item, timestamp.",
+    ),
+]
+DataDirectory = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where to look for a built-in dataset before it is downloaded.")
+]
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn the errors that users can mend into one line on stderr and exit code 2."""
+    try:
+        yield
+    except AlternatorError as error:
+        _fail(str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(
+            f"the disk must be writable and have room: {error.strerror or error}{where}; free space or choose another"
+        )
+
+
+def _fail(message: str) -> None:
+    line = " ".join(message.split())
+    Console(stderr=True, soft_wrap=True, highlight=False).print("error: " + line, style="red", markup=False)
+    raise typer.Exit(2)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Run directory to make: config.json, metrics.json, decisions.csv, ...")],
+    dataset: Dataset = "ml-100k",
+    backend: Annotated[str, typer.Option(help="torch or jax.")] = "torch",
+    schedule: Annotated[
+        str | None, typer.Option(help=f"Who trains in the joint stage: {SCHEDULE_HELP}. Default: the preset's.")
+    ] = None,
+    preset_name: Annotated[
+        str, typer.Option("--preset", help=f"Sizes and lengths: {', '.join(PRESETS)}; smoke takes seconds.")
+    ] = "default",
+    epochs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE=N", help=f"Epochs of a stage ({', '.join(STAGES)}); 0 leaves it out. Repeatable."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of the model or the trainer, e.g. --set sasrec_lr=0.003. Repeatable.",
+        ),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of a training batch.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Text encoder: auto, tfidf, a sentence-transformers name, or a path.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    data_dir: DataDirectory = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Train through the four stages, validate after every epoch, and print the results on the test targets.
+
+    pretrain_sasrec and pretrain_retriever train one module each; joint_finetune alternates between them as the schedule
+    decides; end_to_end trains both.
+    """
+    with one_line_errors():
+        config = preset(
+            preset_name,
+            dataset=dataset,
+            backend=backend,
+            schedule=schedule,
+            batch_size=batch_size,
+            encoder=encoder,
+            seed=seed,
+            device=device,
+            epochs=parse_epochs(epochs or []),
+            **sort_settings(settings or []),
+        )
+        directory = RunDirectory.create(out, overwrite=overwrite)
+        _log_to_stderr(quiet)
+        run = Run(config, prepare(config, directory=data_dir), directory, progress=not quiet)
+        results = run.train()
+        console.print(results_table(results))
+        console.print(f"everything is in [bold]{out}[/bold]: look at {out / 'schedule.png'}")
+
+
+@app.command()
+def data(
+    dataset: Dataset = "ml-100k",
+    data_dir: DataDirectory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Fetch a dataset, check it, and print its counts and hashes."""
+    with one_line_errors():
+        interactions = load_dataset(dataset, directory=data_dir)
+        facts: dict[str, Any] = {
+            "dataset": interactions.name,
+            "source": interactions.source,
+            **describe(interactions),
+            "interactions_hash": interactions.hash,
+            "leave_one_out_hash": leave_one_out(interactions).hash,
+        }
+        if as_json:
+            sys.stdout.write(json.dumps(facts, indent=2) + "\n")
+            return
+        table = Table(show_header=False)
+        for name, value in facts.items():
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        console.print(table)
+
+
+def parse_epochs(texts: list[str]) -> dict[str, int]:
+    """``stage=number`` pairs."""
+    pairs = dict(_split_pair(text, "--epochs") for text in texts)
+    for stage, number in pairs.items():
+        if not number.isdecimal():
+            raise ConfigurationError(f"--epochs {stage} must be a whole number of at least 0, got {number!r}")
+    return {stage: int(number) for stage, number in pairs.items()}
+
+
+def sort_settings(texts: list[str]) -> dict[str, dict[str, Any]]:
+    """``name=value`` pairs, sorted into those of the model and those of the trainer."""
+    from dataclasses import fields
+
+    from ur4rec.config import ModelConfig, TrainerConfig
+
+    model = {field.name for field in fields(ModelConfig)} - {"num_items"}
+    trainer = {field.name for field in fields(TrainerConfig)} - {"seed"}
+    sorted_settings: dict[str, dict[str, Any]] = {"model": {}, "trainer": {}}
+    for name, value in (_split_pair(text, "--set") for text in texts):
+        if name not in model | trainer:
+            raise ConfigurationError(f"unknown setting {name!r}; expected one of {sorted(model | trainer)}")
+        sorted_settings["model" if name in model else "trainer"][name] = parse_value(value)
+    return sorted_settings
+
+
+def _split_pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigurationError(f"{option} must read name=value, got {text!r}")
+    return name.strip(), value.strip()
+
+
+def _log_to_stderr(quiet: bool) -> None:
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("alternator").setLevel(logging.WARNING)  # the progress bar and decisions.csv say it better
+
+
+def main(run: Callable[[], Any] = app) -> None:
+    """The entry point of the command."""
+    run()

@@ -1,0 +1,70 @@
+"""What a run is made of before any framework is loaded: data, split, text vectors and batches."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.batches import EvaluationBatches, TrainBatches
+from ur4rec.config import ModelConfig
+from ur4rec.data import Interactions, Split, Targets, leave_one_out
+from ur4rec.data.sources import load_dataset
+from ur4rec.run_config import RunConfig
+from ur4rec.text import encode_items
+
+EVALUATION_ROWS = 512
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Experiment:
+    """Data, split, text vectors and batches of one run."""
+
+    interactions: Interactions
+    """The dataset."""
+    split: Split
+    """Training sequences, validation and test targets."""
+    item_text_vectors_IT: NDArray[np.float32]
+    """One unit vector per item."""
+    model: ModelConfig
+    """The shape of the model that fits the data."""
+    train: TrainBatches
+    """Training batches."""
+
+    def evaluation(self, targets: Targets) -> EvaluationBatches:
+        """Batches of targets."""
+        return EvaluationBatches(
+            targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=EVALUATION_ROWS
+        )
+
+
+def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path | None = None) -> Experiment:
+    """Load the data, split it, encode the texts.
+
+    Args:
+        config: The run.
+        directory: Where to look for the dataset's files before anything is downloaded.
+        cache_dir: Where datasets and text vectors are cached.
+
+    Raises:
+        UR4RecError: The data cannot be had or is malformed, or a setting does not fit it.
+    """
+    interactions = load_dataset(
+        config.dataset,
+        cache_dir=cache_dir,
+        directory=directory,
+        min_item_interactions=config.min_item_interactions,
+    )
+    split = leave_one_out(interactions)
+    model = ModelConfig(num_items=interactions.num_items, **config.model)
+    vectors_IT = encode_items(
+        interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
+    )
+    train = TrainBatches(
+        split.train,
+        split.num_items,
+        max_seq_len=model.max_seq_len,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+    return Experiment(interactions=interactions, split=split, item_text_vectors_IT=vectors_IT, model=model, train=train)

@@ -1,0 +1,43 @@
+"""The best epoch by validation, and the test metrics of that epoch: never the other way round."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.metrics import summarise
+
+K_LIST = (5, 10, 20)
+CRITERION = "ndcg@10"
+
+
+@dataclass(kw_only=True)
+class Result:
+    """One row of the results table: a scorer at its best epoch by validation."""
+
+    name: str
+    """What was ranked, for people to read."""
+    epoch: int
+    """The epoch (0-based) of the best validation; -1 for what needs no training."""
+    validation: dict[str, float]
+    """Validation metrics of that epoch."""
+    test: dict[str, float]
+    """Test metrics of that epoch."""
+    test_ranks: NDArray[np.int64] = field(repr=False)
+    """The rank of each test target, in the split's order, for paired tests."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the ranks."""
+        return {"name": self.name, "epoch": self.epoch, "validation": self.validation, "test": self.test}
+
+
+def build_result(name: str, epoch: int, validation_ranks: NDArray[Any], test_ranks: NDArray[Any]) -> Result:
+    """A row from the ranks of its targets."""
+    return Result(
+        name=name,
+        epoch=epoch,
+        validation=summarise(validation_ranks, K_LIST),
+        test=summarise(test_ranks, K_LIST),
+        test_ranks=test_ranks,
+    )

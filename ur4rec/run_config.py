@@ -1,0 +1,99 @@
+"""The configuration of a run: everything that decides its result, and the presets."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ur4rec.errors import ConfigurationError, UnknownNameError
+from ur4rec.schedules import parse_schedule
+from ur4rec.stages import STAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the result of a run.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message states the rule, the value and the remedy.
+    """
+
+    dataset: str = "ml-100k"
+    """A built-in dataset, a directory of atomic files, or a CSV or Parquet file."""
+    backend: str = "torch"
+    """"torch" or "jax"."""
+    schedule: str = "adaptive"
+    """Who trains in the joint stage; see `ur4rec.schedules`."""
+    epochs: Mapping[str, int] = field(
+        default_factory=lambda: {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 5}
+    )
+    """Epochs of each stage, in the order in which they run; 0 leaves a stage out."""
+    batch_size: int = 128
+    """Rows of a training batch; a row holds up to max_seq_len targets."""
+    encoder: str = "auto"
+    """Text encoder: "auto", "tfidf", the name of a sentence-transformers model, or a path to one."""
+    min_item_interactions: int | None = None
+    """Items with fewer interactions are dropped; None is the dataset's own custom (5 for ml-1m, else 1)."""
+    seed: int = 0
+    """Seed of weights, data order, dropout and sampled negatives."""
+    device: str = "auto"
+    """"auto" (an accelerator where there is one), "cpu", "cuda", ..."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `ModelConfig` other than its defaults."""
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `TrainerConfig` other than its defaults."""
+
+    def __post_init__(self) -> None:
+        parse_schedule(self.schedule)
+        if self.batch_size < 1:
+            raise ConfigurationError(f"batch_size must be at least 1, got {self.batch_size}")
+        for stage, epochs in self.epochs.items():
+            if stage not in STAGES:
+                raise UnknownNameError("stage", stage, STAGES)
+            if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+                raise ConfigurationError(f"epochs of {stage} must be an integer of at least 0, got {epochs!r}")
+        if not any(self.epochs.values()):
+            raise ConfigurationError(f"epochs must be above 0 for some stage, got {dict(self.epochs)}")
+
+    @property
+    def plan(self) -> tuple[str, ...]:
+        """The stage of each epoch."""
+        return tuple(stage for stage, epochs in self.epochs.items() for _ in range(epochs))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RunConfig":
+        """The configuration that `to_json` wrote.
+
+        Raises:
+            ConfigurationError: Settings that do not exist.
+        """
+        known = {each.name for each in dataclasses.fields(cls)}
+        if unknown := sorted(set(content) - known):
+            raise ConfigurationError(f"unknown setting {unknown[0]!r} in the configuration; expected {sorted(known)}")
+        return cls(**content)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "smoke": {},
+    "demo": {},
+}
+
+
+def preset(name: str, **changes: Any) -> RunConfig:
+    """A preset with changes; None leaves a setting as the preset has it.
+
+    Raises:
+        UnknownNameError: There is no such preset.
+    """
+    if name not in PRESETS:
+        raise UnknownNameError("preset", name, PRESETS)
+    given = {key: value for key, value in changes.items() if value is not None}
+    for key in ("model", "trainer", "epochs"):
+        if key in given:
+            given[key] = {**PRESETS[name].get(key, {}), **given[key]}
+    return RunConfig(**{**PRESETS[name], **given})

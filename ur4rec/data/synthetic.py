@@ -18,6 +18,7 @@ def synthetic(
     follow: float = 0.5,
     stay: float = 0.3,
     seed: int = 0,
+    min_item_interactions: int = 1,
 ) -> Interactions:
     """Interactions in which the next item follows both from the last one and from the user's taste in texts.
 
@@ -35,6 +36,7 @@ def synthetic(
         follow: Probability that the next item is the successor of the last one.
         stay: Probability that it comes from a favourite cluster; ``follow + stay`` is at most 1.
         seed: Seed of everything.
+        min_item_interactions: Items with fewer interactions are dropped.
 
     Raises:
         ConfigurationError: A parameter is out of range.
@@ -66,6 +68,7 @@ def synthetic(
         texts={f"i{item}": text for item, text in enumerate(texts)},
         name="synthetic",
         source=f"generated with seed {seed}",
+        min_item_interactions=min_item_interactions,
     )
 
 

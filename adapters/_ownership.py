@@ -1,9 +1,9 @@
 """Who owns what: checks of names, turns and ownership that every adapter shares. No framework.
 
-Parameters are known here by a hashable key (an ``id``, a path in a tree) and a name for messages.
+Parameters are known here by a number (an ``id``, a place in a tree) and a name for messages.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from alternator import AlternatorError, ConfigurationError, UnknownModuleError
 
@@ -74,22 +74,23 @@ def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
         raise ConfigurationError(f"{what} must be named after the modules {choices}, got {unknown}")
 
 
-def check_disjoint(owned: Mapping[str, Mapping[Hashable, str]]) -> None:
-    """Refuse a parameter that two modules own: it would train while one of them is frozen.
+def check_disjoint(owned: Mapping[str, Mapping[int, str]], what: str = "parameter") -> None:
+    """Refuse a parameter (or a submodule) that two modules own: it would be frozen and active at once.
 
     Args:
-        owned: Per module, the keys of its parameters and their names.
+        owned: Per module, the keys (the ``id`` of objects, or numbers of leaves) of its parameters and their names.
+        what: What is owned, for the message.
 
     Raises:
         ConfigurationError: Naming the parameter, its owners and the remedy.
     """
-    owners: dict[Hashable, tuple[str, str]] = {}
+    owners: dict[int, tuple[str, str]] = {}
     for module, parameters in owned.items():
         for key, name in parameters.items():
             if key in owners:
                 other, other_name = owners[key]
                 raise ConfigurationError(
-                    f"a parameter must belong to one module, but {other_name!r} of {other!r} is {name!r} of "
+                    f"a {what} must belong to one module, but {other_name!r} of {other!r} is {name!r} of "
                     f"{module!r}; give each its own, or declare it with always= if it may train in every step"
                 )
             owners[key] = (module, name)

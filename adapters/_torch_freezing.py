@@ -14,47 +14,48 @@ class Freezable:
     """The parameters and submodules of one module, which `freeze` and `activate` switch as one.
 
     What the user froze (``requires_grad=False``) stays frozen, and submodules that the user put in inference mode stay
-    so: their choices are read when this is built and again by `remember`, each time an active module is left.
+    so: these choices are read when this is built and again by `remember`, each time an active module is left.
 
     Args:
         name: The name for messages and saved states.
         module: A module, or parameters alone (which have no mode and no buffers to fix).
-        excluded: The ``id`` of parameters that belong to another group.
+        excluded: The ``id`` of parameters and submodules that belong to the always group.
+
+    Raises:
+        ConfigurationError: There are no parameters, or the module is wrapped for several processes.
     """
 
     def __init__(self, name: str, module: nn.Module | Iterable[nn.Parameter], excluded: Collection[int] = ()) -> None:
         self.name = name
         self.root = unwrapped(module) if isinstance(module, nn.Module) else None
-        self.submodules = {} if self.root is None else {_join(name, key): sub for key, sub in self.root.named_modules()}
-        named = _named_parameters(name, module if self.root is None else self.root)
-        self.parameters = {key: parameter for key, parameter in named.items() if id(parameter) not in excluded}
-        if not named:
+        parameters = _named_parameters(name, module if self.root is None else self.root)
+        if not parameters:
             raise ConfigurationError(f"a module must have parameters, but {name!r} has none; leave it out")
+        submodules = {} if self.root is None else {_join(name, key): sub for key, sub in self.root.named_modules()}
+        self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
+        self.submodules = {key: submodule for key, submodule in submodules.items() if id(submodule) not in excluded}
+        self._others = [submodule for submodule in submodules.values() if id(submodule) in excluded]
         self.user_frozen: set[str] = set()
-        self.inference: set[str] = set()
+        self.inference = self._in_inference_mode()
         self.remember()
 
-    def remember(self, *, modes: bool = True) -> None:
-        """Take the user's choices from how the active module is now; not its modes in the middle of an evaluation."""
+    def remember(self) -> None:
+        """Take the user's choices from how the active module is now.
+
+        A whole module in inference mode is being evaluated; its modes are the user's choice only when this is built.
+        """
         self.user_frozen = {key for key, parameter in self.parameters.items() if not parameter.requires_grad}
-        if modes:
-            self.inference = {key for key, submodule in self.submodules.items() if not submodule.training}
+        if self.root is not None and self.root.training:
+            self.inference = self._in_inference_mode()
 
     def freeze(self) -> None:
         """No gradients, none left over, inference mode."""
         for key, parameter in self.parameters.items():
             if parameter.requires_grad:
-                self.user_frozen.discard(key)  # the user has unfrozen it meanwhile: it trains in the next turn
+                self.user_frozen.discard(key)  # the user has unfrozen it meanwhile: it trains in its next turn
                 parameter.requires_grad_(False)
             parameter.grad = None
         self.set_inference_mode()
-
-    def set_inference_mode(self) -> None:
-        """Put every submodule in inference mode: dropout off, normalisation statistics fixed."""
-        if self.root is not None:
-            self.root.eval()
-            for submodule in self.submodules.values():
-                submodule.training = False
 
     def activate(self) -> None:
         """Gradients and training mode, but for what the user froze or put in inference mode."""
@@ -63,52 +64,57 @@ class Freezable:
             parameter.grad = None
         self.set_training_mode()
 
+    def set_inference_mode(self) -> None:
+        """Put every submodule in inference mode: dropout off, normalisation statistics fixed."""
+        self._set_modes(self.submodules)
+
     def set_training_mode(self) -> None:
         """Put the submodules in training mode, but for those that the user put in inference mode."""
-        if self.root is not None:
-            self.root.train(self.name not in self.inference)
-            for key, submodule in self.submodules.items():
-                submodule.training = key not in self.inference
+        self._set_modes(self.inference)
 
-    def in_training_mode(self) -> list[str]:
-        """The submodules in training mode."""
-        return [key for key, submodule in self.submodules.items() if submodule.training]
+    def _in_inference_mode(self) -> set[str]:
+        return {key for key, submodule in self.submodules.items() if not submodule.training}
 
-    def drop_stray_gradients(self) -> None:
-        """Set to None the gradients of parameters that do not train: optimizers skip None, not zeros."""
-        for parameter in self.parameters.values():
-            if not parameter.requires_grad:
-                parameter.grad = None
+    def _set_modes(self, inference: Collection[str]) -> None:
+        if self.root is None:
+            return
+        others = [(submodule, submodule.training) for submodule in self._others]
+        self.root.train(self.name not in inference)  # for modules that override train()
+        for key, submodule in self.submodules.items():
+            submodule.training = key not in inference
+        for submodule, training in others:
+            submodule.training = training
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside a ``torch.compile`` wrapper; other wrappers are refused.
+    """The module inside a ``torch.compile`` wrapper; wrappers for several processes or devices are refused.
 
     Raises:
-        ConfigurationError: The module is wrapped for several processes or devices.
+        ConfigurationError: Naming the wrapper.
     """
-    inner = getattr(module, "_orig_mod", module)
-    for submodule in inner.modules():
-        kinds = {kind.__name__ for kind in type(submodule).__mro__}
-        if not kinds.isdisjoint(WRAPPERS):
+    for submodule in module.modules():
+        if not {kind.__name__ for kind in type(submodule).__mro__}.isdisjoint(WRAPPERS):
             raise ConfigurationError(
                 f"modules must live in one process for now, got a {type(submodule).__name__}: it would wait for the "
                 "gradients of frozen modules, and each process would decide by its own losses; pass the plain module"
             )
-    return inner
+    return getattr(module, "_orig_mod", module)
 
 
 def _named_parameters(name: str, module: nn.Module | Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
     if isinstance(module, nn.Module):
         return {_join(name, key): parameter for key, parameter in module.named_parameters()}
+    if isinstance(module, nn.Parameter):
+        module = [module]
     parameters = {f"{name}[{index}]": parameter for index, parameter in enumerate(module)}
     wrong = [key for key, parameter in parameters.items() if not isinstance(parameter, nn.Parameter)]
     if wrong:
         raise ConfigurationError(
-            f"a module must be an nn.Module or an iterable of its parameters; {listed(wrong)} is not"
+            f"a module must be an nn.Module or an iterable of nn.Parameter; {listed(wrong)} is not"
         )
     return parameters
 
 
 def _join(name: str, key: str) -> str:
-    return f"{name}.{key}" if key else name
+    """A dotted name, the same whether or not a part of the module is compiled."""
+    return ".".join(part for part in (name, *key.split(".")) if part not in ("", "_orig_mod"))

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,9 +81,9 @@ class PendingLosses:
         """The losses under way, as texts that give the same floats back (JSON has no NaN)."""
         return [{name: repr(scalar.read()) for name, scalar in step.items()} for step in self._steps]
 
-    def load(self, state: list[dict[str, Any]]) -> None:
+    def load(self, state: list[dict[str, float]]) -> None:
         """Replace the losses under way by those of `state`."""
-        self._steps = deque({name: LateScalar(float(text)) for name, text in step.items()} for step in state)
+        self._steps = deque({name: LateScalar(value) for name, value in step.items()} for step in state)
         self._sums = {}
 
 

@@ -3,6 +3,13 @@
 The freeze contract: while a module is frozen its parameters, its optimizer state, its scheduler and its normalisation
 buffers do not change by a single bit; its gradients are neither computed nor counted in clipping; and when it is active
 again it goes on exactly as if the frozen steps had not happened. See docs/freezing.md.
+
+Design constraints:
+
+1. An optimizer skips a parameter whose gradient is None, and only then. So frozen means ``requires_grad=False``, no
+   gradient left over, and an optimizer that is not stepped where it has nothing else to train.
+2. Modes and ``requires_grad`` change between steps only, never inside a forward pass or a compiled region.
+3. What the user froze, or put in inference mode, is the user's and stays.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,16 +21,18 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from adapters._ownership import ALWAYS, FreezeError, check_disjoint, check_turns, listed
+from adapters._ownership import ALWAYS, FreezeError, check_turns, listed
 from adapters._torch_checks import (
+    Optimizers,
     check_coverage,
-    check_none_left_out,
     check_optimizers,
+    check_ownership,
     check_schedulers,
-    parameters_of,
+    warn_of_recompiles,
 )
 from adapters._torch_freezing import Freezable
 from adapters._torch_losses import Loss, PendingLosses, check_scalar
+from adapters._torch_stepping import clip, parameters_of, step
 from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
 
 __all__ = ["AlternatingOptimizer", "FreezeError"]
@@ -41,8 +50,10 @@ class _Turn:
     modules: tuple[Freezable, ...]
     active: tuple[Freezable, ...]  # the modules and the always group
     frozen: tuple[Freezable, ...]
+    own_parameters: tuple[nn.Parameter, ...]  # of the modules, the always group aside
+    frozen_submodules: tuple[tuple[str, nn.Module], ...]
     optimizers: tuple[tuple[Optimizer, tuple[nn.Parameter, ...]], ...]  # each with its parameters that train
-    schedulers: tuple[tuple[Optimizer, LRScheduler], ...]
+    schedulers: tuple[LRScheduler, ...]
 
 
 class AlternatingOptimizer:
@@ -86,7 +97,7 @@ class AlternatingOptimizer:
         self,
         alternator: Alternator,
         modules: Mapping[str, Parameters],
-        optimizers: Mapping[str, Optimizer] | Optimizer,
+        optimizers: Optimizers,
         *,
         model: nn.Module | None = None,
         turns: Mapping[str, str | Iterable[str]] | None = None,
@@ -105,24 +116,19 @@ class AlternatingOptimizer:
         self._clip_norm = clip_norm
         self._scaler = scaler
         self._accumulate = accumulate
-        turn_names = check_turns(alternator.modules, modules, turns)
+        self._schedulers = dict(schedulers or {})
+        members = check_turns(alternator.modules, modules, turns)
         group, extra = _split_pair(always)
-        self._always = None if group is None else Freezable(ALWAYS, group)
-        excluded = {id(parameter) for parameter in self._always.parameters.values()} if self._always else set()
-        self._modules = {name: Freezable(name, module, excluded) for name, module in modules.items()}
-        groups = self._groups()
-        check_disjoint(
-            {name: {id(value): key for key, value in group.parameters.items()} for name, group in groups.items()}
-        )
-        if model is not None:
-            check_none_left_out(model, groups)
-        self._optimizers = check_optimizers(self._modules, optimizers, extra)
-        self._uncovered = check_coverage(groups, optimizers, self._optimizers)
-        self._schedulers = check_schedulers(groups, schedulers or {}, self._optimizers)
-        self._turns = {name: self._plan(members) for name, members in turn_names.items()}
+        self._groups = _gather(modules, group)
+        check_ownership(self._groups, model)
+        self._optimizers = check_optimizers(modules, optimizers, extra)
+        self._uncovered = check_coverage(self._groups, optimizers, self._optimizers)
+        check_schedulers(self._groups, self._schedulers, self._optimizers)
+        warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
+        self._parameters = [parameter for group in self._groups.values() for parameter in group.parameters.values()]
+        self._turns = {name: self._plan(turn) for name, turn in members.items()}
         self._pending = PendingLosses(delay)
         self._micro_step = 0
-        self._evaluating = False
         self._grad_norm: Tensor | None = None
         self._apply()
 
@@ -150,7 +156,7 @@ class AlternatingOptimizer:
         """Backward, update of what is active, decision and switch: all that follows the forward pass.
 
         Args:
-            loss: What to minimise. None if you have called `backward` (or ``loss.backward()``) yourself.
+            loss: What to minimise. None if you have called `backward` yourself.
             losses: What the alternator is told: losses by name, the active name's among them. By default ``loss``.
 
         Returns:
@@ -171,41 +177,36 @@ class AlternatingOptimizer:
             return None
         updated = self._update()
         self._pending.add(named)
-        self.zero_grad()
         return self._advance(updated)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss / accumulate``, scaled if there is a scaler. `step` without ``loss`` goes on."""
+        """Add the gradients of ``loss / accumulate``, scaled if there is a scaler; `step` without ``loss`` goes on."""
         if self._accumulate > 1:
             loss = loss / self._accumulate
         if self._scaler is not None:
             loss = self._scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def skip(self, losses: Tensor | float | Mapping[str, Loss] | None = None) -> Decision:
+    def skip(self, losses: Loss | Mapping[str, Loss] | None = None) -> Decision:
         """End the step without an update, for a loss that is not finite: it counts as skipped.
 
         Gradients of the step are dropped, those of its earlier micro-steps included.
 
         Args:
-            losses: What the alternator is told, as for `step`; None tells it nothing.
+            losses: What the alternator is told: the active name's loss, or losses by name; None tells it nothing.
         """
         if losses is not None:
-            self._pending.add(
-                self._check_losses(None, losses if isinstance(losses, Mapping) else {self.active: losses})
-            )
-        self.zero_grad()
+            named = losses if isinstance(losses, Mapping) else {self.active: losses}
+            self._pending.add(self._check_losses(None, named))
         return self._advance(updated=False)
 
     def zero_grad(self) -> None:
-        """Set all gradients to None. `step` does so after each update."""
-        for group in self._groups().values():
-            for parameter in group.parameters.values():
-                parameter.grad = None
+        """Set all gradients to None, as `step` does after each update."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def train(self) -> None:
         """Training mode for what is active, inference for what is frozen: call it where you called model.train()."""
-        self._evaluating = False
         turn = self._turns[self._applied]
         for module in turn.frozen:
             module.set_inference_mode()
@@ -214,8 +215,7 @@ class AlternatingOptimizer:
 
     def eval(self) -> None:
         """Inference mode for all modules: call it where you called model.eval()."""
-        self._evaluating = True
-        for group in self._groups().values():
+        for group in self._groups.values():
             group.set_inference_mode()
 
     def force(self, name: str) -> Decision:
@@ -231,6 +231,11 @@ class AlternatingOptimizer:
         self._remember()
         self._apply()
 
+    def flush(self) -> None:
+        """Record the losses that are still under way; call it at the end of training to see them all."""
+        for name, value in self._pending.flush():
+            self._alternator.record(name, value)
+
     def state_dict(self, *, include_optimizers: bool = False) -> dict[str, Any]:
         """Everything of the schedule: alternator, losses under way, what the user froze. JSON-safe.
 
@@ -242,7 +247,7 @@ class AlternatingOptimizer:
         """
         self._check_boundary("state_dict")
         self._remember()
-        groups = self._groups().values()
+        groups = self._groups.values()
         state: dict[str, Any] = {
             "version": VERSION,
             "alternator": self._alternator.state_dict(),
@@ -260,88 +265,52 @@ class AlternatingOptimizer:
         """Go on exactly where `state_dict` was taken; the model's own state is yours to load.
 
         Raises:
-            StateError: The state is damaged or of another configuration; nothing of the schedule has been changed then.
+            StateError: The state is damaged or of another configuration; nothing has been changed then.
         """
-        self._check_boundary("load_state_dict")
-        choices = self._check_state(state)
+        pending, user_frozen, inference = self._check_state(state)
         self._alternator.load_state_dict(state["alternator"])
-        self._pending.load(state["pending_losses"])
-        for group in self._groups().values():
-            group.user_frozen = choices["user_frozen"] & set(group.parameters)
-            group.inference = choices["inference"] & set(group.submodules)
-        if "optimizers" in state:
-            self._load_optimizers(state)
+        self._micro_step = 0
+        self._pending.load(pending)
+        for group in self._groups.values():
+            group.user_frozen = user_frozen & set(group.parameters)
+            group.inference = inference & set(group.submodules)
         self._apply()
+        if "optimizers" in state:
+            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            for name, scheduler in self._schedulers.items():
+                scheduler.load_state_dict(state["schedulers"][name])
+            if self._scaler is not None:
+                self._scaler.load_state_dict(state["scaler"])
 
-    def flush(self) -> None:
-        """Record the losses that are still under way; call it at the end of training to see them all."""
-        for name, value in self._pending.flush():
-            self._alternator.record(name, value)
+    def _plan(self, members: tuple[str, ...]) -> _Turn:
+        active = tuple(group for name, group in self._groups.items() if name in (*members, ALWAYS))
+        frozen = tuple(group for name, group in self._groups.items() if name not in (*members, ALWAYS))
+        training = {id(parameter) for group in active for parameter in group.parameters.values()}
+        shares = [(each, tuple(p for p in parameters_of(each) if id(p) in training)) for each in self._optimizers]
+        modules = tuple(self._groups[name] for name in members)
+        return _Turn(
+            modules=modules,
+            active=active,
+            frozen=frozen,
+            own_parameters=tuple(parameter for module in modules for parameter in module.parameters.values()),
+            frozen_submodules=tuple(item for group in frozen for item in group.submodules.items()),
+            optimizers=tuple(share for share in shares if share[1]),
+            schedulers=tuple(each for name, each in self._schedulers.items() if name in (*members, ALWAYS)),
+        )
 
     def _remember(self) -> None:
         """Keep what the user froze, or put in inference mode, while the active modules trained."""
         for group in self._turns[self._applied].active:
-            group.remember(modes=not self._evaluating)
+            group.remember()
 
     def _apply(self) -> None:
-        turn = self._turns[self._alternator.active]
-        for module in turn.frozen:
-            module.freeze()
-        for module in turn.active:
-            module.activate()
         self._applied = self._alternator.active
-        if self._evaluating:
-            self.eval()
-
-    def _check_state(self, state: Mapping[str, Any]) -> dict[str, set[str]]:
-        """The user's choices in a saved state, once it is known to be whole."""
-        try:
-            if state["version"] != VERSION:
-                raise StateError(f"state version must be {VERSION}, got {state['version']!r}; save it anew")
-            for name in (name for step in state["pending_losses"] for name in step):
-                if name not in self._turns:
-                    raise StateError(f"the state has losses under way of {name!r}; expected {tuple(self._turns)}")
-            choices = {what: set(state[what]) for what in ("user_frozen", "inference")}
-        except (KeyError, TypeError) as error:
-            raise StateError(f"the state is damaged ({type(error).__name__}: {error}); load an intact one") from error
-        groups = self._groups().values()
-        known = {key for group in groups for key in (*group.parameters, *group.submodules)}
-        unknown = sorted((choices["user_frozen"] | choices["inference"]) - known)
-        if unknown:
-            raise StateError(f"the state belongs to another model: it has {listed(unknown)}, which this one has not")
-        return choices
-
-    def _load_optimizers(self, state: Mapping[str, Any]) -> None:
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for name, scheduler in self._schedulers.items():
-            scheduler.load_state_dict(state["schedulers"][name])
-        if self._scaler is not None:
-            self._scaler.load_state_dict(state["scaler"])
-
-    def _groups(self) -> dict[str, Freezable]:
-        return {**self._modules, **({ALWAYS: self._always} if self._always else {})}
-
-    def _plan(self, members: tuple[str, ...]) -> _Turn:
-        always = (self._always,) if self._always else ()
-        modules = tuple(self._modules[name] for name in members)
-        active = (*modules, *always)
-        training = {id(parameter) for module in active for parameter in module.parameters.values()}
-        shares = [
-            (optimizer, tuple(p for p in parameters_of(optimizer) if id(p) in training))
-            for optimizer in self._optimizers
-        ]
-        return _Turn(
-            modules=modules,
-            active=active,
-            frozen=tuple(module for name, module in self._modules.items() if name not in members),
-            optimizers=tuple(share for share in shares if share[1]),
-            schedulers=tuple(
-                (scheduler.optimizer, scheduler)
-                for name, scheduler in self._schedulers.items()
-                if name in (*members, ALWAYS)
-            ),
-        )
+        turn = self._turns[self._applied]
+        for group in turn.frozen:
+            group.freeze()
+        for group in turn.active:
+            group.activate()
 
     def _check_losses(self, loss: Tensor | None, losses: Mapping[str, Loss] | None) -> dict[str, Loss]:
         if losses is None:
@@ -362,13 +331,12 @@ class AlternatingOptimizer:
                 f"the alternator says {self._alternator.active!r}, but {self._applied!r} is applied: switch with "
                 "force() of the AlternatingOptimizer, or call its apply() before the forward pass"
             )
-        for module in self._turns[self._applied].frozen:
-            training = module.in_training_mode()
-            if training:
-                raise FreezeError(
-                    f"a frozen module must be in inference mode, but {listed(training)} is in training mode: call "
-                    "train() of the AlternatingOptimizer where you call model.train()"
-                )
+        training = [key for key, submodule in self._turns[self._applied].frozen_submodules if submodule.training]
+        if training:
+            raise FreezeError(
+                f"a frozen module must be in inference mode, but {listed(training)} is in training mode: call train() "
+                "of the AlternatingOptimizer where you call model.train()"
+            )
 
     def _check_boundary(self, what: str) -> None:
         if self._micro_step:
@@ -377,43 +345,49 @@ class AlternatingOptimizer:
                 "finish the step or call skip()"
             )
 
+    def _check_state(self, state: Mapping[str, Any]) -> tuple[list[dict[str, float]], set[str], set[str]]:
+        """The losses under way and the user's choices in a saved state, once it is known to be whole."""
+        try:
+            if state["version"] != VERSION:
+                raise StateError(f"state version must be {VERSION}, got {state['version']!r}; save it anew")
+            pending = [{name: float(text) for name, text in step.items()} for step in state["pending_losses"]]
+            user_frozen, inference = set(state["user_frozen"]), set(state["inference"])
+            if "optimizers" in state and len(state["optimizers"]) != len(self._optimizers):
+                saved, here = len(state["optimizers"]), len(self._optimizers)
+                raise StateError(f"the state has {saved} optimizers, but here are {here}; build the same ones")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, StateError):
+                raise
+            raise StateError(f"the state is damaged ({type(error).__name__}: {error}); load an intact one") from error
+        groups = self._groups.values()
+        known = {*self._turns, *(key for group in groups for key in (*group.parameters, *group.submodules))}
+        unknown = sorted({*user_frozen, *inference, *(name for losses in pending for name in losses)} - known)
+        if unknown:
+            raise StateError(f"the state belongs to another model: it names {listed(unknown)}, which this one has not")
+        return pending, user_frozen, inference
+
     def _update(self) -> bool:
-        """Clip, step the optimizers that have gradients, and their schedulers; False if the scaler skipped it."""
+        """Clip, step the optimizers that have gradients, and their schedulers; False if the scaler skipped one."""
         turn = self._turns[self._applied]
-        for group in self._groups().values():
-            group.drop_stray_gradients()
-        self._check_uncovered()
-        stepping = [share for share in turn.optimizers if any(p.grad is not None for p in share[1])]
-        if not any(p.grad is not None for module in turn.modules for p in module.parameters.values()):
+        for parameter in self._parameters:
+            if parameter.grad is not None and not parameter.requires_grad:
+                parameter.grad = None
+        self._check_reach(turn)
+        stepping = [each for each, share in turn.optimizers if any(p.grad is not None for p in share)]
+        if self._clip_norm is not None:
+            self._grad_norm = clip(stepping, self._clip_norm, self._scaler)
+        updated = step(stepping, self._scaler)
+        for scheduler in turn.schedulers:
+            if any(scheduler.optimizer is optimizer for optimizer in updated):
+                scheduler.step()
+        return len(updated) == len(stepping)
+
+    def _check_reach(self, turn: _Turn) -> None:
+        if all(parameter.grad is None for parameter in turn.own_parameters):
             raise LossError(
                 f"the loss reaches no parameter of {self._applied!r}, which is active: give a loss that depends on it, "
                 "or call skip() if this step has nothing for it"
             )
-        if self._scaler is not None:
-            for optimizer, _ in stepping:
-                self._scaler.unscale_(optimizer)
-        if self._clip_norm is not None:
-            parameters = [parameter for _, share in stepping for parameter in share]
-            self._grad_norm = nn.utils.clip_grad_norm_(parameters, self._clip_norm)
-        updated = self._step_optimizers([optimizer for optimizer, _ in stepping])
-        if updated:
-            for optimizer, scheduler in turn.schedulers:
-                if any(optimizer is other for other, _ in stepping):
-                    scheduler.step()
-        return updated
-
-    def _step_optimizers(self, optimizers: list[Optimizer]) -> bool:
-        if self._scaler is None:
-            for optimizer in optimizers:
-                optimizer.step()
-            return True
-        scale = self._scaler.get_scale()
-        for optimizer in optimizers:
-            self._scaler.step(optimizer)
-        self._scaler.update()
-        return self._scaler.get_scale() >= scale
-
-    def _check_uncovered(self) -> None:
         unfrozen = [name for name, parameter in self._uncovered.items() if parameter.requires_grad]
         if unfrozen:
             raise ConfigurationError(
@@ -422,13 +396,23 @@ class AlternatingOptimizer:
             )
 
     def _advance(self, updated: bool) -> Decision:
+        self.zero_grad()
         self._micro_step = 0
         for name, value in self._pending.close_step():
             self._alternator.record(name, value)
         decision = self._alternator.advance(updated=updated)
-        if decision.switched:
+        if self._alternator.active != self._applied:
             self.apply()
         return decision
+
+
+def _gather(modules: Mapping[str, Parameters], always: Parameters | None) -> dict[str, Freezable]:
+    """The modules, and the always group if there is one; what is declared always belongs to no module."""
+    if always is None:
+        return {name: Freezable(name, module) for name, module in modules.items()}
+    group = Freezable(ALWAYS, always)
+    taken = {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
+    return {**{name: Freezable(name, module, taken) for name, module in modules.items()}, ALWAYS: group}
 
 
 def _check_count(name: str, value: object, minimum: int) -> None:

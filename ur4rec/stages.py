@@ -30,6 +30,7 @@ STAGES = {
     "joint_finetune": Stage("joint_finetune", None),
     "end_to_end": Stage("end_to_end", BOTH),
 }
+JOINT_STAGES = tuple(name for name, stage in STAGES.items() if stage.turn not in MODULES)
 
 
 def find_stage(name: str) -> Stage:

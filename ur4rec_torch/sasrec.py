@@ -4,7 +4,6 @@ Shapes: B rows, L positions, H heads, d width, h width of a head, N real positio
 Sequences are right-padded, so a causal position never looks at padding and no mask is needed.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,4 +94,4 @@ class SASRec(nn.Module):
 
     def score(self, hidden_Nd: Tensor, table_Id: Tensor) -> Tensor:
         """Logits of every item at each state, (N, I)."""
-        return hidden_Nd @ table_Id.T
+        return (hidden_Nd @ table_Id.T).float()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ur4rec.config import SCORERS, ModelConfig, check_choice
 from ur4rec.errors import ConfigurationError
 from ur4rec_torch.fusion import FUSIONS
-from ur4rec_torch.retriever import PreferenceRetriever
+from ur4rec_torch.retriever import Catalogue, PreferenceRetriever
 from ur4rec_torch.sasrec import SASRec
 
 
@@ -50,13 +50,13 @@ class UR4Rec(nn.Module):
         """Fused scores of every item as the next one, (B, I)."""
         return self.score(items_BL)
 
-    def score(self, items_BL: Tensor, scorer: str = "fused", keys_Id: Tensor | None = None) -> Tensor:
+    def score(self, items_BL: Tensor, scorer: str = "fused", catalogue: Catalogue | None = None) -> Tensor:
         """Scores of every item as the next one, (B, I).
 
         Args:
             items_BL: Histories, right-padded.
             scorer: ``fused``, or one module alone: ``sasrec``, ``retriever``.
-            keys_Id: What `PreferenceRetriever.item_keys` gave, where it is at hand.
+            catalogue: What `PreferenceRetriever.catalogue` gave, where it is at hand.
 
         Raises:
             UnknownNameError: There is no such scorer.
@@ -69,8 +69,9 @@ class UR4Rec(nn.Module):
             sasrec_BI = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
             if scorer == "sasrec":
                 return sasrec_BI
-        preferences_BKd = self.retriever(items_BL)[rows_B, last_B]
-        retriever_BI = self.retriever.score(preferences_BKd, self.retriever.item_keys() if keys_Id is None else keys_Id)
+        catalogue = self.retriever.catalogue() if catalogue is None else catalogue
+        preferences_BKd = self.retriever(items_BL, catalogue)[rows_B, last_B]
+        retriever_BI = self.retriever.score(preferences_BKd, catalogue)
         return retriever_BI if scorer == "retriever" else self.fusion(sasrec_BI, retriever_BI)
 
 

@@ -1,0 +1,78 @@
+"""The log of training steps: losses are read one step late, so that the host never waits for the device."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ur4rec.decisions import StepRecord
+from ur4rec.errors import NonFiniteError
+from ur4rec.progress import EpochProgress
+
+Reader = Callable[[], float]
+"""Gives a loss that is on its way from the device; waits only if it has not arrived."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateStep:
+    """A step whose losses have not been read."""
+
+    record: StepRecord
+    """What happened; its losses are still missing."""
+    total: Reader
+    """The loss that was minimised."""
+    losses: Mapping[str, Reader]
+    """The primary losses of the modules."""
+    learning_rates: Mapping[str, float]
+    """The learning rate of each module."""
+
+
+class StepLog:
+    """Keeps the newest steps until their losses have arrived, then reports them and counts the non-finite ones.
+
+    Args:
+        on_step: Called with each complete record, in order.
+        nonfinite_limit: So many non-finite losses in a row are an error.
+    """
+
+    def __init__(self, on_step: Callable[[StepRecord], object] | None, nonfinite_limit: int) -> None:
+        self.nonfinite_streak = 0
+        self.epoch: EpochProgress | None = None
+        self._on_step = on_step
+        self._nonfinite_limit = nonfinite_limit
+        self._late: deque[LateStep] = deque()
+
+    def add(self, step: LateStep) -> None:
+        """Take in a step and report the one before it.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        self._late.append(step)
+        self._read(keep=1)
+
+    def flush(self) -> None:
+        """Report all steps, waiting for the device.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        self._read(keep=0)
+
+    def _read(self, keep: int) -> None:
+        while len(self._late) > keep:
+            self._report(self._late.popleft())
+
+    def _report(self, step: LateStep) -> None:
+        total = step.total()
+        record = step.record._replace(losses={name: read() for name, read in step.losses.items()})
+        if self.epoch is not None:
+            self.epoch.add(record, total, step.learning_rates)
+        if self._on_step is not None:
+            self._on_step(record)
+        self.nonfinite_streak = 0 if math.isfinite(total) else self.nonfinite_streak + 1
+        if self.nonfinite_streak >= self._nonfinite_limit:
+            raise NonFiniteError(
+                f"losses must be finite, got {total} in the last {self.nonfinite_streak} steps (to step {record.step}, "
+                f"{record.stage}, training {record.active}); lower the learning rate or look for NaN in the data"
+            )

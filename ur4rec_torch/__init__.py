@@ -1,0 +1,6 @@
+"""UR4Rec in PyTorch: SASRec and a text preference retriever, trained in turns."""
+
+from ur4rec_torch.trainer import JointTrainer
+from ur4rec_torch.ur4rec import UR4Rec
+
+__all__ = ["JointTrainer", "UR4Rec"]

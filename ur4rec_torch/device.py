@@ -1,0 +1,54 @@
+"""The device: which one, how a batch gets there, and random numbers that are functions of (seed, step)."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ur4rec.batches import Batch
+from ur4rec.errors import ConfigurationError
+from ur4rec_torch.losses import StepInputs
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of a name; ``auto`` is a CUDA device where there is one.
+
+    Raises:
+        ConfigurationError: There is no such device on this machine.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and not available:
+        raise ConfigurationError(f"device must be one of this machine, got {name!r}, but CUDA finds none; use cpu")
+    return device
+
+
+def to_device(batch: Batch, num_items: int, device: torch.device) -> StepInputs:
+    """A batch on the device. Where the targets are is found on the host, so that nothing waits for the device."""
+    targets = np.asarray(batch[1]).ravel()
+    positions_N = np.flatnonzero(targets != num_items)
+    arrays = (np.asarray(batch[0], np.int64), positions_N, targets[positions_N].astype(np.int64))
+    return StepInputs(*(_send(array, device) for array in arrays))
+
+
+def _send(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@contextmanager
+def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of a step: the same whenever it is run. The caller's own random state is left as it was."""
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int.from_bytes(digest, "little"))
+        yield

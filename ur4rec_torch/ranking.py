@@ -1,0 +1,61 @@
+"""Ranks of evaluation targets, computed on the device.
+
+Shapes: B rows, L positions, I items, M coordinates of seen items.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ur4rec.batches import EvaluationBatch
+from ur4rec.errors import DataError, NonFiniteError
+
+
+def rank_loader(
+    score: Callable[[Tensor], Tensor], loader: Iterable[EvaluationBatch], device: torch.device
+) -> NDArray[np.int64]:
+    """The rank of every target, in the loader's order; the host reads them once, at the end.
+
+    Args:
+        score: Maps histories (B, L) to scores (B, I).
+        loader: Evaluation batches.
+        device: Where to score.
+
+    Raises:
+        NonFiniteError: A target or a candidate has a score that is NaN or infinite.
+        DataError: The loader is empty.
+    """
+    ranks, all_finite = [], torch.ones((), dtype=torch.bool, device=device)
+    for batch in loader:
+        scores_BI = score(torch.as_tensor(batch.items_BL, dtype=torch.long, device=device))
+        ranks_B, finite = rank_batch(scores_BI, batch)
+        ranks.append(ranks_B)
+        all_finite = all_finite & finite
+    if not ranks:
+        raise DataError("evaluation needs at least one batch, got an empty loader")
+    if not all_finite:
+        raise NonFiniteError("scores must be finite, got NaN or infinite ones; lower the learning rate and train anew")
+    return torch.cat(ranks).cpu().numpy()
+
+
+def rank_batch(scores_BI: Tensor, batch: EvaluationBatch) -> tuple[Tensor, Tensor]:
+    """Ranks of the targets of the valid rows, and whether all scores that count are finite.
+
+    The rank is 1 + the number of other unseen items that score at least as much as the target: ties count against us.
+    The target is never filtered.
+    """
+    device, num_valid = scores_BI.device, batch.num_valid
+    scores_BI = scores_BI[:num_valid]
+    rows_B = torch.arange(num_valid, device=device)
+    targets_B = torch.as_tensor(batch.targets_B[:num_valid], dtype=torch.long, device=device)
+    seen_rows_M = torch.as_tensor(batch.seen_rows_M[: batch.num_seen], dtype=torch.long, device=device)
+    seen_items_M = torch.as_tensor(batch.seen_items_M[: batch.num_seen], dtype=torch.long, device=device)
+    candidates_BI = torch.ones_like(scores_BI, dtype=torch.bool)
+    candidates_BI[seen_rows_M, seen_items_M] = False
+    candidates_BI[rows_B, targets_B] = True
+    finite = (torch.isfinite(scores_BI) | ~candidates_BI).all()
+    at_least_BI = candidates_BI & (scores_BI >= scores_BI[rows_B, targets_B].unsqueeze(1))
+    return at_least_BI.sum(1), finite

@@ -1,0 +1,373 @@
+"""JointTrainer: four stages, two modules, and a schedule that says which of them trains.
+
+Shapes: B rows, L positions, I items.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from adapters._torch_losses import LateScalar
+from adapters.torch import AlternatingOptimizer
+from alternator import Alternator, Decision, Rule
+from ur4rec.batches import Batch, EvaluationBatch
+from ur4rec.config import TrainerConfig, check_joint_loss
+from ur4rec.decisions import StepRecord
+from ur4rec.metrics import summarise
+from ur4rec.progress import EpochProgress
+from ur4rec.stages import (
+    JOINT_STAGES,
+    MODULES,
+    TURNS,
+    ModuleAlternator,
+    check_num_steps,
+    find_stage,
+    joint_alternator,
+    learning_rate_factor,
+    stage_alternator,
+)
+from ur4rec.step_log import LateStep, StepLog
+from ur4rec_torch import checkpoint
+from ur4rec_torch.device import find_device, seeded, to_device
+from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
+from ur4rec_torch.ranking import rank_loader
+from ur4rec_torch.retriever import Catalogue
+from ur4rec_torch.ur4rec import UR4Rec
+
+
+class JointTrainer:
+    """Trains a UR4Rec model through the four stages.
+
+    A step asks the schedule who trains, runs what the loss needs, and updates what is active; the freeze contract of
+    `adapters.torch` holds for the rest. Dropout and sampled negatives are functions of (seed, step).
+
+    Args:
+        model: The model; it is moved to the device.
+        device: ``auto`` is a CUDA device where there is one.
+        rule: Any switching rule for joint_finetune; by default the original one with the two ``adaptive_*`` numbers.
+        progress: Whether to show a bar per epoch; None is only on a terminal.
+        on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
+        **settings: The fields of `TrainerConfig`.
+
+    Attributes:
+        adaptive_alternating: The schedule of joint_finetune; None with ``use_adaptive_alternating=False``.
+        step: Training steps so far, over all stages.
+        stage: The stage.
+        stage_step: Training steps so far in this stage.
+        num_steps: The length of the stage; None if that was not given.
+
+    Raises:
+        ConfigurationError: A setting is out of range, or two do not go together.
+
+    Example:
+        >>> from ur4rec.batches import EvaluationBatches, TrainBatches
+        >>> from ur4rec.data import leave_one_out, synthetic
+        >>> split = leave_one_out(synthetic(num_users=40, num_items=50))
+        >>> model = UR4Rec(split.num_items, np.eye(split.num_items), text_embedding_dim=split.num_items, max_seq_len=8)
+        >>> trainer = JointTrainer(model, device="cpu", progress=False)
+        >>> trainer.set_training_stage("joint_finetune", num_steps=20)
+        >>> loader = TrainBatches(split.train, split.num_items, max_seq_len=8, batch_size=16, seed=0)
+        >>> metrics = trainer.train_epoch(loader, epoch=0)
+        >>> metrics["sasrec_steps"] + metrics["retriever_steps"] == len(loader)
+        True
+        >>> targets = EvaluationBatches(split.validation, split.num_items, max_seq_len=8, batch_size=16)
+        >>> sorted(trainer.evaluate(targets, k_list=[10]))
+        ['hit@10', 'mrr', 'ndcg@10']
+    """
+
+    def __init__(
+        self,
+        model: UR4Rec,
+        *,
+        device: str | torch.device = "auto",
+        rule: Rule | None = None,
+        progress: bool | None = None,
+        on_step: Callable[[StepRecord], object] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = TrainerConfig(**settings)
+        check_joint_loss(self.config.joint_loss, model.config.fusion)
+        self.device = find_device(device)
+        self.model = model.to(self.device)
+        self.step = 0
+        self.adaptive_alternating: ModuleAlternator | None = None
+        self._rule = rule
+        self._progress = progress
+        self._log = StepLog(on_step, self.config.nonfinite_limit)
+        self._optimizers = {
+            "sasrec": _adamw(model.sasrec, self.config.weight_decay),
+            "retriever": _adamw(model.retriever, self.config.weight_decay),
+            "fusion": _adamw(model.fusion, 0.0),
+        }
+        self._retriever_steps = 0
+        self._kept_catalogue: tuple[tuple[int, ...], Catalogue] | None = None
+        self._alternating: AlternatingOptimizer | None = None
+        self.set_training_stage("joint_finetune")
+
+    @property
+    def alternator(self) -> Alternator:
+        """Whatever schedule runs now, parity included."""
+        return self._alternating.alternator
+
+    def set_training_stage(self, stage: str, num_steps: int | None = None) -> None:
+        """Enter a stage. Optimizer state lives on; the schedule and the learning rates start anew.
+
+        Args:
+            stage: ``pretrain_sasrec``, ``pretrain_retriever``, ``joint_finetune`` or ``end_to_end``.
+            num_steps: Length of the stage, over which the learning rates fall to 0; None keeps them constant.
+
+        Raises:
+            UnknownNameError: There is no such stage; the message lists the four.
+        """
+        found = find_stage(stage)
+        check_num_steps(num_steps)
+        self._log.flush()
+        self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
+        if found.turn is None:
+            alternator: Alternator = joint_alternator(self.config, self._rule)
+            self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
+        else:
+            alternator = stage_alternator(found)
+        self._alternating = self._build_adapter(alternator)
+
+    def train_epoch(
+        self, train_loader: Iterable[Batch], epoch: int = 0, *, start: int = 0, max_steps: int | None = None
+    ) -> dict[str, Any]:
+        """Train on the batches of one epoch.
+
+        Args:
+            train_loader: Training batches; its ``set_epoch`` is called if it has one.
+            epoch: The number of the epoch.
+            start: Batches to leave out at its beginning, on which the run has trained already.
+            max_steps: Train on at most so many batches.
+
+        Returns:
+            ``total_loss``, ``sasrec_loss``, ``retriever_loss`` (means over the steps in which they were computed),
+            ``steps`` in all and per turn, ``switches`` and ``nonfinite_steps`` of this epoch, ``adaptive_switch_count``
+            of the schedule so far, and the last learning rates.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        if hasattr(train_loader, "set_epoch"):
+            train_loader.set_epoch(epoch)
+        stop = None if max_steps is None else start + max_steps
+        num_batches = len(train_loader) if hasattr(train_loader, "__len__") else None
+        progress = EpochProgress(epoch, _count(num_batches, start, stop), self._progress)
+        self._log.epoch = progress
+        try:
+            for batch in islice(train_loader, start, stop):
+                self.train_step(batch)
+            self._log.flush()
+        finally:
+            self._log.epoch = None
+            progress.close()
+        rates = self._learning_rates(max(self.stage_step - 1, 0))
+        return {
+            **progress.metrics(),
+            "adaptive_switch_count": self.alternator.stats().switch_count,
+            **{f"{name}_lr": rates[name] for name in MODULES},
+        }
+
+    def train_step(self, batch: Batch) -> Decision:
+        """Train on one batch what the schedule says.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        active, rates = self.alternator.active, self._learning_rates(self.stage_step)
+        for name, optimizer in self._optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name]
+        self._alternating.train()
+        losses = self._losses(to_device(batch, self.model.config.num_items, self.device), TURNS[active])
+        decision = self._update(losses, {active: losses.total, **losses.modules})
+        self.step += 1
+        self.stage_step += 1
+        self._retriever_steps += "retriever" in TURNS[active]
+        record = StepRecord(
+            self.step, self.stage, active, decision.active, decision.reason, decision.value, decision.limit, {}
+        )
+        self._log.add(
+            LateStep(
+                record=record,
+                total=LateScalar(losses.total).read,
+                losses={name: LateScalar(loss).read for name, loss in losses.modules.items()},
+                learning_rates=rates,
+            )
+        )
+        return decision
+
+    def evaluate(
+        self, loader: Iterable[EvaluationBatch], k_list: Sequence[int] = (5, 10, 20), scorer: str = "fused"
+    ) -> dict[str, float]:
+        """Hit@k, NDCG@k and MRR of a ranking of the whole catalogue; see `rank`."""
+        return summarise(self.rank(loader, scorer), k_list)
+
+    def rank(self, loader: Iterable[EvaluationBatch], scorer: str = "fused") -> NDArray[np.int64]:
+        """The rank of every target, in the loader's order.
+
+        Args:
+            loader: Evaluation batches.
+            scorer: ``fused``, or one module alone: ``sasrec``, ``retriever``.
+
+        Raises:
+            NonFiniteError: A score is NaN or infinite.
+        """
+        with self._inference() as catalogue:
+            return rank_loader(lambda items_BL: self.model.score(items_BL, scorer, catalogue), loader, self.device)
+
+    def score(self, items_BL: ArrayLike, scorer: str = "fused") -> NDArray[np.float32]:
+        """Scores of every item as the next one of right-padded histories, (B, I)."""
+        items = torch.as_tensor(np.asarray(items_BL, np.int64), device=self.device)
+        with self._inference() as catalogue:
+            return self.model.score(items, scorer, catalogue).cpu().numpy()
+
+    def save_checkpoint(self, path: str | Path, epoch: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
+        """Write everything that the run needs to go on exactly, as a directory that is whole or absent.
+
+        Args:
+            path: The directory to make.
+            epoch: The epoch that is finished, kept for `load_checkpoint` to return.
+            metrics: Its metrics, kept likewise.
+        """
+        self._log.flush()
+        self._alternating.train()
+        state = {
+            "backend": "torch",
+            "model": asdict(self.model.config),
+            "trainer": asdict(self.config),
+            "progress": {
+                "step": self.step,
+                "stage": self.stage,
+                "num_steps": self.num_steps,
+                "stage_step": self.stage_step,
+                "nonfinite_streak": self._log.nonfinite_streak,
+                "epoch": epoch,
+            },
+            "schedule": self._alternating.state_dict(),
+            "metrics": dict(metrics or {}),
+        }
+        checkpoint.save(path, self.model, self._optimizers, state)
+
+    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+        """Go on exactly where a checkpoint was saved.
+
+        Returns:
+            ``epoch`` and ``metrics`` as they were given to `save_checkpoint`.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or of another version or configuration.
+            StateError: It was saved with another switching rule.
+        """
+        loaded = checkpoint.load(path, self.model.config, self.config)
+        progress, schedule = loaded.state["progress"], loaded.state["schedule"]
+        self._check_schedule(progress["stage"], schedule["alternator"])
+        self.set_training_stage(progress["stage"], progress["num_steps"])
+        self._alternating.load_state_dict(schedule)
+        checkpoint.restore(loaded, self.model, self._optimizers)
+        self.step, self.stage_step = progress["step"], progress["stage_step"]
+        self._log.nonfinite_streak = progress["nonfinite_streak"]
+        self._kept_catalogue = None
+        return {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
+
+    def _losses(self, inputs: StepInputs, modules: tuple[str, ...]) -> StepLosses:
+        """The forward pass: in a joint stage the joint loss, in a stage of one module that module's own."""
+        fused = self.config.joint_loss == "fused" and self.stage in JOINT_STAGES
+        catalogue = self._catalogue(trains="retriever" in modules) if fused or "retriever" in modules else None
+        with (
+            seeded(self.config.seed, self.step, self.device),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
+        ):
+            if fused:
+                return fused_loss(self.model, inputs, catalogue)
+            return separate_loss(self.model, self.config, inputs, modules, catalogue)
+
+    def _update(self, losses: StepLosses, named: dict[str, Tensor]) -> Decision:
+        """Backward and update; without effect if the loss is not finite.
+
+        On the CPU the loss is at hand, and the step counts as skipped. An accelerator must not wait for it: there the
+        optimizers look at it on the device, and the schedule, which cannot know yet, counts the step as trained.
+        """
+        if self.device.type == "cpu":
+            if not math.isfinite(losses.total.item()):
+                return self._alternating.skip(named)
+        else:
+            for optimizer in self._optimizers.values():
+                optimizer.found_inf = (~torch.isfinite(losses.total.detach())).float()
+        return self._alternating.step(losses.total, named)
+
+    def _learning_rates(self, step: int) -> dict[str, float]:
+        """The learning rates at a step of the stage."""
+        config = self.config
+        factor = learning_rate_factor(
+            step, num_steps=self.num_steps, warmup=config.warmup, warmup_steps=config.warmup_steps
+        )
+        peaks = {"sasrec": config.sasrec_lr, "retriever": config.retriever_lr, "fusion": config.fusion_lr}
+        return {name: peak * factor for name, peak in peaks.items()}
+
+    def _catalogue(self, *, trains: bool) -> Catalogue:
+        """What the retriever knows of every item: computed anew while it trains, else once until it changes."""
+        if trains:
+            return self.model.retriever.catalogue()
+        key = (self._retriever_steps, *(parameter._version for parameter in self.model.retriever.parameters()))
+        if self._kept_catalogue is None or self._kept_catalogue[0] != key:
+            with torch.no_grad():
+                self._kept_catalogue = (key, self.model.retriever.catalogue())
+        return self._kept_catalogue[1]
+
+    @contextmanager
+    def _inference(self) -> Iterator[Catalogue]:
+        """All modules in inference mode, without gradients; afterwards as the schedule has it."""
+        self._alternating.eval()
+        try:
+            with torch.no_grad():
+                yield self._catalogue(trains=False)
+        finally:
+            self._alternating.train()
+
+    def _build_adapter(self, alternator: Alternator) -> AlternatingOptimizer:
+        if self._alternating is not None:
+            self._release()
+        return AlternatingOptimizer(
+            alternator,
+            {name: getattr(self.model, name) for name in MODULES},
+            {name: self._optimizers[name] for name in MODULES},
+            turns={name: TURNS[name] for name in alternator.modules},
+            always=(self.model.fusion, self._optimizers["fusion"]),
+            clip_norm=self.config.clip_norm,
+            delay=self.config.loss_delay,
+        )
+
+    def _release(self) -> None:
+        """Undo what the schedule froze, and nothing that the user froze, before another schedule takes over."""
+        chosen = self._alternating.state_dict()
+        for name, module in {**dict(self.model.named_children()), "always": self.model.fusion}.items():
+            for key, parameter in module.named_parameters(name):
+                parameter.requires_grad_(key not in chosen["user_frozen"])
+            for key, submodule in module.named_modules(prefix=name):
+                submodule.training = key not in chosen["inference"]
+
+    def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
+        """Refuse the schedule of another rule before anything has changed."""
+        found = find_stage(stage)
+        fresh = joint_alternator(self.config, self._rule) if found.turn is None else stage_alternator(found)
+        fresh.load_state_dict(saved)
+
+
+def _adamw(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(module.parameters(), weight_decay=weight_decay, fused=True)
+
+
+def _count(num_batches: int | None, start: int, stop: int | None) -> int | None:
+    """How many batches are left between two places."""
+    return None if num_batches is None else len(range(num_batches)[start:stop])

@@ -14,7 +14,7 @@ class Freezable:
     """The parameters and submodules of one module, which `freeze` and `activate` switch as one.
 
     What the user froze (``requires_grad=False``) stays frozen, and submodules that the user put in inference mode stay
-    so: these choices are read when this is built and again by `remember`, each time an active module is left.
+    so: these choices are read when this is built, and again before each switch.
 
     Args:
         name: The name for messages and saved states.
@@ -35,11 +35,10 @@ class Freezable:
         self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
         self.submodules = {key: submodule for key, submodule in submodules.items() if id(submodule) not in excluded}
         self._others = [submodule for submodule in submodules.values() if id(submodule) in excluded]
-        self.user_frozen: set[str] = set()
         self.inference = self._in_inference_mode()
-        self.remember()
+        self.remember_active()
 
-    def remember(self) -> None:
+    def remember_active(self) -> None:
         """Take the user's choices from how the active module is now.
 
         A whole module in inference mode is being evaluated; its modes are the user's choice only when this is built.
@@ -48,12 +47,14 @@ class Freezable:
         if self.root is not None and self.root.training:
             self.inference = self._in_inference_mode()
 
+    def remember_frozen(self) -> None:
+        """What the user has unfrozen while the module was frozen trains in its next turn."""
+        self.user_frozen -= {key for key, parameter in self.parameters.items() if parameter.requires_grad}
+
     def freeze(self) -> None:
         """No gradients, none left over, inference mode."""
-        for key, parameter in self.parameters.items():
-            if parameter.requires_grad:
-                self.user_frozen.discard(key)  # the user has unfrozen it meanwhile: it trains in its next turn
-                parameter.requires_grad_(False)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
             parameter.grad = None
         self.set_inference_mode()
 

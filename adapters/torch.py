@@ -300,9 +300,11 @@ class AlternatingOptimizer:
         )
 
     def _remember(self) -> None:
-        """Keep what the user froze, or put in inference mode, while the active modules trained."""
+        """Keep what the user froze, unfroze, or put in inference mode since the last switch."""
         for group in self._turns[self._applied].active:
-            group.remember()
+            group.remember_active()
+        for group in self._turns[self._applied].frozen:
+            group.remember_frozen()
 
     def _apply(self) -> None:
         self._applied = self._alternator.active

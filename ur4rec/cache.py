@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ur4rec.errors import CacheError
+
 ENVIRONMENT_VARIABLE = "ADAPTIVE_ALTERNATOR_CACHE"
 
 
@@ -28,17 +30,23 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(path.parent) as scratch:
+    """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
+
+    Raises:
+        CacheError: It cannot be written.
+    """
+    with _refuse_unwritable(path), scratch_directory(path.parent) as scratch:
         write(scratch / path.name)
         (scratch / path.name).replace(path)
 
 
 def write_directory(path: Path, files: dict[str, bytes]) -> None:
-    """Replace the directory ``path`` by one with these files; it never exists half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_directory(path.parent) as scratch:
+    """Replace the directory ``path`` by one with these files; it never exists half-written.
+
+    Raises:
+        CacheError: It cannot be written.
+    """
+    with _refuse_unwritable(path), scratch_directory(path.parent) as scratch:
         fresh, stale = scratch / "fresh", scratch / "stale"
         fresh.mkdir()
         for name, content in files.items():
@@ -50,9 +58,22 @@ def write_directory(path: Path, files: dict[str, bytes]) -> None:
 
 @contextmanager
 def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A temporary directory that is gone afterwards, whatever happens."""
+    """A temporary directory (inside ``parent``, which is made if need be) that is gone afterwards, whatever happens."""
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _refuse_unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another cache directory, "
+            f"by argument or with ${ENVIRONMENT_VARIABLE}"
+        ) from error

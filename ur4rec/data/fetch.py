@@ -15,7 +15,7 @@ from typing import Any
 
 from ur4rec.cache import scratch_directory, write_directory
 from ur4rec.data.movielens import LAYOUTS, find_layout
-from ur4rec.errors import SourceError
+from ur4rec.errors import CacheError, SourceError
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def locate(
     """
     folder, failures = cache / dataset.name, []
     try:
-        return folder, _check_folder(folder)
+        return folder, _cached_source(dataset, folder)
     except SourceError as error:
         failures.append(str(error))
     if directory is not None:
@@ -167,9 +167,9 @@ def locate(
         _store(folder, files, source)
         logger.info("%s: fetched from %s into %s", dataset.name, source, folder)
         return folder, source
-    tried = "".join(f"\n  {failure}" for failure in failures)
     raise SourceError(
-        f"{dataset.name}: no source has it; unpack the official archive and pass its directory. Tried:{tried}"
+        f"{dataset.name}: no source has it ({'; '.join(failures)}); "
+        f"unpack {dataset.archive_url} where you can and pass its directory"
     )
 
 
@@ -191,21 +191,29 @@ def _store(folder: Path, files: dict[str, bytes], source: str) -> None:
     manifest = json.dumps({"source": source, "sha256": digests}, indent=2).encode()
     try:
         write_directory(folder, {**files, _MANIFEST: manifest})
-    except OSError as error:
-        raise SourceError(f"{folder}: cannot be written: {error.strerror}; choose another cache directory") from error
+    except CacheError:
+        # Another process may have put the same files there first.
+        if not all((folder / name).is_file() and _digest(folder / name) == digest for name, digest in digests.items()):
+            raise
 
 
-def _check_folder(folder: Path) -> str:
-    """The source of a cached folder whose files are as they were when it was written."""
+def _cached_source(dataset: BuiltIn, folder: Path) -> str:
+    """Where the files of a cached folder came from, if they are as they were when it was written."""
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: not cached")
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
-        for name, digest in manifest["sha256"].items():
-            _check(str(folder / name), (folder / name).read_bytes(), digest)
-        return str(manifest["source"])
-    except FileNotFoundError as error:
-        raise SourceError(f"{folder}: not cached there ({Path(error.filename).name} is missing)") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, SourceError):
-            logger.warning("damaged cache: %s", error)
-            raise
-        raise SourceError(f"{folder / _MANIFEST}: is damaged ({type(error).__name__}: {error})") from error
+        digests, source = dict(manifest["sha256"]), str(manifest["source"])
+        changed = [name for name, digest in digests.items() if _digest(folder / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        changed, source = [f"{type(error).__name__}: {error}"], ""
+    if changed or not find_layout(dataset.name, folder):
+        failure = f"{folder}: the cache is damaged ({', '.join(changed) or 'files are missing'})"
+        logger.warning("%s; fetching %s anew", failure, dataset.name)
+        raise SourceError(failure)
+    return source
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -54,7 +54,12 @@ class Table:
         """A column as texts; where Parquet has nothing it is empty."""
         array = self.columns[column]
         if not pa.types.is_string(array.type):
-            array = pc.cast(array, pa.string())
+            try:
+                array = pc.cast(array, pa.string())
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise DataError(
+                    f"{self.path}, column {column!r}: must be texts or numbers, got {array.type}; write it as texts"
+                ) from error
         return np.asarray(pc.fill_null(array, "").to_numpy(zero_copy_only=False), dtype=object)
 
     def names(self, column: str) -> NDArray[Any]:
@@ -81,13 +86,15 @@ class Table:
         times = _parse_times(self.columns[column])
         if times is None:
             self._refuse(column, _time_fault, "write seconds as a number, or an ISO 8601 date")
-            raise DataError(f"{self.path}, column {column!r}: times must all be of one kind (numbers, or dates)")
+            raise DataError(
+                f"{self.path}, column {column!r}: times must be of one kind, got several; write all as numbers"
+            )
         return times
 
     def _refuse(self, column: str, fault: Callable[[str], str | None], remedy: str) -> None:
         """Raise for the first value that has a fault, with its place."""
         places = self._lines() if self.format else range(1, len(self) + 1)
-        for place, value in zip(places, self.texts(column), strict=True):
+        for place, value in zip(places, self.texts(column), strict=False):
             if found := fault(str(value)):
                 where = f"{self.path}:{place}" if self.format else f"{self.path}, row {place}"
                 raise DataError(f"{where}, column {column!r}: {found}, got {str(value)!r}; {remedy}")

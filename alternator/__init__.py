@@ -5,7 +5,7 @@ from alternator.errors import AlternatorError, ConfigurationError, LossError, St
 from alternator.machine import Alternator
 from alternator.reasons import Reason
 from alternator.rule import Facts, Rule, Verdict
-from alternator.rules import Cycle, Plateau, RandomTenure
+from alternator.rules import Cycle, Plateau, RandomTenure, Trend
 from alternator.stats import ModuleStats, Stats
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Rule",
     "StateError",
     "Stats",
+    "Trend",
     "UnknownModuleError",
     "Verdict",
 ]

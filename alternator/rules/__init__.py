@@ -3,5 +3,6 @@
 from alternator.rules.cycle import Cycle
 from alternator.rules.plateau import Plateau
 from alternator.rules.random_tenure import RandomTenure
+from alternator.rules.trend import Trend
 
-__all__ = ["Cycle", "Plateau", "RandomTenure"]
+__all__ = ["Cycle", "Plateau", "RandomTenure", "Trend"]

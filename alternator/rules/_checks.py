@@ -15,3 +15,15 @@ def check_positive(name: str, value: object) -> None:
     """Refuse anything but a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
         raise ConfigurationError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def check_fraction(name: str, value: object, low: float, high: float) -> None:
+    """Refuse anything but a number strictly between ``low`` and ``high``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
+        raise ConfigurationError(f"{name} must be a number above {low:g} and below {high:g}, got {value!r}")
+
+
+def check_max_steps(max_steps: object, min_steps: int) -> None:
+    """Refuse anything but None or an integer of at least ``min_steps``."""
+    if max_steps is not None:
+        check_integer("max_steps", max_steps, min_steps)

@@ -1,0 +1,159 @@
+"""Trend: the noise-robust rule. It asks how fast the loss falls and how sure that is."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+from typing import NamedTuple
+
+from alternator.line import rises, robust_gain
+from alternator.reasons import Reason
+from alternator.rule import Facts, Verdict
+from alternator.rules._checks import check_fraction, check_integer, check_max_steps, check_positive
+
+FEWEST_LOSSES = 10
+"""No line is fitted through fewer losses."""
+_HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.VOTES)
+
+
+class TrendState(NamedTuple):
+    """What the last look of this tenure found.
+
+    Attributes:
+        next_look: Losses of this tenure at which the line is fitted next.
+        votes: Looks in a row that found a plateau.
+        hold: Why the last look held: an index of (few losses, improving, unsure, votes).
+        value: The number that goes with it.
+    """
+
+    next_look: int
+    votes: int
+    hold: int
+    value: float
+
+
+_ENTERED = TrendState(FEWEST_LOSSES, 0, 0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """Switch when the loss is surely set to fall by less than ``min_gain`` over the next ``horizon`` steps.
+
+    The rule for new work: noise decides how long it takes to be sure, hardly what is decided. At noise of 10% of the
+    loss it tells a fall of 0.2% a step from none; ``benchmarks/rules.py`` has the figures beside the other rules'.
+
+    A line goes through the losses of this tenure, the newest ``window`` of them at most (see `robust_gain`). The gain g
+    is what the line falls over the next horizon, relative to its newest end; se is its standard error. A look asks::
+
+        g + z(n)·se < min_gain,  z(n) = z·window/n   →  plateau: ``votes`` looks in a row switch
+        g + z′·se < 0  over the newest window // 4   →  diverging: switches at once
+
+    with z and z′ the normal quantiles of ``confidence`` and ``rise_confidence``. A test that is repeated errs more
+    often, so looks are an eighth of the losses apart (8 at least), and early ones, with many still to come, must be
+    surer. The information in a slope grows with n³, so z(n) is the group-sequential boundary of Wang and Tsiatis (1987)
+    with Δ = 1/6. A look costs O(window); there is nothing to do in between.
+
+    Losses need not come at every step: the horizon counts updated steps, whatever the number of losses. A sudden drop
+    is read as a fall until it has left the window, so a plateau is noticed at most about one window late.
+
+    On a device in float32, decisions agree with these unless the number compared with ``min_gain`` (or with 0) lies
+    within 1e-6·horizon + 1% of the se term of it.
+
+    Raises:
+        ConfigurationError: A parameter is out of range.
+
+    Example:
+        >>> from alternator import Alternator, Trend
+        >>> alternator = Alternator(("encoder", "head"), rule=Trend())
+        >>> for step in range(30):  # falls by 0.5% a step
+        ...     decision = alternator.observe(0.995**step)
+        >>> print(decision.explain())
+        step 30: encoder trains on (still improving: expected gain 53.74% ≥ 1.00%)
+        >>> _ = alternator.force("head")
+        >>> for step in range(30):  # does not fall at all
+        ...     decision = alternator.observe(0.5)
+        ...     if decision.switched:
+        ...         print(decision.explain())
+        step 58: head → encoder (plateau: the expected gain is at most 0.00% < 1.00%)
+    """
+
+    min_gain: float = 0.01
+    """The loss must be set to fall by this fraction over the horizon to go on training."""
+    horizon: int = 100
+    """How many updated steps ahead the gain is judged."""
+    window: int = 200
+    """Most losses that a line is fitted through; also sets how sure early looks must be."""
+    min_steps: int = 20
+    """Least length of a tenure, in updated steps."""
+    max_steps: int | None = 500
+    """Greatest length of a tenure, in updated steps; None for no limit (then a module may wait for ever)."""
+    confidence: float = 0.67
+    """One-sided confidence of the plateau test at a full window, above 0.5 and below 1."""
+    votes: int = 2
+    """Looks in a row that must find a plateau."""
+    rise_confidence: float = 0.9998
+    """One-sided confidence of the divergence test, above 0.5 and below 1."""
+
+    def __post_init__(self) -> None:
+        check_positive("min_gain", self.min_gain)
+        for name, minimum in (("horizon", 1), ("window", 4 * FEWEST_LOSSES), ("min_steps", 1), ("votes", 1)):
+            check_integer(name, getattr(self, name), minimum)
+        check_fraction("confidence", self.confidence, 0.5, 1.0)
+        check_fraction("rise_confidence", self.rise_confidence, 0.5, 1.0)
+        check_max_steps(self.max_steps, self.min_steps)
+
+    @property
+    def ring_size(self) -> int:
+        """The window."""
+        return self.window
+
+    @cached_property
+    def z(self) -> float:
+        """Standard errors by which a plateau must be sure at a full window."""
+        return NormalDist().inv_cdf(self.confidence)
+
+    @cached_property
+    def rise_z(self) -> float:
+        """Standard errors by which a rise must be sure."""
+        return NormalDist().inv_cdf(self.rise_confidence)
+
+    def init(self, num_modules: int) -> TrendState:
+        """Nothing seen yet."""
+        return _ENTERED
+
+    def step(self, state: TrendState, facts: Facts) -> tuple[TrendState, Verdict]:
+        """Look if enough new losses have come; otherwise repeat what the last look found."""
+        if facts.entered:
+            state = _ENTERED
+        tenure = facts.tenure
+        if tenure < self.min_steps:
+            return state, Verdict(False, Reason.MIN_STEPS, tenure, self.min_steps)
+        if facts.heard >= state.next_look:
+            state, verdict = self._look(state, facts)
+            if verdict is not None:
+                return state, verdict
+        if self.max_steps is not None and tenure >= self.max_steps:
+            return state, Verdict(True, Reason.MAX_STEPS, tenure, self.max_steps)
+        if state.hold == 0:
+            return state, Verdict(False, Reason.FEW_LOSSES, facts.heard, FEWEST_LOSSES)
+        reason = _HOLDS[state.hold]
+        return state, Verdict(False, reason, state.value, self.votes if reason is Reason.VOTES else self.min_gain)
+
+    def _look(self, state: TrendState, facts: Facts) -> tuple[TrendState, Verdict | None]:
+        """Fit the line; None holds, for the reason that is in the new state."""
+        count = min(facts.heard, self.window)
+        losses = list(facts.rings[facts.active])[-count:]
+        scale = self.horizon * facts.heard / facts.tenure  # losses in a horizon of updated steps
+        recent = losses[-(self.window // 4) :]
+        gain = robust_gain(recent) if rises(recent) else None
+        if gain is not None and gain.rate + self.rise_z * gain.stderr < 0:
+            return state, Verdict(True, Reason.DIVERGING, gain.rate * scale, -self.rise_z * gain.stderr * scale)
+        rate, stderr = gain if gain is not None and len(recent) == count else robust_gain(losses)
+        bound = (rate + self.z * self.window / count * stderr) * scale
+        next_look = facts.heard + max(8, count // 8)
+        if bound >= self.min_gain:
+            improving = rate * scale >= self.min_gain
+            return TrendState(next_look, 0, 1 if improving else 2, rate * scale if improving else bound), None
+        votes = state.votes + 1
+        if votes < self.votes:
+            return TrendState(next_look, votes, 3, votes), None
+        return state, Verdict(True, Reason.PLATEAU, bound, self.min_gain, True)

@@ -88,7 +88,7 @@ def _check_group(module: str, group: Freezable, optimizers: Iterable[Optimizer])
     if len(group.user_frozen) == len(group.parameters) and module != ALWAYS:
         raise ConfigurationError(
             f"a module must have something to train, but every parameter of {module!r} is frozen or declared always; "
-            "unfreeze some before this is built, or leave the module out"
+            "unfreeze some before this is built (release() of an earlier AlternatingOptimizer does), or leave it out"
         )
     return without
 

@@ -231,6 +231,13 @@ class AlternatingOptimizer:
         self._remember()
         self._apply()
 
+    def release(self) -> None:
+        """Unfreeze what the user had not frozen, so that another AlternatingOptimizer can take the modules over."""
+        self._check_boundary("release")
+        self._remember()
+        for group in self._groups.values():
+            group.activate()
+
     def flush(self) -> None:
         """Record the losses that are still under way; call it at the end of training to see them all."""
         for name, value in self._pending.flush():

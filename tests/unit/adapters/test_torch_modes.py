@@ -214,3 +214,25 @@ def test_plain_parameters_have_no_mode():
     assert module.training
     assert not module[0].weight.requires_grad
     assert rest[0].weight.requires_grad
+
+
+def test_release_gives_the_modules_back_as_the_user_had_them():
+    modules = {"a": tower(0), "b": tower(1)}
+    modules["b"][0].requires_grad_(False)
+    modules["b"][1].eval()
+    alternating, _ = build(modules, cycle=100)
+    with pytest.raises(ConfigurationError, match=r"every parameter of 'b' is frozen .*release\(\)"):
+        build(modules)
+    alternating.release()
+    assert modules["a"].training
+    assert modules["b"].training
+    assert not modules["b"][1].training
+    assert [parameter.requires_grad for parameter in modules["b"].parameters()] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
+    assert build(modules)[0].active == "a"

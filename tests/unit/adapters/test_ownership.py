@@ -1,0 +1,57 @@
+"""The checks that every adapter shares."""
+
+import pytest
+
+from adapters._ownership import check_disjoint, check_names, check_turns, listed
+from alternator import ConfigurationError, UnknownModuleError
+
+
+def test_each_name_is_a_module_by_default_in_the_alternators_order():
+    assert check_turns(("b", "a"), ("a", "b"), None) == {"b": ("b",), "a": ("a",)}
+    with pytest.raises(ConfigurationError, match=r"names \('a', 'c'\) must be the names of the modules \('a', 'b'\)"):
+        check_turns(("a", "c"), ("a", "b"), None)
+
+
+def test_a_turn_may_be_one_name_or_several():
+    turns = {"joint": ["a", "b"], "a": "a"}
+    assert check_turns(("a", "joint"), ("a", "b"), turns) == {"a": ("a",), "joint": ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    ("turns", "error", "message"),
+    [
+        ({"a": "a"}, ConfigurationError, r"turns must have the alternator's names \('a', 'x'\), got \('a',\)"),
+        ({"a": "a", "x": "abc"}, UnknownModuleError, r"unknown module 'abc'; expected one of \('a', 'b'\)"),
+        ({"a": "a", "x": ()}, ConfigurationError, r"one or more different modules, got \(\) for 'x'"),
+        ({"a": "b", "x": ("a", "a")}, ConfigurationError, r"one or more different modules, got \('a', 'a'\) for 'x'"),
+        ({"a": "a", "x": "a"}, ConfigurationError, r"must train in some turn, but \['b'\] are in none"),
+    ],
+)
+def test_turns_that_do_not_fit_are_refused(turns, error, message):
+    with pytest.raises(error, match=message):
+        check_turns(("a", "x"), ("a", "b"), turns)
+
+
+def test_the_name_of_the_always_group_is_reserved():
+    with pytest.raises(ConfigurationError, match="'always' is reserved"):
+        check_turns(("a", "always"), ("a", "always"), None)
+
+
+def test_names():
+    check_names("schedulers", ("a",), ("a", "b"))
+    with pytest.raises(
+        ConfigurationError, match=r"schedulers must be named after the modules \('a', 'b'\), got \['c'\]"
+    ):
+        check_names("schedulers", ("a", "c"), ("a", "b"))
+
+
+def test_owners():
+    check_disjoint({"a": {1: "a.weight"}, "b": {2: "b.weight"}})
+    with pytest.raises(ConfigurationError, match=r"leaf must belong to one module, but 'a\.w' of 'a' is 'b\.w' of 'b'"):
+        check_disjoint({"a": {1: "a.w"}, "b": {1: "b.w"}}, what="leaf")
+
+
+def test_lists_are_cut():
+    assert listed(["a"]) == "'a'"
+    assert listed(["a", "b", "c"]) == "'a', 'b', 'c'"
+    assert listed(["a", "b", "c", "d"]) == "'a', 'b', 'c' and 1 more"

@@ -1,0 +1,162 @@
+"""GradScaler, clipping and schedulers: only what trains is unscaled, clipped, stepped and annealed."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from adapters.torch import AlternatingOptimizer
+from alternator import Alternator, Cycle
+from tests.conformance.freeze_contract_torch import adamw, broken_clauses, same_bits, tower, tower_loss
+
+NAMES = ("a", "b")
+
+
+def fused_adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1, fused=True)
+
+
+def scaler(**options):
+    return torch.amp.GradScaler("cpu", init_scale=2.0**10, **options)
+
+
+def build(make=adamw, cycle=1000, **options):
+    modules = {name: tower(seed) for seed, name in enumerate(NAMES)}
+    optimizers = {name: make(module.parameters()) for name, module in modules.items()}
+    return (
+        AlternatingOptimizer(Alternator(NAMES, rule=Cycle(cycle)), modules, optimizers, **options),
+        modules,
+        optimizers,
+    )
+
+
+def loss_of(modules, step):
+    return sum(tower_loss(module, name, step) for name, module in modules.items())
+
+
+@pytest.mark.parametrize("make", [adamw, fused_adamw])
+def test_the_contract_holds_with_a_scaler(make):
+    """The scale is a power of two, so that the weights equal those of training without it to the bit."""
+
+    def build_scaled(*args, **options):
+        return AlternatingOptimizer(*args, scaler=scaler(), **options)
+
+    assert broken_clauses(build_scaled, make) == set()
+
+
+@pytest.mark.parametrize("make", [adamw, fused_adamw], ids=["foreach", "fused"])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_step_that_the_scaler_skips_is_reported_and_changes_nothing(make, clip_norm):
+    grad_scaler = scaler()
+    modules = {name: tower(seed) for seed, name in enumerate(NAMES)}
+    optimizers = {name: make(module.parameters()) for name, module in modules.items()}
+    schedules = LambdaLR(optimizers["a"], lambda step: 1 / (1 + step))
+    alternating = AlternatingOptimizer(
+        *(Alternator(NAMES, rule=Cycle(1000)), modules, optimizers),
+        scaler=grad_scaler,
+        clip_norm=clip_norm,
+        schedulers={"a": schedules},
+    )
+    alternating.step(loss_of(modules, 0))
+    before = [parameter.detach().clone() for parameter in modules["a"].parameters()]
+    alternating.step(modules["a"][0].weight.sum() * float("inf"))
+    assert same_bits(before, list(modules["a"].parameters()))
+    stats = alternating.alternator.stats().modules["a"]
+    assert (stats.training_steps, stats.skipped_steps) == (1, 1)
+    assert schedules.last_epoch == 1
+    assert grad_scaler.get_scale() == 2.0**9
+    alternating.step(loss_of(modules, 2))
+    assert not same_bits(before, list(modules["a"].parameters()))
+    assert alternating.alternator.stats().modules["a"].training_steps == 2
+
+
+def test_infinite_gradients_of_a_frozen_module_skip_nothing():
+    grad_scaler = scaler()
+    alternating, modules, _ = build(scaler=grad_scaler)
+    alternating.step(tower_loss(modules["a"], "a", 0) + modules["b"][0].weight.sum() * 1e30)
+    assert alternating.alternator.stats().modules["a"].training_steps == 1
+    assert grad_scaler.get_scale() == 2.0**10
+
+
+def test_an_active_optimizer_without_gradients_is_left_alone():
+    """GradScaler itself fails there: "No inf checks were recorded" (Lightning 7975, nerfstudio 1919)."""
+    modules = {name: tower(seed) for seed, name in enumerate(NAMES)}
+    optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
+    turns = {"both": NAMES, "a": "a"}
+    alternating = AlternatingOptimizer(
+        *(Alternator(turns, rule=Cycle(1000)), modules, optimizers), turns=turns, scaler=scaler(), clip_norm=1.0
+    )
+    before = [parameter.detach().clone() for parameter in modules["b"].parameters()]
+    decision = alternating.step(tower_loss(modules["a"], "a", 0))
+    assert decision.step == alternating.alternator.stats().modules["both"].training_steps == 1
+    assert same_bits(before, list(modules["b"].parameters()))
+    assert not optimizers["b"].state
+
+
+def test_a_step_in_which_one_of_two_optimizers_is_skipped_counts_as_skipped():
+    modules = {name: tower(seed) for seed, name in enumerate(NAMES)}
+    optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
+    turns = {"both": NAMES, "a": "a"}
+    schedulers = {name: LambdaLR(optimizer, lambda step: 0.5**step) for name, optimizer in optimizers.items()}
+    alternating = AlternatingOptimizer(
+        *(Alternator(turns, rule=Cycle(1000)), modules, optimizers),
+        turns=turns,
+        scaler=scaler(),
+        schedulers=schedulers,
+    )
+    alternating.step(tower_loss(modules["a"], "a", 0) + modules["b"][0].weight.sum() * float("inf"))
+    assert alternating.alternator.stats().modules["both"].skipped_steps == 1
+    assert [schedulers[name].last_epoch for name in NAMES] == [1, 0]
+    assert not optimizers["b"].state
+
+
+def test_a_disabled_scaler_is_no_scaler():
+    (plain, one, _), (scaled, other, _) = (
+        build(cycle=2),
+        build(cycle=2, scaler=torch.amp.GradScaler("cpu", enabled=False)),
+    )
+    for step in range(5):
+        assert plain.step(loss_of(one, step)) == scaled.step(loss_of(other, step))
+    assert same_bits(one["a"].state_dict(), other["a"].state_dict())
+
+
+def test_a_scaler_with_accumulation():
+    (plain, one, _), (scaled, other, _) = build(accumulate=2), build(accumulate=2, scaler=scaler())
+    for step in range(4):
+        assert plain.step(loss_of(one, step)) == scaled.step(loss_of(other, step))
+    assert same_bits(one["a"].state_dict(), other["a"].state_dict())
+
+
+def test_only_active_gradients_count_in_clipping():
+    """Frozen gradients would shrink the step of the active module (maxtext 5285)."""
+    modules = {"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)}
+    optimizers = {name: torch.optim.SGD(module.parameters(), lr=1.0) for name, module in modules.items()}
+    weights = nn.Parameter(torch.zeros(1))
+    alternating = AlternatingOptimizer(
+        *(Alternator(NAMES, rule=Cycle(1)), modules, optimizers),
+        always=(weights, torch.optim.SGD([weights], lr=1.0)),
+        clip_norm=1.0,
+    )
+    assert alternating.grad_norm is None
+    before = modules["a"].weight.item()
+    alternating.step(modules["a"].weight.sum() * 3 + modules["b"].weight.sum() * 1000 + weights.sum() * 4)
+    assert float(alternating.grad_norm) == 5.0
+    assert modules["a"].weight.item() == pytest.approx(before - 3 / 5)
+    assert weights.item() == pytest.approx(-4 / 5)
+
+
+def test_schedulers_advance_only_when_their_module_trains():
+    modules = {name: tower(seed) for seed, name in enumerate(NAMES)}
+    optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
+    weights = nn.Parameter(torch.ones(1))
+    optimizers_all = {**optimizers, "always": torch.optim.SGD([weights], lr=0.1)}
+    schedulers = {name: LambdaLR(each, lambda step: 0.9**step) for name, each in optimizers_all.items()}
+    alternating = AlternatingOptimizer(
+        *(Alternator(NAMES, rule=Cycle((3, 1))), modules, optimizers),
+        always=(weights, optimizers_all["always"]),
+        schedulers=schedulers,
+    )
+    for step in range(8):
+        alternating.step(loss_of(modules, step) * weights.sum())
+    alternating.skip()
+    assert {name: scheduler.last_epoch for name, scheduler in schedulers.items()} == {"a": 6, "b": 2, "always": 8}

@@ -5,7 +5,7 @@ from alternator.errors import AlternatorError, ConfigurationError, LossError, St
 from alternator.machine import Alternator
 from alternator.reasons import Reason
 from alternator.rule import Facts, Rule, Verdict
-from alternator.rules import Cycle, Plateau, RandomTenure, Trend
+from alternator.rules import Cycle, Gain, Patience, Plateau, RandomTenure, Trend
 from alternator.stats import ModuleStats, Stats
 
 __all__ = [
@@ -15,8 +15,10 @@ __all__ = [
     "Cycle",
     "Decision",
     "Facts",
+    "Gain",
     "LossError",
     "ModuleStats",
+    "Patience",
     "Plateau",
     "RandomTenure",
     "Reason",

@@ -91,11 +91,13 @@ class Alternator:
             UnknownModuleError: A name that is no module.
             LossError: The active module's loss is missing, or a loss is no scalar. Nothing has been recorded then.
         """
-        if isinstance(losses, Mapping):
+        if losses.__class__ is float:  # first, as the check for a mapping is slow
+            self._record(self._facts.active, losses)
+        elif isinstance(losses, Mapping):
             for index, value in self._check_losses(losses):
                 self._record(index, value)
         else:
-            self._record(self._facts.active, losses if losses.__class__ is float else _to_float(losses))
+            self._record(self._facts.active, _to_float(losses))
         return self.advance(updated=updated)
 
     def record(self, module: str, value: SupportsFloat) -> None:
@@ -127,7 +129,7 @@ class Alternator:
         self._rule_state, (switch, reason, value, limit, plateaued, target) = self._rule.step(self._rule_state, facts)
         facts.entered = False
         if self._nonfinite_streaks[active] >= self._nonfinite_limit:
-            switch, reason, plateaued, target = True, Reason.NONFINITE, False, None
+            switch, reason, plateaued = True, Reason.NONFINITE, False  # to the rule's target, if it names one
             value, limit = self._nonfinite_streaks[active], self._nonfinite_limit
         name = self._modules[active]
         if not switch:

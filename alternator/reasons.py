@@ -20,6 +20,7 @@ class Reason:
     DIVERGING: Final = "diverging"
     MAX_STEPS: Final = "max_steps"
     BEST_GAIN: Final = "best_gain"
+    LESS_GAIN: Final = "less_gain"
     STALE: Final = "stale"
     SCHEDULED: Final = "scheduled"
     DRAW_HOLD: Final = "draw_hold"
@@ -37,14 +38,15 @@ _TEXTS: dict[str, tuple[str, str]] = {
     Reason.IMPROVING: ("still improving", "still improving: expected gain {value:.2%} ≥ {limit:.2%}"),
     Reason.UNSURE: ("not sure yet", "not sure yet: the expected gain may be as large as {value:.2%} ≥ {limit:.2%}"),
     Reason.VOTES: ("plateau, waiting for more votes", "plateau, vote {value:.0f} of {limit:.0f}"),
-    Reason.COOLDOWN: ("cooling down", "cooldown: {value:.0f} of {limit:.0f} losses"),
+    Reason.COOLDOWN: ("cooling down", "cooling down: {value:.0f} of {limit:.0f} losses left"),
     Reason.WAITING: ("patience not used up", "{value:.0f} bad losses, patience {limit:.0f}"),
     Reason.OUT_OF_PATIENCE: ("out of patience", "{value:.0f} bad losses > patience {limit:.0f}"),
     Reason.PLATEAU: ("plateau", "plateau: the expected gain is at most {value:.2%} < {limit:.2%}"),
     Reason.DIVERGING: ("diverging", "diverging: expected gain {value:.2%} < {limit:.2%}, surely a rise"),
     Reason.MAX_STEPS: ("tenure = max_steps", "tenure {value:.0f} reached max_steps {limit:.0f}"),
-    Reason.BEST_GAIN: ("largest gain per cost", "gain {value:.3g} against the best other {limit:.3g}"),
-    Reason.STALE: ("a module is stale", "a module has waited {value:.0f} steps, bound {limit:.0f}"),
+    Reason.BEST_GAIN: ("largest gain per cost", "gain per cost {value:.3g} ≥ the best other, {limit:.3g}"),
+    Reason.LESS_GAIN: ("another module gains more", "gain per cost {value:.3g} < {limit:.3g} of another module"),
+    Reason.STALE: ("a module has waited too long", "a module has waited {value:.0f} steps, max_wait {limit:.0f}"),
     Reason.SCHEDULED: ("scheduled", "tenure {value:.0f} of {limit:.0f} is over"),
     Reason.DRAW_HOLD: ("random draw: stay", "draw {value:.0f} > {limit:.0f}"),
     Reason.DRAW_SWITCH: ("random draw: switch", "draw {value:.0f} ≤ {limit:.0f}"),

@@ -1,8 +1,10 @@
 """The built-in switching rules, one a file."""
 
 from alternator.rules.cycle import Cycle
+from alternator.rules.gain import Gain
+from alternator.rules.patience import Patience
 from alternator.rules.plateau import Plateau
 from alternator.rules.random_tenure import RandomTenure
 from alternator.rules.trend import Trend
 
-__all__ = ["Cycle", "Plateau", "RandomTenure", "Trend"]
+__all__ = ["Cycle", "Gain", "Patience", "Plateau", "RandomTenure", "Trend"]

@@ -9,9 +9,8 @@ from alternator.line import rises, robust_gain
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._checks import check_fraction, check_integer, check_max_steps, check_positive
+from alternator.rules._looks import FEWEST_LOSSES, look_spacing
 
-FEWEST_LOSSES = 10
-"""No line is fitted through fewer losses."""
 _HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.VOTES)
 
 
@@ -149,7 +148,7 @@ class Trend:
             return state, Verdict(True, Reason.DIVERGING, gain.rate * scale, -self.rise_z * gain.stderr * scale)
         rate, stderr = gain if gain is not None and len(recent) == count else robust_gain(losses)
         bound = (rate + self.z * self.window / count * stderr) * scale
-        next_look = facts.heard + max(8, count // 8)
+        next_look = facts.heard + look_spacing(count)
         if bound >= self.min_gain:
             improving = rate * scale >= self.min_gain
             return TrendState(next_look, 0, 1 if improving else 2, rate * scale if improving else bound), None

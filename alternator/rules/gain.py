@@ -1,0 +1,133 @@
+"""Gain: train the module that learns most per unit of cost."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+from alternator.errors import ConfigurationError
+from alternator.line import robust_gain
+from alternator.reasons import Reason
+from alternator.rule import Facts, Verdict
+from alternator.rules._checks import check_integer, check_positive
+from alternator.rules._looks import FEWEST_LOSSES
+
+
+class GainState(NamedTuple):
+    """What has been measured.
+
+    Attributes:
+        next_look: Losses of this tenure at which the active module is measured next; at least `FEWEST_LOSSES`.
+        rival: The best score of another module at the last look of this tenure.
+        scores: Per module, its score when it was last measured; infinite before the first time, so that it is tried.
+    """
+
+    next_look: int
+    rival: float
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain:
+    """Train the module whose loss falls fastest per unit of cost, and none less often than ``max_wait`` allows.
+
+    A module's score is its learning progress (Graves et al. 2017) over its cost: the relative fall of its loss per
+    updated step of its own, by `robust_gain` over the newest ``window`` losses of its tenure. The active module is
+    measured anew after every ``min_steps`` losses (10 at least); when another module's last score is above its own,
+    that module takes over.
+
+    Scores of waiting modules grow old, and a noisy one may be too low by chance. So a module that has not trained for
+    ``max_wait`` updated steps comes next whatever its score, the one that has waited longest first. No module waits
+    more than max_wait + (N - 2) · min_steps updated steps, N being the number of modules; with two, ``max_wait``.
+
+    Use it where modules differ in cost or in how much they still learn, so that shares matter more than turns. It
+    compares noisy numbers without asking how sure they are; `Trend` asks.
+
+    On a device in float32, decisions agree with these unless two scores lie within 1e-6 / cost of each other.
+
+    Raises:
+        ConfigurationError: A parameter is out of range, ``costs`` are not one per module, or ``max_wait`` is so short
+            that the scores would never be asked.
+
+    Example:
+        >>> from alternator import Alternator, Gain
+        >>> alternator = Alternator(("learns", "stuck"), rule=Gain())
+        >>> loss = 1.0
+        >>> for step in range(1000):
+        ...     loss *= 0.999 if alternator.active == "learns" else 1.0
+        ...     decision = alternator.observe({"learns": loss, "stuck": 0.5})
+        >>> alternator.stats().modules["learns"].training_ratio
+        0.91
+    """
+
+    min_steps: int = 30
+    """Least length of a tenure, in updated steps."""
+    max_wait: int = 300
+    """Updated steps after which a waiting module trains whatever its score."""
+    window: int = 60
+    """Most losses that a score is measured on."""
+    costs: tuple[float, ...] | None = None
+    """Cost of an updated step of each module, in any unit (measured seconds, say); None: all cost the same."""
+
+    def __post_init__(self) -> None:
+        check_integer("min_steps", self.min_steps, 1)
+        check_integer("window", self.window, FEWEST_LOSSES)
+        check_integer("max_wait", self.max_wait, self.min_steps)
+        if isinstance(self.costs, list):
+            object.__setattr__(self, "costs", tuple(self.costs))
+        for cost in self.costs or ():
+            check_positive("costs", cost)
+
+    @property
+    def ring_size(self) -> int:
+        """The window."""
+        return self.window
+
+    def init(self, num_modules: int) -> GainState:
+        """Nothing measured yet."""
+        if self.costs is not None and len(self.costs) != num_modules:
+            raise ConfigurationError(f"costs must be one per module ({num_modules}), got {len(self.costs)}")
+        least = (num_modules - 1) * self.min_steps
+        if self.max_wait < least:
+            raise ConfigurationError(
+                f"max_wait must be at least (modules - 1) · min_steps = {least}, got {self.max_wait}: "
+                "some module would always be overdue and no score be asked"
+            )
+        return GainState(FEWEST_LOSSES, inf, (inf,) * num_modules)
+
+    def step(self, state: GainState, facts: Facts) -> tuple[GainState, Verdict]:
+        """Serve who has waited too long; else measure the active module and compare."""
+        if facts.entered:
+            state = state._replace(next_look=FEWEST_LOSSES, rival=inf)
+        stale = self._stale(facts) if min(facts.trained_at) <= facts.updates - self.max_wait else None
+        if facts.tenure < self.min_steps:
+            return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, self.min_steps, target=stale)
+        if stale is not None:
+            return state, Verdict(True, Reason.STALE, facts.idle(stale), self.max_wait, target=stale)
+        if facts.heard >= state.next_look:
+            state, target = self._look(state, facts)
+            if target is not None:
+                own = state.scores[facts.active]
+                return state, Verdict(True, Reason.LESS_GAIN, own, state.rival, target=target)
+        elif state.next_look == FEWEST_LOSSES:
+            return state, Verdict(False, Reason.FEW_LOSSES, facts.heard, FEWEST_LOSSES)
+        return state, Verdict(False, Reason.BEST_GAIN, state.scores[facts.active], state.rival)
+
+    def _stale(self, facts: Facts) -> int | None:
+        """Who else has waited longest, if it is max_wait or more; the machine also turns to it from a broken module."""
+        overdue = [index for index in _others(facts) if facts.idle(index) >= self.max_wait]
+        return max(overdue, key=facts.idle, default=None)
+
+    def _look(self, state: GainState, facts: Facts) -> tuple[GainState, int | None]:
+        active = facts.active
+        count = min(facts.heard, self.window)
+        rate = robust_gain(list(facts.rings[active])[-count:]).rate
+        cost = self.costs[active] if self.costs else 1.0
+        scores = (*state.scores[:active], rate * facts.heard / facts.tenure / cost, *state.scores[active + 1 :])
+        target = max(_others(facts), key=scores.__getitem__)
+        state = GainState(facts.heard + max(self.min_steps, FEWEST_LOSSES), scores[target], scores)
+        return state, target if scores[target] > scores[active] else None
+
+
+def _others(facts: Facts) -> list[int]:
+    """The modules but the active one, in the order of turns; of equals the first is chosen."""
+    return [(facts.active + ahead) % facts.num_modules for ahead in range(1, facts.num_modules)]

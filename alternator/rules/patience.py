@@ -1,0 +1,170 @@
+"""Patience: switch where ReduceLROnPlateau would cut the learning rate."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+from typing import Literal, NamedTuple, TypeVar
+
+from alternator.errors import ConfigurationError
+from alternator.reasons import Reason
+from alternator.rule import Facts, Verdict
+from alternator.rules._checks import check_integer, check_max_steps
+
+BURST = 16
+"""Losses between two decisions that are judged one by one; of more, the newest so many."""
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+class PatienceState(NamedTuple):
+    """What each module's plateau detector remembers.
+
+    Attributes:
+        seen: Losses of this tenure judged so far.
+        bad: Losses in a row without improvement.
+        best: Per module, its best value so far, negated in mode "max"; infinite before the first.
+        smoothed: Per module, the moving average of its values, negated likewise; infinite before the first.
+        cooldown: Per module, losses still to be excused.
+    """
+
+    seen: int
+    bad: int
+    best: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    cooldown: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Switch when the loss has not improved on its best for more than ``patience`` losses in a row.
+
+    Each module has a detector of its own, which decides exactly as `torch.optim.lr_scheduler.ReduceLROnPlateau` does
+    on the losses that the module reports while it trains: where the scheduler would cut the learning rate, the module
+    hands over. The best loss survives until the module's next tenure, as it survives a cut; ``cooldown`` excuses the
+    first losses of that tenure. ``optax.contrib.reduce_on_plateau(patience=p + 1, rtol=..., atol=...)`` is
+    ``Patience(patience=p)`` with threshold_mode "rel" or "abs".
+
+    Use it with smooth values such as a validation loss per epoch. Noise makes a best-so-far: with mini-batch losses the
+    best is the luckiest batch, and a tenure lasts ``patience`` losses whether the loss falls or not; `Trend` has a
+    model of noise. ``restart=True`` judges each tenure by itself, for modules whose loss moves while others train.
+
+    In mode "rel" a negative best is beaten by anything below ``best · (1 - threshold)``, which lies *above* it, as in
+    the two libraries; give losses that may be negative the mode "abs".
+
+    Raises:
+        ConfigurationError: A parameter is out of range.
+
+    Example:
+        >>> from alternator import Alternator, Patience
+        >>> alternator = Alternator(("encoder", "head"), rule=Patience(patience=2))
+        >>> for loss in (1.0, 0.9, 0.95, 0.92, 0.91):
+        ...     decision = alternator.observe(loss)
+        >>> decision.explain()
+        'step 5: encoder → head (3 bad losses > patience 2)'
+    """
+
+    patience: int = 10
+    """Losses in a row without improvement that are borne; the next one switches."""
+    threshold: float = 1e-4
+    """How much better than the best a loss must be."""
+    threshold_mode: Literal["rel", "abs"] = "rel"
+    """Whether the threshold is a fraction of the best or a difference to it."""
+    mode: Literal["min", "max"] = "min"
+    """Whether lower or higher is better."""
+    cooldown: int = 0
+    """Losses after a switch (the first of the module's next tenure) that do not count as bad."""
+    smoothing: float = 0.0
+    """Weight of the past in an exponential moving average that is judged in place of the loss; 0 is the loss itself."""
+    restart: bool = False
+    """Whether each tenure starts with no best."""
+    max_steps: int | None = None
+    """Greatest length of a tenure, in updated steps; None for no limit (then others may wait for ever)."""
+
+    def __post_init__(self) -> None:
+        check_integer("patience", self.patience, 0)
+        check_integer("cooldown", self.cooldown, 0)
+        check_max_steps(self.max_steps, 1)
+        _check_choice("threshold_mode", self.threshold_mode, ("rel", "abs"))
+        _check_choice("mode", self.mode, ("min", "max"))
+        _check_choice("restart", self.restart, (False, True))
+        limit = 1.0 if self.threshold_mode == "rel" else inf
+        for name, value, below in (("threshold", self.threshold, limit), ("smoothing", self.smoothing, 1.0)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < below:
+                raise ConfigurationError(f"{name} must be a number of at least 0 and below {below:g}, got {value!r}")
+
+    @property
+    def ring_size(self) -> int:
+        """As many losses as may arrive between two decisions."""
+        return BURST
+
+    @cached_property
+    def factor(self) -> float:
+        """A value is better below best · factor - margin (both negated in mode "max")."""
+        if self.threshold_mode == "abs":
+            return 1.0
+        return 1.0 - self.threshold if self.mode == "min" else 1.0 + self.threshold
+
+    @cached_property
+    def margin(self) -> float:
+        """See `factor`."""
+        return self.threshold if self.threshold_mode == "abs" else 0.0
+
+    def init(self, num_modules: int) -> PatienceState:
+        """Nothing seen yet."""
+        return PatienceState(0, 0, (inf,) * num_modules, (inf,) * num_modules, (0,) * num_modules)
+
+    def step(self, state: PatienceState, facts: Facts) -> tuple[PatienceState, Verdict]:
+        """Judge the losses that have come since the last decision."""
+        if facts.entered:
+            state = self._enter(state, facts.active)
+        if facts.heard > state.seen:
+            state = self._judge(state, facts)
+            if state.bad > self.patience:
+                cooldown = _with(state.cooldown, facts.active, self.cooldown)
+                verdict = Verdict(True, Reason.OUT_OF_PATIENCE, state.bad, self.patience, True)
+                return state._replace(bad=0, cooldown=cooldown), verdict
+        if self.max_steps is not None and facts.tenure >= self.max_steps:
+            return state, Verdict(True, Reason.MAX_STEPS, facts.tenure, self.max_steps)
+        if state.cooldown[facts.active]:
+            return state, Verdict(False, Reason.COOLDOWN, state.cooldown[facts.active], self.cooldown)
+        return state, Verdict(False, Reason.WAITING, state.bad, self.patience)
+
+    def _enter(self, state: PatienceState, active: int) -> PatienceState:
+        state = state._replace(seen=0, bad=0)
+        if not self.restart:
+            return state
+        return state._replace(best=_with(state.best, active, inf), smoothed=_with(state.smoothed, active, inf))
+
+    def _judge(self, state: PatienceState, facts: Facts) -> PatienceState:
+        """The detector's steps for the losses that are new, up to one that switches."""
+        active = facts.active
+        seen, bad, best, smoothed, cooldown = state
+        ring = facts.rings[active]
+        for value in (ring[-1],) if facts.heard == seen + 1 else tuple(ring)[seen - facts.heard :]:
+            if self.mode == "max":
+                value = -value
+            if self.smoothing:
+                past = smoothed[active]
+                value = value if past == inf else self.smoothing * past + (1 - self.smoothing) * value
+                smoothed = _with(smoothed, active, value)
+            if value < best[active] * self.factor - self.margin:
+                best, bad = _with(best, active, value), 0
+            else:
+                bad += 1
+            if cooldown[active]:
+                cooldown, bad = _with(cooldown, active, cooldown[active] - 1), 0
+            if bad > self.patience:
+                break
+        return PatienceState(facts.heard, bad, best, smoothed, cooldown)
+
+
+def _with(values: tuple[_Number, ...], index: int, value: _Number) -> tuple[_Number, ...]:
+    changed = list(values)
+    changed[index] = value
+    return tuple(changed)
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ConfigurationError(f"{name} must be one of {choices}, got {value!r}")

@@ -63,8 +63,9 @@ def check_same(what: str, saved: Mapping[str, Any], current: Mapping[str, Any]) 
 
 def _read_state(directory: Path) -> dict[str, Any]:
     path = directory / STATE_FILE
+    content = _read_file(path)
     try:
-        state = json.loads(_read_file(path))
+        state = json.loads(content)
         version = state.pop("version")
         checksum = state.pop("checksum")
     except (ValueError, KeyError, AttributeError) as error:

@@ -21,7 +21,7 @@ class EpochProgress:
 
     def __init__(self, epoch: int, num_steps: int | None, shown: bool | None) -> None:
         disable = None if shown is None else not shown
-        self._bar = tqdm(total=num_steps, desc=f"epoch {epoch}", disable=disable, unit="step", leave=False)
+        self._bar = tqdm(total=num_steps, desc=f"epoch {epoch}", disable=disable, unit="step")
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._steps = dict.fromkeys(TURNS, 0)
@@ -45,7 +45,7 @@ class EpochProgress:
             self._bar.update()
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Finish the bar; its last line stays."""
         self._bar.close()
 
     def metrics(self) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class JointTrainer:
         self.device = find_device(device)
         self.model = model.to(self.device)
         self.step = 0
+        self._loss_at_hand = self.device.type == "cpu"
         self.adaptive_alternating: ModuleAlternator | None = None
         self._rule = rule
         self._progress = progress
@@ -158,6 +159,7 @@ class JointTrainer:
         Raises:
             NonFiniteError: Too many losses in a row were not finite.
         """
+        self._log.flush()
         if hasattr(train_loader, "set_epoch"):
             train_loader.set_epoch(epoch)
         stop = None if max_steps is None else start + max_steps
@@ -298,7 +300,7 @@ class JointTrainer:
         On the CPU the loss is at hand, and the step counts as skipped. An accelerator must not wait for it: there the
         optimizers look at it on the device, and the schedule, which cannot know yet, counts the step as trained.
         """
-        if self.device.type == "cpu":
+        if self._loss_at_hand:
             if not math.isfinite(losses.total.item()):
                 return self._alternating.skip(named)
         else:

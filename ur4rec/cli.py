@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,8 @@ from rich.table import Table
 
 from alternator import AlternatorError
 from alternator.rules.named import parse_value
+from ur4rec.backends import load_backend
+from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.data.describe import describe
 from ur4rec.data.sources import load_dataset
 from ur4rec.data.splits import leave_one_out
@@ -21,7 +24,7 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.experiment import prepare
 from ur4rec.report import results_table
 from ur4rec.run import Run
-from ur4rec.run_config import PRESETS, preset
+from ur4rec.run_config import PRESETS, RunConfig, preset
 from ur4rec.run_directory import RunDirectory
 from ur4rec.schedules import SCHEDULE_HELP
 from ur4rec.stages import STAGES
@@ -37,10 +40,10 @@ app = typer.Typer(
 console = Console()
 
 Dataset = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="ml-100k, ml-1m, synthetic, a directory of RecBole atomic files (NAME.inter, NAME.item), or a CSV or "
-        "Parquet file with the columns user, item, timestamp.",
+        "Parquet file with the columns user, item, timestamp. Default: the preset's, ml-100k.",
     ),
 ]
 DataDirectory = Annotated[
@@ -70,9 +73,14 @@ def _fail(message: str) -> None:
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Run directory to make: config.json, metrics.json, decisions.csv, ...")],
-    dataset: Dataset = "ml-100k",
-    backend: Annotated[str, typer.Option(help="torch or jax.")] = "torch",
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory to make: config.json, metrics.json, decisions.csv, ...")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this directory, with its own settings, where it stopped.")
+    ] = None,
+    dataset: Dataset = None,
+    backend: Annotated[str | None, typer.Option(help="torch (the default) or jax.")] = None,
     schedule: Annotated[
         str | None, typer.Option(help=f"Who trains in the joint stage: {SCHEDULE_HELP}. Default: the preset's.")
     ] = None,
@@ -107,29 +115,41 @@ def train(
     decides; end_to_end trains both.
     """
     with one_line_errors():
-        config = preset(
-            preset_name,
-            dataset=dataset,
-            backend=backend,
-            schedule=schedule,
-            batch_size=batch_size,
-            encoder=encoder,
-            seed=seed,
-            device=device,
-            epochs=parse_epochs(epochs or []),
-            **sort_settings(settings or []),
-        )
-        directory = RunDirectory.create(out, overwrite=overwrite)
         _log_to_stderr(quiet)
-        run = Run(config, prepare(config, directory=data_dir), directory, progress=not quiet)
+        progress = False if quiet else None
+        if out is not None and resume is not None:
+            raise ConfigurationError(f"--resume goes on in its own directory; leave out --out {out}")
+        if resume is not None:
+            directory = RunDirectory.open_existing(resume)
+            config = RunConfig.from_json(directory.read_json("config.json"))
+            run = Run(config, prepare(config, directory=data_dir), directory, progress=progress)
+            run.resume()
+        elif out is None:
+            raise ConfigurationError("give --out DIR for a new run, or --resume DIR to go on with one")
+        else:
+            config = preset(
+                preset_name,
+                dataset=dataset,
+                backend=backend,
+                schedule=schedule,
+                batch_size=batch_size,
+                encoder=encoder,
+                seed=seed,
+                device=device,
+                epochs=parse_epochs(epochs or []),
+                **sort_settings(settings or []),
+            )
+            load_backend(config.backend)
+            experiment = prepare(config, directory=data_dir)
+            run = Run(config, experiment, RunDirectory.create(out, overwrite=overwrite), progress=progress)
         results = run.train()
         console.print(results_table(results))
-        console.print(f"everything is in [bold]{out}[/bold]: look at {out / 'schedule.png'}")
+        console.print(f"everything is in {run.directory.path}: look at {run.directory.path / 'schedule.png'}")
 
 
 @app.command()
 def data(
-    dataset: Dataset = "ml-100k",
+    dataset: Annotated[str, typer.Option(help="As for train.")] = "ml-100k",
     data_dir: DataDirectory = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -163,10 +183,6 @@ def parse_epochs(texts: list[str]) -> dict[str, int]:
 
 def sort_settings(texts: list[str]) -> dict[str, dict[str, Any]]:
     """``name=value`` pairs, sorted into those of the model and those of the trainer."""
-    from dataclasses import fields
-
-    from ur4rec.config import ModelConfig, TrainerConfig
-
     model = {field.name for field in fields(ModelConfig)} - {"num_items"}
     trainer = {field.name for field in fields(TrainerConfig)} - {"seed"}
     sorted_settings: dict[str, dict[str, Any]] = {"model": {}, "trainer": {}}

@@ -56,7 +56,7 @@ def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path
         min_item_interactions=config.min_item_interactions,
     )
     split = leave_one_out(interactions)
-    model = ModelConfig(num_items=interactions.num_items, **config.model)
+    model = config.model_config(interactions.num_items)
     vectors_IT = encode_items(
         interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
     )

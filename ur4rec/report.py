@@ -1,6 +1,8 @@
 """What people look at after a run: the results table and the picture of the schedule."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ur4rec.decisions import StepRecord
@@ -21,17 +24,18 @@ NAMES = {"sasrec": "SASRec", "retriever": "retriever", "fused": "fused", BOTH: "
 
 def results_table(results: Iterable[Result]) -> Table:
     """Hit@k and NDCG@k on the test targets, one row per scorer, each at its best epoch by validation."""
-    table = Table(title="Test, full catalogue ranked, at the best validation epoch")
-    table.add_column("scorer")
+    table = Table(
+        title="Test: the whole catalogue ranked, at the best epoch by validation", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("scorer", no_wrap=True)
     for k in K_LIST:
-        table.add_column(f"Hit@{k}", justify="right")
-        table.add_column(f"NDCG@{k}", justify="right")
-    table.add_column("MRR", justify="right")
-    table.add_column("epoch", justify="right")
+        table.add_column(f"Hit\n@{k}", justify="right", no_wrap=True)
+        table.add_column(f"NDCG\n@{k}", justify="right", no_wrap=True)
+    table.add_column("epoch", justify="right", no_wrap=True)
     for result in results:
         metrics = [f"{result.test[f'{metric}@{k}']:.4f}" for k in K_LIST for metric in ("hit", "ndcg")]
         epoch = "-" if result.epoch < 0 else str(result.epoch + 1)
-        table.add_row(result.name, *metrics, f"{result.test['mrr']:.4f}", epoch)
+        table.add_row(result.name, *metrics, epoch)
     return table
 
 
@@ -58,20 +62,26 @@ def plot_schedule(path: Path, records: Sequence[StepRecord], epochs: Sequence[Ma
 
 
 def _draw_losses(axes: Axes, records: Sequence[StepRecord]) -> None:
+    width = max(5, len(records) // 100)
     for module in MODULES:
-        steps = np.array([record.step for record in records if module in record.losses])
-        values = np.array([record.losses[module] for record in records if module in record.losses])
-        finite = np.isfinite(values)
-        if finite.any():
-            axes.plot(steps[finite], values[finite], color=COLOURS[module], alpha=0.15, linewidth=0.5)
-            smooth = _smooth(values[finite])
-            axes.plot(steps[finite], smooth, color=COLOURS[module], linewidth=1.5, label=NAMES[module])
+        for number, part in enumerate(_stages_with(module, records)):
+            steps, values = np.array([(record.step, record.losses[module]) for record in part]).T
+            axes.plot(steps, values, color=COLOURS[module], alpha=0.25, linewidth=0.5)
+            name = NAMES[module] if number == 0 else None
+            axes.plot(steps, _smooth(values, width), color=COLOURS[module], linewidth=1.5, label=name)
     axes.set_ylabel("training loss")
     if axes.has_data():
-        axes.legend(loc="upper right", title="smoothed over 25 losses")
+        axes.legend(loc="upper right", title=f"smoothed over {width} losses")
 
 
-def _smooth(values: NDArray[Any], width: int = 25) -> NDArray[Any]:
+def _stages_with(module: str, records: Sequence[StepRecord]) -> list[list[StepRecord]]:
+    """The steps with a finite loss of a module, stage by stage."""
+    parts = [list(part) for _, part in groupby(records, key=lambda record: record.stage)]
+    found = [[record for record in part if math.isfinite(record.losses.get(module, math.nan))] for part in parts]
+    return [part for part in found if part]
+
+
+def _smooth(values: NDArray[Any], width: int) -> NDArray[Any]:
     """The mean of the last ``width`` values, of fewer at the start."""
     totals = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
@@ -81,14 +91,16 @@ def _smooth(values: NDArray[Any], width: int = 25) -> NDArray[Any]:
 
 def _draw_turns(axes: Axes, records: Sequence[StepRecord]) -> None:
     active = [record.active for record in records]
+    alternating = np.array([record.stage == "joint_finetune" for record in records], dtype=bool)
     switches = sum(record.next != record.active for record in records)
     for row, module in enumerate(MODULES):
         trained = np.array([module in TURNS[name] for name in active], dtype=int)
         edges = np.flatnonzero(np.diff(np.concatenate([[0], trained, [0]])))
         spans = [(start, end - start) for start, end in zip(edges[::2], edges[1::2], strict=True)]
         axes.broken_barh(spans, (row + 0.1, 0.8), facecolors=COLOURS[module])
-        share = trained.mean() if len(trained) else 0.0
-        axes.text(1.005, (row + 0.5) / len(MODULES), f"{share:.0%} of steps", transform=axes.transAxes, va="center")
+        if alternating.any():
+            share = f"{trained[alternating].mean():.0%} of\njoint steps"
+            axes.text(1.005, (row + 0.5) / len(MODULES), share, transform=axes.transAxes, va="center", fontsize=8)
     axes.set_yticks([row + 0.5 for row in range(len(MODULES))], [NAMES[module] for module in MODULES])
     axes.set_ylim(0, len(MODULES))
     axes.set_ylabel(f"who trains\n({switches} switches)")

@@ -1,5 +1,6 @@
 """The best epoch by validation, and the test metrics of that epoch: never the other way round."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +28,15 @@ class Result:
     test_ranks: NDArray[np.int64] = field(repr=False)
     """The rank of each test target, in the split's order, for paired tests."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the ranks."""
-        return {"name": self.name, "epoch": self.epoch, "validation": self.validation, "test": self.test}
+    def to_json(self, *, ranks: bool = False) -> dict[str, Any]:
+        """Plain JSON values, with or without the ranks."""
+        row = {"name": self.name, "epoch": self.epoch, "validation": self.validation, "test": self.test}
+        return {**row, "test_ranks": self.test_ranks.tolist()} if ranks else row
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "Result":
+        """The result that `to_json` wrote with ranks."""
+        return cls(**{**row, "test_ranks": np.array(row["test_ranks"], np.int64)})
 
 
 def build_result(name: str, epoch: int, validation_ranks: NDArray[Any], test_ranks: NDArray[Any]) -> Result:

@@ -1,7 +1,6 @@
 """A training run: the stages in order, validation after every epoch, and everything kept in the run directory."""
 
 import platform
-import shutil
 import time
 from importlib import metadata
 from typing import Any
@@ -10,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.backends import BACKENDS, load_backend
-from ur4rec.decisions import FIELDS, StepRecord
+from ur4rec.decisions import FIELDS, StepRecord, read_decisions
 from ur4rec.experiment import Experiment
 from ur4rec.metrics import summarise
 from ur4rec.popularity import popularity_ranks
 from ur4rec.report import plot_schedule
 from ur4rec.results import CRITERION, K_LIST, Result, build_result
 from ur4rec.run_config import RunConfig
-from ur4rec.run_directory import RunDirectory, write_whole
+from ur4rec.run_directory import RunDirectory
 from ur4rec.schedules import parse_schedule
 
 SCORERS = ("sasrec", "retriever", "fused")
@@ -39,14 +38,14 @@ class Run:
         config: What to run.
         experiment: The data, from `ur4rec.experiment.prepare`.
         directory: Where everything is kept.
-        progress: Whether to show a progress bar per epoch.
+        progress: Whether to show a progress bar per epoch; None is only on a terminal.
 
     Raises:
         AlternatorError: The backend is missing, or a setting does not fit.
     """
 
     def __init__(
-        self, config: RunConfig, experiment: Experiment, directory: RunDirectory, *, progress: bool = True
+        self, config: RunConfig, experiment: Experiment, directory: RunDirectory, *, progress: bool | None = None
     ) -> None:
         self.config = config
         self.experiment = experiment
@@ -59,10 +58,7 @@ class Run:
         self._test = experiment.evaluation(experiment.split.test)
         backend = load_backend(config.backend)
         model = backend.UR4Rec(
-            experiment.split.num_items,
-            experiment.item_text_vectors_IT,
-            seed=config.seed,
-            **config.model,
+            experiment.split.num_items, experiment.item_text_vectors_IT, seed=config.seed, **config.model
         )
         self.trainer = backend.JointTrainer(
             model,
@@ -75,7 +71,9 @@ class Run:
         )
 
     def train(self) -> list[Result]:
-        """Train through all stages; after every epoch the run is validated, saved and drawn.
+        """Train through all stages; after every epoch the run is validated and saved, after every stage drawn.
+
+        After `resume` it goes on with the next epoch, and ends as if it had never stopped.
 
         Returns:
             The rows of the results table, each at its best epoch by validation.
@@ -84,14 +82,32 @@ class Run:
             AlternatorError: Too many losses in a row were not finite.
             OSError: The disk is full or not writable; what was saved before is whole.
         """
-        self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts()})
-        self._add_popularity()
         plan = self.config.plan
-        for epoch, stage in enumerate(plan):
+        if not self.epochs:
+            self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts()})
+            self._add_popularity()
+        for epoch in range(len(self.epochs), len(plan)):
+            stage = plan[epoch]
             if epoch == 0 or stage != plan[epoch - 1]:
                 self._enter(stage)
             self._run_epoch(epoch, stage)
+            if epoch + 1 == len(plan) or stage != plan[epoch + 1]:
+                plot_schedule(self.directory.path / "schedule.png", self.records, self.epochs, self._title())
         return list(self.results.values())
+
+    def resume(self) -> None:
+        """Go back to the newest checkpoint of the run directory; a directory without one starts from the beginning.
+
+        Raises:
+            AlternatorError: The checkpoint or the decision log is damaged, or of another configuration.
+        """
+        checkpoint = self.directory.latest_checkpoint()
+        if checkpoint is None:
+            return
+        saved = self.trainer.load_checkpoint(checkpoint)["metrics"]
+        self.epochs = saved["epochs"]
+        self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
+        self.records[:] = read_decisions(self.directory.path / "decisions.csv", self.epochs[-1]["step"])
 
     def _enter(self, stage: str) -> None:
         num_steps = self.config.epochs[stage] * len(self.experiment.train)
@@ -100,25 +116,25 @@ class Run:
 
     def _run_epoch(self, epoch: int, stage: str) -> None:
         started = time.perf_counter()
-        self.experiment.train.set_epoch(epoch)
         metrics = self.trainer.train_epoch(self.experiment.train, epoch=epoch)
         trained = time.perf_counter()
         ranks = {scorer: self.trainer.rank(self._validation, scorer=scorer) for scorer in SCORERS}
         best = self._keep_best(epoch, stage, ranks)
-        row = {
-            "epoch": epoch,
-            "stage": stage,
-            "step": len(self.records),
-            "train": metrics,
-            "validation": {scorer: summarise(ranks[scorer], K_LIST) for scorer in SCORERS},
-            "train_seconds": trained - started,
-            "evaluation_seconds": time.perf_counter() - trained,
-        }
-        self.epochs.append(row)
-        self._save(row, best)
+        self.epochs.append(
+            {
+                "epoch": epoch,
+                "stage": stage,
+                "step": len(self.records),
+                "train": metrics,
+                "validation": {scorer: summarise(ranks[scorer], K_LIST) for scorer in SCORERS},
+                "train_seconds": trained - started,
+                "evaluation_seconds": time.perf_counter() - trained,
+            }
+        )
+        self._save(epoch, best)
 
     def _keep_best(self, epoch: int, stage: str, ranks: Ranks) -> bool:
-        """Test this epoch if validation says that it is the stage's best so far."""
+        """Test this epoch if validation says that it is the best so far of its rows of the results table."""
         criterion, rows = TABLE_ROWS[stage]
         value = summarise(ranks[criterion], K_LIST)[CRITERION]
         before = self.results.get(rows[criterion])
@@ -134,23 +150,17 @@ class Run:
         ranks = [popularity_ranks(split.train, targets, split.num_items) for targets in (split.validation, split.test)]
         self.results["popularity"] = build_result("popularity", -1, *ranks)
 
-    def _save(self, row: dict[str, Any], best: bool) -> None:
-        """Write everything whole: first the checkpoint, then the files that describe the run up to it."""
-        checkpoints = self.directory.checkpoints
-        checkpoints.mkdir(exist_ok=True)
-        name = f"step-{row['step']}"
-        self.trainer.save_checkpoint(checkpoints / name, epoch=row["epoch"], metrics=row["validation"]["fused"])
-        if best:
-            write_whole(checkpoints / "BEST", f"{name}\n".encode())
-        write_whole(checkpoints / "LATEST", f"{name}\n".encode())
-        kept = {(checkpoints / file).read_text().strip() for file in ("BEST", "LATEST")}
-        for path in checkpoints.glob("step-*"):
-            if path.name not in kept:
-                shutil.rmtree(path)
+    def _save(self, epoch: int, best: bool) -> None:
+        """Write everything whole, the checkpoint last: so whatever it stands for is there when it is."""
         self.directory.write_csv("decisions.csv", (record.row() for record in self.records), FIELDS)
         self.directory.write_csv("test_ranks.csv", self._rank_rows(), ["user", *self.results])
         self.directory.write_json("metrics.json", self._metrics())
-        plot_schedule(self.directory.path / "schedule.png", self.records, self.epochs, self._title())
+        state = {
+            "epochs": self.epochs,
+            "results": {name: result.to_json(ranks=True) for name, result in self.results.items()},
+        }
+        with self.directory.new_checkpoint(len(self.records), best=best) as path:
+            self.trainer.save_checkpoint(path, epoch=epoch, metrics=state)
 
     def _metrics(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ur4rec.backends import BACKENDS
+from ur4rec.config import ModelConfig, TrainerConfig, check_choice
 from ur4rec.errors import ConfigurationError, UnknownNameError
 from ur4rec.schedules import parse_schedule
 from ur4rec.stages import STAGES
@@ -45,6 +47,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         parse_schedule(self.schedule)
+        check_choice("backend", self.backend, tuple(BACKENDS))
+        self.model_config(num_items=2)
+        TrainerConfig(**self.trainer)
         if self.batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {self.batch_size}")
         for stage, epochs in self.epochs.items():
@@ -60,6 +65,10 @@ class RunConfig:
         """The stage of each epoch."""
         return tuple(stage for stage, epochs in self.epochs.items() for _ in range(epochs))
 
+    def model_config(self, num_items: int) -> ModelConfig:
+        """The shape of the model for a catalogue."""
+        return ModelConfig(num_items=num_items, **self.model)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return dataclasses.asdict(self)
@@ -72,16 +81,32 @@ class RunConfig:
             ConfigurationError: Settings that do not exist.
         """
         known = {each.name for each in dataclasses.fields(cls)}
-        if unknown := sorted(set(content) - known):
+        if unknown := sorted(set(content) - known - {"facts"}):
             raise ConfigurationError(f"unknown setting {unknown[0]!r} in the configuration; expected {sorted(known)}")
-        return cls(**content)
+        return cls(**{name: value for name, value in content.items() if name in known})
 
+
+_SMALL = {"sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "retriever_output_dim": 64}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "smoke": {},
-    "demo": {},
+    "smoke": {
+        "dataset": "synthetic",
+        "encoder": "tfidf",
+        "epochs": {"pretrain_sasrec": 4, "pretrain_retriever": 4, "joint_finetune": 10, "end_to_end": 2},
+        "batch_size": 64,
+        "model": {**_SMALL, "max_seq_len": 20, "text_embedding_dim": 64},
+        "trainer": {"sasrec_lr": 3e-3, "retriever_lr": 3e-3},
+    },
+    "demo": {
+        "dataset": "ml-100k",
+        "epochs": {"pretrain_sasrec": 15, "pretrain_retriever": 10, "joint_finetune": 20, "end_to_end": 5},
+        "batch_size": 64,
+        "model": {**_SMALL, "max_seq_len": 50},
+        "trainer": {"sasrec_lr": 1e-3, "retriever_lr": 1e-3},
+    },
 }
+"""Settings by name; a command's own arguments go over them."""
 
 
 def preset(name: str, **changes: Any) -> RunConfig:

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,36 @@ class RunDirectory:
             raise ConfigurationError(f"{path} is no run directory: it has no config.json; give the --out of a run")
         return cls(path)
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where checkpoints lie."""
-        return self.path / "checkpoint"
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint; None if the run has not come to its first."""
+        return self._checkpoint("LATEST")
+
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of the best validation; None if the run has not come to its first."""
+        return self._checkpoint("BEST")
+
+    @contextmanager
+    def new_checkpoint(self, step: int, *, best: bool) -> Iterator[Path]:
+        """A path to save a checkpoint at; once it is whole, it becomes the newest, and the ones before it are removed.
+
+        Args:
+            step: Training steps of the run.
+            best: Whether it is the best by validation, which is kept beside the newest.
+        """
+        folder = self.path / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step-{step}"
+        yield path
+        for name in ("BEST", "LATEST") if best else ("LATEST",):
+            write_whole(folder / name, f"{path.name}\n".encode())
+        kept = {self.latest_checkpoint(), self.best_checkpoint()}
+        for each in folder.glob("step-*"):
+            if each not in kept:
+                shutil.rmtree(each)
+
+    def _checkpoint(self, name: str) -> Path | None:
+        pointer = self.path / "checkpoint" / name
+        return pointer.parent / pointer.read_text().strip() if pointer.exists() else None
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a mapping as JSON."""

@@ -32,7 +32,7 @@ def test_the_table_shows_every_metric():
     console.print(results_table([result]))
     text = console.export_text()
     assert "0.5000" in text
-    assert "NDCG@20" in text
+    assert text.count("NDCG") == 3
     assert " 5 " in text
 
 
@@ -45,4 +45,4 @@ def test_the_picture_is_drawn_for_any_length(tmp_path, num_steps):
 
 
 def test_smoothing_is_a_trailing_mean():
-    assert _smooth(np.array([1.0, 2.0, 3.0, 4.0]), width=2).tolist() == [1.0, 1.5, 2.5, 3.5]
+    assert _smooth(np.array([1.0, 2.0, 3.0, 4.0]), 2).tolist() == [1.0, 1.5, 2.5, 3.5]

@@ -1,0 +1,173 @@
+"""`ur4rec train` as a user meets it: what it leaves, how it resumes, what it answers to mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+from typer.testing import CliRunner
+
+from ur4rec.cli import app
+
+TINY = [
+    *("--dataset", "synthetic", "--preset", "smoke", "--batch-size", "128", "--quiet"),
+    *("--epochs", "pretrain_sasrec=1", "--epochs", "pretrain_retriever=1"),
+    *("--epochs", "joint_finetune=3", "--epochs", "end_to_end=1"),
+]
+
+
+COMMAND = [sys.executable, "-W", "ignore", "-c", "from ur4rec.cli import main; main()"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def ur4rec(*arguments):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
+
+
+def mistaken(*arguments):
+    """The one line that a mistake is answered with."""
+    result = CliRunner().invoke(app, ["train", *TINY, *map(str, arguments)])
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+def lines_of(path):
+    return path.read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    done = ur4rec("train", *TINY, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_the_run_directory_holds_everything(run):
+    out, printed = run
+    assert {path.name for path in out.iterdir()} >= {
+        *("config.json", "metrics.json", "decisions.csv", "schedule.png", "checkpoint", "test_ranks.csv")
+    }
+    latest = (out / "checkpoint" / "LATEST").read_text().strip()
+    files = {path.name for path in (out / "checkpoint" / latest).iterdir()}
+    assert files == {"model.safetensors", "optimizer.safetensors", "state.json"}
+    assert "fused" in printed
+    assert str(out) in printed
+
+
+def test_metrics_name_every_scorer_and_beat_popularity(run):
+    metrics = json.loads((run[0] / "metrics.json").read_text())
+    assert set(metrics["final"]) == {
+        *("popularity", "SASRec alone", "retriever alone", "SASRec in it", "retriever in it", "fused")
+    }
+    fused, popularity = (metrics["final"][name]["test"] for name in ("fused", "popularity"))
+    assert set(fused) == {"mrr", *(f"{metric}@{k}" for metric in ("hit", "ndcg") for k in (5, 10, 20))}
+    assert fused["ndcg@10"] > 2 * popularity["ndcg@10"]
+    assert [epoch["stage"] for epoch in metrics["epochs"]] == [
+        *("pretrain_sasrec", "pretrain_retriever", *["joint_finetune"] * 3, "end_to_end")
+    ]
+    assert metrics["facts"]["split_hash"]
+
+
+def test_decisions_say_who_trained_and_why(run):
+    header, *rows = lines_of(run[0] / "decisions.csv")
+    assert header == "step,stage,active,next,reason,value,limit,sasrec_loss,retriever_loss"
+    metrics = json.loads((run[0] / "metrics.json").read_text())
+    assert len(rows) == metrics["epochs"][-1]["step"]
+    assert {row.split(",")[2] for row in rows if ",pretrain_retriever," in row} == {"retriever"}
+    assert {row.split(",")[2] for row in rows if ",end_to_end," in row} == {"both"}
+    joint = [row.split(",") for row in rows if ",joint_finetune," in row]
+    assert all(later[2] == earlier[3] for earlier, later in pairwise(joint))
+
+
+def test_a_second_run_is_the_same_to_the_bit_and_so_is_a_resumed_one(run, tmp_path):
+    out, _ = run
+    stopped = tmp_path / "run"
+    process = subprocess.Popen(
+        [*COMMAND, "train", *TINY, "--out", str(stopped)],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (stopped / "checkpoint" / "LATEST").exists():
+            assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    done = ur4rec("train", "--resume", stopped, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert (stopped / "decisions.csv").read_bytes() == (out / "decisions.csv").read_bytes()
+    latest = (out / "checkpoint" / "LATEST").read_text().strip()
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        resumed, whole = (each / "checkpoint" / latest / name for each in (stopped, out))
+        assert resumed.read_bytes() == whole.read_bytes()
+    assert (stopped / "test_ranks.csv").read_bytes() == (out / "test_ranks.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "ml-100"], "unknown dataset 'ml-100'; expected one of"),
+        (["--schedule", "sometimes"], "unknown schedule 'sometimes'; expected one of"),
+        (["--epochs", "warmup=3"], "unknown stage 'warmup'; expected one of ('pretrain_sasrec',"),
+        (["--epochs", "end_to_end=many"], "must be a whole number of at least 0, got 'many'"),
+        (["--backend", "tensorflow"], "unknown backend 'tensorflow'; expected one of ('torch', 'jax')"),
+        (["--set", "joint_loss=added"], "unknown joint_loss 'added'; expected one of"),
+        (["--set", "sasrec_lr"], "--set must read name=value, got 'sasrec_lr'"),
+        (["--set", "sasrec_rate=1"], "unknown setting 'sasrec_rate'; expected one of"),
+        (["--set", "max_seq_len=0"], "max_seq_len must be an integer of at least 1, got 0"),
+        (["--preset", "huge"], "unknown preset 'huge'; expected one of"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(tmp_path, arguments, message):
+    assert message in mistaken("--out", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_out_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "--out must be writable" in mistaken("--out", tmp_path / "file" / "run")
+
+
+def test_out_and_resume_exclude_each_other(tmp_path):
+    assert "give --out DIR" in mistaken()
+    assert "leave out --out" in mistaken("--out", tmp_path / "a", "--resume", tmp_path / "b")
+    assert "is no run directory" in mistaken("--resume", tmp_path)
+
+
+def test_a_malformed_row_is_one_line_with_its_place(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.inter").write_text(
+        "user_id:token\titem_id:token\ttimestamp:float\nu1\ti1\t1\nu1\ti2\tyesterday\n"
+    )
+    line = mistaken("--dataset", tmp_path / "mine", "--out", tmp_path / "run")
+    assert "mine.inter:3, column 'timestamp': must be a finite number or an ISO 8601 date, got 'yesterday'" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_losses_that_stay_nan_stop_the_run_with_one_line(tmp_path):
+    assert "must be finite" in mistaken(
+        "--out", tmp_path / "run", "--set", "sasrec_lr=1e30", "--set", "nonfinite_limit=3"
+    )
+
+
+def test_a_full_disk_stops_the_run_with_one_line_and_leaves_whole_files(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert "No space left on device" in mistaken("--out", tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_help_names_the_stages_and_the_schedules():
+    text = ur4rec("train", "--help").stdout
+    assert "pretrain_sasrec" in text
+    assert "adaptive" in text
+    assert "parity" in text

@@ -33,8 +33,8 @@ def describe(interactions: Interactions) -> dict[str, int | float]:
     }
     for name, q in _QUANTILES.items():
         facts[f"sequence_length_{name}"] = float(np.quantile(lengths, q))
-    pairs = np.unique(interactions.users_N.astype(np.int64) * interactions.num_items + interactions.items_N)
-    facts["repeats"] = 1 - len(pairs) / len(interactions)
+    pairs = np.sort(interactions.users_N.astype(np.int64) * interactions.num_items + interactions.items_N)
+    facts["repeats"] = int((np.diff(pairs) == 0).sum()) / len(interactions)
     facts["tied_last_two"] = _tied_last_two(interactions)
     facts["users_below_3"] = int((lengths < 3).sum())
     return facts

@@ -6,7 +6,7 @@ in the same file order, and canonical indices are the order of first appearance 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ur4rec.data.interactions import Interactions, build_interactions
@@ -71,9 +71,8 @@ def read_movielens(name: str, directory: Path, *, min_item_interactions: int, so
     else:
         ratings = read_text_table(directory / ratings_file, _RATINGS_1M)
         movies = _listed_movies(read_text_table(directory / movies_file, _MOVIES_1M))
-    users = [user.removeprefix("1m_") for user in ratings.names("user_id")]
-    return build_interactions(
-        users=users,
+    interactions = build_interactions(
+        users=ratings.names("user_id"),
         items=ratings.names("item_id"),
         timestamps=ratings.numbers_of_time("timestamp"),
         titles={item: movie.title for item, movie in movies.items()},
@@ -82,6 +81,7 @@ def read_movielens(name: str, directory: Path, *, min_item_interactions: int, so
         source=source,
         min_item_interactions=min_item_interactions,
     )
+    return replace(interactions, user_ids=[user.removeprefix("1m_") for user in interactions.user_ids])
 
 
 LAYOUTS: Mapping[str, tuple[tuple[str, str], ...]] = {

@@ -130,7 +130,8 @@ def _targets(sequences: Sequences, users_T: NDArray[Any], positions_T: NDArray[A
     """The target of each user is at the given position of the sequence; what is before it is history."""
     items_T = sequences.items_N[sequences.offsets_U[users_T] + positions_T]
     histories = sequences.take(users_T).heads(positions_T)
-    keys = np.unique(histories.rows * num_items + histories.items_N)
+    keys = np.sort(histories.rows * num_items + histories.items_N)
+    keys = keys[np.diff(keys, prepend=-1) > 0]
     rows, items = keys // num_items, (keys % num_items).astype(np.int32)
     other = items != items_T[rows]
     lengths = np.bincount(rows[other], minlength=len(users_T)).astype(np.int64)

@@ -101,7 +101,7 @@ class Table:
 
     def _lines(self) -> Iterator[int]:
         assert self.format is not None
-        rows = _rows(self.path, self.format)
+        rows = _rows(self.path, self.format, self.path.read_bytes())
         if self.format.columns is None:
             next(rows)
         return (line for line, _ in rows)
@@ -113,18 +113,17 @@ def read_text_table(path: Path, form: TextFormat) -> Table:
     Raises:
         DataError: The file is missing, empty, wrongly encoded, or a row has another number of fields.
     """
-    content = _read_bytes(path).replace(
-        form.separator.encode(), b"\t" if len(form.separator) > 1 else form.separator.encode()
-    )
-    names = list(form.columns) if form.columns else _header(path, form)
+    content = _read_bytes(path)
+    names = list(form.columns) if form.columns else _header(path, form, content)
+    separator = form.separator if len(form.separator) == 1 else "\t"
     try:
         table = pa.csv.read_csv(
-            pa.BufferReader(content),
+            pa.BufferReader(content.replace(form.separator.encode(), separator.encode())),
             read_options=pa.csv.ReadOptions(
                 column_names=names, skip_rows=0 if form.columns else 1, encoding=form.encoding
             ),
             parse_options=pa.csv.ParseOptions(
-                delimiter=form.separator if len(form.separator) == 1 else "\t",
+                delimiter=separator,
                 quote_char='"' if form.quoted else False,
                 newlines_in_values=form.quoted,
             ),
@@ -133,7 +132,7 @@ def read_text_table(path: Path, form: TextFormat) -> Table:
             ),
         )
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        _refuse_shape(path, form, len(names))
+        _refuse_shape(path, form, content, len(names))
         raise DataError(f"{path}: cannot be read as a table with the columns {names}: {error}") from error
     return Table(path, {name: table[name].combine_chunks() for name in names}, form)
 
@@ -176,27 +175,31 @@ def _read_bytes(path: Path) -> bytes:
     return content
 
 
-def _header(path: Path, form: TextFormat) -> list[str]:
-    _, names = next(_rows(path, form))
+def _header(path: Path, form: TextFormat, content: bytes) -> list[str]:
+    first_line = content.lstrip(b"\r\n").partition(b"\n")[0].rstrip(b"\r")
+    _, names = next(_rows(path, form, first_line))
     for name in names:
         if not name or names.count(name) > 1:
             raise DataError(f"{path}:1: column names must be distinct and not empty, got {tuple(names)}")
     return names
 
 
-def _rows(path: Path, form: TextFormat) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, form: TextFormat, content: bytes) -> Iterator[tuple[int, list[str]]]:
     """Each row with the number of its (last) line, without pyarrow. Empty lines are skipped."""
-    text = _decode(path, form.encoding)
+    text = _decode(path, form.encoding, content)
     if form.quoted:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=form.separator)
-        yield from ((reader.line_num, row) for row in reader if row)
+        try:
+            yield from ((reader.line_num, row) for row in reader if row)
+        except csv.Error as error:
+            raise DataError(f"{path}:{reader.line_num}: cannot be read: {error}; look for a quote left open") from error
     else:
         lines = enumerate(text.replace("\r\n", "\n").split("\n"), start=1)
         yield from ((number, line.split(form.separator)) for number, line in lines if line)
 
 
-def _decode(path: Path, encoding: str) -> str:
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+def _decode(path: Path, encoding: str, content: bytes) -> str:
+    content = content.removeprefix(b"\xef\xbb\xbf")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -207,8 +210,8 @@ def _decode(path: Path, encoding: str) -> str:
         ) from error
 
 
-def _refuse_shape(path: Path, form: TextFormat, num_columns: int) -> None:
-    for line, row in _rows(path, form):
+def _refuse_shape(path: Path, form: TextFormat, content: bytes, num_columns: int) -> None:
+    for line, row in _rows(path, form, content):
         if len(row) != num_columns:
             last = min(len(row), num_columns)
             raise DataError(

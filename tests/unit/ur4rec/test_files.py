@@ -181,6 +181,10 @@ def test_dates(tmp_path, suffix, times):
     [
         ('user,item,timestamp\n1,"a\nb",3\n1,c\n', r"x.csv:4, column 2: every row must have 3 fields, got 2"),
         ("user,item,timestamp\n1,a,3\n\n1,c,late\n", r"x.csv:4, column 'timestamp': must be a finite number .* 'late'"),
+        (
+            'user,item,timestamp\n1,"a,3\n' + "1,b,4\n" * 30_000,
+            r"x.csv:\d+: cannot be read: .*; look for a quote left open",
+        ),
         ("user,item,timestamp\n1,a,3\n1,,4\n", r"x.csv:3, column 'item': must not be empty"),
         ("user,item,timestamp\n1,a,3\n1,b,2020-01-01\n", r"column 'timestamp': times must be of one kind, got several"),
     ],

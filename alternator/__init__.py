@@ -4,6 +4,7 @@ from alternator.decision import Decision
 from alternator.errors import AlternatorError, ConfigurationError, LossError, StateError, UnknownModuleError
 from alternator.machine import Alternator
 from alternator.reasons import Reason
+from alternator.recorded import Replay, Switch, replay
 from alternator.rule import Facts, Rule, Verdict
 from alternator.rules import Cycle, Gain, Patience, Plateau, RandomTenure, Trend
 from alternator.stats import ModuleStats, Stats
@@ -22,10 +23,13 @@ __all__ = [
     "Plateau",
     "RandomTenure",
     "Reason",
+    "Replay",
     "Rule",
     "StateError",
     "Stats",
+    "Switch",
     "Trend",
     "UnknownModuleError",
     "Verdict",
+    "replay",
 ]

@@ -1,0 +1,120 @@
+"""The command ``alternator``: replay a rule over recorded losses, and list the rules."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from alternator.errors import AlternatorError, ConfigurationError
+from alternator.event_files import is_event_path, read_events
+from alternator.loss_table import LossTable, read_losses
+from alternator.plot import plot_replay
+from alternator.recorded import replay
+from alternator.replay_text import render_replay, render_sweep
+from alternator.rule_help import render_rules
+from alternator.rules.named import rule_from_settings
+from alternator.sweep import parse_grid, sweep
+
+_REPLAY_HELP = """\
+Show when a rule would have switched on recorded losses, and why it would have held.
+
+LOSSES is one of
+  a CSV file with a header, one row per step, a column "step" and one column of losses per module
+  the decisions.csv of a run (the losses of its stage joint_finetune are used)
+  a TensorBoard event file or a directory of them
+An empty cell is a loss that was not computed.
+"""
+_REPLAY_EXAMPLES = """\
+examples:
+  alternator replay losses.csv                                   the recommended rule, with its defaults
+  alternator replay losses.csv --rule plateau                    the original method
+  alternator replay losses.csv --rule trend --set min_gain=0.02 max_steps=None
+  alternator replay losses.csv --rule plateau --sweep threshold=0.005,0.01,0.02 min_steps=3,5,10
+  alternator replay losses.csv --plot replay.png
+  alternator replay runs/gan --modules generator=loss/g,critic=loss/d
+  alternator rules                                               all rules and their parameters
+
+It never switches? Read "Why it held": the most frequent reason is the parameter to change.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, or 2 for anything that the user can mend."""
+    arguments = _build_parser().parse_args(argv)
+    try:
+        print(arguments.run(arguments))
+    except AlternatorError as error:
+        print(f"alternator: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="alternator", description="Decide step by step which module of a model trains next.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_replay(commands)
+    rules = commands.add_parser("rules", help="list the rules and their parameters")
+    rules.add_argument("names", nargs="*", metavar="RULE", help="show only these")
+    rules.set_defaults(run=lambda arguments: render_rules(arguments.names))
+    return parser
+
+
+def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    parser = commands.add_parser(
+        "replay",
+        help="show what a rule would have decided on recorded losses, and why",
+        description=_REPLAY_HELP,
+        epilog=_REPLAY_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("losses", type=Path, metavar="LOSSES", help="CSV file, decisions.csv, or TensorBoard event files")
+    add("--rule", default="trend", help="name of the rule (default: trend); 'alternator rules' lists them")
+    add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="parameters of the rule")
+    add("--sweep", nargs="+", action="extend", default=[], metavar="NAME=V,V", help="try all combinations, as a table")
+    add("--modules", metavar="NAME,NAME", help="columns to use, in the order of turns; or NAME=COLUMN,NAME=COLUMN")
+    add("--delay", type=int, default=0, help="steps that losses arrive late (default: 0; training loops often have 1)")
+    add("--plot", type=Path, metavar="FILE.png", help="draw losses, turns and switches (needs matplotlib)")
+    add("--json", action="store_true", help="print JSON")
+    add("--all", action="store_true", help="print every switch")
+    parser.set_defaults(run=_run_replay)
+
+
+def _run_replay(arguments: argparse.Namespace) -> str:
+    table = _read_table(arguments.losses, _parse_modules(arguments.modules))
+    rule = arguments.rule.replace("-", "_")
+    if arguments.sweep:
+        if arguments.plot:
+            raise ConfigurationError("--plot draws one replay, not a sweep; choose the parameters with --set")
+        rows = sweep(table.losses, rule, parse_grid(arguments.sweep), arguments.set, delay=arguments.delay)
+        return _to_json([row.to_dict() for row in rows]) if arguments.json else render_sweep(rows)
+    built = rule_from_settings(rule, arguments.set)
+    result = replay(table.losses, built, steps=table.steps, delay=arguments.delay)
+    if arguments.plot:
+        plot_replay(arguments.plot, table, result)
+    return _to_json(result.to_dict()) if arguments.json else render_replay(table, result, all_switches=arguments.all)
+
+
+def _read_table(path: Path, modules: Mapping[str, str] | None) -> LossTable:
+    return read_events(path, modules) if is_event_path(path) else read_losses(path, modules)
+
+
+def _parse_modules(text: str | None) -> dict[str, str] | None:
+    """``a,b`` or ``a=column,b=column``: the column of each module."""
+    if text is None:
+        return None
+    pairs = [item.partition("=") for item in text.split(",")]
+    return {name: column or name for name, _, column in pairs}
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)

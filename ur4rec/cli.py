@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -22,8 +23,7 @@ from ur4rec.data.sources import load_dataset
 from ur4rec.data.splits import leave_one_out
 from ur4rec.errors import ConfigurationError
 from ur4rec.experiment import prepare
-from ur4rec.report import results_table
-from ur4rec.run import Run
+from ur4rec.report import metrics_table, results_table
 from ur4rec.run_config import PRESETS, RunConfig, preset
 from ur4rec.run_directory import RunDirectory
 from ur4rec.schedules import SCHEDULE_HELP
@@ -114,6 +114,8 @@ def train(
     pretrain_sasrec and pretrain_retriever train one module each; joint_finetune alternates between them as the schedule
     decides; end_to_end trains both.
     """
+    from ur4rec.run import Run  # loads matplotlib, which the other commands do without
+
     with one_line_errors():
         _log_to_stderr(quiet)
         progress = False if quiet else None
@@ -169,6 +171,67 @@ def data(
         table = Table(show_header=False)
         for name, value in facts.items():
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        console.print(table)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best (by validation) or latest.")] = "best",
+    data_dir: DataDirectory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Rank the whole catalogue for every target with a run's checkpoint, and print Hit@k and NDCG@k."""
+    from ur4rec.evaluate import evaluate_run
+
+    with one_line_errors():
+        directory = RunDirectory.open_existing(run)
+        rows = evaluate_run(directory, split=split, checkpoint=checkpoint, data_dir=data_dir)
+        if as_json:
+            sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+        else:
+            console.print(metrics_table(f"{run}, {checkpoint} checkpoint, {split} targets", rows))
+
+
+@app.command()
+def recommend(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    user: Annotated[str | None, typer.Option(help="A user id of the dataset.")] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--item", help="An item of a history, oldest first: an id, a title, or a part of one. Repeatable."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many items.")] = 10,
+    data_dir: DataDirectory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Print what a user, or somebody with a history of your own, is likely to go on with.
+
+    The three columns are the probabilities, among items that are not in the history, that SASRec, the retriever and
+    both fused give an item to be the next one.
+    """
+    from ur4rec.recommend import Recommender
+
+    with one_line_errors():
+        if (user is None) == (not history):
+            raise ConfigurationError("give either --user ID or one or more --item TITLE")
+        recommender = Recommender(RunDirectory.open_existing(run), data_dir=data_dir)
+        items = recommender.history_of(user) if user is not None else recommender.find_items(history or [])
+        found = recommender.recommend(items, top=top)
+        if as_json:
+            sys.stdout.write(json.dumps([each._asdict() for each in found], indent=2, ensure_ascii=False) + "\n")
+            return
+        titles = [recommender.interactions.titles[item] for item in items[-3:]]
+        table = Table(title=f"after {len(items)} items, the last: {', '.join(titles)}", box=SIMPLE_HEAD)
+        for name, justify in (("#", "right"), ("title", "left"), ("SASRec", "right"), ("retriever", "right")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column("fused", justify="right")
+        for place, each in enumerate(found, 1):
+            shares = [f"{each.probabilities[scorer]:.2%}" for scorer in ("sasrec", "retriever", "fused")]
+            table.add_row(str(place), each.title, *shares)
         console.print(table)
 
 

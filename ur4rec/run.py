@@ -9,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.backends import BACKENDS, load_backend
+from ur4rec.config import SCORERS
 from ur4rec.decisions import FIELDS, StepRecord, read_decisions
 from ur4rec.experiment import Experiment
 from ur4rec.metrics import summarise
 from ur4rec.popularity import popularity_ranks
-from ur4rec.report import plot_schedule
 from ur4rec.results import CRITERION, K_LIST, Result, build_result
 from ur4rec.run_config import RunConfig
 from ur4rec.run_directory import RunDirectory
+from ur4rec.schedule_plot import plot_schedule
 from ur4rec.schedules import parse_schedule
 
-SCORERS = ("sasrec", "retriever", "fused")
 _JOINT_ROWS = ("fused", {"sasrec": "SASRec in it", "retriever": "retriever in it", "fused": "fused"})
 TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "pretrain_sasrec": ("sasrec", {"sasrec": "SASRec alone"}),

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from ur4rec.decisions import FIELDS, StepRecord
-from ur4rec.report import _smooth, plot_schedule, results_table
+from ur4rec.report import results_table
 from ur4rec.results import build_result
+from ur4rec.schedule_plot import _smooth, plot_schedule
 
 
 def records(num_steps):
@@ -33,7 +34,6 @@ def test_the_table_shows_every_metric():
     text = console.export_text()
     assert "0.5000" in text
     assert text.count("NDCG") == 3
-    assert " 5 " in text
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 120])

@@ -1,0 +1,46 @@
+"""Evaluation of a finished run: its checkpoint, its data, and every target ranked anew."""
+
+from pathlib import Path
+
+from ur4rec.backends import load_backend
+from ur4rec.config import SCORERS, check_choice
+from ur4rec.errors import DataError
+from ur4rec.experiment import prepare
+from ur4rec.metrics import summarise
+from ur4rec.results import K_LIST
+from ur4rec.run_config import RunConfig
+from ur4rec.run_directory import RunDirectory
+
+
+def evaluate_run(
+    directory: RunDirectory, *, split: str = "test", checkpoint: str = "best", data_dir: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """Hit@k, NDCG@k and MRR of each scorer of a run.
+
+    Args:
+        directory: The run.
+        split: "test" or "validation".
+        checkpoint: "best" (by validation) or "latest".
+        data_dir: Where to look for the dataset's files before anything is downloaded.
+
+    Raises:
+        AlternatorError: An unknown split or checkpoint, no checkpoint yet, a damaged one, or not the run's data.
+    """
+    check_choice("split", split, ("test", "validation"))
+    check_choice("checkpoint", checkpoint, ("best", "latest"))
+    saved = directory.read_json("config.json")
+    config = RunConfig.from_json(saved)
+    path = directory.best_checkpoint() if checkpoint == "best" else directory.latest_checkpoint()
+    if path is None:
+        raise DataError(f"{directory.path} has no {checkpoint} checkpoint yet; let its run finish an epoch first")
+    experiment = prepare(config, directory=data_dir)
+    if experiment.split.hash != saved["facts"]["split_hash"]:
+        raise DataError(
+            f"the data must be the run's, but the split's hash is {experiment.split.hash}; restore the data"
+        )
+    backend = load_backend(config.backend)
+    trainer = backend.JointTrainer(
+        backend.load_model(path), device=config.device, progress=False, joint_loss="separate"
+    )
+    targets = experiment.evaluation(getattr(experiment.split, split))
+    return {scorer: summarise(trainer.rank(targets, scorer=scorer), K_LIST) for scorer in SCORERS}

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
 from math import sqrt
-from operator import mul
+from operator import mul, sub
 from typing import NamedTuple
 
 TRIM = 3.5
 """Residuals beyond so many robust standard deviations are outliers (Iglewicz and Hoaglin 1993, section 3.3)."""
 MAD_TO_SD = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
-REFITS = 3
-"""How often the line is fitted again where there are outliers."""
-MOST_POINTS = 40
+MEAN_TO_SD = 1.2533
+"""The same for the mean absolute deviation, which stands in where the median is 0."""
+MOST_POINTS = 32
 """More losses than this are averaged in equal groups first: batch means."""
 MAX_AUTOCORRELATION = 0.99
 """Upper limit of the estimated autocorrelation: the standard error is inflated at most 14-fold."""
@@ -75,10 +75,11 @@ def robust_gain(losses: Sequence[float]) -> Gain:
 
     1. More than `MOST_POINTS` losses are averaged in groups of equal size, the newest complete: batch means keep
        almost all that the losses say of the slope, and cost less. What follows is done on the means.
-    2. Least squares; residuals beyond `TRIM` robust standard deviations (from the median absolute deviation) are
-       pulled in to that distance, and the line is fitted again, `REFITS` times: Huber's pseudo-values (Huber 1981,
-       section 7.8). Trimming acts on residuals, never on values: cutting off the largest losses of a falling series
-       would bias its slope.
+    2. Outliers are found by their residuals from a line that they cannot move: Theil's incomplete method (Theil 1950),
+       the median slope between losses half the series apart, through the median height. Residuals beyond `TRIM` robust
+       standard deviations (from the median absolute deviation) are pulled in to that distance, then the line is fitted
+       by least squares: one step of Huber's pseudo-values (Huber 1981, section 7.8). Trimming acts on residuals, never
+       on values: cutting off the largest losses of a falling series would bias its slope.
     3. The standard error is multiplied by √((1 + ρ) / (1 - ρ)), as AR(1) noise asks for. ρ is the residuals' lag-1
        autocorrelation, corrected for the bias that residuals from a line have, about -(2 + 4 ρ) / n (Kendall 1954),
        and not below 0.
@@ -97,7 +98,8 @@ def robust_gain(losses: Sequence[float]) -> Gain:
         points, size = _batch_means(_scaled(losses))
     fit = _robust_fit(points)
     line = _line(fit)
-    level = max(abs(line.end), line.deviation, abs(line.slope))
+    end = line.end + line.slope * (size - 1) / (2 * size)
+    level = max(abs(end), line.deviation, abs(line.slope))
     if level == 0:
         return Gain(0.0, 0.0)
     rho = _autocorrelation(fit)
@@ -142,26 +144,22 @@ def _line(fit: _Fit) -> Line:
 
 
 def _robust_fit(values: Sequence[float]) -> _Fit:
-    fit = _fit(values)
-    cut, largest = _cut(fit.residuals)
-    if largest <= cut:
-        return fit
-    positions = _positions(len(values))
-    residuals = fit.residuals
-    for _ in range(REFITS):
-        pulled = [
-            fit.mean + fit.slope * position + min(max(residual, -cut), cut)
-            for position, residual in zip(positions, residuals, strict=True)
+    count = len(values)
+    half = count // 2
+    positions = _positions(count)
+    slope = sorted(map(sub, values[count - half :], values[:half]))[half // 2] / (count - half)
+    heights = [value - slope * position for value, position in zip(values, positions, strict=True)]
+    height = sorted(heights)[half]
+    sizes = sorted(abs(value - height) for value in heights)
+    cut = TRIM * (MAD_TO_SD * sizes[half] or MEAN_TO_SD * sum(sizes) / count)
+    if sizes[-1] <= cut:
+        return _fit(values)
+    return _fit(
+        [
+            height + slope * position + min(max(value - height, -cut), cut)
+            for value, position in zip(heights, positions, strict=True)
         ]
-        fit = _fit(pulled)
-        residuals = [value - fit.mean - fit.slope * position for value, position in zip(values, positions, strict=True)]
-        cut, _ = _cut(residuals)
-    return fit
-
-
-def _cut(residuals: Sequence[float]) -> tuple[float, float]:
-    sizes = sorted(map(abs, residuals))
-    return TRIM * MAD_TO_SD * sizes[len(sizes) // 2], sizes[-1]
+    )
 
 
 def _autocorrelation(fit: _Fit) -> float:

@@ -52,6 +52,9 @@ class Patience:
     In mode "rel" a negative best is beaten by anything below ``best · (1 - threshold)``, which lies *above* it, as in
     the two libraries; give losses that may be negative the mode "abs".
 
+    On a device in float32, decisions agree with these unless a loss (or its average) lies within
+    1e-6 · (abs(best) + threshold) of what would be better than the best.
+
     Raises:
         ConfigurationError: A parameter is out of range.
 

@@ -55,7 +55,7 @@ class Trend:
     is read as a fall until it has left the window, so a plateau is noticed at most about one window late.
 
     On a device in float32, decisions agree with these unless the number compared with ``min_gain`` (or with 0) lies
-    within 1e-6·horizon + 1% of the se term of it.
+    within 1e-6·horizon + 0.1% of the se term of it.
 
     Raises:
         ConfigurationError: A parameter is out of range.

@@ -110,6 +110,11 @@ class TrainBatches:
         """Targets of an epoch."""
         return int((self._ends_R - self._starts_R - 1).sum())
 
+    def max_targets(self, epoch: int) -> int:
+        """The most targets that a batch of an epoch holds."""
+        counts = (self._ends_R - self._starts_R - 1)[self._epoch_order(epoch)]
+        return int(np.add.reduceat(counts, np.arange(0, len(counts), self.batch_size)).max())
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that iterating yields."""
         if epoch < 0:

@@ -1,0 +1,50 @@
+"""The device: which one, and how a batch gets there."""
+
+import jax
+import numpy as np
+
+from ur4rec.batches import Batch
+from ur4rec.errors import ConfigurationError
+from ur4rec_jax.losses import StepInputs
+
+_KINDS = {"cuda": "gpu"}
+
+
+def find_device(name: str | jax.Device) -> jax.Device:
+    """The device of a name; ``auto`` is an accelerator where JAX finds one.
+
+    Raises:
+        ConfigurationError: There is no such device on this machine.
+    """
+    if isinstance(name, jax.Device):
+        return name
+    if name == "auto":
+        return jax.devices()[0]
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "gpu", "cuda", "tpu") or not (number.isdigit() or number == ""):
+        raise ConfigurationError(f"device must be auto, cpu, cuda, cuda:N, gpu, gpu:N or tpu, got {name!r}")
+    try:
+        devices = jax.devices(_KINDS.get(kind, kind))
+        return devices[int(number or 0)]
+    except (RuntimeError, IndexError) as error:
+        raise ConfigurationError(
+            f"device must be one of this machine, got {name!r}, but JAX finds only {jax.devices()}"
+        ) from error
+
+
+def to_inputs(batch: Batch, num_items: int, num_targets: int = 0) -> StepInputs:
+    """A batch with the places of its targets, as a step takes it; it moves to the device then.
+
+    Args:
+        batch: The batch.
+        num_items: The padding index.
+        num_targets: How many targets there may be in any batch. The places are filled up to a length that changes
+            with it in coarse steps (16 in all), since a step is compiled anew for every length.
+    """
+    targets = np.asarray(batch[1], np.int32).ravel()
+    found = np.flatnonzero(targets != num_items)
+    stride = -(-targets.size // 16)
+    length = -(-max(num_targets, len(found)) // stride) * stride
+    positions_N, targets_N = np.zeros(length, np.int32), np.full(length, num_items, np.int32)
+    positions_N[: len(found)], targets_N[: len(found)] = found, targets[found]
+    return StepInputs(np.asarray(batch[0], np.int32), positions_N, targets_N)

@@ -1,0 +1,34 @@
+"""Flax's layers with PyTorch's constants and this project's initial weights, so that both backends are one model."""
+
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+_normal = nnx.initializers.normal(0.02)
+
+
+def normal_with_padding(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """Initial weights of an embedding table whose last row is padding."""
+    return _normal(key, shape, dtype).at[-1].set(0)
+
+
+Linear = partial(nnx.Linear, kernel_init=nnx.initializers.xavier_uniform())
+Embedding = partial(nnx.Embed, embedding_init=_normal)
+LayerNorm = partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+
+class Dropout(nnx.Dropout):
+    """Dropout where random numbers are given, and none (inference) where they are not."""
+
+    def __call__(self, inputs: Array, rngs: nnx.Rngs | None) -> Array:
+        """Apply it."""
+        return super().__call__(inputs, deterministic=rngs is None, rngs=rngs)
+
+
+def normalize(inputs: Array) -> Array:
+    """Vectors along the last axis, scaled to unit length; a zero vector stays zero and has finite gradients."""
+    squares = jnp.sum(jnp.square(inputs), axis=-1, keepdims=True)
+    return inputs / jnp.sqrt(jnp.maximum(squares, 1e-24))

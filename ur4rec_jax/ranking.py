@@ -1,0 +1,51 @@
+"""Ranks of evaluation targets, computed on the device.
+
+Shapes: B rows, L positions, I items, M coordinates of seen items.
+"""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from ur4rec.batches import EvaluationBatch
+from ur4rec.errors import DataError, NonFiniteError
+
+
+def rank_loader(score: Callable[[Array], Array], loader: Iterable[EvaluationBatch]) -> NDArray[np.int64]:
+    """The rank of every target, in the loader's order; the host reads them once, at the end.
+
+    Args:
+        score: Maps histories (B, L) to scores (B, I).
+        loader: Evaluation batches.
+
+    Raises:
+        NonFiniteError: A target or a candidate has a score that is NaN or infinite.
+        DataError: The loader is empty.
+    """
+    ranked = [(rank_batch(score(batch.items_BL), batch), batch.num_valid) for batch in loader]
+    if not ranked:
+        raise DataError("evaluation needs at least one batch, got an empty loader")
+    if not all(bool(finite) for (_, finite), _ in ranked):
+        raise NonFiniteError("scores must be finite, got NaN or infinite ones; lower the learning rate and train anew")
+    return np.concatenate([np.asarray(ranks_B, np.int64)[:num_valid] for (ranks_B, _), num_valid in ranked])
+
+
+@jax.jit
+def rank_batch(scores_BI: Array, batch: EvaluationBatch) -> tuple[Array, Array]:
+    """Ranks of the targets, and whether all scores that count are finite.
+
+    The rank is 1 + the number of other unseen items that score at least as much as the target: ties count against us.
+    The target is never filtered. Rows and coordinates that only fill up are out of range and dropped.
+    """
+    rows_B = jnp.arange(len(scores_BI))
+    candidates_BI = jnp.ones(scores_BI.shape, bool)
+    candidates_BI = candidates_BI.at[batch.seen_rows_M, batch.seen_items_M].set(False, mode="drop")
+    candidates_BI = candidates_BI.at[rows_B, batch.targets_B].set(True)
+    counts_B1 = (rows_B < batch.num_valid)[:, None]
+    finite = (jnp.isfinite(scores_BI) | ~candidates_BI | ~counts_B1).all()
+    at_least_BI = candidates_BI & (scores_BI >= scores_BI[rows_B, batch.targets_B][:, None])
+    return at_least_BI.sum(1), finite

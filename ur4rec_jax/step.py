@@ -1,0 +1,155 @@
+"""The training step: a pure function of the parameters and the optimizer state, one compilation per turn.
+
+Parameters are nested dictionaries, by module first. The freeze contract of `adapters.optax` holds for what is frozen.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from adapters.optax import AlternatingState, active_value_and_grad, alternating, apply_updates
+from ur4rec.config import TrainerConfig
+from ur4rec.stages import BOTH, MODULES, TURNS
+from ur4rec_jax.losses import StepInputs, StepLosses, fused_loss, separate_loss
+from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.ur4rec import UR4Rec
+
+FUSION = "fusion"
+PARTS = (*MODULES, FUSION)
+LABELS = {name: name for name in PARTS}
+
+
+class TrainState(NamedTuple):
+    """What training changes."""
+
+    params: dict[str, Any]
+    """The parameters of each part of the model."""
+    optimizers: AlternatingState
+    """The state of each part's optimizer."""
+
+
+class Step:
+    """The training step of a model under one joint or separate loss.
+
+    Args:
+        graphdef: The model without its arrays, from `flax.nnx.split`.
+        config: The settings.
+        fused: Whether the fused scores are trained; else each module by its own loss.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, fused: bool) -> None:
+        self._graphdef = graphdef
+        self._config = config
+        self._fused = fused
+        self._turns = {turn: (*TURNS[turn], FUSION) if fused or turn == BOTH else TURNS[turn] for turn in TURNS}
+        self._optimizer = alternating(
+            {name: _adamw(name, 0.0 if name == FUSION else config.weight_decay) for name in PARTS},
+            LABELS,
+            turns=self._turns,
+        )
+
+    def init(self, params: dict[str, Any]) -> TrainState:
+        """The state at the beginning of training."""
+        return TrainState(params, self._optimizer.init(params))
+
+    def __call__(
+        self,
+        state: TrainState,
+        buffers: Any,
+        catalogue: Catalogue | None,
+        inputs: StepInputs,
+        step: Array,
+        learning_rates: dict[str, Array],
+        *,
+        turn: str,
+    ) -> tuple[TrainState, StepLosses]:
+        """One step, without effect if the loss is not finite.
+
+        Args:
+            state: Before the step.
+            buffers: The rest of the model.
+            catalogue: The retriever's, if it is frozen and the loss needs it.
+            inputs: The batch.
+            step: The training step of the run, which random numbers are a function of.
+            learning_rates: Of each part.
+            turn: What trains; static.
+        """
+        gradients = active_value_and_grad(self._loss(turn), LABELS, PARTS, turns=self._turns, has_aux=True)
+        (_, losses), grads = gradients(state.params, buffers, catalogue, inputs, step, active=turn)
+        active = self._turns[turn]
+        scale = _clip_scale({name: grads[name] for name in active}, self._config.clip_norm)
+        updates, optimizers = self._optimizer.update(
+            jax.tree.map(lambda grad: grad * scale, grads),
+            state.optimizers,
+            state.params,
+            active=turn,
+            learning_rates=learning_rates,
+        )
+        moved = {name: apply_updates(state.params[name], updates[name]) for name in active}
+        new = TrainState({**state.params, **moved}, optimizers)
+        return _keep_unless(jnp.isfinite(losses.total), new, state, active), losses
+
+    def _loss(self, turn: str) -> Any:
+        modules = TURNS[turn]
+
+        def loss(
+            params: Any, buffers: Any, catalogue: Catalogue | None, inputs: StepInputs, step: Array
+        ) -> tuple[Array, StepLosses]:
+            if self._config.bf16:
+                params, buffers, catalogue = _to_bf16((params, buffers, catalogue))
+            model = nnx.merge(self._graphdef, params, buffers)
+            rngs = random_numbers(self._config.seed, step)
+            if catalogue is None and (self._fused or "retriever" in modules):
+                catalogue = model.retriever.catalogue()
+            if self._fused:
+                losses = fused_loss(model, inputs, modules, catalogue, rngs)
+            else:
+                losses = separate_loss(model, self._config, inputs, modules, catalogue, rngs)
+            return losses.total, losses
+
+        return loss
+
+
+def random_numbers(seed: int, step: Array) -> nnx.Rngs:
+    """Random numbers of a step: the same whenever it is run."""
+    dropout, negatives = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return nnx.Rngs(dropout=dropout, negatives=negatives)
+
+
+def _adamw(part: str, weight_decay: float) -> optax.GradientTransformationExtraArgs:
+    """AdamW with PyTorch's constants; its learning rate is the part's of the argument ``learning_rates``."""
+
+    def scale(
+        updates: Any, state: optax.EmptyState, params: Any = None, *, learning_rates: dict[str, Array], **_: Any
+    ) -> tuple[Any, optax.EmptyState]:
+        return jax.tree.map(lambda update: -learning_rates[part] * update, updates), state
+
+    by_learning_rate = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), scale)
+    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay), by_learning_rate)
+
+
+def _clip_scale(grads: Any, clip_norm: float) -> Array:
+    """What gradients are multiplied with so that their norm is at most ``clip_norm``, as PyTorch does it."""
+    norm = jnp.sqrt(sum(jnp.square(grad).sum() for grad in jax.tree.leaves(grads)))
+    return jnp.minimum(clip_norm / (norm + 1e-6), 1.0)
+
+
+def _keep_unless(good: Array, new: TrainState, old: TrainState, active: tuple[str, ...]) -> TrainState:
+    """The new state where ``good`` holds, else the old one. What is frozen is not looked at."""
+
+    def choose(new_parts: dict[str, Any], old_parts: dict[str, Any]) -> dict[str, Any]:
+        chosen = {
+            name: jax.tree.map(lambda a, b: jnp.where(good, a, b), new_parts[name], old_parts[name]) for name in active
+        }
+        return {**old_parts, **chosen}
+
+    optimizers = new.optimizers._replace(inner_states=choose(new.optimizers.inner_states, old.optimizers.inner_states))
+    return TrainState(choose(new.params, old.params), optimizers)
+
+
+def _to_bf16(tree: Any) -> Any:
+    return jax.tree.map(lambda array: array.astype(jnp.bfloat16), tree)

@@ -1,0 +1,359 @@
+"""JointTrainer: four stages, two modules, and a schedule that says which of them trains.
+
+Shapes: B rows, L positions, I items.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from numpy.typing import ArrayLike, NDArray
+
+from adapters.jax import HostAlternator
+from alternator import Alternator, Decision, Rule
+from ur4rec.batches import Batch, EvaluationBatch
+from ur4rec.config import SCORERS, TrainerConfig, check_choice, check_joint_loss
+from ur4rec.decisions import StepRecord
+from ur4rec.metrics import summarise
+from ur4rec.progress import EpochProgress
+from ur4rec.stages import (
+    JOINT_STAGES,
+    MODULES,
+    TURNS,
+    ModuleAlternator,
+    check_num_steps,
+    find_stage,
+    joint_alternator,
+    learning_rate_factor,
+    stage_alternator,
+)
+from ur4rec.step_log import LateStep, StepLog
+from ur4rec_jax import checkpoint
+from ur4rec_jax.device import find_device, to_inputs
+from ur4rec_jax.losses import StepLosses
+from ur4rec_jax.ranking import rank_loader
+from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.step import Step
+from ur4rec_jax.ur4rec import UR4Rec
+
+
+class JointTrainer:
+    """Trains a UR4Rec model through the four stages.
+
+    A step asks the schedule who trains, runs what the loss needs, and updates what is active; the freeze contract of
+    `adapters.optax` holds for the rest. Dropout and sampled negatives are functions of (seed, step).
+
+    Args:
+        model: The model; its arrays are copied to the device.
+        device: ``auto`` is an accelerator where there is one.
+        rule: Any switching rule for joint_finetune; by default the original one with the two ``adaptive_*`` numbers.
+        progress: Whether to show a bar per epoch; None is only on a terminal.
+        on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
+        **settings: The fields of `TrainerConfig`.
+
+    Attributes:
+        adaptive_alternating: The schedule of joint_finetune; None with ``use_adaptive_alternating=False``.
+        step: Training steps so far, over all stages.
+        stage: The stage.
+        stage_step: Training steps so far in this stage.
+        num_steps: The length of the stage; None if that was not given.
+
+    Raises:
+        ConfigurationError: A setting is out of range, or two do not go together.
+
+    Example:
+        >>> from ur4rec.batches import EvaluationBatches, TrainBatches
+        >>> from ur4rec.data import leave_one_out, synthetic
+        >>> split = leave_one_out(synthetic(num_users=40, num_items=50))
+        >>> model = UR4Rec(split.num_items, np.eye(split.num_items), text_embedding_dim=split.num_items, max_seq_len=8)
+        >>> trainer = JointTrainer(model, device="cpu", progress=False)
+        >>> trainer.set_training_stage("joint_finetune", num_steps=20)
+        >>> loader = TrainBatches(split.train, split.num_items, max_seq_len=8, batch_size=16, seed=0)
+        >>> metrics = trainer.train_epoch(loader, epoch=0)
+        >>> metrics["sasrec_steps"] + metrics["retriever_steps"] == len(loader)
+        True
+        >>> targets = EvaluationBatches(split.validation, split.num_items, max_seq_len=8, batch_size=16)
+        >>> sorted(trainer.evaluate(targets, k_list=[10]))
+        ['hit@10', 'mrr', 'ndcg@10']
+    """
+
+    def __init__(
+        self,
+        model: UR4Rec,
+        *,
+        device: str | jax.Device = "auto",
+        rule: Rule | None = None,
+        progress: bool | None = None,
+        on_step: Callable[[StepRecord], object] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = TrainerConfig(**settings)
+        check_joint_loss(self.config.joint_loss, model.config.fusion)
+        self.device = find_device(device)
+        self.step = 0
+        self._loss_at_hand = self.device.platform == "cpu"
+        self.adaptive_alternating: ModuleAlternator | None = None
+        self._rule = rule
+        self._progress = progress
+        self._log = StepLog(on_step, self.config.nonfinite_limit)
+        self._model_config = model.config
+        self._graphdef, params, buffers = nnx.split(model, nnx.Param, ...)
+        self._buffers = self._place(nnx.to_pure_dict(buffers))
+        steps = {fused: Step(self._graphdef, self.config, fused) for fused in (False, True)}
+        self._state = self._place(steps[True].init(nnx.to_pure_dict(params)))
+        self._steps = {
+            fused: jax.jit(step.__call__, static_argnames="turn", donate_argnames="state")
+            for fused, step in steps.items()
+        }
+        self._project = jax.jit(partial(_catalogue, self._graphdef))
+        self._score = jax.jit(partial(_score, self._graphdef), static_argnames="scorer")
+        self._num_targets = 0
+        self._kept_catalogue: Catalogue | None = None
+        self.set_training_stage("joint_finetune")
+
+    @property
+    def model(self) -> UR4Rec:
+        """The model with a copy of the weights as they are now."""
+        return nnx.merge(self._graphdef, self._place(self._state.params), self._buffers)
+
+    @property
+    def alternator(self) -> Alternator:
+        """Whatever schedule runs now, parity included."""
+        return self._alternating.alternator
+
+    def set_training_stage(self, stage: str, num_steps: int | None = None) -> None:
+        """Enter a stage. Optimizer state lives on; the schedule and the learning rates start anew.
+
+        Args:
+            stage: ``pretrain_sasrec``, ``pretrain_retriever``, ``joint_finetune`` or ``end_to_end``.
+            num_steps: Length of the stage, over which the learning rates fall to 0; None keeps them constant.
+
+        Raises:
+            UnknownNameError: There is no such stage; the message lists the four.
+        """
+        found = find_stage(stage)
+        check_num_steps(num_steps)
+        self._log.flush()
+        self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
+        if found.turn is None:
+            alternator: Alternator = joint_alternator(self.config, self._rule)
+            self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
+        else:
+            alternator = stage_alternator(found)
+        self._alternating = HostAlternator(alternator, delay=self.config.loss_delay)
+
+    def train_epoch(
+        self, train_loader: Iterable[Batch], epoch: int = 0, *, start: int = 0, max_steps: int | None = None
+    ) -> dict[str, Any]:
+        """Train on the batches of one epoch.
+
+        Args:
+            train_loader: Training batches; its ``set_epoch`` is called if it has one.
+            epoch: The number of the epoch.
+            start: Batches to leave out at its beginning, on which the run has trained already.
+            max_steps: Train on at most so many batches.
+
+        Returns:
+            ``total_loss``, ``sasrec_loss``, ``retriever_loss`` (means over the steps in which they were computed),
+            ``steps`` in all and per turn, ``switches`` and ``nonfinite_steps`` of this epoch, ``adaptive_switch_count``
+            of the schedule so far, and the last learning rates.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        self._log.flush()
+        if hasattr(train_loader, "set_epoch"):
+            train_loader.set_epoch(epoch)
+        if hasattr(train_loader, "max_targets"):
+            self._num_targets = max(self._num_targets, train_loader.max_targets(epoch))
+        stop = None if max_steps is None else start + max_steps
+        num_batches = len(train_loader) if hasattr(train_loader, "__len__") else None
+        progress = EpochProgress(epoch, _count(num_batches, start, stop), self._progress)
+        self._log.epoch = progress
+        try:
+            for batch in islice(train_loader, start, stop):
+                self.train_step(batch)
+            self._log.flush()
+        finally:
+            self._log.epoch = None
+            progress.close()
+        rates = self._learning_rates(max(self.stage_step - 1, 0))
+        return {
+            **progress.metrics(),
+            "adaptive_switch_count": self.alternator.stats().switch_count,
+            **{f"{name}_lr": rates[name] for name in MODULES},
+        }
+
+    def train_step(self, batch: Batch) -> Decision:
+        """Train on one batch what the schedule says.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        active, rates = self.alternator.active, self._learning_rates(self.stage_step)
+        losses = self._update(batch, active, rates)
+        decision = self._alternating.observe(
+            {active: losses.total, **losses.modules}, updated=self._is_updated(losses.total)
+        )
+        self.step += 1
+        self.stage_step += 1
+        record = StepRecord(
+            self.step, self.stage, active, decision.active, decision.reason, decision.value, decision.limit, {}
+        )
+        self._log.add(
+            LateStep(
+                record=record,
+                total=partial(float, losses.total),
+                losses={name: partial(float, loss) for name, loss in losses.modules.items()},
+                learning_rates=rates,
+            )
+        )
+        return decision
+
+    def evaluate(
+        self, loader: Iterable[EvaluationBatch], k_list: Sequence[int] = (5, 10, 20), scorer: str = "fused"
+    ) -> dict[str, float]:
+        """Hit@k, NDCG@k and MRR of a ranking of the whole catalogue; see `rank`."""
+        return summarise(self.rank(loader, scorer), k_list)
+
+    def rank(self, loader: Iterable[EvaluationBatch], scorer: str = "fused") -> NDArray[np.int64]:
+        """The rank of every target, in the loader's order.
+
+        Args:
+            loader: Evaluation batches.
+            scorer: ``fused``, or one module alone: ``sasrec``, ``retriever``.
+
+        Raises:
+            NonFiniteError: A score is NaN or infinite.
+        """
+        return rank_loader(self._scorer(scorer), loader)
+
+    def score(self, items_BL: ArrayLike, scorer: str = "fused") -> NDArray[np.float32]:
+        """Scores of every item as the next one of right-padded histories, (B, I)."""
+        return np.asarray(self._scorer(scorer)(np.asarray(items_BL, np.int32)))
+
+    def save_checkpoint(self, path: str | Path, epoch: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
+        """Write everything that the run needs to go on exactly, as a directory that is whole or absent.
+
+        Args:
+            path: The directory to make.
+            epoch: The epoch that is finished, kept for `load_checkpoint` to return.
+            metrics: Its metrics, kept likewise.
+        """
+        self._log.flush()
+        state = {
+            "backend": "jax",
+            "model": asdict(self._model_config),
+            "trainer": asdict(self.config),
+            "progress": {
+                "step": self.step,
+                "stage": self.stage,
+                "num_steps": self.num_steps,
+                "stage_step": self.stage_step,
+                "nonfinite_streak": self._log.nonfinite_streak,
+                "epoch": epoch,
+            },
+            "schedule": {"version": 1, **self._alternating.state_dict(), "user_frozen": [], "inference": []},
+            "metrics": dict(metrics or {}),
+        }
+        checkpoint.save(path, self._state, self._buffers, state)
+
+    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+        """Go on exactly where a checkpoint was saved.
+
+        Returns:
+            ``epoch`` and ``metrics`` as they were given to `save_checkpoint`.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or of another version or configuration.
+            StateError: It was saved with another switching rule.
+        """
+        loaded = checkpoint.load(path, self._model_config, self.config)
+        progress, schedule = loaded.state["progress"], loaded.state["schedule"]
+        self._check_schedule(progress["stage"], schedule["alternator"])
+        state, buffers = checkpoint.restore(loaded, self._state, self._buffers)
+        self.set_training_stage(progress["stage"], progress["num_steps"])
+        self._alternating.load_state_dict(schedule)
+        self._state, self._buffers = self._place(state), self._place(buffers)
+        self.step, self.stage_step = progress["step"], progress["stage_step"]
+        self._log.nonfinite_streak = progress["nonfinite_streak"]
+        self._kept_catalogue = None
+        return {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
+
+    def _update(self, batch: Batch, turn: str, rates: Mapping[str, float]) -> StepLosses:
+        """The compiled step: in a joint stage of the joint loss, in a stage of one module of that module's own."""
+        fused = self.config.joint_loss == "fused" and self.stage in JOINT_STAGES
+        trains_retriever = "retriever" in TURNS[turn]
+        self._state, losses = self._steps[fused](
+            self._state,
+            self._buffers,
+            self._catalogue() if fused and not trains_retriever else None,
+            to_inputs(batch, self._model_config.num_items, self._num_targets),
+            np.int32(self.step),
+            {name: np.float32(rate) for name, rate in rates.items()},
+            turn=turn,
+        )
+        if trains_retriever:
+            self._kept_catalogue = None
+        return losses
+
+    def _is_updated(self, total: Array) -> bool:
+        """Whether the step had an effect: it has none if the loss is not finite.
+
+        On the CPU the loss is at hand, and the step counts as skipped. An accelerator must not wait for it: there the
+        schedule, which cannot know yet, counts the step as trained.
+        """
+        return not self._loss_at_hand or math.isfinite(float(total))
+
+    def _learning_rates(self, step: int) -> dict[str, float]:
+        """The learning rates at a step of the stage."""
+        config = self.config
+        factor = learning_rate_factor(
+            step, num_steps=self.num_steps, warmup=config.warmup, warmup_steps=config.warmup_steps
+        )
+        peaks = {"sasrec": config.sasrec_lr, "retriever": config.retriever_lr, "fusion": config.fusion_lr}
+        return {name: peak * factor for name, peak in peaks.items()}
+
+    def _catalogue(self) -> Catalogue:
+        """What the retriever knows of every item: computed once until the retriever trains."""
+        if self._kept_catalogue is None:
+            self._kept_catalogue = self._project(self._state.params, self._buffers)
+        return self._kept_catalogue
+
+    def _scorer(self, scorer: str) -> Callable[[ArrayLike], Array]:
+        check_choice("scorer", scorer, SCORERS)
+        return partial(self._score, self._state.params, self._buffers, self._catalogue(), scorer=scorer)
+
+    def _place(self, tree: Any) -> Any:
+        """A copy of arrays on the device: what training steps consume is nobody else's."""
+        return jax.tree.map(lambda array: jnp.array(array, copy=True, device=self.device), tree)
+
+    def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
+        """Refuse the schedule of another rule before anything has changed."""
+        found = find_stage(stage)
+        fresh = joint_alternator(self.config, self._rule) if found.turn is None else stage_alternator(found)
+        fresh.load_state_dict(saved)
+
+
+def _catalogue(graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any) -> Catalogue:
+    return nnx.merge(graphdef, params, buffers).retriever.catalogue()
+
+
+def _score(
+    graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any, catalogue: Catalogue, items_BL: Array, *, scorer: str
+) -> Array:
+    return nnx.merge(graphdef, params, buffers).score(items_BL, scorer, catalogue)
+
+
+def _count(num_batches: int | None, start: int, stop: int | None) -> int | None:
+    """How many batches are left between two places."""
+    return None if num_batches is None else len(range(num_batches)[start:stop])

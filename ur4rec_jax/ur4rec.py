@@ -1,0 +1,86 @@
+"""UR4Rec: SASRec and a text preference retriever, and the fusion of their scores.
+
+Shapes: B rows, L positions, T width of text vectors, I items.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from numpy.typing import ArrayLike
+
+from ur4rec.config import SCORERS, ModelConfig, check_choice
+from ur4rec.errors import ConfigurationError
+from ur4rec_jax.fusion import FUSIONS
+from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
+from ur4rec_jax.sasrec import SASRec
+
+
+class UR4Rec(nnx.Module):
+    """A recommender of two modules that train in turns.
+
+    Items are numbered 0 to num_items - 1; num_items is padding. Histories are right-padded.
+
+    Args:
+        num_items: Size of the catalogue.
+        item_text_vectors: One text vector per item, (I, T). Frozen: a buffer, never trained.
+        seed: Seed of the initial weights.
+        **settings: The other fields of `ModelConfig`, such as ``sasrec_hidden_dim`` or ``fusion``.
+
+    Raises:
+        ConfigurationError: A setting is out of range, or the text vectors do not fit it.
+
+    Example:
+        >>> model = UR4Rec(100, np.ones((100, 16)), text_embedding_dim=16, sasrec_hidden_dim=8)
+        >>> model(jnp.array([[3, 1, 4, 100, 100]])).shape
+        (1, 100)
+    """
+
+    def __init__(self, num_items: int, item_text_vectors: ArrayLike, *, seed: int = 0, **settings: object) -> None:
+        self.config = ModelConfig(num_items=num_items, **settings)  # type: ignore[arg-type]
+        vectors_IT = _check_vectors(item_text_vectors, self.config)
+        rngs = nnx.Rngs(seed)
+        self.sasrec = SASRec(self.config, rngs)
+        self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs)
+        self.fusion = FUSIONS[self.config.fusion]()
+
+    def __call__(self, items_BL: Array) -> Array:
+        """Fused scores of every item as the next one, (B, I)."""
+        return self.score(items_BL)
+
+    def score(self, items_BL: Array, scorer: str = "fused", catalogue: Catalogue | None = None) -> Array:
+        """Scores of every item as the next one, (B, I).
+
+        Args:
+            items_BL: Histories, right-padded.
+            scorer: ``fused``, or one module alone: ``sasrec``, ``retriever``.
+            catalogue: What `PreferenceRetriever.catalogue` gave, where it is at hand.
+
+        Raises:
+            UnknownNameError: There is no such scorer.
+        """
+        check_choice("scorer", scorer, SCORERS)
+        last_B = jnp.maximum((items_BL != self.config.num_items).sum(1), 1) - 1
+        rows_B = jnp.arange(len(items_BL))
+        if scorer != "retriever":
+            hidden_Bd = self.sasrec(items_BL)[rows_B, last_B]
+            sasrec_BI = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
+            if scorer == "sasrec":
+                return sasrec_BI
+        catalogue = self.retriever.catalogue() if catalogue is None else catalogue
+        preferences_BKd = self.retriever(items_BL, catalogue)[rows_B, last_B]
+        retriever_BI = self.retriever.score(preferences_BKd, catalogue)
+        return retriever_BI if scorer == "retriever" else self.fusion(sasrec_BI, retriever_BI)
+
+
+def _check_vectors(item_text_vectors: ArrayLike, config: ModelConfig) -> Array:
+    vectors = np.asarray(item_text_vectors, np.float32)
+    expected = (config.num_items, config.text_embedding_dim)
+    if vectors.shape != expected:
+        raise ConfigurationError(
+            f"item_text_vectors must have the shape (num_items, text_embedding_dim) = {expected}, "
+            f"got {vectors.shape}; give vectors of this catalogue or set text_embedding_dim"
+        )
+    if not np.isfinite(vectors).all():
+        raise ConfigurationError("item_text_vectors must be finite, got NaN or infinite values; encode the texts anew")
+    return jnp.asarray(vectors)

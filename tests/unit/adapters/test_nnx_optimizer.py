@@ -17,14 +17,6 @@ MODULES = ("encoder", "head")
 INPUTS = jnp.asarray(np.random.default_rng(0).standard_normal((8, 3)), jnp.float32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Less work for the compiler: these tests compile many steps and run each a few times."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class Encoder(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(3, 4, rngs=rngs)

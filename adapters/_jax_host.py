@@ -1,0 +1,103 @@
+"""The core's alternator for losses that are still on the device, and read late."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+
+from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
+
+Losses = ArrayLike | Mapping[str, ArrayLike]
+"""The active module's loss, or losses by module."""
+
+
+class HostAlternator:
+    """The core's `Alternator`, told losses that are still on the device, and reading them late.
+
+    Call `observe` with the arrays of each step right after starting it; the host then goes on to the next step while
+    the device works, and reads the losses ``delay`` steps later, when they have long been there.
+
+    Args:
+        alternator: Decides.
+        delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
+
+    Raises:
+        ConfigurationError: The delay is negative.
+
+    Example:
+        >>> from alternator import Cycle
+        >>> machine = HostAlternator(Alternator(("encoder", "head"), rule=Cycle(2)))
+        >>> [machine.observe(jax.numpy.array(0.7)).active for step in range(3)]
+        ['encoder', 'head', 'head']
+        >>> machine.alternator.stats().modules["encoder"].training_steps
+        2
+    """
+
+    def __init__(self, alternator: Alternator, *, delay: int = 1) -> None:
+        check_delay(delay)
+        self.alternator = alternator
+        self._delay = delay
+        self._pending: deque[dict[str, Any]] = deque()
+
+    @property
+    def active(self) -> str:
+        """The module that trains next."""
+        return self.alternator.active
+
+    def observe(self, losses: Losses, *, updated: bool = True) -> Decision:
+        """Set the losses of a step on their way to the host, record those that are due, and decide who trains next.
+
+        Raises:
+            UnknownModuleError: A name that is no module.
+            LossError: The active module's loss is missing, or a loss is no scalar.
+        """
+        named = dict(losses) if isinstance(losses, Mapping) else {self.active: losses}
+        for name, value in named.items():
+            if name not in self.alternator.modules:
+                raise UnknownModuleError(name, self.alternator.modules)
+            if np.size(value) != 1:
+                raise LossError(f"a loss must be a real scalar, got the shape {np.shape(value)} for {name!r}")
+            if isinstance(value, jax.Array):
+                value.copy_to_host_async()
+        if self.active not in named:
+            raise LossError(f"the loss of the active module {self.active!r} is missing; got only {tuple(named)}")
+        self._pending.append(named)
+        self._record(self._delay)
+        return self.alternator.advance(updated=updated)
+
+    def flush(self) -> None:
+        """Record the losses that are still under way; call it at the end of training to see them all."""
+        self._record(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The alternator's state and the losses under way, JSON-safe."""
+        pending = [{name: repr(float(value)) for name, value in step.items()} for step in self._pending]
+        return {"alternator": self.alternator.state_dict(), "pending_losses": pending}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken.
+
+        Raises:
+            StateError: The state is of another configuration, or damaged; nothing has been changed then.
+        """
+        try:
+            pending = [{name: float(text) for name, text in step.items()} for step in state["pending_losses"]]
+            saved = state["alternator"]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise StateError(f"the state is damaged ({type(error).__name__}: {error}); load an intact one") from error
+        self.alternator.load_state_dict(saved)
+        self._pending = deque(pending)
+
+    def _record(self, keep: int) -> None:
+        while len(self._pending) > keep:
+            for name, value in self._pending.popleft().items():
+                self.alternator.record(name, float(value))
+
+
+def check_delay(delay: object) -> None:
+    """Refuse anything but an integer of at least 0."""
+    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
+        raise ConfigurationError(f"delay must be an integer of at least 0, got {delay!r}")

@@ -1,0 +1,20 @@
+"""Settings of the whole suite: JAX compiles quickly rather than well, and on the CPU unless told otherwise.
+
+XLA reads its flags when JAX is first used, and ends the process at one that it does not know: so they are set here, and
+only for releases that know them. Tests that need the optimising compiler start a process of their own.
+"""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+
+def jaxlib_version() -> str:
+    try:
+        return version("jaxlib")
+    except PackageNotFoundError:
+        return ""
+
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if jaxlib_version().startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")

@@ -1,0 +1,351 @@
+"""The machine on the device: states, losses and errors; and the host's alternator that reads losses late."""
+
+import dataclasses
+import json
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adapters.jax import REASONS, DeviceAlternator, DeviceVerdict, HostAlternator, device_step, reason_code
+from adapters.optax import active_value_and_grad, alternating, apply_updates
+from alternator import (
+    Alternator,
+    ConfigurationError,
+    Cycle,
+    LossError,
+    Patience,
+    Plateau,
+    RandomTenure,
+    Reason,
+    StateError,
+    Trend,
+    UnknownModuleError,
+    Verdict,
+)
+
+MODULES = ("a", "b", "c")
+PLATEAU = Plateau(threshold=0.05, min_steps=2, window=4)
+LOSSES = (1.0 + 0.03 * np.random.default_rng(0).standard_normal((60, 3))).astype(np.float32)
+
+
+def host_decisions(rule, losses, *, delay=0, updated=None, modules=MODULES):
+    """The core, told each step's losses ``delay`` steps late."""
+    host = Alternator(modules, rule)
+    decisions = []
+    for step in range(len(losses)):
+        if step >= delay:
+            for name, value in zip(modules, losses[step - delay].tolist(), strict=True):
+                host.record(name, value)
+        decisions.append(host.advance(updated=True if updated is None else bool(updated[step])))
+    return decisions, host
+
+
+def whole(decisions):
+    return [decision._replace(value=0, limit=0) for decision in decisions]
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+def test_losses_may_arrive_late(delay):
+    machine = DeviceAlternator(MODULES, PLATEAU, delay=delay)
+    _, log = jax.jit(lambda losses: jax.lax.scan(machine.step, machine.init(), losses))(jnp.asarray(LOSSES))
+    expected, _ = host_decisions(PLATEAU, LOSSES, delay=delay)
+    assert whole(machine.decisions(log)) == whole(expected)
+    assert sum(decision.switched for decision in expected) > 5
+
+
+def test_values_and_limits_of_the_log_are_the_cores():
+    machine = DeviceAlternator(MODULES, PLATEAU)
+    _, log = jax.lax.scan(machine.step, machine.init(), jnp.asarray(LOSSES[:20]))
+    expected, _ = host_decisions(PLATEAU, LOSSES[:20])
+    for ours, theirs in zip(machine.decisions(log), expected, strict=True):
+        assert ours.value == pytest.approx(theirs.value, rel=1e-4)
+        assert ours.limit == pytest.approx(theirs.limit, rel=1e-6)
+
+
+STATEFUL = [
+    PLATEAU,
+    RandomTenure(3.5, seed=7),
+    Patience(patience=1, smoothing=0.5, cooldown=1),
+    Trend(window=40, min_steps=3, votes=1, horizon=10),
+]
+
+
+@pytest.mark.parametrize("rule", STATEFUL, ids=lambda rule: type(rule).__name__)
+def test_device_and_host_hand_over_to_each_other_in_mid_tenure(rule):
+    expected, whole_run = host_decisions(rule, LOSSES)
+    machine = DeviceAlternator(MODULES, rule)
+    scan = jax.jit(lambda state, losses: jax.lax.scan(machine.step, state, losses))
+    _, host = host_decisions(rule, LOSSES[:23])
+    saved = json.loads(json.dumps(host.state_dict()))
+    state, log = scan(machine.load_state_dict(saved), jnp.asarray(LOSSES[23:41]))
+    saved = json.loads(json.dumps(machine.state_dict(state)))
+    resumed = Alternator(MODULES, rule)
+    resumed.load_state_dict(saved)
+    after = [resumed.observe(dict(zip(MODULES, row, strict=True))) for row in LOSSES[41:].tolist()]
+    assert whole([*machine.decisions(log), *after]) == whole(expected[23:])
+    assert resumed.state_dict()["counts"] == whole_run.state_dict()["counts"]
+    again = machine.load_state_dict(saved)
+    assert jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), again) == jax.tree.map(
+        lambda leaf: np.asarray(leaf).tolist(), state
+    )
+
+
+def test_losses_under_way_are_saved_too():
+    machine = DeviceAlternator(MODULES, PLATEAU, delay=2)
+    scan = jax.jit(lambda state, losses: jax.lax.scan(machine.step, state, losses))
+    state, _ = scan(machine.init(), jnp.asarray(LOSSES[:20]))
+    saved = json.loads(json.dumps(machine.state_dict(state)))
+    assert [list(step) for step in saved["pending_losses"]] == [list(MODULES), list(MODULES)]
+    _, log = scan(machine.load_state_dict(saved), jnp.asarray(LOSSES[20:40]))
+    expected, _ = host_decisions(PLATEAU, LOSSES, delay=2)
+    assert whole(machine.decisions(log)) == whole(expected[20:40])
+
+
+@pytest.mark.parametrize(
+    ("pending", "message"),
+    [([{}, {}], "losses of 2 steps under way, but delay is 1"), ([{"x": "1.0"}], "damaged"), ([3], "damaged")],
+)
+def test_damaged_losses_under_way(pending, message):
+    machine = DeviceAlternator(MODULES, PLATEAU, delay=1)
+    with pytest.raises(StateError, match=message):
+        machine.load_state_dict({**machine.state_dict(machine.init()), "pending_losses": pending})
+
+
+def test_a_state_of_another_configuration_is_refused():
+    saved = Alternator(MODULES, Plateau()).state_dict()
+    with pytest.raises(StateError, match=r"rule\.window was 10, is 4"):
+        DeviceAlternator(MODULES, PLATEAU).load_state_dict(saved)
+
+
+def test_the_three_forms_of_losses():
+    machine = DeviceAlternator(MODULES, PLATEAU)
+    state = machine.init()
+    one, _ = machine.step(state, 0.5)
+    assert one.ring_lengths_N.tolist() == [1, 0, 0]
+    every, _ = machine.step(state, jnp.array([0.1, 0.2, 0.3]))
+    assert every.rings_NR[:, -1].tolist() == pytest.approx([0.1, 0.2, 0.3])
+    some, _ = machine.step(state, {"a": 0.1, "c": jnp.array(0.3)})
+    assert some.ring_lengths_N.tolist() == [1, 0, 1]
+    assert int(some.heard) == 1
+    without, decision = machine.step(state, {"c": 0.3})  # no error on a device: nothing is learnt of the active one
+    assert without.ring_lengths_N.tolist() == [0, 0, 1]
+    assert int(decision.step) == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "message"),
+    [
+        ({"x": 1.0}, UnknownModuleError, r"unknown module 'x'; expected one of \('a', 'b', 'c'\)"),
+        (np.zeros(2), LossError, r"one scalar, or one per module \(3\), got the shape \(2,\)"),
+        ({"a": np.zeros(2)}, LossError, "a loss must be a real scalar"),
+    ],
+)
+def test_wrong_losses(losses, error, message):
+    machine = DeviceAlternator(MODULES, PLATEAU)
+    with pytest.raises(error, match=message):
+        machine.step(machine.init(), losses)
+
+
+def test_force_and_record_by_name_index_and_tracer():
+    machine = DeviceAlternator(MODULES, PLATEAU)
+    state = machine.init()
+    for module in ("c", 2, jnp.int32(2)):
+        forced = machine.force(state, module)
+        assert (int(forced.active), int(forced.switch_count), bool(forced.entered)) == (2, 0, True)
+        assert machine.record(state, module, 0.5).ring_lengths_N.tolist() == [0, 0, 1]
+    assert jax.jit(machine.force)(state, 2).active == 2
+    for module in ("x", 3, -1, True):
+        with pytest.raises(UnknownModuleError, match="expected one of"):
+            machine.force(state, module)
+
+
+def test_nonfinite_losses_force_a_switch_on_both():
+    losses = LOSSES.copy()
+    losses[10:30, :] = np.nan
+    losses[15, 0] = np.inf
+    machine = DeviceAlternator(MODULES, Cycle(50), nonfinite_limit=4)
+    state, log = jax.lax.scan(machine.step, machine.init(), jnp.asarray(losses))
+    host = Alternator(MODULES, Cycle(50), nonfinite_limit=4)
+    expected = [host.observe(dict(zip(MODULES, row, strict=True))) for row in losses.tolist()]
+    assert machine.decisions(log) == [d._replace(value=float(d.value), limit=float(d.limit)) for d in expected]
+    assert Reason.NONFINITE in {decision.reason for decision in expected}
+    assert machine.to_host(state).stats() == host.stats()
+
+
+def test_many_schedules_at_once():
+    machine = DeviceAlternator(MODULES, PLATEAU)
+    batch = jnp.asarray(np.stack([LOSSES, LOSSES[::-1]]))
+    _, logs = jax.jit(jax.vmap(lambda losses: jax.lax.scan(machine.step, machine.init(), losses)))(batch)
+    for index, losses in enumerate((LOSSES, LOSSES[::-1])):
+        own = machine.decisions(jax.tree.map(lambda leaf, i=index: leaf[i], logs))
+        assert whole(own) == whole(host_decisions(PLATEAU, losses)[0])
+
+
+def test_an_epoch_trains_without_the_host():
+    """Machine, gradients and optimizer in one scan: the same decisions and weights as a loop with the core."""
+    labels = {"a": "a", "b": "b"}
+    optax = pytest.importorskip("optax")
+    optimizer = alternating({name: optax.adam(0.05) for name in labels}, labels)
+    gradients = active_value_and_grad(lambda p, x: jnp.mean((p["a"] * p["b"] - x) ** 2), labels, ("a", "b"))
+    machine = DeviceAlternator(("a", "b"), Plateau(threshold=0.3, min_steps=2, window=3))
+    params = {"a": jnp.ones(4), "b": jnp.full(4, 2.0)}
+    inputs = jnp.asarray(np.random.default_rng(1).standard_normal((40, 4)), jnp.float32)
+
+    def update(params, state, x, active):
+        value, grads = gradients(params, x, active=active)
+        updates, state = optimizer.update(grads, state, params, active=active)
+        return apply_updates(params, updates), state, value
+
+    def step(carry, x):
+        params, state, schedule = carry
+        params, state, value = update(params, state, x, schedule.active)
+        schedule, decision = machine.step(schedule, value)
+        return (params, state, schedule), (decision, value)
+
+    (final, _, schedule), (log, values) = jax.jit(lambda carry: jax.lax.scan(step, carry, inputs))(
+        (params, optimizer.init(params), machine.init())
+    )
+    host, state, jitted = Alternator(("a", "b"), machine.rule), optimizer.init(params), jax.jit(update)
+    decisions = []
+    for x, value in zip(inputs, values.tolist(), strict=True):
+        params, state, own = jitted(params, state, x, jnp.int32(host.modules.index(host.active)))
+        assert float(own) == pytest.approx(value, rel=1e-5)
+        decisions.append(host.observe(value))
+    assert whole(machine.decisions(log)) == whole(decisions)
+    assert host.stats().switch_count == int(schedule.switch_count) > 4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), final, params)
+
+
+def test_the_machine_is_traced_once_for_a_whole_epoch():
+    machine, traces = DeviceAlternator(MODULES, PLATEAU), []
+
+    @jax.jit
+    def step(state, losses):
+        traces.append(1)
+        return machine.step(state, losses)
+
+    state = machine.init()
+    for row in LOSSES[:10]:
+        state, _ = step(state, row)
+    assert step._cache_size() == len(traces) == 1
+
+
+def test_float64_losses_without_x64_are_rounded():
+    """Documented: losses are kept in float32; what is beyond its range counts as infinite."""
+    machine = DeviceAlternator(MODULES, PLATEAU)
+    assert machine.init().rings_NR.dtype == jnp.float32
+    state, _ = machine.step(machine.init(), np.float64(0.1))
+    assert float(state.rings_NR[0, -1]) == float(np.float32(0.1)) != 0.1
+    with np.errstate(over="ignore"):
+        state, _ = machine.step(machine.init(), np.array([1e300, 1.0, 1.0]))
+    assert state.nonfinite_losses_N.tolist() == [1, 0, 0]
+    with pytest.raises(ConfigurationError, match="dtype must be float32, or float64 with jax_enable_x64 on"):
+        DeviceAlternator(MODULES, PLATEAU, dtype=jnp.float64)
+
+
+def test_float64_losses_with_x64_are_kept_and_decide_as_the_core_does():
+    losses = LOSSES.astype(np.float64) + 1e-9
+    with jax.enable_x64(True):
+        machine = DeviceAlternator(MODULES, PLATEAU)
+        _, log = jax.lax.scan(machine.step, machine.init(), jnp.asarray(losses))
+        assert log.value.dtype == jnp.float64
+        assert machine.decisions(log)[-1].value == host_decisions(PLATEAU, losses)[0][-1].value
+        single = DeviceAlternator(MODULES, PLATEAU, dtype=jnp.float32)
+        state, _ = jax.lax.scan(single.step, single.init(), jnp.asarray(LOSSES))
+        assert state.rings_NR.dtype == jnp.float32
+
+
+class HalfState(NamedTuple):
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryOther:
+    """A rule of a user's own: switches at every second step, backwards."""
+
+    ring_size: int = 0
+
+    def init(self, num_modules):
+        return HalfState(0)
+
+    def step(self, state, facts):
+        switch = state.count % 2 == 1
+        target = (facts.active - 1) % facts.num_modules
+        return HalfState(state.count + 1), Verdict(switch, Reason.SCHEDULED, state.count, 2, target=target)
+
+
+def test_a_rule_of_ones_own():
+    with pytest.raises(ConfigurationError, match="EveryOther has none; register one with device_step"):
+        DeviceAlternator(MODULES, EveryOther())
+
+    @device_step.register
+    def _(rule: EveryOther, state, facts):
+        target = (facts.active - 1) % facts.num_modules
+        verdict = DeviceVerdict(*(state.count % 2 == 1, reason_code(Reason.SCHEDULED), state.count, 2), target=target)
+        return HalfState(state.count + 1), verdict
+
+    machine = DeviceAlternator(MODULES, EveryOther())
+    _, log = jax.lax.scan(machine.step, machine.init(), jnp.zeros(8))
+    host = Alternator(MODULES, EveryOther())
+    assert whole(machine.decisions(log)) == whole([host.observe(0.0) for _ in range(8)])
+
+
+@pytest.mark.parametrize("delay", [-1, 1.0, True])
+def test_a_wrong_delay(delay):
+    for build in (
+        lambda: DeviceAlternator(MODULES, PLATEAU, delay=delay),
+        lambda: HostAlternator(Alternator(MODULES), delay=delay),
+    ):
+        with pytest.raises(ConfigurationError, match="delay must be an integer of at least 0"):
+            build()
+
+
+def test_reasons_cover_the_cores():
+    assert set(REASONS) == {text for name, text in vars(Reason).items() if name.isupper()}
+    assert all(REASONS[reason_code(reason)] == reason for reason in REASONS)
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2])
+def test_the_host_reads_losses_late(delay):
+    machine = HostAlternator(Alternator(MODULES, PLATEAU), delay=delay)
+    device = DeviceAlternator(MODULES, PLATEAU, delay=delay)
+    _, log = jax.lax.scan(device.step, device.init(), jnp.asarray(LOSSES[:30]))
+    decisions = []
+    for row in jnp.asarray(LOSSES[:30]):
+        decisions.append(machine.observe(dict(zip(MODULES, row, strict=True))))
+    assert whole(decisions) == whole(device.decisions(log))
+    assert len(machine.alternator.loss_history("a")) == 4
+    machine.flush()
+    assert machine.alternator.loss_history("a")[-1] == float(LOSSES[29, 0])
+
+
+def test_the_host_resumes_with_losses_under_way():
+    machine = HostAlternator(Alternator(MODULES, PLATEAU), delay=2)
+    rows = [dict(zip(MODULES, row, strict=True)) for row in LOSSES.tolist()]
+    expected = [machine.observe(row) for row in rows]
+    first, second = (HostAlternator(Alternator(MODULES, PLATEAU), delay=2) for _ in range(2))
+    for row in rows[:25]:
+        first.observe(row)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert [second.observe(row) for row in rows[25:]] == expected[25:]
+    for damaged in ({}, {"alternator": {}, "pending_losses": [3]}, {"pending_losses": []}):
+        with pytest.raises(StateError, match="damaged"):
+            second.load_state_dict(damaged)
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "message"),
+    [
+        ({"x": 1.0}, UnknownModuleError, "unknown module 'x'"),
+        ({"b": 1.0}, LossError, "the loss of the active module 'a' is missing"),
+        ({"a": np.zeros(2)}, LossError, "a loss must be a real scalar"),
+    ],
+)
+def test_wrong_losses_on_the_host(losses, error, message):
+    machine = HostAlternator(Alternator(MODULES, PLATEAU))
+    with pytest.raises(error, match=message):
+        machine.observe(losses)
+    assert machine.alternator.stats().total_steps == 0

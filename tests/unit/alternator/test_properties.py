@@ -68,13 +68,15 @@ def test_no_rule_switches_twice_within_min_steps(steps, min_steps, window, thres
 def test_memory_stays_flat(name):
     alternator = make(name)
     losses = losses_of(seed=5, num_steps=2000)
-    for loss in losses:
-        alternator.observe(loss)
     tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    for loss in losses * 3:
-        alternator.observe(loss)
-    grown = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
-    assert grown < 2000
+    try:
+        for loss in losses * 7:  # Python keeps up to 2,000 freed tuples of each size for reuse: let that settle
+            alternator.observe(loss)
+        before = tracemalloc.get_traced_memory()[0]
+        for loss in losses * 3:
+            alternator.observe(loss)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert grown < 10_000  # 6,000 losses kept would be 144,000
     assert len(alternator.loss_history("a")) <= max(alternator.rule.ring_size, 1)

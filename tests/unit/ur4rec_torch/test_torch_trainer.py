@@ -2,10 +2,12 @@
 
 import logging
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from alternator import Cycle, Plateau
 from ur4rec.batches import EvaluationBatches
@@ -207,7 +209,8 @@ def test_an_epoch_may_start_late_and_end_early(make_trainer, loader):
     assert equal(bits(trainer, "sasrec"), bits(other, "sasrec"))
 
 
-def test_the_bar_shows_losses_rates_who_trains_and_switches(make_model, loader, capsys):
+def test_the_bar_shows_losses_rates_who_trains_and_switches(make_model, loader, capsys, monkeypatch):
+    monkeypatch.setattr("ur4rec.progress.tqdm", partial(tqdm, mininterval=0))  # every step, however fast
     trainer = JointTrainer(make_model(), device="cpu", progress=True, rule=Cycle(1))
     trainer.train_epoch(loader, epoch=3)
     shown = capsys.readouterr().err

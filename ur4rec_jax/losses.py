@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 
 from ur4rec.config import TrainerConfig
+from ur4rec.stages import MODULES
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.ur4rec import UR4Rec
 
@@ -33,7 +34,7 @@ class StepLosses(NamedTuple):
     total: Array
     """What is minimised."""
     modules: dict[str, Array]
-    """The raw primary loss of each module that was computed, detached."""
+    """The raw primary loss of each module for which it was computed, detached."""
 
 
 def softmax_cross_entropy(scores_NI: Array, targets_N: Array) -> Array:
@@ -110,18 +111,16 @@ def separate_loss(
 def fused_loss(
     model: UR4Rec, inputs: StepInputs, modules: tuple[str, ...], catalogue: Catalogue, rngs: nnx.Rngs
 ) -> StepLosses:
-    """Cross-entropy of the fused scores. Each module's own cross-entropy is only watched.
+    """Cross-entropy of the fused scores, which is the primary loss of both modules.
 
+    A module's own cross-entropy would mislead a schedule: it rises while the modules learn to complement each other.
     A module that does not train has no dropout.
     """
     sasrec_rngs, retriever_rngs = (rngs if name in modules else None for name in ("sasrec", "retriever"))
     sasrec_NI = model.sasrec.score(_states(model, inputs, sasrec_rngs), model.sasrec.item_table())
     retriever_NI = _retriever_scores(model, inputs, catalogue, retriever_rngs)
     total = softmax_cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N)
-    own = jax.lax.stop_gradient({"sasrec": sasrec_NI, "retriever": retriever_NI})
-    return StepLosses(
-        total, {name: softmax_cross_entropy(scores_NI, inputs.targets_N) for name, scores_NI in own.items()}
-    )
+    return StepLosses(total, dict.fromkeys(MODULES, jax.lax.stop_gradient(total)))
 
 
 def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:

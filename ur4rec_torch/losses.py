@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ur4rec.config import TrainerConfig
+from ur4rec.stages import MODULES
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.ur4rec import UR4Rec
 
@@ -32,7 +33,7 @@ class StepLosses(NamedTuple):
     total: Tensor
     """What is minimised."""
     modules: dict[str, Tensor]
-    """The raw primary loss of each module that was computed, detached."""
+    """The raw primary loss of each module for which it was computed, detached."""
 
 
 def cross_entropy(hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor) -> Tensor:
@@ -90,12 +91,14 @@ def separate_loss(
 
 
 def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> StepLosses:
-    """Cross-entropy of the fused scores. Each module's own cross-entropy is only watched."""
+    """Cross-entropy of the fused scores, which is the primary loss of both modules.
+
+    A module's own cross-entropy would mislead a schedule: it rises while the modules learn to complement each other.
+    """
     sasrec_NI = model.sasrec.score(_states(model, inputs), model.sasrec.item_table())
     retriever_NI = _retriever_scores(model, inputs, catalogue)
     total = F.cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N)
-    own = {"sasrec": sasrec_NI.detach(), "retriever": retriever_NI.detach()}
-    return StepLosses(total, {name: F.cross_entropy(scores_NI, inputs.targets_N) for name, scores_NI in own.items()})
+    return StepLosses(total, dict.fromkeys(MODULES, total.detach()))
 
 
 def _states(model: UR4Rec, inputs: StepInputs) -> Tensor:

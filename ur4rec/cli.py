@@ -235,6 +235,23 @@ def recommend(
         console.print(table)
 
 
+@app.command()
+def convert(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    to: Annotated[str, typer.Option(help="The backend that takes it over: torch or jax.")],
+    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+) -> None:
+    """Hand a run to the other backend: weights, optimizer state and schedule, to evaluate or to go on with.
+
+    model.safetensors has the same names and layout in both backends, so the file itself can be used elsewhere as it is.
+    """
+    from ur4rec.convert import convert_run
+
+    with one_line_errors():
+        convert_run(RunDirectory.open_existing(run), to, out)
+        console.print(f"{out} is a {to} run: try ur4rec evaluate {out}")
+
+
 def parse_epochs(texts: list[str]) -> dict[str, int]:
     """``stage=number`` pairs."""
     pairs = dict(_split_pair(text, "--epochs") for text in texts)

@@ -1,31 +1,14 @@
 """`ur4rec train` as a user meets it: what it leaves, how it resumes, what it answers to mistakes."""
 
 import json
-import os
 import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.integration.tiny_run import COMMAND, ENVIRONMENT, TINY, ur4rec
 from ur4rec.cli import app
-
-TINY = [
-    *("--dataset", "synthetic", "--preset", "smoke", "--batch-size", "128", "--quiet"),
-    *("--epochs", "pretrain_sasrec=1", "--epochs", "pretrain_retriever=1"),
-    *("--epochs", "joint_finetune=3", "--epochs", "end_to_end=1"),
-]
-
-
-COMMAND = [sys.executable, "-W", "ignore", "-c", "from ur4rec.cli import main; main()"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
-def ur4rec(*arguments):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, env=ENVIRONMENT
-    )
 
 
 def mistaken(*arguments):
@@ -38,14 +21,6 @@ def mistaken(*arguments):
 
 def lines_of(path):
     return path.read_text().splitlines()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "run"
-    done = ur4rec("train", *TINY, "--out", out)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
 
 
 def test_the_run_directory_holds_everything(run):

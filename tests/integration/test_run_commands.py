@@ -1,0 +1,97 @@
+"""What can be done with a finished run: evaluate it, recommend from it, hand it to the other backend."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ur4rec.cli import app
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def mistaken(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    return line
+
+
+def final(run):
+    return json.loads((run / "metrics.json").read_text())["final"]
+
+
+def test_evaluate_finds_the_metrics_of_the_run_again(run):
+    rows = json.loads(invoke("evaluate", run[0], "--json").stdout)
+    saved = final(run[0])
+    assert rows["fused"] == saved["fused"]["test"]
+    assert rows["sasrec"] == saved["SASRec in it"]["test"]
+    validation = json.loads(invoke("evaluate", run[0], "--split", "validation", "--json").stdout)
+    assert validation["fused"] == saved["fused"]["validation"]
+
+
+def test_the_other_backend_finds_them_too(run, tmp_path):
+    assert invoke("convert", run[0], "--to", "jax", "--out", tmp_path / "jax").exit_code == 0
+    rows = json.loads(invoke("evaluate", tmp_path / "jax", "--json").stdout)
+    for name, value in final(run[0])["fused"]["test"].items():
+        assert rows["fused"][name] == pytest.approx(value, abs=0.004)  # ranks of near ties may differ
+
+
+def test_recommend_for_a_user_leaves_out_what_they_know(run):
+    found = json.loads(invoke("recommend", run[0], "--user", "u42", "--top", 5, "--json").stdout)
+    assert len(found) == 5
+    fused = [each["probabilities"]["fused"] for each in found]
+    assert fused == sorted(fused, reverse=True)
+    assert all(0 < value < 1 for value in fused)
+    again = json.loads(invoke("recommend", run[0], "--item", found[0]["title"], "--json", "--top", 300).stdout)
+    assert found[0]["item_id"] not in {each["item_id"] for each in again}
+    assert len(again) == 299
+    assert sum(each["probabilities"]["fused"] for each in again) == pytest.approx(1)
+
+
+def test_recommend_prints_titles(run):
+    result = invoke("recommend", run[0], "--user", "u1", "--top", 3)
+    assert result.exit_code == 0
+    titles = {each["title"] for each in json.loads(invoke("recommend", run[0], "--user", "u1", "--json").stdout)[:3]}
+    assert all(title.split()[0] in result.stdout for title in titles)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["recommend", "RUN"], "give either --user ID or one or more --item TITLE"),
+        (["recommend", "RUN", "--user", "nobody"], "unknown user 'nobody'; expected one of ('u0', 'u1', 'u2'"),
+        (["recommend", "RUN", "--item", "zzzz"], "no item has the id or title 'zzzz'"),
+        (["recommend", "RUN", "--item", "("], "an item must be named clearly, '(' fits"),
+        (["recommend", "RUN", "--user", "u1", "--top", "0"], "top must be at least 1, got 0"),
+        (["recommend", "NOWHERE", "--user", "u1"], "is no run directory"),
+        (["evaluate", "RUN", "--split", "train"], "unknown split 'train'; expected one of ('test', 'validation')"),
+        (["evaluate", "RUN", "--checkpoint", "first"], "unknown checkpoint 'first'"),
+        (["convert", "RUN", "--to", "mxnet", "--out", "NOWHERE"], "unknown backend 'mxnet'"),
+        (["convert", "RUN", "--to", "jax", "--out", "RUN"], "--out must be empty"),
+        (["data", "--dataset", "ml-2m"], "unknown dataset 'ml-2m'"),
+    ],
+)
+def test_mistakes_are_one_line(run, tmp_path, arguments, message):
+    places = {"RUN": run[0], "NOWHERE": tmp_path / "nowhere"}
+    assert message in mistaken(*(places.get(argument, argument) for argument in arguments))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_damaged_checkpoint_is_one_line(run, tmp_path):
+    copy = tmp_path / "copy"
+    assert invoke("convert", run[0], "--to", "torch", "--out", copy).exit_code == 0
+    best = copy / "checkpoint" / (copy / "checkpoint" / "BEST").read_text().strip() / "model.safetensors"
+    content = bytearray(best.read_bytes())
+    content[len(content) // 2] ^= 1
+    best.write_bytes(content)
+    assert "model.safetensors is damaged" in mistaken("evaluate", copy)
+
+
+def test_data_prints_counts_and_hashes():
+    facts = json.loads(invoke("data", "--dataset", "synthetic", "--json").stdout)
+    assert (facts["num_users"], facts["num_items"]) == (600, 300)
+    assert len(facts["leave_one_out_hash"]) == 64
+    assert "num_interactions" in invoke("data", "--dataset", "synthetic").stdout

@@ -1,0 +1,21 @@
+"""A tiny run, and the command in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+TINY = [
+    *("--dataset", "synthetic", "--preset", "smoke", "--batch-size", "128", "--quiet"),
+    *("--epochs", "pretrain_sasrec=1", "--epochs", "pretrain_retriever=1"),
+    *("--epochs", "joint_finetune=3", "--epochs", "end_to_end=1"),
+]
+
+
+COMMAND = [sys.executable, "-W", "ignore", "-c", "from ur4rec.cli import main; main()"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def ur4rec(*arguments):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )

@@ -1,0 +1,37 @@
+"""A run of one backend handed to the other: the arrays have the same names and layout, so only the label changes."""
+
+import shutil
+from pathlib import Path
+
+from ur4rec.backends import BACKENDS, load_backend
+from ur4rec.config import check_choice
+from ur4rec.errors import DataError
+from ur4rec.run_directory import RunDirectory
+
+
+def convert_run(directory: RunDirectory, backend: str, out: Path) -> RunDirectory:
+    """Copy a run so that another backend evaluates, recommends from or resumes it.
+
+    The other backend must load the best and the newest checkpoint before the copy is made.
+
+    Args:
+        directory: The run.
+        backend: "torch" or "jax".
+        out: The directory to make.
+
+    Raises:
+        AlternatorError: An unknown or missing backend, a run without a checkpoint, a damaged one, or an ``out`` that
+            holds something.
+    """
+    check_choice("backend", backend, tuple(BACKENDS))
+    checkpoints = {directory.best_checkpoint(), directory.latest_checkpoint()} - {None}
+    if not checkpoints:
+        raise DataError(f"{directory.path} has no checkpoint yet; let its run finish an epoch first")
+    load_model = load_backend(backend).load_model
+    for checkpoint in checkpoints:
+        load_model(checkpoint)
+    config = directory.read_json("config.json")
+    copy = RunDirectory.create(out)
+    shutil.copytree(directory.path, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    copy.write_json("config.json", {**config, "backend": backend})
+    return copy

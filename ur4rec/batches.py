@@ -49,8 +49,9 @@ class TrainBatches:
     All positions train at once. The order of an epoch is a function of (seed, epoch) alone, so a run resumes at any
     batch. A sequence longer than ``max_seq_len + 1`` is cut into consecutive windows that overlap in one item, so that
     every item but the first of a sequence is a target exactly once an epoch; the windows are aligned to the end (the
-    first one is the short one). ``windows=False`` keeps only the last window, as the original SASRec does. Sequences of
-    fewer than 2 items hold no target and are left out. The last batch is filled up with rows of padding.
+    first one is the short one). ``windows=False`` keeps only the last window, as the original SASRec does:
+    at 50 positions that loses 60% of the targets of ML-100K and 73% of those of ML-1M. Sequences of fewer than 2 items
+    hold no target and are left out. The last batch is filled up with rows of padding.
 
     Args:
         sequences: Training sequences, one per user.

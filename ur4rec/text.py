@@ -167,7 +167,7 @@ def _encode_tfidf(texts: Sequence[str], dim: int) -> NDArray[np.float32]:
 
 def _encode_sentences(texts: Sequence[str], model: str, dim: int) -> NDArray[np.float32]:
     """Run sentence_encoder.py beside this file; where the model is a local path, without any network."""
-    # Half the processors: with all of them it is 1.8 times faster on an idle machine, but 2.7 times slower on a busy one.
+    # Half the processors: all of them were 1.8 times faster on an idle machine, but 2.7 times slower on a busy one.
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)), **os.environ}
     if Path(model).is_dir():
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

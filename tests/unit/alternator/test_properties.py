@@ -1,5 +1,6 @@
 """Properties that hold for every rule and every sequence of losses, found or refuted by hypothesis."""
 
+import gc
 import json
 import tracemalloc
 

@@ -1,0 +1,300 @@
+"""The command: what it reads, what it prints, and how it answers mistakes."""
+
+import json
+import os
+import random
+import runpy
+import subprocess
+import sys
+
+import pytest
+from matplotlib.image import imread
+
+from alternator.cli import main
+from alternator.loss_table import read_losses
+from alternator.replay_text import MOST_SWITCHES
+from alternator.rule_help import field_docs
+from alternator.rules.named import RULES
+
+
+def write_csv(path, num_steps=200, header="step,a,b"):
+    draw = random.Random(0)
+    rows = [f"{step},{draw.gauss(1, 0.05):.6f},{draw.gauss(2, 0.05):.6f}" for step in range(1, num_steps + 1)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def write_log(path):
+    """A decision log as runs write it: a stage without alternation first, empty cells for losses not computed."""
+    lines = ["step,stage,active,next,reason,value,limit,sasrec_loss,retriever_loss"]
+    lines += [f"{step},pretrain_sasrec,sasrec,sasrec,stage,1,1,5.0," for step in range(1, 11)]
+    for step in range(11, 111):
+        active = "sasrec" if (step // 20) % 2 == 0 else "retriever"
+        losses = "1.0," if active == "sasrec" else ",2.0"
+        lines.append(f"{step},joint_finetune,{active},{active},changing,0.5,0.01,{losses}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def write_events(folder, tags=("loss/a", "loss/b", "lr")):
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    for step in range(40):
+        for tag in tags if step % 4 else tags[:1]:
+            value = Summary.Value(tag=tag, simple_value=1.0 + step)
+            writer.add_event(Event(step=step, summary=Summary(value=[value])))
+    writer.close()
+    return folder
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command in this process: exit code, output, errors."""
+
+    def call(*arguments):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_replay_answers_in_words(run, tmp_path):
+    code, out, err = run("replay", write_csv(tmp_path / "losses.csv", 400), "--rule", "plateau")
+    assert (code, err) == (0, "")
+    assert "Losses   400 steps, 1 to 400; modules a, b" in out
+    assert "Rule     Plateau(threshold=0.01, min_steps=5, window=10)" in out
+    assert "a → b  change rate" in out
+    assert "all modules have plateaued" in out
+    assert "Who would have trained:" in out
+    assert "change rate ≥ threshold" in out.split("Why it held")[1]
+    assert "more (--all shows them)" in out
+    assert "cannot know" in out
+    every = run("replay", tmp_path / "losses.csv", "--rule", "plateau", "--all")[1]
+    assert every.count("\n  step ") > MOST_SWITCHES == out.count("\n  step ")
+
+
+def test_the_default_rule_is_the_recommended_one_and_it_says_why_it_never_switched(run, tmp_path):
+    _, out, _ = run("replay", write_csv(tmp_path / "losses.csv", 60))
+    assert "Rule     Trend(" in out
+    assert "It would never have switched. Step 60: a trains on (" in out
+
+
+def test_one_switch_reads_well(run, tmp_path):
+    _, out, _ = run("replay", write_csv(tmp_path / "losses.csv", 30), "--rule", "cycle", "--set", "steps=20")
+    assert "It would have switched once:" in out
+
+
+def test_a_rule_that_switches_always_has_no_holds(run, tmp_path):
+    _, out, _ = run("replay", write_csv(tmp_path / "losses.csv", 30), "--rule", "cycle")
+    assert "It switched after every step." in out
+
+
+def test_replay_reads_the_decision_log_of_a_run(run, tmp_path):
+    path = write_log(tmp_path / "decisions.csv")
+    _, out, _ = run("replay", path, "--rule", "plateau")
+    assert (
+        "100 steps of stage joint_finetune (10 of other stages left out), 11 to 110; modules sasrec, retriever" in out
+    )
+    assert "Blind in" in out
+    table = read_losses(path)
+    assert table.recorded[:2] == ("sasrec", "sasrec")
+    assert table.losses["retriever"][:2] == [None, None]
+    chosen = read_losses(path, {"r": "retriever", "s": "sasrec_loss"})
+    assert chosen.losses == {"r": table.losses["retriever"], "s": table.losses["sasrec"]}
+
+
+def test_non_finite_losses_are_reported(run, tmp_path):
+    path = tmp_path / "losses.csv"
+    path.write_text("a,b\n" + "nan,1\n" * 12)
+    code, out, _ = run("replay", path)
+    assert code == 0
+    assert "Non-finite losses: 12 of a." in out
+    assert "10 non-finite losses in a row, limit 10" in out
+
+
+def test_parameters_delay_and_modules(run, tmp_path):
+    path = write_csv(tmp_path / "losses.csv")
+    options = ("--rule", "random-tenure", "--set", "mean=7", "seed=2", "--modules", "second=b,a", "--delay", 1)
+    _, out, _ = run("replay", path, *options)
+    assert "modules second, a" in out
+    assert "RandomTenure(mean=7, seed=2, min_steps=1)" in out
+
+
+def test_json_is_json(run, tmp_path):
+    path = write_csv(tmp_path / "losses.csv")
+    result = json.loads(run("replay", path, "--rule", "plateau", "--json")[1])
+    assert result["modules"] == ["a", "b"]
+    assert result["num_steps"] == 200
+    assert result["switches"][0]["why"].startswith("change rate")
+    rows = json.loads(run("replay", path, "--rule", "plateau", "--sweep", "threshold=0.01,0.02", "--json")[1])
+    assert [row["settings"] for row in rows] == [{"threshold": 0.01}, {"threshold": 0.02}]
+    assert rows[0]["result"] == {**result, "rule": rows[0]["result"]["rule"]}
+
+
+def test_a_sweep_is_a_table(run, tmp_path):
+    grid = ("--sweep", "threshold=0.005,0.02", "window=2,10")
+    code, out, _ = run("replay", write_csv(tmp_path / "losses.csv"), "--rule", "plateau", *grid)
+    lines = out.splitlines()
+    assert code == 0
+    header = ["threshold", "window", "switches", "mean tenure", "a share", "b share", "longest wait", "blind steps"]
+    assert [cell.strip() for cell in lines[0].split("  ") if cell.strip()] == header
+    assert "refused: window must be at least 3, got 2" in lines[1]
+    assert lines[2].split()[:2] == ["0.005", "10"]
+    assert len({len(line) for line in (lines[0], lines[2], lines[4])}) == 1
+
+
+@pytest.mark.parametrize("source", ["csv", "log"])
+def test_the_plot_is_a_picture(run, tmp_path, source):
+    path = write_csv(tmp_path / "x.csv", 1200) if source == "csv" else write_log(tmp_path / "decisions.csv")
+    code, _, _ = run("replay", path, "--rule", "plateau", "--plot", tmp_path / "replay.png")
+    assert code == 0
+    pixels = imread(tmp_path / "replay.png")
+    assert pixels.shape[0] > 500 < pixels.shape[1]
+    assert pixels[..., :3].std() > 0.1
+
+
+def test_tensorboard_events_are_read(run, tmp_path):
+    folder = write_events(tmp_path / "events")
+    options = ("--rule", "cycle", "--modules", "a=loss/a,b=loss/b")
+    code, out, err = run("replay", folder, *options)
+    assert (code, err) == (0, "")
+    assert "40 steps, 0 to 39; modules a, b" in out
+    assert run("replay", next(folder.glob("*tfevents*")), *options)[1] == out
+    code, _, err = run("replay", folder)
+    assert code == 2
+    assert "two or more scalars are needed, one per module; it has loss/a, loss/b, lr" in err
+    code, _, err = run("replay", folder, "--modules", "a=loss/a,b=loss/c")
+    assert code == 2
+    assert "has no scalar 'loss/c'; it has loss/a, loss/b, lr" in err
+
+
+def test_tags_that_end_in_loss_are_the_default(run, tmp_path):
+    _, out, _ = run("replay", write_events(tmp_path / "events", ("gan/g_loss", "gan/d_loss", "lr")), "--rule", "cycle")
+    assert "modules gan/g_loss, gan/d_loss" in out
+
+
+def test_a_missing_extra_is_named(run, tmp_path, monkeypatch):
+    path = write_csv(tmp_path / "losses.csv")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = run("replay", path, "--plot", tmp_path / "x.png")
+    assert code == 2
+    assert "pip install 'adaptive-alternator[plot]'" in err
+    folder = write_events(tmp_path / "events")
+    monkeypatch.setitem(sys.modules, "tensorboard.backend.event_processing.event_accumulator", None)
+    code, _, err = run("replay", folder)
+    assert code == 2
+    assert "pip install 'adaptive-alternator[tensorboard]'" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty; the first line must name the columns: step and one per module"),
+        ("step,a,b\n", "no row of losses"),
+        ("step,a,b\n1,0.5,0.5\n2,oops,0.5\n", "line 3, column 'a': 'oops' is not a number"),
+        ("step,a,b\n1,0.5\n", "line 2: a row must have 3 cells, got 2"),
+        ("step,a,b\n1.5,0.5,1\n", "line 2, column 'step': '1.5' is not a whole number"),
+        ("step,a,a\n1,2,3\n", "columns must have different names, got step, a, a"),
+        ("step,a\n1,2\n", "two or more columns of losses are needed, one per module; got a"),
+        ('step,a,b\n1,"2,3\n', "is not a CSV file"),
+        (
+            "step,stage,active,next,reason,a_loss,b_loss\n1,end_to_end,both,both,stage,1,1\n",
+            "no row of losses in stage",
+        ),
+        ("step,stage,active,next,reason,a_loss\n1,joint_finetune,a,a,x,1\n", "two or more columns of losses"),
+    ],
+)
+def test_a_malformed_csv_is_one_line_and_exit_code_2(run, tmp_path, content, message):
+    path = tmp_path / "losses.csv"
+    path.write_text(content)
+    code, out, err = run("replay", path)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert str(path) in err
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rule", "trendy"], "unknown rule 'trendy'; expected one of ('cycle', "),
+        (["--set", "min_gian=0.1"], "trend has no setting 'min_gian'; it has ('min_gain', "),
+        (["--set", "min_gain"], "a setting must read name=value, got 'min_gain'"),
+        (["--set", "min_gain=-1"], "min_gain must be a finite number above 0, got -1"),
+        (["--rule", "random_tenure"], "random_tenure needs mean; give it as mean=VALUE"),
+        (["--sweep", "min_gain"], "a sweep must read name=value,value,..., got 'min_gain'"),
+        (["--sweep", "min_gian=1,2"], "trend has no setting 'min_gian'"),
+        (["--sweep", "min_gain=1,2", "--plot", "x.png"], "--plot draws one replay, not a sweep"),
+        (["--modules", "a,c"], "has no column 'c'; it has step, a, b"),
+        (["--delay", "-1"], "delay must be an integer of at least 0, got -1"),
+        (["--delay", "x"], "argument --delay: invalid int value: 'x' (see alternator replay --help)"),
+        (["--plot", "no/such/folder/x.png"], "the plot no/such/folder/x.png cannot be written"),
+        (["--plot", "x.nonsense"], "the plot x.nonsense cannot be written"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path, arguments, message):
+    code, out, err = run("replay", write_csv(tmp_path / "losses.csv"), *arguments)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_files_that_cannot_be_read(run, tmp_path):
+    code, _, err = run("replay", tmp_path / "none.csv")
+    assert (code, err) == (2, f"alternator: {tmp_path / 'none.csv'} cannot be read: No such file or directory\n")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81" * 9)
+    code, _, err = run("replay", tmp_path / "binary.csv")
+    assert code == 2
+    assert "is not a CSV file" in err
+    assert run("replay")[0] == 2
+    assert run()[0] == 2
+
+
+def test_rules_lists_every_rule_and_parameter(run):
+    code, out, _ = run("rules")
+    assert code == 0
+    for name, rule in RULES.items():
+        assert f"{name}\n  {rule.__doc__.splitlines()[0]}" in out
+        docs = field_docs(rule)
+        assert set(docs) == set(rule.__dataclass_fields__)
+        for field in docs:
+            assert f"--set {field}=" in out
+    assert "--set mean=VALUE (required)" in out
+    assert run("rules", "gain")[1] in out
+    code, _, err = run("rules", "gian")
+    assert code == 2
+    assert err.startswith("alternator: unknown rule 'gian'; expected one of ")
+
+
+def test_help_teaches(run):
+    code, out, _ = run("replay", "--help")
+    assert code == 0
+    assert "examples:" in out
+    assert "It never switches?" in out
+    assert "replay" in run("--help")[1]
+
+
+def test_it_runs_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["alternator", "rules", "cycle"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("alternator", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith("cycle\n")
+    assert "main" in runpy.run_module("alternator", run_name="imported")
+
+
+def test_the_command_needs_no_third_party(tmp_path):
+    path = write_csv(tmp_path / "losses.csv")
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-S", "-m", "alternator", "replay", str(path)]  # -S: no site-packages
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Why it held" in done.stdout

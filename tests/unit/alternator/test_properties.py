@@ -1,6 +1,5 @@
 """Properties that hold for every rule and every sequence of losses, found or refuted by hypothesis."""
 
-import gc
 import json
 import tracemalloc
 

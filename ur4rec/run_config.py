@@ -100,10 +100,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "demo": {
         "dataset": "ml-100k",
-        "epochs": {"pretrain_sasrec": 15, "pretrain_retriever": 10, "joint_finetune": 20, "end_to_end": 5},
+        "encoder": "tfidf",
+        "epochs": {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 10, "end_to_end": 5},
         "batch_size": 64,
-        "model": {**_SMALL, "max_seq_len": 50},
-        "trainer": {"sasrec_lr": 1e-3, "retriever_lr": 1e-3},
+        "model": {
+            **_SMALL,
+            "max_seq_len": 50,
+            "sasrec_dropout": 0.2,
+            "retriever_num_queries": 2,
+            "retriever_temperature": 0.05,
+        },
+        "trainer": {"sasrec_lr": 3e-3, "retriever_lr": 3e-3},
     },
 }
 """Settings by name; a command's own arguments go over them."""

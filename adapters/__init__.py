@@ -1,1 +1,1 @@
-"""Adapters: `adapters.torch`, `adapters.optax`, `adapters.nnx`, `adapters.jax`. This package imports nothing by itself."""
+"""The adapters: `adapters.torch`, `adapters.optax`, `adapters.nnx`, `adapters.jax`. This package imports none of them."""

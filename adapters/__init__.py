@@ -1,1 +1,1 @@
-"""The adapters: `adapters.torch`, `adapters.optax`, `adapters.nnx`, `adapters.jax`. This package imports none of them."""
+"""The adapters, one framework a file: torch, optax, nnx, jax. This package imports none of them."""

@@ -30,7 +30,7 @@ def rule_from_settings(name: str, settings: Iterable[str] = ()) -> Rule:
         >>> rule_from_settings("plateau", ["treshold=0.02"])
         Traceback (most recent call last):
         ...
-        alternator.errors.ConfigurationError: plateau has no setting 'treshold'; it has ('threshold', 'min_steps', 'window')
+        alternator.errors.ConfigurationError: plateau has no setting 'treshold'; it has ('threshold', ...)
     """
     if name not in RULES:
         raise ConfigurationError(f"unknown rule {name!r}; expected one of {tuple(RULES)}")

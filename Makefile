@@ -27,14 +27,14 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 setup: $(VENV)/.dev  ## create .venv with everything that tests and checks need
 
 demo: $(VENV)/.demo-$(BACKEND)  ## train UR4Rec on MovieLens-100K through all four stages (BACKEND=torch|jax)
-	$(BIN)/ur4rec train --backend $(BACKEND) --dataset ml-100k --preset demo --out runs/demo --overwrite
+	OMP_NUM_THREADS=1 $(BIN)/ur4rec train --backend $(BACKEND) --dataset ml-100k --preset demo --out runs/demo --overwrite
 
 test: $(VENV)/.dev  ## run all tests, lint, types and import rules
 	$(BIN)/ruff format --check $(FILES)
 	$(BIN)/ruff check $(FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest --cov --cov-report=term -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term -q
 
 check: $(VENV)/.dev  ## lint, types and import rules, without the tests
 	$(BIN)/ruff format --check $(FILES)

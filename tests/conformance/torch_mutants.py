@@ -1,0 +1,62 @@
+"""The naive ways to freeze in PyTorch, of `naive_torch`, under the harness of the PyTorch backend."""
+
+from typing import Any
+
+from torch import Tensor
+
+from alternator import Alternator, Decision
+from tests.conformance import naive_torch
+from tests.conformance.harness import Unsupported
+from tests.conformance.naive_torch import HandWritten
+from tests.conformance.torch_backend import TorchHarness
+
+
+class NaiveHarness(TorchHarness):
+    """What the naive ways have in common: one module at a time, losses read at once, nothing compiled or saved."""
+
+    naive: type[HandWritten] = HandWritten
+
+    def build(self) -> HandWritten:
+        setup = self.setup
+        if setup.turns is not None or setup.always or setup.delay or setup.compiled:
+            raise Unsupported
+        alternator = Alternator(setup.names, rule=setup.rule)
+        arguments: dict[str, Any] = {"clip_norm": setup.clip_norm, "schedulers": self.schedulers}
+        return self.naive(alternator, self.towers, self.optimizers, **arguments)
+
+    def skip(self, told: dict[str, Tensor] | None) -> Decision:
+        losses = {} if told is None else {name: value.item() for name, value in told.items()}
+        decision = self.alternating.alternator.observe(losses, updated=False)
+        self.after(switched=decision.switched)
+        return decision
+
+    def force(self, name: str) -> None:
+        self.alternating.alternator.force(name)
+        self.after(switched=True)
+
+    def after(self, *, switched: bool) -> None:
+        if switched:
+            self.alternating.enter()
+
+    def save(self) -> Any:
+        raise Unsupported
+
+
+def harness_of(naive: type[HandWritten]) -> type[NaiveHarness]:
+    return type(naive.__name__, (NaiveHarness,), {"naive": naive, "__doc__": naive.__doc__})
+
+
+_CASES = {
+    "parameters": "frozen_parameters",
+    "optimizer state": "frozen_optimizer_state",
+    "learning rate": "frozen_schedule",
+    "buffers": "frozen_buffers",
+    "gradients": "frozen_gradients",
+    "continuation": "continuation",
+}
+"""The case for each clause of `naive_torch.BREAKS`."""
+
+MUTANTS: dict[type[NaiveHarness], set[str]] = {
+    harness_of(naive): {_CASES[clause] for clause in clauses} for naive, clauses in naive_torch.BREAKS.items()
+}
+"""Per mutant the cases that are there to kill it; others may as well."""

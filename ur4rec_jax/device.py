@@ -32,19 +32,20 @@ def find_device(name: str | jax.Device) -> jax.Device:
         ) from error
 
 
-def to_inputs(batch: Batch, num_items: int, num_targets: int = 0) -> StepInputs:
+def to_inputs(batch: Batch, num_items: int, usual_targets: int | None = None) -> StepInputs:
     """A batch with the places of its targets, as a step takes it; it moves to the device then.
+
+    A step is compiled anew for every number of places, so they are filled up to one of two: all positions, or as many
+    as there usually are at most.
 
     Args:
         batch: The batch.
         num_items: The padding index.
-        num_targets: How many targets there may be in any batch. The places are filled up to a length that changes
-            with it in coarse steps (16 in all), since a step is compiled anew for every length.
+        usual_targets: How many targets there usually are at most; None is as many as positions.
     """
     targets = np.asarray(batch[1], np.int32).ravel()
     found = np.flatnonzero(targets != num_items)
-    stride = -(-targets.size // 16)
-    length = -(-max(num_targets, len(found)) // stride) * stride
+    length = targets.size if usual_targets is None or len(found) > usual_targets else usual_targets
     positions_N, targets_N = np.zeros(length, np.int32), np.full(length, num_items, np.int32)
     positions_N[: len(found)], targets_N[: len(found)] = found, targets[found]
     return StepInputs(np.asarray(batch[0], np.int32), positions_N, targets_N)

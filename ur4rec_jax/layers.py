@@ -30,5 +30,6 @@ class Dropout(nnx.Dropout):
 
 def normalize(inputs: Array) -> Array:
     """Vectors along the last axis, scaled to unit length; a zero vector stays zero and has finite gradients."""
-    squares = jnp.sum(jnp.square(inputs), axis=-1, keepdims=True)
-    return inputs / jnp.sqrt(jnp.maximum(squares, 1e-24))
+    precise = inputs.astype(jnp.float32)
+    squares = jnp.sum(jnp.square(precise), axis=-1, keepdims=True)
+    return (precise / jnp.sqrt(jnp.maximum(squares, 1e-24))).astype(inputs.dtype)

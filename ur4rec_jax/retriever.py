@@ -80,7 +80,7 @@ class PreferenceRetriever(nnx.Module):
         values_BLd = self.dropout(catalogue.values_Jd[items_BL], rngs)
         content_BKL = catalogue.content_JK[items_BL].mT
         weights_BKLL = jax.nn.softmax(content_BKL[:, :, None] + self._recency(items_BL.shape[1]), axis=-1)
-        gathered_BKLd = weights_BKLL @ values_BLd[:, None]
+        gathered_BKLd = weights_BKLL.astype(values_BLd.dtype) @ values_BLd[:, None]
         return normalize(self.preference_projection(gathered_BKLd).swapaxes(1, 2))
 
     def score(self, preferences_NKd: Array, catalogue: Catalogue) -> Array:
@@ -92,5 +92,5 @@ class PreferenceRetriever(nnx.Module):
         """Bias of each query for looking from a position (rows) back to another (columns), (K, L, L); causal."""
         position_L = jnp.arange(length)
         steps_back_LL = position_L[:, None] - position_L
-        bias_KLL = self.recency.embedding[:, jnp.maximum(steps_back_LL, 0)]
+        bias_KLL = self.recency.embedding[:, jnp.maximum(steps_back_LL, 0)].astype(jnp.float32)
         return jnp.where(steps_back_LL < 0, -jnp.inf, bias_KLL)

@@ -39,12 +39,15 @@ class Step:
         graphdef: The model without its arrays, from `flax.nnx.split`.
         config: The settings.
         fused: Whether the fused scores are trained; else each module by its own loss.
+
+    Attributes:
+        fused: As given.
     """
 
     def __init__(self, graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, fused: bool) -> None:
         self._graphdef = graphdef
         self._config = config
-        self._fused = fused
+        self.fused = fused
         self._turns = {turn: (*TURNS[turn], FUSION) if fused or turn == BOTH else TURNS[turn] for turn in TURNS}
         self._optimizer = alternating(
             {name: _adamw(name, 0.0 if name == FUSION else config.weight_decay) for name in PARTS},
@@ -62,6 +65,7 @@ class Step:
         buffers: Any,
         catalogue: Catalogue | None,
         inputs: StepInputs,
+        key: Array,
         step: Array,
         learning_rates: dict[str, Array],
         *,
@@ -74,12 +78,15 @@ class Step:
             buffers: The rest of the model.
             catalogue: The retriever's, if it is frozen and the loss needs it.
             inputs: The batch.
-            step: The training step of the run, which random numbers are a function of.
+            key: The run's; random numbers are a function of it and the step.
+            step: The training step of the run.
             learning_rates: Of each part.
             turn: What trains; static.
         """
         gradients = active_value_and_grad(self._loss(turn), LABELS, PARTS, turns=self._turns, has_aux=True)
-        (_, losses), grads = gradients(state.params, buffers, catalogue, inputs, step, active=turn)
+        (_, losses), grads = gradients(
+            state.params, buffers, catalogue, inputs, jax.random.fold_in(key, step), active=turn
+        )
         active = self._turns[turn]
         scale = _clip_scale({name: grads[name] for name in active}, self._config.clip_norm)
         updates, optimizers = self._optimizer.update(
@@ -97,15 +104,15 @@ class Step:
         modules = TURNS[turn]
 
         def loss(
-            params: Any, buffers: Any, catalogue: Catalogue | None, inputs: StepInputs, step: Array
+            params: Any, buffers: Any, catalogue: Catalogue | None, inputs: StepInputs, key: Array
         ) -> tuple[Array, StepLosses]:
             if self._config.bf16:
                 params, buffers, catalogue = _to_bf16((params, buffers, catalogue))
             model = nnx.merge(self._graphdef, params, buffers)
-            rngs = random_numbers(self._config.seed, step)
-            if catalogue is None and (self._fused or "retriever" in modules):
+            rngs = random_numbers(key)
+            if catalogue is None and (self.fused or "retriever" in modules):
                 catalogue = model.retriever.catalogue()
-            if self._fused:
+            if self.fused:
                 losses = fused_loss(model, inputs, modules, catalogue, rngs)
             else:
                 losses = separate_loss(model, self._config, inputs, modules, catalogue, rngs)
@@ -114,9 +121,9 @@ class Step:
         return loss
 
 
-def random_numbers(seed: int, step: Array) -> nnx.Rngs:
-    """Random numbers of a step: the same whenever it is run."""
-    dropout, negatives = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+def random_numbers(key: Array) -> nnx.Rngs:
+    """Streams of random numbers of a step: the same whenever it is run."""
+    dropout, negatives = jax.random.split(key)
     return nnx.Rngs(dropout=dropout, negatives=negatives)
 
 

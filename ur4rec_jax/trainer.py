@@ -3,6 +3,7 @@
 Shapes: B rows, L positions, I items.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
-from adapters.jax import HostAlternator
+from adapters.jax import DeviceAlternator, HostAlternator
 from alternator import Alternator, Decision, Rule
 from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import SCORERS, TrainerConfig, check_choice, check_joint_loss
@@ -38,12 +39,15 @@ from ur4rec.stages import (
 )
 from ur4rec.step_log import LateStep, StepLog
 from ur4rec_jax import checkpoint
+from ur4rec_jax.compiled import functions_of
 from ur4rec_jax.device import find_device, to_inputs
+from ur4rec_jax.epoch import Epoch, stack_inputs
 from ur4rec_jax.losses import StepLosses
 from ur4rec_jax.ranking import rank_loader
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.step import Step
 from ur4rec_jax.ur4rec import UR4Rec
+
+_LOGGER = logging.getLogger("alternator")
 
 
 class JointTrainer:
@@ -58,6 +62,8 @@ class JointTrainer:
         rule: Any switching rule for joint_finetune; by default the original one with the two ``adaptive_*`` numbers.
         progress: Whether to show a bar per epoch; None is only on a terminal.
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
+        on_device: Whether `train_epoch` runs all steps on the device, the schedule included, without the host. The
+            decisions are the same until a number that a rule compares lies within float32 rounding of its limit.
         **settings: The fields of `TrainerConfig`.
 
     Attributes:
@@ -94,6 +100,7 @@ class JointTrainer:
         rule: Rule | None = None,
         progress: bool | None = None,
         on_step: Callable[[StepRecord], object] | None = None,
+        on_device: bool = False,
         **settings: Any,
     ) -> None:
         self.config = TrainerConfig(**settings)
@@ -108,15 +115,12 @@ class JointTrainer:
         self._model_config = model.config
         self._graphdef, params, buffers = nnx.split(model, nnx.Param, ...)
         self._buffers = self._place(nnx.to_pure_dict(buffers))
-        steps = {fused: Step(self._graphdef, self.config, fused) for fused in (False, True)}
-        self._state = self._place(steps[True].init(nnx.to_pure_dict(params)))
-        self._steps = {
-            fused: jax.jit(step.__call__, static_argnames="turn", donate_argnames="state")
-            for fused, step in steps.items()
-        }
-        self._project = jax.jit(partial(_catalogue, self._graphdef))
-        self._score = jax.jit(partial(_score, self._graphdef), static_argnames="scorer")
-        self._num_targets = 0
+        self._functions = functions_of(self._graphdef, self.config)
+        self._state = self._place(self._functions.steps[True].init(nnx.to_pure_dict(params)))
+        self._key = jax.device_put(jax.random.key(self.config.seed), self.device)
+        self._on_device = on_device
+        self._epochs: dict[str, Epoch] = {}
+        self._usual_targets: int | None = None
         self._kept_catalogue: Catalogue | None = None
         self.set_training_stage("joint_finetune")
 
@@ -129,6 +133,11 @@ class JointTrainer:
     def alternator(self) -> Alternator:
         """Whatever schedule runs now, parity included."""
         return self._alternating.alternator
+
+    @property
+    def _is_fused(self) -> bool:
+        """Whether the fused scores are trained: in a joint stage, if that is the joint loss."""
+        return self.config.joint_loss == "fused" and self.stage in JOINT_STAGES
 
     def set_training_stage(self, stage: str, num_steps: int | None = None) -> None:
         """Enter a stage. Optimizer state lives on; the schedule and the learning rates start anew.
@@ -173,17 +182,20 @@ class JointTrainer:
         self._log.flush()
         if hasattr(train_loader, "set_epoch"):
             train_loader.set_epoch(epoch)
-        if hasattr(train_loader, "max_targets"):
-            self._num_targets = max(self._num_targets, train_loader.max_targets(epoch))
+        self._usual_targets = getattr(train_loader, "usual_targets", None)
         stop = None if max_steps is None else start + max_steps
         num_batches = len(train_loader) if hasattr(train_loader, "__len__") else None
         progress = EpochProgress(epoch, _count(num_batches, start, stop), self._progress)
         self._log.epoch = progress
         try:
-            for batch in islice(train_loader, start, stop):
-                self.train_step(batch)
+            if self._on_device:
+                self._train_on_device(list(islice(train_loader, start, stop)))
+            else:
+                for batch in islice(train_loader, start, stop):
+                    self.train_step(batch)
             self._log.flush()
         finally:
+            self._usual_targets = None
             self._log.epoch = None
             progress.close()
         rates = self._learning_rates(max(self.stage_step - 1, 0))
@@ -201,22 +213,8 @@ class JointTrainer:
         """
         active, rates = self.alternator.active, self._learning_rates(self.stage_step)
         losses = self._update(batch, active, rates)
-        decision = self._alternating.observe(
-            {active: losses.total, **losses.modules}, updated=self._is_updated(losses.total)
-        )
-        self.step += 1
-        self.stage_step += 1
-        record = StepRecord(
-            self.step, self.stage, active, decision.active, decision.reason, decision.value, decision.limit, {}
-        )
-        self._log.add(
-            LateStep(
-                record=record,
-                total=partial(float, losses.total),
-                losses={name: partial(float, loss) for name, loss in losses.modules.items()},
-                learning_rates=rates,
-            )
-        )
+        decision = self._observe(active, losses, at_hand=self._loss_at_hand)
+        self._count_step(active, decision, losses, rates)
         return decision
 
     def evaluate(
@@ -291,13 +289,13 @@ class JointTrainer:
 
     def _update(self, batch: Batch, turn: str, rates: Mapping[str, float]) -> StepLosses:
         """The compiled step: in a joint stage of the joint loss, in a stage of one module of that module's own."""
-        fused = self.config.joint_loss == "fused" and self.stage in JOINT_STAGES
         trains_retriever = "retriever" in TURNS[turn]
-        self._state, losses = self._steps[fused](
+        self._state, losses = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
-            self._catalogue() if fused and not trains_retriever else None,
-            to_inputs(batch, self._model_config.num_items, self._num_targets),
+            self._catalogue() if self._is_fused and not trains_retriever else None,
+            to_inputs(batch, self._model_config.num_items, self._usual_targets),
+            self._key,
             np.int32(self.step),
             {name: np.float32(rate) for name, rate in rates.items()},
             turn=turn,
@@ -306,13 +304,61 @@ class JointTrainer:
             self._kept_catalogue = None
         return losses
 
-    def _is_updated(self, total: Array) -> bool:
-        """Whether the step had an effect: it has none if the loss is not finite.
+    def _count_step(self, active: str, decision: Decision, losses: StepLosses, rates: Mapping[str, float]) -> None:
+        self.step += 1
+        self.stage_step += 1
+        record = StepRecord(
+            self.step, self.stage, active, decision.active, decision.reason, decision.value, decision.limit, {}
+        )
+        self._log.add(
+            LateStep(
+                record=record,
+                total=partial(float, losses.total),
+                losses={name: partial(float, loss) for name, loss in losses.modules.items()},
+                learning_rates=rates,
+            )
+        )
 
-        On the CPU the loss is at hand, and the step counts as skipped. An accelerator must not wait for it: there the
-        schedule, which cannot know yet, counts the step as trained.
+    def _train_on_device(self, batches: Sequence[Batch]) -> None:
+        """Train on all batches in one call of the device, then take over its log and its schedule."""
+        if not batches:
+            return
+        rates = [self._learning_rates(self.stage_step + index) for index in range(len(batches))]
+        inputs_S = stack_inputs(batches, self._model_config.num_items, self._usual_targets, self.step, rates)
+        epoch, saved = self._epoch(), self._alternating.state_dict()
+        catalogue = self._catalogue() if epoch.keeps_catalogue else None
+        self._state, self._kept_catalogue, steps, schedule = epoch.run(
+            self._state, saved, catalogue, self._buffers, self._key, inputs_S
+        )
+        for step, step_rates in zip(steps, rates, strict=True):
+            active = self.alternator.active if step.decision is None else step.decision.previous
+            decision = step.decision or self._observe(active, step.losses, at_hand=True)
+            self._count_step(active, decision, step.losses, step_rates)
+            if step.decision is not None and decision.switched:
+                _LOGGER.info(decision.explain())
+        if schedule is not None:
+            self._alternating.load_state_dict(schedule)
+
+    def _observe(self, active: str, losses: StepLosses, *, at_hand: bool) -> Decision:
+        """Tell the schedule the losses of a step, which had no effect if the loss is not finite.
+
+        Where it is at hand, as on the CPU, the step counts as skipped then. An accelerator must not wait for it: there
+        the schedule, which cannot know yet, counts the step as trained.
         """
-        return not self._loss_at_hand or math.isfinite(float(total))
+        updated = not at_hand or math.isfinite(float(losses.total))
+        return self._alternating.observe({active: losses.total, **losses.modules}, updated=updated)
+
+    def _epoch(self) -> Epoch:
+        """The epoch of this stage, compiled when it is first run."""
+        if self.stage not in self._epochs:
+            alternator, turn = self.alternator, find_stage(self.stage).turn
+            machine = None
+            if turn is None:
+                machine = DeviceAlternator(alternator.modules, alternator.rule, delay=self.config.loss_delay)
+            self._epochs[self.stage] = Epoch(
+                self._functions.steps[self._is_fused], machine, turn, self._functions.project
+            )
+        return self._epochs[self.stage]
 
     def _learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates at a step of the stage."""
@@ -326,12 +372,12 @@ class JointTrainer:
     def _catalogue(self) -> Catalogue:
         """What the retriever knows of every item: computed once until the retriever trains."""
         if self._kept_catalogue is None:
-            self._kept_catalogue = self._project(self._state.params, self._buffers)
+            self._kept_catalogue = self._functions.project(self._state.params, self._buffers)
         return self._kept_catalogue
 
     def _scorer(self, scorer: str) -> Callable[[ArrayLike], Array]:
         check_choice("scorer", scorer, SCORERS)
-        return partial(self._score, self._state.params, self._buffers, self._catalogue(), scorer=scorer)
+        return partial(self._functions.score, self._state.params, self._buffers, self._catalogue(), scorer=scorer)
 
     def _place(self, tree: Any) -> Any:
         """A copy of arrays on the device: what training steps consume is nobody else's."""
@@ -342,16 +388,6 @@ class JointTrainer:
         found = find_stage(stage)
         fresh = joint_alternator(self.config, self._rule) if found.turn is None else stage_alternator(found)
         fresh.load_state_dict(saved)
-
-
-def _catalogue(graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any) -> Catalogue:
-    return nnx.merge(graphdef, params, buffers).retriever.catalogue()
-
-
-def _score(
-    graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any, catalogue: Catalogue, items_BL: Array, *, scorer: str
-) -> Array:
-    return nnx.merge(graphdef, params, buffers).score(items_BL, scorer, catalogue)
 
 
 def _count(num_batches: int | None, start: int, stop: int | None) -> int | None:

@@ -1,0 +1,75 @@
+"""The functions of a model that are compiled, shared by all trainers of models of one shape."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial, wraps
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax import Array
+
+from ur4rec.config import TrainerConfig
+from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.step import Step
+from ur4rec_jax.ur4rec import UR4Rec
+
+_STEP_SETTINGS = ("weight_decay", "clip_norm", "sasrec_loss", "sasrec_loss_weight", "retriever_loss_weight", "bf16")
+"""What a training step is compiled for; the other settings are its arguments, or none of its business."""
+
+
+class Functions(NamedTuple):
+    """Pure functions of a model's arrays. Each is compiled when it is first called."""
+
+    steps: dict[bool, Step]
+    """The training step, by whether the loss is fused."""
+    compiled_steps: dict[bool, Callable[..., Any]]
+    """The same, compiled once per turn."""
+    project: Callable[[Any, Any], Catalogue]
+    """The retriever's catalogue from parameters and buffers."""
+    score: Callable[..., Array]
+    """Scores from parameters, buffers, catalogue and histories."""
+
+
+def functions_of(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig) -> Functions:
+    """The functions of a model.
+
+    Args:
+        graphdef: The model without its arrays, from `flax.nnx.split`.
+        config: The settings of the trainer.
+    """
+    return _functions(graphdef, TrainerConfig(**{name: getattr(config, name) for name in _STEP_SETTINGS}))
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit`, with matrix products in full float32 on every device, as in PyTorch: TF32 would tell the two apart."""
+
+    @wraps(function)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.default_matmul_precision("float32"):
+            return function(*args, **kwargs)
+
+    return jax.jit(traced, **options)
+
+
+@lru_cache(maxsize=8)
+def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig) -> Functions:
+    steps = {fused: Step(graphdef, config, fused) for fused in (False, True)}
+    return Functions(
+        steps=steps,
+        compiled_steps={
+            fused: compiled(step.__call__, static_argnames="turn", donate_argnames="state")
+            for fused, step in steps.items()
+        },
+        project=compiled(partial(_project, graphdef)),
+        score=compiled(partial(_score, graphdef), static_argnames="scorer"),
+    )
+
+
+def _project(graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any) -> Catalogue:
+    return nnx.merge(graphdef, params, buffers).retriever.catalogue()
+
+
+def _score(
+    graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any, catalogue: Catalogue, items_BL: Array, *, scorer: str
+) -> Array:
+    return nnx.merge(graphdef, params, buffers).score(items_BL, scorer, catalogue)

@@ -1,0 +1,193 @@
+"""Many steps in one `jax.lax.scan`: the schedule runs on the device, and the host hears of it afterwards.
+
+Shapes: S steps of the epoch, M modules.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from adapters.jax import DeviceAlternator, DeviceDecision, DeviceState
+from alternator import Decision
+from ur4rec.batches import Batch
+from ur4rec.stages import MODULES, TURNS
+from ur4rec_jax.compiled import compiled
+from ur4rec_jax.device import to_inputs
+from ur4rec_jax.losses import StepInputs, StepLosses
+from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.step import Step, TrainState
+
+
+class EpochState(NamedTuple):
+    """What a step hands to the next one."""
+
+    train: TrainState
+    """Parameters and optimizer state."""
+    machine: DeviceState | None
+    """The schedule; None where one turn trains throughout."""
+    catalogue: Catalogue | None
+    """The retriever's, kept while it is frozen; None where no step needs it."""
+    is_stale: Array
+    """Whether the retriever has trained since."""
+
+
+class StepInput(NamedTuple):
+    """What a step takes from the host; in an epoch each array has a leading axis of S steps."""
+
+    inputs: StepInputs
+    """The batch."""
+    step: Array
+    """The training step of the run."""
+    learning_rates: dict[str, Array]
+    """Of each part."""
+
+
+class StepLog(NamedTuple):
+    """What a step hands to the host; from an epoch each array has a leading axis of S steps."""
+
+    total: Array
+    """The loss that was minimised."""
+    losses_M: Array
+    """The raw primary loss of each module; NaN where it was not computed."""
+    decision: DeviceDecision | None
+    """What the schedule decided after the step; None where one turn trains throughout."""
+
+
+class EpochStep(NamedTuple):
+    """A step of a finished epoch, on the host."""
+
+    losses: StepLosses
+    """Its losses, as numbers."""
+    decision: Decision | None
+    """What the schedule decided after it; None where one turn trains throughout."""
+
+
+class Outcome(NamedTuple):
+    """What an epoch leaves."""
+
+    train: TrainState
+    """Parameters and optimizer state."""
+    catalogue: Catalogue | None
+    """The retriever's, if it is still good."""
+    steps: list[EpochStep]
+    """What the steps did."""
+    schedule: dict[str, Any] | None
+    """The state of the schedule, for `adapters.jax.HostAlternator.load_state_dict`."""
+
+
+def stack_inputs(
+    batches: Sequence[Batch],
+    num_items: int,
+    usual_targets: int | None,
+    first_step: int,
+    rates: Sequence[Mapping[str, float]],
+) -> StepInput:
+    """The inputs of all steps of an epoch."""
+    inputs = [to_inputs(batch, num_items, usual_targets) for batch in batches]
+    if len({len(each.targets_N) for each in inputs}) > 1:
+        inputs = [to_inputs(batch, num_items) for batch in batches]
+    return StepInput(
+        StepInputs(*(np.stack(arrays) for arrays in zip(*inputs, strict=True))),
+        np.arange(first_step, first_step + len(batches), dtype=np.int32),
+        {name: np.array([step_rates[name] for step_rates in rates], np.float32) for name in rates[0]},
+    )
+
+
+class Epoch:
+    """An epoch of training steps without the host.
+
+    Args:
+        step: The training step.
+        machine: Decides who trains; None if it is always the same.
+        turn: What trains if there is no machine.
+        project: Gives the retriever's catalogue from parameters and buffers.
+    """
+
+    def __init__(
+        self, step: Step, machine: DeviceAlternator | None, turn: str | None, project: Callable[[Any, Any], Catalogue]
+    ) -> None:
+        self._step = step
+        self._machine = machine
+        self._turns = (turn,) if machine is None else machine.modules
+        self._project = project
+        self._run = compiled(self._scan, donate_argnames="state")
+
+    @property
+    def keeps_catalogue(self) -> bool:
+        """Whether the state needs a catalogue: a turn without the retriever minimises a loss with it."""
+        return self._step.fused and any("retriever" not in TURNS[turn] for turn in self._turns)
+
+    def run(
+        self,
+        train: TrainState,
+        saved: Mapping[str, Any],
+        catalogue: Catalogue | None,
+        buffers: Any,
+        key: Array,
+        inputs_S: StepInput,
+    ) -> "Outcome":
+        """Train on all steps' inputs, in one call of the device.
+
+        Args:
+            train: Parameters and optimizer state; consumed.
+            saved: The schedule, from `adapters.jax.HostAlternator.state_dict`.
+            catalogue: The retriever's as it is now, if `keeps_catalogue`; consumed.
+            buffers: The rest of the model.
+            key: The run's; random numbers are a function of it and the step.
+            inputs_S: What the steps take.
+        """
+        machine = self._machine
+        begin = None if machine is None else machine.load_state_dict({**saved["alternator"], **saved})
+        state = EpochState(train, begin, catalogue, jnp.array(False))
+        state, log = self._run(state, buffers, key, inputs_S)
+        kept = None if state.is_stale else state.catalogue
+        if machine is None:
+            return Outcome(state.train, kept, self._steps(log, [None] * len(log.total)), None)
+        steps = self._steps(log, machine.decisions(log.decision))
+        end = machine.state_dict(state.machine)
+        return Outcome(state.train, kept, steps, {"pending_losses": end.pop("pending_losses"), "alternator": end})
+
+    def _steps(self, log: StepLog, decisions: Sequence[Decision | None]) -> list[EpochStep]:
+        steps = []
+        for total, losses_M, decision in zip(np.asarray(log.total), np.asarray(log.losses_M), decisions, strict=True):
+            active = self._turns[0] if decision is None else decision.previous
+            computed = MODULES if self._step.fused else TURNS[active]
+            modules = {name: loss for name, loss in zip(MODULES, losses_M, strict=True) if name in computed}
+            steps.append(EpochStep(StepLosses(total, modules), decision))
+        return steps
+
+    def _scan(self, state: EpochState, buffers: Any, key: Array, inputs_S: StepInput) -> tuple[EpochState, StepLog]:
+        return jax.lax.scan(partial(self._one, buffers, key), state, inputs_S)
+
+    def _one(self, buffers: Any, key: Array, state: EpochState, given: StepInput) -> tuple[EpochState, StepLog]:
+        branches = [partial(self._train, turn, buffers, key) for turn in self._turns]
+        if self._machine is None:
+            state, total, losses_M = branches[0](state, given)
+            return state, StepLog(total, losses_M, None)
+        active = state.machine.active
+        state, total, losses_M = jax.lax.switch(active, branches, state, given)
+        told = losses_M if self._step.fused else losses_M[active]
+        machine, decision = self._machine.step(state.machine, told, jnp.isfinite(total))
+        return state._replace(machine=machine), StepLog(total, losses_M, decision)
+
+    def _train(
+        self, turn: str, buffers: Any, key: Array, state: EpochState, given: StepInput
+    ) -> tuple[EpochState, Array, Array]:
+        """One step of a turn: the state, the loss that was minimised, and the modules' losses."""
+        if self.keeps_catalogue and "retriever" not in TURNS[turn]:
+            catalogue = jax.lax.cond(
+                state.is_stale, lambda: self._project(state.train.params, buffers), lambda: state.catalogue
+            )
+            state = state._replace(catalogue=catalogue, is_stale=jnp.array(False))
+        frozen = state.catalogue if "retriever" not in TURNS[turn] else None
+        train, losses = self._step(
+            state.train, buffers, frozen, given.inputs, key, given.step, given.learning_rates, turn=turn
+        )
+        is_stale = jnp.array(True) if "retriever" in TURNS[turn] else state.is_stale
+        losses_M = jnp.stack([losses.modules.get(name, jnp.nan) for name in MODULES])
+        return state._replace(train=train, is_stale=is_stale), losses.total, losses_M

@@ -353,7 +353,8 @@ class JointTrainer:
     def _release(self) -> None:
         """Undo what the schedule froze, and nothing that the user froze, before another schedule takes over."""
         chosen = self._alternating.state_dict()
-        for name, module in {**dict(self.model.named_children()), "always": self.model.fusion}.items():
+        groups = {**{name: getattr(self.model, name) for name in MODULES}, "always": self.model.fusion}
+        for name, module in groups.items():
             for key, parameter in module.named_parameters(name):
                 parameter.requires_grad_(key not in chosen["user_frozen"])
             for key, submodule in module.named_modules(prefix=name):

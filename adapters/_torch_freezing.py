@@ -77,12 +77,13 @@ class Freezable:
         return {key for key, submodule in self.submodules.items() if not submodule.training}
 
     def _set_modes(self, inference: Collection[str]) -> None:
-        if self.root is None:
+        if self.root is None or all(sub.training != (key in inference) for key, sub in self.submodules.items()):
             return
         others = [(submodule, submodule.training) for submodule in self._others]
         self.root.train(self.name not in inference)  # for modules that override train()
         for key, submodule in self.submodules.items():
-            submodule.training = key not in inference
+            if submodule.training == (key in inference):
+                submodule.training = not submodule.training
         for submodule, training in others:
             submodule.training = training
 

@@ -133,17 +133,17 @@ def replay(host, call):
 
 
 RANDOM: list[tuple[object, int, int]] = [
-    (Cycle((1, 2, 4)), 3, 100),
-    (Plateau(), 2, 200),
-    (Plateau(threshold=0.05, min_steps=2, window=5), 3, 200),
-    (Patience(patience=4), 2, 200),
-    (Patience(patience=2, smoothing=0.7, cooldown=2, restart=True, max_steps=40), 3, 200),
-    (Patience(patience=3, mode="max", threshold_mode="abs", threshold=0.01), 2, 200),
-    (Trend(), 2, 400),
-    (Trend(min_gain=0.02, horizon=50, window=44, min_steps=5, votes=1, max_steps=80), 3, 300),
-    (Gain(), 2, 400),
-    (Gain(min_steps=5, max_wait=40, window=20, costs=(1.0, 2.0, 0.5)), 3, 300),
-    (RandomTenure(7.5, seed=3, min_steps=2), 3, 200),
+    (Cycle((1, 2, 4)), 3, 60),
+    (Plateau(), 2, 120),
+    (Plateau(threshold=0.05, min_steps=2, window=5), 3, 120),
+    (Patience(patience=4), 2, 120),
+    (Patience(patience=2, smoothing=0.7, cooldown=2, restart=True, max_steps=40), 3, 120),
+    (Patience(patience=3, mode="max", threshold_mode="abs", threshold=0.01), 2, 120),
+    (Trend(), 2, 300),
+    (Trend(min_gain=0.02, horizon=50, window=44, min_steps=5, votes=1, max_steps=80), 3, 160),
+    (Gain(), 2, 240),
+    (Gain(min_steps=5, max_wait=40, window=20, costs=(1.0, 2.0, 0.5)), 3, 160),
+    (RandomTenure(7.5, seed=3, min_steps=2), 3, 120),
 ]
 
 

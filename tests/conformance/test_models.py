@@ -1,0 +1,102 @@
+"""UR4Rec in both backends: equal weights give equal scores; with equal batches, equal loss curves and decisions."""
+
+import numpy as np
+import pytest
+
+from alternator import Cycle, Plateau
+from tests.conformance.comparisons import same_curves, same_ranking, same_scores
+from tests.conformance.registry import chosen
+from ur4rec.backends import BACKENDS, load_backend
+from ur4rec.batches import TrainBatches
+from ur4rec.config import FUSIONS
+from ur4rec.data import leave_one_out, synthetic
+
+MAX_SEQ_LEN, NUM_STEPS = 8, 200
+SCHEDULES = {"fused": Plateau(min_steps=3, window=5), "separate": Cycle((2, 3))}
+
+
+@pytest.fixture(scope="module")
+def split():
+    return leave_one_out(synthetic(num_users=60, num_items=60, mean_length=12))
+
+
+@pytest.fixture
+def make_trainer(split, request):
+    """Builds trainers of small models without dropout, alike in both backends."""
+    chosen_backends = chosen(request.config.getoption("--backend", default=None))
+    if not set(BACKENDS) <= set(chosen_backends):
+        pytest.skip(f"needs the backends {tuple(BACKENDS)} both")
+    pytest.importorskip("torch").set_num_threads(1)
+    vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 12)).astype(np.float32)
+    sizes = {"sasrec_hidden_dim": 16, "sasrec_num_heads": 2, "retriever_output_dim": 8, "retriever_num_queries": 3}
+
+    def make(backend, *, fusion="logit", **settings):
+        package = load_backend(backend)
+        model = package.UR4Rec(
+            *(split.num_items, vectors_IT),
+            fusion=fusion,
+            text_embedding_dim=12,
+            max_seq_len=MAX_SEQ_LEN,
+            sasrec_dropout=0.0,
+            retriever_dropout=0.0,
+            **sizes,
+        )
+        return package.JointTrainer(model, device="cpu", progress=False, **settings)
+
+    return make
+
+
+def histories(split):
+    """All that each user has seen, right-padded: (users, MAX_SEQ_LEN)."""
+    items_BL = np.full((len(split.test.histories), MAX_SEQ_LEN), split.num_items, np.int32)
+    for row_L, history in zip(items_BL, split.test.histories, strict=True):
+        newest = history[-MAX_SEQ_LEN:]
+        row_L[: len(newest)] = newest
+    return items_BL
+
+
+def train(trainer, loader, steps):
+    for step in steps:
+        trainer.train_step(loader.batch(step // len(loader), step % len(loader)))
+
+
+@pytest.mark.parametrize("direction", ["torch to jax", "jax to torch"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_weights_of_one_backend_give_the_same_scores_in_the_other(fusion, direction, split, make_trainer, tmp_path):
+    source, _, target = direction.split()
+    trainers = {name: make_trainer(name, fusion=fusion, joint_loss="separate") for name in (source, target)}
+    loader = TrainBatches(split.train, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16, seed=0)
+    if (
+        source == "torch"
+    ):  # in JAX the initial weights will do, which a compilation for a few steps would not change much
+        train(trainers[source], loader, range(6))
+    trainers[source].save_checkpoint(tmp_path / "checkpoint")
+    trainers[target].load_checkpoint(tmp_path / "checkpoint")
+    items_BL = histories(split)
+    for scorer in ("sasrec", "retriever", "fused"):
+        theirs, ours = (np.asarray(trainers[name].score(items_BL, scorer)) for name in (source, target))
+        same_ranking(ours, theirs, top=20)
+        same_scores(ours, theirs)
+
+
+@pytest.mark.parametrize("joint_loss", ["fused", "separate"])
+def test_equal_weights_and_batches_give_equal_curves_and_decisions(joint_loss, split, make_trainer, tmp_path):
+    records = {"torch": [], "jax": []}
+    trainers = {
+        name: make_trainer(name, joint_loss=joint_loss, rule=SCHEDULES[joint_loss], on_step=records[name].append)
+        for name in records
+    }
+    loader = TrainBatches(split.train, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16, seed=0)
+    trainers["torch"].save_checkpoint(tmp_path / "checkpoint")
+    trainers["jax"].load_checkpoint(tmp_path / "checkpoint")
+    decisions = {}
+    for name, trainer in trainers.items():
+        decisions[name] = []
+        for step in range(NUM_STEPS):
+            decision = trainer.train_step(loader.batch(step // len(loader), step % len(loader)))
+            decisions[name].append(decision._replace(value=0, limit=0))
+    assert decisions["jax"] == decisions["torch"]
+    curves = [[loss for record in records[name] for loss in record.losses.values()] for name in ("jax", "torch")]
+    assert len(curves[0]) >= NUM_STEPS - 1  # the last step's losses are not read yet
+    same_curves(*curves)
+    assert trainers["jax"].alternator.stats().switch_count >= 10

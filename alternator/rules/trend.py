@@ -83,8 +83,9 @@ class Trend:
     """Most losses that a line is fitted through; also sets how sure early looks must be."""
     min_steps: int = 20
     """Least length of a tenure, in updated steps."""
-    max_steps: int | None = 500
-    """Greatest length of a tenure, in updated steps; None for no limit (then a module may wait for ever)."""
+    max_steps: int | None = 300
+    """Greatest length of a tenure, in updated steps; None for no limit (then a module may wait for ever). A tenth of the
+    run is a good choice for short runs."""
     confidence: float = 0.67
     """One-sided confidence of the plateau test at a full window, above 0.5 and below 1."""
     votes: int = 2

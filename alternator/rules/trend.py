@@ -84,8 +84,8 @@ class Trend:
     min_steps: int = 20
     """Least length of a tenure, in updated steps."""
     max_steps: int | None = 300
-    """Greatest length of a tenure, in updated steps; None for no limit (then a module may wait for ever). A tenth of the
-    run is a good choice for short runs."""
+    """Greatest length of a tenure, in updated steps; None for no limit (then a module may wait for ever). Make it
+    short against the run, a tenth of it, say."""
     confidence: float = 0.67
     """One-sided confidence of the plateau test at a full window, above 0.5 and below 1."""
     votes: int = 2

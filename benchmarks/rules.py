@@ -14,7 +14,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import Pool, cpu_count
+from multiprocessing import cpu_count, get_context
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,9 @@ def run_cell(task: tuple[str, Rule, Scenario, int]) -> Cell:
 def run_cells(tasks: list[tuple[str, Rule, Scenario, int]], processes: int) -> list[Cell]:
     """All cells, the longest first."""
     order = sorted(range(len(tasks)), key=lambda index: -tasks[index][2].num_steps * (tasks[index][0] == "Trend"))
-    with Pool(processes) as pool:
+    if processes == 1:
+        return [run_cell(task) for task in tasks]
+    with get_context("spawn").Pool(processes) as pool:
         cells = pool.map(run_cell, [tasks[index] for index in order], chunksize=1)
     return [cell for _, cell in sorted(zip(order, cells, strict=True), key=lambda pair: pair[0])]
 

@@ -140,3 +140,18 @@ def test_gradients_that_someone_else_computes_for_a_frozen_module_are_dropped(on
     alternating.step(tower_loss(modules["a"], "a", 0))
     assert float(alternating.grad_norm) < 1e3
     assert same_bits(before, list(modules["b"].parameters()))
+
+
+def test_an_optimizer_with_state_per_group_keeps_the_contract_if_each_module_has_its_own():
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["count"] = group.get("count", 0) + 1
+            return super().step(closure)
+
+    modules = {"a": nn.Linear(2, 1), "b": nn.Linear(2, 1)}
+    optimizers = {name: Counting(module.parameters(), lr=0.1) for name, module in modules.items()}
+    alternating = AlternatingOptimizer(Alternator(modules, rule=Cycle((3, 2))), modules, optimizers)
+    for _ in range(10):
+        alternating.step(sum(module(torch.ones(1, 2)).square().mean() for module in modules.values()))
+    assert [optimizer.param_groups[0]["count"] for optimizer in optimizers.values()] == [6, 4]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapters._torch_losses import LateScalar, PendingLosses
 from adapters.torch import AlternatingOptimizer, FreezeError
@@ -225,6 +226,48 @@ def test_pending_losses_hold_a_constant_number_of_steps():
         read = list(pending.close_step())
         assert read == ([("a", step - 2.0)] if step >= 2 else [])
     assert pending.state() == [{"a": "48.0"}, {"a": "49.0"}]
+
+
+class HostReads(TorchDispatchMode):
+    """Counts how often a tensor is read by the host, which on an accelerator waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("delay", "expected"), [(0, [1, 1, 1]), (1, [0, 1, 1]), (2, [0, 0, 1])])
+def test_a_step_reads_nothing_newer_than_the_delay_allows(delay, expected):
+    """One read a step, of a loss that is due; torchtune 522 is about a read of the loss just computed."""
+    modules = {name: nn.Linear(6, 1) for name in NAMES}
+    optimizers = {name: torch.optim.SGD(module.parameters(), lr=0.1) for name, module in modules.items()}
+    alternating = AlternatingOptimizer(Alternator(NAMES), modules, optimizers, clip_norm=1.0, delay=delay)
+    counts = []
+    for _ in expected:
+        loss = modules["a"](torch.ones(4, 6)).square().mean()
+        with HostReads() as reads:
+            alternating.step(loss)
+        counts.append(reads.count)
+    assert counts == expected
+
+
+def test_a_step_of_several_optimizers_counts_once():
+    """Counters that count each optimizer's step run ahead (Lightning 17958)."""
+    modules = {name: nn.Linear(6, 1) for name in NAMES}
+    optimizers = {name: torch.optim.SGD(module.parameters(), lr=0.1) for name, module in modules.items()}
+    turns = {"both": NAMES, "a": "a"}
+    alternating = AlternatingOptimizer(Alternator(turns, rule=Cycle(2)), modules, optimizers, turns=turns)
+    active = []
+    for step in range(4):
+        active.append(alternating.active_modules)
+        decision = alternating.step(sum(module(torch.ones(4, 6)).square().mean() for module in modules.values()))
+        assert decision.step == step + 1
+    assert active == [NAMES, NAMES, ("a",), ("a",)]
+    assert alternating.alternator.stats().total_steps == 4
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from adapters._jax_line import rises, robust_gain
-from alternator import Cycle, Gain, Patience, Plateau, RandomTenure, Reason, Rule, Trend
+from alternator import ConfigurationError, Cycle, Gain, Patience, Plateau, RandomTenure, Reason, Rule, Trend
 from alternator.rules._looks import FEWEST_LOSSES
 
 REASONS: Final[tuple[str, ...]] = tuple(text for name, text in vars(Reason).items() if name.isupper())
@@ -80,7 +80,13 @@ class DeviceVerdict(NamedTuple):
 
 
 def reason_code(reason: str) -> int:
-    """The integer that stands for a reason on a device."""
+    """The integer that stands for a reason on a device.
+
+    Raises:
+        ConfigurationError: The reason is none of `Reason`: a text of your own has no number.
+    """
+    if reason not in REASONS:
+        raise ConfigurationError(f"a reason on the device must be a code of Reason, got {reason!r}")
     return REASONS.index(reason)
 
 

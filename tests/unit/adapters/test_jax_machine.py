@@ -306,6 +306,8 @@ def test_a_wrong_delay(delay):
 def test_reasons_cover_the_cores():
     assert set(REASONS) == {text for name, text in vars(Reason).items() if name.isupper()}
     assert all(REASONS[reason_code(reason)] == reason for reason in REASONS)
+    with pytest.raises(ConfigurationError, match="must be a code of Reason, got 'target'"):
+        reason_code("target")
 
 
 @pytest.mark.parametrize("delay", [0, 1, 2])

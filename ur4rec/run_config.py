@@ -93,7 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         "dataset": "synthetic",
         "encoder": "tfidf",
-        "epochs": {"pretrain_sasrec": 4, "pretrain_retriever": 4, "joint_finetune": 10, "end_to_end": 2},
+        "epochs": {"pretrain_sasrec": 3, "pretrain_retriever": 2, "joint_finetune": 8, "end_to_end": 1},
         "batch_size": 64,
         "model": {**_SMALL, "max_seq_len": 20, "text_embedding_dim": 64},
         "trainer": {"sasrec_lr": 3e-3, "retriever_lr": 3e-3},

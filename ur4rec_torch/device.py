@@ -50,5 +50,9 @@ def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Random numbers of a step: the same whenever it is run. The caller's own random state is left as it was."""
     digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(digest, "little"))
+        value = int.from_bytes(digest, "little")
+        torch.default_generator.manual_seed(value)  # torch.manual_seed costs 0.2 ms: it also visits other devices
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(value)
         yield

@@ -339,7 +339,7 @@ class JointTrainer:
 
     def _build_adapter(self, alternator: Alternator) -> AlternatingOptimizer:
         if self._alternating is not None:
-            self._release()
+            self._alternating.release()
         return AlternatingOptimizer(
             alternator,
             {name: getattr(self.model, name) for name in MODULES},
@@ -349,16 +349,6 @@ class JointTrainer:
             clip_norm=self.config.clip_norm,
             delay=self.config.loss_delay,
         )
-
-    def _release(self) -> None:
-        """Undo what the schedule froze, and nothing that the user froze, before another schedule takes over."""
-        chosen = self._alternating.state_dict()
-        groups = {**{name: getattr(self.model, name) for name in MODULES}, "always": self.model.fusion}
-        for name, module in groups.items():
-            for key, parameter in module.named_parameters(name):
-                parameter.requires_grad_(key not in chosen["user_frozen"])
-            for key, submodule in module.named_modules(prefix=name):
-                submodule.training = key not in chosen["inference"]
 
     def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
         """Refuse the schedule of another rule before anything has changed."""

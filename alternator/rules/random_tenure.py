@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from alternator.errors import ConfigurationError
@@ -52,7 +53,7 @@ class RandomTenure:
         if not self.min_steps <= self.mean <= 2**31:
             raise ConfigurationError(f"mean must lie between min_steps ({self.min_steps}) and 2**31, got {self.mean!r}")
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """A draw of at most this integer ends the tenure: 2³² · probability - 1."""
         return math.floor(2**32 / (self.mean - self.min_steps + 1)) - 1

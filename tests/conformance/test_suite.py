@@ -50,7 +50,8 @@ import sys
 for name in ("torch", "jax", "jaxlib", "flax", "optax"):
     sys.modules[name] = None  # importing it fails, and it cannot be found
 import pytest
-sys.exit(pytest.main(["tests/conformance", "-q", "-p", "no:cacheprovider", "-k", "test_case or OtherError", *sys.argv[1:]]))
+cases = ["-k", "test_case or OtherError"]
+sys.exit(pytest.main(["tests/conformance", "-q", "-p", "no:cacheprovider", *cases, *sys.argv[1:]]))
 """
 
 

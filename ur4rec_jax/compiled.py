@@ -26,6 +26,8 @@ class Functions(NamedTuple):
     """The same, compiled once per turn."""
     project: Callable[[Any, Any], Catalogue]
     """The retriever's catalogue from parameters and buffers."""
+    epochs: dict[tuple[Any, ...], Any]
+    """Whole epochs (`ur4rec_jax.epoch.Epoch`), by what each is compiled for."""
     score: Callable[..., Array]
     """Scores from parameters, buffers, catalogue and histories."""
 
@@ -61,6 +63,7 @@ def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig) -> Functio
             for fused, step in steps.items()
         },
         project=compiled(partial(_project, graphdef)),
+        epochs={},
         score=compiled(partial(_score, graphdef), static_argnames="scorer"),
     )
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -119,7 +118,6 @@ class JointTrainer:
         self._state = self._place(self._functions.steps[True].init(nnx.to_pure_dict(params)))
         self._key = jax.device_put(jax.random.key(self.config.seed), self.device)
         self._on_device = on_device
-        self._epochs: dict[str, Epoch] = {}
         self._usual_targets: int | None = None
         self._kept_catalogue: Catalogue | None = None
         self.set_training_stage("joint_finetune")
@@ -349,16 +347,14 @@ class JointTrainer:
         return self._alternating.observe({active: losses.total, **losses.modules}, updated=updated)
 
     def _epoch(self) -> Epoch:
-        """The epoch of this stage, compiled when it is first run."""
-        if self.stage not in self._epochs:
-            alternator, turn = self.alternator, find_stage(self.stage).turn
-            machine = None
-            if turn is None:
-                machine = DeviceAlternator(alternator.modules, alternator.rule, delay=self.config.loss_delay)
-            self._epochs[self.stage] = Epoch(
-                self._functions.steps[self._is_fused], machine, turn, self._functions.project
-            )
-        return self._epochs[self.stage]
+        """The epoch of this stage, compiled when it is first run; trainers of one shape and schedule share it."""
+        alternator, turn, delay = self.alternator, find_stage(self.stage).turn, self.config.loss_delay
+        key = (self._is_fused, alternator.fingerprint(), turn, delay)
+        if key not in self._functions.epochs:
+            machine = None if turn else DeviceAlternator(alternator.modules, alternator.rule, delay=delay)
+            step, project = self._functions.steps[self._is_fused], self._functions.project
+            self._functions.epochs[key] = Epoch(step, machine, turn, project)
+        return self._functions.epochs[key]
 
     def _learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates at a step of the stage."""
@@ -381,7 +377,7 @@ class JointTrainer:
 
     def _place(self, tree: Any) -> Any:
         """A copy of arrays on the device: what training steps consume is nobody else's."""
-        return jax.tree.map(lambda array: jnp.array(array, copy=True, device=self.device), tree)
+        return jax.device_put(tree, self.device, may_alias=False)
 
     def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
         """Refuse the schedule of another rule before anything has changed."""

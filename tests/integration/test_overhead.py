@@ -40,7 +40,11 @@ def test_every_rule_is_measured():
 
 
 def test_the_result_is_written_as_json_table_and_plot(tmp_path):
-    rows = [row(), row(name="slow", value=4.0, low=3.5, high=4.5), row(name="memory", unit="bytes", value=64.0, bar=1024.0)]
+    rows = [
+        row(),
+        row(name="slow", value=4.0, low=3.5, high=4.5),
+        row(name="memory", unit="bytes", value=64.0, bar=1024.0),
+    ]
     file = BENCHMARK["save"](rows, tmp_path, "cpu", "python benchmarks/overhead.py")
     result = json.loads(file.read_text())
     assert [each["passes"] for each in result["rows"]] == [True, False, True]

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
+from alternator import Alternator, Decision, LossError, StateError, UnknownModuleError
+from alternator.checks import check_integer
 
 Losses = ArrayLike | Mapping[str, ArrayLike]
 """The active module's loss, or losses by module."""
@@ -37,7 +38,7 @@ class HostAlternator:
     """
 
     def __init__(self, alternator: Alternator, *, delay: int = 1) -> None:
-        check_delay(delay)
+        check_integer("delay", delay, 0)
         self.alternator = alternator
         self._delay = delay
         self._pending: deque[dict[str, Any]] = deque()
@@ -95,9 +96,3 @@ class HostAlternator:
         while len(self._pending) > keep:
             for name, value in self._pending.popleft().items():
                 self.alternator.record(name, float(value))
-
-
-def check_delay(delay: object) -> None:
-    """Refuse anything but an integer of at least 0."""
-    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
-        raise ConfigurationError(f"delay must be an integer of at least 0, got {delay!r}")

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from adapters._jax_host import HostAlternator, Losses, check_delay
+from adapters._jax_host import HostAlternator, Losses
 from adapters._jax_rules import REASONS, DeviceFacts, DeviceVerdict, device_step, reason_code
 from alternator import Alternator, ConfigurationError, Decision, LossError, Reason, Rule, StateError, UnknownModuleError
+from alternator.checks import check_integer
 from alternator.rules.random_tenure import RandomTenureState
 from alternator.state import dump_state, parse_state
 
@@ -124,7 +125,7 @@ class DeviceAlternator:
         dtype: DTypeLike | None = None,
     ) -> None:
         self._host = Alternator(modules, rule, nonfinite_limit=nonfinite_limit)
-        check_delay(delay)
+        check_integer("delay", delay, 0)
         if device_step.dispatch(type(self.rule)) is device_step.dispatch(object):
             raise ConfigurationError(
                 f"a rule on the device needs a device version, but {type(self.rule).__name__} has none; register one "

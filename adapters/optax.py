@@ -21,6 +21,7 @@ import optax  # type: ignore[import-untyped]
 from adapters._jax_turns import FROZEN, Active, PyTree, Turns, owners_of
 from adapters._ownership import ALWAYS
 from alternator import ConfigurationError
+from alternator.checks import check_integer
 
 __all__ = [
     "ALWAYS",
@@ -104,8 +105,7 @@ def alternating(
         >>> {name: weights.tolist() for name, weights in apply_updates(params, updates).items()}
         {'encoder': [1.0, 1.0], 'head': [0.5, 0.5]}
     """
-    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-        raise ConfigurationError(f"accumulate must be an integer of at least 1, got {accumulate!r}")
+    check_integer("accumulate", accumulate, 1)
     table = Turns.of(transforms, turns)
     given = {**transforms, **({} if always is None else {ALWAYS: always})}
     optimizers = {name: optax.with_extra_args_support(transform) for name, transform in given.items()}

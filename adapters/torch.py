@@ -34,6 +34,7 @@ from adapters._torch_freezing import Freezable
 from adapters._torch_losses import Loss, PendingLosses, check_scalar
 from adapters._torch_stepping import clip, parameters_of, step
 from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
+from alternator.checks import check_integer
 
 __all__ = ["AlternatingOptimizer", "FreezeError"]
 
@@ -108,8 +109,8 @@ class AlternatingOptimizer:
         accumulate: int = 1,
         delay: int = 1,
     ) -> None:
-        _check_count("accumulate", accumulate, 1)
-        _check_count("delay", delay, 0)
+        check_integer("accumulate", accumulate, 1)
+        check_integer("delay", delay, 0)
         if clip_norm is not None and not clip_norm > 0:
             raise ConfigurationError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
         self._alternator = alternator
@@ -422,11 +423,6 @@ def _gather(modules: Mapping[str, Parameters], always: Parameters | None) -> dic
     group = Freezable(ALWAYS, always)
     taken = {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
     return {**{name: Freezable(name, module, taken) for name, module in modules.items()}, ALWAYS: group}
-
-
-def _check_count(name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigurationError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
 def _split_pair(always: Parameters | tuple[Parameters, Optimizer] | None) -> tuple[Parameters | None, Optimizer | None]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from math import inf, isfinite
 from typing import Any, SupportsFloat
 
+from alternator.checks import check_integer
 from alternator.decision import Decision
 from alternator.errors import ConfigurationError, LossError, UnknownModuleError
 from alternator.reasons import Reason, describe
@@ -46,8 +47,7 @@ class Alternator:
         self._rule: Rule = Plateau() if rule is None else rule
         if isinstance(self._rule, type) or not isinstance(self._rule, Rule):
             raise ConfigurationError(f"rule must be an instance such as Plateau(threshold=0.01), got {rule!r}")
-        if isinstance(nonfinite_limit, bool) or not isinstance(nonfinite_limit, int) or nonfinite_limit < 1:
-            raise ConfigurationError(f"nonfinite_limit must be an integer of at least 1, got {nonfinite_limit!r}")
+        check_integer("nonfinite_limit", nonfinite_limit, 1)
         self._nonfinite_limit = nonfinite_limit
         self._configuration = configuration(self._modules, self._rule, nonfinite_limit)
         self.reset()

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from alternator.checks import check_integer
 from alternator.decision import Decision
-from alternator.errors import ConfigurationError, LossError
+from alternator.errors import LossError
 from alternator.machine import Alternator
 from alternator.reasons import describe, label
 from alternator.rule import Rule
@@ -114,8 +115,7 @@ def replay(
         ({'a': 0.75, 'b': 0.25}, {'tenure < min_steps': 2, 'too few losses seen': 1})
     """
     alternator = Alternator(losses if modules is None else modules, rule, nonfinite_limit=nonfinite_limit)
-    if isinstance(delay, bool) or not isinstance(delay, int) or delay < 0:
-        raise ConfigurationError(f"delay must be an integer of at least 0, got {delay!r}")
+    check_integer("delay", delay, 0)
     columns, numbers = _check_columns(losses, alternator.modules, steps)
     decisions = []
     for row in range(len(numbers)):

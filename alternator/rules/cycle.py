@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from alternator.checks import check_integer
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
-from alternator.rules._checks import check_integer
 
 
 class CycleState(NamedTuple):

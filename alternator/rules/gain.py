@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
+from alternator.checks import check_integer, check_positive
 from alternator.errors import ConfigurationError
 from alternator.line import robust_gain
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
-from alternator.rules._checks import check_integer, check_positive
 from alternator.rules._looks import FEWEST_LOSSES
 
 

@@ -5,10 +5,10 @@ from functools import cached_property
 from math import inf
 from typing import Literal, NamedTuple, TypeVar
 
+from alternator.checks import check_integer, check_max_steps
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
-from alternator.rules._checks import check_integer, check_max_steps
 
 BURST = 16
 """Losses between two decisions that are judged one by one; of more, the newest so many."""

@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from alternator.checks import check_integer, check_positive
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
-from alternator.rules._checks import check_integer, check_positive
 
 
 class PlateauState(NamedTuple):

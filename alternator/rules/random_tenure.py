@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from alternator.checks import check_integer, check_positive
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
-from alternator.rules._checks import check_integer, check_positive
 
 _BITS = 0xFFFFFFFF
 

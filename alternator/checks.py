@@ -1,4 +1,4 @@
-"""Checks of rule parameters, each with one message in the same words."""
+"""Checks of parameters, each with one message in the same words, for the rules, the machine and the adapters."""
 
 import math
 

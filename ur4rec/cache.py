@@ -1,9 +1,7 @@
-"""Where downloaded data and computed text vectors are kept, and how files get there whole or not at all."""
+"""Where downloaded data and computed text vectors are kept."""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,47 +27,13 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "adaptive-alternator"
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
+@contextmanager
+def refuse_unwritable(path: Path) -> Iterator[None]:
+    """Turn an error of writing into the cache into one that names the remedy.
 
     Raises:
         CacheError: It cannot be written.
     """
-    with _refuse_unwritable(path), scratch_directory(path.parent) as scratch:
-        write(scratch / path.name)
-        (scratch / path.name).replace(path)
-
-
-def write_directory(path: Path, files: dict[str, bytes]) -> None:
-    """Replace the directory ``path`` by one with these files; it never exists half-written.
-
-    Raises:
-        CacheError: It cannot be written.
-    """
-    with _refuse_unwritable(path), scratch_directory(path.parent) as scratch:
-        fresh, stale = scratch / "fresh", scratch / "stale"
-        fresh.mkdir()
-        for name, content in files.items():
-            (fresh / name).write_bytes(content)
-        if path.exists():
-            path.rename(stale)
-        fresh.rename(path)
-
-
-@contextmanager
-def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A temporary directory (inside ``parent``, which is made if need be) that is gone afterwards, whatever happens."""
-    if parent is not None:
-        parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _refuse_unwritable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ur4rec.cache import write_directory
 from ur4rec.errors import CheckpointError
+from ur4rec.files import write_directory
 
 VERSION = 1
 MODEL_FILE = "model.safetensors"

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ur4rec.errors import ConfigurationError, DataError
+from ur4rec.files import write_whole
 
 
 class RunDirectory:
@@ -119,21 +119,3 @@ class RunDirectory:
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path / name, text.getvalue().encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half-written: to a temporary sibling, flushed, then renamed.
-
-    Raises:
-        OSError: The disk is full or not writable; the previous file is still there and nothing else is.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

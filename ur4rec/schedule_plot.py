@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ur4rec.decisions import StepRecord
-from ur4rec.run_directory import write_whole
+from ur4rec.files import write_whole
 from ur4rec.stages import BOTH, MODULES, TURNS
 
 COLOURS = {"sasrec": "#1f77b4", "retriever": "#d95f02", "fused": "#2a2a2a", BOTH: "#7570b3"}

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.cache import cache_directory, scratch_directory, write_file
+from ur4rec.cache import cache_directory, refuse_unwritable
 from ur4rec.data.interactions import Interactions
 from ur4rec.data.splits import Split
 from ur4rec.errors import ConfigurationError, DataError, EncoderError
+from ur4rec.files import scratch_directory, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def encode_items(
     logger.info("encoding %d item texts with %s", len(texts), resolved)
     vectors = _encode_tfidf(texts, dim) if resolved == "tfidf" else _encode_sentences(texts, resolved, dim)
     vectors = _unit_rows(vectors)
-    write_file(path, lambda scratch: np.save(scratch, vectors))
+    with refuse_unwritable(path):
+        write_file(path, lambda scratch: np.save(scratch, vectors))
     return vectors
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ur4rec.cache import scratch_directory, write_directory
+from ur4rec.cache import refuse_unwritable
 from ur4rec.data.movielens import LAYOUTS, find_layout
 from ur4rec.errors import CacheError, SourceError
+from ur4rec.files import scratch_directory, write_directory
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +191,8 @@ def _store(folder: Path, files: dict[str, bytes], source: str) -> None:
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     manifest = json.dumps({"source": source, "sha256": digests}, indent=2).encode()
     try:
-        write_directory(folder, {**files, _MANIFEST: manifest})
+        with refuse_unwritable(folder):
+            write_directory(folder, {**files, _MANIFEST: manifest})
     except CacheError:
         # Another process may have put the same files there first.
         if not all((folder / name).is_file() and _digest(folder / name) == digest for name, digest in digests.items()):

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.run_directory import RunDirectory, write_whole
+from ur4rec.files import write_whole
+from ur4rec.run_directory import RunDirectory
 
 
 class FullDiskError(OSError):

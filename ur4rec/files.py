@@ -1,0 +1,60 @@
+"""How files and directories get where they belong: whole, or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
+
+    Raises:
+        OSError: The disk is full or not writable; the previous file is still there and nothing else is.
+    """
+    with scratch_directory(path.parent) as scratch:
+        write(scratch / path.name)
+        _flush(scratch / path.name)
+        (scratch / path.name).replace(path)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is never seen half-written; see `write_file`."""
+    write_file(path, lambda scratch: scratch.write_bytes(content))
+
+
+def write_directory(path: Path, files: dict[str, bytes]) -> None:
+    """Replace the directory ``path`` by one with these files; it never exists half-written.
+
+    Raises:
+        OSError: The disk is full or not writable; the previous directory is still there and nothing else is.
+    """
+    with scratch_directory(path.parent) as scratch:
+        fresh, stale = scratch / "fresh", scratch / "stale"
+        fresh.mkdir()
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+            _flush(fresh / name)
+        if path.exists():
+            path.rename(stale)
+        fresh.rename(path)
+
+
+@contextmanager
+def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
+    """A temporary directory (inside ``parent``, which is made if need be) that is gone afterwards, whatever happens."""
+    if parent is not None:
+        parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the content on the disk before a name points to it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -10,7 +10,9 @@ Design constraints:
 
 import importlib
 import importlib.util
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ur4rec.errors import ConfigurationError
 
@@ -36,3 +38,15 @@ def load_backend(name: str) -> ModuleType:
             f"run: pip install 'adaptive-alternator[{name}]'"
         )
     return importlib.import_module(package)
+
+
+def load_scorer(backend: str, checkpoint: Path, device: str = "cpu") -> Any:
+    """A `JointTrainer` around the model of a checkpoint, to rank and to score with, not to train on.
+
+    Raises:
+        AlternatorError: The backend is unknown or missing, or the checkpoint is damaged.
+    """
+    package = load_backend(backend)
+    return package.JointTrainer(
+        package.load_model(checkpoint), device=device, progress=False, joint_loss="separate"
+    )  # the one joint loss that goes with every fusion

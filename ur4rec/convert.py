@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ur4rec.backends import BACKENDS, load_backend
 from ur4rec.config import check_choice
-from ur4rec.errors import DataError
 from ur4rec.run_directory import RunDirectory
 
 
@@ -24,9 +23,7 @@ def convert_run(directory: RunDirectory, backend: str, out: Path) -> RunDirector
             holds something.
     """
     check_choice("backend", backend, tuple(BACKENDS))
-    checkpoints = {directory.best_checkpoint(), directory.latest_checkpoint()} - {None}
-    if not checkpoints:
-        raise DataError(f"{directory.path} has no checkpoint yet; let its run finish an epoch first")
+    checkpoints = {directory.require_checkpoint(which) for which in ("best", "latest")}
     load_model = load_backend(backend).load_model
     for checkpoint in checkpoints:
         load_model(checkpoint)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from alternator import Decision
 from ur4rec.errors import DataError
 from ur4rec.stages import MODULES
 
@@ -30,6 +31,11 @@ class StepRecord(NamedTuple):
     """The number that it was compared with."""
     losses: dict[str, float]
     """The raw primary loss of each module that was computed in this step."""
+
+    @classmethod
+    def of_decision(cls, step: int, stage: str, active: str, decision: Decision) -> "StepRecord":
+        """The record of a step whose losses have not been read."""
+        return cls(step, stage, active, decision.active, decision.reason, decision.value, decision.limit, {})
 
     def row(self) -> dict[str, Any]:
         """One row of ``decisions.csv``."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ur4rec.backends import load_backend
+from ur4rec.backends import load_scorer
 from ur4rec.config import SCORERS, check_choice
 from ur4rec.errors import DataError
 from ur4rec.experiment import prepare
@@ -27,20 +27,14 @@ def evaluate_run(
         AlternatorError: An unknown split or checkpoint, no checkpoint yet, a damaged one, or not the run's data.
     """
     check_choice("split", split, ("test", "validation"))
-    check_choice("checkpoint", checkpoint, ("best", "latest"))
     saved = directory.read_json("config.json")
     config = RunConfig.from_json(saved)
-    path = directory.best_checkpoint() if checkpoint == "best" else directory.latest_checkpoint()
-    if path is None:
-        raise DataError(f"{directory.path} has no {checkpoint} checkpoint yet; let its run finish an epoch first")
+    path = directory.require_checkpoint(checkpoint)
     experiment = prepare(config, directory=data_dir)
     if experiment.split.hash != saved["facts"]["split_hash"]:
         raise DataError(
             f"the data must be the run's, but the split's hash is {experiment.split.hash}; restore the data"
         )
-    backend = load_backend(config.backend)
-    trainer = backend.JointTrainer(
-        backend.load_model(path), device=config.device, progress=False, joint_loss="separate"
-    )
+    trainer = load_scorer(config.backend, path, config.device)
     targets = experiment.evaluation(getattr(experiment.split, split))
     return {scorer: summarise(trainer.rank(targets, scorer=scorer), K_LIST) for scorer in SCORERS}

@@ -1,7 +1,7 @@
 """Progress of an epoch: the bar that is shown and the means that are returned."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 from tqdm import tqdm
@@ -63,3 +63,13 @@ class EpochProgress:
         if math.isfinite(value):
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
+
+
+def count_steps(loader: Iterable[object], start: int, stop: int | None) -> int | None:
+    """How many batches a loader has between two places; None if it does not know its length.
+
+    Example:
+        >>> count_steps("abcde", 1, None), count_steps("abcde", 1, 3), count_steps(iter("abcde"), 0, None)
+        (4, 2, None)
+    """
+    return len(range(len(loader))[start:stop]) if isinstance(loader, Sized) else None

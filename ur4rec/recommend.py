@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.backends import load_backend
+from ur4rec.backends import load_scorer
 from ur4rec.config import SCORERS
 from ur4rec.data import Interactions
 from ur4rec.data.sources import load_dataset
@@ -41,16 +41,11 @@ class Recommender:
 
     def __init__(self, directory: RunDirectory, *, data_dir: Path | None = None) -> None:
         config = RunConfig.from_json(directory.read_json("config.json"))
-        checkpoint = directory.best_checkpoint() or directory.latest_checkpoint()
-        if checkpoint is None:
-            raise DataError(f"{directory.path} has no checkpoint yet; let its run finish an epoch first")
+        checkpoint = directory.require_checkpoint()
         self.interactions: Interactions = load_dataset(
             config.dataset, directory=data_dir, min_item_interactions=config.min_item_interactions
         )
-        backend = load_backend(config.backend)
-        self._trainer = backend.JointTrainer(
-            backend.load_model(checkpoint), device="cpu", progress=False, joint_loss="separate"
-        )
+        self._trainer = load_scorer(config.backend, checkpoint)
         self._max_seq_len: int = self._trainer.model.config.max_seq_len
 
     def history_of(self, user_id: str) -> NDArray[np.int32]:

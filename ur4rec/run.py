@@ -2,6 +2,7 @@
 
 import platform
 import time
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
@@ -84,7 +85,7 @@ class Run:
         """
         plan = self.config.plan
         if not self.epochs:
-            self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts()})
+            self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
             self._add_popularity()
         for epoch in range(len(self.epochs), len(plan)):
             stage = plan[epoch]
@@ -167,7 +168,7 @@ class Run:
             "final": {name: result.to_json() for name, result in self.results.items()},
             "schedule": self.trainer.alternator.get_stats(),
             "train_seconds": sum(row["train_seconds"] for row in self.epochs),
-            "facts": self._facts(),
+            "facts": self._facts,
             "epochs": self.epochs,
         }
 
@@ -179,6 +180,7 @@ class Run:
             for row, user in enumerate(test.users_T)
         ]
 
+    @cached_property
     def _facts(self) -> dict[str, Any]:
         """What a reader needs to run it again: data, split and versions."""
         interactions, split = self.experiment.interactions, self.experiment.split

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ur4rec.config import check_choice
 from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.files import write_whole
 
@@ -72,6 +73,19 @@ class RunDirectory:
     def best_checkpoint(self) -> Path | None:
         """The checkpoint of the best validation; None if the run has not come to its first."""
         return self._checkpoint("BEST")
+
+    def require_checkpoint(self, which: str = "best") -> Path:
+        """The ``best`` or the ``latest`` checkpoint.
+
+        Raises:
+            UnknownNameError: ``which`` is neither.
+            DataError: The run has not come to its first checkpoint.
+        """
+        check_choice("checkpoint", which, ("best", "latest"))
+        path = self._checkpoint(which.upper())
+        if path is None:
+            raise DataError(f"{self.path} has no {which} checkpoint yet; let its run finish an epoch first")
+        return path
 
     @contextmanager
     def new_checkpoint(self, step: int, *, best: bool) -> Iterator[Path]:

@@ -115,6 +115,23 @@ def stage_alternator(stage: Stage) -> Alternator:
     return alternator
 
 
+def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = None) -> Alternator:
+    """The schedule of a stage: `joint_alternator` where it alternates, else `stage_alternator`."""
+    return joint_alternator(config, rule) if stage.turn is None else stage_alternator(stage)
+
+
+def learning_rates(config: TrainerConfig, step: int, num_steps: int | None) -> dict[str, float]:
+    """The learning rate of each part of the model at a step (0-based) of a stage; see `learning_rate_factor`.
+
+    Example:
+        >>> learning_rates(TrainerConfig(warmup_steps=2), step=0, num_steps=None)
+        {'sasrec': 0.0005, 'retriever': 5e-05, 'fusion': 0.005}
+    """
+    factor = learning_rate_factor(step, num_steps=num_steps, warmup=config.warmup, warmup_steps=config.warmup_steps)
+    peaks = {"sasrec": config.sasrec_lr, "retriever": config.retriever_lr, "fusion": config.fusion_lr}
+    return {name: peak * factor for name, peak in peaks.items()}
+
+
 def learning_rate_factor(step: int, *, num_steps: int | None, warmup: float, warmup_steps: int) -> float:
     """What the peak learning rate is multiplied with at a step (0-based) of a stage.
 

@@ -24,17 +24,16 @@ from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import SCORERS, TrainerConfig, check_choice, check_joint_loss
 from ur4rec.decisions import StepRecord
 from ur4rec.metrics import summarise
-from ur4rec.progress import EpochProgress
+from ur4rec.progress import EpochProgress, count_steps
 from ur4rec.stages import (
     JOINT_STAGES,
     MODULES,
     TURNS,
     ModuleAlternator,
+    build_alternator,
     check_num_steps,
     find_stage,
-    joint_alternator,
-    learning_rate_factor,
-    stage_alternator,
+    learning_rates,
 )
 from ur4rec.step_log import LateStep, StepLog
 from ur4rec_jax import checkpoint
@@ -151,11 +150,9 @@ class JointTrainer:
         check_num_steps(num_steps)
         self._log.flush()
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
+        alternator = build_alternator(found, self.config, self._rule)
         if found.turn is None:
-            alternator: Alternator = joint_alternator(self.config, self._rule)
             self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
-        else:
-            alternator = stage_alternator(found)
         self._alternating = HostAlternator(alternator, delay=self.config.loss_delay)
 
     def train_epoch(
@@ -182,8 +179,7 @@ class JointTrainer:
             train_loader.set_epoch(epoch)
         self._usual_targets = getattr(train_loader, "usual_targets", None)
         stop = None if max_steps is None else start + max_steps
-        num_batches = len(train_loader) if hasattr(train_loader, "__len__") else None
-        progress = EpochProgress(epoch, _count(num_batches, start, stop), self._progress)
+        progress = EpochProgress(epoch, count_steps(train_loader, start, stop), self._progress)
         self._log.epoch = progress
         try:
             if self._on_device:
@@ -305,9 +301,7 @@ class JointTrainer:
     def _count_step(self, active: str, decision: Decision, losses: StepLosses, rates: Mapping[str, float]) -> None:
         self.step += 1
         self.stage_step += 1
-        record = StepRecord(
-            self.step, self.stage, active, decision.active, decision.reason, decision.value, decision.limit, {}
-        )
+        record = StepRecord.of_decision(self.step, self.stage, active, decision)
         self._log.add(
             LateStep(
                 record=record,
@@ -358,12 +352,7 @@ class JointTrainer:
 
     def _learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates at a step of the stage."""
-        config = self.config
-        factor = learning_rate_factor(
-            step, num_steps=self.num_steps, warmup=config.warmup, warmup_steps=config.warmup_steps
-        )
-        peaks = {"sasrec": config.sasrec_lr, "retriever": config.retriever_lr, "fusion": config.fusion_lr}
-        return {name: peak * factor for name, peak in peaks.items()}
+        return learning_rates(self.config, step, self.num_steps)
 
     def _catalogue(self) -> Catalogue:
         """What the retriever knows of every item: computed once until the retriever trains."""
@@ -381,11 +370,4 @@ class JointTrainer:
 
     def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
         """Refuse the schedule of another rule before anything has changed."""
-        found = find_stage(stage)
-        fresh = joint_alternator(self.config, self._rule) if found.turn is None else stage_alternator(found)
-        fresh.load_state_dict(saved)
-
-
-def _count(num_batches: int | None, start: int, stop: int | None) -> int | None:
-    """How many batches are left between two places."""
-    return None if num_batches is None else len(range(num_batches)[start:stop])
+        build_alternator(find_stage(stage), self.config, self._rule).load_state_dict(saved)

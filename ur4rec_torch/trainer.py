@@ -23,17 +23,16 @@ from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import TrainerConfig, check_joint_loss
 from ur4rec.decisions import StepRecord
 from ur4rec.metrics import summarise
-from ur4rec.progress import EpochProgress
+from ur4rec.progress import EpochProgress, count_steps
 from ur4rec.stages import (
     JOINT_STAGES,
     MODULES,
     TURNS,
     ModuleAlternator,
+    build_alternator,
     check_num_steps,
     find_stage,
-    joint_alternator,
-    learning_rate_factor,
-    stage_alternator,
+    learning_rates,
 )
 from ur4rec.step_log import LateStep, StepLog
 from ur4rec_torch import checkpoint
@@ -133,11 +132,9 @@ class JointTrainer:
         check_num_steps(num_steps)
         self._log.flush()
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
+        alternator = build_alternator(found, self.config, self._rule)
         if found.turn is None:
-            alternator: Alternator = joint_alternator(self.config, self._rule)
             self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
-        else:
-            alternator = stage_alternator(found)
         self._alternating = self._build_adapter(alternator)
 
     def train_epoch(
@@ -163,8 +160,7 @@ class JointTrainer:
         if hasattr(train_loader, "set_epoch"):
             train_loader.set_epoch(epoch)
         stop = None if max_steps is None else start + max_steps
-        num_batches = len(train_loader) if hasattr(train_loader, "__len__") else None
-        progress = EpochProgress(epoch, _count(num_batches, start, stop), self._progress)
+        progress = EpochProgress(epoch, count_steps(train_loader, start, stop), self._progress)
         self._log.epoch = progress
         try:
             for batch in islice(train_loader, start, stop):
@@ -196,9 +192,7 @@ class JointTrainer:
         self.step += 1
         self.stage_step += 1
         self._retriever_steps += "retriever" in TURNS[active]
-        record = StepRecord(
-            self.step, self.stage, active, decision.active, decision.reason, decision.value, decision.limit, {}
-        )
+        record = StepRecord.of_decision(self.step, self.stage, active, decision)
         self._log.add(
             LateStep(
                 record=record,
@@ -310,12 +304,7 @@ class JointTrainer:
 
     def _learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates at a step of the stage."""
-        config = self.config
-        factor = learning_rate_factor(
-            step, num_steps=self.num_steps, warmup=config.warmup, warmup_steps=config.warmup_steps
-        )
-        peaks = {"sasrec": config.sasrec_lr, "retriever": config.retriever_lr, "fusion": config.fusion_lr}
-        return {name: peak * factor for name, peak in peaks.items()}
+        return learning_rates(self.config, step, self.num_steps)
 
     def _catalogue(self, *, trains: bool) -> Catalogue:
         """What the retriever knows of every item: computed anew while it trains, else once until it changes."""
@@ -352,15 +341,8 @@ class JointTrainer:
 
     def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
         """Refuse the schedule of another rule before anything has changed."""
-        found = find_stage(stage)
-        fresh = joint_alternator(self.config, self._rule) if found.turn is None else stage_alternator(found)
-        fresh.load_state_dict(saved)
+        build_alternator(find_stage(stage), self.config, self._rule).load_state_dict(saved)
 
 
 def _adamw(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(module.parameters(), weight_decay=weight_decay, fused=True)
-
-
-def _count(num_batches: int | None, start: int, stop: int | None) -> int | None:
-    """How many batches are left between two places."""
-    return None if num_batches is None else len(range(num_batches)[start:stop])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.backends import BACKENDS, load_backend
+from ur4rec.backends import BACKENDS, load_scorer
 from ur4rec.config import SCORERS
 from ur4rec.experiment import prepare
 from ur4rec.run_config import RunConfig
@@ -36,13 +36,7 @@ def compare(directory: RunDirectory) -> dict[str, dict[str, float]]:
     """Per scorer: users, largest relative difference of a score, users with another top 20."""
     config = RunConfig.from_json(directory.read_json("config.json"))
     experiment = prepare(config)
-    checkpoint = directory.best_checkpoint()
-    trainers = {}
-    for name in BACKENDS:
-        backend = load_backend(name)
-        trainers[name] = backend.JointTrainer(
-            backend.load_model(checkpoint), device="cpu", progress=False, joint_loss="separate"
-        )
+    trainers = {name: load_scorer(name, directory.require_checkpoint()) for name in BACKENDS}
     found: dict[str, dict[str, float]] = {}
     for scorer in SCORERS:
         users, worst, different = 0, 0.0, 0

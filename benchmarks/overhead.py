@@ -314,10 +314,13 @@ def cpuinfo() -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def table(rows: list[Row], about: dict[str, object], command: str) -> str:
+QUESTION = "What does scheduling cost?"
+
+
+def table(rows: list[Row], about: dict[str, object], command: str, question: str = QUESTION) -> str:
     """The result as Markdown."""
     lines = [
-        "# What does scheduling cost?",
+        f"# {question}",
         "",
         f"`{command}` on {about['processor']}, {about['cores']} cores, {about['threads']} thread; Python "
         f"{about['python']}, torch {about['torch']}.",
@@ -369,15 +372,24 @@ def run(*, quick: bool) -> list[Row]:
     ]
 
 
-def save(rows: list[Row], folder: Path, hardware: str, command: str) -> Path:
+def save(
+    rows: list[Row],
+    folder: Path,
+    hardware: str,
+    command: str,
+    *,
+    theme: str = "overhead",
+    question: str = QUESTION,
+    about: dict[str, object] | None = None,
+) -> Path:
     """JSON, table and plot under one name; returns the JSON."""
-    about = machine()
+    about = machine() if about is None else about
     folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"overhead_{hardware}_{datetime.datetime.now(datetime.UTC).date()}"
-    result = {"question": "What does scheduling cost?", "command": command, "machine": about}
+    stem = folder / f"{theme}_{hardware}_{datetime.datetime.now(datetime.UTC).date()}"
+    result = {"question": question, "command": command, "machine": about}
     result["rows"] = [{**asdict(row), "passes": row.passes} for row in rows]
     stem.with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    stem.with_suffix(".md").write_text(table(rows, about, command))
+    stem.with_suffix(".md").write_text(table(rows, about, command, question))
     plot(rows, stem.with_suffix(".png"))
     return stem.with_suffix(".json")
 

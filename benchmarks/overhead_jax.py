@@ -5,12 +5,9 @@ with one thread, as PyTorch does here.
 """
 
 import argparse
-import datetime
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ import numpy as np
 import optax
 import torch
 from flax import nnx
-from overhead import RESULTS, SEED, Row, machine, plot, side_by_side, table
+from overhead import RESULTS, SEED, Row, machine, save, side_by_side
 
 import ur4rec_jax
 import ur4rec_torch
@@ -204,21 +201,6 @@ def rows(*, quick: bool) -> list[Row]:
     return [*epoch_rows(40, small), *retriever_rows(40, small), *backend_rows(10, demo)]
 
 
-def save(measured: list[Row], folder: Path, hardware: str, command: str) -> str:
-    """JSON, table and plot under one name; returns the table."""
-    about = machine()
-    about["torch"] = f"{about['torch']}, jax {jax.__version__}"
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"overhead_jax_{hardware}_{datetime.datetime.now(datetime.UTC).date()}"
-    result = {"question": "What does scheduling cost in JAX?", "command": command, "machine": about}
-    result["rows"] = [{**asdict(row), "passes": row.passes} for row in measured]
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    text = table(measured, about, command).replace("scheduling cost?", "scheduling cost in JAX?", 1)
-    stem.with_suffix(".md").write_text(text)
-    plot(measured, stem.with_suffix(".png"))
-    return text
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Measure, save, and fail if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -229,7 +211,11 @@ def main(arguments: list[str] | None = None) -> int:
     measured = rows(quick=options.quick)
     hardware = f"cpu{os.cpu_count()}" + ("-quick" if options.quick else "")
     command = "python benchmarks/overhead_jax.py" + (" --quick" if options.quick else "")
-    print(save(measured, options.out, hardware, command))
+    about = machine()
+    about["torch"] = f"{about['torch']}, jax {jax.__version__}"
+    question = "What does scheduling cost in JAX?"
+    file = save(measured, options.out, hardware, command, theme="overhead_jax", question=question, about=about)
+    print(file.with_suffix(".md").read_text())
     missed = [row.name for row in measured if not row.passes]
     print(f"bars missed: {', '.join(missed)}" if missed else "every bar is kept")
     return 1 if missed else 0

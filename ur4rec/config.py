@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from ur4rec.errors import ConfigurationError, UnknownNameError
 
-FUSIONS = ("logit", "weighted")
+FUSIONS = ("logit", "weighted", "rank", "cascade")
 JOINT_LOSSES = ("separate", "fused")
-SEQUENCE_LOSSES = ("ce", "bce")
+SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
 SCORERS = ("fused", "sasrec", "retriever")
 FUSIONS_WITH_GRADIENTS = ("logit", "weighted")
 
@@ -47,7 +47,10 @@ class ModelConfig:
     max_seq_len: int = 50
     """Longest history that the model reads; of longer ones, the newest items."""
     fusion: str = "logit"
-    """How the two modules' scores become one: `logit` or `weighted`."""
+    """How the two modules' scores become one: `logit` (weights on logits), `weighted` (on probabilities), `rank`
+    (reciprocal ranks) or `cascade` (the retriever re-orders SASRec's top); the latter two pass no gradients."""
+    cascade_size: int = 100
+    """How many of SASRec's top items the retriever re-orders under `cascade`."""
 
     def __post_init__(self) -> None:
         for name in _MODEL_COUNTS:
@@ -72,6 +75,7 @@ _MODEL_COUNTS = (
     "retriever_output_dim",
     "retriever_num_queries",
     "max_seq_len",
+    "cascade_size",
 )
 
 
@@ -102,7 +106,12 @@ class TrainerConfig:
     warmup_steps: int = 100
     """The same in steps, for a stage whose length is not given."""
     sasrec_loss: str = "ce"
-    """Loss of SASRec: `ce` (softmax over the whole catalogue) or `bce` (one sampled negative)."""
+    """Loss of SASRec on its own, so not under `fused`: `ce` (softmax over the whole catalogue), `sampled` (over the
+    target and drawn items), `gbce` (calibrated binary cross-entropy), `bce` or `bpr` (one drawn negative)."""
+    num_negatives: int = 256
+    """Uniformly drawn items of `sampled` and `gbce`, shared by the whole batch."""
+    gbce_t: float = 0.75
+    """Calibration of `gbce`: 0 is plain binary cross-entropy, 1 gives the probabilities of the whole catalogue."""
     joint_loss: str = "fused"
     """`fused` (cross-entropy of the fused scores) or `separate` (weighted sum of the two modules' losses)."""
     sasrec_loss_weight: float = 1.0
@@ -116,17 +125,24 @@ class TrainerConfig:
     adaptive_min_steps: int = 5
     """Least length of a tenure under the original rule."""
     use_curriculum_learning: bool = False
-    """Curriculum weights for the retriever's auxiliary losses."""
+    """Losses that shape the retriever's preference vectors, each with a weight that rises over the stage; see
+    `ur4rec.curriculum`."""
     use_memory_bank: bool = False
     """A bank of past text vectors as further negatives of the retriever."""
     memory_bank_size: int = 65536
-    """Entries of the memory bank."""
+    """Entries of the memory bank; the oldest give way."""
+    memory_bank_temperature: float = 0.07
+    """Temperature of the memory bank's loss."""
     use_knowledge_distillation: bool = False
     """Two-way distillation between the modules' scores."""
     kd_temperature: float = 4.0
     """Temperature of the distillation."""
     kd_weight: float = 0.1
     """Weight of the distillation."""
+    use_uncertainty_weighting: bool = False
+    """Learn the weight of each loss component from its uncertainty; see `ur4rec.components`."""
+    uncertainty_lr: float = 1e-2
+    """Peak learning rate of the uncertainties."""
     loss_delay: int = 1
     """How many steps late losses are read: 1 keeps an accelerator busy, 0 is the original order."""
     nonfinite_limit: int = 10
@@ -141,6 +157,10 @@ class TrainerConfig:
             check_positive(name, getattr(self, name))
         for name in ("sasrec_loss_weight", "retriever_loss_weight", "kd_temperature"):
             check_positive(name, getattr(self, name))
+        for name in ("memory_bank_temperature", "uncertainty_lr"):
+            check_positive(name, getattr(self, name))
+        if not _is_number(self.gbce_t) or not 0 <= self.gbce_t <= 1:
+            raise ConfigurationError(f"gbce_t must be at least 0 and at most 1, got {self.gbce_t!r}")
         check_range("weight_decay", self.weight_decay, 0, 1)
         check_range("kd_weight", self.kd_weight, 0, math.inf)
         check_range("warmup", self.warmup, 0, 1)
@@ -148,20 +168,31 @@ class TrainerConfig:
             check_count(name, getattr(self, name), least)
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
-        for name in _NOT_YET:
-            if getattr(self, name):
-                raise ConfigurationError(f"{name} must be False: this release does not have it; leave it out")
+
+    def gbce_beta(self, num_items: int) -> float:
+        """The power of the target's probability under `gbce` (Petrov & Macdonald, RecSys 2023, equation 10).
+
+        With the sampling rate α, at most 1, it is α · (t · (1 − 1/α) + 1/α).
+
+        Example:
+            >>> TrainerConfig(num_negatives=25, gbce_t=1.0).gbce_beta(num_items=101)
+            0.25
+            >>> TrainerConfig(gbce_t=0.0).gbce_beta(num_items=101)
+            1.0
+        """
+        sampling_rate = min(self.num_negatives / (num_items - 1), 1.0)
+        return self.gbce_t * (sampling_rate - 1) + 1
 
 
 _TRAINER_COUNTS = {
     "warmup_steps": 0,
     "adaptive_min_steps": 1,
+    "num_negatives": 1,
     "memory_bank_size": 1,
     "loss_delay": 0,
     "nonfinite_limit": 1,
     "seed": 0,
 }
-_NOT_YET = ("use_curriculum_learning", "use_memory_bank", "use_knowledge_distillation")
 
 
 def check_joint_loss(joint_loss: str, fusion: str) -> None:

@@ -28,7 +28,13 @@ class EpochProgress:
         self._switches = 0
         self._nonfinite = 0
 
-    def add(self, record: StepRecord, total_loss: float, learning_rates: Mapping[str, float]) -> None:
+    def add(
+        self,
+        record: StepRecord,
+        total_loss: float,
+        learning_rates: Mapping[str, float],
+        metrics: Mapping[str, float],
+    ) -> None:
         """Take in one step."""
         self._steps[record.active] += 1
         self._switches += record.active != record.next
@@ -36,6 +42,8 @@ class EpochProgress:
         self._average("total_loss", total_loss)
         for module, loss in record.losses.items():
             self._average(f"{module}_loss", loss)
+        for name, value in metrics.items():
+            self._average(name, value)
         if not self._bar.disable:
             self._bar.set_postfix_str(
                 f"loss={total_loss:.4f}, lr_s={learning_rates['sasrec']:.2e}, lr_r={learning_rates['retriever']:.2e}, "

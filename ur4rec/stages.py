@@ -121,14 +121,19 @@ def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = No
 
 
 def learning_rates(config: TrainerConfig, step: int, num_steps: int | None) -> dict[str, float]:
-    """The learning rate of each part of the model at a step (0-based) of a stage; see `learning_rate_factor`.
+    """The learning rate of each part of what trains at a step (0-based) of a stage; see `learning_rate_factor`.
 
     Example:
         >>> learning_rates(TrainerConfig(warmup_steps=2), step=0, num_steps=None)
-        {'sasrec': 0.0005, 'retriever': 5e-05, 'fusion': 0.005}
+        {'sasrec': 0.0005, 'retriever': 5e-05, 'fusion': 0.005, 'uncertainty': 0.005}
     """
     factor = learning_rate_factor(step, num_steps=num_steps, warmup=config.warmup, warmup_steps=config.warmup_steps)
-    peaks = {"sasrec": config.sasrec_lr, "retriever": config.retriever_lr, "fusion": config.fusion_lr}
+    peaks = {
+        "sasrec": config.sasrec_lr,
+        "retriever": config.retriever_lr,
+        "fusion": config.fusion_lr,
+        "uncertainty": config.uncertainty_lr,
+    }
     return {name: peak * factor for name, peak in peaks.items()}
 
 

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ur4rec.decisions import StepRecord
 from ur4rec.errors import NonFiniteError
@@ -25,6 +25,8 @@ class LateStep:
     """The primary losses of the modules."""
     learning_rates: Mapping[str, float]
     """The learning rate of each module."""
+    metrics: Mapping[str, Reader] = field(default_factory=dict)
+    """What else the epoch averages, by the metric's name: see `ur4rec.components`."""
 
 
 class StepLog:
@@ -67,7 +69,8 @@ class StepLog:
         total = step.total()
         record = step.record._replace(losses={name: read() for name, read in step.losses.items()})
         if self.epoch is not None:
-            self.epoch.add(record, total, step.learning_rates)
+            metrics = {name: read() for name, read in step.metrics.items()}
+            self.epoch.add(record, total, step.learning_rates, metrics)
         if self._on_step is not None:
             self._on_step(record)
         self.nonfinite_streak = 0 if math.isfinite(total) else self.nonfinite_streak + 1

@@ -410,9 +410,8 @@ def test_a_switch_is_logged_once(make_trainer, batch_stream, caplog):
     ("settings", "message"),
     [
         ({"joint_loss": "both"}, r"unknown joint_loss 'both'; expected one of \('separate', 'fused'\)"),
-        ({"sasrec_loss": "hinge"}, r"unknown sasrec_loss 'hinge'; expected one of \('ce', 'bce'\)"),
+        ({"sasrec_loss": "hinge"}, r"unknown sasrec_loss 'hinge'; expected one of \('ce', 'sampled'"),
         ({"sasrec_lr": 0}, "sasrec_lr must be a finite number above 0, got 0"),
-        ({"use_memory_bank": True}, "use_memory_bank must be False: this release does not have it"),
         ({"nonfinite_limit": 0}, "nonfinite_limit must be an integer of at least 1, got 0"),
         ({"rule": Cycle(2), "use_adaptive_alternating": False}, "rule must be left out when use_adaptive_alternating"),
     ],

@@ -1,0 +1,58 @@
+"""Settings: what is refused, with which words, and what follows from them."""
+
+import pytest
+
+from ur4rec.config import SEQUENCE_LOSSES, ModelConfig, TrainerConfig, check_joint_loss
+from ur4rec.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sasrec_loss": "hinge"}, rf"unknown sasrec_loss 'hinge'; expected one of \({SEQUENCE_LOSSES[0]!r}"),
+        ({"num_negatives": 0}, "num_negatives must be an integer of at least 1, got 0"),
+        ({"gbce_t": 1.01}, r"gbce_t must be at least 0 and at most 1, got 1\.01"),
+        ({"gbce_t": "high"}, "gbce_t must be at least 0 and at most 1, got 'high'"),
+        ({"memory_bank_size": 0}, "memory_bank_size must be an integer of at least 1, got 0"),
+        ({"memory_bank_temperature": 0}, "memory_bank_temperature must be a finite number above 0, got 0"),
+        ({"kd_temperature": -1.0}, r"kd_temperature must be a finite number above 0, got -1\.0"),
+        ({"kd_weight": -0.1}, r"kd_weight must be at least 0 and below inf, got -0\.1"),
+        ({"uncertainty_lr": float("nan")}, "uncertainty_lr must be a finite number above 0, got nan"),
+    ],
+)
+def test_trainer_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        TrainerConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fusion": "vote"}, r"unknown fusion 'vote'; expected one of \('logit', 'weighted', 'rank', 'cascade'\)"),
+        ({"cascade_size": 0}, "cascade_size must be an integer of at least 1, got 0"),
+    ],
+)
+def test_model_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        ModelConfig(num_items=10, **settings)
+
+
+def test_all_strategies_can_be_on_together():
+    switches = ("curriculum_learning", "memory_bank", "knowledge_distillation", "uncertainty_weighting")
+    config = TrainerConfig(**{f"use_{name}": True for name in switches}, gbce_t=1, sasrec_loss="gbce")
+    assert all(getattr(config, f"use_{name}") for name in switches)
+
+
+@pytest.mark.parametrize("fusion", ["rank", "cascade"])
+def test_a_fusion_without_gradients_needs_separate_losses(fusion):
+    check_joint_loss("separate", fusion)
+    with pytest.raises(ConfigurationError, match=f"joint_loss='fused' needs a fusion that passes gr.*got '{fusion}'"):
+        check_joint_loss("fused", fusion)
+
+
+@pytest.mark.parametrize("num_negatives", [1, 40, 99, 100, 1000])
+def test_gbces_power_is_the_papers_with_a_sampling_rate_of_at_most_one(num_negatives):
+    alpha = min(num_negatives / 99, 1)
+    for t in (0.0, 0.3, 1.0):
+        expected = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+        assert TrainerConfig(num_negatives=num_negatives, gbce_t=t).gbce_beta(100) == pytest.approx(expected)

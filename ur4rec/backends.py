@@ -4,7 +4,8 @@ Design constraints:
 
 1. Nothing of a framework is imported before its backend is asked for, so `ur4rec --help` stays fast and a JAX run never
    holds PyTorch in memory.
-2. A backend is a package with `UR4Rec` and `JointTrainer`, with the same signatures in every framework.
+2. A backend is a package with `UR4Rec`, `JointTrainer`, `Scorer` and `load_model`, with the same signatures in every
+   framework.
 3. A missing framework is an error that names the extra; a *broken* one shows its own error.
 """
 
@@ -41,12 +42,10 @@ def load_backend(name: str) -> ModuleType:
 
 
 def load_scorer(backend: str, checkpoint: Path, device: str = "cpu") -> Any:
-    """A `JointTrainer` around the model of a checkpoint, to rank and to score with, not to train on.
+    """A `Scorer` of the model of a checkpoint.
 
     Raises:
         AlternatorError: The backend is unknown or missing, or the checkpoint is damaged.
     """
     package = load_backend(backend)
-    return package.JointTrainer(
-        package.load_model(checkpoint), device=device, progress=False, joint_loss="separate"
-    )  # the one joint loss that goes with every fusion
+    return package.Scorer(package.load_model(checkpoint), device=device)

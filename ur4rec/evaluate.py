@@ -35,6 +35,6 @@ def evaluate_run(
         raise DataError(
             f"the data must be the run's, but the split's hash is {experiment.split.hash}; restore the data"
         )
-    trainer = load_scorer(config.backend, path, config.device)
+    model = load_scorer(config.backend, path, config.device)
     targets = experiment.evaluation(getattr(experiment.split, split))
-    return {scorer: summarise(trainer.rank(targets, scorer=scorer), K_LIST) for scorer in SCORERS}
+    return {scorer: summarise(model.rank(targets, scorer=scorer), K_LIST) for scorer in SCORERS}

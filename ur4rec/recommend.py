@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.backends import load_scorer
-from ur4rec.config import SCORERS
 from ur4rec.data import Interactions
 from ur4rec.data.sources import load_dataset
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
@@ -45,8 +44,8 @@ class Recommender:
         self.interactions: Interactions = load_dataset(
             config.dataset, directory=data_dir, min_item_interactions=config.min_item_interactions
         )
-        self._trainer = load_scorer(config.backend, checkpoint)
-        self._max_seq_len: int = self._trainer.model.config.max_seq_len
+        self._scorer = load_scorer(config.backend, checkpoint)
+        self._max_seq_len: int = self._scorer.model.config.max_seq_len
 
     def history_of(self, user_id: str) -> NDArray[np.int32]:
         """All items of a user in order of time.
@@ -84,9 +83,8 @@ class Recommender:
         recent = history_L[-self._max_seq_len :]
         items_BL = np.full((1, self._max_seq_len), self.interactions.num_items, np.int64)
         items_BL[0, : len(recent)] = recent
-        probabilities = {
-            scorer: _softmax_unseen(self._trainer.score(items_BL, scorer)[0], history_L) for scorer in SCORERS
-        }
+        scores = self._scorer.scores(items_BL)
+        probabilities = {scorer: _softmax_unseen(scores_BI[0], history_L) for scorer, scores_BI in scores.items()}
         order = np.argsort(-probabilities["fused"], kind="stable")[:top]
         return [
             Recommendation(

@@ -88,7 +88,7 @@ def load_model(path: str | Path) -> UR4Rec:
     config = ModelConfig(**loaded.state["model"])
     vectors_IT = loaded.weights["retriever.item_text_vectors"][: config.num_items]
     settings = {name: value for name, value in asdict(config).items() if name != "num_items"}
-    graphdef, state = nnx.split(UR4Rec(config.num_items, vectors_IT, **settings))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: UR4Rec(config.num_items, vectors_IT, **settings)))
     return nnx.merge(graphdef, import_weights(nnx.to_pure_dict(state), loaded.weights))
 
 

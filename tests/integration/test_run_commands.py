@@ -1,6 +1,8 @@
 """What can be done with a finished run: evaluate it, recommend from it, hand it to the other backend."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -56,6 +58,19 @@ def test_recommend_prints_titles(run):
     assert result.exit_code == 0
     titles = {each["title"] for each in json.loads(invoke("recommend", run[0], "--user", "u1", "--json").stdout)[:3]}
     assert all(title.split()[0] in result.stdout for title in titles)
+
+
+def test_recommend_loads_no_more_than_it_needs(run):
+    code = """
+import sys
+from typer.testing import CliRunner
+from ur4rec.cli import app
+assert CliRunner().invoke(app, ["recommend", sys.argv[1], "--user", "u1"]).exit_code == 0
+needless = {"torch._dynamo", "pandas", "sklearn", "matplotlib", "transformers", "sentence_transformers"}
+print(sorted(needless & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code, run[0]], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.data.sequences import Sequences, offsets_from_lengths
@@ -96,14 +95,14 @@ def build_interactions(
     Raises:
         DataError: No interaction is left.
     """
-    item_codes, item_names = pd.factorize(np.asarray(items, dtype=object))
+    item_codes, item_names = _number(np.asarray(items, dtype=object))
     kept = np.bincount(item_codes, minlength=len(item_names))[item_codes] >= min_item_interactions
     if not kept.any():
         raise DataError(
             f"{name}: no interaction is left of {len(kept)} with min_item_interactions={min_item_interactions}"
         )
-    item_codes, items_left = pd.factorize(item_codes[kept])
-    user_codes, user_names = pd.factorize(np.asarray(users, dtype=object)[kept])
+    item_codes, items_left = _number(item_codes[kept])
+    user_codes, user_names = _number(np.asarray(users, dtype=object)[kept])
     item_ids = [str(item_names[code]) for code in items_left]
     item_titles = [titles.get(item, item) for item in item_ids]
     times = np.asarray(timestamps)[kept]
@@ -119,6 +118,13 @@ def build_interactions(
         name=name,
         source=source,
     )
+
+
+def _number(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[Any]]:
+    """The index of each value among the distinct ones, and those, in the order of first appearance."""
+    numbers: dict[Any, int] = {}
+    codes = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values.tolist()), np.int64, len(values))
+    return codes, list(numbers)
 
 
 def hash_arrays(label: str, *arrays: NDArray[Any]) -> str:

@@ -2,10 +2,13 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from ur4rec.decisions import StepRecord
+from ur4rec.epoch_totals import EpochTotals
 from ur4rec.errors import NonFiniteError
 from ur4rec.progress import EpochProgress
 
@@ -38,8 +41,9 @@ class StepLog:
     """
 
     def __init__(self, on_step: Callable[[StepRecord], object] | None, nonfinite_limit: int) -> None:
-        self.nonfinite_streak = 0
-        self.epoch: EpochProgress | None = None
+        self._nonfinite_streak = 0
+        self._totals = EpochTotals(epoch=0)
+        self._epoch: EpochProgress | None = None
         self._on_step = on_step
         self._nonfinite_limit = nonfinite_limit
         self._late: deque[LateStep] = deque()
@@ -61,6 +65,37 @@ class StepLog:
         """
         self._read(keep=0)
 
+    @contextmanager
+    def epoch(self, epoch: int, start: int, num_steps: int | None, shown: bool | None) -> Iterator[EpochTotals]:
+        """Add up the steps of an epoch and show them; what was late before is reported before, the rest at its end.
+
+        Args:
+            epoch: The number of the epoch.
+            start: Steps of it that are done. If they are those that were added up last, the totals go on from there.
+            num_steps: Steps that are to come; None if that is not known.
+            shown: Whether to show a bar; None is only on a terminal.
+        """
+        self.flush()
+        if (self._totals.epoch, self._totals.steps) != (epoch, start):
+            self._totals = EpochTotals(epoch)
+        expected = None if num_steps is None else self._totals.steps + num_steps
+        self._epoch = EpochProgress(self._totals, expected, shown)
+        try:
+            yield self._totals
+            self.flush()
+        finally:
+            self._epoch.close()
+            self._epoch = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values; flush before, as late steps are not in it."""
+        return {"nonfinite_streak": self._nonfinite_streak, "epoch_totals": self._totals.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `state_dict` gave."""
+        self._nonfinite_streak = state["nonfinite_streak"]
+        self._totals = EpochTotals.from_state(state["epoch_totals"])
+
     def _read(self, keep: int) -> None:
         while len(self._late) > keep:
             self._report(self._late.popleft())
@@ -68,14 +103,14 @@ class StepLog:
     def _report(self, step: LateStep) -> None:
         total = step.total()
         record = step.record._replace(losses={name: read() for name, read in step.losses.items()})
-        if self.epoch is not None:
+        if self._epoch is not None:
             metrics = {name: read() for name, read in step.metrics.items()}
-            self.epoch.add(record, total, step.learning_rates, metrics)
+            self._epoch.add(record, total, step.learning_rates, metrics)
         if self._on_step is not None:
             self._on_step(record)
-        self.nonfinite_streak = 0 if math.isfinite(total) else self.nonfinite_streak + 1
-        if self.nonfinite_streak >= self._nonfinite_limit:
+        self._nonfinite_streak = 0 if math.isfinite(total) else self._nonfinite_streak + 1
+        if self._nonfinite_streak >= self._nonfinite_limit:
             raise NonFiniteError(
-                f"losses must be finite, got {total} in the last {self.nonfinite_streak} steps (to step {record.step}, "
+                f"losses must be finite, got {total} in the last {self._nonfinite_streak} steps (to step {record.step}, "
                 f"{record.stage}, training {record.active}); lower the learning rate or look for NaN in the data"
             )

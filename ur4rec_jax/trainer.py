@@ -24,7 +24,7 @@ from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import SCORERS, TrainerConfig, check_choice, check_joint_loss
 from ur4rec.decisions import StepRecord
 from ur4rec.metrics import summarise
-from ur4rec.progress import EpochProgress, count_steps
+from ur4rec.progress import count_steps
 from ur4rec.stages import (
     JOINT_STAGES,
     MODULES,
@@ -156,15 +156,26 @@ class JointTrainer:
         self._alternating = HostAlternator(alternator, delay=self.config.loss_delay)
 
     def train_epoch(
-        self, train_loader: Iterable[Batch], epoch: int = 0, *, start: int = 0, max_steps: int | None = None
+        self,
+        train_loader: Iterable[Batch],
+        epoch: int = 0,
+        *,
+        start: int = 0,
+        max_steps: int | None = None,
+        after_step: Callable[[], bool] | None = None,
     ) -> dict[str, Any]:
         """Train on the batches of one epoch.
+
+        An epoch that was left or saved in its middle goes on there with ``start``; its metrics are then those of an
+        epoch that was never interrupted.
 
         Args:
             train_loader: Training batches; its ``set_epoch`` is called if it has one.
             epoch: The number of the epoch.
             start: Batches to leave out at its beginning, on which the run has trained already.
             max_steps: Train on at most so many batches.
+            after_step: Called after each step, where the trainer may be saved; True ends the call there.
+                With ``on_device`` the host sees no single step and it is not called.
 
         Returns:
             ``total_loss``, ``sasrec_loss``, ``retriever_loss`` (means over the steps in which they were computed),
@@ -174,27 +185,25 @@ class JointTrainer:
         Raises:
             NonFiniteError: Too many losses in a row were not finite.
         """
-        self._log.flush()
         if hasattr(train_loader, "set_epoch"):
             train_loader.set_epoch(epoch)
         self._usual_targets = getattr(train_loader, "usual_targets", None)
         stop = None if max_steps is None else start + max_steps
-        progress = EpochProgress(epoch, count_steps(train_loader, start, stop), self._progress)
-        self._log.epoch = progress
         try:
-            if self._on_device:
-                self._train_on_device(list(islice(train_loader, start, stop)))
-            else:
-                for batch in islice(train_loader, start, stop):
+            with self._log.epoch(epoch, start, count_steps(train_loader, start, stop), self._progress) as totals:
+                batches = islice(train_loader, start, stop)
+                if self._on_device:
+                    self._train_on_device(list(batches))
+                    batches = iter(())
+                for batch in batches:
                     self.train_step(batch)
-            self._log.flush()
+                    if after_step is not None and after_step():
+                        break
         finally:
             self._usual_targets = None
-            self._log.epoch = None
-            progress.close()
         rates = self._learning_rates(max(self.stage_step - 1, 0))
         return {
-            **progress.metrics(),
+            **totals.metrics(),
             "adaptive_switch_count": self.alternator.stats().switch_count,
             **{f"{name}_lr": rates[name] for name in MODULES},
         }
@@ -251,8 +260,8 @@ class JointTrainer:
                 "stage": self.stage,
                 "num_steps": self.num_steps,
                 "stage_step": self.stage_step,
-                "nonfinite_streak": self._log.nonfinite_streak,
                 "epoch": epoch,
+                **self._log.state_dict(),
             },
             "schedule": {"version": 1, **self._alternating.state_dict(), "user_frozen": [], "inference": []},
             "metrics": dict(metrics or {}),
@@ -277,7 +286,7 @@ class JointTrainer:
         self._alternating.load_state_dict(schedule)
         self._state, self._buffers = self._place(state), self._place(buffers)
         self.step, self.stage_step = progress["step"], progress["stage_step"]
-        self._log.nonfinite_streak = progress["nonfinite_streak"]
+        self._log.load_state_dict(progress)
         self._kept_catalogue = None
         return {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
 

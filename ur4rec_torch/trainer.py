@@ -23,7 +23,7 @@ from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import TrainerConfig, check_joint_loss
 from ur4rec.decisions import StepRecord
 from ur4rec.metrics import summarise
-from ur4rec.progress import EpochProgress, count_steps
+from ur4rec.progress import count_steps
 from ur4rec.stages import (
     JOINT_STAGES,
     MODULES,
@@ -138,15 +138,25 @@ class JointTrainer:
         self._alternating = self._build_adapter(alternator)
 
     def train_epoch(
-        self, train_loader: Iterable[Batch], epoch: int = 0, *, start: int = 0, max_steps: int | None = None
+        self,
+        train_loader: Iterable[Batch],
+        epoch: int = 0,
+        *,
+        start: int = 0,
+        max_steps: int | None = None,
+        after_step: Callable[[], bool] | None = None,
     ) -> dict[str, Any]:
         """Train on the batches of one epoch.
+
+        An epoch that was left or saved in its middle goes on there with ``start``; its metrics are then those of an
+        epoch that was never interrupted.
 
         Args:
             train_loader: Training batches; its ``set_epoch`` is called if it has one.
             epoch: The number of the epoch.
             start: Batches to leave out at its beginning, on which the run has trained already.
             max_steps: Train on at most so many batches.
+            after_step: Called after each step, where the trainer may be saved; True ends the call there.
 
         Returns:
             ``total_loss``, ``sasrec_loss``, ``retriever_loss`` (means over the steps in which they were computed),
@@ -156,22 +166,17 @@ class JointTrainer:
         Raises:
             NonFiniteError: Too many losses in a row were not finite.
         """
-        self._log.flush()
         if hasattr(train_loader, "set_epoch"):
             train_loader.set_epoch(epoch)
         stop = None if max_steps is None else start + max_steps
-        progress = EpochProgress(epoch, count_steps(train_loader, start, stop), self._progress)
-        self._log.epoch = progress
-        try:
+        with self._log.epoch(epoch, start, count_steps(train_loader, start, stop), self._progress) as totals:
             for batch in islice(train_loader, start, stop):
                 self.train_step(batch)
-            self._log.flush()
-        finally:
-            self._log.epoch = None
-            progress.close()
+                if after_step is not None and after_step():
+                    break
         rates = self._learning_rates(max(self.stage_step - 1, 0))
         return {
-            **progress.metrics(),
+            **totals.metrics(),
             "adaptive_switch_count": self.alternator.stats().switch_count,
             **{f"{name}_lr": rates[name] for name in MODULES},
         }
@@ -247,8 +252,8 @@ class JointTrainer:
                 "stage": self.stage,
                 "num_steps": self.num_steps,
                 "stage_step": self.stage_step,
-                "nonfinite_streak": self._log.nonfinite_streak,
                 "epoch": epoch,
+                **self._log.state_dict(),
             },
             "schedule": self._alternating.state_dict(),
             "metrics": dict(metrics or {}),
@@ -272,7 +277,7 @@ class JointTrainer:
         self._alternating.load_state_dict(schedule)
         checkpoint.restore(loaded, self.model, self._optimizers)
         self.step, self.stage_step = progress["step"], progress["stage_step"]
-        self._log.nonfinite_streak = progress["nonfinite_streak"]
+        self._log.load_state_dict(progress)
         self._kept_catalogue = None
         return {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
 

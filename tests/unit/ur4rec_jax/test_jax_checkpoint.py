@@ -56,6 +56,22 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     assert same_bits(bits(second), bits(whole))
 
 
+def test_an_epoch_resumed_in_its_middle_gives_the_metrics_of_a_whole_one(make_model, make_trainer, loader, tmp_path):
+    whole = make_trainer(rule=RULE).train_epoch(loader, epoch=1)
+    first = make_trainer(rule=RULE)
+    places = iter(range(1, len(loader)))
+
+    def save_and_stop():
+        first.save_checkpoint(tmp_path / "step")
+        return next(places) == 3
+
+    assert first.train_epoch(loader, epoch=1, after_step=save_and_stop)["steps"] == first.step == 3
+    second = make_trainer(model=make_model(seed=5), rule=RULE)
+    second.load_checkpoint(tmp_path / "step")
+    assert second.train_epoch(loader, epoch=1, start=3) == whole
+    assert whole["steps"] == len(loader) > 3
+
+
 def test_epochs_on_the_device_resume_exactly(make_model, make_trainer, loader, bits, same_bits, tmp_path):
     settings = {"rule": Cycle(2), "sasrec_lr": 1e-2, "retriever_lr": 1e-2, "on_device": True}
     whole, second = make_trainer(**settings), make_trainer(model=make_model(seed=5), **settings)

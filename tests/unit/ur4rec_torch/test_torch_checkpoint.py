@@ -69,6 +69,22 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     assert_equal(states(second), states(whole))
 
 
+def test_an_epoch_resumed_in_its_middle_gives_the_metrics_of_a_whole_one(make_model, make_trainer, loader, tmp_path):
+    whole = make_trainer(rule=RULE).train_epoch(loader, epoch=1)
+    first = make_trainer(rule=RULE)
+    places = iter(range(1, len(loader)))
+
+    def save_and_stop():
+        first.save_checkpoint(tmp_path / "step")
+        return next(places) == 3
+
+    assert first.train_epoch(loader, epoch=1, after_step=save_and_stop)["steps"] == first.step == 3
+    second = make_trainer(model=make_model(seed=5), rule=RULE)
+    second.load_checkpoint(tmp_path / "step")
+    assert second.train_epoch(loader, epoch=1, start=3) == whole
+    assert whole["steps"] == len(loader) > 3
+
+
 def test_saving_disturbs_nothing(make_trainer, batch_stream, tmp_path):
     quiet, saved = make_trainer(rule=RULE), make_trainer(rule=RULE)
     run(quiet, batch_stream, [("joint_finetune", 10)])
@@ -134,7 +150,7 @@ def test_a_truncated_file_and_a_missing_directory_are_refused(make_trainer, save
 def test_another_version_is_refused(make_trainer, saved):
     state = json.loads((saved / "state.json").read_text())
     (saved / "state.json").write_text(json.dumps({**state, "version": 99}))
-    with pytest.raises(CheckpointError, match="must be of version 1, got 99"):
+    with pytest.raises(CheckpointError, match="must be of version 2, got 99"):
         make_trainer(rule=RULE).load_checkpoint(saved)
 
 

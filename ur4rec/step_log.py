@@ -111,6 +111,6 @@ class StepLog:
         self._nonfinite_streak = 0 if math.isfinite(total) else self._nonfinite_streak + 1
         if self._nonfinite_streak >= self._nonfinite_limit:
             raise NonFiniteError(
-                f"losses must be finite, got {total} in the last {self._nonfinite_streak} steps (to step {record.step}, "
-                f"{record.stage}, training {record.active}); lower the learning rate or look for NaN in the data"
+                f"losses must be finite, got {total} in the last {self._nonfinite_streak} steps "
+                f"(to step {record.step}, {record.stage}, training {record.active}); lower the learning rate or look for NaN in the data"
             )

@@ -112,5 +112,6 @@ class StepLog:
         if self._nonfinite_streak >= self._nonfinite_limit:
             raise NonFiniteError(
                 f"losses must be finite, got {total} in the last {self._nonfinite_streak} steps "
-                f"(to step {record.step}, {record.stage}, training {record.active}); lower the learning rate or look for NaN in the data"
+                f"(to step {record.step}, {record.stage}, training {record.active}); "
+                "lower the learning rate or look for NaN in the data"
             )

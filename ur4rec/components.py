@@ -6,13 +6,13 @@ A step minimises the sum over its components of weight · loss::
     sasrec          sasrec_loss_weight                       under `separate`: SASRec's own
     retriever       retriever_loss_weight · retrieval        under `separate`: the retriever's own
     fused           1                                        cross-entropy of the fused scores
-    consistency     of the curriculum                        see `ur4rec.curriculum`
+    consistency     of the curriculum                        squared distance of wanted from read, both normalised
     contrastive     of the curriculum, else its full weight  the memory bank's, a mean over rows
-    diversity       of the curriculum
+    diversity       of the curriculum                        −log det of the preference vectors' likeness
     distillation    kd_weight                                T² · KL(teacher || student), of each module that trains
 
-The metric ``<component>_loss`` is the loss without its weight. Under `fused`, ``sasrec_loss`` and ``retriever_loss``
-are what the schedule is told, which is the fused loss.
+A component whose weight is 0 in a step is absent from it. The metric ``<component>_loss`` is the loss without its
+weight. Under `fused`, ``sasrec_loss`` and ``retriever_loss`` are what the schedule is told, which is the fused loss.
 
 **Uncertainty weighting** (Kendall, Gal & Cipolla, CVPR 2018) minimises the sum of exp(−s) · weight · loss + s / 2
 instead, with a log-variance s per component that starts at 0. The metric ``uncertainty_loss`` is the sum of s / 2 over
@@ -21,14 +21,10 @@ pass, ½ − exp(−s) · weight · loss, so the trainer takes plain descent ste
 the s of a component that is absent from a step does not move.
 """
 
-from ur4rec.curriculum import FULL
-
 COMPONENTS = ("sasrec", "retriever", "fused", "consistency", "contrastive", "diversity", "distillation")
 """All components, in the order of their log-variances."""
 UNCERTAINTY = "uncertainty"
 """The metric of the log-variances' own part of the loss, and the prefix of their name in a checkpoint."""
-CONTRASTIVE_WEIGHT = FULL.contrastive
-"""Weight of the memory bank's loss without a curriculum."""
 DIVERSITY_RIDGE = 0.1
 """What is added to the diagonal of the preference vectors' Gram matrix before its determinant is taken."""
 RANK_CONSTANT = 60

@@ -23,6 +23,8 @@ class CurriculumWeights(NamedTuple):
 
 FULL = CurriculumWeights()
 RETRIEVAL_ALONE = CurriculumWeights(consistency=0.0, contrastive=0.0, diversity=0.0)
+WITHOUT_CURRICULUM = RETRIEVAL_ALONE._replace(contrastive=FULL.contrastive)
+"""The weights where there is no curriculum: the memory bank, if it is on, counts in full."""
 
 
 def curriculum_weights(step: int, num_steps: int | None, *, warmup_steps: int) -> CurriculumWeights:

@@ -23,12 +23,19 @@ class Loaded(NamedTuple):
     weights: dict[str, Tensor]
     """Parameters and buffers by their names in the model."""
     moments: dict[str, Tensor]
-    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``."""
+    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``; and what the
+    strategies keep, by the names of `ur4rec.components`."""
     state: dict[str, Any]
     """Everything else."""
 
 
-def save(path: str | Path, model: UR4Rec, optimizers: Mapping[str, Optimizer], state: Mapping[str, Any]) -> None:
+def save(
+    path: str | Path,
+    model: UR4Rec,
+    optimizers: Mapping[str, Optimizer],
+    strategies: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> None:
     """Write a checkpoint; ``path`` never holds half of one."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     moments = {
@@ -37,6 +44,7 @@ def save(path: str | Path, model: UR4Rec, optimizers: Mapping[str, Optimizer], s
         for name, parameter in model.get_submodule(module).named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+    moments |= {name: value.cpu().contiguous() for name, value in strategies.items()}
     write_checkpoint(path, {MODEL_FILE: save_safetensors(weights), OPTIMIZER_FILE: save_safetensors(moments)}, state)
 
 

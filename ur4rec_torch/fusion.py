@@ -1,10 +1,15 @@
-"""How the two modules' scores become one: a small module of its own parameters, chosen by name.
+"""How the two modules' scores become one: a small module, chosen by name; some have parameters, some pass no gradients.
 
 Shapes: N positions, I items.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from ur4rec.components import RANK_CONSTANT
+from ur4rec.config import ModelConfig
 
 
 class LogitFusion(nn.Module):
@@ -39,4 +44,55 @@ class WeightedFusion(nn.Module):
         )
 
 
-FUSIONS: dict[str, type[nn.Module]] = {"logit": LogitFusion, "weighted": WeightedFusion}
+class RankFusion(nn.Module):
+    """The sum of both modules' reciprocal ranks (Cormack, Clarke & Büttcher, SIGIR 2009).
+
+    It has no parameters and passes no gradients.
+    """
+
+    def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
+        """Sums of 1 / (60 + rank), (N, I)."""
+        reciprocal = [1 / (RANK_CONSTANT + 1 + _ranks(scores_NI)).float() for scores_NI in (sasrec_NI, retriever_NI)]
+        return _nan_unless_finite(reciprocal[0] + reciprocal[1], sasrec_NI, retriever_NI)
+
+
+class CascadeFusion(nn.Module):
+    """SASRec's top items in the retriever's order, above all others in SASRec's.
+
+    It has no parameters and passes no gradients.
+
+    Args:
+        size: How many are re-ordered.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
+        """Minus the final rank, 0 for the best item, (N, I): no two items tie."""
+        ranks_NI = _ranks(sasrec_NI)
+        is_top_NI = ranks_NI < self.size
+        among_top_NI = _ranks(retriever_NI.masked_fill(~is_top_NI, -torch.inf))
+        return _nan_unless_finite(-torch.where(is_top_NI, among_top_NI, ranks_NI).float(), sasrec_NI, retriever_NI)
+
+
+FUSIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "logit": lambda config: LogitFusion(),
+    "weighted": lambda config: WeightedFusion(),
+    "rank": lambda config: RankFusion(),
+    "cascade": lambda config: CascadeFusion(config.cascade_size),
+}
+"""Each builds the fusion of a model."""
+
+
+def _ranks(scores_NI: Tensor) -> Tensor:
+    """The place of each item, 0 for the best, (N, I); equal scores in the order of item numbers."""
+    order_NI = scores_NI.argsort(dim=1, descending=True, stable=True)
+    places_I = torch.arange(scores_NI.shape[1], device=scores_NI.device)
+    return torch.empty_like(order_NI).scatter_(1, order_NI, places_I.expand_as(order_NI))
+
+
+def _nan_unless_finite(fused_NI: Tensor, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
+    """Scores that are not finite stay so: a rank would hide them."""
+    return fused_NI.masked_fill(~torch.isfinite(sasrec_NI + retriever_NI), torch.nan)

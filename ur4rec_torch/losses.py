@@ -1,6 +1,6 @@
 """Losses of SASRec by name, and what a step minimises.
 
-Shapes: B rows, L positions of a row, N positions with a target, d width, I items.
+Shapes: B rows, L positions of a row, N positions with a target, d width, K preference vectors, I items, M drawn items.
 """
 
 from collections.abc import Callable
@@ -27,6 +27,28 @@ class StepInputs(NamedTuple):
     """The targets there."""
 
 
+class Component(NamedTuple):
+    """One component of what is minimised; see `ur4rec.components`."""
+
+    loss: Tensor
+    """The loss itself."""
+    weight: float
+    """Its weight."""
+
+
+class Outputs(NamedTuple):
+    """What the modules that were run said where a target is; None where that was not needed."""
+
+    hidden_Nd: Tensor | None = None
+    """SASRec's states."""
+    preferences_NKd: Tensor | None = None
+    """The retriever's preference vectors."""
+    sasrec_NI: Tensor | None = None
+    """SASRec's logits."""
+    retriever_NI: Tensor | None = None
+    """The retriever's logits."""
+
+
 class StepLosses(NamedTuple):
     """The losses of a step."""
 
@@ -34,30 +56,67 @@ class StepLosses(NamedTuple):
     """What is minimised."""
     modules: dict[str, Tensor]
     """The raw primary loss of each module for which it was computed, detached."""
+    components: dict[str, Component]
+    """What the total is made of, by name."""
+    outputs: Outputs
+    """What the losses were computed from."""
 
 
-def cross_entropy(hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor) -> Tensor:
+def cross_entropy(
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+) -> Tensor:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
     return F.cross_entropy((hidden_Nd @ table_Id.T).float(), targets_N)
 
 
-def binary_cross_entropy(hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor) -> Tensor:
+def sampled_softmax(
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+) -> Tensor:
+    """Softmax over the target and uniformly drawn items, which the whole batch shares.
+
+    All items are equally likely to be drawn, so the usual correction of the logits is a constant and left out.
+    """
+    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config.num_negatives)
+    logits_NM = torch.cat([positive_N[:, None], negative_NM.masked_fill(~is_negative_NM, -torch.inf)], dim=1)
+    return (logits_NM.logsumexp(1) - positive_N).mean()
+
+
+def generalised_binary_cross_entropy(
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+) -> Tensor:
+    """Binary cross-entropy against drawn items, calibrated (gBCE; Petrov & Macdonald, RecSys 2023)."""
+    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config.num_negatives)
+    negative_N = (F.softplus(negative_NM) * is_negative_NM).sum(1)
+    return (config.gbce_beta(len(table_Id)) * F.softplus(-positive_N) + negative_N).mean()
+
+
+def binary_cross_entropy(
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+) -> Tensor:
     """The target against one uniformly drawn item (Kang & McAuley, section III-E).
 
     A drawn item that is the target or in the row's history counts for nothing.
     """
-    negatives_N = torch.randint(len(table_Id), targets_N.shape, device=targets_N.device)
-    positive_N = (hidden_Nd * table_Id[targets_N]).sum(1).float()
-    negative_N = (hidden_Nd * table_Id[negatives_N]).sum(1).float()
-    is_negative_N = (negatives_N != targets_N) & (negatives_N[:, None] != rows_NL).all(1)
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL)
     return (F.softplus(-positive_N) + F.softplus(negative_N) * is_negative_N).mean()
 
 
-SEQUENCE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+def bayesian_personalised_ranking(
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+) -> Tensor:
+    """The target above one uniformly drawn item (BPR; Rendle et al., UAI 2009), masked as in `binary_cross_entropy`."""
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL)
+    return (F.softplus(negative_N - positive_N) * is_negative_N).mean()
+
+
+SEQUENCE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, TrainerConfig], Tensor]] = {
     "ce": cross_entropy,
+    "sampled": sampled_softmax,
+    "gbce": generalised_binary_cross_entropy,
     "bce": binary_cross_entropy,
+    "bpr": bayesian_personalised_ranking,
 }
-"""Each takes the states, the item table, the targets, and the histories that the states come from."""
+"""Each takes the states, the item table, the targets, the histories that the states come from, and the settings."""
 
 
 def separate_loss(
@@ -65,7 +124,7 @@ def separate_loss(
 ) -> StepLosses:
     """The weighted sum of the losses of the modules that train; one that is frozen is not run.
 
-    The modules do not touch. Where both train, the fusion weights learn from their detached scores.
+    The modules do not touch. Where both train, the fusion weights, if it has any, learn from their detached scores.
 
     Args:
         model: The model.
@@ -74,20 +133,26 @@ def separate_loss(
         modules: What trains.
         catalogue: The retriever's, if it trains.
     """
-    losses: dict[str, Tensor] = {}
-    weights = {"sasrec": config.sasrec_loss_weight, "retriever": config.retriever_loss_weight}
+    losses: dict[str, Component] = {}
+    outputs = Outputs()
     if "sasrec" in modules:
         hidden_Nd, table_Id = _states(model, inputs), model.sasrec.item_table()
         rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
-        losses["sasrec"] = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL)
+        loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config)
+        losses["sasrec"] = Component(loss, config.sasrec_loss_weight)
+        outputs = outputs._replace(hidden_Nd=hidden_Nd)
     if "retriever" in modules:
-        retriever_NI = _retriever_scores(model, inputs, catalogue)
-        losses["retriever"] = F.cross_entropy(retriever_NI, inputs.targets_N)
-    total = sum(weights[name] * loss for name, loss in losses.items())
-    if len(losses) == 2:
+        preferences_NKd = _preferences(model, inputs, catalogue)
+        retriever_NI = model.retriever.score(preferences_NKd, catalogue)
+        loss = F.cross_entropy(retriever_NI, inputs.targets_N)
+        losses["retriever"] = Component(loss, config.retriever_loss_weight)
+        outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=retriever_NI)
+    primary = {name: loss.detach() for name, (loss, _) in losses.items()}
+    if len(losses) == 2 and any(True for _ in model.fusion.parameters()):
         sasrec_NI = model.sasrec.score(hidden_Nd.detach(), table_Id.detach())
-        total = total + F.cross_entropy(model.fusion(sasrec_NI, retriever_NI.detach()), inputs.targets_N)
-    return StepLosses(total, {name: loss.detach() for name, loss in losses.items()})
+        loss = F.cross_entropy(model.fusion(sasrec_NI, retriever_NI.detach()), inputs.targets_N)
+        losses["fused"] = Component(loss, 1.0)
+    return StepLosses(sum(weight * loss for loss, weight in losses.values()), primary, losses, outputs)
 
 
 def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> StepLosses:
@@ -95,10 +160,26 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> StepL
 
     A module's own cross-entropy would mislead a schedule: it rises while the modules learn to complement each other.
     """
-    sasrec_NI = model.sasrec.score(_states(model, inputs), model.sasrec.item_table())
-    retriever_NI = _retriever_scores(model, inputs, catalogue)
+    hidden_Nd, preferences_NKd = _states(model, inputs), _preferences(model, inputs, catalogue)
+    sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    retriever_NI = model.retriever.score(preferences_NKd, catalogue)
     total = F.cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N)
-    return StepLosses(total, dict.fromkeys(MODULES, total.detach()))
+    outputs = Outputs(hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI)
+    return StepLosses(total, dict.fromkeys(MODULES, total.detach()), {"fused": Component(total, 1.0)}, outputs)
+
+
+def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """The logits of both modules, (N, I) each: of a module that was not run, computed now and without gradients."""
+    hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
+    if sasrec_NI is None:
+        with torch.set_grad_enabled(hidden_Nd is not None):
+            hidden_Nd = _states(model, inputs) if hidden_Nd is None else hidden_Nd
+            sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    if retriever_NI is None:
+        with torch.set_grad_enabled(preferences_NKd is not None):
+            preferences_NKd = _preferences(model, inputs, catalogue) if preferences_NKd is None else preferences_NKd
+            retriever_NI = model.retriever.score(preferences_NKd, catalogue)
+    return sasrec_NI, retriever_NI
 
 
 def _states(model: UR4Rec, inputs: StepInputs) -> Tensor:
@@ -106,7 +187,26 @@ def _states(model: UR4Rec, inputs: StepInputs) -> Tensor:
     return model.sasrec(inputs.items_BL).flatten(0, 1)[inputs.positions_N]
 
 
-def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:
-    """The retriever's logits where a target is, (N, I)."""
-    preferences_NKd = model.retriever(inputs.items_BL, catalogue).flatten(0, 1)[inputs.positions_N]
-    return model.retriever.score(preferences_NKd, catalogue)
+def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:
+    """The retriever's preference vectors where a target is, (N, K, d)."""
+    return model.retriever(inputs.items_BL, catalogue).flatten(0, 1)[inputs.positions_N]
+
+
+def _against_drawn(
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, num_negatives: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of the target and of items drawn for the whole batch, and which of these are not the target."""
+    negatives_M = torch.randint(len(table_Id), (num_negatives,), device=targets_N.device)
+    positive_N = (hidden_Nd * table_Id[targets_N]).sum(1).float()
+    negative_NM = (hidden_Nd @ table_Id[negatives_M].T).float()
+    return positive_N, negative_NM, negatives_M != targets_N[:, None]
+
+
+def _against_one(
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores of the target and of one item drawn for it, and whether that is neither the target nor in the history."""
+    negatives_N = torch.randint(len(table_Id), targets_N.shape, device=targets_N.device)
+    positive_N = (hidden_Nd * table_Id[targets_N]).sum(1).float()
+    negative_N = (hidden_Nd * table_Id[negatives_N]).sum(1).float()
+    return positive_N, negative_N, (negatives_N != targets_N) & (negatives_N[:, None] != rows_NL).all(1)

@@ -21,6 +21,7 @@ from adapters.torch import AlternatingOptimizer
 from alternator import Alternator, Decision, Rule
 from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import TrainerConfig, check_joint_loss
+from ur4rec.curriculum import WITHOUT_CURRICULUM, CurriculumWeights, curriculum_weights
 from ur4rec.decisions import StepRecord
 from ur4rec.metrics import summarise
 from ur4rec.progress import count_steps
@@ -40,6 +41,7 @@ from ur4rec_torch.device import find_device, seeded, to_device
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_torch.ranking import rank_loader
 from ur4rec_torch.retriever import Catalogue
+from ur4rec_torch.strategies import Context, Strategies
 from ur4rec_torch.ur4rec import UR4Rec
 
 
@@ -103,11 +105,10 @@ class JointTrainer:
         self._rule = rule
         self._progress = progress
         self._log = StepLog(on_step, self.config.nonfinite_limit)
-        self._optimizers = {
-            "sasrec": _adamw(model.sasrec, self.config.weight_decay),
-            "retriever": _adamw(model.retriever, self.config.weight_decay),
-            "fusion": _adamw(model.fusion, 0.0),
-        }
+        self._optimizers = {name: _adamw(getattr(model, name), self.config.weight_decay) for name in MODULES}
+        if any(True for _ in model.fusion.parameters()):
+            self._optimizers["fusion"] = _adamw(model.fusion, 0.0)
+        self._strategies = Strategies(self.config, model.config, self.device)
         self._retriever_steps = 0
         self._kept_catalogue: tuple[tuple[int, ...], Catalogue] | None = None
         self._alternating: AlternatingOptimizer | None = None
@@ -159,7 +160,8 @@ class JointTrainer:
             after_step: Called after each step, where the trainer may be saved; True ends the call there.
 
         Returns:
-            ``total_loss``, ``sasrec_loss``, ``retriever_loss`` (means over the steps in which they were computed),
+            ``total_loss``, ``sasrec_loss``, ``retriever_loss`` and those of the other components that were computed
+            (means over the steps in which they were; see `ur4rec.components`),
             ``steps`` in all and per turn, ``switches`` and ``nonfinite_steps`` of this epoch, ``adaptive_switch_count``
             of the schedule so far, and the last learning rates.
 
@@ -194,6 +196,7 @@ class JointTrainer:
         self._alternating.train()
         losses = self._losses(to_device(batch, self.model.config.num_items, self.device), TURNS[active])
         decision = self._update(losses, {active: losses.total, **losses.modules})
+        metrics = self._strategies.finish(losses, rates["uncertainty"])
         self.step += 1
         self.stage_step += 1
         self._retriever_steps += "retriever" in TURNS[active]
@@ -204,6 +207,7 @@ class JointTrainer:
                 total=LateScalar(losses.total).read,
                 losses={name: LateScalar(loss).read for name, loss in losses.modules.items()},
                 learning_rates=rates,
+                metrics={name: LateScalar(value).read for name, value in metrics.items()},
             )
         )
         return decision
@@ -258,7 +262,7 @@ class JointTrainer:
             "schedule": self._alternating.state_dict(),
             "metrics": dict(metrics or {}),
         }
-        checkpoint.save(path, self.model, self._optimizers, state)
+        checkpoint.save(path, self.model, self._optimizers, self._strategies.state_dict(), state)
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """Go on exactly where a checkpoint was saved.
@@ -276,6 +280,7 @@ class JointTrainer:
         self.set_training_stage(progress["stage"], progress["num_steps"])
         self._alternating.load_state_dict(schedule)
         checkpoint.restore(loaded, self.model, self._optimizers)
+        self._strategies.load_state_dict(loaded.moments)
         self.step, self.stage_step = progress["step"], progress["stage_step"]
         self._log.load_state_dict(progress)
         self._kept_catalogue = None
@@ -283,15 +288,20 @@ class JointTrainer:
 
     def _losses(self, inputs: StepInputs, modules: tuple[str, ...]) -> StepLosses:
         """The forward pass: in a joint stage the joint loss, in a stage of one module that module's own."""
-        fused = self.config.joint_loss == "fused" and self.stage in JOINT_STAGES
-        catalogue = self._catalogue(trains="retriever" in modules) if fused or "retriever" in modules else None
+        is_joint = self.stage in JOINT_STAGES
+        fused = self.config.joint_loss == "fused" and is_joint
+        needs_retriever = fused or "retriever" in modules or self._strategies.needs_both(is_joint)
+        catalogue = self._catalogue(trains="retriever" in modules) if needs_retriever else None
         with (
             seeded(self.config.seed, self.step, self.device),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
         ):
             if fused:
-                return fused_loss(self.model, inputs, catalogue)
-            return separate_loss(self.model, self.config, inputs, modules, catalogue)
+                losses = fused_loss(self.model, inputs, catalogue)
+            else:
+                losses = separate_loss(self.model, self.config, inputs, modules, catalogue)
+            context = Context(self.model, inputs, modules, catalogue, is_joint, self._curriculum_weights())
+            return self._strategies.apply(losses, context)
 
     def _update(self, losses: StepLosses, named: dict[str, Tensor]) -> Decision:
         """Backward and update; without effect if the loss is not finite.
@@ -310,6 +320,12 @@ class JointTrainer:
     def _learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates at a step of the stage."""
         return learning_rates(self.config, step, self.num_steps)
+
+    def _curriculum_weights(self) -> CurriculumWeights:
+        """The weights of the retriever's components at this step of the stage."""
+        if not self.config.use_curriculum_learning:
+            return WITHOUT_CURRICULUM
+        return curriculum_weights(self.stage_step, self.num_steps, warmup_steps=self.config.warmup_steps)
 
     def _catalogue(self, *, trains: bool) -> Catalogue:
         """What the retriever knows of every item: computed anew while it trains, else once until it changes."""
@@ -339,7 +355,7 @@ class JointTrainer:
             {name: getattr(self.model, name) for name in MODULES},
             {name: self._optimizers[name] for name in MODULES},
             turns={name: TURNS[name] for name in alternator.modules},
-            always=(self.model.fusion, self._optimizers["fusion"]),
+            always=(self.model.fusion, self._optimizers["fusion"]) if "fusion" in self._optimizers else None,
             clip_norm=self.config.clip_norm,
             delay=self.config.loss_delay,
         )

@@ -43,7 +43,7 @@ class UR4Rec(nn.Module):
             torch.manual_seed(seed)
             self.sasrec = SASRec(self.config)
             self.retriever = PreferenceRetriever(self.config, vectors_IT)
-            self.fusion = FUSIONS[self.config.fusion]()
+            self.fusion = FUSIONS[self.config.fusion](self.config)
             self.apply(_initialise)
 
     def forward(self, items_BL: Tensor) -> Tensor:

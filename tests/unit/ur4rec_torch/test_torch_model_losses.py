@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import strategy_reference as reference
+from ur4rec.config import SEQUENCE_LOSSES as SEQUENCE_LOSS_NAMES
 from ur4rec.config import TrainerConfig
 from ur4rec.stages import MODULES
 from ur4rec_torch.device import seeded, to_device
@@ -25,7 +27,7 @@ def arrays():
 
 def test_cross_entropy_is_the_mean_of_minus_log_softmax(arrays):
     hidden, table, targets, _ = arrays
-    loss = SEQUENCE_LOSSES["ce"](*map(torch.from_numpy, arrays))
+    loss = SEQUENCE_LOSSES["ce"](*map(torch.from_numpy, arrays), TrainerConfig())
     expected = -log_softmax(hidden @ table.T)[np.arange(6), targets].mean()
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -37,13 +39,47 @@ def test_binary_cross_entropy_draws_one_negative_and_drops_those_in_the_history(
         with seeded(0, step, CPU):
             negatives = torch.randint(9, (6,)).numpy()
         with seeded(0, step, CPU):
-            loss = SEQUENCE_LOSSES["bce"](*map(torch.from_numpy, arrays))
+            loss = SEQUENCE_LOSSES["bce"](*map(torch.from_numpy, arrays), TrainerConfig())
         counts = (negatives != targets) & (negatives[:, None] != rows).all(1)
         dropped += (~counts).sum()
         positive = np.log1p(np.exp(-(hidden * table[targets]).sum(1)))
         negative = np.log1p(np.exp((hidden * table[negatives]).sum(1))) * counts
         assert loss.item() == pytest.approx((positive + negative).mean(), rel=1e-5)
     assert dropped > 0
+
+
+@pytest.mark.parametrize("name", ["sampled", "gbce"])
+def test_drawn_items_are_shared_and_one_that_is_the_target_is_masked(arrays, name):
+    hidden, table, targets, _ = arrays
+    config = TrainerConfig(num_negatives=5, gbce_t=0.4)
+    masked = 0
+    for step in range(4):
+        with seeded(0, step, CPU):
+            negatives = torch.randint(9, (5,)).numpy()
+        with seeded(0, step, CPU):
+            loss = SEQUENCE_LOSSES[name](*map(torch.from_numpy, arrays), config)
+        masked += (negatives == targets[:, None]).sum()
+        if name == "sampled":
+            expected = reference.sampled_loss(hidden, table, targets, negatives)
+        else:
+            expected = reference.gbce_loss(hidden, table, targets, negatives, 0.4)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert masked > 0
+
+
+def test_bpr_compares_the_target_with_one_drawn_item(arrays):
+    hidden, table, targets, rows = arrays
+    for step in range(4):
+        with seeded(0, step, CPU):
+            negatives = torch.randint(9, (6,)).numpy()
+        with seeded(0, step, CPU):
+            loss = SEQUENCE_LOSSES["bpr"](*map(torch.from_numpy, arrays), TrainerConfig())
+        expected = reference.bpr_loss(hidden, table, targets, rows, negatives)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_loss_is_in_the_configuration():
+    assert tuple(SEQUENCE_LOSSES) == SEQUENCE_LOSS_NAMES
 
 
 @pytest.fixture

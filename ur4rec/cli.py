@@ -12,11 +12,14 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from alternator import AlternatorError
 from alternator.rules.named import parse_value
 from ur4rec.backends import load_backend
+from ur4rec.compare.arguments import ManyValues
+from ur4rec.compare.arms import ARMS_HELP
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.data.describe import describe
 from ur4rec.data.sources import load_dataset
@@ -250,6 +253,85 @@ def convert(
     with one_line_errors():
         convert_run(RunDirectory.open_existing(run), to, out)
         console.print(f"{out} is a {to} run: try ur4rec evaluate {out}")
+
+
+@app.command(cls=ManyValues)
+def compare(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study to go on with, to extend by --arms and --seeds, or to report on.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of a new study; give it again to go on with it.")] = None,
+    arms: Annotated[list[str] | None, typer.Option(help=f"What is compared: {ARMS_HELP}. Parity always is.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="Seeds of weights, data order and dropout. Default: 0 1 2.")
+    ] = None,
+    updates: Annotated[
+        int | None, typer.Option(help="Budget: so many module updates, or the cost of so many parity steps.")
+    ] = None,
+    budgets: Annotated[
+        list[str] | None, typer.Option(help="What is held equal: updates, cost. Default: each in turn.")
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Evaluate after so many updates. Default: a tenth of the budget.")
+    ] = None,
+    dataset: Dataset = None,
+    num_users: Annotated[int | None, typer.Option(help="Use so many users, drawn with a fixed seed.")] = None,
+    joint_loss: Annotated[
+        str | None, typer.Option(help="fused (default), or separate: the modules do not touch, the null control.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="torch (the default) or jax.")] = None,
+    preset_name: Annotated[
+        str | None,
+        typer.Option("--preset", help=f"Sizes: {', '.join(PRESETS)}. Default: smoke for synthetic, else demo."),
+    ] = None,
+    pretrain: Annotated[int | None, typer.Option(help="Steps of each pretraining stage first. Default: none.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of model or trainer. Repeatable.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of a training batch.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Text encoder, as for train.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to train. Default: cpu.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    data_dir: DataDirectory = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing; report what is there.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Compare schedules from the same weights and data, at equal module updates and at equal cost.
+
+    The cost of each kind of step is timed first, alone, and then charged per step, so that a busy machine does not
+    decide. Every arm runs once per seed and budget. Finished runs are kept: stop it with Ctrl-C and give the same
+    command to go on, or add arms and seeds later. The report (report.md, report.html, report.json) has the test
+    metrics at the best validation point, and intervals of the differences over users and seeds.
+
+    Example: ur4rec compare --dataset synthetic --arms joint 2:1 plateau matched:plateau --updates 200 --out runs/study
+    """
+    from ur4rec.compare.command import open_study
+    from ur4rec.compare.report import write_report
+    from ur4rec.compare.workers import run_study
+
+    with one_line_errors():
+        _log_to_stderr(quiet)
+        given = {
+            "dataset": dataset,
+            "num_users": num_users,
+            "updates": updates,
+            "eval_every": eval_every,
+            "joint_loss": joint_loss,
+            "backend": backend,
+            "preset": preset_name,
+            "pretrain": pretrain,
+            "batch_size": batch_size,
+            "encoder": encoder,
+            "device": device,
+            **{name: values for name, values in sort_settings(settings or []).items() if values},
+        }
+        directory = open_study(study, out, given, arms=arms or (), seeds=seeds or (), budgets=budgets or ())
+        if not report_only:
+            run_study(directory, jobs=jobs, data_dir=data_dir, quiet=quiet)
+        text = write_report(directory)
+        if not quiet:
+            console.print(Markdown(text))
+        console.print(f"the report is {directory.path / 'report.html'}, also as .md and .json")
 
 
 def parse_epochs(texts: list[str]) -> dict[str, int]:

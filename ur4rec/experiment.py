@@ -55,6 +55,20 @@ def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path
         directory=directory,
         min_item_interactions=config.min_item_interactions,
     )
+    return prepare_data(config, interactions, cache_dir=cache_dir)
+
+
+def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Path | None = None) -> Experiment:
+    """Split loaded data and encode its texts.
+
+    Args:
+        config: The run.
+        interactions: The data, in place of the dataset that the run names.
+        cache_dir: Where text vectors are cached.
+
+    Raises:
+        UR4RecError: A setting does not fit the data.
+    """
     split = leave_one_out(interactions)
     model = config.model_config(interactions.num_items)
     vectors_IT = encode_items(

@@ -1,18 +1,17 @@
 """A training run: the stages in order, validation after every epoch, and everything kept in the run directory."""
 
-import platform
 import time
 from functools import cached_property
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.backends import BACKENDS, load_backend
+from ur4rec.backends import load_backend
 from ur4rec.config import SCORERS
 from ur4rec.decisions import FIELDS, StepRecord, read_decisions
 from ur4rec.experiment import Experiment
+from ur4rec.facts import experiment_facts
 from ur4rec.metrics import summarise
 from ur4rec.popularity import popularity_ranks
 from ur4rec.results import CRITERION, K_LIST, Result, build_result
@@ -183,23 +182,7 @@ class Run:
     @cached_property
     def _facts(self) -> dict[str, Any]:
         """What a reader needs to run it again: data, split and versions."""
-        interactions, split = self.experiment.interactions, self.experiment.split
-        return {
-            "dataset": interactions.name,
-            "source": interactions.source,
-            "interactions_hash": interactions.hash,
-            "split": split.name,
-            "split_hash": split.hash,
-            "num_users": interactions.num_users,
-            "num_items": interactions.num_items,
-            "num_interactions": len(interactions),
-            "python": platform.python_version(),
-            "machine": f"{platform.system()} {platform.machine()}",
-            "versions": {
-                package: metadata.version(package)
-                for package in ("adaptive-alternator", "numpy", *BACKENDS[self.config.backend][1])
-            },
-        }
+        return experiment_facts(self.experiment, self.config.backend)
 
     def _title(self) -> str:
         config = self.config

@@ -120,7 +120,7 @@ def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = No
     return joint_alternator(config, rule) if stage.turn is None else stage_alternator(stage)
 
 
-def learning_rates(config: TrainerConfig, step: int, num_steps: int | None) -> dict[str, float]:
+def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) -> dict[str, float]:
     """The learning rate of each part of what trains at a step (0-based) of a stage; see `learning_rate_factor`.
 
     Example:
@@ -137,7 +137,7 @@ def learning_rates(config: TrainerConfig, step: int, num_steps: int | None) -> d
     return {name: peak * factor for name, peak in peaks.items()}
 
 
-def learning_rate_factor(step: int, *, num_steps: int | None, warmup: float, warmup_steps: int) -> float:
+def learning_rate_factor(step: float, *, num_steps: int | None, warmup: float, warmup_steps: int) -> float:
     """What the peak learning rate is multiplied with at a step (0-based) of a stage.
 
     It rises linearly over the warm-up and then falls along a cosine to 0 at ``num_steps``; where the length is not
@@ -152,7 +152,7 @@ def learning_rate_factor(step: int, *, num_steps: int | None, warmup: float, war
     """
     rise = warmup_steps if num_steps is None else round(warmup * num_steps)
     if step < rise:
-        return (step + 1) / rise
+        return min((step + 1) / rise, 1.0)
     if num_steps is None:
         return 1.0
     progress = min((step - rise) / max(num_steps - rise, 1), 1.0)

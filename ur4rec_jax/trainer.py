@@ -23,6 +23,7 @@ from alternator import Alternator, Decision, Rule
 from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import SCORERS, TrainerConfig, check_choice, check_joint_loss
 from ur4rec.decisions import StepRecord
+from ur4rec.errors import ConfigurationError
 from ur4rec.metrics import summarise
 from ur4rec.progress import count_steps
 from ur4rec.stages import (
@@ -136,20 +137,28 @@ class JointTrainer:
         """Whether the fused scores are trained: in a joint stage, if that is the joint loss."""
         return self.config.joint_loss == "fused" and self.stage in JOINT_STAGES
 
-    def set_training_stage(self, stage: str, num_steps: int | None = None) -> None:
+    def set_training_stage(
+        self, stage: str, num_steps: int | None = None, *, position: Callable[[], float] | None = None
+    ) -> None:
         """Enter a stage. Optimizer state lives on; the schedule and the learning rates start anew.
 
         Args:
             stage: ``pretrain_sasrec``, ``pretrain_retriever``, ``joint_finetune`` or ``end_to_end``.
             num_steps: Length of the stage, over which the learning rates fall to 0; None keeps them constant.
+            position: Says at each step how far the stage has come, in steps, for a stage whose end is a budget of
+                something else; by default the steps trained in it. Only the learning rates follow it.
 
         Raises:
+            ConfigurationError: A position is given to a trainer that runs ``on_device``, without the host.
             UnknownNameError: There is no such stage; the message lists the four.
         """
         found = find_stage(stage)
         check_num_steps(num_steps)
+        if position is not None and self._on_device:
+            raise ConfigurationError("position must be left out with on_device=True: the host is not asked at each step")
         self._log.flush()
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
+        self._position = position
         alternator = build_alternator(found, self.config, self._rule)
         if found.turn is None:
             self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
@@ -361,7 +370,7 @@ class JointTrainer:
 
     def _learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates at a step of the stage."""
-        return learning_rates(self.config, step, self.num_steps)
+        return learning_rates(self.config, step if self._position is None else self._position(), self.num_steps)
 
     def _catalogue(self) -> Catalogue:
         """What the retriever knows of every item: computed once until the retriever trains."""

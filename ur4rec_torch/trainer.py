@@ -119,12 +119,16 @@ class JointTrainer:
         """Whatever schedule runs now, parity included."""
         return self._alternating.alternator
 
-    def set_training_stage(self, stage: str, num_steps: int | None = None) -> None:
+    def set_training_stage(
+        self, stage: str, num_steps: int | None = None, *, position: Callable[[], float] | None = None
+    ) -> None:
         """Enter a stage. Optimizer state lives on; the schedule and the learning rates start anew.
 
         Args:
             stage: ``pretrain_sasrec``, ``pretrain_retriever``, ``joint_finetune`` or ``end_to_end``.
             num_steps: Length of the stage, over which the learning rates fall to 0; None keeps them constant.
+            position: Says at each step how far the stage has come, in steps, for a stage whose end is a budget of
+                something else; by default the steps trained in it. Only the learning rates follow it.
 
         Raises:
             UnknownNameError: There is no such stage; the message lists the four.
@@ -133,6 +137,7 @@ class JointTrainer:
         check_num_steps(num_steps)
         self._log.flush()
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
+        self._position = position
         alternator = build_alternator(found, self.config, self._rule)
         if found.turn is None:
             self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
@@ -319,7 +324,7 @@ class JointTrainer:
 
     def _learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates at a step of the stage."""
-        return learning_rates(self.config, step, self.num_steps)
+        return learning_rates(self.config, step if self._position is None else self._position(), self.num_steps)
 
     def _curriculum_weights(self) -> CurriculumWeights:
         """The weights of the retriever's components at this step of the stage."""

@@ -1,0 +1,81 @@
+"""Arms of a study: schedules by name, and the random control that is matched to another arm."""
+
+import re
+import zlib
+from collections.abc import Sequence
+
+from ur4rec.errors import ConfigurationError
+from ur4rec.schedules import parse_schedule
+
+PARITY = "parity"
+JOINT = "joint"
+MATCHED = "matched:"
+
+ARMS_HELP = "schedules as for train --schedule, or matched:ARM (random tenures with that arm's measured mean tenure)"
+
+
+def matched_arm(arm: str) -> str | None:
+    """The arm that this one is a random control of; None if it stands for itself.
+
+    Example:
+        >>> matched_arm("matched:plateau"), matched_arm("plateau")
+        ('plateau', None)
+    """
+    return arm.removeprefix(MATCHED) if arm.startswith(MATCHED) else None
+
+
+def schedule_text(arm: str, *, mean_tenure: float = 2.0, seed: int = 0) -> str:
+    """The schedule that an arm runs.
+
+    Args:
+        arm: The arm.
+        mean_tenure: Measured mean tenure of the arm that it is matched to.
+        seed: Seed of the random tenures.
+
+    Example:
+        >>> schedule_text("matched:plateau", mean_tenure=12.5, seed=3)
+        'random_tenure,mean=12.5,seed=3'
+        >>> schedule_text("3:1")
+        '3:1'
+    """
+    return arm if matched_arm(arm) is None else f"random_tenure,mean={mean_tenure},seed={seed}"
+
+
+def ratio_of(arm: str) -> tuple[int, int] | None:
+    """SASRec's and the retriever's steps of a fixed ratio; None for every other arm.
+
+    Example:
+        >>> ratio_of("1:8"), ratio_of("parity"), ratio_of("joint")
+        ((1, 8), (1, 1), None)
+    """
+    ratio = re.fullmatch(r"(\d+):(\d+)", "1:1" if arm == PARITY else arm)
+    return (int(ratio[1]), int(ratio[2])) if ratio else None
+
+
+def check_arms(arms: Sequence[str]) -> None:
+    """Refuse arms that cannot be compared.
+
+    Raises:
+        ConfigurationError: Parity is missing, an arm is there twice, its schedule is unknown, or a matched arm's
+            original is missing.
+    """
+    if PARITY not in arms:
+        raise ConfigurationError(f"arms must hold {PARITY!r}, which the others are compared with, got {tuple(arms)}")
+    if len(set(arms)) < len(arms):
+        raise ConfigurationError(f"arms must differ, got {tuple(arms)}")
+    for arm in arms:
+        original = matched_arm(arm)
+        if original is not None and (original not in arms or original == JOINT):
+            raise ConfigurationError(f"{arm!r} needs an arm {original!r} that switches; add it or leave {arm!r} out")
+        parse_schedule(schedule_text(arm))
+
+
+def slug(arm: str) -> str:
+    """A file name for an arm: itself where that is one, else with a checksum, so that no two arms share one.
+
+    Example:
+        >>> slug("parity"), slug("3:1")
+        ('parity', '3-1-ad1b5c98')
+    """
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", arm)
+    return name if name == arm else f"{name[:80]}-{zlib.crc32(arm.encode()):08x}"

@@ -1,0 +1,105 @@
+"""Budgets: what each step is charged, what is spent, and where the learning rate is by then."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from ur4rec.stages import MODULES, TURNS
+
+BASES = ("updates", "cost")
+"""What can be held equal: module updates, or seconds of computation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepCosts:
+    """Seconds of one step of each turn (SAS, RET, ALL), timed alone.
+
+    The first step of a tenure has a price of its own: there the frozen retriever's catalogue is computed, once.
+    """
+
+    first: Mapping[str, float]
+    """Of the first step of a tenure."""
+    later: Mapping[str, float]
+    """Of every other step."""
+
+    def parity(self, num_steps: int) -> float:
+        """The cost of so many steps of parity, each the first of its tenure."""
+        return sum(self.first[MODULES[step % 2]] for step in range(num_steps))
+
+
+class Ledger:
+    """Charges the steps of a run against a budget.
+
+    Args:
+        updates: Module updates of the budget.
+        costs: What steps cost; the cost budget is that of ``updates`` steps of parity.
+        basis: The budget that ends the run and drives the learning rate: ``updates`` or ``cost``.
+
+    Example:
+        >>> costs = StepCosts(first={"sasrec": 2, "retriever": 1}, later={"sasrec": 1, "retriever": 1})
+        >>> ledger = Ledger(4, costs, "cost")
+        >>> while ledger.fits("sasrec", 1.0):
+        ...     ledger.charge("sasrec")
+        >>> ledger.updates, ledger.cost, ledger.progress
+        (5, 6.0, 1.0)
+    """
+
+    def __init__(self, updates: int, costs: StepCosts, basis: str) -> None:
+        self.budget = {"updates": float(updates), "cost": float(costs.parity(updates))}
+        self.turns: list[str] = []
+        self._basis = basis
+        self._costs = costs
+        self._spent = {"updates": 0.0, "cost": 0.0}
+
+    @property
+    def updates(self) -> int:
+        """Module updates so far."""
+        return int(self._spent["updates"])
+
+    @property
+    def cost(self) -> float:
+        """Seconds charged so far."""
+        return self._spent["cost"]
+
+    @property
+    def progress(self) -> float:
+        """The part of the budget that is spent."""
+        return self._spent[self._basis] / self.budget[self._basis]
+
+    def fits(self, turn: str, part: float) -> bool:
+        """Whether one more step brings the run nearer to a part of the budget, rather than further past it."""
+        price = self._price(turn)[self._basis]
+        return self._spent[self._basis] + price / 2 <= part * self.budget[self._basis] * (1 + 1e-9)
+
+    def charge(self, turn: str) -> None:
+        """Count a step."""
+        for basis, price in self._price(turn).items():
+            self._spent[basis] += price
+        self.turns.append(turn)
+
+    def _price(self, turn: str) -> dict[str, float]:
+        later = bool(self.turns) and self.turns[-1] == turn
+        seconds = (self._costs.later if later else self._costs.first)[turn]
+        return {"updates": len(TURNS[turn]), "cost": seconds}
+
+
+def describe_turns(turns: Sequence[str]) -> dict[str, Any]:
+    """Who trained when: shares of the updates, switches, and every tenure.
+
+    Example:
+        >>> summary = describe_turns(["sasrec", "sasrec", "retriever", "both"])
+        >>> summary["shares"], summary["switches"], summary["tenures"]
+        ({'sasrec': 0.6, 'retriever': 0.4}, 2, [['sasrec', 2], ['retriever', 1], ['both', 1]])
+    """
+    tenures = [[turn, len(list(steps))] for turn, steps in groupby(turns)]
+    updates = {module: sum(module in TURNS[turn] for turn in turns) for module in MODULES}
+    total = sum(updates.values())
+    return {
+        "steps": len(turns),
+        "turn_steps": {turn: turns.count(turn) for turn in TURNS},
+        "shares": {module: count / total if total else 0.0 for module, count in updates.items()},
+        "switches": max(len(tenures) - 1, 0),
+        "mean_tenure": len(turns) / len(tenures) if tenures else 0.0,
+        "tenures": tenures,
+    }

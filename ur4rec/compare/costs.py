@@ -1,0 +1,80 @@
+"""What each kind of step costs: timed alone, interleaved, medians kept, so that a noisy machine does not decide."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ur4rec.compare.budget import StepCosts
+from ur4rec.compare.one_run import study_facts
+from ur4rec.compare.setting import build_trainer, prepare_study
+from ur4rec.compare.study import StudyConfig
+from ur4rec.facts import machine_facts
+from ur4rec.stages import BOTH
+
+KINDS = ("sasrec first", "sasrec later", "retriever first", "retriever later", BOTH)
+"""The first step of a tenure and the others; a step of both modules is always the same."""
+WARM_UP, ROUNDS = 3, 40
+
+
+def measure_costs(study: StudyConfig, data_dir: Path | None = None, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Time every kind of step under the study's loss, each on the same batches.
+
+    On the CPU the processor's time is taken, which other processes do not lengthen, on an accelerator the clock's.
+
+    Returns:
+        ``seconds`` per kind (the median), its quartiles, and the machine; see `read_costs`.
+    """
+    before = machine_facts()
+    times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for number, (kind, seconds) in enumerate(_timed_steps(study, data_dir, rounds + WARM_UP)):
+        if number >= WARM_UP * len(KINDS):
+            times[kind].append(seconds)
+    return {
+        "seconds": {kind: statistics.median(values) for kind, values in times.items()},
+        "quartiles": {kind: statistics.quantiles(values, n=4)[::2] for kind, values in times.items()},
+        "rounds": rounds,
+        "load_average_before": before["load_average"],
+        "facts": study_facts(prepare_study(study, study.seeds[0], data_dir), study),
+    }
+
+
+def read_costs(content: dict[str, Any]) -> StepCosts:
+    """The prices that `measure_costs` found.
+
+    Example:
+        >>> costs = read_costs({"seconds": dict(zip(KINDS, (3, 2, 4, 4, 6), strict=True))})
+        >>> costs.first["sasrec"], costs.later["sasrec"], costs.later["both"]
+        (3, 2, 6)
+    """
+    seconds = content["seconds"]
+    return StepCosts(
+        first={"sasrec": seconds["sasrec first"], "retriever": seconds["retriever first"], BOTH: seconds[BOTH]},
+        later={"sasrec": seconds["sasrec later"], "retriever": seconds["retriever later"], BOTH: seconds[BOTH]},
+    )
+
+
+def _timed_steps(study: StudyConfig, data_dir: Path | None, rounds: int) -> Iterator[tuple[str, float]]:
+    """Kind and seconds of every step: tenures of two steps of one trainer, and a step of another that trains both."""
+    seed, clock = study.seeds[0], time.process_time if study.device == "cpu" else time.perf_counter
+    experiment = prepare_study(study, seed, data_dir)
+    alternating = build_trainer(study, experiment, "2:2", seed)
+    joint = build_trainer(study, experiment, "joint", seed)
+    joint.set_training_stage("end_to_end")
+    batches = experiment.train
+    for number in range(rounds):
+        batch = batches.batch(*divmod(number, len(batches)))
+        for kind in KINDS:
+            trainer = joint if kind == BOTH else alternating
+            started = clock()
+            trainer.train_epoch(_OneBatch(batch, batches.usual_targets))
+            yield kind, clock() - started
+
+
+class _OneBatch(list[Any]):
+    """A loader of one batch, with the constant shape of all."""
+
+    def __init__(self, batch: Any, usual_targets: int) -> None:
+        super().__init__([batch])
+        self.usual_targets = usual_targets

@@ -1,0 +1,63 @@
+"""Ranks and negative log-likelihoods of targets, from the same scores.
+
+Shapes: B rows of a batch, I items, T targets, P evaluation points.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ur4rec.batches import EvaluationBatch
+from ur4rec.metrics import summarise, target_ranks
+
+
+class Scorer(Protocol):
+    """What `JointTrainer` offers in both backends."""
+
+    def score(self, items_BL: ArrayLike) -> NDArray[np.float32]:
+        """Scores of every item as the next one of the histories."""
+
+
+class Outcome(NamedTuple):
+    """What one set of targets got."""
+
+    ranks_T: NDArray[np.int32]
+    """The rank of each target among the items that its user has not seen."""
+    nll_T: NDArray[np.float32]
+    """Minus the log-probability of each target: a softmax of the scores over the whole catalogue."""
+
+    def summary(self) -> dict[str, float]:
+        """Hit@10, NDCG@10 and the mean NLL."""
+        metrics = summarise(self.ranks_T, (10,))
+        return {"hit@10": metrics["hit@10"], "ndcg@10": metrics["ndcg@10"], "nll": float(self.nll_T.mean())}
+
+
+def evaluate(trainer: Scorer, batches: Iterable[EvaluationBatch]) -> Outcome:
+    """Score every target's history once, fused, and take rank and likelihood from the same scores.
+
+    Raises:
+        NonFiniteError: A score that counts is NaN or infinite.
+    """
+    ranks, likelihoods = [], []
+    for batch in batches:
+        scores_BI = np.asarray(trainer.score(batch.items_BL))[: batch.num_valid]
+        targets_B = batch.targets_B[: batch.num_valid]
+        seen = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
+        ranks.append(target_ranks(scores_BI, targets_B, *seen))
+        likelihoods.append(negative_log_likelihood(scores_BI, targets_B))
+    return Outcome(np.concatenate(ranks).astype(np.int32), np.concatenate(likelihoods).astype(np.float32))
+
+
+def negative_log_likelihood(scores_BI: ArrayLike, targets_B: ArrayLike) -> NDArray[Any]:
+    """Minus the log of the softmax of the scores at the targets.
+
+    Example:
+        >>> negative_log_likelihood([[0.0, 0.0, 0.0, 0.0]], [2]).round(4).tolist()
+        [1.3863]
+    """
+    scores = np.asarray(scores_BI, np.float64)
+    highest_B = scores.max(axis=1)
+    log_total_B = highest_B + np.log(np.exp(scores - highest_B[:, None]).sum(axis=1))
+    return np.asarray(log_total_B - scores[np.arange(len(scores)), np.asarray(targets_B)])

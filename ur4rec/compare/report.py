@@ -1,0 +1,237 @@
+"""The report of a study: Markdown, the same as one self-contained page, the numbers as JSON, and the plots."""
+
+import base64
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from ur4rec.compare.arms import PARITY
+from ur4rec.compare.plots import draw_curves, draw_forest, draw_turns
+from ur4rec.compare.statistics import LEVEL, NUM_RESAMPLES
+from ur4rec.compare.study import StudyConfig
+from ur4rec.compare.study_directory import StudyDirectory
+from ur4rec.compare.summary import summarise_study
+from ur4rec.files import write_whole
+
+BASIS_TITLES = {"cost": "At equal cost", "updates": "At equal module updates"}
+METRIC_NAMES = {"ndcg@10": "NDCG@10", "hit@10": "Hit@10", "nll": "NLL"}
+REFERENCES = {
+    "parity": "parity",
+    "tuned": "the tuned ratio",
+    "joint": "joint training",
+    "matched": "its random control",
+}
+
+
+def write_report(directory: StudyDirectory, prefix: Path | None = None, command: str | None = None) -> str:
+    """Write ``PREFIX.md``, ``.html``, ``.json`` and the plots from whatever runs are finished.
+
+    Args:
+        directory: The study.
+        prefix: Where, without an ending; by default ``report`` in the directory.
+        command: What a reader runs to get the same; by default `ur4rec compare` with the study's settings.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        DataError: Parity has no finished run yet.
+    """
+    prefix = directory.path / "report" if prefix is None else prefix
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    summary = {"command": command or compare_command(directory.study), **summarise_study(directory)}
+    plots = {
+        "quality": (draw_curves(summary), "Validation quality against what was spent, mean over seeds"),
+        "turns": (draw_turns(directory), "Who trained when"),
+        "forest": (draw_forest(summary), "Differences against parity and the tuned ratio, with their intervals"),
+    }
+    for name, (picture, _) in plots.items():
+        write_whole(prefix.with_name(f"{prefix.name}-{name}.png"), picture)
+    text = render_markdown(summary, {f"{prefix.name}-{name}.png": title for name, (_, title) in plots.items()})
+    pictures = {f"{prefix.name}-{name}.png": picture for name, (picture, _) in plots.items()}
+    write_whole(prefix.with_name(prefix.name + ".md"), text.encode())
+    write_whole(prefix.with_name(prefix.name + ".html"), render_page(text, pictures).encode())
+    write_whole(prefix.with_name(prefix.name + ".json"), (json.dumps(summary, indent=1) + "\n").encode())
+    return text
+
+
+def compare_command(study: StudyConfig) -> str:
+    """The command that runs a study.
+
+    Example:
+        >>> compare_command(StudyConfig(arms=("parity", "joint"), updates=50, eval_every=5))
+        'ur4rec compare --dataset ml-100k --arms parity joint --seeds 0 1 2 --updates 50 --eval-every 5 --out DIR'
+    """
+    default = StudyConfig()
+    words = ["ur4rec", "compare", "--dataset", study.dataset, "--arms", *study.arms]
+    words += ["--seeds", *map(str, study.seeds), "--updates", str(study.updates), "--eval-every", str(study.eval_every)]
+    if study.budgets != default.budgets:
+        words += ["--budgets", *study.budgets]
+    for name in ("num_users", "joint_loss", "backend", "preset", "pretrain", "batch_size", "encoder", "device"):
+        if getattr(study, name) != getattr(default, name):
+            words += [f"--{name.replace('_', '-')}", str(getattr(study, name))]
+    for name, value in {**study.model, **study.trainer}.items():
+        words += ["--set", f"{name}={value}"]
+    return shlex.join([*words, "--out", "DIR"])
+
+
+def render_markdown(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str:
+    """The report as Markdown.
+
+    Args:
+        summary: From `ur4rec.compare.summary.summarise_study`, with the ``command``.
+        plots: File names of the plots and what they show.
+    """
+    study = summary["study"]
+    title = f"# Schedules on {study['dataset']}: {study['joint_loss']} loss, {study['backend']}"
+    parts = [title, _preamble(summary)]
+    for basis in sorted(summary["budgets"]):
+        parts += [f"## {BASIS_TITLES[basis]}", *_budget_section(summary["budgets"][basis], basis)]
+    parts += [f"![{caption}]({name})\n\n*{caption}.*" for name, caption in plots.items()]
+    parts += ["## What a step costs", _costs_table(summary["costs"]), "## How to read this", _notes(summary)]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_page(text: str, pictures: Mapping[str, bytes]) -> str:
+    """The Markdown as one page of HTML that holds its pictures."""
+    body = MarkdownIt("commonmark").enable("table").render(text)
+    for name, picture in pictures.items():
+        embedded = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        body = body.replace(f'src="{name}"', f'src="{embedded}"')
+    heading = re.search(r"<h1>(.*?)</h1>", body)
+    title = heading[1] if heading else "Comparison"
+    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n{_STYLE}\n{body}</html>\n'
+
+
+_STYLE = """<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
+th { border-bottom: 2px solid #888; } img { max-width: 100%; } code { background: #f3f3f3; padding: .1rem .3rem; }
+</style>"""
+
+
+def _preamble(summary: Mapping[str, Any]) -> str:
+    study, facts, runs = summary["study"], summary["facts"], summary["runs"]
+    lines = [
+        f"{len(study['arms'])} arms, seeds {', '.join(map(str, study['seeds']))}; the same initial weights, data order "
+        f"and dropout for every arm of a seed. Budget: {study['updates']} module updates, or the cost of "
+        f"{study['updates']} steps of parity. {facts['num_users']} users, {facts['num_items']} items, "
+        f"{facts['num_interactions']} interactions. Run it again:",
+        f"    {summary['command']}",
+    ]
+    if runs["finished"] < runs["planned"]:
+        lines.append(f"**Not finished: {runs['finished']} of {runs['planned']} runs are in this report.**")
+    if summary["errors"]:
+        ended = "; ".join(f"{name}: {error}" for name, error in summary["errors"].items())
+        lines.append(f"**Runs that ended early, reported up to there: {ended}**")
+    if not summary["hashes_agree"]:
+        lines.append("**The runs are not all of the same split: do not compare them.**")
+    return "\n\n".join(lines)
+
+
+def _budget_section(budget: Mapping[str, Any], basis: str) -> list[str]:
+    arms = budget["arms"]
+    unit = f"{budget['budget']:.4g} module updates" if basis == "updates" else f"{budget['budget']:.4g} s charged"
+    lead = f"Budget: {unit}. The tuned ratio, the best by validation, is **{budget['tuned']}**."
+    quality = [[arm, *(_value(arms[arm]["test"][metric]) for metric in METRIC_NAMES)] for arm in arms]
+    behaviour = [[arm, *_behaviour(arms[arm], arms[PARITY])] for arm in arms]
+    sections = [
+        lead,
+        "Test metrics at the best validation point, mean ± standard deviation over seeds:",
+        _table(["arm", *METRIC_NAMES.values()], quality),
+    ]
+    for name, reference in REFERENCES.items():
+        found = {arm: against[name] for arm, against in budget["differences"].items() if name in against}
+        rows = [[arm, *(_interval(found[arm][metric]) for metric in METRIC_NAMES)] for arm in found]
+        if rows:
+            what = f"{reference} ({budget['tuned']})" if name == "tuned" else reference
+            sections += [
+                f"Difference against {what}, {LEVEL:.0%} intervals (bold: without 0; a lower NLL is better):",
+                _table(["arm", *METRIC_NAMES.values()], rows),
+            ]
+    sections += ["How they trained, and what parity's final validation quality took them:", _table(_COLUMNS, behaviour)]
+    return sections
+
+
+_COLUMNS = [
+    "arm", "SASRec : retriever", "both", "switches", "tenure", "updates to 95%", "to 100%", "cost to 95%", "to 100%",
+    "cost to its NLL", "largest drop",
+]  # fmt: skip
+
+
+def _behaviour(arm: Mapping[str, Any], parity: Mapping[str, Any]) -> list[str]:
+    reached, same = arm["to_target"], parity["to_target"]
+    spent = [_number(reached[name]) for name in ("updates_95%", "updates_100%")]
+    for name in ("cost_95%", "cost_100%", "cost_nll"):
+        times = f" ({reached[name] / same[name]:.2f}×)" if reached[name] is not None and same[name] else ""
+        spent.append(_number(reached[name]) + times)
+    return [
+        f"{arm['shares']['sasrec']:.0%} : {arm['shares']['retriever']:.0%}",
+        f"{arm['both_steps']:.0%}",
+        f"{arm['switches']:.0f}",
+        f"{arm['mean_tenure']:.1f}",
+        *spent,
+        f"{arm['largest_drop']:.1%}",
+    ]
+
+
+def _costs_table(costs: Mapping[str, Any]) -> str:
+    rows = [
+        [kind, f"{1000 * seconds:.1f} ms", " – ".join(f"{1000 * end:.1f}" for end in costs["quartiles"][kind])]
+        for kind, seconds in costs["seconds"].items()
+    ]
+    return _table(["step", "median", "quartiles"], rows)
+
+
+def _notes(summary: Mapping[str, Any]) -> str:
+    costs, facts = summary["costs"], summary["facts"]
+    load = (costs["load_average_before"], costs["facts"]["load_average"])
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return "\n".join(
+        [
+            "- **Update**: a step of one module is one, a step of both is two. **Cost**: seconds of each kind of "
+            "step, timed alone and interleaved, charged per step; so neither a busy machine nor evaluation decides. "
+            "The first step of a tenure has its own price: there a frozen retriever's catalogue is computed.",
+            "- The learning rate is a function of the part of the budget that is spent, the same for every arm; hence "
+            "one run per budget. Parity's one run answers for both: its cost is the budget at equal cost.",
+            "- **NLL**: mean of minus the log-probability of the target, a softmax of the ranked scores over the whole "
+            "catalogue. It is far less noisy than NDCG@10.",
+            "- **Tuned ratio**: the fixed ratio (parity among them) with the highest mean of the best validation "
+            "NDCG@10. Validation alone chooses it, and every run's point; test is only reported.",
+            f"- **Intervals**: users and seeds resampled, paired, {NUM_RESAMPLES:,} times. They hold for one "
+            "comparison; of many, some exclude 0 by chance.",
+            "- **To 95%, to 100%**: where the mean validation curve first reaches that part of parity's final NDCG@10, "
+            "or its final NLL; × is relative to parity; — is never. **Largest drop**: of validation NDCG@10 after its "
+            "best.",
+            f"- Load average while steps were timed: {load[0]} before, {load[1]} after, on {facts['cores']} cores "
+            f"({facts['processor']}).",
+            f"- Split {facts['split']} {facts['split_hash'][:16]}, data {facts['interactions_hash'][:16]} "
+            f"({facts['source']}); Python {facts['python']}, {versions}; commit {', '.join(summary['commits'])}.",
+        ]
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _value(spread: Mapping[str, float]) -> str:
+    return f"{spread['mean']:.4f} ± {spread['sd']:.4f}"
+
+
+def _interval(values: Sequence[float]) -> str:
+    estimate, low, high = values
+    digits = 1 if high - low > 0.02 else 2
+    text = f"{estimate:+.{digits}%} [{low:+.{digits}%}, {high:+.{digits}%}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,110 @@
+"""Paired two-level bootstrap, and the speed and steadiness of a curve.
+
+Shapes: S seeds, T targets (users), R resamples.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_RESAMPLES = 10_000
+LEVEL = 0.95
+_CHUNK = 500
+
+
+class Interval(NamedTuple):
+    """An estimate with its bootstrap interval."""
+
+    estimate: float
+    """What was measured."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether all of it lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+class Resamples:
+    """The same draws of seeds and users for every arm and metric, so that everything is compared pairwise.
+
+    Seeds and users are each drawn with replacement, independently (a two-way bootstrap: Owen 2007, "The pigeonhole
+    bootstrap"); a resample's mean is over all drawn pairs. It errs on the wide side, but for the few seeds: with S of
+    them their part of the variance is too small by a factor of (S - 1) / S.
+
+    Args:
+        num_seeds: Seeds.
+        num_users: Users.
+        num_resamples: How many resamples.
+        seed: Seed of the draws.
+
+    Example:
+        >>> resamples = Resamples(2, 3)
+        >>> arm, reference = np.array([[2.0, 4, 6], [2, 4, 6]]), np.array([[1.0, 2, 3], [1, 2, 3]])
+        >>> resamples.relative_difference(arm, reference)
+        Interval(estimate=1.0, low=1.0, high=1.0)
+    """
+
+    def __init__(self, num_seeds: int, num_users: int, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self._seeds_RS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples) / num_seeds
+        self._users_RT = np.empty((num_resamples, num_users), np.uint8)
+        for start in range(0, num_resamples, _CHUNK):
+            rows = self._users_RT[start : start + _CHUNK]
+            rows[:] = rng.multinomial(num_users, np.full(num_users, 1 / num_users), len(rows))
+
+    def means(self, values_ST: NDArray[Any]) -> NDArray[np.float64]:
+        """The mean of each resample, (R,)."""
+        num_users = values_ST.shape[1]
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(self._users_RT), _CHUNK)]
+        return np.concatenate(
+            [np.einsum("rt,rt->r", self._seeds_RS[c] @ values_ST, self._users_RT[c] / num_users) for c in chunks]
+        )
+
+    def relative_difference(self, arm_ST: NDArray[Any], reference_ST: NDArray[Any]) -> Interval:
+        """By what part the arm's mean is above the reference's, with the percentile interval.
+
+        NaN where the reference's mean is 0.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            estimate = float(arm_ST.mean() / reference_ST.mean() - 1)
+            ratios = self.means(arm_ST) / self.means(reference_ST) - 1
+        low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Interval(estimate, float(low), float(high))
+
+
+def spent_to_reach(spent: Sequence[float], quality: Sequence[float], target: float) -> float | None:
+    """What had been spent when a curve first came to a target, by straight lines between its points; None if never.
+
+    A target that the first point already has is taken to be reached there.
+
+    Example:
+        >>> spent_to_reach([10, 20, 30], [0.1, 0.2, 0.4], 0.3)
+        25.0
+        >>> spent_to_reach([10, 20], [0.1, 0.2], 0.3) is None
+        True
+    """
+    for index, value in enumerate(quality):
+        if value >= target:
+            if index == 0:
+                return float(spent[0])
+            before = quality[index - 1]
+            part = (target - before) / (value - before)
+            return float(spent[index - 1] + part * (spent[index] - spent[index - 1]))
+    return None
+
+
+def largest_drop(quality: Sequence[float]) -> float:
+    """How far, in parts of the best, a curve falls below its best after it.
+
+    Example:
+        >>> largest_drop([0.1, 0.5, 0.25, 0.35]), largest_drop([0.1, 0.2])
+        (0.5, 0.0)
+    """
+    best = int(np.argmax(quality))
+    return float(1 - min(quality[best:]) / quality[best]) if quality[best] > 0 else 0.0

@@ -1,0 +1,128 @@
+"""What a study compares, and under which conditions: everything that decides its numbers."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ur4rec.compare.arms import PARITY, check_arms, schedule_text
+from ur4rec.compare.budget import BASES
+from ur4rec.config import JOINT_LOSSES, check_choice, check_count
+from ur4rec.errors import ConfigurationError
+from ur4rec.run_config import RunConfig, preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study: arms × seeds × budgets, all else equal.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message states the rule, the value and the remedy.
+
+    Example:
+        >>> study = StudyConfig(arms=("parity", "joint", "matched:plateau", "plateau"), updates=400, eval_every=40)
+        >>> len(study.points), study.points[0], study.points[-1]
+        (10, 0.1, 1.0)
+    """
+
+    dataset: str = "ml-100k"
+    """As for `ur4rec.run_config.RunConfig`."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `ur4rec.data.synthetic`, for the dataset of that name."""
+    num_users: int | None = None
+    """Train, validate and test on so many users, drawn with ``user_seed``; None is all of them."""
+    user_seed: int = 0
+    """Seed of the drawn users."""
+    arms: tuple[str, ...] = (PARITY,)
+    """Schedules, as `ur4rec.schedules` reads them, or ``matched:ARM``. Parity, the reference, must be among them."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each is a set of initial weights, a data order and dropout, the same for every arm."""
+    updates: int = 400
+    """Module updates of the budget; a step that trains both modules is two. Also the number of steps of parity, whose
+    cost is the budget at equal cost."""
+    eval_every: int = 40
+    """Evaluate each time that so many updates (or their part of the cost) have been spent."""
+    budgets: tuple[str, ...] = BASES
+    """What is held equal: ``updates``, ``cost``, or each in turn."""
+    pretrain: int = 0
+    """Steps of each of the two pretraining stages before it, the same for every arm of a seed; charged to none."""
+    joint_loss: str = "fused"
+    """`fused`, or `separate`, under which the modules do not touch: the null control."""
+    backend: str = "torch"
+    """`torch` or `jax`."""
+    preset: str = "demo"
+    """Sizes of the model and of batches, and learning rates."""
+    batch_size: int | None = None
+    """Rows of a training batch, other than the preset's."""
+    encoder: str | None = None
+    """Text encoder, other than the preset's."""
+    device: str = "cpu"
+    """Where to train."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the model other than the preset's."""
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the trainer other than the preset's."""
+
+    def __post_init__(self) -> None:
+        check_arms(self.arms)
+        check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
+        for name, least in {"updates": 2, "eval_every": 1, "pretrain": 0}.items():
+            check_count(name, getattr(self, name), least)
+        if self.eval_every > self.updates:
+            raise ConfigurationError(f"eval_every must be at most updates ({self.updates}), got {self.eval_every}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ConfigurationError(f"seeds must be one or more different numbers, got {self.seeds}")
+        if not self.budgets or not set(self.budgets) <= set(BASES):
+            raise ConfigurationError(f"budgets must be one or more of {BASES}, got {self.budgets}")
+        if self.data and self.dataset != "synthetic":
+            raise ConfigurationError(f"data must be left out for {self.dataset!r}: only 'synthetic' has arguments")
+        self.run_config(PARITY, self.seeds[0])
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """The parts of the budget at which an arm is evaluated; the last is 1."""
+        inner = range(self.eval_every, self.updates, self.eval_every)
+        return (*(spent / self.updates for spent in inner), 1.0)
+
+    def run_config(self, schedule: str, seed: int) -> RunConfig:
+        """The settings of one run."""
+        return preset(
+            self.preset,
+            dataset=self.dataset,
+            backend=self.backend,
+            schedule=schedule_text(schedule),
+            batch_size=self.batch_size,
+            encoder=self.encoder,
+            seed=seed,
+            device=self.device,
+            model=dict(self.model),
+            trainer={**self.trainer, "joint_loss": self.joint_loss},
+        )
+
+    def extended(self, *, arms: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> "StudyConfig":
+        """The same study with further arms and seeds."""
+        return dataclasses.replace(
+            self, arms=tuple(dict.fromkeys(self.arms + arms)), seeds=tuple(dict.fromkeys(self.seeds + seeds))
+        )
+
+    def conditions(self) -> dict[str, Any]:
+        """What every run shares: the study without its arms, its seeds and its choice of budgets."""
+        return {key: value for key, value in self.to_json().items() if key not in ("arms", "seeds", "budgets")}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        content = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "StudyConfig":
+        """The study that `to_json` wrote.
+
+        Raises:
+            ConfigurationError: Settings that do not exist.
+        """
+        known = {each.name for each in dataclasses.fields(cls)}
+        if unknown := sorted(set(content) - known):
+            raise ConfigurationError(f"unknown setting {unknown[0]!r} of the study; expected {sorted(known)}")
+        tuples = {name: tuple(content[name]) for name in ("arms", "seeds", "budgets") if name in content}
+        return cls(**{**content, **tuples})

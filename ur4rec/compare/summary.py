@@ -1,0 +1,209 @@
+"""What came out of a study, as numbers: per arm, and each arm against the references.
+
+Shapes: S seeds, T targets.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.compare.arms import JOINT, MATCHED, PARITY, ratio_of
+from ur4rec.compare.one_run import RunKey
+from ur4rec.compare.statistics import Resamples, largest_drop, spent_to_reach
+from ur4rec.compare.study_directory import StudyDirectory
+from ur4rec.errors import DataError
+from ur4rec.results import CRITERION
+from ur4rec.stages import MODULES
+
+METRICS = ("ndcg@10", "hit@10", "nll")
+PARTS = (0.95, 1.0)
+"""The parts of parity's final validation NDCG@10 whose price is reported."""
+Run = Mapping[str, Any]
+
+
+class Arm(NamedTuple):
+    """The finished runs of an arm under a budget, by seed."""
+
+    runs: dict[int, Run]
+    """What each reported."""
+    keys: dict[int, RunKey]
+    """Where each is kept."""
+
+
+def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
+    """Everything that the report says, as plain JSON values.
+
+    Raises:
+        DataError: Parity has no finished run yet.
+    """
+    study = directory.study
+    budgets = {}
+    for basis in study.budgets:
+        arms = {arm: _collect(directory, arm, basis) for arm in study.arms}
+        arms = {arm: found for arm, found in arms.items() if found.runs}
+        if PARITY not in arms:
+            raise DataError(f"{directory.path} has no finished run of parity yet; let the comparison go on")
+        budgets[basis] = _summarise_budget(directory, arms, basis)
+    runs = [run for _, run in directory.runs()]
+    return {
+        "study": study.to_json(),
+        "costs": directory.read_costs(),
+        "facts": runs[0]["facts"],
+        "commits": sorted({str(run["facts"]["commit"]) for run in runs}),
+        "hashes_agree": len({run["facts"]["split_hash"] for run in runs}) == 1,
+        "runs": {"finished": len(runs), "planned": len(directory.keys())},
+        "errors": {f"{key.arm}, {key.basis}, seed {key.seed}": run["error"] for key, run in _failed(directory)},
+        "budgets": budgets,
+    }
+
+
+def _failed(directory: StudyDirectory) -> list[tuple[RunKey, Run]]:
+    return [(key, run) for key, run in directory.runs() if run["error"] is not None]
+
+
+def _collect(directory: StudyDirectory, arm: str, basis: str) -> Arm:
+    keys = {seed: directory.key_of(arm, seed, basis) for seed in directory.study.seeds}
+    keys = {seed: key for seed, key in keys.items() if directory.is_done(key)}
+    runs = {seed: directory.read_run(key) for seed, key in keys.items()}
+    return Arm({seed: run for seed, run in runs.items() if run["best"] is not None}, keys)
+
+
+def _summarise_budget(directory: StudyDirectory, arms: Mapping[str, Arm], basis: str) -> dict[str, Any]:
+    tuned = tuned_ratio({arm: found.runs.values() for arm, found in arms.items()})  # type: ignore[arg-type]
+    final = _final(arms[PARITY])
+    return {
+        "budget": next(iter(arms[PARITY].runs.values()))["budget"][basis],
+        "tuned": tuned,
+        "target": final,
+        "arms": {arm: _summarise_arm(found, final) for arm, found in arms.items()},
+        "differences": _differences(directory, arms, tuned),
+        "curves": {arm: {str(seed): _curve(run) for seed, run in found.runs.items()} for arm, found in arms.items()},
+    }
+
+
+def tuned_ratio(runs: Mapping[str, Sequence[Run]]) -> str:
+    """The fixed ratio, parity among them, whose best validation NDCG@10 is highest on average over the seeds."""
+    ratios = {arm: found for arm, found in runs.items() if ratio_of(arm) is not None}
+    return max(ratios, key=lambda arm: float(np.mean([_best(run)["validation"][CRITERION] for run in ratios[arm]])))
+
+
+def _summarise_arm(arm: Arm, target: Mapping[str, float]) -> dict[str, Any]:
+    runs = list(arm.runs.values())
+    test = {metric: [_best(run)["test"][metric] for run in runs] for metric in METRICS}
+    return {
+        "seeds": list(arm.runs),
+        "schedule": runs[0]["schedule"],
+        "test": {metric: _spread(values) for metric, values in test.items()},
+        "validation": {metric: _spread([_best(run)["validation"][metric] for run in runs]) for metric in METRICS},
+        "test_at_end": {metric: _spread([run["points"][-1]["test"][metric] for run in runs]) for metric in METRICS},
+        "to_target": _to_target(runs, target),
+        "largest_drop": _mean([largest_drop(_quality(run)) for run in runs]),
+        "shares": {module: _mean([run["turns"]["shares"][module] for run in runs]) for module in MODULES},
+        "both_steps": _mean([run["turns"]["turn_steps"]["both"] / run["turns"]["steps"] for run in runs]),
+        "switches": _mean([run["turns"]["switches"] for run in runs]),
+        "mean_tenure": _mean([run["turns"]["mean_tenure"] for run in runs]),
+        "spent": {unit: _mean([run["spent"][unit] for run in runs]) for unit in ("updates", "cost")},
+        "best_part": _mean([(run["best"] + 1) / len(run["points"]) for run in runs]),
+        "seconds": _mean([run["seconds"] for run in runs]),
+    }
+
+
+def _to_target(runs: Sequence[Run], target: Mapping[str, float]) -> dict[str, Any]:
+    """Updates and cost at which the mean curve over seeds first comes to parity's final quality."""
+    length = min(len(run["points"]) for run in runs)
+    mean = {
+        key: np.mean([[point[key] for point in run["points"][:length]] for run in runs], axis=0)
+        for key in ("updates", "cost")
+    }
+    quality = {
+        metric: np.mean([[point["validation"][metric] for point in run["points"][:length]] for run in runs], axis=0)
+        for metric in (CRITERION, "nll")
+    }
+    reached: dict[str, Any] = {}
+    for unit, spent in mean.items():
+        for part in PARTS:
+            reached[f"{unit}_{part:.0%}"] = spent_to_reach(spent, quality[CRITERION], part * target[CRITERION])
+        reached[f"{unit}_nll"] = spent_to_reach(spent, -quality["nll"], -target["nll"])
+    return reached
+
+
+def _differences(directory: StudyDirectory, arms: Mapping[str, Arm], tuned: str) -> dict[str, Any]:
+    """Each arm against parity, the tuned ratio, joint training and its own random control."""
+
+    @cache
+    def resamples(num_seeds: int, num_users: int) -> Resamples:
+        return Resamples(num_seeds, num_users)
+
+    values = {arm: _per_target(directory, found) for arm, found in arms.items()}
+    table: dict[str, Any] = {}
+    for arm in arms:
+        references = {"parity": PARITY, "tuned": tuned, "joint": JOINT, "matched": MATCHED + arm}
+        for name, reference in references.items():
+            seeds = [seed for seed in values[arm] if seed in values.get(reference, {})]
+            if reference == arm or not seeds:
+                continue
+            stacks = {each: _stack(values[each], seeds) for each in (arm, reference)}
+            table.setdefault(arm, {})[name] = {
+                metric: list(
+                    resamples(len(seeds), stacks[arm][metric].shape[1]).relative_difference(
+                        stacks[arm][metric], stacks[reference][metric]
+                    )
+                )
+                for metric in METRICS
+            }
+    return table
+
+
+def _per_target(directory: StudyDirectory, arm: Arm) -> dict[int, dict[str, NDArray[Any]]]:
+    """By seed: each metric of every test target at the best validation point."""
+    found = {}
+    for seed, run in arm.runs.items():
+        arrays = directory.read_arrays(arm.keys[seed])
+        ranks_T = arrays["test_ranks_PT"][run["best"]].astype(float)
+        hit_T = ranks_T <= 10
+        ndcg_T = np.where(hit_T, 1 / np.log2(1 + ranks_T), 0)
+        found[seed] = {"hit@10": hit_T.astype(float), "ndcg@10": ndcg_T, "nll": arrays["test_nll_PT"][run["best"]]}
+    return found
+
+
+def _stack(by_seed: Mapping[int, Mapping[str, NDArray[Any]]], seeds: Sequence[int]) -> dict[str, NDArray[Any]]:
+    return {metric: np.stack([by_seed[seed][metric] for seed in seeds]).astype(float) for metric in METRICS}
+
+
+def _best(run: Run) -> Mapping[str, Any]:
+    point: Mapping[str, Any] = run["points"][run["best"]]
+    return point
+
+
+def _quality(run: Run) -> list[float]:
+    return [point["validation"][CRITERION] for point in run["points"]]
+
+
+def _final(arm: Arm) -> dict[str, float]:
+    """The mean over seeds of the validation metrics at the end."""
+    ends = [run["points"][-1]["validation"] for run in arm.runs.values()]
+    return {metric: _mean([end[metric] for end in ends]) for metric in METRICS}
+
+
+def _curve(run: Run) -> dict[str, list[float]]:
+    """One list per quantity, point by point."""
+    curve = {unit: [_round(point[unit]) for point in run["points"]] for unit in ("updates", "cost")}
+    for split in ("validation", "test"):
+        for metric in METRICS:
+            curve[f"{split}_{metric}"] = [_round(point[split][metric]) for point in run["points"]]
+    return curve
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": _mean(values), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -1,0 +1,40 @@
+"""A sample of users: a dataset made small without changing its catalogue."""
+
+import dataclasses
+
+import numpy as np
+
+from ur4rec.data.interactions import Interactions
+from ur4rec.errors import ConfigurationError
+
+
+def sample_users(interactions: Interactions, num_users: int, seed: int = 0) -> Interactions:
+    """The interactions of some users, drawn at random; items keep their indices, also those that nobody has now.
+
+    Args:
+        interactions: The dataset.
+        num_users: How many users to keep, in their order.
+        seed: Seed of the draw.
+
+    Raises:
+        ConfigurationError: The dataset has fewer users, or num_users is below 1.
+
+    Example:
+        >>> from ur4rec.data import synthetic
+        >>> sample = sample_users(synthetic(num_users=50, num_items=60), 10)
+        >>> sample.num_users, sample.num_items, len(sample.user_ids)
+        (10, 60, 10)
+    """
+    if not 1 <= num_users <= interactions.num_users:
+        raise ConfigurationError(f"num_users must be in 1 .. {interactions.num_users}, got {num_users}")
+    draws = np.random.default_rng(seed).random(interactions.num_users)
+    kept = np.sort(np.argsort(draws, kind="stable")[:num_users])
+    rows = np.isin(interactions.users_N, kept)
+    return dataclasses.replace(
+        interactions,
+        users_N=np.searchsorted(kept, interactions.users_N[rows]).astype(np.int32),
+        items_N=interactions.items_N[rows],
+        timestamps_N=interactions.timestamps_N[rows],
+        user_ids=[interactions.user_ids[user] for user in kept],
+        source=f"{interactions.source}; {num_users} of {interactions.num_users} users, drawn with seed {seed}",
+    )

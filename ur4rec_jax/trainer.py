@@ -155,7 +155,7 @@ class JointTrainer:
         found = find_stage(stage)
         check_num_steps(num_steps)
         if position is not None and self._on_device:
-            raise ConfigurationError("position must be left out with on_device=True: the host is not asked at each step")
+            raise ConfigurationError("position must be left out with on_device=True: no step asks the host there")
         self._log.flush()
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
         self._position = position

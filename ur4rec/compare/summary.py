@@ -72,7 +72,7 @@ def _collect(directory: StudyDirectory, arm: str, basis: str) -> Arm:
 
 
 def _summarise_budget(directory: StudyDirectory, arms: Mapping[str, Arm], basis: str) -> dict[str, Any]:
-    tuned = tuned_ratio({arm: found.runs.values() for arm, found in arms.items()})  # type: ignore[arg-type]
+    tuned = tuned_ratio({arm: list(found.runs.values()) for arm, found in arms.items()})
     final = _final(arms[PARITY])
     return {
         "budget": next(iter(arms[PARITY].runs.values()))["budget"][basis],

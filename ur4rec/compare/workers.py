@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,7 +91,8 @@ def run_one(path: Path, key: RunKey, data_dir: Path | None = None) -> dict[str, 
 
 
 def _run_arms(pool: ProcessPoolExecutor, directory: StudyDirectory, data_dir: Path | None, quiet: bool) -> None:
-    waiting, running = directory.missing(), {}
+    waiting = directory.missing()
+    running: dict[Future[dict[str, Any]], RunKey] = {}
     total, finished = len(waiting), 0
     with tqdm(total=total, desc="runs", unit="run", smoothing=0, disable=quiet or None) as bar:
         while waiting or running:

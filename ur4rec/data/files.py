@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ur4rec.data.interactions import Interactions, build_interactions
-from ur4rec.data.tables import Table, TextFormat, read_parquet_table, read_text_table, require_columns
+from ur4rec.data.tables import Table, TextFormat, cut, read_parquet_table, read_text_table, require_columns
 from ur4rec.errors import DataError
 
 _SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -61,7 +61,7 @@ def read_path(path: Path, columns: Columns, items_path: Path | None, min_item_in
 
 def _interactions_file(directory: Path) -> Path:
     found = sorted(directory.glob("*.inter")) or [
-        file for suffix in _SUFFIXES if (file := directory / f"interactions{suffix}").is_file()
+        file for suffix in _SUFFIXES if (file := directory / f"interactions{suffix}").exists()
     ]
     if len(found) != 1:
         names = tuple(file.name for file in found) or "none"
@@ -77,7 +77,7 @@ def _items_file(interactions_path: Path, *, beside: bool) -> Path | None:
         candidates = [interactions_path.with_suffix(".item")]
     else:
         candidates = [interactions_path.with_name(f"items{suffix}") for suffix in _SUFFIXES if beside]
-    return next((file for file in candidates if file.is_file()), None)
+    return next((file for file in candidates if file.exists()), None)
 
 
 def _remedy(path: Path) -> str:
@@ -104,8 +104,10 @@ def _read_atomic(path: Path) -> Table:
         name, colon, kind = header.partition(":")
         if not colon or kind not in _ATOMIC_TYPES:
             raise DataError(
-                f"{path}:1, column {header!r}: must be name:type with a type of {_ATOMIC_TYPES}; mend the header"
+                f"{path}:1, column {cut(header)!r}: must be name:type with a type of {_ATOMIC_TYPES}; mend the header"
             )
+        if name in columns:
+            raise DataError(f"{path}:1, column {header!r}: must be there once, got it with two types; drop one")
         columns[name] = column
     return Table(path, columns, table.format)
 

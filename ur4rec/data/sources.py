@@ -9,6 +9,7 @@ from ur4rec.data.files import Columns, read_path
 from ur4rec.data.interactions import Interactions
 from ur4rec.data.movielens import read_movielens
 from ur4rec.data.synthetic import synthetic
+from ur4rec.data.tables import cut
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -58,11 +59,19 @@ def load_dataset(
     if name in BUILT_IN:
         folder = None if directory is None else Path(directory).expanduser()
         return load_built_in(BUILT_IN[name], cache_directory(cache_dir) / "data", folder, min_item_interactions)
-    path = Path(name_or_path).expanduser()
-    if not path.exists():
-        raise UnknownNameError("dataset", name, (*NAMES, "an existing path"))
+    path = _existing_path(name)
+    if path is None:
+        raise UnknownNameError("dataset", cut(name), (*NAMES, "an existing path"))
     items = None if items_path is None else Path(items_path).expanduser()
     return read_path(path, columns or Columns(), items, min_item_interactions or 1)
+
+
+def _existing_path(name: str) -> Path | None:
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # a name too long for a path, a directory that may not be entered, ~nobody
+        return None
 
 
 def load_built_in(

@@ -59,7 +59,7 @@ BAD_ROWS = {
     "no time": ("u1\tb\t4\t\n", r":3, column 'timestamp': must be a finite number .* got ''"),
     "NaN as time": ("u1\tb\t4\tnan\n", r":3, column 'timestamp': must be a finite number .* got 'nan'"),
     "infinite time": ("u1\tb\t4\tinf\n", r":3, column 'timestamp': must be a finite number .* got 'inf'"),
-    "not UTF-8": (b"u1\tb\xff\t4\t11\n", r":3: must be utf-8, got the byte 0xff; save it as utf-8"),
+    "not UTF-8": (b"u1\tb\xff\t4\t11\n", r":3, byte 5: must be utf-8 text, got the byte 0xff; save it as utf-8"),
 }
 
 
@@ -186,7 +186,10 @@ def test_dates(tmp_path, suffix, times):
             r"x.csv:\d+: cannot be read: .*; look for a quote left open",
         ),
         ("user,item,timestamp\n1,a,3\n1,,4\n", r"x.csv:3, column 'item': must not be empty"),
-        ("user,item,timestamp\n1,a,3\n1,b,2020-01-01\n", r"column 'timestamp': times must be of one kind, got several"),
+        (
+            "user,item,timestamp\n1,a,3\n1,b,2020-01-01\n",
+            r":3, column 'timestamp': must be a number, as in the first row, got '2020-01-01'",
+        ),
     ],
 )
 def test_a_malformed_csv_row_is_named(tmp_path, text, message):
@@ -217,7 +220,7 @@ def test_other_faults_of_files(tmp_path):
     with pytest.raises(DataError, match=r"must end in .inter, .item, .csv, .tsv or .parquet, got '.xlsx'; rename it"):
         load_dataset(tmp_path / "x.xlsx")
     (tmp_path / "x.csv").write_text("user,item,timestamp\n1,a,3\n")
-    with pytest.raises(DataError, match=r"none.csv: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"none.csv: must be an existing file, got none"):
         load_dataset(tmp_path / "x.csv", items_path=tmp_path / "none.csv")
 
 

@@ -1,0 +1,457 @@
+"""Do the strategies help?  `python benchmarks/strategies.py` trains with each on and off and compares them in pairs.
+
+The model is that of the preset `demo` (`smoke` in quick mode), joint from the start: both modules train in every step
+of one `end_to_end` stage, so that every strategy acts in every step. All runs of a seed share data order and initial
+weights; each is tested at its best epoch by validation. Finished runs are kept in the work folder and skipped, so that
+the same command goes on after a stop.
+
+Shapes: B rows, I items, T test targets (users), S runs (seeds of each backend), R resamples.
+"""
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tqdm import tqdm
+
+from ur4rec.backends import BACKENDS, load_backend
+from ur4rec.batches import EvaluationBatch
+from ur4rec.experiment import Experiment, prepare
+from ur4rec.files import write_file, write_whole
+from ur4rec.metrics import summarise, target_ranks
+from ur4rec.run_config import RunConfig, preset
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "runs" / "strategies"
+EPOCHS = 6
+NUM_RESAMPLES = 10_000
+METRICS = ("ndcg@10", "hit@10", "nll")
+LABELS = {"ndcg@10": "NDCG@10", "hit@10": "Hit@10", "nll": "mean NLL"}
+MARKS = ("<!-- results of benchmarks/strategies.py -->", "<!-- end of results -->")
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What is compared: settings beside the preset's, and the arm that it is compared with."""
+
+    name: str
+    trainer: dict[str, Any] = field(default_factory=dict)
+    fusion: str = "logit"
+    baseline: str = "baseline"
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether the fused scores are logits."""
+        return self.fusion in ("logit", "weighted")
+
+
+def _arms() -> dict[str, Arm]:
+    strategies = {
+        "curriculum": "use_curriculum_learning",
+        "memory bank": "use_memory_bank",
+        "distillation": "use_knowledge_distillation",
+        "uncertainty": "use_uncertainty_weighting",
+    }
+    fused = [Arm(name=name, trainer={switch: True}) for name, switch in strategies.items()]
+    fused.append(Arm(name="all four", trainer=dict.fromkeys(strategies.values(), True)))
+    separate = {"joint_loss": "separate"}
+    losses = [
+        Arm(name=f"separate, {loss}", trainer={**separate, "sasrec_loss": loss}, baseline="separate")
+        for loss in ("sampled", "gbce", "bce", "bpr")
+    ]
+    fusions = [
+        Arm(name=f"separate, fusion {fusion}", trainer=separate, fusion=fusion, baseline="separate")
+        for fusion in ("weighted", "rank", "cascade")
+    ]
+    uncertainty = {**separate, "use_uncertainty_weighting": True}
+    arms = [
+        Arm(name="baseline"),
+        *fused,
+        Arm(name="fusion weighted", fusion="weighted"),
+        Arm(name="separate", trainer=separate),
+        Arm(name="separate, uncertainty", trainer=uncertainty, baseline="separate"),
+        *losses,
+        *fusions,
+    ]
+    return {arm.name: arm for arm in arms}
+
+
+ARMS = _arms()
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    arm: str
+    backend: str
+    seed: int
+    quick: bool
+
+    def config(self) -> RunConfig:
+        """The settings of the run."""
+        arm = ARMS[self.arm]
+        return preset(
+            "smoke" if self.quick else "demo",
+            backend=self.backend,
+            seed=self.seed,
+            device="cpu",
+            epochs={"pretrain_sasrec": 0, "pretrain_retriever": 0, "joint_finetune": 0, "end_to_end": self.num_epochs},
+            model={"fusion": arm.fusion},
+            trainer=arm.trainer,
+        )
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the run."""
+        return 1 if self.quick else EPOCHS
+
+    def file(self, work: Path) -> Path:
+        """Where its result is kept."""
+        name = f"{self.arm.replace(', ', '-').replace(' ', '-')}_{self.backend}_{self.seed}.json"
+        return work / ("quick" if self.quick else "full") / name
+
+
+def negative_log_likelihood(scores_BI: ArrayLike, targets_B: ArrayLike) -> NDArray[np.float64]:
+    """Minus the log-probability of each target under a softmax of the scores over the whole catalogue."""
+    scores = np.asarray(scores_BI, np.float64)
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(scores)), np.asarray(targets_B)]
+
+
+def evaluate(trainer: Any, batches: Iterable[EvaluationBatch]) -> dict[str, list[float]]:
+    """Rank and negative log-likelihood of every target, from the same fused scores."""
+    found: dict[str, list[float]] = {"rank": [], "nll": []}
+    for batch in batches:
+        scores_BI, targets_B = trainer.score(batch.items_BL)[: batch.num_valid], batch.targets_B[: batch.num_valid]
+        seen = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
+        found["rank"] += target_ranks(scores_BI, targets_B, *seen).tolist()
+        found["nll"] += negative_log_likelihood(scores_BI, targets_B).round(6).tolist()
+    return found
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Train, and test at the best epoch by validation."""
+    config = job.config()
+    experiment = prepare(config)
+    trainer = _build_trainer(config, experiment)
+    trainer.set_training_stage("end_to_end", num_steps=job.num_epochs * len(experiment.train))
+    best: dict[str, Any] = {"validation_ndcg@10": -1.0}
+    epochs = []
+    for epoch in range(job.num_epochs):
+        metrics = trainer.train_epoch(experiment.train, epoch=epoch)
+        validation = evaluate(trainer, experiment.evaluation(experiment.split.validation))
+        quality = summarise(validation["rank"], [10])["ndcg@10"]
+        epochs.append({**metrics, "validation_ndcg@10": quality})
+        if quality > best["validation_ndcg@10"]:
+            test = evaluate(trainer, experiment.evaluation(experiment.split.test))
+            best = {"epoch": epoch, "validation_ndcg@10": quality, **test}
+    split = {"dataset": experiment.interactions.name, "split_hash": experiment.split.hash}
+    return {**job._asdict(), "config": config.to_json(), "facts": split, "best": best, "epochs": epochs}
+
+
+def _build_trainer(config: RunConfig, experiment: Experiment) -> Any:
+    backend = load_backend(config.backend)
+    model = backend.UR4Rec(
+        experiment.split.num_items, experiment.item_text_vectors_IT, seed=config.seed, **config.model
+    )
+    return backend.JointTrainer(model, device="cpu", seed=config.seed, progress=False, **config.trainer)
+
+
+def run_and_keep(job: Job, work: Path) -> Job:
+    """Run, and write the result whole."""
+    content = json.dumps(run_job(job)) + "\n"
+    write_whole(job.file(work), content.encode())
+    return job
+
+
+def read_result(job: Job, work: Path) -> dict[str, Any] | None:
+    """The finished run of these very settings, if there is one."""
+    file = job.file(work)
+    if not file.is_file():
+        return None
+    result = json.loads(file.read_text())
+    same = result["config"] == json.loads(json.dumps(job.config().to_json()))
+    return result if same else None
+
+
+def run_all(jobs: list[Job], work: Path, processes: int) -> None:
+    """Run what is missing: in so many processes of one thread each, or in this one."""
+    missing = [job for job in jobs if read_result(job, work) is None]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="run", disable=None) as bar:
+        for job in _finished(missing, work, processes):
+            bar.set_postfix_str(f"{job.arm}, {job.backend}, seed {job.seed}")
+            bar.update()
+
+
+def _finished(jobs: list[Job], work: Path, processes: int) -> Iterator[Job]:
+    if processes == 1:
+        yield from (run_and_keep(job, work) for job in jobs)
+        return
+    with _one_thread(), ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(run_and_keep, job, work) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The environment of processes that start now."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def per_user(result: dict[str, Any], metric: str) -> NDArray[np.float64]:
+    """The metric of every test target, (T,)."""
+    if metric == "nll":
+        return np.array(result["best"]["nll"])
+    ranks_T = np.array(result["best"]["rank"], np.float64)
+    return np.where(ranks_T <= 10, 1 / np.log2(1 + ranks_T) if metric == "ndcg@10" else 1.0, 0.0)
+
+
+class Resamples:
+    """Draws of runs and users with replacement, independent of each other, the same for every arm and metric."""
+
+    def __init__(self, num_runs: int, num_users: int) -> None:
+        rng = np.random.default_rng(0)
+        self._runs_RS = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), NUM_RESAMPLES) / num_runs
+        self._users_RT = rng.multinomial(num_users, np.full(num_users, 1 / num_users), NUM_RESAMPLES) / num_users
+
+    def difference(self, arm_ST: NDArray[Any], baseline_ST: NDArray[Any]) -> dict[str, float]:
+        """By what part the arm's mean is above the baseline's, with a 95% percentile interval."""
+        arm_R, baseline_R = (
+            np.einsum("rs,st,rt->r", self._runs_RS, values_ST, self._users_RT, optimize=True)
+            for values_ST in (arm_ST, baseline_ST)
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            estimate = arm_ST.mean() / baseline_ST.mean() - 1
+            low, high = np.nanquantile(arm_R / baseline_R - 1, [0.025, 0.975])
+        return {"estimate": float(estimate), "low": float(low), "high": float(high)}
+
+
+def compare(results: dict[Job, dict[str, Any]], backends: list[str]) -> list[dict[str, Any]]:
+    """A row per arm: each metric's mean, spread over runs, and difference to the arm's baseline."""
+    arms = list(dict.fromkeys(job.arm for job in results))
+    runs = {
+        arm: [result for job, result in results.items() if job.arm == arm and job.backend in backends] for arm in arms
+    }
+    resamples = Resamples(len(runs[arms[0]]), len(runs[arms[0]][0]["best"]["rank"]))
+    rows = []
+    for name in arms:
+        arm, row = ARMS[name], {"arm": name, "baseline": ARMS[name].baseline}
+        for metric in METRICS if arm.has_likelihood else METRICS[:2]:
+            values_ST = np.stack([per_user(result, metric) for result in runs[name]])
+            means_S = values_ST.mean(axis=1)
+            row[metric] = {"mean": float(means_S.mean()), "spread": float(means_S.std(ddof=len(means_S) > 1))}
+            if name != arm.baseline and arm.baseline in runs:
+                baseline_ST = np.stack([per_user(result, metric) for result in runs[arm.baseline]])
+                row[metric] |= resamples.difference(values_ST, baseline_ST)
+        rows.append({**row, "verdict": verdict(row)})
+    return rows
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What the intervals allow to say; a lower NLL is better.
+
+    Example:
+        >>> verdict({"ndcg@10": {"low": 0.01, "high": 0.2}, "nll": {"low": -0.01, "high": 0.02}})
+        'NDCG@10 better'
+    """
+    said = []
+    for metric in METRICS:
+        interval = row.get(metric, {})
+        if "low" in interval and (interval["low"] > 0 or interval["high"] < 0):
+            better = (interval["low"] > 0) == (metric != "nll")
+            said.append(f"{LABELS[metric]} {'better' if better else 'worse'}")
+    compared = any("low" in row.get(metric, {}) for metric in METRICS)
+    return ", ".join(said) or ("no clear effect" if compared else "")
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows as Markdown."""
+    header = ["", "against", *(LABELS[metric] for metric in METRICS), "verdict"]
+    lines = [header, ["---"] * len(header)]
+    for row in rows:
+        against = "" if row["arm"] == row["baseline"] or "low" not in row["ndcg@10"] else row["baseline"]
+        lines.append([row["arm"], against, *(_cell(row.get(metric)) for metric in METRICS), row["verdict"]])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(figure: dict[str, float] | None) -> str:
+    if figure is None:
+        return "no logits"
+    text = f"{figure['mean']:.4f} ± {figure['spread']:.4f}"
+    if "low" in figure:
+        text += f"; {figure['estimate']:+.1%} [{figure['low']:+.1%}, {figure['high']:+.1%}]"
+    return text
+
+
+def render(study: dict[str, Any]) -> str:
+    """The study as Markdown, without a title."""
+    about, sections = study["about"], study["comparisons"]
+    lines = [
+        f"`{about['command']}`, {about['processor']}, {about['date']}; {about['dataset']} (split "
+        f"`{about['split_hash'][:12]}`), {about['num_users']} test users, seeds {about['seeds']}, "
+        f"{about['num_epochs']} epochs of {about['steps_per_epoch']} steps in which both modules train.",
+        "",
+        "Mean over runs ± their standard deviation; then the difference to the arm it is compared with, in percent of "
+        "that, with a 95% interval from a bootstrap over runs and users, in pairs. *No clear effect*: all intervals "
+        "contain 0; with so many intervals, one in twenty excludes 0 by chance. A lower NLL is better; it is the least "
+        "noisy of the three.",
+        "",
+    ]
+    for name, rows in sections.items():
+        lines += [f"**{name}**", "", *table(rows), ""]
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Differences to the baseline with their intervals."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    figure, all_axes = pyplot.subplots(1, len(METRICS), figsize=(12, 0.35 * len(rows) + 1.5), sharey=True)
+    shown = [row for row in rows if any("low" in row.get(metric, {}) for metric in METRICS)][::-1]
+    for metric, axes in zip(METRICS, all_axes, strict=True):
+        for position, row in enumerate(shown):
+            interval = row.get(metric, {})
+            if "low" in interval:
+                clear = interval["low"] > 0 or interval["high"] < 0
+                is_better = (interval["low"] > 0) == (metric != "nll")
+                color = "tab:grey" if not clear else "tab:green" if is_better else "tab:red"
+                axes.plot([100 * interval["low"], 100 * interval["high"]], [position] * 2, color=color)
+                axes.plot(100 * interval["estimate"], position, "o", color=color)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_xlabel(f"{LABELS[metric]}: difference in %")
+        axes.set_yticks(range(len(shown)), [f"{row['arm']} (against {row['baseline']})" for row in shown], fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def build_study(results: dict[Job, dict[str, Any]], command: str) -> dict[str, Any]:
+    """Everything that is written."""
+    first_job, first = next(iter(results.items()))
+    backends = list(dict.fromkeys(job.backend for job in results))
+    groups = {"both backends together": backends} if len(backends) > 1 else {}
+    groups |= {name: [name] for name in backends}
+    packages = ["numpy", *(package for backend in backends for package in BACKENDS[backend][1])]
+    about = {
+        "command": command,
+        "date": str(datetime.datetime.now(datetime.UTC).date()),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {package: metadata.version(package) for package in packages},
+        **first["facts"],
+        "num_users": len(first["best"]["rank"]),
+        "num_epochs": first_job.num_epochs,
+        "steps_per_epoch": first["epochs"][0]["steps"],
+        "seeds": sorted({job.seed for job in results}),
+    }
+    comparisons = {name: compare(results, chosen) for name, chosen in groups.items()}
+    return {"about": about, "comparisons": comparisons, "runs": [summary(result) for result in results.values()]}
+
+
+def summary(result: dict[str, Any]) -> dict[str, Any]:
+    """A run without the figures of each user, which stay in the work folder."""
+    best = {name: value for name, value in result["best"].items() if not isinstance(value, list)}
+    best |= {metric: float(per_user(result, metric).mean()) for metric in METRICS}
+    return {**{name: value for name, value in result.items() if name != "facts"}, "best": best}
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def fill_in(page: Path, text: str) -> None:
+    """Put the results between the marks of a page of the documentation."""
+    before, _, rest = page.read_text().partition(MARKS[0])
+    _, mark, after = rest.partition(MARKS[1])
+    if not mark:
+        raise SystemExit(f"{page} must hold the lines {MARKS[0]!r} and {MARKS[1]!r}")
+    write_whole(page, f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{after}".encode())
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("--backend", nargs="+", choices=list(BACKENDS), default=list(BACKENDS), help="default: both")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="default: all")
+    parser.add_argument("--quick", action="store_true", help="synthetic data and one epoch, for a look")
+    parser.add_argument("--processes", type=int, default=2, help="processes of one thread each (default: 2)")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of finished runs (default: runs/strategies)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--docs", type=Path, help="a page to put the table into, between its marks")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what is missing, compare, and write."""
+    options = parse(arguments)
+    jobs = [
+        Job(arm, backend, seed, options.quick)
+        for backend in options.backend
+        for seed in options.seeds
+        for arm in options.arms
+    ]
+    run_all(jobs, options.work, options.processes)
+    study = build_study({job: read_result(job, options.work) for job in jobs}, _command(options))
+    hardware = f"cpu{multiprocessing.cpu_count()}" + ("-quick" if options.quick else "")
+    stem = options.out / f"strategies_{hardware}_{study['about']['date']}"
+    text = render(study)
+    write_whole(stem.with_suffix(".json"), (json.dumps(study, ensure_ascii=False) + "\n").encode())
+    write_whole(stem.with_suffix(".md"), f"# Do the strategies help?\n\n{text}".encode())
+    first = next(iter(study["comparisons"].values()))
+    write_file(stem.with_suffix(".png"), lambda file: plot(first, file))
+    if options.docs is not None:
+        fill_in(options.docs, text)
+    print(text)
+    return 0
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command that gives these results, without the folders of this machine."""
+    words = ["python benchmarks/strategies.py", "--seeds", *map(str, options.seeds), "--backend", *options.backend]
+    if options.arms != list(ARMS):
+        words += ["--arms", *(f"'{arm}'" for arm in options.arms)]
+    return " ".join([*words, *(["--quick"] if options.quick else [])])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

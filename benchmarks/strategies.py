@@ -5,33 +5,31 @@ of one `end_to_end` stage, so that every strategy acts in every step. All runs o
 weights; each is tested at its best epoch by validation. Finished runs are kept in the work folder and skipped, so that
 the same command goes on after a stop.
 
-Shapes: B rows, I items, T test targets (users), S runs (seeds of each backend), R resamples.
+Shapes: T test targets (users), S runs (seeds of each backend).
 """
 
 import argparse
 import datetime
 import json
 import multiprocessing
-import os
-import platform
 import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ur4rec.backends import BACKENDS, load_backend
-from ur4rec.batches import EvaluationBatch
+from ur4rec.compare.evaluation import evaluate
+from ur4rec.compare.statistics import Resamples
+from ur4rec.compare.workers import one_thread_processes
 from ur4rec.experiment import Experiment, prepare
+from ur4rec.facts import experiment_facts, machine_facts, source_commit
 from ur4rec.files import write_file, write_whole
-from ur4rec.metrics import summarise, target_ranks
 from ur4rec.run_config import RunConfig, preset
 
 ROOT = Path(__file__).parents[1]
@@ -42,12 +40,6 @@ NUM_RESAMPLES = 10_000
 METRICS = ("ndcg@10", "hit@10", "nll")
 LABELS = {"ndcg@10": "NDCG@10", "hit@10": "Hit@10", "nll": "mean NLL"}
 MARKS = ("<!-- results of benchmarks/strategies.py -->", "<!-- end of results -->")
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,42 +123,24 @@ class Job(NamedTuple):
         return work / ("quick" if self.quick else "full") / name
 
 
-def negative_log_likelihood(scores_BI: ArrayLike, targets_B: ArrayLike) -> NDArray[np.float64]:
-    """Minus the log-probability of each target under a softmax of the scores over the whole catalogue."""
-    scores = np.asarray(scores_BI, np.float64)
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(scores)), np.asarray(targets_B)]
-
-
-def evaluate(trainer: Any, batches: Iterable[EvaluationBatch]) -> dict[str, list[float]]:
-    """Rank and negative log-likelihood of every target, from the same fused scores."""
-    found: dict[str, list[float]] = {"rank": [], "nll": []}
-    for batch in batches:
-        scores_BI, targets_B = trainer.score(batch.items_BL)[: batch.num_valid], batch.targets_B[: batch.num_valid]
-        seen = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
-        found["rank"] += target_ranks(scores_BI, targets_B, *seen).tolist()
-        found["nll"] += negative_log_likelihood(scores_BI, targets_B).round(6).tolist()
-    return found
-
-
 def run_job(job: Job) -> dict[str, Any]:
     """Train, and test at the best epoch by validation."""
     config = job.config()
     experiment = prepare(config)
-    trainer = _build_trainer(config, experiment)
+    split, trainer = experiment.split, _build_trainer(config, experiment)
     trainer.set_training_stage("end_to_end", num_steps=job.num_epochs * len(experiment.train))
-    best: dict[str, Any] = {"validation_ndcg@10": -1.0}
+    best: dict[str, Any] = {"validation": {"ndcg@10": -1.0}}
     epochs = []
     for epoch in range(job.num_epochs):
         metrics = trainer.train_epoch(experiment.train, epoch=epoch)
-        validation = evaluate(trainer, experiment.evaluation(experiment.split.validation))
-        quality = summarise(validation["rank"], [10])["ndcg@10"]
-        epochs.append({**metrics, "validation_ndcg@10": quality})
-        if quality > best["validation_ndcg@10"]:
-            test = evaluate(trainer, experiment.evaluation(experiment.split.test))
-            best = {"epoch": epoch, "validation_ndcg@10": quality, **test}
-    split = {"dataset": experiment.interactions.name, "split_hash": experiment.split.hash}
-    return {**job._asdict(), "config": config.to_json(), "facts": split, "best": best, "epochs": epochs}
+        validation = evaluate(trainer, experiment.evaluation(split.validation)).summary()
+        epochs.append({**metrics, "validation": validation})
+        if validation["ndcg@10"] > best["validation"]["ndcg@10"]:
+            test = evaluate(trainer, experiment.evaluation(split.test))
+            per_user = {"ranks": test.ranks_T.tolist(), "nll": test.nll_T.astype(float).round(6).tolist()}
+            best = {"epoch": epoch, "validation": validation, "test": test.summary(), "per_user": per_user}
+    facts = {**experiment_facts(experiment, job.backend), **machine_facts(), "commit": source_commit()}
+    return {**job._asdict(), "config": config.to_json(), "facts": facts, "best": best, "epochs": epochs}
 
 
 def _build_trainer(config: RunConfig, experiment: Experiment) -> Any:
@@ -207,56 +181,17 @@ def _finished(jobs: list[Job], work: Path, processes: int) -> Iterator[Job]:
     if processes == 1:
         yield from (run_and_keep(job, work) for job in jobs)
         return
-    with _one_thread(), ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run_and_keep, job, work) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The environment of processes that start now."""
-    before = {name: os.environ.get(name) for name in ONE_THREAD}
-    os.environ.update(ONE_THREAD)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+    with one_thread_processes(processes) as pool:
+        for future in as_completed([pool.submit(run_and_keep, job, work) for job in jobs]):
+            yield future.result()
 
 
 def per_user(result: dict[str, Any], metric: str) -> NDArray[np.float64]:
     """The metric of every test target, (T,)."""
     if metric == "nll":
-        return np.array(result["best"]["nll"])
-    ranks_T = np.array(result["best"]["rank"], np.float64)
+        return np.array(result["best"]["per_user"]["nll"])
+    ranks_T = np.array(result["best"]["per_user"]["ranks"], np.float64)
     return np.where(ranks_T <= 10, 1 / np.log2(1 + ranks_T) if metric == "ndcg@10" else 1.0, 0.0)
-
-
-class Resamples:
-    """Draws of runs and users with replacement, independent of each other, the same for every arm and metric."""
-
-    def __init__(self, num_runs: int, num_users: int) -> None:
-        rng = np.random.default_rng(0)
-        self._runs_RS = rng.multinomial(num_runs, np.full(num_runs, 1 / num_runs), NUM_RESAMPLES) / num_runs
-        self._users_RT = rng.multinomial(num_users, np.full(num_users, 1 / num_users), NUM_RESAMPLES) / num_users
-
-    def difference(self, arm_ST: NDArray[Any], baseline_ST: NDArray[Any]) -> dict[str, float]:
-        """By what part the arm's mean is above the baseline's, with a 95% percentile interval."""
-        arm_R, baseline_R = (
-            np.einsum("rs,st,rt->r", self._runs_RS, values_ST, self._users_RT, optimize=True)
-            for values_ST in (arm_ST, baseline_ST)
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            estimate = arm_ST.mean() / baseline_ST.mean() - 1
-            low, high = np.nanquantile(arm_R / baseline_R - 1, [0.025, 0.975])
-        return {"estimate": float(estimate), "low": float(low), "high": float(high)}
 
 
 def compare(results: dict[Job, dict[str, Any]], backends: list[str]) -> list[dict[str, Any]]:
@@ -265,7 +200,8 @@ def compare(results: dict[Job, dict[str, Any]], backends: list[str]) -> list[dic
     runs = {
         arm: [result for job, result in results.items() if job.arm == arm and job.backend in backends] for arm in arms
     }
-    resamples = Resamples(len(runs[arms[0]]), len(runs[arms[0]][0]["best"]["rank"]))
+    num_users = len(per_user(runs[arms[0]][0], "nll"))
+    resamples = Resamples(len(runs[arms[0]]), num_users, num_resamples=NUM_RESAMPLES)
     rows = []
     for name in arms:
         arm, row = ARMS[name], {"arm": name, "baseline": ARMS[name].baseline}
@@ -275,7 +211,7 @@ def compare(results: dict[Job, dict[str, Any]], backends: list[str]) -> list[dic
             row[metric] = {"mean": float(means_S.mean()), "spread": float(means_S.std(ddof=len(means_S) > 1))}
             if name != arm.baseline and arm.baseline in runs:
                 baseline_ST = np.stack([per_user(result, metric) for result in runs[arm.baseline]])
-                row[metric] |= resamples.difference(values_ST, baseline_ST)
+                row[metric] |= resamples.relative_difference(values_ST, baseline_ST)._asdict()
         rows.append({**row, "verdict": verdict(row)})
     return rows
 
@@ -321,7 +257,7 @@ def render(study: dict[str, Any]) -> str:
     about, sections = study["about"], study["comparisons"]
     lines = [
         f"`{about['command']}`, {about['processor']}, {about['date']}; {about['dataset']} (split "
-        f"`{about['split_hash'][:12]}`), {about['num_users']} test users, seeds {about['seeds']}, "
+        f"`{about['split_hash'][:12]}`), {about['num_test_users']} test users, seeds {about['seeds']}, "
         f"{about['num_epochs']} epochs of {about['steps_per_epoch']} steps in which both modules train.",
         "",
         "Mean over runs ± their standard deviation; then the difference to the arm it is compared with, in percent of "
@@ -367,15 +303,13 @@ def build_study(results: dict[Job, dict[str, Any]], command: str) -> dict[str, A
     backends = list(dict.fromkeys(job.backend for job in results))
     groups = {"both backends together": backends} if len(backends) > 1 else {}
     groups |= {name: [name] for name in backends}
-    packages = ["numpy", *(package for backend in backends for package in BACKENDS[backend][1])]
     about = {
         "command": command,
         "date": str(datetime.datetime.now(datetime.UTC).date()),
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "versions": {package: metadata.version(package) for package in packages},
-        **first["facts"],
-        "num_users": len(first["best"]["rank"]),
+        "processor": first["facts"]["processor"],
+        "dataset": first["facts"]["dataset"],
+        "split_hash": first["facts"]["split_hash"],
+        "num_test_users": len(per_user(first, "nll")),
         "num_epochs": first_job.num_epochs,
         "steps_per_epoch": first["epochs"][0]["steps"],
         "seeds": sorted({job.seed for job in results}),
@@ -386,16 +320,7 @@ def build_study(results: dict[Job, dict[str, Any]], command: str) -> dict[str, A
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
     """A run without the figures of each user, which stay in the work folder."""
-    best = {name: value for name, value in result["best"].items() if not isinstance(value, list)}
-    best |= {metric: float(per_user(result, metric).mean()) for metric in METRICS}
-    return {**{name: value for name, value in result.items() if name != "facts"}, "best": best}
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return {**result, "best": {name: value for name, value in result["best"].items() if name != "per_user"}}
 
 
 def fill_in(page: Path, text: str) -> None:

@@ -161,6 +161,8 @@ class TrainerConfig:
             check_positive(name, getattr(self, name))
         if not _is_number(self.gbce_t) or not 0 <= self.gbce_t <= 1:
             raise ConfigurationError(f"gbce_t must be at least 0 and at most 1, got {self.gbce_t!r}")
+        for name in _TRAINER_SWITCHES:
+            check_switch(name, getattr(self, name))
         check_range("weight_decay", self.weight_decay, 0, 1)
         check_range("kd_weight", self.kd_weight, 0, math.inf)
         check_range("warmup", self.warmup, 0, 1)
@@ -193,6 +195,14 @@ _TRAINER_COUNTS = {
     "nonfinite_limit": 1,
     "seed": 0,
 }
+_TRAINER_SWITCHES = (
+    "use_adaptive_alternating",
+    "use_curriculum_learning",
+    "use_memory_bank",
+    "use_knowledge_distillation",
+    "use_uncertainty_weighting",
+    "bf16",
+)
 
 
 def check_joint_loss(joint_loss: str, fusion: str) -> None:
@@ -212,6 +222,12 @@ def check_count(name: str, value: object, least: int) -> None:
     """Refuse anything but an integer of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Refuse anything but True and False: a text such as "false" would count as on."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, got {value!r}")
 
 
 def check_positive(name: str, value: object) -> None:

@@ -25,19 +25,21 @@ def test_the_arms_cover_every_strategy_loss_and_fusion():
     assert {arm.baseline for arm in study.ARMS.values()} == {"baseline", "separate"}
 
 
-def test_the_interval_is_of_the_paired_difference():
+def test_each_arm_is_compared_in_pairs_with_its_own_baseline():
     rng = np.random.default_rng(0)
-    baseline_ST = rng.uniform(1, 2, size=(3, 80))
-    found = study.Resamples(3, 80).difference(1.1 * baseline_ST, baseline_ST)
-    assert found == pytest.approx({"estimate": 0.1, "low": 0.1, "high": 0.1})
-    found = study.Resamples(3, 80).difference(rng.uniform(1, 2, size=(3, 80)), baseline_ST)
-    assert found["low"] < found["estimate"] < found["high"]
-    assert found["high"] - found["low"] > 0.05
-
-
-def test_the_likelihood_is_that_of_a_softmax():
-    scores_BI = np.log([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]) + 7
-    assert np.exp(-study.negative_log_likelihood(scores_BI, [0, 2])) == pytest.approx([0.5, 0.8])
+    nll_ST = rng.uniform(1, 2, size=(2, 40))
+    factors = {"baseline": 1.0, "memory bank": 0.9, "separate": 3.0, "separate, bpr": 3.3}
+    results = {}
+    for arm, factor in factors.items():
+        for seed in range(2):
+            found = {"ranks": [5] * 40, "nll": (factor * nll_ST[seed]).tolist()}
+            results[study.Job(arm, "torch", seed, True)] = {"best": {"per_user": found}}
+    rows = {row["arm"]: row for row in study.compare(results, ["torch"])}
+    differences = {arm: row["nll"]["estimate"] for arm, row in rows.items() if "estimate" in row["nll"]}
+    assert differences == pytest.approx({"memory bank": -0.1, "separate": 2.0, "separate, bpr": 0.1})
+    assert rows["memory bank"]["verdict"] == "mean NLL better"
+    assert rows["separate, bpr"]["verdict"] == "mean NLL worse"
+    assert rows["baseline"]["ndcg@10"]["mean"] == pytest.approx(1 / np.log2(6))
 
 
 def test_the_command_goes_on_where_it_stopped_and_writes_all_that_it_should(tmp_path, monkeypatch, capsys):

@@ -49,7 +49,7 @@ def run_study(directory: StudyDirectory, *, jobs: int = 1, data_dir: Path | None
     """
     if not directory.missing():
         return
-    with _processes(jobs) as pool:
+    with one_thread_processes(jobs) as pool:
         if directory.read_costs() is None:
             logger.info("timing each kind of step, alone")
             pool.submit(_cost_task, directory.path, data_dir).result()
@@ -130,7 +130,7 @@ def _pretrain_task(path: Path, seed: int, start: Path, data_dir: Path | None) ->
 
 
 @contextmanager
-def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def one_thread_processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Fresh processes of one thread each, gone at the end, at once if something fails or the user stops it."""
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)

@@ -17,6 +17,7 @@ from ur4rec.errors import ConfigurationError
         ({"memory_bank_temperature": 0}, "memory_bank_temperature must be a finite number above 0, got 0"),
         ({"kd_temperature": -1.0}, r"kd_temperature must be a finite number above 0, got -1\.0"),
         ({"kd_weight": -0.1}, r"kd_weight must be at least 0 and below inf, got -0\.1"),
+        ({"use_memory_bank": "false"}, "use_memory_bank must be True or False, got 'false'"),
         ({"uncertainty_lr": float("nan")}, "uncertainty_lr must be a finite number above 0, got nan"),
     ],
 )

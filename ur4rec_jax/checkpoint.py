@@ -20,13 +20,17 @@ from safetensors.numpy import save as save_safetensors
 
 from adapters.optax import AlternatingState
 from ur4rec.checkpoint import MODEL_FILE, OPTIMIZER_FILE, check_same, read_checkpoint, write_checkpoint
+from ur4rec.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, LOG_VARIANCES
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError
+from ur4rec_jax.memory_bank import MemoryBank
 from ur4rec_jax.step import TrainState
+from ur4rec_jax.strategies import StrategyState
 from ur4rec_jax.ur4rec import UR4Rec
 from ur4rec_jax.weights import export_weights, import_weights
 
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+_BANK = (BANK_ITEMS, BANK_KEYS, BANK_CURSOR)
 
 
 class Loaded(NamedTuple):
@@ -35,7 +39,8 @@ class Loaded(NamedTuple):
     weights: dict[str, NDArray[Any]]
     """Parameters and buffers by their canonical names."""
     moments: dict[str, NDArray[Any]]
-    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``."""
+    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``; and what the
+    strategies keep, by the names of `ur4rec.components`."""
     state: dict[str, Any]
     """Everything else."""
 
@@ -46,6 +51,7 @@ def save(path: str | Path, train_state: TrainState, buffers: Any, state: Mapping
     moments: dict[str, NDArray[Any]] = {}
     for inner in train_state.optimizers.inner_states.values():
         moments |= _export_adam(inner[0])
+    moments |= _export_strategies(train_state.strategies)
     write_checkpoint(path, {MODEL_FILE: save_safetensors(weights), OPTIMIZER_FILE: save_safetensors(moments)}, state)
 
 
@@ -75,7 +81,8 @@ def restore(loaded: Loaded, train_state: TrainState, buffers: Any) -> tuple[Trai
         for part, inner in train_state.optimizers.inner_states.items()
     }
     params = import_weights(train_state.params, trained)
-    return TrainState(params, AlternatingState(inner_states)), import_weights(buffers, kept)
+    strategies = _import_strategies(train_state.strategies, loaded.moments)
+    return TrainState(params, AlternatingState(inner_states), strategies), import_weights(buffers, kept)
 
 
 def load_model(path: str | Path) -> UR4Rec:
@@ -132,3 +139,23 @@ def _import_adam(
         for key, field in _MOMENTS.items()
     }
     return optax.ScaleByAdamState(jnp.asarray(int(steps.pop()), adam.count.dtype), **fields)
+
+
+def _export_strategies(strategies: StrategyState) -> dict[str, NDArray[Any]]:
+    """What the strategies keep, by its names in a checkpoint."""
+    arrays = {}
+    if strategies.bank is not None:
+        arrays |= dict(zip(_BANK, strategies.bank, strict=True))
+    if strategies.log_variances_C is not None:
+        arrays[LOG_VARIANCES] = strategies.log_variances_C
+    return {name: np.asarray(array) for name, array in arrays.items()}
+
+
+def _import_strategies(strategies: StrategyState, arrays: Mapping[str, NDArray[Any]]) -> StrategyState:
+    """What `_export_strategies` gave, in the structure of these."""
+    bank, log_variances_C = strategies
+    if bank is not None:
+        bank = MemoryBank(*(jnp.asarray(arrays[name]) for name in _BANK))
+    if log_variances_C is not None:
+        log_variances_C = jnp.asarray(arrays[LOG_VARIANCES])
+    return StrategyState(bank, log_variances_C)

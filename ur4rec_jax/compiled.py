@@ -10,10 +10,26 @@ from jax import Array
 
 from ur4rec.config import TrainerConfig
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.step import Step
+from ur4rec_jax.step import PARTS, Step
 from ur4rec_jax.ur4rec import UR4Rec
 
-_STEP_SETTINGS = ("weight_decay", "clip_norm", "sasrec_loss", "sasrec_loss_weight", "retriever_loss_weight", "bf16")
+_STEP_SETTINGS = (
+    "weight_decay",
+    "clip_norm",
+    "sasrec_loss",
+    "num_negatives",
+    "gbce_t",
+    "sasrec_loss_weight",
+    "retriever_loss_weight",
+    "use_curriculum_learning",
+    "use_memory_bank",
+    "memory_bank_size",
+    "memory_bank_temperature",
+    "kd_temperature",
+    "kd_weight",
+    "use_uncertainty_weighting",
+    "bf16",
+)
 """What a training step is compiled for; the other settings are its arguments, or none of its business."""
 
 
@@ -32,14 +48,15 @@ class Functions(NamedTuple):
     """Scores from parameters, buffers, catalogue and histories."""
 
 
-def functions_of(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig) -> Functions:
+def functions_of(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...] = PARTS) -> Functions:
     """The functions of a model.
 
     Args:
         graphdef: The model without its arrays, from `flax.nnx.split`.
         config: The settings of the trainer.
+        parts: The parts of the model that have parameters.
     """
-    return _functions(graphdef, TrainerConfig(**{name: getattr(config, name) for name in _STEP_SETTINGS}))
+    return _functions(graphdef, TrainerConfig(**{name: getattr(config, name) for name in _STEP_SETTINGS}), parts)
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -54,12 +71,12 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 
 @lru_cache(maxsize=8)
-def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig) -> Functions:
-    steps = {fused: Step(graphdef, config, fused) for fused in (False, True)}
+def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...]) -> Functions:
+    steps = {fused: Step(graphdef, config, fused, parts) for fused in (False, True)}
     return Functions(
         steps=steps,
         compiled_steps={
-            fused: compiled(step.__call__, static_argnames="turn", donate_argnames="state")
+            fused: compiled(step.__call__, static_argnames=("turn", "distils"), donate_argnames="state")
             for fused, step in steps.items()
         },
         project=compiled(partial(_project, graphdef)),

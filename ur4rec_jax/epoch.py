@@ -15,12 +15,17 @@ from jax import Array
 from adapters.jax import DeviceAlternator, DeviceDecision, DeviceState
 from alternator import Decision
 from ur4rec.batches import Batch
+from ur4rec.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
+from ur4rec.curriculum import CurriculumWeights
 from ur4rec.stages import MODULES, TURNS
 from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
-from ur4rec_jax.losses import StepInputs, StepLosses
+from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.step import Step, TrainState
+from ur4rec_jax.step import Step, StepReport, TrainState
+
+_METRICS = (*map(loss_name, (*COMPONENTS, UNCERTAINTY)), *map(weight_name, COMPONENTS))
+"""All that a step may report beside its losses."""
 
 
 class EpochState(NamedTuple):
@@ -45,6 +50,8 @@ class StepInput(NamedTuple):
     """The training step of the run."""
     learning_rates: dict[str, Array]
     """Of each part."""
+    curriculum: CurriculumWeights | None
+    """The curriculum's weights; None if it is off."""
 
 
 class StepLog(NamedTuple):
@@ -54,6 +61,8 @@ class StepLog(NamedTuple):
     """The loss that was minimised."""
     losses_M: Array
     """The raw primary loss of each module; NaN where it was not computed."""
+    metrics: dict[str, Array]
+    """All that a step may report; NaN where it was not computed."""
     decision: DeviceDecision | None
     """What the schedule decided after the step; None where one turn trains throughout."""
 
@@ -61,7 +70,7 @@ class StepLog(NamedTuple):
 class EpochStep(NamedTuple):
     """A step of a finished epoch, on the host."""
 
-    losses: StepLosses
+    losses: StepReport
     """Its losses, as numbers."""
     decision: Decision | None
     """What the schedule decided after it; None where one turn trains throughout."""
@@ -86,6 +95,7 @@ def stack_inputs(
     usual_targets: int | None,
     first_step: int,
     rates: Sequence[Mapping[str, float]],
+    curricula: Sequence[CurriculumWeights | None],
 ) -> StepInput:
     """The inputs of all steps of an epoch."""
     inputs = [to_inputs(batch, num_items, usual_targets) for batch in batches]
@@ -95,6 +105,7 @@ def stack_inputs(
         StepInputs(*(np.stack(arrays) for arrays in zip(*inputs, strict=True))),
         np.arange(first_step, first_step + len(batches), dtype=np.int32),
         {name: np.array([step_rates[name] for step_rates in rates], np.float32) for name in rates[0]},
+        None if None in curricula else CurriculumWeights(*np.array(curricula, np.float32).T),
     )
 
 
@@ -106,12 +117,20 @@ class Epoch:
         machine: Decides who trains; None if it is always the same.
         turn: What trains if there is no machine.
         project: Gives the retriever's catalogue from parameters and buffers.
+        distils: Whether the modules learn from each other.
     """
 
     def __init__(
-        self, step: Step, machine: DeviceAlternator | None, turn: str | None, project: Callable[[Any, Any], Catalogue]
+        self,
+        step: Step,
+        machine: DeviceAlternator | None,
+        turn: str | None,
+        project: Callable[[Any, Any], Catalogue],
+        *,
+        distils: bool = False,
     ) -> None:
         self._step = step
+        self._distils = distils
         self._machine = machine
         self._turns = (turn,) if machine is None else machine.modules
         self._project = project
@@ -120,7 +139,7 @@ class Epoch:
     @property
     def keeps_catalogue(self) -> bool:
         """Whether the state needs a catalogue: a turn without the retriever minimises a loss with it."""
-        return self._step.fused and any("retriever" not in TURNS[turn] for turn in self._turns)
+        return (self._step.fused or self._distils) and any("retriever" not in TURNS[turn] for turn in self._turns)
 
     def run(
         self,
@@ -154,11 +173,15 @@ class Epoch:
 
     def _steps(self, log: StepLog, decisions: Sequence[Decision | None]) -> list[EpochStep]:
         steps = []
-        for total, losses_M, decision in zip(np.asarray(log.total), np.asarray(log.losses_M), decisions, strict=True):
+        metrics = {name: np.asarray(values) for name, values in log.metrics.items()}
+        for step, (total, losses_M, decision) in enumerate(
+            zip(np.asarray(log.total), np.asarray(log.losses_M), decisions, strict=True)
+        ):
             active = self._turns[0] if decision is None else decision.previous
             computed = MODULES if self._step.fused else TURNS[active]
             modules = {name: loss for name, loss in zip(MODULES, losses_M, strict=True) if name in computed}
-            steps.append(EpochStep(StepLosses(total, modules), decision))
+            of_step = {name: values[step] for name, values in metrics.items() if not np.isnan(values[step])}
+            steps.append(EpochStep(StepReport(total, modules, of_step), decision))
         return steps
 
     def _scan(self, state: EpochState, buffers: Any, key: Array, inputs_S: StepInput) -> tuple[EpochState, StepLog]:
@@ -167,18 +190,17 @@ class Epoch:
     def _one(self, buffers: Any, key: Array, state: EpochState, given: StepInput) -> tuple[EpochState, StepLog]:
         branches = [partial(self._train, turn, buffers, key) for turn in self._turns]
         if self._machine is None:
-            state, total, losses_M = branches[0](state, given)
-            return state, StepLog(total, losses_M, None)
+            return branches[0](state, given)
         active = state.machine.active
-        state, total, losses_M = jax.lax.switch(active, branches, state, given)
-        told = losses_M if self._step.fused else losses_M[active]
-        machine, decision = self._machine.step(state.machine, told, jnp.isfinite(total))
-        return state._replace(machine=machine), StepLog(total, losses_M, decision)
+        state, log = jax.lax.switch(active, branches, state, given)
+        told = log.losses_M if self._step.fused else log.losses_M[active]
+        machine, decision = self._machine.step(state.machine, told, jnp.isfinite(log.total))
+        return state._replace(machine=machine), log._replace(decision=decision)
 
     def _train(
         self, turn: str, buffers: Any, key: Array, state: EpochState, given: StepInput
-    ) -> tuple[EpochState, Array, Array]:
-        """One step of a turn: the state, the loss that was minimised, and the modules' losses."""
+    ) -> tuple[EpochState, StepLog]:
+        """One step of a turn, and what it reports, without a decision."""
         if self.keeps_catalogue and "retriever" not in TURNS[turn]:
             catalogue = jax.lax.cond(
                 state.is_stale, lambda: self._project(state.train.params, buffers), lambda: state.catalogue
@@ -186,8 +208,11 @@ class Epoch:
             state = state._replace(catalogue=catalogue, is_stale=jnp.array(False))
         frozen = state.catalogue if "retriever" not in TURNS[turn] else None
         train, losses = self._step(
-            state.train, buffers, frozen, given.inputs, key, given.step, given.learning_rates, turn=turn
+            *(state.train, buffers, frozen, given.inputs, key, given.step, given.learning_rates, given.curriculum),
+            turn=turn,
+            distils=self._distils,
         )
         is_stale = jnp.array(True) if "retriever" in TURNS[turn] else state.is_stale
         losses_M = jnp.stack([losses.modules.get(name, jnp.nan) for name in MODULES])
-        return state._replace(train=train, is_stale=is_stale), losses.total, losses_M
+        metrics = {name: jnp.asarray(losses.metrics.get(name, jnp.nan), jnp.float32) for name in _METRICS}
+        return state._replace(train=train, is_stale=is_stale), StepLog(losses.total, losses_M, metrics, None)

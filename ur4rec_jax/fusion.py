@@ -1,12 +1,17 @@
-"""How the two modules' scores become one: a small module of its own parameters, chosen by name.
+"""How the two modules' scores become one: a small module, chosen by name; some have parameters, some pass no gradients.
 
 Shapes: N positions, I items.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+
+from ur4rec.components import RANK_CONSTANT
+from ur4rec.config import ModelConfig
 
 
 class LogitFusion(nnx.Module):
@@ -39,4 +44,49 @@ class WeightedFusion(nnx.Module):
         )
 
 
-FUSIONS: dict[str, type[nnx.Module]] = {"logit": LogitFusion, "weighted": WeightedFusion}
+class RankFusion(nnx.Module):
+    """The sum of reciprocal ranks (Cormack, Clarke & Büttcher, SIGIR 2009). No parameters, no gradients."""
+
+    def __call__(self, sasrec_NI: Array, retriever_NI: Array) -> Array:
+        """Sums of 1 / (60 + rank), (N, I)."""
+        sasrec, retriever = (1 / (RANK_CONSTANT + 1 + _ranks(scores_NI)) for scores_NI in (sasrec_NI, retriever_NI))
+        return _nan_unless_finite(sasrec + retriever, sasrec_NI, retriever_NI)
+
+
+class CascadeFusion(nnx.Module):
+    """SASRec's top items in the retriever's order, above all others in SASRec's. No parameters, no gradients.
+
+    Args:
+        size: How many are re-ordered.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, sasrec_NI: Array, retriever_NI: Array) -> Array:
+        """Minus the final rank, 0 for the best item, (N, I): no two items tie."""
+        ranks_NI = _ranks(sasrec_NI)
+        is_top_NI = ranks_NI < self.size
+        among_top_NI = _ranks(jnp.where(is_top_NI, retriever_NI, -jnp.inf))
+        fused_NI = -jnp.where(is_top_NI, among_top_NI, ranks_NI).astype(jnp.float32)
+        return _nan_unless_finite(fused_NI, sasrec_NI, retriever_NI)
+
+
+FUSIONS: dict[str, Callable[[ModelConfig], nnx.Module]] = {
+    "logit": lambda config: LogitFusion(),
+    "weighted": lambda config: WeightedFusion(),
+    "rank": lambda config: RankFusion(),
+    "cascade": lambda config: CascadeFusion(config.cascade_size),
+}
+"""Each builds the fusion of a model."""
+
+
+def _ranks(scores_NI: Array) -> Array:
+    """The place of each item, 0 for the best, (N, I); equal scores in the order of item numbers."""
+    order_NI = jnp.argsort(scores_NI, axis=1, descending=True, stable=True)
+    return jnp.argsort(order_NI, axis=1)
+
+
+def _nan_unless_finite(fused_NI: Array, sasrec_NI: Array, retriever_NI: Array) -> Array:
+    """Scores that are not finite stay so: a rank would hide them."""
+    return jnp.where(jnp.isfinite(sasrec_NI + retriever_NI), fused_NI, jnp.nan)

@@ -1,6 +1,7 @@
 """Losses of SASRec by name, and what a step minimises.
 
-Shapes: B rows, L positions of a row, N positions with a target (and some that fill up), d width, I items.
+Shapes: B rows, L positions of a row, N positions with a target (and some that fill up), d width, K preference vectors,
+I items, M drawn items.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from ur4rec.config import TrainerConfig
+from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.stages import MODULES
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.ur4rec import UR4Rec
@@ -28,6 +29,28 @@ class StepInputs(NamedTuple):
     """The targets there; the padding index where filled up."""
 
 
+class Component(NamedTuple):
+    """One component of what is minimised; see `ur4rec.components`."""
+
+    loss: Array
+    """The loss itself."""
+    weight: float | Array
+    """Its weight. One that is traced may be 0: the component is absent then, and its loss is 0."""
+
+
+class Outputs(NamedTuple):
+    """What the modules that were run said where a target is; None where that was not needed."""
+
+    hidden_Nd: Array | None = None
+    """SASRec's states."""
+    preferences_NKd: Array | None = None
+    """The retriever's preference vectors."""
+    sasrec_NI: Array | None = None
+    """SASRec's logits."""
+    retriever_NI: Array | None = None
+    """The retriever's logits."""
+
+
 class StepLosses(NamedTuple):
     """The losses of a step."""
 
@@ -35,6 +58,10 @@ class StepLosses(NamedTuple):
     """What is minimised."""
     modules: dict[str, Array]
     """The raw primary loss of each module for which it was computed, detached."""
+    components: dict[str, Component]
+    """What the total is made of, by name."""
+    outputs: Outputs
+    """What the losses were computed from."""
 
 
 def softmax_cross_entropy(scores_NI: Array, targets_N: Array) -> Array:
@@ -44,32 +71,68 @@ def softmax_cross_entropy(scores_NI: Array, targets_N: Array) -> Array:
     """
     is_target_NI = targets_N[:, None] == jnp.arange(scores_NI.shape[1])
     target_scores_N = jnp.where(is_target_NI, scores_NI, 0).sum(1)
-    return _mean(jax.nn.logsumexp(scores_NI, axis=1) - target_scores_N, targets_N < scores_NI.shape[1])
+    return mean_over_targets(jax.nn.logsumexp(scores_NI, axis=1) - target_scores_N, targets_N < scores_NI.shape[1])
 
 
-def cross_entropy(hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, rngs: nnx.Rngs) -> Array:
+def cross_entropy(
+    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+) -> Array:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
     return softmax_cross_entropy((hidden_Nd @ table_Id.T).astype(jnp.float32), targets_N)
 
 
-def binary_cross_entropy(hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, rngs: nnx.Rngs) -> Array:
+def sampled_softmax(
+    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+) -> Array:
+    """Softmax over the target and uniformly drawn items, which the whole batch shares.
+
+    All items are equally likely to be drawn, so the usual correction of the logits is a constant and left out.
+    """
+    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config, rngs)
+    scores_NM = jnp.concatenate([positive_N[:, None], jnp.where(is_negative_NM, negative_NM, -jnp.inf)], axis=1)
+    return mean_over_targets(jax.nn.logsumexp(scores_NM, axis=1) - positive_N, targets_N < len(table_Id))
+
+
+def generalised_binary_cross_entropy(
+    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+) -> Array:
+    """Binary cross-entropy against drawn items, calibrated (gBCE; Petrov & Macdonald, RecSys 2023)."""
+    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config, rngs)
+    negative_N = (jax.nn.softplus(negative_NM) * is_negative_NM).sum(1)
+    losses_N = config.gbce_beta(len(table_Id)) * jax.nn.softplus(-positive_N) + negative_N
+    return mean_over_targets(losses_N, targets_N < len(table_Id))
+
+
+def binary_cross_entropy(
+    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+) -> Array:
     """The target against one uniformly drawn item (Kang & McAuley, section III-E).
 
     A drawn item that is the target or in the row's history counts for nothing.
     """
-    negatives_N = jax.random.randint(rngs.negatives(), targets_N.shape, 0, len(table_Id))
-    positive_N = (hidden_Nd * table_Id.at[targets_N].get(mode="clip")).sum(1).astype(jnp.float32)
-    negative_N = (hidden_Nd * table_Id[negatives_N]).sum(1).astype(jnp.float32)
-    is_negative_N = (negatives_N != targets_N) & (negatives_N[:, None] != rows_NL).all(1)
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, rngs)
     losses_N = jax.nn.softplus(-positive_N) + jax.nn.softplus(negative_N) * is_negative_N
-    return _mean(losses_N, targets_N < len(table_Id))
+    return mean_over_targets(losses_N, targets_N < len(table_Id))
 
 
-SEQUENCE_LOSSES: dict[str, Callable[[Array, Array, Array, Array, nnx.Rngs], Array]] = {
+def bayesian_personalised_ranking(
+    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+) -> Array:
+    """The target above one uniformly drawn item (BPR; Rendle et al., UAI 2009), masked as in `binary_cross_entropy`."""
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, rngs)
+    losses_N = jax.nn.softplus(negative_N - positive_N) * is_negative_N
+    return mean_over_targets(losses_N, targets_N < len(table_Id))
+
+
+SEQUENCE_LOSSES: dict[str, Callable[[Array, Array, Array, Array, TrainerConfig, nnx.Rngs], Array]] = {
     "ce": cross_entropy,
+    "sampled": sampled_softmax,
+    "gbce": generalised_binary_cross_entropy,
     "bce": binary_cross_entropy,
+    "bpr": bayesian_personalised_ranking,
 }
-"""Each takes the states, the item table, the targets, the histories that the states come from, and random numbers."""
+"""Each takes the states, the item table, the targets, the histories that the states come from, the settings, and
+random numbers."""
 
 
 def separate_loss(
@@ -82,7 +145,7 @@ def separate_loss(
 ) -> StepLosses:
     """The weighted sum of the losses of the modules that train; one that is frozen is not run.
 
-    The modules do not touch. Where both train, the fusion weights learn from their detached scores.
+    The modules do not touch. Where both train, the fusion weights, if it has any, learn from their detached scores.
 
     Args:
         model: The model.
@@ -92,20 +155,26 @@ def separate_loss(
         catalogue: The retriever's, if it trains.
         rngs: Random numbers for dropout and negatives.
     """
-    losses: dict[str, Array] = {}
-    weights = {"sasrec": config.sasrec_loss_weight, "retriever": config.retriever_loss_weight}
+    losses: dict[str, Component] = {}
+    outputs = Outputs()
     if "sasrec" in modules:
         hidden_Nd, table_Id = _states(model, inputs, rngs), model.sasrec.item_table()
         rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
-        losses["sasrec"] = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, rngs)
+        loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, rngs)
+        losses["sasrec"] = Component(loss, config.sasrec_loss_weight)
+        outputs = outputs._replace(hidden_Nd=hidden_Nd)
     if "retriever" in modules:
-        retriever_NI = _retriever_scores(model, inputs, catalogue, rngs)
-        losses["retriever"] = softmax_cross_entropy(retriever_NI, inputs.targets_N)
-    total = sum(weights[name] * loss for name, loss in losses.items())
-    if len(losses) == 2:
-        sasrec_NI, retriever_NI = jax.lax.stop_gradient((model.sasrec.score(hidden_Nd, table_Id), retriever_NI))
-        total = total + softmax_cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N)
-    return StepLosses(total, jax.lax.stop_gradient(losses))
+        preferences_NKd = _preferences(model, inputs, catalogue, rngs)
+        retriever_NI = model.retriever.score(preferences_NKd, catalogue)
+        loss = softmax_cross_entropy(retriever_NI, inputs.targets_N)
+        losses["retriever"] = Component(loss, config.retriever_loss_weight)
+        outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=retriever_NI)
+    primary = {name: jax.lax.stop_gradient(loss) for name, (loss, _) in losses.items()}
+    if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
+        sasrec_NI = model.sasrec.score(*jax.lax.stop_gradient((hidden_Nd, table_Id)))
+        fused_NI = model.fusion(sasrec_NI, jax.lax.stop_gradient(retriever_NI))
+        losses["fused"] = Component(softmax_cross_entropy(fused_NI, inputs.targets_N), 1.0)
+    return StepLosses(sum(weight * loss for loss, weight in losses.values()), primary, losses, outputs)
 
 
 def fused_loss(
@@ -117,10 +186,31 @@ def fused_loss(
     A module that does not train has no dropout.
     """
     sasrec_rngs, retriever_rngs = (rngs if name in modules else None for name in ("sasrec", "retriever"))
-    sasrec_NI = model.sasrec.score(_states(model, inputs, sasrec_rngs), model.sasrec.item_table())
-    retriever_NI = _retriever_scores(model, inputs, catalogue, retriever_rngs)
+    hidden_Nd = _states(model, inputs, sasrec_rngs)
+    preferences_NKd = _preferences(model, inputs, catalogue, retriever_rngs)
+    sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    retriever_NI = model.retriever.score(preferences_NKd, catalogue)
     total = softmax_cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N)
-    return StepLosses(total, dict.fromkeys(MODULES, jax.lax.stop_gradient(total)))
+    outputs = Outputs(hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI)
+    primary = dict.fromkeys(MODULES, jax.lax.stop_gradient(total))
+    return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
+
+
+def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Array, Array]:
+    """The logits of both modules, (N, I) each: of a module that was not run, computed now and without dropout."""
+    hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
+    if sasrec_NI is None:
+        hidden_Nd = _states(model, inputs, None) if hidden_Nd is None else hidden_Nd
+        sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    if retriever_NI is None:
+        preferences_NKd = _preferences(model, inputs, catalogue, None) if preferences_NKd is None else preferences_NKd
+        retriever_NI = model.retriever.score(preferences_NKd, catalogue)
+    return sasrec_NI, retriever_NI
+
+
+def mean_over_targets(values_N: Array, is_target_N: Array) -> Array:
+    """Their mean where a target is."""
+    return jnp.where(is_target_N, values_N, 0).sum() / is_target_N.sum()
 
 
 def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:
@@ -129,13 +219,27 @@ def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:
     return hidden_BLd.reshape(-1, hidden_BLd.shape[-1])[inputs.positions_N]
 
 
-def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: nnx.Rngs | None) -> Array:
-    """The retriever's logits where a target is, (N, I)."""
+def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: nnx.Rngs | None) -> Array:
+    """The retriever's preference vectors where a target is, (N, K, d)."""
     preferences_BLKd = model.retriever(inputs.items_BL, catalogue, rngs)
-    return model.retriever.score(
-        preferences_BLKd.reshape(-1, *preferences_BLKd.shape[2:])[inputs.positions_N], catalogue
-    )
+    return preferences_BLKd.reshape(-1, *preferences_BLKd.shape[2:])[inputs.positions_N]
 
 
-def _mean(values_N: Array, is_real_N: Array) -> Array:
-    return jnp.where(is_real_N, values_N, 0).sum() / is_real_N.sum()
+def _against_drawn(
+    hidden_Nd: Array, table_Id: Array, targets_N: Array, config: TrainerConfig, rngs: nnx.Rngs
+) -> tuple[Array, Array, Array]:
+    """Scores of the targets, (N,), and of M drawn items, (N, M), and which of these count."""
+    negatives_M = jax.random.randint(rngs.negatives(), (config.num_negatives,), 0, len(table_Id))
+    positive_N = (hidden_Nd * table_Id.at[targets_N].get(mode="clip")).sum(1).astype(jnp.float32)
+    negative_NM = (hidden_Nd @ table_Id[negatives_M].T).astype(jnp.float32)
+    return positive_N, negative_NM, negatives_M != targets_N[:, None]
+
+
+def _against_one(
+    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, rngs: nnx.Rngs
+) -> tuple[Array, Array, Array]:
+    """Scores of the targets and of one drawn item each, and which of these count, all (N,)."""
+    negatives_N = jax.random.randint(rngs.negatives(), targets_N.shape, 0, len(table_Id))
+    positive_N = (hidden_Nd * table_Id.at[targets_N].get(mode="clip")).sum(1).astype(jnp.float32)
+    negative_N = (hidden_Nd * table_Id[negatives_N]).sum(1).astype(jnp.float32)
+    return positive_N, negative_N, (negatives_N != targets_N) & (negatives_N[:, None] != rows_NL).all(1)

@@ -3,6 +3,8 @@
 Parameters are nested dictionaries, by module first. The freeze contract of `adapters.optax` holds for what is frozen.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,15 +14,17 @@ from flax import nnx
 from jax import Array
 
 from adapters.optax import AlternatingState, active_value_and_grad, alternating, apply_updates
+from ur4rec.components import UNCERTAINTY
 from ur4rec.config import TrainerConfig
+from ur4rec.curriculum import WITHOUT_CURRICULUM, CurriculumWeights
 from ur4rec.stages import BOTH, MODULES, TURNS
 from ur4rec_jax.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.strategies import BankEntries, Context, Strategies, StrategyState
 from ur4rec_jax.ur4rec import UR4Rec
 
 FUSION = "fusion"
 PARTS = (*MODULES, FUSION)
-LABELS = {name: name for name in PARTS}
 
 
 class TrainState(NamedTuple):
@@ -30,6 +34,19 @@ class TrainState(NamedTuple):
     """The parameters of each part of the model."""
     optimizers: AlternatingState
     """The state of each part's optimizer."""
+    strategies: StrategyState
+    """What the strategies keep."""
+
+
+class StepReport(NamedTuple):
+    """What a step tells of itself."""
+
+    total: Array
+    """The loss that was minimised."""
+    modules: dict[str, Array]
+    """The raw primary loss of each module for which it was computed."""
+    metrics: dict[str, Array]
+    """What else the epoch averages, by name; NaN does not count."""
 
 
 class Step:
@@ -39,25 +56,36 @@ class Step:
         graphdef: The model without its arrays, from `flax.nnx.split`.
         config: The settings.
         fused: Whether the fused scores are trained; else each module by its own loss.
+        parts: The parts of the model that have parameters: not every fusion does.
 
     Attributes:
         fused: As given.
     """
 
-    def __init__(self, graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, fused: bool) -> None:
+    def __init__(
+        self, graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, fused: bool, parts: tuple[str, ...] = PARTS
+    ) -> None:
         self._graphdef = graphdef
         self._config = config
         self.fused = fused
-        self._turns = {turn: (*TURNS[turn], FUSION) if fused or turn == BOTH else TURNS[turn] for turn in TURNS}
+        self._strategies = Strategies(config)
+        self._labels = {name: name for name in parts}
+        always = (FUSION,) if FUSION in parts else ()
+        self._turns = {turn: (*TURNS[turn], *always) if fused or turn == BOTH else TURNS[turn] for turn in TURNS}
         self._optimizer = alternating(
-            {name: _adamw(name, 0.0 if name == FUSION else config.weight_decay) for name in PARTS},
-            LABELS,
+            {name: _adamw(name, 0.0 if name == FUSION else config.weight_decay) for name in parts},
+            self._labels,
             turns=self._turns,
         )
 
-    def init(self, params: dict[str, Any]) -> TrainState:
-        """The state at the beginning of training."""
-        return TrainState(params, self._optimizer.init(params))
+    def init(self, params: dict[str, Any], dim: int) -> TrainState:
+        """The state at the beginning of training.
+
+        Args:
+            params: The parameters of each part of the model.
+            dim: Width of the preference space.
+        """
+        return TrainState(params, self._optimizer.init(params), self._strategies.init(dim))
 
     def __call__(
         self,
@@ -68,9 +96,11 @@ class Step:
         key: Array,
         step: Array,
         learning_rates: dict[str, Array],
+        curriculum: CurriculumWeights | None = None,
         *,
         turn: str,
-    ) -> tuple[TrainState, StepLosses]:
+        distils: bool = False,
+    ) -> tuple[TrainState, StepReport]:
         """One step, without effect if the loss is not finite.
 
         Args:
@@ -81,12 +111,23 @@ class Step:
             key: The run's; random numbers are a function of it and the step.
             step: The training step of the run.
             learning_rates: Of each part.
+            curriculum: The curriculum's weights at this step; None if it is off.
             turn: What trains; static.
+            distils: Whether the modules learn from each other; static.
         """
-        gradients = active_value_and_grad(self._loss(turn), LABELS, PARTS, turns=self._turns, has_aux=True)
-        (_, losses), grads = gradients(
+        loss = partial(self._loss(turn), distils, state.strategies, curriculum)
+        gradients = active_value_and_grad(loss, self._labels, tuple(self._labels), turns=self._turns, has_aux=True)
+        (_, (losses, entries)), grads = gradients(
             state.params, buffers, catalogue, inputs, jax.random.fold_in(key, step), active=turn
         )
+        new = self._move(state, grads, turn, learning_rates)
+        kept = _keep_unless(jnp.isfinite(losses.total), new, state, self._turns[turn])
+        rate = learning_rates.get(UNCERTAINTY)
+        strategies, metrics = self._strategies.finish(state.strategies, losses, entries, rate)
+        return kept._replace(strategies=strategies), StepReport(losses.total, losses.modules, metrics)
+
+    def _move(self, state: TrainState, grads: Any, turn: str, learning_rates: dict[str, Array]) -> TrainState:
+        """What is active, clipped and updated."""
         active = self._turns[turn]
         scale = _clip_scale({name: grads[name] for name in active}, self._config.clip_norm)
         updates, optimizers = self._optimizer.update(
@@ -97,16 +138,22 @@ class Step:
             learning_rates=learning_rates,
         )
         moved = {name: apply_updates(state.params[name], updates[name]) for name in active}
-        new = TrainState({**state.params, **moved}, optimizers)
-        return _keep_unless(jnp.isfinite(losses.total), new, state, active), losses
+        return state._replace(params={**state.params, **moved}, optimizers=optimizers)
 
-    def _loss(self, turn: str) -> Any:
-        modules = TURNS[turn]
+    def _loss(self, turn: str) -> Callable[..., tuple[Array, tuple[StepLosses, BankEntries | None]]]:
+        modules, config = TURNS[turn], self._config
 
         def loss(
-            params: Any, buffers: Any, catalogue: Catalogue | None, inputs: StepInputs, key: Array
-        ) -> tuple[Array, StepLosses]:
-            if self._config.bf16:
+            distils: bool,
+            strategies: StrategyState,
+            curriculum: CurriculumWeights | None,
+            params: Any,
+            buffers: Any,
+            catalogue: Catalogue | None,
+            inputs: StepInputs,
+            key: Array,
+        ) -> tuple[Array, tuple[StepLosses, BankEntries | None]]:
+            if config.bf16:
                 params, buffers, catalogue = _to_bf16((params, buffers, catalogue))
             model = nnx.merge(self._graphdef, params, buffers)
             rngs = random_numbers(key)
@@ -115,8 +162,10 @@ class Step:
             if self.fused:
                 losses = fused_loss(model, inputs, modules, catalogue, rngs)
             else:
-                losses = separate_loss(model, self._config, inputs, modules, catalogue, rngs)
-            return losses.total, losses
+                losses = separate_loss(model, config, inputs, modules, catalogue, rngs)
+            context = Context(model, inputs, modules, catalogue, distils, curriculum or WITHOUT_CURRICULUM)
+            losses, entries = self._strategies.apply(strategies, losses, context)
+            return losses.total, (losses, entries)
 
         return loss
 
@@ -155,7 +204,7 @@ def _keep_unless(good: Array, new: TrainState, old: TrainState, active: tuple[st
         return {**old_parts, **chosen}
 
     optimizers = new.optimizers._replace(inner_states=choose(new.optimizers.inner_states, old.optimizers.inner_states))
-    return TrainState(choose(new.params, old.params), optimizers)
+    return new._replace(params=choose(new.params, old.params), optimizers=optimizers)
 
 
 def _to_bf16(tree: Any) -> Any:

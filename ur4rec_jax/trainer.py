@@ -22,6 +22,7 @@ from adapters.jax import DeviceAlternator, HostAlternator
 from alternator import Alternator, Decision, Rule
 from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import SCORERS, TrainerConfig, check_choice, check_joint_loss
+from ur4rec.curriculum import CurriculumWeights, curriculum_weights
 from ur4rec.decisions import StepRecord
 from ur4rec.errors import ConfigurationError
 from ur4rec.metrics import summarise
@@ -41,9 +42,9 @@ from ur4rec_jax import checkpoint
 from ur4rec_jax.compiled import functions_of
 from ur4rec_jax.device import find_device, to_inputs
 from ur4rec_jax.epoch import Epoch, stack_inputs
-from ur4rec_jax.losses import StepLosses
 from ur4rec_jax.ranking import rank_loader
 from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.step import PARTS, StepReport
 from ur4rec_jax.ur4rec import UR4Rec
 
 _LOGGER = logging.getLogger("alternator")
@@ -114,8 +115,9 @@ class JointTrainer:
         self._model_config = model.config
         self._graphdef, params, buffers = nnx.split(model, nnx.Param, ...)
         self._buffers = self._place(nnx.to_pure_dict(buffers))
-        self._functions = functions_of(self._graphdef, self.config)
-        self._state = self._place(self._functions.steps[True].init(nnx.to_pure_dict(params)))
+        parts = nnx.to_pure_dict(params)
+        self._functions = functions_of(self._graphdef, self.config, tuple(name for name in PARTS if name in parts))
+        self._state = self._place(self._functions.steps[True].init(parts, model.config.retriever_output_dim))
         self._key = jax.device_put(jax.random.key(self.config.seed), self.device)
         self._on_device = on_device
         self._usual_targets: int | None = None
@@ -136,6 +138,12 @@ class JointTrainer:
     def _is_fused(self) -> bool:
         """Whether the fused scores are trained: in a joint stage, if that is the joint loss."""
         return self.config.joint_loss == "fused" and self.stage in JOINT_STAGES
+
+    @property
+    def _distils(self) -> bool:
+        """Whether the modules learn from each other: in a joint stage, if that is on."""
+        config = self.config
+        return config.use_knowledge_distillation and config.kd_weight > 0 and self.stage in JOINT_STAGES
 
     def set_training_stage(
         self, stage: str, num_steps: int | None = None, *, position: Callable[[], float] | None = None
@@ -187,7 +195,8 @@ class JointTrainer:
                 With ``on_device`` the host sees no single step and it is not called.
 
         Returns:
-            ``total_loss``, ``sasrec_loss``, ``retriever_loss`` (means over the steps in which they were computed),
+            ``total_loss``, ``sasrec_loss``, ``retriever_loss`` and those of the other components that were computed
+            (means over the steps in which they were; see `ur4rec.components`),
             ``steps`` in all and per turn, ``switches`` and ``nonfinite_steps`` of this epoch, ``adaptive_switch_count``
             of the schedule so far, and the last learning rates.
 
@@ -299,24 +308,26 @@ class JointTrainer:
         self._kept_catalogue = None
         return {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
 
-    def _update(self, batch: Batch, turn: str, rates: Mapping[str, float]) -> StepLosses:
+    def _update(self, batch: Batch, turn: str, rates: Mapping[str, float]) -> StepReport:
         """The compiled step: in a joint stage of the joint loss, in a stage of one module of that module's own."""
         trains_retriever = "retriever" in TURNS[turn]
         self._state, losses = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
-            self._catalogue() if self._is_fused and not trains_retriever else None,
+            self._catalogue() if (self._is_fused or self._distils) and not trains_retriever else None,
             to_inputs(batch, self._model_config.num_items, self._usual_targets),
             self._key,
             np.int32(self.step),
             {name: np.float32(rate) for name, rate in rates.items()},
+            self._curriculum(self.stage_step),
             turn=turn,
+            distils=self._distils,
         )
         if trains_retriever:
             self._kept_catalogue = None
         return losses
 
-    def _count_step(self, active: str, decision: Decision, losses: StepLosses, rates: Mapping[str, float]) -> None:
+    def _count_step(self, active: str, decision: Decision, losses: StepReport, rates: Mapping[str, float]) -> None:
         self.step += 1
         self.stage_step += 1
         record = StepRecord.of_decision(self.step, self.stage, active, decision)
@@ -326,6 +337,7 @@ class JointTrainer:
                 total=partial(float, losses.total),
                 losses={name: partial(float, loss) for name, loss in losses.modules.items()},
                 learning_rates=rates,
+                metrics={name: partial(float, value) for name, value in losses.metrics.items()},
             )
         )
 
@@ -333,8 +345,10 @@ class JointTrainer:
         """Train on all batches in one call of the device, then take over its log and its schedule."""
         if not batches:
             return
-        rates = [self._learning_rates(self.stage_step + index) for index in range(len(batches))]
-        inputs_S = stack_inputs(batches, self._model_config.num_items, self._usual_targets, self.step, rates)
+        stage_steps = range(self.stage_step, self.stage_step + len(batches))
+        rates = [self._learning_rates(step) for step in stage_steps]
+        curricula = [self._curriculum(step) for step in stage_steps]
+        inputs_S = stack_inputs(batches, self._model_config.num_items, self._usual_targets, self.step, rates, curricula)
         epoch, saved = self._epoch(), self._alternating.state_dict()
         catalogue = self._catalogue() if epoch.keeps_catalogue else None
         self._state, self._kept_catalogue, steps, schedule = epoch.run(
@@ -349,7 +363,7 @@ class JointTrainer:
         if schedule is not None:
             self._alternating.load_state_dict(schedule)
 
-    def _observe(self, active: str, losses: StepLosses, *, at_hand: bool) -> Decision:
+    def _observe(self, active: str, losses: StepReport, *, at_hand: bool) -> Decision:
         """Tell the schedule the losses of a step, which had no effect if the loss is not finite.
 
         Where it is at hand, as on the CPU, the step counts as skipped then. An accelerator must not wait for it: there
@@ -361,16 +375,23 @@ class JointTrainer:
     def _epoch(self) -> Epoch:
         """The epoch of this stage, compiled when it is first run; trainers of one shape and schedule share it."""
         alternator, turn, delay = self.alternator, find_stage(self.stage).turn, self.config.loss_delay
-        key = (self._is_fused, alternator.fingerprint(), turn, delay)
+        key = (self._is_fused, self._distils, alternator.fingerprint(), turn, delay)
         if key not in self._functions.epochs:
             machine = None if turn else DeviceAlternator(alternator.modules, alternator.rule, delay=delay)
             step, project = self._functions.steps[self._is_fused], self._functions.project
-            self._functions.epochs[key] = Epoch(step, machine, turn, project)
+            self._functions.epochs[key] = Epoch(step, machine, turn, project, distils=self._distils)
         return self._functions.epochs[key]
 
     def _learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates at a step of the stage."""
         return learning_rates(self.config, step if self._position is None else self._position(), self.num_steps)
+
+    def _curriculum(self, step: int) -> CurriculumWeights | None:
+        """The curriculum's weights at a step of the stage; None if it is off."""
+        if not self.config.use_curriculum_learning:
+            return None
+        weights = curriculum_weights(step, self.num_steps, warmup_steps=self.config.warmup_steps)
+        return CurriculumWeights(*map(np.float32, weights))
 
     def _catalogue(self) -> Catalogue:
         """What the retriever knows of every item: computed once until the retriever trains."""

@@ -42,7 +42,7 @@ class UR4Rec(nnx.Module):
         rngs = nnx.Rngs(seed)
         self.sasrec = SASRec(self.config, rngs)
         self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs)
-        self.fusion = FUSIONS[self.config.fusion]()
+        self.fusion = FUSIONS[self.config.fusion](self.config)
 
     def __call__(self, items_BL: Array) -> Array:
         """Fused scores of every item as the next one, (B, I)."""

@@ -100,3 +100,38 @@ def test_equal_weights_and_batches_give_equal_curves_and_decisions(joint_loss, s
     assert len(curves[0]) >= NUM_STEPS - 1  # the last step's losses are not read yet
     same_curves(*curves)
     assert trainers["jax"].alternator.stats().switch_count >= 10
+
+
+STRATEGIES = {
+    "use_curriculum_learning": True,
+    "use_memory_bank": True,
+    "memory_bank_size": 40,
+    "use_knowledge_distillation": True,
+    "use_uncertainty_weighting": True,
+    "uncertainty_lr": 0.1,
+}
+
+
+@pytest.mark.parametrize("joint_loss", ["fused", "separate"])
+def test_with_all_strategies_on_the_components_of_the_loss_are_equal(joint_loss, split, make_trainer, tmp_path):
+    settings = {"joint_loss": joint_loss, **STRATEGIES}
+    torch, jax = trainers = [make_trainer(name, **settings) for name in ("torch", "jax")]
+    loader = TrainBatches(split.train, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16, seed=0)
+    batches = list(loader)  # without its usual number of targets, so that JAX compiles the step once
+    torch.set_training_stage("end_to_end", num_steps=20)
+    torch.train_epoch(batches * 3, max_steps=14)
+    torch.save_checkpoint(tmp_path / "torch")
+    jax.load_checkpoint(tmp_path / "torch")
+    for step in range(14, 17):
+        mine, other = (trainer.train_epoch(batches * 3, start=step, max_steps=1) for trainer in trainers)
+        assert set(mine) == set(other)
+        assert {f"{name}_loss" for name in ("consistency", "contrastive", "diversity", "distillation")} <= set(mine)
+        assert mine == pytest.approx(other, rel=1e-5)
+    for trainer, name in zip(trainers, ("torch", "jax"), strict=True):
+        trainer.save_checkpoint(tmp_path / f"{name}-later")
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+    theirs, ours = (load_file(tmp_path / f"{name}-later" / "optimizer.safetensors") for name in ("torch", "jax"))
+    assert theirs.keys() == ours.keys()
+    for name, array in theirs.items():
+        assert array.dtype == ours[name].dtype
+        np.testing.assert_allclose(ours[name], array, rtol=1e-3, atol=1e-5, err_msg=name)

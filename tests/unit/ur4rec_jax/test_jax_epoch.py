@@ -104,7 +104,7 @@ def test_steps_of_an_epoch_have_inputs_of_one_shape_and_their_own_numbers(loader
     counts = [int((batch.targets_BL != padding).sum()) for batch in batches]
     rates = [{"sasrec": 0.5**step, "retriever": 1.0} for step in range(len(batches))]
     for usual, length in ((max(counts), max(counts)), (max(counts) - 1, 16 * 8), (None, 16 * 8)):
-        inputs_S = stack_inputs(batches, padding, usual, 7, rates)
+        inputs_S = stack_inputs(batches, padding, usual, 7, rates, [None] * len(batches))
         assert inputs_S.inputs.targets_N.shape == inputs_S.inputs.positions_N.shape == (len(batches), length)
         assert (inputs_S.inputs.targets_N != padding).sum(axis=1).tolist() == counts
         np.testing.assert_array_equal(inputs_S.inputs.items_BL, [batch.items_BL for batch in batches])

@@ -28,9 +28,9 @@ def arrays():
 def test_cross_entropy_is_the_mean_of_minus_log_softmax_over_real_targets(arrays):
     hidden, table, targets, rows = arrays
     expected = -log_softmax(hidden @ table.T)[np.arange(6), targets]
-    assert float(SEQUENCE_LOSSES["ce"](*arrays, None)) == pytest.approx(expected.mean(), rel=1e-5)
+    assert float(SEQUENCE_LOSSES["ce"](*arrays, TrainerConfig(), None)) == pytest.approx(expected.mean(), rel=1e-5)
     targets[4:] = 9  # filled up
-    assert float(SEQUENCE_LOSSES["ce"](hidden, table, targets, rows, None)) == pytest.approx(
+    assert float(SEQUENCE_LOSSES["ce"](hidden, table, targets, rows, TrainerConfig(), None)) == pytest.approx(
         expected[:4].mean(), rel=1e-5
     )
 
@@ -47,7 +47,7 @@ def test_binary_cross_entropy_draws_one_negative_and_drops_those_in_the_history(
     dropped = 0
     for seed in range(8):
         negatives = np.asarray(jax.random.randint(nnx.Rngs(negatives=seed).negatives(), (6,), 0, 9))
-        loss = SEQUENCE_LOSSES["bce"](*map(jnp.asarray, arrays), nnx.Rngs(negatives=seed))
+        loss = SEQUENCE_LOSSES["bce"](*map(jnp.asarray, arrays), TrainerConfig(), nnx.Rngs(negatives=seed))
         counts = (negatives != targets) & (negatives[:, None] != rows).all(1)
         dropped += (~counts).sum()
         positive = np.log1p(np.exp(-(hidden * table[targets]).sum(1)))

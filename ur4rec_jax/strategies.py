@@ -1,0 +1,200 @@
+"""The strategies: further loss components, and what they keep between steps; see `ur4rec.components`.
+
+Shapes: B rows, L positions, N positions with a target (and some that fill up), I items, K preference vectors, d width,
+C components.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ur4rec.components import DIVERSITY_RIDGE, loss_name
+from ur4rec.config import TrainerConfig
+from ur4rec.curriculum import CurriculumWeights
+from ur4rec_jax.layers import normalize
+from ur4rec_jax.losses import Component, StepInputs, StepLosses, both_scores, mean_over_targets
+from ur4rec_jax.memory_bank import LastTargets, MemoryBank, find_last_targets
+from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.uncertainty import (
+    initial_log_variances,
+    uncertain_total,
+    uncertainty_metrics,
+    update_log_variances,
+)
+from ur4rec_jax.ur4rec import UR4Rec
+
+
+def consistency_loss(preferences_NKd: Array, inputs: StepInputs, keys_Id: Array) -> Array:
+    """Squared distance of what is wanted from what the history is about, a mean over positions.
+
+    Both are means of unit vectors, normalised: of the preference vectors, and of the history's text vectors up to
+    there, which are detached.
+    """
+    keys_Id = jax.lax.stop_gradient(keys_Id).astype(jnp.float32)
+    history_BLd = jnp.cumsum(keys_Id.at[inputs.items_BL].get(mode="clip"), axis=1)
+    history_Nd = normalize(history_BLd.reshape(-1, history_BLd.shape[-1])[inputs.positions_N])
+    wanted_Nd = normalize(preferences_NKd.astype(jnp.float32).mean(1))
+    return mean_over_targets(jnp.square(wanted_Nd - history_Nd).sum(1), inputs.targets_N < len(keys_Id))
+
+
+def diversity_loss(preferences_NKd: Array, is_target_N: Array) -> Array:
+    """−log det(P Pᵀ + 0.1 I) of the preference vectors, a mean over positions: large where they are alike."""
+    vectors_NKd = preferences_NKd.astype(jnp.float32)
+    ridge_KK = DIVERSITY_RIDGE * jnp.eye(vectors_NKd.shape[1])
+    factor_NKK = jnp.linalg.cholesky(vectors_NKd @ vectors_NKd.mT + ridge_KK)
+    return mean_over_targets(-2 * jnp.log(jnp.diagonal(factor_NKK, axis1=1, axis2=2)).sum(1), is_target_N)
+
+
+def distillation_loss(student_NI: Array, teacher_NI: Array, is_target_N: Array, temperature: float) -> Array:
+    """T² · KL(softmax(teacher / T) || softmax(student / T)), a mean over positions; the teacher is detached."""
+    student_NI = jax.nn.log_softmax(student_NI / temperature, axis=1)
+    teacher_NI = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_NI) / temperature, axis=1)
+    divergence_N = (jnp.exp(teacher_NI) * (teacher_NI - student_NI)).sum(1)
+    return temperature**2 * mean_over_targets(divergence_N, is_target_N)
+
+
+class Context(NamedTuple):
+    """What a step's components are computed from."""
+
+    model: UR4Rec
+    """The model."""
+    inputs: StepInputs
+    """The batch."""
+    modules: tuple[str, ...]
+    """What trains."""
+    catalogue: Catalogue | None
+    """The retriever's, where it is needed."""
+    distils: bool
+    """Whether the modules learn from each other."""
+    weights: CurriculumWeights
+    """The weights of the retriever's components."""
+
+
+class StrategyState(NamedTuple):
+    """What the strategies keep between steps."""
+
+    bank: MemoryBank | None
+    """The memory bank; None if it is off."""
+    log_variances_C: Array | None
+    """Of the components; None without uncertainty weighting."""
+
+
+class BankEntries(NamedTuple):
+    """What a step that trains the retriever writes into the memory bank."""
+
+    last: LastTargets
+    """The items, and which rows have one."""
+    keys_Bd: Array
+    """Their keys."""
+
+
+class Strategies:
+    """The strategies as pure functions: `apply` adds to the losses of a step, `finish` follows its update.
+
+    With all of them off, losses pass through untouched.
+
+    Args:
+        config: Says which are on.
+    """
+
+    def __init__(self, config: TrainerConfig) -> None:
+        self._config = config
+
+    def init(self, dim: int) -> StrategyState:
+        """What they keep at first.
+
+        Args:
+            dim: Width of the preference space.
+        """
+        config = self._config
+        return StrategyState(
+            MemoryBank.empty(config.memory_bank_size, dim) if config.use_memory_bank else None,
+            initial_log_variances() if config.use_uncertainty_weighting else None,
+        )
+
+    def apply(
+        self, state: StrategyState, losses: StepLosses, context: Context
+    ) -> tuple[StepLosses, BankEntries | None]:
+        """Add the components that are on; and what `finish` is to write into the bank."""
+        trains_bank = state.bank is not None and "retriever" in context.modules
+        entries = _bank_entries(context) if trains_bank else None
+        added = self._components(state, losses, context, entries)
+        components = {**losses.components, **added}
+        if state.log_variances_C is not None:
+            losses = losses._replace(total=uncertain_total(components, state.log_variances_C))
+        elif added:
+            losses = losses._replace(total=losses.total + sum(weight * loss for loss, weight in added.values()))
+        return losses._replace(components=components), entries
+
+    def finish(
+        self, state: StrategyState, losses: StepLosses, entries: BankEntries | None, learning_rate: Array | None
+    ) -> tuple[StrategyState, dict[str, Array]]:
+        """After the update: fill the bank, move the log-variances. They stay if the loss is not finite.
+
+        Args:
+            state: Before the step.
+            losses: What `apply` gave.
+            entries: The same.
+            learning_rate: Of the log-variances.
+
+        Returns:
+            The state after the step; and what the epoch reports beside the total and the primary losses, by name: NaN
+            of a component that is absent.
+        """
+        bank, log_variances_C = state
+        metrics = {
+            loss_name(name): jnp.where(weight == 0, jnp.nan, loss)
+            for name, (loss, weight) in losses.components.items()
+            if name not in losses.modules
+        }
+        is_finite = jnp.isfinite(losses.total)
+        if entries is not None:
+            bank = bank.write(entries.last.items_B, entries.keys_Bd, entries.last.is_real_B & is_finite)
+        if log_variances_C is not None:
+            metrics |= uncertainty_metrics(losses.components, log_variances_C)
+            log_variances_C = update_log_variances(losses.components, log_variances_C, is_finite, learning_rate)
+        return StrategyState(bank, log_variances_C), metrics
+
+    def _components(
+        self, state: StrategyState, losses: StepLosses, context: Context, entries: BankEntries | None
+    ) -> dict[str, Component]:
+        """The further components, in their order; one of weight 0 is not computed."""
+        found: dict[str, Component | None] = {}
+        inputs, weights, bank = context.inputs, context.weights, state.bank
+        if "retriever" in context.modules:
+            preferences_NKd, keys_Id = losses.outputs.preferences_NKd, context.catalogue.keys_Id
+            is_target_N, temperature = inputs.targets_N < len(keys_Id), self._config.memory_bank_temperature
+            found["consistency"] = _component(
+                lambda: consistency_loss(preferences_NKd, inputs, keys_Id), weights.consistency
+            )
+            if entries is not None:
+                found["contrastive"] = _component(
+                    lambda: bank.loss(preferences_NKd, keys_Id, entries.last, temperature), weights.contrastive
+                )
+            found["diversity"] = _component(lambda: diversity_loss(preferences_NKd, is_target_N), weights.diversity)
+        if context.distils:
+            found["distillation"] = Component(self._distillation(losses, context), self._config.kd_weight)
+        return {name: part for name, part in found.items() if part is not None}
+
+    def _distillation(self, losses: StepLosses, context: Context) -> Array:
+        """Each module that trains learns from the other one's scores."""
+        sasrec_NI, retriever_NI = both_scores(context.model, context.inputs, context.catalogue, losses.outputs)
+        pairs = {"sasrec": (sasrec_NI, retriever_NI), "retriever": (retriever_NI, sasrec_NI)}
+        is_target_N, temperature = context.inputs.targets_N < sasrec_NI.shape[1], self._config.kd_temperature
+        return sum(distillation_loss(*pairs[module], is_target_N, temperature) for module in context.modules)
+
+
+def _bank_entries(context: Context) -> BankEntries:
+    keys_Id = jax.lax.stop_gradient(context.catalogue.keys_Id)
+    last = find_last_targets(context.inputs, len(keys_Id))
+    return BankEntries(last, keys_Id.at[last.items_B].get(mode="clip"))
+
+
+def _component(loss: Callable[[], Array], weight: float | Array) -> Component | None:
+    """A component, computed only if its weight is not 0: one that is known when the step is traced, or in the step."""
+    if isinstance(weight, float):
+        return Component(loss(), weight) if weight else None
+    return Component(jax.lax.cond(weight != 0, loss, lambda: jnp.zeros(())), weight)

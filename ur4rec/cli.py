@@ -31,6 +31,7 @@ from ur4rec.run_config import PRESETS, RunConfig, preset
 from ur4rec.run_directory import RunDirectory
 from ur4rec.schedules import SCHEDULE_HELP
 from ur4rec.stages import STAGES
+from ur4rec.user_texts import texts_of_prefixes, write_user_texts
 
 app = typer.Typer(
     name="ur4rec",
@@ -157,10 +158,21 @@ def data(
     dataset: Annotated[str, typer.Option(help="As for train.")] = "ml-100k",
     data_dir: DataDirectory = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    texts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-user-texts",
+            metavar="FILE",
+            help="Write a file for train --user-texts: the last 20 titles of each user's training prefix.",
+        ),
+    ] = None,
 ) -> None:
     """Fetch a dataset, check it, and print its counts and hashes."""
     with one_line_errors():
         interactions = load_dataset(dataset, directory=data_dir)
+        if texts_file is not None:
+            texts = texts_of_prefixes(leave_one_out(interactions), interactions)
+            write_user_texts(texts_file, interactions.user_ids, texts)
         facts: dict[str, Any] = {
             "dataset": interactions.name,
             "source": interactions.source,

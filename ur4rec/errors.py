@@ -31,6 +31,10 @@ class DataError(UR4RecError):
     """Data that is malformed. Says the file, line and column where they are known."""
 
 
+class LeakageError(DataError):
+    """User texts that know what is held out from training."""
+
+
 class SourceError(UR4RecError):
     """A dataset that no source could supply. Lists every source tried and why it failed."""
 

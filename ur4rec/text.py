@@ -1,6 +1,6 @@
-"""Texts: item texts as unit vectors, encoded once and cached by content; user texts from the training prefix.
+"""Texts as unit vectors, encoded once and cached by content.
 
-Shapes: I items, D dimensions.
+Shapes: I items, U users, R users with a text, D dimensions.
 """
 
 import hashlib
@@ -10,15 +10,13 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.cache import cache_directory, refuse_unwritable
-from ur4rec.data.interactions import Interactions
-from ur4rec.data.splits import Split
 from ur4rec.errors import ConfigurationError, DataError, EncoderError
 from ur4rec.files import scratch_directory, write_file
 
@@ -62,16 +60,59 @@ def encode_items(
     if not texts:
         raise DataError("encoding needs at least one text, got none")
     resolved = resolve_encoder(encoder, dim)
-    path = cache_directory(cache_dir) / "text" / f"{_content_key(texts, resolved, dim)}.npy"
-    if (cached := _read_cached(path, (len(texts), dim))) is not None:
-        logger.info("%d item texts: vectors of %s from the cache", len(texts), resolved)
-        return cached
-    logger.info("encoding %d item texts with %s", len(texts), resolved)
-    vectors = _encode_tfidf(texts, dim) if resolved == "tfidf" else _encode_sentences(texts, resolved, dim)
-    vectors = _unit_rows(vectors)
-    with refuse_unwritable(path):
-        write_file(path, lambda scratch: np.save(scratch, vectors))
-    return vectors
+
+    def encode() -> NDArray[np.float32]:
+        tfidf = resolved == "tfidf"
+        return _unit_rows(_encode_tfidf(texts, dim) if tfidf else _encode_sentences(texts, resolved, dim))
+
+    key = _content_key(texts, resolved, dim)
+    return _cached(key, "item texts", (len(texts), dim), resolved, encode, cache_dir)
+
+
+def encode_users(
+    texts: Sequence[str],
+    item_texts: Sequence[str],
+    *,
+    encoder: str = "auto",
+    dim: int = 384,
+    cache_dir: str | Path | None = None,
+) -> NDArray[np.float32]:
+    """One unit vector per user text in the space of the item texts; zeros where there is no text or no known word.
+
+    Args:
+        texts: One text per user, empty where there is none.
+        item_texts: What was encoded for the items: TF-IDF knows their words and no others.
+        encoder: As for `encode_items`.
+        dim: As for `encode_items`.
+        cache_dir: As for `encode_items`.
+
+    Returns:
+        (U, D) float32.
+
+    Raises:
+        EncoderError: The model is missing or has other dimensions.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as scratch:
+        ...     vectors = encode_users(["fox!", "", "cow"], ["a fox", "a hen"], dim=8, cache_dir=scratch)
+        >>> vectors.any(axis=1).tolist()
+        [True, False, False]
+    """
+    vectors_UD = np.zeros((len(texts), dim), np.float32)
+    written = np.array([bool(text.strip()) for text in texts])
+    given, resolved = [text for text in texts if text.strip()], resolve_encoder(encoder, dim)
+    if not given:
+        return vectors_UD
+    learned = list(item_texts) if resolved == "tfidf" else []
+
+    def encode() -> NDArray[np.float32]:
+        return _encode_tfidf(given, dim, learned) if learned else _encode_sentences(given, resolved, dim)
+
+    key = _content_key([*given, "", *learned], resolved, dim)
+    raw_RD = _cached(key, "user texts", (len(given), dim), resolved, encode, cache_dir)
+    vectors_UD[written] = raw_RD / np.maximum(np.linalg.norm(raw_RD, axis=1, keepdims=True), 1e-12)
+    return vectors_UD
 
 
 def resolve_encoder(encoder: str = "auto", dim: int = 384) -> str:
@@ -104,22 +145,6 @@ def _model_folders() -> list[Path]:
     return folders + sorted((hub / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots").glob("*"))
 
 
-def user_texts(split: Split, interactions: Interactions, max_titles: int = 20) -> list[str]:
-    """What each user is known to like, in words: the last titles of the *training* prefix, the newest last.
-
-    Validation and test items are never named but where the user had them in training too, so no text leaks a target. A
-    user without training items has an empty text.
-
-    Example:
-        >>> from ur4rec.data import leave_one_out, synthetic
-        >>> interactions = synthetic(num_users=20, num_items=50)
-        >>> len(user_texts(leave_one_out(interactions), interactions))
-        20
-    """
-    recent = split.train.tails(max_titles)
-    return ["; ".join(interactions.titles[item] for item in items) for items in recent]
-
-
 def _content_key(texts: Sequence[str], encoder: str, dim: int) -> str:
     digest = hashlib.sha256(json.dumps([1, dim, list(texts)]).encode())
     model = Path(encoder)
@@ -131,6 +156,26 @@ def _content_key(texts: Sequence[str], encoder: str, dim: int) -> str:
     else:
         digest.update(encoder.encode())
     return digest.hexdigest()[:32]
+
+
+def _cached(
+    key: str,
+    what: str,
+    shape: tuple[int, int],
+    encoder: str,
+    encode: Callable[[], NDArray[np.float32]],
+    cache_dir: str | Path | None,
+) -> NDArray[np.float32]:
+    """What ``encode`` gives, kept on the disk under the key."""
+    path = cache_directory(cache_dir) / "text" / f"{key}.npy"
+    if (cached := _read_cached(path, shape)) is not None:
+        logger.info("%d %s: vectors of %s from the cache", shape[0], what, encoder)
+        return cached
+    logger.info("encoding %d %s with %s", shape[0], what, encoder)
+    vectors = encode()
+    with refuse_unwritable(path):
+        write_file(path, lambda scratch: np.save(scratch, vectors))
+    return vectors
 
 
 def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
@@ -148,22 +193,28 @@ def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | No
     return np.asarray(vectors)
 
 
-def _encode_tfidf(texts: Sequence[str], dim: int) -> NDArray[np.float32]:
-    """Words weighted by TF-IDF, reduced by a truncated SVD (latent semantic analysis)."""
+def _encode_tfidf(texts: Sequence[str], dim: int, learned: Sequence[str] | None = None) -> NDArray[np.float32]:
+    """Words weighted by TF-IDF, reduced by a truncated SVD (latent semantic analysis).
+
+    Words, weights and components are learned from the texts themselves, or from others.
+    """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = np.zeros((len(texts), dim), np.float32)
     try:
-        weights = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b").fit_transform(texts)
+        vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+        weights = vectorizer.fit_transform(texts if learned is None else learned)
     except ValueError:
-        logger.warning("no text holds a word: every item has the same vector")
+        logger.warning("no item text holds a word: every text has the same vector")
         return vectors
+    given = weights if learned is None else vectorizer.transform(texts)
     if weights.shape[1] <= dim:
-        vectors[:, : weights.shape[1]] = weights.toarray()
+        vectors[:, : weights.shape[1]] = given.toarray()
         return vectors
-    num_components = min(dim, len(texts))
-    vectors[:, :num_components] = TruncatedSVD(num_components, random_state=0).fit_transform(weights)
+    svd = TruncatedSVD(min(dim, weights.shape[0]), random_state=0)
+    components = svd.fit_transform(weights)
+    vectors[:, : components.shape[1]] = components if learned is None else svd.transform(given)
     return vectors
 
 
@@ -186,13 +237,13 @@ def _encode_sentences(texts: Sequence[str], model: str, dim: int) -> NDArray[np.
         raise EncoderError(
             f"text encoder {model!r} gives {vectors.shape[1]} dimensions, got dim={dim}; set it to those"
         )
+    if not np.isfinite(vectors).all():
+        raise EncoderError(f"text encoder {model!r} gave vectors that are not finite; choose another encoder")
     return np.asarray(vectors, np.float32)
 
 
 def _unit_rows(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of length 1; a row of zeros (a text without a known word) becomes the mean direction of the others."""
-    if not np.isfinite(vectors_ID).all():
-        raise EncoderError("the text encoder gave vectors that are not finite; choose another encoder")
     mean = vectors_ID.mean(axis=0)
     neutral = mean if np.linalg.norm(mean) > 0 else np.ones_like(mean)
     empty = np.linalg.norm(vectors_ID, axis=1) == 0

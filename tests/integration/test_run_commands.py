@@ -8,6 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ur4rec.cli import app
+from ur4rec.data import leave_one_out, synthetic
+from ur4rec.leakage import find_leakage
+from ur4rec.user_texts import read_user_texts
 
 
 def invoke(*arguments):
@@ -110,3 +113,12 @@ def test_data_prints_counts_and_hashes():
     assert (facts["num_users"], facts["num_items"]) == (600, 300)
     assert len(facts["leave_one_out_hash"]) == 64
     assert "num_interactions" in invoke("data", "--dataset", "synthetic").stdout
+
+
+def test_data_writes_texts_from_training_prefixes(tmp_path):
+    assert invoke("data", "--dataset", "synthetic", "--write-user-texts", tmp_path / "texts.json").exit_code == 0
+    interactions = synthetic()
+    split = leave_one_out(interactions)
+    texts = read_user_texts(tmp_path / "texts.json", interactions.user_ids)
+    assert texts[7].split("; ") == [interactions.titles[item] for item in split.train[7][-20:]]
+    assert not any(test.leaks for test in find_leakage(texts, interactions, split))

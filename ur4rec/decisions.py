@@ -1,12 +1,9 @@
 """The decision log of a run: one row per training step, as in ``decisions.csv``."""
 
-import csv
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from alternator import Decision
-from ur4rec.errors import DataError
 from ur4rec.stages import MODULES
 
 FIELDS = ("step", "stage", "active", "next", "reason", "value", "limit", *(f"{name}_loss" for name in MODULES))
@@ -56,19 +53,3 @@ class StepRecord(NamedTuple):
             limit=float(row["limit"]),
             losses={name: float(row[f"{name}_loss"]) for name in MODULES if row[f"{name}_loss"]},
         )
-
-
-def read_decisions(path: Path, num_steps: int) -> list[StepRecord]:
-    """The first steps of a decision log.
-
-    Raises:
-        DataError: The file is missing or damaged, or it holds fewer steps.
-    """
-    try:
-        with path.open(newline="") as file:
-            records = [StepRecord.from_row(row) for _, row in zip(range(num_steps), csv.DictReader(file), strict=False)]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} must be the decision log of the run, it cannot be read ({error})") from error
-    if [record.step for record in records] != list(range(1, num_steps + 1)):
-        raise DataError(f"{path} must hold the steps 1 to {num_steps} in order, got {len(records)} rows; run it anew")
-    return records

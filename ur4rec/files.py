@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SCRATCH_PREFIX = ".partial-"
+"""Names of what is being written, and of what a crash left half-written, begin so."""
+
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it there in one step.
@@ -47,7 +50,7 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
     """A temporary directory (inside ``parent``, which is made if need be) that is gone afterwards, whatever happens."""
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
     try:
         yield scratch
     finally:

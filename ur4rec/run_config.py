@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ur4rec.backends import BACKENDS
-from ur4rec.config import ModelConfig, TrainerConfig, check_choice
+from ur4rec.config import ModelConfig, TrainerConfig, check_choice, check_count
 from ur4rec.errors import ConfigurationError, UnknownNameError
 from ur4rec.schedules import parse_schedule
 from ur4rec.stages import STAGES
+
+
+_CHANGEABLE = ("backend", "device", "checkpoint_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,9 @@ class RunConfig:
     """Settings of `ModelConfig` other than its defaults."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `TrainerConfig` other than its defaults."""
+    checkpoint_every: int = 500
+    """Training steps after which the run is saved, beside the end of every epoch; 0 is then only. The result does not
+    depend on it."""
 
     def __post_init__(self) -> None:
         parse_schedule(self.schedule)
@@ -52,6 +58,7 @@ class RunConfig:
         TrainerConfig(**self.trainer)
         if self.batch_size < 1:
             raise ConfigurationError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_count("checkpoint_every", self.checkpoint_every, 0)
         for stage, epochs in self.epochs.items():
             if stage not in STAGES:
                 raise UnknownNameError("stage", stage, STAGES)
@@ -68,6 +75,10 @@ class RunConfig:
     def model_config(self, num_items: int) -> ModelConfig:
         """The shape of the model for a catalogue."""
         return ModelConfig(num_items=num_items, **self.model)
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that a run must keep when it goes on; the others may change without changing what it is."""
+        return {name: value for name, value in self.to_json().items() if name not in _CHANGEABLE}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,9 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from ur4rec.config import check_choice
 from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.files import write_whole
+from ur4rec.files import SCRATCH_PREFIX, write_whole
+
+
+_LOCK = ".lock"
 
 
 class RunDirectory:
@@ -27,6 +33,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = FileLock(path / _LOCK)
 
     @classmethod
     def create(cls, path: Path, *, overwrite: bool = False) -> "RunDirectory":
@@ -37,23 +44,25 @@ class RunDirectory:
             overwrite: Remove an earlier run of that name. Anything but a run directory is still refused.
 
         Raises:
-            ConfigurationError: The directory holds something, or cannot be written.
+            ConfigurationError: The directory holds something, cannot be written, or a process trains in it.
         """
         if path.exists() and not path.is_dir():
             raise ConfigurationError(f"--out must be a directory, {path} is a file; choose another --out")
-        if path.is_dir() and any(path.iterdir()):
+        directory = cls(path)
+        if path.is_dir() and any(each.name != _LOCK for each in path.iterdir()):
             if not overwrite:
                 raise ConfigurationError(f"--out must be empty, {path} is not; choose another, or give --overwrite")
             if not (path / "config.json").exists():
                 raise ConfigurationError(f"--overwrite removes only a run directory; {path} has no config.json")
-            shutil.rmtree(path)
+            with directory.locked():
+                directory._remove_all()
         try:
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):
                 pass
         except OSError as error:
             raise ConfigurationError(f"--out must be writable, {path} is not ({error.strerror})") from error
-        return cls(path)
+        return directory
 
     @classmethod
     def open_existing(cls, path: Path) -> "RunDirectory":
@@ -66,12 +75,41 @@ class RunDirectory:
             raise ConfigurationError(f"{path} is no run directory: it has no config.json; give the --out of a run")
         return cls(path)
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this directory; what a crash left half-written is removed.
+
+        Raises:
+            ConfigurationError: Another process trains in it.
+        """
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ConfigurationError(
+                f"only one process may train in a run directory, and another one does in {self.path}; "
+                "wait for it, or choose another directory"
+            ) from error
+        try:
+            for partial in [*self.path.glob(f"{SCRATCH_PREFIX}*"), *self.path.glob(f"checkpoint/{SCRATCH_PREFIX}*")]:
+                shutil.rmtree(partial)
+            yield
+        finally:
+            self._lock.release()
+
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint; None if the run has not come to its first."""
+        """The newest checkpoint; None if the run has not come to its first.
+
+        Raises:
+            DataError: ``LATEST`` names none.
+        """
         return self._checkpoint("LATEST")
 
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint of the best validation; None if the run has not come to its first."""
+        """The checkpoint of the best validation; None if the run has not come to its first.
+
+        Raises:
+            DataError: ``BEST`` names none.
+        """
         return self._checkpoint("BEST")
 
     def require_checkpoint(self, which: str = "best") -> Path:
@@ -79,7 +117,7 @@ class RunDirectory:
 
         Raises:
             UnknownNameError: ``which`` is neither.
-            DataError: The run has not come to its first checkpoint.
+            DataError: The run has not come to its first checkpoint, or it is not there any more.
         """
         check_choice("checkpoint", which, ("best", "latest"))
         path = self._checkpoint(which.upper())
@@ -97,7 +135,9 @@ class RunDirectory:
         """
         folder = self.path / "checkpoint"
         folder.mkdir(exist_ok=True)
-        path = folder / f"step-{step}"
+        # What a pointer names is never replaced: not by what is saved at the same step later, as after a validation.
+        named = {self.latest_checkpoint(), self.best_checkpoint()}
+        path = next(path for suffix in ("", ".1", ".2") if (path := folder / f"step-{step}{suffix}") not in named)
         yield path
         for name in ("BEST", "LATEST") if best else ("LATEST",):
             write_whole(folder / name, f"{path.name}\n".encode())
@@ -108,7 +148,20 @@ class RunDirectory:
 
     def _checkpoint(self, name: str) -> Path | None:
         pointer = self.path / "checkpoint" / name
-        return pointer.parent / pointer.read_text().strip() if pointer.exists() else None
+        if not pointer.exists():
+            return None
+        target = pointer.read_bytes().decode(errors="replace").strip()
+        if not re.fullmatch(r"step-\d+(\.\d)?", target) or not (pointer.parent / target).is_dir():
+            there = sorted(each.name for each in pointer.parent.glob("step-*"))
+            raise DataError(f"{pointer} must name a checkpoint beside it (one of {there}), got {target!r}; mend it")
+        return pointer.parent / target
+
+    def _remove_all(self) -> None:
+        for each in self.path.iterdir():
+            if each.is_dir():
+                shutil.rmtree(each)
+            elif each.name != _LOCK:
+                each.unlink()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a mapping as JSON."""

@@ -2,12 +2,13 @@
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -31,7 +32,12 @@ from ur4rec.run_config import PRESETS, RunConfig, preset
 from ur4rec.run_directory import RunDirectory
 from ur4rec.schedules import SCHEDULE_HELP
 from ur4rec.stages import STAGES
+from ur4rec.stopping import Stopped, stop_on_signals
 from ur4rec.user_texts import texts_of_prefixes, write_user_texts
+
+if TYPE_CHECKING:
+    from ur4rec.results import Result
+    from ur4rec.run import Run
 
 app = typer.Typer(
     name="ur4rec",
@@ -42,6 +48,7 @@ app = typer.Typer(
     epilog="Start with: ur4rec train --dataset synthetic --preset smoke --out runs/smoke",
 )
 console = Console()
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Dataset = Annotated[
     str | None,
@@ -71,12 +78,13 @@ def one_line_errors() -> Iterator[None]:
 
 def _fail(message: str) -> None:
     line = " ".join(message.split())
-    Console(stderr=True, soft_wrap=True, highlight=False).print("error: " + line, style="red", markup=False)
+    stderr.print("error: " + line, style="red", markup=False)
     raise typer.Exit(2)
 
 
 @app.command()
 def train(
+    context: typer.Context,
     out: Annotated[
         Path | None, typer.Option(help="Run directory to make: config.json, metrics.json, decisions.csv, ...")
     ] = None,
@@ -110,6 +118,10 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     data_dir: DataDirectory = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(metavar="STEPS", help="Save so often within an epoch too (default: 500); 0 is at its end only."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
@@ -123,13 +135,11 @@ def train(
     with one_line_errors():
         _log_to_stderr(quiet)
         progress = False if quiet else None
-        if out is not None and resume is not None:
-            raise ConfigurationError(f"--resume goes on in its own directory; leave out --out {out}")
         if resume is not None:
+            refuse_settings(context)
             directory = RunDirectory.open_existing(resume)
             config = RunConfig.from_json(directory.read_json("config.json"))
             run = Run(config, prepare(config, directory=data_dir), directory, progress=progress)
-            run.resume()
         elif out is None:
             raise ConfigurationError("give --out DIR for a new run, or --resume DIR to go on with one")
         else:
@@ -142,13 +152,14 @@ def train(
                 encoder=encoder,
                 seed=seed,
                 device=device,
+                checkpoint_every=checkpoint_every,
                 epochs=parse_epochs(epochs or []),
                 **sort_settings(settings or []),
             )
             load_backend(config.backend)
             experiment = prepare(config, directory=data_dir)
             run = Run(config, experiment, RunDirectory.create(out, overwrite=overwrite), progress=progress)
-        results = run.train()
+        results = train_until_stopped(run, resume=resume is not None)
         console.print(results_table(results))
         console.print(f"everything is in {run.directory.path}: look at {run.directory.path / 'schedule.png'}")
 
@@ -344,6 +355,31 @@ def compare(
         if not quiet:
             console.print(Markdown(text))
         console.print(f"the report is {directory.path / 'report.html'}, also as .md and .json")
+
+
+def refuse_settings(context: typer.Context) -> None:
+    """Refuse what --resume cannot heed: a run goes on with its own settings."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in ("resume", "data_dir", "quiet"):
+            option = next(each.opts[0] for each in context.command.params if each.name == name)
+            raise ConfigurationError(
+                f"--resume goes on in its directory with the run's own settings; leave out {option}"
+            )
+
+
+def train_until_stopped(run: "Run", *, resume: bool) -> "list[Result]":
+    """Train; after Ctrl-C or SIGTERM say how to go on, and exit as if the signal had ended the process."""
+    with run.directory.locked(), stop_on_signals() as stop:
+        try:
+            if resume:
+                run.resume()
+            return run.train(stop=stop)
+        except Stopped as stopped:
+            assert stop.number is not None
+            command = f"ur4rec train --resume {shlex.quote(str(run.directory.path))}"
+            stderr.print(f"stopped after step {stopped.step}, saved; go on with: {command}", markup=False)
+            raise typer.Exit(128 + stop.number) from None
 
 
 def parse_epochs(texts: list[str]) -> dict[str, int]:

@@ -29,7 +29,8 @@ class DecisionLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records: list[StepRecord] = []
-        self._start_with(b"", 0)
+        self._num_written = self._size = 0
+        self._digest = hashlib.sha256()
 
     @property
     def sha256(self) -> str:
@@ -75,9 +76,6 @@ class DecisionLog:
                 "one in the checkpoint; restore it, or train anew"
             )
         self.records[:] = map(StepRecord.from_row, csv.DictReader(content.decode().splitlines()))
-        self._start_with(content, num_steps)
-
-    def _start_with(self, content: bytes, num_steps: int) -> None:
         self._num_written, self._size, self._digest = num_steps, len(content), hashlib.sha256(content)
 
 

@@ -1,6 +1,7 @@
 """A training run: the stages in order, validation after every epoch, and everything kept in the run directory."""
 
 import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.backends import load_backend
+from ur4rec.batches import EvaluationBatch, EvaluationBatches
+from ur4rec.checkpoint import check_same
 from ur4rec.config import SCORERS
-from ur4rec.decisions import FIELDS, StepRecord, read_decisions
+from ur4rec.decision_log import DecisionLog
 from ur4rec.experiment import Experiment
 from ur4rec.facts import experiment_facts
 from ur4rec.metrics import summarise
@@ -19,6 +22,7 @@ from ur4rec.run_config import RunConfig
 from ur4rec.run_directory import RunDirectory
 from ur4rec.schedule_plot import plot_schedule
 from ur4rec.schedules import parse_schedule
+from ur4rec.stopping import Stopped
 
 _JOINT_ROWS = ("fused", {"sasrec": "SASRec in it", "retriever": "retriever in it", "fused": "fused"})
 TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
@@ -50,9 +54,12 @@ class Run:
         self.config = config
         self.experiment = experiment
         self.directory = directory
-        self.records: list[StepRecord] = []
+        self.decisions = DecisionLog(directory.path / "decisions.csv")
         self.epochs: list[dict[str, Any]] = []
         self.results: dict[str, Result] = {}
+        self._seconds = 0.0
+        self._saved_step = 0
+        self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
         self._validation = experiment.evaluation(experiment.split.validation)
         self._test = experiment.evaluation(experiment.split.test)
@@ -66,72 +73,127 @@ class Run:
             rule=self._schedule.rule,
             seed=config.seed,
             progress=progress,
-            on_step=self.records.append,
+            on_step=self.decisions.records.append,
             **config.trainer,
         )
 
-    def train(self) -> list[Result]:
+    def train(self, *, stop: Callable[[], bool] = lambda: False) -> list[Result]:
         """Train through all stages; after every epoch the run is validated and saved, after every stage drawn.
 
-        After `resume` it goes on with the next epoch, and ends as if it had never stopped.
+        After `resume` it goes on with the next step, and ends as if it had never stopped.
+
+        Args:
+            stop: Asked after every step, and while targets are ranked, whether to save and stop.
 
         Returns:
             The rows of the results table, each at its best epoch by validation.
 
         Raises:
-            AlternatorError: Too many losses in a row were not finite.
+            AlternatorError: Too many losses in a row were not finite, or another process trains in the directory.
             OSError: The disk is full or not writable; what was saved before is whole.
+            Stopped: ``stop`` said so; everything is saved.
         """
-        plan = self.config.plan
-        if not self.epochs:
-            self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
-            self._add_popularity()
-        for epoch in range(len(self.epochs), len(plan)):
-            stage = plan[epoch]
-            if epoch == 0 or stage != plan[epoch - 1]:
-                self._enter(stage)
-            self._run_epoch(epoch, stage)
-            if epoch + 1 == len(plan) or stage != plan[epoch + 1]:
-                plot_schedule(self.directory.path / "schedule.png", self.records, self.epochs, self._title())
+        self._stop = stop
+        with self.directory.locked():
+            if not self.results:
+                self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
+                self._add_popularity()
+            plan = self.config.plan
+            for epoch in range(len(self.epochs), len(plan)):
+                self._run_epoch(epoch, plan[epoch])
+                if epoch + 1 < len(plan) and plan[epoch + 1] != plan[epoch]:
+                    self._draw()
+            self._write_results()
+            self._draw()
         return list(self.results.values())
 
     def resume(self) -> None:
         """Go back to the newest checkpoint of the run directory; a directory without one starts from the beginning.
 
         Raises:
-            AlternatorError: The checkpoint or the decision log is damaged, or of another configuration.
+            AlternatorError: The checkpoint or the decision log is damaged, or of another configuration or other data.
         """
         checkpoint = self.directory.latest_checkpoint()
         if checkpoint is None:
             return
         saved = self.trainer.load_checkpoint(checkpoint)["metrics"]
-        self.epochs = saved["epochs"]
+        check_same("run", saved["run"], self._identity)
+        self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
-        self.records[:] = read_decisions(self.directory.path / "decisions.csv", self.epochs[-1]["step"])
+        self.decisions.load(self.trainer.step, saved["decisions_sha256"])
+        self._saved_step = self.trainer.step
 
-    def _enter(self, stage: str) -> None:
-        num_steps = self.config.epochs[stage] * len(self.experiment.train)
-        joint = stage == "joint_finetune" and self._schedule.rule is None
-        self.trainer.set_training_stage("end_to_end" if joint else stage, num_steps=num_steps)
+    @property
+    def _epoch_steps(self) -> int:
+        """Steps of this epoch that are done."""
+        return int(self.trainer.step) - (self.epochs[-1]["step"] if self.epochs else 0)
 
     def _run_epoch(self, epoch: int, stage: str) -> None:
-        started = time.perf_counter()
-        metrics = self.trainer.train_epoch(self.experiment.train, epoch=epoch)
-        trained = time.perf_counter()
-        ranks = {scorer: self.trainer.rank(self._validation, scorer=scorer) for scorer in SCORERS}
-        best = self._keep_best(epoch, stage, ranks)
+        """An epoch, from where it was left, and its validation."""
+        if self._stop():
+            raise Stopped(self.trainer.step)
+        if not self._epoch_steps and (epoch == 0 or stage != self.config.plan[epoch - 1]):
+            self._enter(stage)
+        started = time.perf_counter() - self._seconds
+        try:
+            metrics = self.trainer.train_epoch(
+                self.experiment.train,
+                epoch=epoch,
+                start=self._epoch_steps,
+                after_step=lambda: self._after_step(epoch, started),
+            )
+            self._raise_if_stopped()
+            trained = time.perf_counter()
+            ranks = self._rank(self._validation, SCORERS)
+            best = self._keep_best(epoch, stage, ranks)
+        except Stopped:
+            self._save_within(epoch, started)
+            raise
         self.epochs.append(
             {
                 "epoch": epoch,
                 "stage": stage,
-                "step": len(self.records),
+                "step": self.trainer.step,
                 "train": metrics,
                 "validation": {scorer: summarise(ranks[scorer], K_LIST) for scorer in SCORERS},
                 "train_seconds": trained - started,
                 "evaluation_seconds": time.perf_counter() - trained,
             }
         )
-        self._save(epoch, best)
+        self._seconds = 0.0
+        self._write_results()
+        self._save(epoch, best=best)
+
+    def _enter(self, stage: str) -> None:
+        num_steps = self.config.epochs[stage] * len(self.experiment.train)
+        joint = stage == "joint_finetune" and self._schedule.rule is None
+        self.trainer.set_training_stage("end_to_end" if joint else stage, num_steps=num_steps)
+
+    def _after_step(self, epoch: int, started: float) -> bool:
+        """Save where it is time for it; at the end of the epoch the validation comes first."""
+        every = self.config.checkpoint_every
+        due = every > 0 and self.trainer.step - self._saved_step >= every
+        if due and self._epoch_steps < len(self.experiment.train):
+            self._save_within(epoch, started)
+        return self._stop()
+
+    def _save_within(self, epoch: int, started: float) -> None:
+        if self.trainer.step == self._saved_step:
+            return
+        self._seconds = time.perf_counter() - started
+        self._save(epoch, best=False)
+
+    def _raise_if_stopped(self) -> None:
+        if self._stop():
+            raise Stopped(self.trainer.step)
+
+    def _rank(self, targets: EvaluationBatches, scorers: Iterable[str]) -> Ranks:
+        return {scorer: self.trainer.rank(self._until_stopped(targets), scorer=scorer) for scorer in scorers}
+
+    def _until_stopped(self, targets: EvaluationBatches) -> Iterator[EvaluationBatch]:
+        for batch in targets:
+            self._raise_if_stopped()
+            yield batch
 
     def _keep_best(self, epoch: int, stage: str, ranks: Ranks) -> bool:
         """Test this epoch if validation says that it is the best so far of its rows of the results table."""
@@ -140,9 +202,9 @@ class Run:
         before = self.results.get(rows[criterion])
         if before is not None and value <= before.validation[CRITERION]:
             return False
+        test_ranks = self._rank(self._test, rows)
         for scorer, name in rows.items():
-            test_ranks = self.trainer.rank(self._test, scorer=scorer)
-            self.results[name] = build_result(name, epoch, ranks[scorer], test_ranks)
+            self.results[name] = build_result(name, epoch, ranks[scorer], test_ranks[scorer])
         return True
 
     def _add_popularity(self) -> None:
@@ -150,17 +212,33 @@ class Run:
         ranks = [popularity_ranks(split.train, targets, split.num_items) for targets in (split.validation, split.test)]
         self.results["popularity"] = build_result("popularity", -1, *ranks)
 
-    def _save(self, epoch: int, best: bool) -> None:
-        """Write everything whole, the checkpoint last: so whatever it stands for is there when it is."""
-        self.directory.write_csv("decisions.csv", (record.row() for record in self.records), FIELDS)
+    def _write_results(self) -> None:
+        """Write what follows from the epochs; a crash before they are saved leaves it ahead of them, no harm done."""
         self.directory.write_csv("test_ranks.csv", self._rank_rows(), ["user", *self.results])
         self.directory.write_json("metrics.json", self._metrics())
-        state = {
-            "epochs": self.epochs,
-            "results": {name: result.to_json(ranks=True) for name, result in self.results.items()},
-        }
-        with self.directory.new_checkpoint(len(self.records), best=best) as path:
+
+    def _save(self, epoch: int, *, best: bool) -> None:
+        """Save the run as it is now, the checkpoint last: so whatever it stands for is there when it is."""
+        with self.directory.new_checkpoint(self.trainer.step, best=best) as path:
+            self.trainer.flush()
+            self.decisions.write()
+            state = {
+                "run": self._identity,
+                "epochs": self.epochs,
+                "seconds": self._seconds,
+                "results": {name: result.to_json(ranks=True) for name, result in self.results.items()},
+                "decisions_sha256": self.decisions.sha256,
+            }
             self.trainer.save_checkpoint(path, epoch=epoch, metrics=state)
+        self._saved_step = self.trainer.step
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when the run goes on."""
+        return {**self.config.decisive(), "split_hash": self.experiment.split.hash}
+
+    def _draw(self) -> None:
+        plot_schedule(self.directory.path / "schedule.png", self.decisions.records, self.epochs, self._title())
 
     def _metrics(self) -> dict[str, Any]:
         return {

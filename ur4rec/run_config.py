@@ -11,7 +11,6 @@ from ur4rec.errors import ConfigurationError, UnknownNameError
 from ur4rec.schedules import parse_schedule
 from ur4rec.stages import STAGES
 
-
 _CHANGEABLE = ("backend", "device", "checkpoint_every")
 
 

@@ -17,7 +17,6 @@ from ur4rec.config import check_choice
 from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.files import SCRATCH_PREFIX, write_whole
 
-
 _LOCK = ".lock"
 
 

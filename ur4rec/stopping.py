@@ -24,14 +24,14 @@ class StopRequest:
     """Whether somebody has asked to stop.
 
     Attributes:
-        signal: What asked; None if nothing has.
+        number: The signal that asked; None if none has.
     """
 
-    signal: signal.Signals | None = None
+    number: int | None = None
 
     def __call__(self) -> bool:
         """Whether to stop."""
-        return self.signal is not None
+        return self.number is not None
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     request = StopRequest()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
+        request.number = number
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 

@@ -242,6 +242,14 @@ class JointTrainer:
         with self._inference() as catalogue:
             return self.model.score(items, scorer, catalogue).cpu().numpy()
 
+    def flush(self) -> None:
+        """Report the steps whose losses have not been read, waiting for the device.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        self._log.flush()
+
     def save_checkpoint(self, path: str | Path, epoch: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
         """Write everything that the run needs to go on exactly, as a directory that is whole or absent.
 

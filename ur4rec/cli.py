@@ -359,13 +359,17 @@ def compare(
 
 def refuse_settings(context: typer.Context) -> None:
     """Refuse what --resume cannot heed: a run goes on with its own settings."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in ("resume", "data_dir", "quiet"):
-            option = next(each.opts[0] for each in context.command.params if each.name == name)
-            raise ConfigurationError(
-                f"--resume goes on in its directory with the run's own settings; leave out {option}"
-            )
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(str(parameter.name))) is not None
+        and source.name == "COMMANDLINE"
+        and parameter.name not in ("resume", "data_dir", "quiet")
+    ]
+    if given:
+        raise ConfigurationError(
+            f"--resume goes on in its directory with the run's own settings; leave out {', '.join(given)}"
+        )
 
 
 def train_until_stopped(run: "Run", *, resume: bool) -> "list[Result]":

@@ -11,9 +11,9 @@ from tests.integration.tiny_run import COMMAND, ENVIRONMENT, TINY, ur4rec
 from ur4rec.cli import app
 
 
-def mistaken(*arguments):
+def mistaken(*arguments, settings=TINY):
     """The one line that a mistake is answered with."""
-    result = CliRunner().invoke(app, ["train", *TINY, *map(str, arguments)])
+    result = CliRunner().invoke(app, ["train", *settings, *map(str, arguments)])
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     return line
@@ -112,8 +112,8 @@ def test_an_unwritable_out_is_one_line(tmp_path):
 
 def test_out_and_resume_exclude_each_other(tmp_path):
     assert "give --out DIR" in mistaken()
-    assert "leave out --out" in mistaken("--out", tmp_path / "a", "--resume", tmp_path / "b")
-    assert "is no run directory" in mistaken("--resume", tmp_path)
+    assert "leave out --out, --dataset" in mistaken("--out", tmp_path / "a", "--resume", tmp_path / "b")
+    assert "is no run directory" in mistaken("--resume", tmp_path, settings=())
 
 
 def test_a_malformed_row_is_one_line_with_its_place(tmp_path):
@@ -138,7 +138,7 @@ def test_a_full_disk_stops_the_run_with_one_line_and_leaves_whole_files(tmp_path
 
     monkeypatch.setattr("os.fsync", full)
     assert "No space left on device" in mistaken("--out", tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_help_names_the_stages_and_the_schedules():

@@ -55,7 +55,7 @@ def test_overwrite_replaces_a_run(tmp_path):
     first.write_json("config.json", {})
     first.write_json("metrics.json", {})
     second = RunDirectory.create(tmp_path / "run", overwrite=True)
-    assert list(second.path.iterdir()) == []
+    assert [path.name for path in second.path.iterdir()] == [".lock"]
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):

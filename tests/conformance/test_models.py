@@ -8,7 +8,7 @@ from tests.conformance.comparisons import same_curves, same_ranking, same_scores
 from tests.conformance.registry import chosen
 from ur4rec.backends import BACKENDS, load_backend
 from ur4rec.batches import TrainBatches
-from ur4rec.config import FUSIONS_WITH_GRADIENTS
+from ur4rec.config import FUSIONS
 from ur4rec.data import leave_one_out, synthetic
 
 MAX_SEQ_LEN, NUM_STEPS = 8, 200
@@ -61,7 +61,7 @@ def train(trainer, loader, steps):
 
 
 @pytest.mark.parametrize("direction", ["torch to jax", "jax to torch"])
-@pytest.mark.parametrize("fusion", FUSIONS_WITH_GRADIENTS)
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_weights_of_one_backend_give_the_same_scores_in_the_other(fusion, direction, split, make_trainer, tmp_path):
     source, _, target = direction.split()
     trainers = {name: make_trainer(name, fusion=fusion, joint_loss="separate") for name in (source, target)}

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from adapters._jax_line import rises, robust_gain
-from alternator import ConfigurationError, Cycle, Gain, Patience, Plateau, RandomTenure, Reason, Rule, Trend
+from alternator import ConfigurationError, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Rule, Trend
 from alternator.rules._looks import FEWEST_LOSSES
 
 REASONS: Final[tuple[str, ...]] = tuple(text for name, text in vars(Reason).items() if name.isupper())
@@ -271,6 +271,49 @@ def _measure(rule: Gain, state: Any, facts: DeviceFacts, others: jax.Array) -> t
     next_look = (facts.heard + max(rule.min_steps, FEWEST_LOSSES)).astype(state.next_look.dtype)
     measured = state._replace(next_look=next_look, rival=scores[rival], scores=scores)
     return measured, jnp.where(scores[rival] > scores[active], rival, active)
+
+
+@device_step.register
+def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdict]:
+    joint, costs_N = facts.active == 0, jnp.asarray(rule.costs, facts.rings_NR.dtype)
+    next_look = jnp.where(facts.entered, rule.groups, state.next_look)
+    early, late = facts.tenure < rule.min_steps, ~joint & (facts.tenure >= rule.max_wait)
+    few = facts.heard < next_look
+    looks = ~early & ~late & ~few
+    left_out_N, sureness_N = _left_out(rule, facts, costs_N)
+    surest = sureness_N.argmin()
+    paid = _finite(facts.rings_NR[facts.active].mean()) / costs_N[facts.active]
+    idle, less = sureness_N[surest] < -rule.confidence, paid < state.rest[facts.active]
+    state = state._replace(
+        next_look=jnp.where(looks, facts.heard + rule.groups, next_look).astype(state.next_look.dtype),
+        rest=jnp.where(looks & joint, left_out_N, state.rest),
+    )
+    judged = choose(Reason.BEST_GAIN, (joint & idle, Reason.IDLE), (joint, Reason.PAYS), (less, Reason.LESS_GAIN))
+    reason = jnp.where(looks, judged, choose(Reason.FEW_LOSSES, (early, Reason.MIN_STEPS), (late, Reason.STALE)))
+    seen, bound = jnp.where(early | late, facts.tenure, facts.heard), jnp.where(late, rule.max_wait, next_look)
+    value = jnp.where(looks, jnp.where(joint, sureness_N[surest], paid), seen)
+    compared = jnp.where(joint, -rule.confidence, state.rest[facts.active])
+    limit = jnp.where(looks, compared, jnp.where(early, rule.min_steps, bound))
+    switch = ~early & (late | (looks & jnp.where(joint, idle, less)))
+    target = jnp.where(switch, jnp.where(joint, surest, 0), -1)
+    return state, DeviceVerdict(switch, reason, value, limit, False, target)
+
+
+def _left_out(rule: Payoff, facts: DeviceFacts, costs_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Per turn, what it leaves out pays per cost, and by how many standard errors that is enough."""
+    saved_N = (costs_N[0] - costs_N).at[0].set(1)
+    paid_NR = (facts.rings_NR[0] - facts.rings_NR) / saved_N[:, None]
+    enough_NR = paid_NR - rule.share * facts.rings_NR[0] / costs_N[0]
+    mean_N, spread_N = enough_NR.mean(1), enough_NR.var(1, ddof=1) / rule.groups
+    equal_N = jnp.where(mean_N < 0, -jnp.inf, jnp.inf)
+    sureness_N = jnp.where(spread_N > 0, mean_N / jnp.sqrt(jnp.where(spread_N > 0, spread_N, 1)), equal_N)
+    known_N = (facts.ring_lengths_N >= rule.groups) & (jnp.arange(len(costs_N)) > 0)
+    left_out_N = jnp.where(known_N, _finite(paid_NR.mean(1)), 0)
+    return left_out_N, jnp.where(known_N & jnp.isfinite(spread_N), sureness_N, jnp.inf)
+
+
+def _finite(values: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isfinite(values), values, 0)
 
 
 def hash32(seed: int, count: jax.Array) -> jax.Array:

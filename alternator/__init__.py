@@ -3,10 +3,11 @@
 from alternator.decision import Decision
 from alternator.errors import AlternatorError, ConfigurationError, LossError, StateError, UnknownModuleError
 from alternator.machine import Alternator
+from alternator.payoffs import Payoffs
 from alternator.reasons import Reason
 from alternator.recorded import Replay, Switch, replay
 from alternator.rule import Facts, Rule, Verdict
-from alternator.rules import Cycle, Gain, Patience, Plateau, RandomTenure, Trend
+from alternator.rules import Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Trend
 from alternator.stats import ModuleStats, Stats
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "LossError",
     "ModuleStats",
     "Patience",
+    "Payoff",
+    "Payoffs",
     "Plateau",
     "RandomTenure",
     "Reason",

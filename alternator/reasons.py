@@ -22,6 +22,8 @@ class Reason:
     BEST_GAIN: Final = "best_gain"
     LESS_GAIN: Final = "less_gain"
     STALE: Final = "stale"
+    IDLE: Final = "idle"
+    PAYS: Final = "pays"
     SCHEDULED: Final = "scheduled"
     DRAW_HOLD: Final = "draw_hold"
     DRAW_SWITCH: Final = "draw_switch"
@@ -47,6 +49,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
     Reason.BEST_GAIN: ("largest gain per cost", "gain per cost {value:.3g} ≥ the best other, {limit:.3g}"),
     Reason.LESS_GAIN: ("another module gains more", "gain per cost {value:.3g} < {limit:.3g} of another module"),
     Reason.STALE: ("a module has waited too long", "a module has waited {value:.0f} steps, max_wait {limit:.0f}"),
+    Reason.IDLE: ("a module does not pay", "a module pays too little, by {value:.2f} standard errors < {limit:g}"),
+    Reason.PAYS: ("all modules pay", "all modules may pay: {value:.2f} standard errors ≥ {limit:g}"),
     Reason.SCHEDULED: ("scheduled", "tenure {value:.0f} of {limit:.0f} is over"),
     Reason.DRAW_HOLD: ("random draw: stay", "draw {value:.0f} > {limit:.0f}"),
     Reason.DRAW_SWITCH: ("random draw: switch", "draw {value:.0f} ≤ {limit:.0f}"),

@@ -18,7 +18,7 @@ import pytest
 
 import alternator.rules.trend
 from adapters.jax import DeviceAlternator
-from alternator import Alternator, Cycle, Gain, Patience, Plateau, RandomTenure, Reason, Trend, rules
+from alternator import Alternator, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Trend, rules
 from alternator.line import robust_gain
 
 TRACES = Path(__file__).parents[2] / "traces"
@@ -143,6 +143,7 @@ RANDOM: list[tuple[object, int, int]] = [
     (Trend(min_gain=0.02, horizon=50, window=44, min_steps=5, votes=1, max_steps=80), 3, 160),
     (Gain(), 2, 240),
     (Gain(min_steps=5, max_wait=40, window=20, costs=(1.0, 2.0, 0.5)), 3, 160),
+    (Payoff(costs=(2.0, 1.5, 1.0), groups=6, min_steps=4, max_wait=30), 3, 120),
     (RandomTenure(7.5, seed=3, min_steps=2), 3, 120),
 ]
 
@@ -254,7 +255,20 @@ def near_gain(rule, before, facts, after, verdict, gains):
     return after.scores != before.scores and any(b - a <= margin for a, b in pairwise(scores))
 
 
+def near_payoff(rule, before, facts, after, verdict, gains):
+    """Two sureties or a surety and its limit, within 1e-3 · (1 + confidence); payoffs, within 1e-5 of the largest."""
+    if verdict.reason in (Reason.IDLE, Reason.PAYS):
+        found = [rule._left_out(facts, index)[1] for index in range(1, facts.num_modules)]
+        found = sorted([*(each for each in found if each < inf), -rule.confidence])
+        return any(b - a <= 1e-3 * (1 + rule.confidence) for a, b in pairwise(found))
+    largest = max((abs(value) for ring in facts.rings for value in ring), default=0.0)
+    saved = min(abs(a - b) for a, b in pairwise(sorted({0.0, *rule.costs})))
+    compared = verdict.reason in (Reason.LESS_GAIN, Reason.BEST_GAIN)
+    return compared and abs(verdict.value - verdict.limit) <= 1e-5 * largest / saved
+
+
 NEAR = {
+    Payoff: near_payoff,
     Cycle: never,
     RandomTenure: never,
     Plateau: near_plateau,

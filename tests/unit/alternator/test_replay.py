@@ -40,7 +40,8 @@ def test_it_decides_as_a_live_run_does(delay):
 
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_every_rule_can_be_replayed(name):
-    rule = RULES[name](mean=10) if name == "random_tenure" else RULES[name]()
+    needs = {"random_tenure": {"mean": 10}, "payoff": {"costs": (2, 1)}}
+    rule = RULES[name](**needs.get(name, {}))
     result = replay(columns_of(300), rule)
     assert sum(result.training_steps.values()) == 300
     assert sum(result.holds.values()) + len(result.switches) == 300

@@ -1,0 +1,78 @@
+"""What each module's training has been worth: measured by undoing it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from alternator.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+class Payoffs(Generic[T]):
+    """Measures by how much each turn's modules have lowered a held-out loss; what `Payoff` is told.
+
+    The modules as they were (at the last measurement) and as they are are mixed: with all of them as they were the loss
+    is L; with a turn's modules as they are and all others as they were it is M. L - M is what the turn's training was
+    worth without the others'. All losses are of the same examples, so their noise cancels in the differences.
+
+    Args:
+        turns: Per turn the modules that it trains.
+        snapshot: What stands for a module as it is now: a copy of its parameters, or, cheaper, what it computes for the
+            held-out examples.
+        losses: The held-out losses, one per group of examples, for one snapshot of each module.
+
+    Raises:
+        ConfigurationError: There are no turns.
+
+    Example:
+        >>> weights = {"a": 1.0, "b": 1.0}
+        >>> payoffs = Payoffs(
+        ...     {"both": ("a", "b"), "a": ("a",), "b": ("b",)},
+        ...     snapshot=lambda name: weights[name],
+        ...     losses=lambda mix: [mix["a"] + 3 * mix["b"], mix["a"] + 5 * mix["b"]],
+        ... )
+        >>> weights.update(a=0.5, b=0.75)
+        >>> payoffs.measure("both", num_steps=10)
+        {'both': [0.125, 0.175], 'a': [0.05, 0.05], 'b': [0.075, 0.125]}
+        >>> weights.update(a=0.25)
+        >>> payoffs.measure("a", num_steps=10)
+        {'a': [0.025, 0.025]}
+    """
+
+    def __init__(
+        self,
+        turns: Mapping[str, Sequence[str]],
+        snapshot: Callable[[str], T],
+        losses: Callable[[Mapping[str, T]], Sequence[float]],
+    ) -> None:
+        if not turns:
+            raise ConfigurationError("turns must name at least one turn, got none")
+        self._turns = {name: tuple(members) for name, members in turns.items()}
+        self._snapshot = snapshot
+        self._losses = losses
+        self.before: dict[str, T] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure from here on."""
+        self.before = {name: self._snapshot(name) for turn in self._turns.values() for name in turn}
+
+    def measure(self, active: str, num_steps: int) -> dict[str, list[float]]:
+        """The payoff per step of each turn whose modules have all trained, per group; the next is measured from here.
+
+        Args:
+            active: The turn that has trained since the last measurement.
+            num_steps: Its steps.
+        """
+        trained = self._turns[active]
+        after = {name: self._snapshot(name) for name in trained}
+        base = self._losses(self.before)
+        payoffs = {}
+        for turn, members in self._turns.items():
+            if set(members) <= set(trained):
+                losses = self._losses({**self.before, **{name: after[name] for name in members}})
+                payoffs[turn] = [
+                    (was - now) / num_steps for was, now in zip(map(float, base), map(float, losses), strict=True)
+                ]
+        self.before = {**self.before, **after}
+        return payoffs

@@ -1,0 +1,158 @@
+"""Payoff: train everything together, and freeze what has stopped paying for its work."""
+
+from dataclasses import dataclass
+from math import copysign, inf, isfinite, sqrt
+from typing import NamedTuple
+
+from alternator.checks import check_fraction, check_integer, check_positive
+from alternator.errors import ConfigurationError
+from alternator.reasons import Reason
+from alternator.rule import Facts, Verdict
+
+
+class PayoffState(NamedTuple):
+    """What has been measured.
+
+    Attributes:
+        next_look: Values of this tenure at which the active turn is judged next.
+        rest: Per turn, what the modules that it leaves out paid per cost when they were last measured.
+    """
+
+    next_look: int
+    rest: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Payoff:
+    """Train the joint turn, the first name; leave modules out of it while they surely do not pay for their work.
+
+    What is recorded for a turn is no loss but a payoff: by how much a step of its modules has lowered a held-out loss,
+    as `Payoffs` measures it by undoing the other modules' training. It comes as ``groups`` values at a time, one per
+    group of held-out examples, for every turn whose modules have trained.
+
+    Let J and P be the payoffs of the joint turn and of a smaller one, c and d their costs. What the smaller one leaves
+    out pays (J - P) / (c - d) per unit of cost, all together pay J / c. When the former is surely (by ``confidence``
+    standard errors over the groups) below ``share`` of the latter, the smaller turn takes over; of several, the one of
+    which that is surest. The joint turn returns when the smaller one pays less per cost than what it leaves out last
+    did, and after ``max_wait`` updated steps in any case: what did not pay may pay again.
+
+    Use it where modules can train together at less than the sum of their costs, as they can where they share a forward
+    pass. It never leaves a module frozen for more than ``max_wait`` updated steps.
+
+    On a device in float32, decisions agree with these unless two sureties lie within 1e-3 · (1 + confidence) of each
+    other or of their limit, or two payoffs per cost within 1e-5 of the largest payoff over the smallest difference of
+    costs.
+
+    Raises:
+        ConfigurationError: A parameter is out of range, ``costs`` are not one per turn, or the joint turn's cost is not
+            the largest.
+
+    Example:
+        >>> from alternator import Alternator, Payoff
+        >>> alternator = Alternator(("both", "left", "right"), rule=Payoff(costs=(3, 2, 2), min_steps=4, groups=4))
+        >>> for step in range(4):
+        ...     alternator.record("both", 0.9 + step / 100)
+        ...     alternator.record("left", 0.9 + step / 100)
+        ...     alternator.record("right", 0.1)
+        ...     decision = alternator.advance()
+        >>> decision.active
+        'left'
+    """
+
+    costs: tuple[float, ...]
+    """Cost of an updated step of each turn, in any unit (measured seconds, say); the joint turn's comes first."""
+    share: float = 0.3
+    """Modules are left out when they pay less per cost than this share of what all together pay per cost."""
+    confidence: float = 2.0
+    """Standard errors by which that must be sure."""
+    groups: int = 16
+    """Values per measurement."""
+    min_steps: int = 20
+    """Least length of a tenure, in updated steps."""
+    max_wait: int = 200
+    """Updated steps after which the joint turn returns."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.costs, list):
+            object.__setattr__(self, "costs", tuple(self.costs))
+        for cost in self.costs:
+            check_positive("costs", cost)
+        if len(self.costs) < 2 or self.costs[0] <= max(self.costs[1:]):
+            raise ConfigurationError(
+                f"costs must begin with the joint turn's, which must be the largest, got {self.costs}: "
+                "a turn that costs no less would leave modules out for nothing"
+            )
+        check_fraction("share", self.share, 0, 1)
+        check_positive("confidence", self.confidence)
+        check_integer("groups", self.groups, 2)
+        check_integer("min_steps", self.min_steps, 1)
+        check_integer("max_wait", self.max_wait, self.min_steps)
+
+    @property
+    def ring_size(self) -> int:
+        """One measurement."""
+        return self.groups
+
+    def init(self, num_modules: int) -> PayoffState:
+        """Nothing measured yet."""
+        if len(self.costs) != num_modules:
+            raise ConfigurationError(f"costs must be one per turn ({num_modules}), got {len(self.costs)}")
+        return PayoffState(self.groups, (0.0,) * num_modules)
+
+    def step(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
+        """Judge the active turn once a measurement is complete."""
+        if facts.entered:
+            state = state._replace(next_look=self.groups)
+        if facts.tenure < self.min_steps:
+            return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, self.min_steps)
+        if facts.active and facts.tenure >= self.max_wait:
+            return state, Verdict(True, Reason.STALE, facts.tenure, self.max_wait, target=0)
+        if facts.heard < state.next_look:
+            return state, Verdict(False, Reason.FEW_LOSSES, facts.heard, state.next_look)
+        state = state._replace(next_look=facts.heard + self.groups)
+        return self._judge_smaller(state, facts) if facts.active else self._judge_joint(state, facts)
+
+    def _judge_joint(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
+        surest, rest = [inf], [0.0]
+        for index in range(1, facts.num_modules):
+            paid, sureness = self._left_out(facts, index)
+            rest.append(paid)
+            surest.append(sureness)
+        target = min(range(1, facts.num_modules), key=surest.__getitem__)
+        value, switch = surest[target], surest[target] < -self.confidence
+        reason = Reason.IDLE if switch else Reason.PAYS
+        return state._replace(rest=tuple(rest)), Verdict(
+            switch, reason, value, -self.confidence, target=target if switch else None
+        )
+
+    def _judge_smaller(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
+        paid = _mean(list(facts.rings[facts.active])) / self.costs[facts.active]
+        rest = state.rest[facts.active]
+        if paid < rest:
+            return state, Verdict(True, Reason.LESS_GAIN, paid, rest, target=0)
+        return state, Verdict(False, Reason.BEST_GAIN, paid, rest)
+
+    def _left_out(self, facts: Facts, index: int) -> tuple[float, float]:
+        """What the modules that a turn leaves out pay per cost, and by how many standard errors that is enough."""
+        joint, own = facts.rings[0], facts.rings[index]
+        if len(own) < self.groups:
+            return 0.0, inf
+        saved = self.costs[0] - self.costs[index]
+        paid = [(whole - part) / saved for whole, part in zip(joint, own, strict=True)]
+        enough = [each - self.share * whole / self.costs[0] for each, whole in zip(paid, joint, strict=True)]
+        return _mean(paid), _sureness(enough)
+
+
+def _mean(values: list[float]) -> float:
+    """The mean; 0 where it is not finite."""
+    mean = sum(values) / len(values)
+    return mean if isfinite(mean) else 0.0
+
+
+def _sureness(values: list[float]) -> float:
+    """By how many standard errors the mean is above 0; infinite where all are equal, or where that cannot be told."""
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) * (value - mean) for value in values) / (len(values) * (len(values) - 1))
+    if not isfinite(variance):
+        return inf
+    return mean / sqrt(variance) if variance > 0 else copysign(inf, mean)

@@ -1,0 +1,134 @@
+"""Payoff: all train together while they pay; what surely does not pay is left out for a while. Payoffs measures it."""
+
+import random
+from math import inf
+
+import pytest
+
+from alternator import Alternator, ConfigurationError, Payoff, Payoffs, Reason
+
+TURNS = {"both": ("left", "right"), "left": ("left",), "right": ("right",)}
+GROUPS = 8
+
+
+def train(alternator, worth, num_steps, noise=0.05):
+    """After every min_steps steps each trained turn is told what its modules' training was worth, with common noise."""
+    draw = random.Random(0)
+    decisions = []
+    for step in range(1, num_steps + 1):
+        tenure = alternator.stats().steps_since_switch + 1
+        if tenure % alternator.rule.min_steps == 0:
+            trained = TURNS[alternator.active]
+            for _ in range(GROUPS):
+                paid = {name: worth(name, step) * (1 + noise * draw.gauss(0, 1)) for name in trained}
+                for turn, members in TURNS.items():
+                    if set(members) <= set(trained):
+                        alternator.record(turn, sum(paid[name] for name in members))
+        decisions.append(alternator.advance())
+    return decisions
+
+
+def build(**settings):
+    return Alternator(tuple(TURNS), Payoff(**{"costs": (3, 2, 2), "groups": GROUPS, "min_steps": 5} | settings))
+
+
+def shares(alternator):
+    return {name: module.training_ratio for name, module in alternator.stats().modules.items()}
+
+
+def test_all_train_together_while_both_pay():
+    alternator = build()
+    train(alternator, lambda name, step: 1.0, 300)
+    assert shares(alternator) == {"both": 1.0, "left": 0.0, "right": 0.0}
+
+
+@pytest.mark.parametrize(("idle", "other"), [("left", "right"), ("right", "left")])
+def test_what_does_not_pay_is_left_out_and_tried_again(idle, other):
+    alternator = build(max_wait=50)
+    decisions = train(alternator, lambda name, step: 0.01 if name == idle else 1.0, 550)
+    assert shares(alternator)[other] == pytest.approx(50 / 55, abs=0.03)
+    reasons = {decision.reason for decision in decisions if decision.switched}
+    assert reasons == {Reason.IDLE, Reason.STALE}
+    assert "standard errors" in decisions[4].explain()
+
+
+def test_costs_decide_what_pays():
+    """A quarter of the payoff is too little for most of the cost, and enough for a tenth of it."""
+    worth = {"left": 1.0, "right": 0.25}
+    dear, cheap = build(costs=(10, 2, 9)), build(costs=(10, 9, 2), share=0.9)
+    train(dear, lambda name, step: worth[name], 200)
+    train(cheap, lambda name, step: worth[name], 200)
+    assert shares(dear)["left"] > 0.9
+    assert shares(cheap)["both"] == 1.0
+
+
+def test_the_joint_turn_returns_when_the_smaller_one_has_nothing_left():
+    alternator = build(max_wait=10_000)
+    decisions = train(alternator, lambda name, step: {"left": 1.0, "right": 0.1}[name] if step < 40 else 0.0, 80)
+    switches = [(decision.step, decision.active, decision.reason) for decision in decisions if decision.switched]
+    assert switches[:2] == [(5, "left", Reason.IDLE), (40, "both", Reason.LESS_GAIN)]
+
+
+def test_noise_alone_leaves_nothing_out():
+    alternator = build(confidence=4.0)
+    train(alternator, lambda name, step: 1.0 if name == "left" else 0.4, 400, noise=1.0)
+    assert shares(alternator)["both"] > 0.9
+
+
+def test_nothing_is_decided_before_a_measurement_is_complete():
+    alternator = build(groups=4, min_steps=1)
+    for heard in range(3):
+        assert alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0}).reason == Reason.FEW_LOSSES, heard
+    assert alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0}).active == "left"
+
+
+def test_a_turn_that_was_not_measured_is_never_chosen_and_infinite_payoffs_say_nothing():
+    alternator = build(groups=2, min_steps=1)
+    for _ in range(10):
+        assert not alternator.observe({"both": 1.0}).switched
+    for _ in range(10):
+        assert not alternator.observe({"both": 1.7e308, "left": -1.7e308, "right": -1.7e308}).switched
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"costs": (2, 2)}, "costs must begin with the joint turn's, which must be the largest"),
+        ({"costs": (2,)}, "costs must begin"),
+        ({"costs": (2, -1)}, "costs must be a finite number above 0"),
+        ({"share": 1.0}, "share must be a number above 0 and below 1"),
+        ({"confidence": 0}, "confidence must be"),
+        ({"groups": 1}, "groups must be an integer of at least 2"),
+        ({"min_steps": 0}, "min_steps must be"),
+        ({"max_wait": 3}, "max_wait must be an integer of at least 5"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        build(**settings)
+
+
+def test_costs_are_one_per_turn():
+    assert Payoff(costs=[3, 2]).costs == (3, 2)
+    with pytest.raises(ConfigurationError, match=r"costs must be one per turn \(3\), got 2"):
+        build(costs=(3, 2))
+
+
+def test_payoffs_undo_one_modules_training_at_a_time():
+    """An interaction: the loss falls by 4 together, by 1 and 2 alone."""
+    state = {"left": 0, "right": 0}
+    table = {(0, 0): 10.0, (1, 0): 9.0, (0, 1): 8.0, (1, 1): 6.0}
+    payoffs = Payoffs(TURNS, lambda name: state[name], lambda mix: [table[mix["left"], mix["right"]]])
+    state.update(left=1, right=1)
+    assert payoffs.measure("both", 2) == {"both": [2.0], "left": [0.5], "right": [1.0]}
+    assert payoffs.measure("left", 1) == {"left": [0.0]}
+    state.update(left=0, right=0)
+    payoffs.restart()
+    state["right"] = 1
+    assert payoffs.before == {"left": 0, "right": 0}
+    assert payoffs.measure("right", 4) == {"right": [0.5]}
+
+
+def test_payoffs_need_turns():
+    with pytest.raises(ConfigurationError, match="at least one turn"):
+        Payoffs({}, lambda name: 0, lambda mix: [inf])

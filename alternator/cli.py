@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ It never switches? Read "Why it held": the most frequent reason is the parameter
 """
 
 
+_LONGEST_ERROR = 1000
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
@@ -48,13 +52,29 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, or 2 for anything that the user can mend."""
-    arguments = _build_parser().parse_args(argv)
+    """Run the command.
+
+    Returns:
+        0; 2 for anything that the user can mend; or 1 where nobody reads the output any more, as in ``| head``.
+    """
     try:
-        print(arguments.run(arguments))
-    except AlternatorError as error:
-        print(f"alternator: {error}", file=sys.stderr)
+        try:
+            return _run(_build_parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit finds no fault
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    try:
+        text = arguments.run(arguments)
+    except (AlternatorError, OSError) as error:
+        line = " ".join(str(error).split())
+        print(f"alternator: {line[:_LONGEST_ERROR]}", file=sys.stderr)
         return 2
+    print(text)
     return 0
 
 

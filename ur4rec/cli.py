@@ -25,6 +25,7 @@ from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.data.describe import describe
 from ur4rec.data.sources import load_dataset
 from ur4rec.data.splits import leave_one_out
+from ur4rec.data.tables import cut
 from ur4rec.errors import ConfigurationError
 from ur4rec.experiment import prepare
 from ur4rec.report import metrics_table, results_table
@@ -67,17 +68,20 @@ def one_line_errors() -> Iterator[None]:
     """Turn the errors that users can mend into one line on stderr and exit code 2."""
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads the output any more, as in `| head`: click ends the command with exit code 1
+        raise
     except AlternatorError as error:
         _fail(str(error))
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        _fail(
-            f"the disk must be writable and have room: {error.strerror or error}{where}; free space or choose another"
-        )
+        _fail(f"a file cannot be read or written: {error.strerror or error}{where}; free space or choose another place")
+    except MemoryError as error:
+        _fail(f"there must be enough memory, there is not ({error}); choose smaller sizes")
 
 
 def _fail(message: str) -> None:
-    line = " ".join(message.split())
+    line = cut(" ".join(message.split()), 2000)
     stderr.print("error: " + line, style="red", markup=False)
     raise typer.Exit(2)
 
@@ -166,7 +170,10 @@ def train(
 
 @app.command()
 def data(
-    dataset: Annotated[str, typer.Option(help="As for train.")] = "ml-100k",
+    name: Annotated[str | None, typer.Argument(metavar="DATASET", help="As --dataset.", show_default=False)] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A dataset as for train. Default: ml-100k.", show_default=False)
+    ] = None,
     data_dir: DataDirectory = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     texts_file: Annotated[
@@ -180,7 +187,11 @@ def data(
 ) -> None:
     """Fetch a dataset, check it, and print its counts and hashes."""
     with one_line_errors():
-        interactions = load_dataset(dataset, directory=data_dir)
+        if name is not None and dataset is not None:
+            raise ConfigurationError(
+                f"a dataset must be named once, got {name!r} and --dataset {dataset!r}; leave one out"
+            )
+        interactions = load_dataset(name or dataset or "ml-100k", directory=data_dir)
         if texts_file is not None:
             texts = texts_of_prefixes(leave_one_out(interactions), interactions)
             write_user_texts(texts_file, interactions.user_ids, texts)
@@ -266,6 +277,7 @@ def convert(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     to: Annotated[str, typer.Option(help="The backend that takes it over: torch or jax.")],
     out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
 ) -> None:
     """Hand a run to the other backend: weights, optimizer state and schedule, to evaluate or to go on with.
 
@@ -274,7 +286,7 @@ def convert(
     from ur4rec.convert import convert_run
 
     with one_line_errors():
-        convert_run(RunDirectory.open_existing(run), to, out)
+        convert_run(RunDirectory.open_existing(run), to, out, overwrite=overwrite)
         console.print(f"{out} is a {to} run: try ur4rec evaluate {out}")
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from ur4rec.backends import BACKENDS, load_backend
 from ur4rec.config import check_choice
+from ur4rec.errors import ConfigurationError
 from ur4rec.run_directory import RunDirectory
 
 
-def convert_run(directory: RunDirectory, backend: str, out: Path) -> RunDirectory:
+def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: bool = False) -> RunDirectory:
     """Copy a run so that another backend evaluates, recommends from or resumes it.
 
     The other backend must load the best and the newest checkpoint before the copy is made.
@@ -17,6 +18,7 @@ def convert_run(directory: RunDirectory, backend: str, out: Path) -> RunDirector
         directory: The run.
         backend: "torch" or "jax".
         out: The directory to make.
+        overwrite: Replace an earlier run there, but never the run itself.
 
     Raises:
         AlternatorError: An unknown or missing backend, a run without a checkpoint, a damaged one, or an ``out`` that
@@ -28,7 +30,9 @@ def convert_run(directory: RunDirectory, backend: str, out: Path) -> RunDirector
     for checkpoint in checkpoints:
         load_model(checkpoint)
     config = directory.read_json("config.json")
-    copy = RunDirectory.create(out)
+    if out.resolve().is_relative_to(directory.path.resolve()):
+        raise ConfigurationError(f"--out must not be in the run's own directory, got {out}; choose another --out")
+    copy = RunDirectory.create(out, overwrite=overwrite)
     shutil.copytree(directory.path, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
     copy.write_json("config.json", {**config, "backend": backend})
     return copy

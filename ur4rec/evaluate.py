@@ -4,7 +4,6 @@ from pathlib import Path
 
 from ur4rec.backends import load_scorer
 from ur4rec.config import SCORERS, check_choice
-from ur4rec.errors import DataError
 from ur4rec.experiment import prepare
 from ur4rec.metrics import summarise
 from ur4rec.results import K_LIST
@@ -27,14 +26,10 @@ def evaluate_run(
         AlternatorError: An unknown split or checkpoint, no checkpoint yet, a damaged one, or not the run's data.
     """
     check_choice("split", split, ("test", "validation"))
-    saved = directory.read_json("config.json")
-    config = RunConfig.from_json(saved)
+    config = RunConfig.from_json(directory.read_json("config.json"))
     path = directory.require_checkpoint(checkpoint)
     experiment = prepare(config, directory=data_dir)
-    if experiment.split.hash != saved["facts"]["split_hash"]:
-        raise DataError(
-            f"the data must be the run's, but the split's hash is {experiment.split.hash}; restore the data"
-        )
+    directory.check_fact("split_hash", experiment.split.hash)
     model = load_scorer(config.backend, path, config.device)
     targets = experiment.evaluation(getattr(experiment.split, split))
     return {scorer: summarise(model.rank(targets, scorer=scorer), K_LIST) for scorer in SCORERS}

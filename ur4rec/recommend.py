@@ -44,6 +44,7 @@ class Recommender:
         self.interactions: Interactions = load_dataset(
             config.dataset, directory=data_dir, min_item_interactions=config.min_item_interactions
         )
+        directory.check_fact("interactions_hash", self.interactions.hash)
         self._scorer = load_scorer(config.backend, checkpoint)
         self._max_seq_len: int = self._scorer.model.config.max_seq_len
 

@@ -1,7 +1,7 @@
 """The configuration of a run: everything that decides its result, and the presets."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,10 @@ from ur4rec.schedules import parse_schedule
 from ur4rec.stages import STAGES
 
 _CHANGEABLE = ("backend", "device", "checkpoint_every")
+MOST_EPOCHS = 100_000
+"""The most epochs of a stage."""
+_MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name != "num_items")
+_TRAINER_SETTINGS = tuple(each.name for each in dataclasses.fields(TrainerConfig) if each.name != "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +55,23 @@ class RunConfig:
     depend on it."""
 
     def __post_init__(self) -> None:
+        for name in ("dataset", "backend", "schedule", "encoder", "device"):
+            _check_text(name, getattr(self, name))
+        for name, known in (("model", _MODEL_SETTINGS), ("trainer", _TRAINER_SETTINGS), ("epochs", STAGES)):
+            _check_mapping(name, getattr(self, name), known)
+        check_count("seed", self.seed, 0)
+        if self.min_item_interactions is not None:
+            check_count("min_item_interactions", self.min_item_interactions, 1)
         parse_schedule(self.schedule)
         check_choice("backend", self.backend, tuple(BACKENDS))
         self.model_config(num_items=2)
         TrainerConfig(**self.trainer)
-        if self.batch_size < 1:
-            raise ConfigurationError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_count("batch_size", self.batch_size, 1)
         check_count("checkpoint_every", self.checkpoint_every, 0)
         for stage, epochs in self.epochs.items():
-            if stage not in STAGES:
-                raise UnknownNameError("stage", stage, STAGES)
-            if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
-                raise ConfigurationError(f"epochs of {stage} must be an integer of at least 0, got {epochs!r}")
+            check_count(f"epochs of {stage}", epochs, 0)
+            if epochs > MOST_EPOCHS:
+                raise ConfigurationError(f"epochs of {stage} must be at most {MOST_EPOCHS}, got {epochs}")
         if not any(self.epochs.values()):
             raise ConfigurationError(f"epochs must be above 0 for some stage, got {dict(self.epochs)}")
 
@@ -94,6 +103,19 @@ class RunConfig:
         if unknown := sorted(set(content) - known - {"facts"}):
             raise ConfigurationError(f"unknown setting {unknown[0]!r} in the configuration; expected {sorted(known)}")
         return cls(**{name: value for name, value in content.items() if name in known})
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ConfigurationError(f"{name} must be a text that is not empty, got {value!r}")
+
+
+def _check_mapping(name: str, value: object, known: Collection[str]) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name} must be settings by name, got {value!r}")
+    for key in value:
+        if key not in known:
+            raise UnknownNameError("stage" if name == "epochs" else f"setting of {name}", key, known)
 
 
 _SMALL = {"sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "retriever_output_dim": 64}

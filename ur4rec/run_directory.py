@@ -174,9 +174,29 @@ class RunDirectory:
         """
         path = self.path / name
         try:
-            return dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError) as error:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path} must hold a JSON object ({error}); is this the directory of a run?") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{path} must hold a JSON object, got {type(content).__name__}; restore the file")
+        return content
+
+    def check_fact(self, name: str, value: object) -> None:
+        """Refuse data that is not what the run was made with.
+
+        Args:
+            name: A fact of ``config.json``, such as ``interactions_hash``.
+            value: What it is now.
+
+        Raises:
+            DataError: It was another, or is not known.
+        """
+        facts = self.read_json("config.json").get("facts")
+        saved = facts.get(name) if isinstance(facts, dict) else None
+        if value != saved:
+            raise DataError(
+                f"the data must be the run's, but its {name} was {saved!r} and is {value!r}; restore the data"
+            )
 
     def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> None:
         """Write rows as CSV with a header; a missing value is an empty cell."""

@@ -1,6 +1,8 @@
 """What can be done with a finished run: evaluate it, recommend from it, hand it to the other backend."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -88,7 +90,7 @@ print(sorted(needless & set(sys.modules)))
         (["evaluate", "RUN", "--split", "train"], "unknown split 'train'; expected one of ('test', 'validation')"),
         (["evaluate", "RUN", "--checkpoint", "first"], "unknown checkpoint 'first'"),
         (["convert", "RUN", "--to", "mxnet", "--out", "NOWHERE"], "unknown backend 'mxnet'"),
-        (["convert", "RUN", "--to", "jax", "--out", "RUN"], "--out must be empty"),
+        (["convert", "RUN", "--to", "jax", "--out", "RUN"], "--out must not be in the run's own directory"),
         (["data", "--dataset", "ml-2m"], "unknown dataset 'ml-2m'"),
     ],
 )
@@ -106,6 +108,63 @@ def test_a_damaged_checkpoint_is_one_line(run, tmp_path):
     content[len(content) // 2] ^= 1
     best.write_bytes(content)
     assert "model.safetensors is damaged" in mistaken("evaluate", copy)
+
+
+def copy_of(run, tmp_path, **changes):
+    """A copy of the run whose config.json says something else."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run[0], copy)
+    content = {**json.loads((copy / "config.json").read_text()), **changes}
+    (copy / "config.json").write_text(json.dumps(content))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"width": 3}}, "unknown setting of model 'width'; expected one of ('sasrec_hidden_dim',"),
+        ({"epochs": [5]}, "epochs must be settings by name, got [5]"),
+        ({"facts": None}, "the data must be the run's, but its"),
+        ({"min_item_interactions": 60}, "the data must be the run's, but its"),
+        ({"backend": "mxnet"}, "unknown backend 'mxnet'"),
+    ],
+)
+def test_a_configuration_changed_by_hand_is_one_line(run, tmp_path, changes, message):
+    copy = copy_of(run, tmp_path, **changes)
+    assert message in mistaken("evaluate", copy)
+    assert message in mistaken("recommend", copy, "--user", "u1")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\0", b"../../step-1", b"step-"])
+def test_a_damaged_pointer_to_the_checkpoint_is_one_line(run, tmp_path, content):
+    copy = copy_of(run, tmp_path)
+    (copy / "checkpoint" / "BEST").write_bytes(content)
+    assert "BEST must name a checkpoint beside it" in mistaken("evaluate", copy)
+
+
+def test_a_converted_run_replaces_only_an_earlier_run(run, tmp_path):
+    command = ["convert", run[0], "--to", "torch", "--out", tmp_path / "copy"]
+    assert invoke(*command).exit_code == 0
+    (tmp_path / "copy" / "note.txt").write_text("mine")
+    assert "give --overwrite" in mistaken(*command)
+    assert invoke(*command, "--overwrite").exit_code == 0
+    assert not (tmp_path / "copy" / "note.txt").exists()
+    for own in (run[0], run[0] / "copy"):
+        assert "must not be in the run's own directory" in mistaken(*command[:-1], own, "--overwrite")
+
+
+def test_a_reader_who_goes_away_is_no_error():
+    command = [sys.executable, "-c", "from ur4rec.cli import main; main()", "data", "synthetic", "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_dataset_is_named_once():
+    assert json.loads(invoke("data", "synthetic", "--json").stdout)["num_users"] == 600
+    assert "a dataset must be named once" in mistaken("data", "synthetic", "--dataset", "ml-100k")
 
 
 def test_data_prints_counts_and_hashes():

@@ -8,8 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.image import imread
 
+from alternator import LossError, replay
 from alternator.cli import main
 from alternator.loss_table import read_losses
 from alternator.replay_text import MOST_SWITCHES
@@ -203,7 +206,15 @@ def test_a_missing_extra_is_named(run, tmp_path, monkeypatch):
         ("step,a,b\n1.5,0.5,1\n", "line 2, column 'step': '1.5' is not a whole number"),
         ("step,a,a\n1,2,3\n", "columns must have different names, got step, a, a"),
         ("step,a\n1,2\n", "two or more columns of losses are needed, one per module; got a"),
-        ('step,a,b\n1,"2,3\n', "is not a CSV file"),
+        ('step,a,b\n1,2,3\n\n2,"2,3\n3,2,3\n', "line 4 is not CSV: unexpected end of data; look for a quote left open"),
+        ("step,a,b\n1,2," + "3" * 200_000, "line 2 is not CSV: field larger than field limit"),
+        ("step,a,b\n1,2," + "x" * 100_000, "line 2, column 'b': 'xxx"),
+        ("step,a,b\n1,\0,3\n", "line 2: must be UTF-8 text, got the byte 0x00; is it a CSV file?"),
+        ("step,a,b\n1,1_0,3\n", "line 2, column 'a': '1_0' is not a number"),
+        (f"step,a,b\n{2**60},1,3\n", f"line 2, column 'step': {2**60} is beyond {2**53}; number the steps anew"),
+        ('"a\nb"\n1\n', "two or more columns of losses are needed, one per module; got a b"),
+        ("step;a;b\n1;2;3\n", "two or more columns of losses are needed, one per module; got step;a;b"),
+        (",".join(f"c{i}" for i in range(50_000)), "no row of losses"),
         (
             "step,stage,active,next,reason,a_loss,b_loss\n1,end_to_end,both,both,stage,1,1\n",
             "no row of losses in stage",
@@ -217,6 +228,7 @@ def test_a_malformed_csv_is_one_line_and_exit_code_2(run, tmp_path, content, mes
     code, out, err = run("replay", path)
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
+    assert len(err) < 1100
     assert str(path) in err
     assert message in err
 
@@ -250,10 +262,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(run, tmp_path, arguments, message
 def test_files_that_cannot_be_read(run, tmp_path):
     code, _, err = run("replay", tmp_path / "none.csv")
     assert (code, err) == (2, f"alternator: {tmp_path / 'none.csv'} cannot be read: No such file or directory\n")
-    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81" * 9)
-    code, _, err = run("replay", tmp_path / "binary.csv")
-    assert code == 2
-    assert "is not a CSV file" in err
+    for content, line in ((b"\xff\xfe\x00\x81" * 9, 1), (b"step,a,b\r\n1,2,3\r\xe9,2,3", 3)):
+        (tmp_path / "binary.csv").write_bytes(content)
+        code, _, err = run("replay", tmp_path / "binary.csv")
+        assert code == 2
+        assert f"binary.csv, line {line}: must be UTF-8 text, got the byte 0x" in err
+    assert "cannot be read: Is a directory" in run("replay", tmp_path)[2]
+    code, _, err = run("replay", "x" * 5000)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "File name too long" in err
     assert run("replay")[0] == 2
     assert run()[0] == 2
 
@@ -272,6 +289,58 @@ def test_rules_lists_every_rule_and_parameter(run):
     code, _, err = run("rules", "gian")
     assert code == 2
     assert err.startswith("alternator: unknown rule 'gian'; expected one of ")
+
+
+CELLS = [
+    "1",
+    "0.5",
+    "-3e2",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "",
+    " 2 ",
+    "x",
+    "1_0",
+    '"',
+    '"4"',
+    ",",
+    "\n",
+    "\r\n",
+    "\r",
+    "\0",
+    "é",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["step,a,b\n", "a,b\r\n", " step , a,b\n", ""]), st.lists(st.sampled_from([*CELLS, ",", ",", "\n"]))
+)
+def test_any_file_is_replayed_or_refused_with_its_name(tmp_path_factory, header, cells):
+    path = tmp_path_factory.mktemp("losses") / "losses.csv"
+    path.write_bytes((header + "".join(cells)).encode())
+    try:
+        table = read_losses(path)
+    except LossError as error:
+        message = str(error)
+    else:
+        rows = {len(column) for column in (table.steps, *table.losses.values())}
+        assert len(rows) == 1
+        assert replay(table.losses, steps=table.steps).steps == table.steps
+        return
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("arguments", [["rules"], ["--help"], ["replay", "--help"]])
+def test_a_reader_who_goes_away_is_no_error(monkeypatch, capfd, arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(arguments) == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_help_teaches(run):

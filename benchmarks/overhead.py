@@ -81,7 +81,16 @@ def side_by_side(
     calls: int,
     bar: float,
 ) -> Row:
-    """The ratio of two kinds of round that take turns, after one round of each to warm up."""
+    """The ratio of two kinds of round that take turns."""
+    pairs = turns(ours, theirs, rounds)
+    median, low, high = spread([mine / other for mine, other in pairs])
+    mine_us, other_us = (statistics.median(column) / calls * 1e6 for column in zip(*pairs, strict=True))
+    detail = f"{mine_us:.2f} µs against {other_us:.2f} µs"
+    return Row(name=name, against=against, value=median, low=low, high=high, unit="×", bar=bar, detail=detail)
+
+
+def turns(ours: Callable[[], None], theirs: Callable[[], None], rounds: int) -> list[tuple[float, float]]:
+    """CPU seconds of either in each round, after one round of each to warm up."""
     measure(theirs), measure(ours)
     pairs = []
     for index in range(rounds):  # who goes first alternates, so that a drift of the machine cancels
@@ -89,10 +98,7 @@ def side_by_side(
             pairs.append((measure(ours), measure(theirs)))
         else:
             pairs.append((measure(theirs), measure(ours))[::-1])
-    median, low, high = spread([mine / other for mine, other in pairs])
-    mine_us, other_us = (statistics.median(column) / calls * 1e6 for column in zip(*pairs, strict=True))
-    detail = f"{mine_us:.2f} µs against {other_us:.2f} µs"
-    return Row(name=name, against=against, value=median, low=low, high=high, unit="×", bar=bar, detail=detail)
+    return pairs
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import torch
 from overhead import RESULTS, Row, machine, save, spread, turns
-from overhead_jax import DEMO, SMALL, Setting  # first: it sets XLA to one thread
+from overhead_jax import DEMO, SMALL, Setting  # which sets XLA to one thread
 from steps_jax import JaxByHand, count_jax
 from steps_torch import TorchByHand, count_torch
 
@@ -191,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="for a look; figures are rough")
     parser.add_argument("--backend", choices=tuple(BACKENDS), action="append", help="default: both")
+    parser.add_argument("--only", default="", help="the kinds of step whose name holds this")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -200,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     setting = Setting(retriever_num_queries=2, **shape)
     measured: list[Row] = []
     for backend in options.backend or BACKENDS:
-        for case in [*plain_cases(), *strategy_cases()]:
+        for case in [case for case in [*plain_cases(), *strategy_cases()] if options.only in case.name]:
             row = step_row(setting, backend, case, rounds=2 if options.quick else 60)
             print(f"{row.name}: {row.value:.3f} ({row.low:.3f} to {row.high:.3f}); {row.detail}", flush=True)
             measured += [row, flop_row(row)]

@@ -11,8 +11,6 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from ur4rec_jax.memory_bank import MemoryBank, find_last_targets
-from ur4rec_jax.strategies import consistency_loss, distillation_loss, diversity_loss
 
 import ur4rec_jax
 from ur4rec.config import TrainerConfig
@@ -20,6 +18,8 @@ from ur4rec.curriculum import FULL, WITHOUT_CURRICULUM
 from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import SEQUENCE_LOSSES, StepInputs, softmax_cross_entropy
+from ur4rec_jax.memory_bank import MemoryBank, find_last_targets
+from ur4rec_jax.strategies import consistency_loss, distillation_loss, diversity_loss
 
 LEARNING_RATES = {"sasrec": 1e-3, "retriever": 1e-4, "fusion": 1e-2}
 """The trainer's."""

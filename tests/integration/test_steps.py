@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from flax import nnx
 import ur4rec_jax
 import ur4rec_torch
 
-TINY = {"num_users": 16, "num_items": 30, "mean_length": 10, "batch_size": 8, "max_seq_len": 6}
+TINY = {"num_users": 16, "num_items": 60, "mean_length": 10, "batch_size": 8, "max_seq_len": 6}
 TINY |= {"sasrec_hidden_dim": 8, "sasrec_num_heads": 2, "retriever_output_dim": 8}
 NO_DROPOUT = {"sasrec_dropout": 0.0, "retriever_dropout": 0.0}
 
@@ -36,6 +37,11 @@ def trained(setting, *steps):
             step(setting.loader.batch(0, index % 2))
 
 
+def is_unseen(name):
+    """The bias of keys, which softmax does not see: its gradient is rounding alone."""
+    return "key" in name and "bias" in name
+
+
 def test_the_ideal_step_trains_as_the_trainer_does(benchmark, setting):
     cases = [*benchmark.steps.plain_cases(), *benchmark.steps.strategy_cases()]
     assert len({case.name for case in cases}) == len(cases)
@@ -47,7 +53,8 @@ def test_the_ideal_step_trains_as_the_trainer_does(benchmark, setting):
         trained(setting, trainer.train_step, ideal.step)
         found = ideal.model.state_dict()
         for name, expected in trainer.model.state_dict().items():
-            torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5, msg=f"{case.name}: {name}")
+            if not is_unseen(name):
+                torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5, msg=f"{case.name}: {name}")
 
 
 def test_the_ideal_step_in_jax_trains_as_the_trainer_does(benchmark, setting):
@@ -59,15 +66,10 @@ def test_the_ideal_step_in_jax_trains_as_the_trainer_does(benchmark, setting):
     trained(setting, trainer.train_step, ideal.step)
     params = nnx.to_pure_dict(nnx.state(trainer.model, nnx.Param))
     for part, leaves in ideal.trained.items():
-        pairs = zip(nnx.to_flat_state(leaves) if False else _leaves(leaves), _leaves(params[part]), strict=True)
-        for found, expected in pairs:
-            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
+        pairs = zip(jax.tree.leaves_with_path(leaves), jax.tree.leaves(params[part]), strict=True)
+        for (path, found), expected in pairs:
+            if not is_unseen(jax.tree_util.keystr(path)):
+                np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=str(path))
 
 
 def test_flops_tell_what_is_frozen(benchmark, setting):

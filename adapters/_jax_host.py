@@ -51,6 +51,8 @@ class HostAlternator:
     def observe(self, losses: Losses, *, updated: bool = True) -> Decision:
         """Set the losses of a step on their way to the host, record those that are due, and decide who trains next.
 
+        An empty mapping tells the alternator nothing: you record what it needs.
+
         Raises:
             UnknownModuleError: A name that is no module.
             LossError: The active module's loss is missing, or a loss is no scalar.
@@ -63,7 +65,7 @@ class HostAlternator:
                 raise LossError(f"a loss must be a real scalar, got the shape {np.shape(value)} for {name!r}")
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()
-        if self.active not in named:
+        if named and self.active not in named:
             raise LossError(f"the loss of the active module {self.active!r} is missing; got only {tuple(named)}")
         self._pending.append(named)
         self._record(self._delay)

@@ -158,7 +158,8 @@ class AlternatingOptimizer:
 
         Args:
             loss: What to minimise. None if you have called `backward` yourself.
-            losses: What the alternator is told: losses by name, the active name's among them. By default ``loss``.
+            losses: What the alternator is told: losses by name, the active name's among them. By default ``loss``; an
+                empty mapping tells it nothing (you record what it needs).
 
         Returns:
             The decision; None after a micro-step that updates nothing (``accumulate`` above 1).
@@ -331,7 +332,7 @@ class AlternatingOptimizer:
             if name not in self._turns:
                 raise UnknownModuleError(name, self._alternator.modules)
             check_scalar(name, value)
-        if self.active not in losses:
+        if losses and self.active not in losses:
             raise LossError(f"the loss of the active module {self.active!r} is missing; got only {tuple(losses)}")
         return dict(losses)
 

@@ -20,6 +20,7 @@ class Payoffs(Generic[T]):
         snapshot: What stands for a module as it is now: a copy of its parameters, or, cheaper, what it computes for the
             held-out examples.
         losses: The held-out losses, one per group of examples, for one snapshot of each module.
+        before: The snapshots to measure from, to go on where ``before`` of another was kept; by default those of now.
 
     Raises:
         ConfigurationError: There are no turns.
@@ -44,18 +45,18 @@ class Payoffs(Generic[T]):
         turns: Mapping[str, Sequence[str]],
         snapshot: Callable[[str], T],
         losses: Callable[[Mapping[str, T]], Sequence[float]],
+        before: Mapping[str, T] | None = None,
     ) -> None:
         if not turns:
             raise ConfigurationError("turns must name at least one turn, got none")
         self._turns = {name: tuple(members) for name, members in turns.items()}
         self._snapshot = snapshot
         self._losses = losses
-        self.before: dict[str, T] = {}
-        self.restart()
+        self.before = self._snapshots() if before is None else dict(before)
 
     def restart(self) -> None:
         """Measure from here on."""
-        self.before = {name: self._snapshot(name) for turn in self._turns.values() for name in turn}
+        self.before = self._snapshots()
 
     def measure(self, active: str, num_steps: int) -> dict[str, list[float]]:
         """The payoff per step of each turn whose modules have all trained, per group; the next is measured from here.
@@ -76,3 +77,7 @@ class Payoffs(Generic[T]):
                 ]
         self.before = {**self.before, **after}
         return payoffs
+
+    def _snapshots(self) -> dict[str, T]:
+        names = dict.fromkeys(name for turn in self._turns.values() for name in turn)
+        return {name: self._snapshot(name) for name in names}

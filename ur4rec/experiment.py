@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.batches import EvaluationBatches, TrainBatches
+from ur4rec.batches import EvaluationBatch, EvaluationBatches, TrainBatches
 from ur4rec.config import ModelConfig
 from ur4rec.data import Interactions, Split, Targets, leave_one_out
 from ur4rec.data.sources import load_dataset
@@ -14,6 +14,7 @@ from ur4rec.run_config import RunConfig
 from ur4rec.text import encode_items
 
 EVALUATION_ROWS = 512
+PROBE_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +36,18 @@ class Experiment:
         """Batches of targets."""
         return EvaluationBatches(
             targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=EVALUATION_ROWS
+        )
+
+    def probe(self) -> EvaluationBatch:
+        """Validation targets of `PROBE_ROWS` users, the same in every run, on which a schedule may measure."""
+        targets = self.split.validation
+        rows_B = np.sort(np.random.default_rng(0).permutation(len(targets))[:PROBE_ROWS])
+        (whole,) = EvaluationBatches(
+            targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=len(targets)
+        )
+        none_seen_M = np.zeros(0, np.int32)
+        return EvaluationBatch(
+            whole.items_BL[rows_B], whole.targets_B[rows_B], none_seen_M, none_seen_M, len(rows_B), 0
         )
 
 

@@ -102,3 +102,16 @@ def rank_batches(
         for batch in batches
     ]
     return np.concatenate([np.zeros(0, np.int64), *ranks])
+
+
+def negative_log_likelihood(scores_BI: ArrayLike, targets_B: ArrayLike) -> NDArray[Any]:
+    """Minus the log of the softmax of the scores at the targets.
+
+    Example:
+        >>> negative_log_likelihood([[0.0, 0.0, 0.0, 0.0]], [2]).round(4).tolist()
+        [1.3863]
+    """
+    scores = np.asarray(scores_BI, np.float64)
+    highest_B = scores.max(axis=1)
+    log_total_B = highest_B + np.log(np.exp(scores - highest_B[:, None]).sum(axis=1))
+    return np.asarray(log_total_B - scores[np.arange(len(scores)), np.asarray(targets_B)])

@@ -71,6 +71,7 @@ class Run:
             model,
             device=config.device,
             rule=self._schedule.rule,
+            probe=experiment.probe() if self._schedule.measures else None,
             seed=config.seed,
             progress=progress,
             on_step=self.decisions.records.append,

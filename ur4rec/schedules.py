@@ -3,17 +3,21 @@
 import re
 from dataclasses import dataclass
 
-from alternator import Cycle, Rule
+from alternator import Cycle, Payoff, Rule
 from alternator.rules.named import RULES, rule_from_settings
 from ur4rec.errors import ConfigurationError, UnknownNameError
 
 JOINT = "joint"
 CHOICES = ("adaptive", "parity", JOINT, "A:B", *RULES)
 
+STEP_COSTS = (1.0, 0.65, 0.7)
+"""Cost of a step of both modules, of SASRec and of the retriever, as `payoff` has it by default: the demo's model on a
+CPU. `ur4rec compare` measures those of its study and takes them."""
+
 SCHEDULE_HELP = (
     "adaptive (the original rule with its defaults), parity (even steps SASRec, odd steps the retriever), "
     "joint (both train in every step), A:B (A steps of SASRec, then B of the retriever), or a rule with its settings: "
-    "plateau,threshold=0.02  trend,min_gain=0.02  random_tenure,mean=12 ('alternator rules' lists them)"
+    "payoff  plateau,threshold=0.02  trend,min_gain=0.02  random_tenure,mean=12 ('alternator rules' lists them)"
 )
 
 
@@ -25,6 +29,11 @@ class Schedule:
     """The text it was made from."""
     rule: Rule | None
     """The rule that switches; None where both modules train in every step."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it needs held-out targets to measure on."""
+        return isinstance(self.rule, Payoff)
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -52,4 +61,6 @@ def parse_schedule(text: str) -> Schedule:
     rule_name = "plateau" if name == "adaptive" else name
     if rule_name not in RULES:
         raise UnknownNameError("schedule", name, CHOICES)
+    if rule_name == "payoff" and not any(setting.startswith("costs") for setting in settings):
+        settings = [f"costs={STEP_COSTS}", *settings]
     return Schedule(text, rule_from_settings(rule_name, settings))

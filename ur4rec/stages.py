@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from alternator import Alternator, Cycle, Facts, Plateau, Rule, Verdict
+from alternator import Alternator, Cycle, Facts, Payoff, Plateau, Rule, Verdict
 from ur4rec.config import TrainerConfig, check_count
 from ur4rec.errors import ConfigurationError, UnknownNameError
 
@@ -87,6 +87,8 @@ class Hold:
 def joint_alternator(config: TrainerConfig, rule: Rule | None = None) -> ModuleAlternator:
     """The schedule of joint_finetune: a rule of your own, the original one, or parity.
 
+    `Payoff` chooses among the turns both, sasrec, retriever; every other rule among the two modules.
+
     Example:
         >>> joint_alternator(TrainerConfig(use_adaptive_alternating=False)).rule
         Cycle(steps=1)
@@ -104,7 +106,7 @@ def joint_alternator(config: TrainerConfig, rule: Rule | None = None) -> ModuleA
         rule = Cycle(1)
     elif rule is None:
         rule = Plateau(threshold=config.adaptive_switch_threshold, min_steps=config.adaptive_min_steps)
-    return ModuleAlternator(MODULES, rule)
+    return ModuleAlternator((BOTH, *MODULES) if isinstance(rule, Payoff) else MODULES, rule)
 
 
 def stage_alternator(stage: Stage) -> Alternator:

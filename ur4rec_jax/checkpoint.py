@@ -45,13 +45,19 @@ class Loaded(NamedTuple):
     """Everything else."""
 
 
-def save(path: str | Path, train_state: TrainState, buffers: Any, state: Mapping[str, Any]) -> None:
+def save(
+    path: str | Path,
+    train_state: TrainState,
+    buffers: Any,
+    payoffs: Mapping[str, NDArray[Any]],
+    state: Mapping[str, Any],
+) -> None:
     """Write a checkpoint; ``path`` never holds half of one."""
     weights = {**export_weights(train_state.params), **export_weights(buffers)}
     moments: dict[str, NDArray[Any]] = {}
     for inner in train_state.optimizers.inner_states.values():
         moments |= _export_adam(inner[0])
-    moments |= _export_strategies(train_state.strategies)
+    moments |= _export_strategies(train_state.strategies) | payoffs
     write_checkpoint(path, {MODEL_FILE: save_safetensors(weights), OPTIMIZER_FILE: save_safetensors(moments)}, state)
 
 

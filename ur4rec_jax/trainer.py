@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from adapters.jax import DeviceAlternator, HostAlternator
-from alternator import Alternator, Decision, Rule
+from alternator import Alternator, Decision, Payoff, Rule
 from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import SCORERS, TrainerConfig, check_choice, check_joint_loss
 from ur4rec.curriculum import CurriculumWeights, curriculum_weights
 from ur4rec.decisions import StepRecord
 from ur4rec.errors import ConfigurationError
 from ur4rec.metrics import summarise
+from ur4rec.payoff_probe import PayoffProbe, check_probe
 from ur4rec.progress import count_steps
 from ur4rec.stages import (
     JOINT_STAGES,
@@ -61,6 +63,7 @@ class JointTrainer:
         device: ``auto`` is an accelerator where there is one.
         rule: Any switching rule for joint_finetune; by default the original one with the two ``adaptive_*`` numbers.
         progress: Whether to show a bar per epoch; None is only on a terminal.
+        probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth.
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
         on_device: Whether `train_epoch` runs all steps on the device, the schedule included, without the host. The
             decisions are the same until a number that a rule compares lies within float32 rounding of its limit.
@@ -99,6 +102,7 @@ class JointTrainer:
         device: str | jax.Device = "auto",
         rule: Rule | None = None,
         progress: bool | None = None,
+        probe: EvaluationBatch | None = None,
         on_step: Callable[[StepRecord], object] | None = None,
         on_device: bool = False,
         **settings: Any,
@@ -110,6 +114,7 @@ class JointTrainer:
         self._loss_at_hand = self.device.platform == "cpu"
         self.adaptive_alternating: ModuleAlternator | None = None
         self._rule = rule
+        self._probe = probe
         self._progress = progress
         self._log = StepLog(on_step, self.config.nonfinite_limit)
         self._model_config = model.config
@@ -145,6 +150,11 @@ class JointTrainer:
         config = self.config
         return config.use_knowledge_distillation and config.kd_weight > 0 and self.stage in JOINT_STAGES
 
+    @property
+    def num_probe_forwards(self) -> int:
+        """How often a module has scored the held-out targets of a `Payoff` rule in this stage."""
+        return 0 if self._payoffs is None else self._payoffs.num_forwards
+
     def set_training_stage(
         self, stage: str, num_steps: int | None = None, *, position: Callable[[], float] | None = None
     ) -> None:
@@ -168,9 +178,11 @@ class JointTrainer:
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
         self._position = position
         alternator = build_alternator(found, self.config, self._rule)
+        check_probe(alternator, None if self._probe is None else self._probe.num_valid, self._model_config.fusion)
         if found.turn is None:
             self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
         self._alternating = HostAlternator(alternator, delay=self.config.loss_delay)
+        self._payoffs = self._build_probe(alternator)
 
     def train_epoch(
         self,
@@ -232,6 +244,8 @@ class JointTrainer:
         Raises:
             NonFiniteError: Too many losses in a row were not finite.
         """
+        if self._payoffs is not None:
+            self._payoffs.before_step()
         active, rates = self.alternator.active, self._learning_rates(self.stage_step)
         losses = self._update(batch, active, rates)
         decision = self._observe(active, losses, at_hand=self._loss_at_hand)
@@ -292,7 +306,8 @@ class JointTrainer:
             "schedule": {"version": 1, **self._alternating.state_dict(), "user_frozen": [], "inference": []},
             "metrics": dict(metrics or {}),
         }
-        checkpoint.save(path, self._state, self._buffers, state)
+        payoffs = {} if self._payoffs is None else self._payoffs.state_dict()
+        checkpoint.save(path, self._state, self._buffers, payoffs, state)
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """Go on exactly where a checkpoint was saved.
@@ -313,6 +328,8 @@ class JointTrainer:
         self._state, self._buffers = self._place(state), self._place(buffers)
         self.step, self.stage_step = progress["step"], progress["stage_step"]
         self._log.load_state_dict(progress)
+        if self._payoffs is not None:
+            self._payoffs.load_state_dict(loaded.moments)
         self._kept_catalogue = None
         return {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
 
@@ -378,7 +395,8 @@ class JointTrainer:
         the schedule, which cannot know yet, counts the step as trained.
         """
         updated = not at_hand or math.isfinite(float(losses.total))
-        return self._alternating.observe({active: losses.total, **losses.modules}, updated=updated)
+        told = {} if self._payoffs else {active: losses.total, **losses.modules}
+        return self._alternating.observe(told, updated=updated)
 
     def _epoch(self) -> Epoch:
         """The epoch of this stage, compiled when it is first run; trainers of one shape and schedule share it."""
@@ -414,6 +432,20 @@ class JointTrainer:
     def _place(self, tree: Any) -> Any:
         """A copy of arrays on the device: what training steps consume is nobody else's."""
         return jax.device_put(tree, self.device, may_alias=False)
+
+    def _build_probe(self, alternator: Alternator) -> PayoffProbe | None:
+        """What tells a `Payoff` schedule its payoffs."""
+        if not isinstance(alternator.rule, Payoff):
+            return None
+        if self._on_device:
+            raise ConfigurationError("a Payoff rule needs the host, which measures payoffs; leave out on_device=True")
+        items_BL = self._probe.items_BL[: self._probe.num_valid]
+        targets_B = self._probe.targets_B[: self._probe.num_valid]
+        return PayoffProbe(alternator, lambda name: self.score(items_BL, name), self._fuse, targets_B)
+
+    def _fuse(self, sasrec_BI: ArrayLike, retriever_BI: ArrayLike) -> NDArray[np.float32]:
+        """Fused scores of scores on the host."""
+        return np.asarray(self.model.fusion(jnp.asarray(sasrec_BI), jnp.asarray(retriever_BI)))
 
     def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
         """Refuse the schedule of another rule before anything has changed."""

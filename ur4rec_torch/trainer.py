@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from adapters._torch_losses import LateScalar
 from adapters.torch import AlternatingOptimizer
-from alternator import Alternator, Decision, Rule
+from alternator import Alternator, Decision, Payoff, Rule
 from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import TrainerConfig, check_joint_loss
 from ur4rec.curriculum import WITHOUT_CURRICULUM, CurriculumWeights, curriculum_weights
 from ur4rec.decisions import StepRecord
 from ur4rec.metrics import summarise
+from ur4rec.payoff_probe import PayoffProbe, check_probe
 from ur4rec.progress import count_steps
 from ur4rec.stages import (
     JOINT_STAGES,
@@ -56,6 +57,7 @@ class JointTrainer:
         device: ``auto`` is a CUDA device where there is one.
         rule: Any switching rule for joint_finetune; by default the original one with the two ``adaptive_*`` numbers.
         progress: Whether to show a bar per epoch; None is only on a terminal.
+        probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth.
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
         **settings: The fields of `TrainerConfig`.
 
@@ -92,6 +94,7 @@ class JointTrainer:
         device: str | torch.device = "auto",
         rule: Rule | None = None,
         progress: bool | None = None,
+        probe: EvaluationBatch | None = None,
         on_step: Callable[[StepRecord], object] | None = None,
         **settings: Any,
     ) -> None:
@@ -103,6 +106,7 @@ class JointTrainer:
         self._loss_at_hand = self.device.type == "cpu"
         self.adaptive_alternating: ModuleAlternator | None = None
         self._rule = rule
+        self._probe = probe
         self._progress = progress
         self._log = StepLog(on_step, self.config.nonfinite_limit)
         self._optimizers = {name: _adamw(getattr(model, name), self.config.weight_decay) for name in MODULES}
@@ -118,6 +122,11 @@ class JointTrainer:
     def alternator(self) -> Alternator:
         """Whatever schedule runs now, parity included."""
         return self._alternating.alternator
+
+    @property
+    def num_probe_forwards(self) -> int:
+        """How often a module has scored the held-out targets of a `Payoff` rule in this stage."""
+        return 0 if self._payoffs is None else self._payoffs.num_forwards
 
     def set_training_stage(
         self, stage: str, num_steps: int | None = None, *, position: Callable[[], float] | None = None
@@ -139,9 +148,11 @@ class JointTrainer:
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
         self._position = position
         alternator = build_alternator(found, self.config, self._rule)
+        check_probe(alternator, None if self._probe is None else self._probe.num_valid, self.model.config.fusion)
         if found.turn is None:
             self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
         self._alternating = self._build_adapter(alternator)
+        self._payoffs = self._build_probe(alternator)
 
     def train_epoch(
         self,
@@ -194,13 +205,15 @@ class JointTrainer:
         Raises:
             NonFiniteError: Too many losses in a row were not finite.
         """
+        if self._payoffs is not None:
+            self._payoffs.before_step()
         active, rates = self.alternator.active, self._learning_rates(self.stage_step)
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
         losses = self._losses(to_device(batch, self.model.config.num_items, self.device), TURNS[active])
-        decision = self._update(losses, {active: losses.total, **losses.modules})
+        decision = self._update(losses, {} if self._payoffs else {active: losses.total, **losses.modules})
         metrics = self._strategies.finish(losses, rates["uncertainty"])
         self.step += 1
         self.stage_step += 1
@@ -275,7 +288,9 @@ class JointTrainer:
             "schedule": self._alternating.state_dict(),
             "metrics": dict(metrics or {}),
         }
-        checkpoint.save(path, self.model, self._optimizers, self._strategies.state_dict(), state)
+        checkpoint.save(
+            path, self.model, self._optimizers, {**self._strategies.state_dict(), **self._payoff_state()}, state
+        )
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """Go on exactly where a checkpoint was saved.
@@ -294,6 +309,8 @@ class JointTrainer:
         self._alternating.load_state_dict(schedule)
         checkpoint.restore(loaded, self.model, self._optimizers)
         self._strategies.load_state_dict(loaded.moments)
+        if self._payoffs is not None:
+            self._payoffs.load_state_dict(loaded.moments)
         self.step, self.stage_step = progress["step"], progress["stage_step"]
         self._log.load_state_dict(progress)
         self._kept_catalogue = None
@@ -372,6 +389,24 @@ class JointTrainer:
             clip_norm=self.config.clip_norm,
             delay=self.config.loss_delay,
         )
+
+    def _build_probe(self, alternator: Alternator) -> PayoffProbe | None:
+        """What tells a `Payoff` schedule its payoffs."""
+        if not isinstance(alternator.rule, Payoff):
+            return None
+        items_BL = self._probe.items_BL[: self._probe.num_valid]
+        targets_B = self._probe.targets_B[: self._probe.num_valid]
+        return PayoffProbe(alternator, lambda name: self.score(items_BL, name), self._fuse, targets_B)
+
+    def _fuse(self, sasrec_BI: ArrayLike, retriever_BI: ArrayLike) -> NDArray[np.float32]:
+        """Fused scores of scores on the host."""
+        scores = (torch.as_tensor(scores_BI, device=self.device) for scores_BI in (sasrec_BI, retriever_BI))
+        with torch.no_grad():
+            return self.model.fusion(*scores).cpu().numpy()
+
+    def _payoff_state(self) -> dict[str, Tensor]:
+        arrays = {} if self._payoffs is None else self._payoffs.state_dict()
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
         """Refuse the schedule of another rule before anything has changed."""

@@ -2,10 +2,11 @@
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedules import parse_schedule
+from ur4rec.stages import BOTH, MODULES
 
 PARITY = "parity"
 JOINT = "joint"
@@ -39,6 +40,21 @@ def schedule_text(arm: str, *, mean_tenure: float = 2.0, seed: int = 0) -> str:
         '3:1'
     """
     return arm if matched_arm(arm) is None else f"random_tenure,mean={mean_tenure},seed={seed}"
+
+
+def with_costs(schedule: str, costs: Mapping[str, float]) -> str:
+    """A schedule that weighs payoffs against costs, with the measured ones, where it does not name its own.
+
+    Example:
+        >>> with_costs("payoff,share=0.5", {"both": 0.2, "sasrec": 0.15, "retriever": 0.1})
+        'payoff,share=0.5,costs=(1.0, 0.75, 0.5)'
+        >>> with_costs("plateau", {"both": 0.2, "sasrec": 0.15, "retriever": 0.1})
+        'plateau'
+    """
+    if not parse_schedule(schedule).measures or "costs=" in schedule:
+        return schedule
+    relative = tuple(round(costs[turn] / costs[BOTH], 3) for turn in (BOTH, *MODULES))
+    return f"{schedule},costs={relative}"
 
 
 def ratio_of(arm: str) -> tuple[int, int] | None:

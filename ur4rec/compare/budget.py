@@ -22,6 +22,8 @@ class StepCosts:
     """Of the first step of a tenure."""
     later: Mapping[str, float]
     """Of every other step."""
+    probe: float = 0.0
+    """Of one module's scores of the held-out targets on which a schedule measures."""
 
     def parity(self, num_steps: int) -> float:
         """The cost of so many steps of parity, each the first of its tenure."""
@@ -77,6 +79,10 @@ class Ledger:
         for basis, price in self._price(turn).items():
             self._spent[basis] += price
         self.turns.append(turn)
+
+    def charge_probes(self, count: int) -> None:
+        """Charge what a schedule measured on held-out targets."""
+        self._spent["cost"] += count * self._costs.probe
 
     def _price(self, turn: str) -> dict[str, float]:
         later = bool(self.turns) and self.turns[-1] == turn

@@ -11,10 +11,12 @@ from ur4rec.compare.one_run import study_facts
 from ur4rec.compare.setting import build_trainer, prepare_study
 from ur4rec.compare.study import StudyConfig
 from ur4rec.facts import machine_facts
-from ur4rec.stages import BOTH
+from ur4rec.stages import BOTH, MODULES
 
-KINDS = ("sasrec first", "sasrec later", "retriever first", "retriever later", BOTH)
-"""The first step of a tenure and the others; a step of both modules is always the same."""
+PROBE = "probe"
+KINDS = ("sasrec first", "sasrec later", "retriever first", "retriever later", BOTH, PROBE)
+"""The first step of a tenure and the others; a step of both modules is always the same. Last, what a schedule that
+measures pays for one module's scores of the held-out targets: half of both modules' together."""
 WARM_UP, ROUNDS = 3, 40
 
 
@@ -44,7 +46,7 @@ def read_costs(content: dict[str, Any]) -> StepCosts:
     """The prices that `measure_costs` found.
 
     Example:
-        >>> costs = read_costs({"seconds": dict(zip(KINDS, (3, 2, 4, 4, 6), strict=True))})
+        >>> costs = read_costs({"seconds": dict(zip(KINDS, (3, 2, 4, 4, 6, 1), strict=True))})
         >>> costs.first["sasrec"], costs.later["sasrec"], costs.later["both"]
         (3, 2, 6)
     """
@@ -52,6 +54,7 @@ def read_costs(content: dict[str, Any]) -> StepCosts:
     return StepCosts(
         first={"sasrec": seconds["sasrec first"], "retriever": seconds["retriever first"], BOTH: seconds[BOTH]},
         later={"sasrec": seconds["sasrec later"], "retriever": seconds["retriever later"], BOTH: seconds[BOTH]},
+        probe=seconds[PROBE],
     )
 
 
@@ -62,14 +65,18 @@ def _timed_steps(study: StudyConfig, data_dir: Path | None, rounds: int) -> Iter
     alternating = build_trainer(study, experiment, "2:2", seed)
     joint = build_trainer(study, experiment, "joint", seed)
     joint.set_training_stage("end_to_end")
-    batches = experiment.train
+    batches, probe = experiment.train, experiment.probe()
     for number in range(rounds):
         batch = batches.batch(*divmod(number, len(batches)))
-        for kind in KINDS:
+        for kind in KINDS[:-1]:
             trainer = joint if kind == BOTH else alternating
             started = clock()
             trainer.train_epoch(_OneBatch(batch, batches.usual_targets))
             yield kind, clock() - started
+        started = clock()
+        for module in MODULES:
+            joint.score(probe.items_BL, module)
+        yield PROBE, (clock() - started) / len(MODULES)
 
 
 class _OneBatch(list[Any]):

@@ -4,13 +4,13 @@ Shapes: B rows of a batch, I items, T targets, P evaluation points.
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.batches import EvaluationBatch
-from ur4rec.metrics import summarise, target_ranks
+from ur4rec.metrics import negative_log_likelihood, summarise, target_ranks
 
 
 class Scorer(Protocol):
@@ -48,16 +48,3 @@ def evaluate(trainer: Scorer, batches: Iterable[EvaluationBatch]) -> Outcome:
         ranks.append(target_ranks(scores_BI, targets_B, *seen))
         likelihoods.append(negative_log_likelihood(scores_BI, targets_B))
     return Outcome(np.concatenate(ranks).astype(np.int32), np.concatenate(likelihoods).astype(np.float32))
-
-
-def negative_log_likelihood(scores_BI: ArrayLike, targets_B: ArrayLike) -> NDArray[Any]:
-    """Minus the log of the softmax of the scores at the targets.
-
-    Example:
-        >>> negative_log_likelihood([[0.0, 0.0, 0.0, 0.0]], [2]).round(4).tolist()
-        [1.3863]
-    """
-    scores = np.asarray(scores_BI, np.float64)
-    highest_B = scores.max(axis=1)
-    log_total_B = highest_B + np.log(np.exp(scores - highest_B[:, None]).sum(axis=1))
-    return np.asarray(log_total_B - scores[np.arange(len(scores)), np.asarray(targets_B)])

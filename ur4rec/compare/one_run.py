@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.compare.arms import schedule_text
+from ur4rec.compare.arms import schedule_text, with_costs
 from ur4rec.compare.budget import Ledger, StepCosts, describe_turns
 from ur4rec.compare.evaluation import Outcome, evaluate
 from ur4rec.compare.setting import Course, build_trainer, joint_stage, prepare_study
@@ -59,7 +59,7 @@ class ArmRun:
     ) -> None:
         self.study = study
         self.key = key
-        self.schedule = schedule_text(key.arm, mean_tenure=mean_tenure, seed=key.seed)
+        self.schedule = with_costs(schedule_text(key.arm, mean_tenure=mean_tenure, seed=key.seed), costs.later)
         self.experiment = prepare_study(study, key.seed, data_dir)
         self.ledger = Ledger(study.updates, costs, key.basis)
         self.records: list[StepRecord] = []

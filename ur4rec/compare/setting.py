@@ -42,13 +42,14 @@ def build_trainer(study: StudyConfig, experiment: Experiment, schedule: str, see
         seed: Of weights, dropout and sampled negatives.
         **settings: Further arguments of the trainer.
     """
-    config = study.run_config(schedule, seed)
+    config, parsed = study.run_config(schedule, seed), parse_schedule(schedule)
     backend = load_backend(study.backend)
     model = backend.UR4Rec(experiment.split.num_items, experiment.item_text_vectors_IT, seed=seed, **config.model)
     return backend.JointTrainer(
         model,
         device=study.device,
-        rule=parse_schedule(schedule).rule,
+        rule=parsed.rule,
+        probe=experiment.probe() if parsed.measures else None,
         seed=seed,
         progress=False,
         **settings,
@@ -86,5 +87,7 @@ class Course:
     def __iter__(self) -> Iterator[Batch]:
         while self._ledger.fits(turn := self._trainer.alternator.active, self.until):
             epoch, index = divmod(len(self._ledger.turns), len(self._batches))
+            probed = self._trainer.num_probe_forwards
             yield self._batches.batch(epoch, index)
             self._ledger.charge(turn)
+            self._ledger.charge_probes(self._trainer.num_probe_forwards - probed)

@@ -351,3 +351,10 @@ def test_wrong_losses_on_the_host(losses, error, message):
     with pytest.raises(error, match=message):
         machine.observe(losses)
     assert machine.alternator.stats().total_steps == 0
+
+
+def test_an_empty_mapping_tells_the_host_nothing():
+    machine = HostAlternator(Alternator(MODULES, PLATEAU), delay=0)
+    machine.alternator.record("a", 3.0)
+    assert machine.observe({}).step == 1
+    assert machine.alternator.loss_history("a") == [3.0]

@@ -289,3 +289,11 @@ def test_no_step_waits_for_the_device():
 def test_late_scalars_keep_every_bit():
     for value in (0.1, math.inf, torch.tensor(0.1), torch.tensor(0.1, dtype=torch.float64), torch.tensor([3])):
         assert LateScalar(value).read() == float(value)
+
+
+def test_an_empty_mapping_tells_nothing_and_the_step_is_made():
+    alternating, modules = build(Plateau(), delay=0)
+    before = modules["a"][0].weight.detach().clone()
+    assert alternating.step(losses_of(modules, 0)["a"], {}).step == 1
+    assert alternating.alternator.loss_history("a") == []
+    assert not torch.equal(modules["a"][0].weight, before)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from alternator import AlternatorError, Cycle, Plateau, RandomTenure
-from ur4rec.schedules import parse_schedule
+from alternator import AlternatorError, Cycle, Payoff, Plateau, RandomTenure
+from ur4rec.schedules import STEP_COSTS, parse_schedule
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,11 @@ def test_schedules(text, rule):
 def test_mistakes_name_the_choices(text, message):
     with pytest.raises(AlternatorError, match=message):
         parse_schedule(text)
+
+
+def test_a_payoff_schedule_has_costs_and_measures():
+    schedule = parse_schedule("payoff,share=0.5")
+    assert schedule.rule == Payoff(costs=STEP_COSTS, share=0.5)
+    assert parse_schedule("payoff,costs=(3, 2, 1)").rule == Payoff(costs=(3, 2, 1))
+    assert schedule.measures
+    assert not parse_schedule("parity").measures

@@ -24,14 +24,12 @@ def repeat_options(args: Sequence[str], options: Sequence[str] = MANY) -> list[s
         ['--seeds', '0', '--seeds', '1', '--jobs', '2']
     """
     repeated: list[str] = []
-    option = None
+    option, is_bare = "", False
     for arg in args:
         if arg.startswith("-"):
-            option = arg if arg in options else None
-            if option is None:
-                repeated.append(arg)
-        elif option is None:
+            option, is_bare = arg if arg in options else "", True
             repeated.append(arg)
         else:
-            repeated += [option, arg]
+            repeated += [option, arg] if option and not is_bare else [arg]
+            is_bare = False
     return repeated

@@ -31,7 +31,11 @@ class Outcome(NamedTuple):
     def summary(self) -> dict[str, float]:
         """Hit@10, NDCG@10 and the mean NLL."""
         metrics = summarise(self.ranks_T, (10,))
-        return {"hit@10": metrics["hit@10"], "ndcg@10": metrics["ndcg@10"], "nll": float(self.nll_T.mean())}
+        return {
+            "hit@10": metrics["hit@10"],
+            "ndcg@10": metrics["ndcg@10"],
+            "nll": float(self.nll_T.mean(dtype=np.float64)),
+        }
 
 
 def evaluate(trainer: Scorer, batches: Iterable[EvaluationBatch]) -> Outcome:

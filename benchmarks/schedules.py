@@ -1,0 +1,77 @@
+"""Does adaptive win?  `python benchmarks/schedules.py --study NAME` runs a study of schedules and writes its report.
+
+The engine is that of `ur4rec compare`. Runs are kept in ``runs/schedules/NAME`` and survive interruption: give the same
+command to go on. The report goes to ``benchmarks/results/schedules_NAME_cpuN_DATE`` as .md, .html, .json and plots.
+"""
+
+import argparse
+import datetime
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from alternator import AlternatorError
+from ur4rec.compare.report import write_report
+from ur4rec.compare.study import StudyConfig
+from ur4rec.compare.study_directory import StudyDirectory
+from ur4rec.compare.workers import run_study
+
+RESULTS = Path(__file__).parent / "results"
+RATIOS = ("1:8", "1:4", "1:2", "2:1", "4:1", "8:1")
+RULES = ("plateau", "patience", "trend", "gain")
+ALL_ARMS = ("parity", "joint", *RATIOS, *RULES, *(f"matched:{rule}" for rule in RULES))
+KEY_ARMS = ("parity", "joint", "2:1", "4:1", "plateau", "trend", "matched:trend")
+SEEDS = (0, 1, 2, 3, 4)
+
+SYNTHETIC_DATA = {"num_items": 400, "num_clusters": 20}
+
+STUDIES = {
+    "ml-100k": StudyConfig(arms=ALL_ARMS, seeds=SEEDS),
+    "separate": StudyConfig(arms=ALL_ARMS, seeds=SEEDS, joint_loss="separate"),
+    "ml-1m": StudyConfig(dataset="ml-1m", num_users=1500, arms=KEY_ARMS, seeds=SEEDS, budgets=("cost",)),
+    "synthetic": StudyConfig(
+        dataset="synthetic", preset="smoke", data=SYNTHETIC_DATA, arms=ALL_ARMS, seeds=SEEDS, updates=300, eval_every=30
+    ),
+    "jax": StudyConfig(arms=("parity", "joint", "2:1", "plateau", "trend"), seeds=(0,), backend="jax"),
+}
+"""The committed studies."""
+
+
+def main() -> None:
+    """Run a study, or what is missing of it, and report."""
+    arguments = parse_arguments()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("alternator").setLevel(logging.WARNING)
+    name = arguments.study
+    try:
+        study = STUDIES[name].extended(arms=tuple(arguments.arms), seeds=tuple(arguments.seeds))
+        directory = StudyDirectory.begin(arguments.work / name, study)
+        if not arguments.report_only:
+            run_study(directory, jobs=arguments.jobs, data_dir=arguments.data_dir)
+        extra = [word for arm in arguments.arms for word in ("--arms", arm)]
+        extra += [word for seed in arguments.seeds for word in ("--seeds", str(seed))]
+        command = shlex.join(["python", "benchmarks/schedules.py", "--study", name, *extra])
+        prefix = RESULTS / f"schedules_{name}_cpu{os.cpu_count()}_{datetime.date.today()}"
+        write_report(directory, prefix, command)
+    except AlternatorError as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {prefix}.md, .html, .json and plots")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--study", required=True, choices=STUDIES, help="which of the committed studies")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--arms", nargs="+", default=[], help="further arms, such as a rule of yours")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], help="further seeds")
+    parser.add_argument("--work", type=Path, default=Path("runs/schedules"), help="where runs are kept")
+    parser.add_argument("--data-dir", type=Path, help="where to look for MovieLens before it is downloaded")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, report what is there")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

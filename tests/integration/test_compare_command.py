@@ -1,0 +1,50 @@
+"""`ur4rec compare` as users give it: a study in a process of its own, found finished, and reported on anew."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ur4rec.cli import app
+
+SMALL = [
+    *("--dataset", "synthetic", "--num-users", "60", "--batch-size", "8", "--updates", "4", "--eval-every", "4"),
+    *("--set", "sasrec_hidden_dim=8", "--set", "retriever_output_dim=8", "--set", "max_seq_len=5"),
+]
+
+
+def compare(*arguments):
+    return CliRunner().invoke(app, ["compare", *map(str, arguments)])
+
+
+def test_a_study_is_run_and_reported_on(tmp_path):
+    pytest.importorskip("torch")
+    out = tmp_path / "study"
+    done = compare(*SMALL, "--arms", "joint", "--seeds", "3", "--budgets", "updates", "--out", out)
+    assert done.exit_code == 0, done.output
+    summary = json.loads((out / "report.json").read_text())
+    assert list(summary["budgets"]["updates"]["arms"]) == ["parity", "joint"]
+    assert summary["runs"] == {"finished": 2, "planned": 2}
+    assert "--seeds 3" in summary["command"]
+    assert all(seconds > 0 for seconds in summary["costs"]["seconds"].values())
+    (out / "report.json").unlink()
+    again = compare(out)
+    assert again.exit_code == 0, again.output
+    assert "NDCG@10" in again.output
+    assert json.loads((out / "report.json").read_text()) == summary
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arms", "joint"], "give either --out DIR"),
+        ([*SMALL, "--arms", "plato", "--out", "study"], "unknown schedule 'plato'"),
+        (["nowhere"], "is no study"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = compare(*arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,190 @@
+"""Runs of a tiny study, in both backends, and its report."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from tests.unit.ur4rec.compare.tiny_study import COSTS, tiny_study
+from ur4rec.compare.arms import matched_arm
+from ur4rec.compare.budget import Ledger
+from ur4rec.compare.costs import KINDS, measure_costs, read_costs
+from ur4rec.compare.evaluation import evaluate, negative_log_likelihood
+from ur4rec.compare.one_run import RunKey
+from ur4rec.compare.report import compare_command, write_report
+from ur4rec.compare.setting import Course, build_trainer, prepare_study
+from ur4rec.compare.workers import run_one
+from ur4rec.data import sample_users, synthetic
+from ur4rec.errors import ConfigurationError
+
+PLATEAU = "plateau,min_steps=2,window=3,threshold=0.5"
+
+
+def run_all(directory):
+    """Every run, those that need another one last, in this process."""
+    for key in sorted(directory.missing(), key=lambda key: matched_arm(key.arm) is not None):
+        run_one(directory.path, key)
+
+
+@pytest.fixture(scope="module")
+def torch_study(tmp_path_factory):
+    pytest.importorskip("torch")
+    path = tmp_path_factory.mktemp("study") / "torch"
+    directory = tiny_study(path, arms=("parity", "joint", PLATEAU, f"matched:{PLATEAU}"))
+    run_all(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def jax_study(tmp_path_factory):
+    pytest.importorskip("jax")
+    path = tmp_path_factory.mktemp("study") / "jax"
+    directory = tiny_study(path, arms=("parity", "joint", PLATEAU), seeds=(0,), backend="jax")
+    run_all(directory)
+    return directory
+
+
+@pytest.fixture(params=["torch", "jax"])
+def study(request):
+    return request.getfixturevalue(f"{request.param}_study")
+
+
+def test_every_run_spends_its_budget_and_nothing_is_missing(study):
+    assert study.missing() == []
+    for key, run in study.runs():
+        assert run["error"] is None
+        assert run["spent"][key.basis] == pytest.approx(
+            run["budget"][key.basis], abs=0.36 / 2 if key.basis == "cost" else 1
+        )
+        assert [point["updates"] for point in run["points"]] == sorted(point["updates"] for point in run["points"])
+        assert len(run["points"]) == 3
+        assert run["turns"]["steps"] == len(study.read_arrays(key)["losses_SM"])
+
+
+def test_joint_takes_half_the_steps_at_equal_updates_and_more_at_equal_cost(study):
+    at_updates, at_cost = (study.read_run(RunKey("joint", 0, basis)) for basis in ("updates", "cost"))
+    assert at_updates["turns"]["turn_steps"] == {"sasrec": 0, "retriever": 0, "both": 6}
+    assert at_cost["turns"]["turn_steps"]["both"] == round(at_cost["budget"]["cost"] / 0.35)
+
+
+def test_a_run_is_reproducible(study):
+    key = RunKey("parity", 0, "updates")
+    before, arrays = study.read_run(key), study.read_arrays(key)
+    again = run_one(study.path, key)
+    assert again["points"] == before["points"]
+    assert (study.read_arrays(key)["test_nll_PT"] == arrays["test_nll_PT"]).all()
+
+
+def test_points_hold_what_the_targets_got(study):
+    key = RunKey("joint", 0, "cost")
+    run, arrays = study.read_run(key), study.read_arrays(key)
+    for number, point in enumerate(run["points"]):
+        ranks_T = arrays["test_ranks_PT"][number]
+        assert point["test"]["hit@10"] == pytest.approx((ranks_T <= 10).mean())
+        assert point["test"]["nll"] == pytest.approx(arrays["test_nll_PT"][number].mean(dtype=float))
+    validation = [point["validation"]["ndcg@10"] for point in run["points"]]
+    assert run["best"] == validation.index(max(validation))
+
+
+def test_a_matched_arm_has_the_mean_tenure_of_its_original(torch_study):
+    for seed in torch_study.study.seeds:
+        original, control = (torch_study.read_run(RunKey(arm, seed, "cost")) for arm in (PLATEAU, f"matched:{PLATEAU}"))
+        assert original["turns"]["switches"] > 0
+        assert control["schedule"] == f"random_tenure,mean={original['turns']['mean_tenure']},seed={seed}"
+
+
+def test_the_report_says_what_the_runs_say(torch_study):
+    study = torch_study
+    text = write_report(study, command="rerun me")
+    summary = json.loads((study.path / "report.json").read_text())
+    page = (study.path / "report.html").read_text()
+    assert "rerun me" in text
+    assert "rerun me" in page
+    assert page.count('src="data:image/png;base64,') == 3
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    runs = [study.read_run(RunKey("joint", seed, "cost")) for seed in study.study.seeds]
+    nll = [run["points"][run["best"]]["test"]["nll"] for run in runs]
+    joint = summary["budgets"]["cost"]["arms"]["joint"]
+    assert joint["test"]["nll"]["mean"] == pytest.approx(np.mean(nll))
+    parity = [study.read_run(RunKey("parity", seed, "updates")) for seed in study.study.seeds]
+    reference = np.mean([run["points"][run["best"]]["test"]["nll"] for run in parity])
+    estimate, low, high = summary["budgets"]["cost"]["differences"]["joint"]["parity"]["nll"]
+    assert estimate == pytest.approx(np.mean(nll) / reference - 1)
+    assert low <= estimate <= high
+    assert summary["hashes_agree"]
+    assert summary["facts"]["split_hash"][:16] in text
+
+
+def test_ranks_and_likelihoods_are_of_the_same_scores(tmp_path):
+    study = tiny_study(tmp_path / "s").study
+    experiment = prepare_study(study, 0)
+    trainer = build_trainer(study, experiment, "parity", 0)
+    batches = experiment.evaluation(experiment.split.test)
+    outcome = evaluate(trainer, batches)
+    assert (outcome.ranks_T == trainer.rank(batches)).all()
+    scores_BI = trainer.score(batches.batch(0).items_BL)[: batches.batch(0).num_valid]
+    targets_B = batches.batch(0).targets_B[: len(scores_BI)]
+    expected_B = -log_softmax(scores_BI.astype(float), axis=1)[np.arange(len(targets_B)), targets_B]
+    assert negative_log_likelihood(scores_BI, targets_B) == pytest.approx(expected_B)
+
+
+def test_learning_rates_follow_the_budget_not_the_steps(tmp_path):
+    study = tiny_study(tmp_path / "s").study
+    experiment = prepare_study(study, 0)
+    trainer = build_trainer(study, experiment, "1:3", 0)
+    ledger = Ledger(study.updates, read_costs(COSTS), "cost")
+    trainer.set_training_stage("joint_finetune", 12, position=lambda: ledger.progress * 12)
+    course, rates = Course(trainer, experiment.train, ledger), []
+    for part in (0.5, 1.0):
+        course.until = part
+        metrics = trainer.train_epoch(course)
+        rates.append(metrics["sasrec_lr"])
+    assert 0.4 * 3e-3 < rates[0] < 0.6 * 3e-3
+    assert rates[1] < 0.01 * 3e-3
+    assert len(ledger.turns) == 16
+
+
+def test_pretraining_is_where_the_arms_of_a_seed_start(tmp_path):
+    from ur4rec.compare.one_run import pretrain
+
+    directory = tiny_study(tmp_path / "s", seeds=(0,), pretrain=12)
+    pretrain(directory.study, 0, directory.start_of(0))
+    pretrained = run_one(directory.path, RunKey("parity", 0, "updates"))
+    fresh = tiny_study(tmp_path / "t", seeds=(0,))
+    plain = run_one(fresh.path, RunKey("parity", 0, "updates"))
+    assert pretrained["turns"] == plain["turns"]
+    assert pretrained["points"][0]["validation"]["nll"] < plain["points"][0]["validation"]["nll"]
+
+
+def test_a_run_that_diverges_is_reported_up_to_there(tmp_path):
+    directory = tiny_study(tmp_path / "s", seeds=(0,), trainer={"sasrec_lr": 1e38, "retriever_lr": 1e38})
+    run = run_one(directory.path, RunKey("parity", 0, "updates"))
+    assert "must be finite" in run["error"]
+    assert directory.missing() == []
+
+
+def test_costs_are_measured_for_every_kind_of_step(tmp_path):
+    costs = measure_costs(tiny_study(tmp_path / "s").study, rounds=2)
+    assert set(costs["seconds"]) == set(KINDS)
+    assert all(0 < costs["quartiles"][kind][0] <= costs["quartiles"][kind][1] for kind in KINDS)
+
+
+def test_the_command_of_a_report_names_every_setting(tmp_path):
+    study = tiny_study(tmp_path / "s", arms=("parity", "trend,min_gain=0.02"), budgets=("cost",), pretrain=3).study
+    command = compare_command(study)
+    for part in ("--budgets cost", "--pretrain 3", "--batch-size 16", "--set max_seq_len=8", "trend,min_gain=0.02"):
+        assert part in command
+
+
+def test_a_sample_of_users_keeps_the_catalogue():
+    whole = synthetic(num_users=60, num_items=50)
+    sample, again, other = (sample_users(whole, 20, seed) for seed in (1, 1, 2))
+    assert (sample.num_users, sample.num_items, sample.titles) == (20, whole.num_items, whole.titles)
+    assert sample.hash == again.hash != other.hash
+    for user, name in enumerate(sample.user_ids):
+        original = whole.sequences[whole.user_ids.index(name)]
+        assert sample.sequences[user].tolist() == original.tolist()
+    with pytest.raises(ConfigurationError, match=r"num_users must be in 1 \.\. 60, got 61"):
+        sample_users(whole, 61)

@@ -1,0 +1,141 @@
+import json
+
+import pytest
+
+from alternator import RandomTenure
+from tests.unit.ur4rec.compare.tiny_study import TINY, tiny_study
+from ur4rec.compare.arguments import repeat_options
+from ur4rec.compare.arms import check_arms, ratio_of, schedule_text, slug
+from ur4rec.compare.command import open_study
+from ur4rec.compare.one_run import RunKey
+from ur4rec.compare.study import StudyConfig
+from ur4rec.compare.study_directory import StudyDirectory
+from ur4rec.compare.summary import tuned_ratio
+from ur4rec.errors import ConfigurationError, DataError
+from ur4rec.schedules import parse_schedule
+
+
+def test_a_matched_arm_is_random_tenures_with_the_measured_mean():
+    text = schedule_text("matched:trend,min_gain=0.02", mean_tenure=7.25, seed=4)
+    assert parse_schedule(text).rule == RandomTenure(mean=7.25, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        (("joint",), "must hold 'parity'"),
+        (("parity", "joint", "joint"), "must differ"),
+        (("parity", "matched:plateau"), "needs an arm 'plateau'"),
+        (("parity", "joint", "matched:joint"), "that switches"),
+        (("parity", "plato"), "unknown schedule 'plato'"),
+    ],
+)
+def test_arms_that_cannot_be_compared_are_refused(arms, message):
+    with pytest.raises(ConfigurationError, match=message):
+        check_arms(arms)
+
+
+def test_slugs_never_collide():
+    arms = ["parity", "1:2", "1-2", "matched:plateau", "plateau,threshold=0.02", "plateau,threshold=0.2", "x" * 300]
+    slugs = [slug(arm) for arm in arms]
+    assert len(set(slugs)) == len(arms)
+    assert all("/" not in each and ":" not in each for each in slugs)
+
+
+def test_ratios_are_known():
+    assert [ratio_of(arm) for arm in ("parity", "12:1", "joint", "cycle,steps=2")] == [(1, 1), (12, 1), None, None]
+
+
+def test_points_end_with_the_budget():
+    assert StudyConfig(updates=10, eval_every=4).points == (0.4, 0.8, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval_every": 500}, "eval_every must be at most updates"),
+        ({"seeds": (1, 1)}, "seeds must be"),
+        ({"budgets": ("steps",)}, "budgets must be"),
+        ({"data": {"num_items": 50}}, "only 'synthetic' has arguments"),
+        ({"joint_loss": "both"}, "unknown joint_loss"),
+        ({"updates": 1}, "updates must be"),
+    ],
+)
+def test_a_study_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        StudyConfig(**changes)
+
+
+def test_a_study_survives_json():
+    study = StudyConfig(**{**TINY, "arms": ("parity", "1:2")})
+    assert StudyConfig.from_json(json.loads(json.dumps(study.to_json()))) == study
+    with pytest.raises(ConfigurationError, match="unknown setting 'speed'"):
+        StudyConfig.from_json({"speed": 1})
+
+
+def test_a_study_is_extended_by_arms_and_seeds_but_not_changed(tmp_path):
+    tiny_study(tmp_path / "s", arms=("parity", "joint"))
+    both = tiny_study(tmp_path / "s", arms=("parity", "1:2"), seeds=(5,)).study
+    assert (both.arms, both.seeds) == (("parity", "joint", "1:2"), (0, 1, 5))
+    assert StudyDirectory.reopen(tmp_path / "s").study == both
+    with pytest.raises(ConfigurationError, match="holds a study with updates=12, got 24"):
+        tiny_study(tmp_path / "s", updates=24)
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigurationError, match="must be new, empty or a study"):
+        tiny_study(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"it has no study\.json"):
+        StudyDirectory.reopen(tmp_path)
+
+
+def test_only_whole_runs_count_as_finished(tmp_path):
+    directory = tiny_study(tmp_path / "s", arms=("parity", "joint"), seeds=(0,))
+    parity, joint = RunKey("parity", 0, "updates"), RunKey("joint", 0, "cost")
+    assert directory.missing() == [parity, RunKey("joint", 0, "updates"), joint]
+    directory.write_run(joint, {"best": 0}, {})
+    directory.write_run(parity, {"best": 0}, {})
+    assert directory.missing() == [RunKey("joint", 0, "updates")]
+    (tmp_path / "s" / "runs" / "joint" / "cost-seed-0.json").unlink()
+    assert joint in directory.missing()
+    (tmp_path / "s" / "runs" / "parity" / "updates-seed-0.json").write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        directory.read_run(parity)
+    with pytest.raises(DataError, match="is damaged"):
+        directory.read_arrays(joint._replace(basis="updates"))
+
+
+def test_the_tuned_ratio_is_chosen_by_validation_alone():
+    def run(validation, test):
+        return {"best": 0, "points": [{"validation": {"ndcg@10": validation}, "test": {"ndcg@10": test}}]}
+
+    runs = {
+        "parity": [run(0.3, 0.9), run(0.3, 0.9)],
+        "2:1": [run(0.2, 0.1), run(0.5, 0.1)],
+        "4:1": [run(0.1, 0.8), run(0.4, 0.8)],
+        "trend": [run(0.9, 0.9), run(0.9, 0.9)],
+    }
+    assert tuned_ratio(runs) == "2:1"
+
+
+def test_options_of_many_values():
+    words = ["DIR", "--arms", "joint", "3:1", "--updates", "60", "--seeds", "0", "1", "--report-only"]
+    assert repeat_options(words) == [
+        *("DIR", "--arms", "joint", "--arms", "3:1", "--updates", "60"),
+        *("--seeds", "0", "--seeds", "1", "--report-only"),
+    ]
+    assert repeat_options(["--arms", "--seeds"]) == ["--arms", "--seeds"]
+
+
+def test_a_command_opens_a_new_study_or_an_earlier_one(tmp_path):
+    path = tmp_path / "s"
+    made = open_study(None, path, {"dataset": "synthetic", "updates": 50, "num_users": None}, arms=["joint"], seeds=[4])
+    assert (made.study.arms, made.study.seeds, made.study.eval_every) == (("parity", "joint"), (4,), 5)
+    assert made.study.preset == "smoke"
+    assert open_study(path, None, {}).study == made.study
+    assert open_study(path, None, {}, arms=["2:1"]).study.arms == ("parity", "joint", "2:1")
+    with pytest.raises(ConfigurationError, match="give either --out"):
+        open_study(path, path, {})
+    with pytest.raises(ConfigurationError, match="holds a study with updates=50"):
+        open_study(path, None, {"updates": 60})

@@ -1,0 +1,128 @@
+"""A tiny run in a process that kills itself at a chosen moment, forked from one that has imported everything.
+
+A moment is a place in the order of what the process does: training steps, and each opening, moving and removing of a
+file in the run directory. `sys.addaudithook` tells of those before they happen; nothing of the run is replaced.
+"""
+
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ur4rec.batches import TrainBatches
+from ur4rec.data import leave_one_out, synthetic
+from ur4rec.experiment import Experiment
+from ur4rec.run import Run
+from ur4rec.run_config import RunConfig
+from ur4rec.run_directory import RunDirectory
+from ur4rec_jax import JointTrainer  # noqa: F401  (so that a child need not import it)
+from ur4rec_torch import JointTrainer as _  # noqa: F401
+import torch._dynamo  # noqa: F401  (the first optimizer imports it: seconds)
+
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload([__name__])
+
+CONFIG = RunConfig(
+    dataset="synthetic",
+    schedule="plateau,threshold=0.3,min_steps=1,window=3",
+    epochs={"pretrain_retriever": 1, "joint_finetune": 3},
+    batch_size=8,
+    device="cpu",
+    model={
+        **{"max_seq_len": 5, "sasrec_hidden_dim": 8, "sasrec_num_heads": 1, "sasrec_num_blocks": 1},
+        **{"text_embedding_dim": 8, "retriever_output_dim": 8, "retriever_num_queries": 2, "sasrec_dropout": 0.3},
+    },
+    checkpoint_every=3,
+)
+_FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
+
+
+class Moment(NamedTuple):
+    """A place in a run."""
+
+    step: int
+    """Training steps that were begun; -1 is before the first batch is asked for."""
+    event: int
+    """Of what is done to files since; 0 is the batch itself."""
+
+
+class Clock:
+    """Tells each moment to a file, and kills the process at one.
+
+    Args:
+        directory: Of the run.
+        log: The file: one line per moment, on the way to the disk when the moment comes.
+        end: The moment; None is never.
+    """
+
+    def __init__(self, directory: Path, log: Path, end: Moment | None) -> None:
+        self._directory = str(directory)
+        self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._end = end
+        self._now = Moment(-1, 0)
+        sys.addaudithook(self._hear)
+
+    def begin_step(self, step: int) -> None:
+        self._come_to(Moment(step, 0), "batch")
+
+    def _hear(self, event: str, args: tuple[object, ...]) -> None:
+        if event in _FILE_EVENTS and (os.fsdecode(args[0]) if isinstance(args[0], str | Path) else "").startswith(
+            self._directory
+        ):
+            self._come_to(self._now._replace(event=self._now.event + 1), f"{event} {Path(args[0]).name}")
+
+    def _come_to(self, moment: Moment, what: str) -> None:
+        self._now = moment
+        os.write(self._log, f"{moment.step} {moment.event} {what}\n".encode())
+        if self._end is not None and moment >= self._end:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TimedBatches(TrainBatches):
+    """Training batches that tell a clock when they are asked for."""
+
+    clock: Clock
+
+    def batch(self, epoch, index):
+        self.clock.begin_step(epoch * len(self) + index)
+        return super().batch(epoch, index)
+
+
+def train(backend: str, path: Path, log: Path, end: Moment | None, cache: Path) -> None:
+    """Train, or go on with training, until the end or until killed: what the process does."""
+    for name, value in (("dir", str(cache)), ("min_compile_time_secs", 0), ("min_entry_size_bytes", -1)):
+        prefix = "jax_compilation_cache_" if name == "dir" else "jax_persistent_cache_"
+        jax.config.update(prefix + name, value)
+    config = replace(CONFIG, backend=backend)
+    directory = RunDirectory(path)
+    experiment = tiny_experiment(config)
+    experiment.train.clock = Clock(path, log, end)
+    run = Run(config, experiment, directory, progress=False)
+    if (path / "config.json").exists():
+        run.resume()
+    run.train()
+
+
+def tiny_experiment(config: RunConfig) -> Experiment:
+    interactions = synthetic(num_users=50, num_items=24, num_clusters=4, mean_length=7)
+    split = leave_one_out(interactions)
+    vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 8)).astype(np.float32)
+    model = config.model_config(split.num_items)
+    train = TimedBatches(split.train, split.num_items, max_seq_len=model.max_seq_len, batch_size=8, seed=0)
+    return Experiment(
+        interactions=interactions, split=split, item_text_vectors_IT=vectors_IT, model=model, train=train
+    )
+
+
+def run_in_child(*arguments: object) -> int:
+    """The exit code of `train` with these arguments, in a process of its own."""
+    process = FORKING.Process(target=train, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode

@@ -25,7 +25,7 @@ ON_THE_WAY = [
     "os.rename schedule.png",
 ]
 """One moment is drawn of each: before something is done to a file, or right after it."""
-AT_RESUMING = {4: Moment(-1, 6), 9: Moment(-1, 9), 14: Moment(-1, 3)}
+AT_RESUMING = {4: Moment(-1, 7), 9: Moment(-1, 5), 14: Moment(-1, 3)}
 """Where in the row of kills which moments of resuming are taken."""
 
 

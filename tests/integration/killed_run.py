@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import torch._dynamo  # noqa: F401  (the first optimizer imports it: seconds)
 
 from ur4rec.batches import TrainBatches
 from ur4rec.data import leave_one_out, synthetic
@@ -24,7 +25,6 @@ from ur4rec.run_config import RunConfig
 from ur4rec.run_directory import RunDirectory
 from ur4rec_jax import JointTrainer  # noqa: F401  (so that a child need not import it)
 from ur4rec_torch import JointTrainer as _  # noqa: F401
-import torch._dynamo  # noqa: F401  (the first optimizer imports it: seconds)
 
 FORKING = multiprocessing.get_context("forkserver")
 FORKING.set_forkserver_preload([__name__])

@@ -1,0 +1,136 @@
+"""Quality against time, from the epochs of training runs: the pure part of `peers.py`."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CLOCKS = ("wall", "processor")
+SCORINGS = ("filtered", "unfiltered")
+"""Whether items that a user has seen are kept out of the ranking."""
+METRICS = ("ndcg@10", "hit@10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """An epoch of training and what it came to."""
+
+    train_seconds: Mapping[str, float]
+    """Seconds of training, by clock."""
+    validation_seconds: Mapping[str, float]
+    """Seconds of validation as the system does it by itself, by clock."""
+    validation: Mapping[str, Mapping[str, float]]
+    """Validation metrics, by scoring."""
+    test_ranks: Mapping[str, list[int]]
+    """The rank of every user's test target, by scoring."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One system trained once."""
+
+    system: str
+    """Which system."""
+    seed: int
+    """Its seed."""
+    sitting: str
+    """When the process that trained it started: runs of one sitting took turns."""
+    about: Mapping[str, Any]
+    """Its settings and checks."""
+    epochs: Sequence[Epoch]
+    """Its epochs in order."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Run":
+        """The run that `to_json` gave."""
+        return cls(**{**content, "epochs": [Epoch(**epoch) for epoch in content["epochs"]]})
+
+    def curve(self, scoring: str) -> list[float]:
+        """Validation NDCG@10 after each epoch."""
+        return [epoch.validation[scoring]["ndcg@10"] for epoch in self.epochs]
+
+    def seconds(self, clock: str) -> list[float]:
+        """Seconds of training up to the end of each epoch; validation is not counted."""
+        return list(accumulate(epoch.train_seconds[clock] for epoch in self.epochs))
+
+    def best(self, scoring: str) -> int:
+        """The first epoch (0-based) with the highest validation NDCG@10."""
+        curve = self.curve(scoring)
+        return curve.index(max(curve))
+
+
+def seconds_to(run: Run, target: float, scoring: str, clock: str) -> float | None:
+    """Seconds of training until validation NDCG@10 first reached the target; None if it never did.
+
+    Example:
+        >>> epochs = [tiny_epoch(2.0, quality) for quality in (0.1, 0.3, 0.2)]
+        >>> run = Run(system="ours", seed=0, sitting="", about={}, epochs=epochs)
+        >>> seconds_to(run, 0.2, "filtered", "wall"), seconds_to(run, 0.4, "filtered", "wall")
+        (4.0, None)
+    """
+    for quality, seconds in zip(run.curve(scoring), run.seconds(clock), strict=True):
+        if quality >= target:
+            return seconds
+    return None
+
+
+def tiny_epoch(seconds: float, quality: float) -> Epoch:
+    """An epoch of an example: the same seconds by each clock, the same quality by each scoring."""
+    return Epoch(
+        train_seconds=dict.fromkeys(CLOCKS, seconds),
+        validation_seconds=dict.fromkeys(CLOCKS, 0.0),
+        validation={scoring: {"ndcg@10": quality} for scoring in SCORINGS},
+        test_ranks={scoring: [1, 2, 11] for scoring in SCORINGS},
+    )
+
+
+def time_ratio(run: Run, peer: Run, scoring: str, clock: str) -> float | None:
+    """Time to the peer's best validation NDCG@10, ours over theirs; None if ours never gets there."""
+    ours = seconds_to(run, max(peer.curve(scoring)), scoring, clock)
+    theirs = peer.seconds(clock)[peer.best(scoring)]
+    return None if ours is None else ours / theirs
+
+
+def time_ratios(runs: Sequence[Run], peers: Sequence[Run], scoring: str, clock: str) -> dict[str, Any]:
+    """The ratios of all pairs of runs, and their median if every run got there."""
+    each = [time_ratio(run, peer, scoring, clock) for run in runs for peer in peers]
+    median = statistics.median(each) if each and None not in each else None
+    return {"each": each, "median": median}
+
+
+def per_user(run: Run, scoring: str, metric: str) -> NDArray[np.float64]:
+    """The metric of each user on test, at the run's best validation by the same scoring."""
+    ranks = np.asarray(run.epochs[run.best(scoring)].test_ranks[scoring], np.float64)
+    gain = 1 / np.log2(1 + ranks) if metric == "ndcg@10" else np.ones_like(ranks)
+    return np.where(ranks <= 10, gain, 0.0)
+
+
+def quality(runs: Sequence[Run], scoring: str, metric: str) -> dict[str, float]:
+    """Mean over the runs of a test metric, and its standard deviation over seeds."""
+    values = [float(per_user(run, scoring, metric).mean()) for run in runs]
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "deviation": deviation}
+
+
+def difference(
+    runs: Sequence[Run], peers: Sequence[Run], scoring: str, metric: str, draws: int = 2000
+) -> dict[str, float]:
+    """Test metric of ours minus theirs with a 95% interval: a bootstrap over seeds of either and over users, paired."""
+    ours_RU, theirs_PU = (np.stack([per_user(run, scoring, metric) for run in side]) for side in (runs, peers))
+    generator = np.random.default_rng(0)
+    num_users = ours_RU.shape[1]
+    found = []
+    for _ in range(draws):
+        users = generator.integers(num_users, size=num_users)
+        sides = [side[generator.integers(len(side), size=len(side))].mean(0) for side in (ours_RU, theirs_PU)]
+        found.append((sides[0] - sides[1])[users].mean())
+    low, high = np.quantile(found, [0.025, 0.975])
+    return {"value": float(ours_RU.mean() - theirs_PU.mean()), "low": float(low), "high": float(high)}

@@ -90,7 +90,7 @@ def table(result: Mapping[str, Any]) -> str:
             "",
             f"`{result['command']}` on {about['processor']}, {about['cores']} cores, one thread each, {sittings}; "
             f"Python {about['python']}, torch {about['torch']}, {', '.join(about['peers'])}. MovieLens-100K, "
-            f"leave-one-out, split `{about['split_hash'][:12]}`; all {about['users']} users, the whole catalogue ranked.",
+            f"leave-one-out, split `{about['split_hash'][:12]}`; all {about['users']} users, all items ranked.",
             "",
             *_quality_lines(result["systems"]),
             "",

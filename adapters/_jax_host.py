@@ -41,7 +41,7 @@ class HostAlternator:
         check_integer("delay", delay, 0)
         self.alternator = alternator
         self._delay = delay
-        self._pending: deque[dict[str, Any]] = deque()
+        self._pending: deque[tuple[int, dict[str, Any]]] = deque()
 
     @property
     def active(self) -> str:
@@ -67,7 +67,7 @@ class HostAlternator:
                 value.copy_to_host_async()
         if named and self.active not in named:
             raise LossError(f"the loss of the active module {self.active!r} is missing; got only {tuple(named)}")
-        self._pending.append(named)
+        self._pending.append((self.alternator.step + 1, named))
         self._record(self._delay)
         return self.alternator.advance(updated=updated)
 
@@ -77,7 +77,7 @@ class HostAlternator:
 
     def state_dict(self) -> dict[str, Any]:
         """The alternator's state and the losses under way, JSON-safe."""
-        pending = [{name: repr(float(value)) for name, value in step.items()} for step in self._pending]
+        pending = [{name: repr(float(value)) for name, value in losses.items()} for _, losses in self._pending]
         return {"alternator": self.alternator.state_dict(), "pending_losses": pending}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -92,9 +92,10 @@ class HostAlternator:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StateError(f"the state is damaged ({type(error).__name__}: {error}); load an intact one") from error
         self.alternator.load_state_dict(saved)
-        self._pending = deque(pending)
+        self._pending = deque(enumerate(pending, self.alternator.step - len(pending) + 1))
 
     def _record(self, keep: int) -> None:
         while len(self._pending) > keep:
-            for name, value in self._pending.popleft().items():
-                self.alternator.record(name, float(value))
+            step, losses = self._pending.popleft()
+            for name, value in losses.items():
+                self.alternator.record(name, float(value), step=step)

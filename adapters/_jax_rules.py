@@ -35,7 +35,7 @@ class DeviceFacts(NamedTuple):
         tenure: Updated steps of the active module in this tenure.
         entered: True at the first decision of a tenure.
         updated: False when the update was skipped.
-        heard: Finite losses recorded for the active module since its tenure began.
+        heard: Finite losses of the active module that were computed in this tenure and have been recorded.
         updates: Updated steps counted so far.
         trained_at_N: Per module, the value of ``updates`` when it last trained.
         rings_NR: Per module, its newest finite losses; the newest is the last.
@@ -95,9 +95,12 @@ def device_step(rule: Rule, state: Any, facts: DeviceFacts) -> tuple[Any, Device
     """What ``rule.step(state, facts)`` does, on arrays.
 
     Raises:
-        NotImplementedError: No function is registered for the rule.
+        ConfigurationError: No function is registered for the rule.
     """
-    raise NotImplementedError(f"{type(rule).__name__} has no device version; register one with device_step.register")
+    raise ConfigurationError(
+        f"a rule on the device needs a device version, but {type(rule).__name__} has none; register one with "
+        "device_step.register"
+    )
 
 
 @device_step.register

@@ -47,7 +47,7 @@ class PendingLosses:
 
     def __init__(self, delay: int) -> None:
         self._delay = delay
-        self._steps: deque[dict[str, LateScalar]] = deque()
+        self._steps: deque[tuple[int, dict[str, LateScalar]]] = deque()
         self._sums: dict[str, tuple[Loss, int]] = {}
 
     def add(self, losses: Mapping[str, Loss]) -> None:
@@ -60,30 +60,32 @@ class PendingLosses:
             else:
                 self._sums[name] = (detached, 1)
 
-    def close_step(self) -> Iterator[tuple[str, float]]:
-        """End the step: its means set out for the host; those that are due are yielded, oldest first."""
-        self._steps.append(
-            {name: LateScalar(total if count == 1 else total / count) for name, (total, count) in self._sums.items()}
-        )
+    def close_step(self, step: int) -> Iterator[tuple[int, str, float]]:
+        """End the step of this number: its means set out for the host; those that are due are yielded, oldest first."""
+        means = {name: total if count == 1 else total / count for name, (total, count) in self._sums.items()}
+        self._steps.append((step, {name: LateScalar(mean) for name, mean in means.items()}))
         self._sums = {}
         return self._read(self._delay)
 
-    def flush(self) -> Iterator[tuple[str, float]]:
+    def flush(self) -> Iterator[tuple[int, str, float]]:
         """All that is still under way, oldest first."""
         return self._read(0)
 
-    def _read(self, keep: int) -> Iterator[tuple[str, float]]:
+    def _read(self, keep: int) -> Iterator[tuple[int, str, float]]:
         while len(self._steps) > keep:
-            for name, scalar in self._steps.popleft().items():
-                yield name, scalar.read()
+            step, losses = self._steps.popleft()
+            for name, scalar in losses.items():
+                yield step, name, scalar.read()
 
     def state(self) -> list[dict[str, str]]:
         """The losses under way, as texts that give the same floats back (JSON has no NaN)."""
-        return [{name: repr(scalar.read()) for name, scalar in step.items()} for step in self._steps]
+        return [{name: repr(scalar.read()) for name, scalar in losses.items()} for _, losses in self._steps]
 
-    def load(self, state: list[dict[str, float]]) -> None:
-        """Replace the losses under way by those of `state`."""
-        self._steps = deque({name: LateScalar(value) for name, value in step.items()} for step in state)
+    def load(self, state: list[dict[str, float]], step: int) -> None:
+        """Replace the losses under way by those of `state`, of which the last are of this step."""
+        first = step - len(state) + 1
+        late = ({name: LateScalar(value) for name, value in losses.items()} for losses in state)
+        self._steps = deque(enumerate(late, first))
         self._sums = {}
 
 

@@ -45,6 +45,7 @@ class DeviceState(NamedTuple):
     active: jax.Array
     tenure: jax.Array
     entered: jax.Array
+    entered_at: jax.Array
     heard: jax.Array
     updates: jax.Array
     trained_at_N: jax.Array
@@ -172,7 +173,8 @@ class DeviceAlternator:
             pending_DN=jnp.concatenate([state.pending_DN[1:], values_N[None]]),
             pending_known_DN=jnp.concatenate([state.pending_known_DN[1:], known_N[None]]),
         )
-        return self.advance(_record(state, due_N, due_known_N), updated)
+        late = state.step + 1 - self._delay <= state.entered_at
+        return self.advance(_record(state, due_N, due_known_N, late), updated)
 
     def record(self, state: DeviceState, module: str | int | jax.Array, value: ArrayLike) -> DeviceState:
         """Append a loss to a module's ring at once, whatever the delay. It counts no step and decides nothing.
@@ -331,16 +333,18 @@ _COUNTS = tuple(
 )
 
 
-def _record(state: DeviceState, values_N: jax.Array, known_N: jax.Array) -> DeviceState:
+def _record(state: DeviceState, values_N: jax.Array, known_N: jax.Array, late: jax.Array | bool = False) -> DeviceState:
+    """Losses into the rings; those of the active module that are older than its tenure are not heard by it."""
     finite_N = known_N & jnp.isfinite(values_N)
     bad_N = known_N & ~jnp.isfinite(values_N)
+    of_tenure_N = (jnp.arange(len(known_N)) == state.active) & ~jnp.asarray(late)
     shifted_NR = jnp.concatenate([state.rings_NR[:, 1:], values_N[:, None]], axis=1)
     return state._replace(
         rings_NR=jnp.where(finite_N[:, None], shifted_NR, state.rings_NR),
         ring_lengths_N=jnp.minimum(state.ring_lengths_N + finite_N, state.rings_NR.shape[1]),
-        heard=state.heard + finite_N[state.active],
+        heard=state.heard + (finite_N & of_tenure_N).any(),
         nonfinite_losses_N=state.nonfinite_losses_N + bad_N,
-        nonfinite_streaks_N=jnp.where(finite_N, 0, state.nonfinite_streaks_N + bad_N),
+        nonfinite_streaks_N=jnp.where(finite_N, 0, state.nonfinite_streaks_N + (bad_N & of_tenure_N)),
     )
 
 
@@ -364,6 +368,7 @@ def _enter(state: DeviceState, target: jax.Array, switch: jax.Array) -> DeviceSt
         tenure=jnp.where(switch, 0, state.tenure),
         heard=jnp.where(switch, 0, state.heard),
         entered=state.entered | switch,
+        entered_at=jnp.where(switch, state.step, state.entered_at),
         nonfinite_streaks_N=jnp.where(switch & target_N, 0, state.nonfinite_streaks_N),
     )
 

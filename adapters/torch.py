@@ -31,12 +31,12 @@ from adapters._torch_checks import (
     warn_of_recompiles,
 )
 from adapters._torch_freezing import Freezable
-from adapters._torch_losses import Loss, PendingLosses, check_scalar
+from adapters._torch_losses import LateScalar, Loss, PendingLosses, check_scalar
 from adapters._torch_stepping import clip, parameters_of, step
 from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
 from alternator.checks import check_integer
 
-__all__ = ["AlternatingOptimizer", "FreezeError"]
+__all__ = ["AlternatingOptimizer", "FreezeError", "LateScalar"]
 
 VERSION = 1
 
@@ -242,8 +242,8 @@ class AlternatingOptimizer:
 
     def flush(self) -> None:
         """Record the losses that are still under way; call it at the end of training to see them all."""
-        for name, value in self._pending.flush():
-            self._alternator.record(name, value)
+        for computed_in, name, value in self._pending.flush():
+            self._alternator.record(name, value, step=computed_in)
 
     def state_dict(self, *, include_optimizers: bool = False) -> dict[str, Any]:
         """Everything of the schedule: alternator, losses under way, what the user froze. JSON-safe.
@@ -279,7 +279,7 @@ class AlternatingOptimizer:
         pending, user_frozen, inference = self._check_state(state)
         self._alternator.load_state_dict(state["alternator"])
         self._micro_step = 0
-        self._pending.load(pending)
+        self._pending.load(pending, self._alternator.step)
         for group in self._groups.values():
             group.user_frozen = user_frozen & set(group.parameters)
             group.inference = inference & set(group.submodules)
@@ -409,8 +409,8 @@ class AlternatingOptimizer:
     def _advance(self, updated: bool) -> Decision:
         self.zero_grad()
         self._micro_step = 0
-        for name, value in self._pending.close_step():
-            self._alternator.record(name, value)
+        for computed_in, name, value in self._pending.close_step(self._alternator.step + 1):
+            self._alternator.record(name, value, step=computed_in)
         decision = self._alternator.advance(updated=updated)
         if self._alternator.active != self._applied:
             self.apply()

@@ -75,6 +75,11 @@ class Alternator:
         return self._rule
 
     @property
+    def step(self) -> int:
+        """The steps counted so far."""
+        return self._facts.step
+
+    @property
     def active(self) -> str:
         """The module that trains next."""
         return self._modules[self._facts.active]
@@ -100,14 +105,21 @@ class Alternator:
             self._record(self._facts.active, _to_float(losses))
         return self.advance(updated=updated)
 
-    def record(self, module: str, value: SupportsFloat) -> None:
+    def record(self, module: str, value: SupportsFloat, *, step: int | None = None) -> None:
         """Append a loss to a module's ring. It counts no step and decides nothing.
+
+        Args:
+            module: The module that the loss belongs to.
+            value: Any scalar.
+            step: The step that it was computed in (the first is 1), where that is not the one under way. A loss of the
+                active module that is older than its tenure is kept, but its tenure has not heard it.
 
         Raises:
             UnknownModuleError: A name that is no module.
             LossError: The loss is no scalar.
         """
-        self._record(self._find(module), _to_float(value))
+        late = step is not None and step <= self._facts.entered_at
+        self._record(self._find(module), _to_float(value), late=late)
 
     def advance(self, *, updated: bool = True) -> Decision:
         """Count one step of the active module and decide, from what has been recorded so far, who trains next.
@@ -202,6 +214,7 @@ class Alternator:
                 "active": facts.active,
                 "tenure": facts.tenure,
                 "entered": facts.entered,
+                "entered_at": facts.entered_at,
                 "heard": facts.heard,
                 "updates": facts.updates,
                 "trained_at": list(facts.trained_at),
@@ -225,7 +238,7 @@ class Alternator:
         """
         counts, rule_state = parse_state(state, self._configuration, self._rule.init(len(self._modules)))
         facts = Facts(len(self._modules), max(self._rule.ring_size, 1))
-        for name in ("step", "active", "tenure", "entered", "heard", "updates", "trained_at"):
+        for name in ("step", "active", "tenure", "entered", "entered_at", "heard", "updates", "trained_at"):
             setattr(facts, name, counts[name])
         for ring, losses in zip(facts.rings, counts["rings"], strict=True):
             ring.extend(losses)
@@ -241,16 +254,17 @@ class Alternator:
     def __repr__(self) -> str:
         return f"Alternator({self._modules}, rule={self._rule}, active={self.active!r}, step={self._facts.step})"
 
-    def _record(self, index: int, value: float) -> None:
+    def _record(self, index: int, value: float, *, late: bool = False) -> None:
         facts = self._facts
+        of_tenure = index == facts.active and not late
         if isfinite(value):
             facts.rings[index].append(value)
             self._nonfinite_streaks[index] = 0
-            if index == facts.active:
+            if of_tenure:
                 facts.heard += 1
         else:
             self._nonfinite_losses[index] += 1
-            self._nonfinite_streaks[index] += 1
+            self._nonfinite_streaks[index] += of_tenure
 
     def _enter(self, index: int) -> None:
         facts = self._facts
@@ -258,6 +272,7 @@ class Alternator:
         facts.tenure = 0
         facts.heard = 0
         facts.entered = True
+        facts.entered_at = facts.step
         self._nonfinite_streaks[index] = 0
 
     def _find(self, module: str) -> int:

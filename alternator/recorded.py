@@ -122,7 +122,7 @@ def replay(
         for name in alternator.modules if row >= delay else ():
             value = columns[name][row - delay]
             if value is not None:
-                alternator.record(name, value)
+                alternator.record(name, value, step=row - delay + 1)
         decisions.append(alternator.advance())
     return _report(alternator, columns, numbers, decisions)
 

@@ -21,15 +21,28 @@ class Facts:
         active: Index of the module that trained in this step.
         tenure: Updated steps of the active module in this tenure, this one included.
         entered: True at the first decision of a tenure: a rule starts its per-tenure state anew.
+        entered_at: Steps counted before this tenure began.
         updated: False when the optimizer skipped this step's update.
-        heard: Finite losses recorded for the active module since its tenure began.
+        heard: Finite losses of the active module that were computed in this tenure and have been recorded.
         updates: Updated steps counted so far, of all modules together.
         trained_at: Per module, the value of ``updates`` when it last trained (0 before the first time).
         rings: Per module, its newest finite losses, oldest first, at most ``rule.ring_size`` of them.
     """
 
     __slots__ = (
-        *("active", "entered", "heard", "num_modules", "rings", "step", "tenure", "trained_at", "updated", "updates"),
+        *(
+            "active",
+            "entered",
+            "entered_at",
+            "heard",
+            "num_modules",
+            "rings",
+            "step",
+            "tenure",
+            "trained_at",
+            "updated",
+            "updates",
+        ),
     )
 
     def __init__(self, num_modules: int, ring_size: int) -> None:
@@ -38,6 +51,7 @@ class Facts:
         self.active = 0
         self.tenure = 0
         self.entered = True
+        self.entered_at = 0
         self.updated = True
         self.heard = 0
         self.updates = 0

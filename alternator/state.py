@@ -10,7 +10,7 @@ from typing import Any
 from alternator.errors import ConfigurationError, StateError
 from alternator.rule import Rule
 
-VERSION = 1
+VERSION = 2
 
 
 def configuration(modules: tuple[str, ...], rule: Rule, nonfinite_limit: int) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     )
 
 
-_SCALARS = {"step", "active", "tenure", "heard", "updates", "switch_count"}
+_SCALARS = {"step", "active", "tenure", "entered_at", "heard", "updates", "switch_count"}
 _PER_MODULE = {"trained_at", "training_steps", "skipped_steps", "nonfinite_losses", "nonfinite_streaks"}
 
 

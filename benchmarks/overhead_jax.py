@@ -5,6 +5,7 @@ with one thread, as PyTorch does here.
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -204,11 +205,13 @@ def rows(*, quick: bool) -> list[Row]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, save, and fail if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="for a look; figures are rough")
+    parser.add_argument("--quick", action="store_true", help="for a look; figures are rough, no bar is judged")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     measured = rows(quick=options.quick)
+    if options.quick:
+        measured = [dataclasses.replace(row, bar=None) for row in measured]  # too few rounds to judge by
     hardware = f"cpu{os.cpu_count()}" + ("-quick" if options.quick else "")
     command = "python benchmarks/overhead_jax.py" + (" --quick" if options.quick else "")
     about = machine()
@@ -217,7 +220,8 @@ def main(arguments: list[str] | None = None) -> int:
     file = save(measured, options.out, hardware, command, theme="overhead_jax", question=question, about=about)
     print(file.with_suffix(".md").read_text())
     missed = [row.name for row in measured if not row.passes]
-    print(f"bars missed: {', '.join(missed)}" if missed else "every bar is kept")
+    kept = "no bar is judged" if options.quick else "every bar is kept"
+    print(f"bars missed: {', '.join(missed)}" if missed else kept)
     return 1 if missed else 0
 
 

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from adapters._torch_losses import LateScalar
-from adapters.torch import AlternatingOptimizer
+from adapters.torch import AlternatingOptimizer, LateScalar
 from alternator import Alternator, Decision, Payoff, Rule
 from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import TrainerConfig, check_joint_loss

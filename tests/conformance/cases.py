@@ -189,15 +189,15 @@ def every_rule(build: Build) -> None:
 
 @case
 def late_losses(build: Build) -> None:
-    """With delay=1 a loss is read one step later, and credited to its module and never to the new tenure."""
+    """With delay=1 a loss is read one step later, and credited to its module and never to a tenure begun since."""
     for rule in (RULES["Plateau"], RULES["Patience"], RULES["Trend"]):
         setup = Setup(rule=rule, delay=1)
         harness, core, waiting = build(setup), Alternator(setup.names, rule=rule), deque([{}])
         for step in range(60):
-            told = {core.active: scripted(setup, step)[core.active]}
+            told = scripted(setup, step)
             waiting.append(told)
             for name, value in waiting.popleft().items():
-                core.record(name, value)
+                core.record(name, value, step=step)
             expected = core.advance()
             decision = harness.step(make_batch(setup, step), told)
             assert same_decision(decision, expected), f"{rule}: {decision} against {expected}"

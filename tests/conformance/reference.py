@@ -67,10 +67,11 @@ class ReferenceHarness:
             self.alternator.loss_history(name)  # an unknown one is an error, before anything has changed
 
     def decide(self, told: dict[str, float], *, updated: bool) -> Decision:
+        step = self.alternator.step + 1
         self.pending.append(told)
         while len(self.pending) > self.setup.delay:
             for name, value in self.pending.popleft().items():
-                self.alternator.record(name, value)
+                self.alternator.record(name, value, step=step - self.setup.delay)
         decision = self.alternator.advance(updated=updated)
         if decision.switched:
             self.enter()

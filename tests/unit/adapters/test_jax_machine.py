@@ -38,13 +38,23 @@ def host_decisions(rule, losses, *, delay=0, updated=None, modules=MODULES):
     for step in range(len(losses)):
         if step >= delay:
             for name, value in zip(modules, losses[step - delay].tolist(), strict=True):
-                host.record(name, value)
+                host.record(name, value, step=step - delay + 1)
         decisions.append(host.advance(updated=True if updated is None else bool(updated[step])))
     return decisions, host
 
 
 def whole(decisions):
     return [decision._replace(value=0, limit=0) for decision in decisions]
+
+
+def test_a_late_loss_is_not_heard_by_a_tenure_that_began_since():
+    machine = DeviceAlternator(MODULES, Cycle(2), delay=1)
+    state, heard = machine.init(), []
+    for _ in range(6):
+        state, _ = machine.step(state, jnp.ones(3))
+        heard.append(int(state.heard))
+    assert heard == [0, 0, 0, 0, 0, 0]  # the second loss of each tenure comes after its end, and is not the next one's
+    assert state.ring_lengths_N.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("delay", [0, 1, 3])
@@ -280,6 +290,8 @@ class EveryOther:
 def test_a_rule_of_ones_own():
     with pytest.raises(ConfigurationError, match="EveryOther has none; register one with device_step"):
         DeviceAlternator(MODULES, EveryOther())
+    with pytest.raises(ConfigurationError, match="EveryOther has none; register one with device_step"):
+        device_step(EveryOther(), None, None)
 
     @device_step.register
     def _(rule: EveryOther, state, facts):

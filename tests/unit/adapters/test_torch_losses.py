@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters._torch_losses import LateScalar, PendingLosses
-from adapters.torch import AlternatingOptimizer, FreezeError
+from adapters._torch_losses import PendingLosses
+from adapters.torch import AlternatingOptimizer, FreezeError, LateScalar
 from alternator import Alternator, Cycle, LossError, Plateau, UnknownModuleError
 from tests.conformance.freeze_contract_torch import adamw, same_bits, tower, tower_loss
 
@@ -63,7 +63,7 @@ def test_delay_1_decides_as_record_one_step_late_and_advance():
         values = {name: loss.item() for name, loss in losses.items()}
         decision = alternating.step(sum(losses.values()), losses)
         for name, value in late.items():
-            reference.record(name, value)
+            reference.record(name, value, step=step)
         assert decision == reference.advance()
         late = values
     assert reference.stats().switch_count > 2
@@ -81,6 +81,19 @@ def test_the_loss_of_the_step_of_a_switch_is_credited_to_the_module_that_trained
     assert [name for name, _ in given] == ["a", "a", "a", "a", "b"]
     assert alternator.loss_history("a") == [value for _, value in given[1:4]]
     assert alternator.loss_history("b") == [given[4][1]]
+
+
+def test_a_loss_computed_before_a_tenure_is_not_heard_by_it():
+    alternating, modules = build(Cycle(2), delay=1)
+    for step in range(3):
+        losses = losses_of(modules, step)
+        alternating.step(sum(losses.values()), losses)
+    alternator = alternating.alternator
+    assert (alternator.active, alternator._facts.tenure, alternator._facts.heard) == ("b", 1, 0)
+    alternating.step(sum(losses_of(modules, 3).values()), losses_of(modules, 3))
+    alternating.force("b")
+    alternating.flush()
+    assert alternator._facts.heard == 0
 
 
 def test_the_recorded_loss_is_a_copy():
@@ -223,9 +236,12 @@ def test_pending_losses_hold_a_constant_number_of_steps():
     pending = PendingLosses(2)
     for step in range(50):
         pending.add({"a": float(step)})
-        read = list(pending.close_step())
-        assert read == ([("a", step - 2.0)] if step >= 2 else [])
+        read = list(pending.close_step(step))
+        assert read == ([(step - 2, "a", step - 2.0)] if step >= 2 else [])
     assert pending.state() == [{"a": "48.0"}, {"a": "49.0"}]
+    loaded = PendingLosses(2)
+    loaded.load([{"a": 48.0}, {"a": 49.0}], step=49)
+    assert list(loaded.flush()) == list(pending.flush()) == [(48, "a", 48.0), (49, "a", 49.0)]
 
 
 class HostReads(TorchDispatchMode):

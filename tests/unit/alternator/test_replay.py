@@ -26,8 +26,8 @@ def test_it_decides_as_a_live_run_does(delay):
     decisions = []
     for step in range(400):
         if step >= delay:
-            live.record("a", losses["a"][step - delay])
-            live.record("b", losses["b"][step - delay])
+            live.record("a", losses["a"][step - delay], step=step - delay + 1)
+            live.record("b", losses["b"][step - delay], step=step - delay + 1)
         decisions.append(live.advance())
     result = replay(losses, Trend(min_steps=5, max_steps=60), delay=delay)
     assert result.actives == tuple(decision.previous for decision in decisions)

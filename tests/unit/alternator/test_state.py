@@ -47,7 +47,7 @@ def test_the_fingerprint_tells_configurations_apart():
 
 def test_another_version_is_refused():
     alternator = Alternator(("a", "b"))
-    with pytest.raises(StateError, match="version must be 1, got 99"):
+    with pytest.raises(StateError, match="version must be 2, got 99"):
         alternator.load_state_dict({**alternator.state_dict(), "version": 99})
 
 

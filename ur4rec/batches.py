@@ -42,6 +42,8 @@ class EvaluationBatch(NamedTuple):
     """Rows that count."""
     num_seen: int
     """Coordinates that count."""
+    users_B: NDArray[np.int32] | None = None
+    """The user of each row; -1 in rows that only fill up. None is nobody that the model knows."""
 
 
 class TrainBatches:
@@ -202,10 +204,11 @@ class EvaluationBatches:
         ends = histories.offsets_U[first + 1 : last + 1]
         starts = np.maximum(histories.offsets_U[first:last], ends - self.max_seq_len)
         items_BL = _gather(histories.items_N, starts, ends, self.max_seq_len, self.num_items, self.batch_size)
-        targets_B = np.zeros(self.batch_size, np.int32)
+        targets_B, users_B = np.zeros(self.batch_size, np.int32), np.full(self.batch_size, -1, np.int32)
         targets_B[: last - first] = self.targets.items_T[first:last]
+        users_B[: last - first] = self.targets.users_T[first:last]
         rows_M, seen_M, num_seen = self._seen(index, first, last)
-        return EvaluationBatch(items_BL, targets_B, rows_M, seen_M, last - first, num_seen)
+        return EvaluationBatch(items_BL, targets_B, rows_M, seen_M, last - first, num_seen, users_B)
 
     def _seen(self, index: int, first: int, last: int) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
         seen, start, end = self.targets.seen, self._seen_edges[index], self._seen_edges[index + 1]

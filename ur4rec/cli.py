@@ -409,7 +409,7 @@ def parse_epochs(texts: list[str]) -> dict[str, int]:
 
 def sort_settings(texts: list[str]) -> dict[str, dict[str, Any]]:
     """``name=value`` pairs, sorted into those of the model and those of the trainer."""
-    model = {field.name for field in fields(ModelConfig)} - {"num_items"}
+    model = {field.name for field in fields(ModelConfig)} - {"num_items", "num_users"}
     trainer = {field.name for field in fields(TrainerConfig)} - {"seed"}
     sorted_settings: dict[str, dict[str, Any]] = {"model": {}, "trainer": {}}
     for name, value in (_split_pair(text, "--set") for text in texts):

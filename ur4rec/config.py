@@ -26,6 +26,8 @@ class ModelConfig:
 
     num_items: int
     """Items of the catalogue; they are numbered 0 to num_items - 1, and num_items itself is the padding index."""
+    num_users: int = 0
+    """Users whose preference texts the retriever knows; 0 is a model without user texts."""
     sasrec_hidden_dim: int = 256
     """Width of SASRec: of item embeddings, positions and blocks. A multiple of sasrec_num_heads."""
     sasrec_num_blocks: int = 2
@@ -56,6 +58,7 @@ class ModelConfig:
         for name in _MODEL_COUNTS:
             check_count(name, getattr(self, name), 1)
         check_count("num_items", self.num_items, 2)
+        check_count("num_users", self.num_users, 0)
         for name in ("sasrec_dropout", "retriever_dropout"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("retriever_temperature", self.retriever_temperature, 0.02, 10)

@@ -100,8 +100,11 @@ def load_model(path: str | Path) -> UR4Rec:
     loaded = _read(path)
     config = ModelConfig(**loaded.state["model"])
     vectors_IT = loaded.weights["retriever.item_text_vectors"][: config.num_items]
-    settings = {name: value for name, value in asdict(config).items() if name != "num_items"}
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: UR4Rec(config.num_items, vectors_IT, **settings)))
+    vectors_UT = loaded.weights["retriever.user_text_vectors"][: config.num_users] if config.num_users else None
+    settings = {name: value for name, value in asdict(config).items() if name not in ("num_items", "num_users")}
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: UR4Rec(config.num_items, vectors_IT, user_text_vectors=vectors_UT, **settings))
+    )
     return nnx.merge(graphdef, import_weights(nnx.to_pure_dict(state), loaded.weights))
 
 

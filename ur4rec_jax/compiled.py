@@ -45,7 +45,7 @@ class Functions(NamedTuple):
     epochs: dict[tuple[Any, ...], Any]
     """Whole epochs (`ur4rec_jax.epoch.Epoch`), by what each is compiled for."""
     score: Callable[..., Array]
-    """Scores from parameters, buffers, catalogue and histories."""
+    """Scores from parameters, buffers, catalogue, histories and their users."""
 
 
 def functions_of(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...] = PARTS) -> Functions:
@@ -90,6 +90,14 @@ def _project(graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any) -> Catal
 
 
 def _score(
-    graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any, catalogue: Catalogue, items_BL: Array, *, scorer: str
+    graphdef: nnx.GraphDef[UR4Rec],
+    params: Any,
+    buffers: Any,
+    catalogue: Catalogue,
+    items_BL: Array,
+    users_B: Array | None,
+    *,
+    scorer: str,
 ) -> Array:
-    return nnx.merge(graphdef, params, buffers).score(items_BL, scorer, catalogue)
+    """The users are left out for a model that has no texts of theirs, so that they cause no further compilation."""
+    return nnx.merge(graphdef, params, buffers).score(items_BL, scorer, catalogue, users_B)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.batches import Batch
 from ur4rec.errors import ConfigurationError
@@ -32,7 +33,9 @@ def find_device(name: str | jax.Device) -> jax.Device:
         ) from error
 
 
-def to_inputs(batch: Batch, num_items: int, usual_targets: int | None = None) -> StepInputs:
+def to_inputs(
+    batch: Batch, num_items: int, usual_targets: int | None = None, *, with_users: bool = False
+) -> StepInputs:
     """A batch with the places of its targets, as a step takes it; it moves to the device then.
 
     A step is compiled anew for every number of places, so they are filled up to one of two: all positions, or as many
@@ -42,10 +45,17 @@ def to_inputs(batch: Batch, num_items: int, usual_targets: int | None = None) ->
         batch: The batch.
         num_items: The padding index.
         usual_targets: How many targets there usually are at most; None is as many as positions.
+        with_users: Whether the model has user texts.
     """
     targets = np.asarray(batch[1], np.int32).ravel()
     found = np.flatnonzero(targets != num_items)
     length = targets.size if usual_targets is None or len(found) > usual_targets else usual_targets
     positions_N, targets_N = np.zeros(length, np.int32), np.full(length, num_items, np.int32)
     positions_N[: len(found)], targets_N[: len(found)] = found, targets[found]
-    return StepInputs(np.asarray(batch[0], np.int32), positions_N, targets_N)
+    users_B = np.asarray(batch[2], np.int32) if with_users else None
+    return StepInputs(np.asarray(batch[0], np.int32), positions_N, targets_N, users_B)
+
+
+def to_indices(values: ArrayLike | None) -> NDArray[np.int32] | None:
+    """Whole numbers; None stays None."""
+    return None if values is None else np.asarray(values, np.int32)

@@ -96,13 +96,15 @@ def stack_inputs(
     first_step: int,
     rates: Sequence[Mapping[str, float]],
     curricula: Sequence[CurriculumWeights | None],
+    *,
+    with_users: bool = False,
 ) -> StepInput:
     """The inputs of all steps of an epoch."""
-    inputs = [to_inputs(batch, num_items, usual_targets) for batch in batches]
+    inputs = [to_inputs(batch, num_items, usual_targets, with_users=with_users) for batch in batches]
     if len({len(each.targets_N) for each in inputs}) > 1:
-        inputs = [to_inputs(batch, num_items) for batch in batches]
+        inputs = [to_inputs(batch, num_items, with_users=with_users) for batch in batches]
     return StepInput(
-        StepInputs(*(np.stack(arrays) for arrays in zip(*inputs, strict=True))),
+        jax.tree.map(lambda *arrays: np.stack(arrays), *inputs),
         np.arange(first_step, first_step + len(batches), dtype=np.int32),
         {name: np.array([step_rates[name] for step_rates in rates], np.float32) for name in rates[0]},
         None if None in curricula else CurriculumWeights(*np.array(curricula, np.float32).T),

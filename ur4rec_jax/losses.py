@@ -27,6 +27,8 @@ class StepInputs(NamedTuple):
     """Where a target is, counted over all rows: row · L + position. Filled up with 0 to a constant length."""
     targets_N: Array
     """The targets there; the padding index where filled up."""
+    users_B: Array | None = None
+    """Whose histories they are; None for a model without user texts."""
 
 
 class Component(NamedTuple):
@@ -221,7 +223,7 @@ def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: nnx.Rngs | None) -> Array:
     """The retriever's preference vectors where a target is, (N, K, d)."""
-    preferences_BLKd = model.retriever(inputs.items_BL, catalogue, rngs)
+    preferences_BLKd = model.retriever(inputs.items_BL, catalogue, rngs, inputs.users_B)
     return preferences_BLKd.reshape(-1, *preferences_BLKd.shape[2:])[inputs.positions_N]
 
 

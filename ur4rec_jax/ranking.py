@@ -9,24 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.batches import EvaluationBatch
 from ur4rec.errors import DataError, NonFiniteError
 
 
-def rank_loader(score: Callable[[Array], Array], loader: Iterable[EvaluationBatch]) -> NDArray[np.int64]:
+def rank_loader(
+    score: Callable[[ArrayLike, ArrayLike | None], Array], loader: Iterable[EvaluationBatch]
+) -> NDArray[np.int64]:
     """The rank of every target, in the loader's order; the host reads them once, at the end.
 
     Args:
-        score: Maps histories (B, L) to scores (B, I).
+        score: Maps histories (B, L) and their users (B,), None where the batch names none, to scores (B, I).
         loader: Evaluation batches.
 
     Raises:
         NonFiniteError: A target or a candidate has a score that is NaN or infinite.
         DataError: The loader is empty.
     """
-    ranked = [(rank_batch(score(batch.items_BL), batch), batch.num_valid) for batch in loader]
+    ranked = [(rank_batch(score(batch.items_BL, batch.users_B), batch), batch.num_valid) for batch in loader]
     if not ranked:
         raise DataError("evaluation needs at least one batch, got an empty loader")
     if not all(bool(finite) for (_, finite), _ in ranked):

@@ -1,7 +1,7 @@
 """The preference retriever: reads a history's texts, says what is wanted, and finds items whose texts answer it.
 
 Shapes: B rows, L positions, T width of text vectors, d width of the preference space, K queries, N positions, I items,
-J = I + 1 items with the padding.
+J = I + 1 items with the padding, U users, M = L + 1 texts with the user's own.
 """
 
 from typing import NamedTuple
@@ -19,6 +19,15 @@ class Buffer(nnx.Variable):
     """What belongs to the model and never trains."""
 
 
+class UserMemory(NamedTuple):
+    """What the retriever knows of users from their preference texts, one row each."""
+
+    values_Ud: Array
+    """What is gathered from the text."""
+    content_UK: Array
+    """How much each query attends to it, before softmax; -inf where there is no text."""
+
+
 class Catalogue(NamedTuple):
     """What the retriever knows of every item: the same for all histories until one of its parameters changes."""
 
@@ -28,6 +37,8 @@ class Catalogue(NamedTuple):
     """As part of a history: what is gathered from it."""
     content_JK: Array
     """As part of a history: how much each query attends to it, before recency and softmax."""
+    users: UserMemory | None = None
+    """What it knows of every user, and last of somebody without a text; None where that is not computed ahead."""
 
 
 class PreferenceRetriever(nnx.Module):
@@ -36,6 +47,9 @@ class PreferenceRetriever(nnx.Module):
     K learned queries attend causally over the history's projected texts. Query k gives the text s steps back the
     weight softmax(queries[k] · key / √d + recency[k, s]): what it is about, and how long ago it was. What a query
     gathers, projected and normalised, is one preference vector.
+
+    Where users have preference texts, each position may also look at its user's: one more text, whose recency is the
+    learned user_bias[k]. It is masked for a user without a text, who is scored as if nobody had one.
 
     A candidate with the projected, normalised text c is scored by the preferences it retrieves::
 
@@ -46,11 +60,17 @@ class PreferenceRetriever(nnx.Module):
     gradient with respect to the cosine of preference k is w_k / τ. It needs one exponential per preference and item.
     """
 
-    def __init__(self, config: ModelConfig, item_text_vectors_IT: Array, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, config: ModelConfig, item_text_vectors_IT: Array, rngs: nnx.Rngs, user_text_vectors_UT: Array | None = None
+    ) -> None:
         text_dim, dim = config.text_embedding_dim, config.retriever_output_dim
         self.temperature = config.retriever_temperature
         padding_1T = jnp.zeros((1, text_dim))
         self.item_text_vectors = Buffer(jnp.concatenate([item_text_vectors_IT, padding_1T]))
+        self.reads_users = user_text_vectors_UT is not None
+        if user_text_vectors_UT is not None:
+            self.user_text_vectors = Buffer(jnp.concatenate([user_text_vectors_UT, padding_1T]))
+            self.user_bias = nnx.Param(jnp.zeros(config.retriever_num_queries))
         self.item_projection = Linear(text_dim, dim, rngs=rngs)
         self.key_projection = Linear(text_dim, dim, rngs=rngs)
         self.value_projection = Linear(text_dim, dim, rngs=rngs)
@@ -59,34 +79,65 @@ class PreferenceRetriever(nnx.Module):
         self.preference_projection = Linear(dim, dim, rngs=rngs)
         self.dropout = Dropout(config.retriever_dropout)
 
-    def catalogue(self) -> Catalogue:
-        """Project the text of every item. Keep the result while the retriever is frozen."""
+    def catalogue(self, *, with_users: bool = True) -> Catalogue:
+        """Project the text of every item, and of every user if there are any.
+
+        Keep the result while the retriever is frozen. While it trains, a step needs the users of its batch alone: then
+        leave them out here.
+        """
+        users = self._user_memory(self.user_text_vectors[...]) if with_users and self.reads_users else None
         texts_JT = self.item_text_vectors[...]
         keys_Jd = self.key_projection(texts_JT)
         return Catalogue(
             keys_Id=normalize(self.item_projection(texts_JT[:-1])),
             values_Jd=self.value_projection(texts_JT),
             content_JK=keys_Jd @ self.queries.embedding[...].T / keys_Jd.shape[1] ** 0.5,
+            users=users,
         )
 
-    def __call__(self, items_BL: Array, catalogue: Catalogue, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(
+        self, items_BL: Array, catalogue: Catalogue, rngs: nnx.Rngs | None = None, users_B: Array | None = None
+    ) -> Array:
         """Preference vectors at each position, (B, L, K, d), of unit length.
 
         Args:
             items_BL: Histories, right-padded.
             catalogue: What `catalogue` gave.
             rngs: Random numbers for dropout; None is inference.
+            users_B: Whose they are; anything but the number of a user is somebody without a text.
         """
-        values_BLd = self.dropout(catalogue.values_Jd[items_BL], rngs)
+        values_BMd = catalogue.values_Jd[items_BL]
         content_BKL = catalogue.content_JK[items_BL].mT
-        weights_BKLL = jax.nn.softmax(content_BKL[:, :, None] + self._recency(items_BL.shape[1]), axis=-1)
-        gathered_BKLd = weights_BKLL.astype(values_BLd.dtype) @ values_BLd[:, None]
+        logits_BKLM = content_BKL[:, :, None] + self._recency(items_BL.shape[1])
+        if users_B is not None and self.reads_users:
+            values_Bd, content_BK = self._look_up(users_B, catalogue)
+            values_BMd = jnp.concatenate([values_BMd, values_Bd[:, None]], axis=1)
+            content_BKL1 = jnp.broadcast_to(content_BK[:, :, None, None], (*logits_BKLM.shape[:3], 1))
+            logits_BKLM = jnp.concatenate([logits_BKLM, content_BKL1], axis=-1)
+        weights_BKLM = jax.nn.softmax(logits_BKLM, axis=-1)
+        values_BMd = self.dropout(values_BMd, rngs)
+        gathered_BKLd = weights_BKLM.astype(values_BMd.dtype) @ values_BMd[:, None]
         return normalize(self.preference_projection(gathered_BKLd).swapaxes(1, 2))
 
     def score(self, preferences_NKd: Array, catalogue: Catalogue) -> Array:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
         queries_KNd = (preferences_NKd / self.temperature).swapaxes(0, 1)
         return jnp.log(sum(jnp.exp((query_Nd @ catalogue.keys_Id.T).astype(jnp.float32)) for query_Nd in queries_KNd))
+
+    def _look_up(self, users_B: Array, catalogue: Catalogue) -> UserMemory:
+        """The memory of the user of each row."""
+        nobody = len(self.user_text_vectors[...]) - 1
+        rows_B = jnp.where((users_B >= 0) & (users_B < nobody), users_B, nobody)
+        if catalogue.users is None:
+            return self._user_memory(self.user_text_vectors[...][rows_B])
+        return UserMemory(*(each[rows_B] for each in catalogue.users))
+
+    def _user_memory(self, texts_UT: Array) -> UserMemory:
+        """Project user texts; a vector of zeros is none."""
+        keys_Ud = self.key_projection(texts_UT)
+        content_UK = keys_Ud @ self.queries.embedding[...].T / keys_Ud.shape[1] ** 0.5 + self.user_bias[...]
+        is_missing_U1 = (texts_UT == 0).all(1, keepdims=True)
+        return UserMemory(self.value_projection(texts_UT), jnp.where(is_missing_U1, -jnp.inf, content_UK))
 
     def _recency(self, length: int) -> Array:
         """Bias of each query for looking from a position (rows) back to another (columns), (K, L, L); causal."""

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ur4rec.batches import EvaluationBatch
 from ur4rec.config import SCORERS, TrainerConfig, check_choice
 from ur4rec_jax.compiled import compiled, functions_of
-from ur4rec_jax.device import find_device
+from ur4rec_jax.device import find_device, to_indices
 from ur4rec_jax.ranking import rank_loader
 from ur4rec_jax.ur4rec import UR4Rec
 
@@ -45,21 +45,29 @@ class Scorer:
         functions = functions_of(graphdef, TrainerConfig())
         arrays = jax.device_put((nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)), self.device)
         self._score = partial(functions.score, *arrays, functions.project(*arrays))
-        self._scores = compiled(lambda items_BL: {scorer: self._score(items_BL, scorer=scorer) for scorer in SCORERS})
+        self._scores = compiled(
+            lambda items_BL, users_B: {scorer: self._score(items_BL, users_B, scorer=scorer) for scorer in SCORERS}
+        )
 
     def rank(self, loader: Iterable[EvaluationBatch], scorer: str = "fused") -> NDArray[np.int64]:
         """The rank of every target, in the loader's order; see `JointTrainer.rank`."""
         return rank_loader(self._scorer(scorer), loader)
 
-    def score(self, items_BL: ArrayLike, scorer: str = "fused") -> NDArray[np.float32]:
-        """Scores of every item as the next one of right-padded histories, (B, I)."""
-        return np.asarray(self._scorer(scorer)(np.asarray(items_BL, np.int32)))
+    def score(
+        self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named."""
+        return np.asarray(self._scorer(scorer)(to_indices(items_BL), users_B))
 
-    def scores(self, items_BL: ArrayLike) -> dict[str, NDArray[np.float32]]:
+    def scores(self, items_BL: ArrayLike, users_B: ArrayLike | None = None) -> dict[str, NDArray[np.float32]]:
         """The scores of both modules and of their fusion, by the names of the scorers: one program, compiled once."""
-        scores = self._scores(np.asarray(items_BL, np.int32))
+        scores = self._scores(to_indices(items_BL), self._known(users_B))
         return {scorer: np.asarray(scores[scorer]) for scorer in SCORERS}
 
-    def _scorer(self, scorer: str) -> Callable[[ArrayLike], Array]:
+    def _scorer(self, scorer: str) -> Callable[[ArrayLike, ArrayLike | None], Array]:
         check_choice("scorer", scorer, SCORERS)
-        return partial(self._score, scorer=scorer)
+        return lambda items_BL, users_B: self._score(items_BL, self._known(users_B), scorer=scorer)
+
+    def _known(self, users_B: ArrayLike | None) -> NDArray[np.int32] | None:
+        """The users, for a model that has texts of theirs."""
+        return to_indices(users_B) if self.model.config.num_users else None

@@ -158,7 +158,7 @@ class Step:
             model = nnx.merge(self._graphdef, params, buffers)
             rngs = random_numbers(key)
             if catalogue is None and (self.fused or "retriever" in modules):
-                catalogue = model.retriever.catalogue()
+                catalogue = model.retriever.catalogue(with_users=False)
             if self.fused:
                 losses = fused_loss(model, inputs, modules, catalogue, rngs)
             else:

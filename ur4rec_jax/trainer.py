@@ -42,7 +42,7 @@ from ur4rec.stages import (
 from ur4rec.step_log import LateStep, StepLog
 from ur4rec_jax import checkpoint
 from ur4rec_jax.compiled import functions_of
-from ur4rec_jax.device import find_device, to_inputs
+from ur4rec_jax.device import find_device, to_indices, to_inputs
 from ur4rec_jax.epoch import Epoch, stack_inputs
 from ur4rec_jax.ranking import rank_loader
 from ur4rec_jax.retriever import Catalogue
@@ -154,6 +154,11 @@ class JointTrainer:
     def num_probe_forwards(self) -> int:
         """How often a module has scored the held-out targets of a `Payoff` rule in this stage."""
         return 0 if self._payoffs is None else self._payoffs.num_forwards
+
+    @property
+    def _reads_users(self) -> bool:
+        """Whether the model has user texts."""
+        return self._model_config.num_users > 0
 
     def set_training_stage(
         self, stage: str, num_steps: int | None = None, *, position: Callable[[], float] | None = None
@@ -270,9 +275,11 @@ class JointTrainer:
         """
         return rank_loader(self._scorer(scorer), loader)
 
-    def score(self, items_BL: ArrayLike, scorer: str = "fused") -> NDArray[np.float32]:
-        """Scores of every item as the next one of right-padded histories, (B, I)."""
-        return np.asarray(self._scorer(scorer)(np.asarray(items_BL, np.int32)))
+    def score(
+        self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named."""
+        return np.asarray(self._scorer(scorer)(to_indices(items_BL), users_B))
 
     def flush(self) -> None:
         """Report the steps whose losses have not been read, waiting for the device.
@@ -340,7 +347,7 @@ class JointTrainer:
             self._state,
             self._buffers,
             self._catalogue() if (self._is_fused or self._distils) and not trains_retriever else None,
-            to_inputs(batch, self._model_config.num_items, self._usual_targets),
+            to_inputs(batch, self._model_config.num_items, self._usual_targets, with_users=self._reads_users),
             self._key,
             np.int32(self.step),
             {name: np.float32(rate) for name, rate in rates.items()},
@@ -373,7 +380,10 @@ class JointTrainer:
         stage_steps = range(self.stage_step, self.stage_step + len(batches))
         rates = [self._learning_rates(step) for step in stage_steps]
         curricula = [self._curriculum(step) for step in stage_steps]
-        inputs_S = stack_inputs(batches, self._model_config.num_items, self._usual_targets, self.step, rates, curricula)
+        inputs_S = stack_inputs(
+            *(batches, self._model_config.num_items, self._usual_targets, self.step, rates, curricula),
+            with_users=self._reads_users,
+        )
         epoch, saved = self._epoch(), self._alternating.state_dict()
         catalogue = self._catalogue() if epoch.keeps_catalogue else None
         self._state, self._kept_catalogue, steps, schedule = epoch.run(
@@ -425,9 +435,10 @@ class JointTrainer:
             self._kept_catalogue = self._functions.project(self._state.params, self._buffers)
         return self._kept_catalogue
 
-    def _scorer(self, scorer: str) -> Callable[[ArrayLike], Array]:
+    def _scorer(self, scorer: str) -> Callable[[ArrayLike, ArrayLike | None], Array]:
         check_choice("scorer", scorer, SCORERS)
-        return partial(self._functions.score, self._state.params, self._buffers, self._catalogue(), scorer=scorer)
+        score = partial(self._functions.score, self._state.params, self._buffers, self._catalogue(), scorer=scorer)
+        return lambda items_BL, users_B: score(items_BL, to_indices(users_B) if self._reads_users else None)
 
     def _place(self, tree: Any) -> Any:
         """A copy of arrays on the device: what training steps consume is nobody else's."""

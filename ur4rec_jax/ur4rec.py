@@ -1,6 +1,6 @@
 """UR4Rec: SASRec and a text preference retriever, and the fusion of their scores.
 
-Shapes: B rows, L positions, T width of text vectors, I items.
+Shapes: B rows, L positions, T width of text vectors, I items, U users.
 """
 
 import jax.numpy as jnp
@@ -24,8 +24,10 @@ class UR4Rec(nnx.Module):
     Args:
         num_items: Size of the catalogue.
         item_text_vectors: One text vector per item, (I, T). Frozen: a buffer, never trained.
+        user_text_vectors: One preference text vector per user, (U, T), zeros for a user without a text; None is a model
+            without user texts. Frozen likewise.
         seed: Seed of the initial weights.
-        **settings: The other fields of `ModelConfig`, such as ``sasrec_hidden_dim`` or ``fusion``.
+        **settings: The other fields of `ModelConfig` but ``num_users``, such as ``sasrec_hidden_dim`` or ``fusion``.
 
     Raises:
         ConfigurationError: A setting is out of range, or the text vectors do not fit it.
@@ -36,25 +38,42 @@ class UR4Rec(nnx.Module):
         (1, 100)
     """
 
-    def __init__(self, num_items: int, item_text_vectors: ArrayLike, *, seed: int = 0, **settings: object) -> None:
-        self.config = ModelConfig(num_items=num_items, **settings)  # type: ignore[arg-type]
-        vectors_IT = _check_vectors(item_text_vectors, self.config)
+    def __init__(
+        self,
+        num_items: int,
+        item_text_vectors: ArrayLike,
+        *,
+        user_text_vectors: ArrayLike | None = None,
+        seed: int = 0,
+        **settings: object,
+    ) -> None:
+        num_users = 0 if user_text_vectors is None else len(user_text_vectors)
+        self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)  # type: ignore[arg-type]
+        vectors_IT = _check_vectors("item", item_text_vectors, num_items, self.config)
+        vectors_UT = _check_vectors("user", user_text_vectors, num_users, self.config) if num_users else None
         rngs = nnx.Rngs(seed)
         self.sasrec = SASRec(self.config, rngs)
-        self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs)
+        self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs, vectors_UT)
         self.fusion = FUSIONS[self.config.fusion](self.config)
 
-    def __call__(self, items_BL: Array) -> Array:
+    def __call__(self, items_BL: Array, users_B: Array | None = None) -> Array:
         """Fused scores of every item as the next one, (B, I)."""
-        return self.score(items_BL)
+        return self.score(items_BL, users_B=users_B)
 
-    def score(self, items_BL: Array, scorer: str = "fused", catalogue: Catalogue | None = None) -> Array:
+    def score(
+        self,
+        items_BL: Array,
+        scorer: str = "fused",
+        catalogue: Catalogue | None = None,
+        users_B: Array | None = None,
+    ) -> Array:
         """Scores of every item as the next one, (B, I).
 
         Args:
             items_BL: Histories, right-padded.
             scorer: ``fused``, or one module alone: ``sasrec``, ``retriever``.
             catalogue: What `PreferenceRetriever.catalogue` gave, where it is at hand.
+            users_B: Whose histories they are, for a model with user texts; None is nobody that it knows.
 
         Raises:
             UnknownNameError: There is no such scorer.
@@ -67,20 +86,20 @@ class UR4Rec(nnx.Module):
             sasrec_BI = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
             if scorer == "sasrec":
                 return sasrec_BI
-        catalogue = self.retriever.catalogue() if catalogue is None else catalogue
-        preferences_BKd = self.retriever(items_BL, catalogue)[rows_B, last_B]
+        catalogue = self.retriever.catalogue(with_users=False) if catalogue is None else catalogue
+        preferences_BKd = self.retriever(items_BL, catalogue, users_B=users_B)[rows_B, last_B]
         retriever_BI = self.retriever.score(preferences_BKd, catalogue)
         return retriever_BI if scorer == "retriever" else self.fusion(sasrec_BI, retriever_BI)
 
 
-def _check_vectors(item_text_vectors: ArrayLike, config: ModelConfig) -> Array:
-    vectors = np.asarray(item_text_vectors, np.float32)
-    expected = (config.num_items, config.text_embedding_dim)
+def _check_vectors(kind: str, text_vectors: ArrayLike, count: int, config: ModelConfig) -> Array:
+    vectors = np.asarray(text_vectors, np.float32)
+    expected = (count, config.text_embedding_dim)
     if vectors.shape != expected:
         raise ConfigurationError(
-            f"item_text_vectors must have the shape (num_items, text_embedding_dim) = {expected}, "
-            f"got {vectors.shape}; give vectors of this catalogue or set text_embedding_dim"
+            f"{kind}_text_vectors must have the shape (num_{kind}s, text_embedding_dim) = {expected}, "
+            f"got {vectors.shape}; give vectors of these {kind}s or set text_embedding_dim"
         )
     if not np.isfinite(vectors).all():
-        raise ConfigurationError("item_text_vectors must be finite, got NaN or infinite values; encode the texts anew")
+        raise ConfigurationError(f"{kind}_text_vectors must be finite, got NaN or infinite values; encode the texts anew")
     return jnp.asarray(vectors)

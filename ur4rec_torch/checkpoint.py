@@ -76,8 +76,9 @@ def load_model(path: str | Path) -> UR4Rec:
     loaded = _read(path)
     config = ModelConfig(**loaded.state["model"])
     vectors_IT = loaded.weights["retriever.item_text_vectors"][: config.num_items]
-    settings = {name: value for name, value in asdict(config).items() if name != "num_items"}
-    model = UR4Rec(config.num_items, vectors_IT, **settings)
+    vectors_UT = loaded.weights["retriever.user_text_vectors"][: config.num_users] if config.num_users else None
+    settings = {name: value for name, value in asdict(config).items() if name not in ("num_items", "num_users")}
+    model = UR4Rec(config.num_items, vectors_IT, user_text_vectors=vectors_UT, **settings)
     model.load_state_dict(loaded.weights)
     return model.eval()
 

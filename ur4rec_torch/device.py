@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ur4rec.batches import Batch
@@ -32,12 +32,19 @@ def find_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def to_device(batch: Batch, num_items: int, device: torch.device) -> StepInputs:
+def to_device(batch: Batch, num_items: int, device: torch.device, *, with_users: bool = False) -> StepInputs:
     """A batch on the device. Where the targets are is found on the host, so that nothing waits for the device."""
     targets = np.asarray(batch[1]).ravel()
     positions_N = np.flatnonzero(targets != num_items)
-    arrays = (np.asarray(batch[0], np.int64), positions_N, targets[positions_N].astype(np.int64))
+    arrays = [np.asarray(batch[0], np.int64), positions_N, targets[positions_N].astype(np.int64)]
+    if with_users:
+        arrays.append(np.asarray(batch[2], np.int64))
     return StepInputs(*(_send(array, device) for array in arrays))
+
+
+def to_indices(values: ArrayLike | None, device: torch.device) -> Tensor | None:
+    """Whole numbers on the device; None stays None."""
+    return None if values is None else torch.as_tensor(np.asarray(values, np.int64), device=device)
 
 
 def _send(array: NDArray[np.int64], device: torch.device) -> Tensor:

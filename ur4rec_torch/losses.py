@@ -25,6 +25,8 @@ class StepInputs(NamedTuple):
     """Where a target is, counted over all rows: row · L + position."""
     targets_N: Tensor
     """The targets there."""
+    users_B: Tensor | None = None
+    """Whose histories they are; None for a model without user texts."""
 
 
 class Component(NamedTuple):
@@ -189,7 +191,7 @@ def _states(model: UR4Rec, inputs: StepInputs) -> Tensor:
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:
     """The retriever's preference vectors where a target is, (N, K, d)."""
-    return model.retriever(inputs.items_BL, catalogue).flatten(0, 1)[inputs.positions_N]
+    return model.retriever(inputs.items_BL, catalogue, inputs.users_B).flatten(0, 1)[inputs.positions_N]
 
 
 def _against_drawn(

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from ur4rec.batches import EvaluationBatch
 from ur4rec.errors import DataError, NonFiniteError
+from ur4rec_torch.device import to_indices
 
 
 def rank_loader(
-    score: Callable[[Tensor], Tensor], loader: Iterable[EvaluationBatch], device: torch.device
+    score: Callable[[Tensor, Tensor | None], Tensor], loader: Iterable[EvaluationBatch], device: torch.device
 ) -> NDArray[np.int64]:
     """The rank of every target, in the loader's order; the host reads them once, at the end.
 
     Args:
-        score: Maps histories (B, L) to scores (B, I).
+        score: Maps histories (B, L) and their users (B,), None where the batch names none, to scores (B, I).
         loader: Evaluation batches.
         device: Where to score.
 
@@ -30,7 +31,7 @@ def rank_loader(
     """
     ranks, all_finite = [], torch.ones((), dtype=torch.bool, device=device)
     for batch in loader:
-        scores_BI = score(torch.as_tensor(batch.items_BL, dtype=torch.long, device=device))
+        scores_BI = score(to_indices(batch.items_BL, device), to_indices(batch.users_B, device))
         ranks_B, finite = rank_batch(scores_BI, batch)
         ranks.append(ranks_B)
         all_finite = all_finite & finite

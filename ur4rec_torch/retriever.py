@@ -1,7 +1,7 @@
 """The preference retriever: reads a history's texts, says what is wanted, and finds items whose texts answer it.
 
 Shapes: B rows, L positions, T width of text vectors, d width of the preference space, K queries, N positions, I items,
-J = I + 1 items with the padding.
+J = I + 1 items with the padding, U users, M = L + 1 texts with the user's own.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from ur4rec.config import ModelConfig
 
 
+class UserMemory(NamedTuple):
+    """What the retriever knows of users from their preference texts, one row each."""
+
+    values_Ud: Tensor
+    """What is gathered from the text."""
+    content_UK: Tensor
+    """How much each query attends to it, before softmax; -inf where there is no text."""
+
+
 class Catalogue(NamedTuple):
     """What the retriever knows of every item: the same for all histories until one of its parameters changes."""
 
@@ -22,6 +31,8 @@ class Catalogue(NamedTuple):
     """As part of a history: what is gathered from it."""
     content_JK: Tensor
     """As part of a history: how much each query attends to it, before recency and softmax."""
+    users: UserMemory | None = None
+    """What it knows of every user, and last of somebody without a text; None where that is not computed ahead."""
 
 
 class PreferenceRetriever(nn.Module):
@@ -30,6 +41,9 @@ class PreferenceRetriever(nn.Module):
     K learned queries attend causally over the history's projected texts. Query k gives the text s steps back the
     weight softmax(queries[k] · key / √d + recency[k, s]): what it is about, and how long ago it was. What a query
     gathers, projected and normalised, is one preference vector.
+
+    Where users have preference texts, each position may also look at its user's: one more text, whose recency is the
+    learned user_bias[k]. It is masked for a user without a text, who is scored as if nobody had one.
 
     A candidate with the projected, normalised text c is scored by the preferences it retrieves::
 
@@ -40,12 +54,18 @@ class PreferenceRetriever(nn.Module):
     gradient with respect to the cosine of preference k is w_k / τ. It needs one exponential per preference and item.
     """
 
-    def __init__(self, config: ModelConfig, item_text_vectors_IT: Tensor) -> None:
+    def __init__(
+        self, config: ModelConfig, item_text_vectors_IT: Tensor, user_text_vectors_UT: Tensor | None = None
+    ) -> None:
         super().__init__()
         text_dim, dim = config.text_embedding_dim, config.retriever_output_dim
         self.temperature = config.retriever_temperature
         padding_1T = torch.zeros(1, text_dim)
         self.register_buffer("item_text_vectors", torch.cat([item_text_vectors_IT, padding_1T]))
+        self.user_text_vectors: Tensor | None = None
+        if user_text_vectors_UT is not None:
+            self.register_buffer("user_text_vectors", torch.cat([user_text_vectors_UT, padding_1T]))
+            self.user_bias = nn.Parameter(torch.zeros(config.retriever_num_queries))
         self.item_projection = nn.Linear(text_dim, dim)
         self.key_projection = nn.Linear(text_dim, dim)
         self.value_projection = nn.Linear(text_dim, dim)
@@ -54,28 +74,66 @@ class PreferenceRetriever(nn.Module):
         self.preference_projection = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(config.retriever_dropout)
 
-    def catalogue(self) -> Catalogue:
-        """Project the text of every item. Keep the result while the retriever is frozen."""
+    def catalogue(self, *, with_users: bool = True) -> Catalogue:
+        """Project the text of every item, and of every user if there are any.
+
+        Keep the result while the retriever is frozen. While it trains, a step needs the users of its batch alone: then
+        leave them out here.
+        """
+        users = self._user_memory(self.user_text_vectors) if with_users and self.reads_users else None
         texts_JT = self.item_text_vectors
         keys_Jd = self.key_projection(texts_JT)
         return Catalogue(
             keys_Id=F.normalize(self.item_projection(texts_JT[:-1]), dim=-1),
             values_Jd=self.value_projection(texts_JT),
             content_JK=keys_Jd @ self.queries.weight.T / keys_Jd.shape[1] ** 0.5,
+            users=users,
         )
 
-    def forward(self, items_BL: Tensor, catalogue: Catalogue) -> Tensor:
-        """Preference vectors at each position, (B, L, K, d), of unit length."""
-        values_BLd = self.dropout(F.embedding(items_BL, catalogue.values_Jd))
+    def forward(self, items_BL: Tensor, catalogue: Catalogue, users_B: Tensor | None = None) -> Tensor:
+        """Preference vectors at each position, (B, L, K, d), of unit length.
+
+        Args:
+            items_BL: Histories, right-padded.
+            catalogue: What `catalogue` gave.
+            users_B: Whose they are; anything but the number of a user is somebody without a text.
+        """
+        values_BMd = F.embedding(items_BL, catalogue.values_Jd)
         content_BKL = F.embedding(items_BL, catalogue.content_JK).transpose(1, 2)
-        weights_BKLL = torch.softmax(content_BKL.unsqueeze(2) + self._recency(items_BL.shape[1]), dim=-1)
-        gathered_BKLd = weights_BKLL @ values_BLd.unsqueeze(1)
+        logits_BKLM = content_BKL.unsqueeze(2) + self._recency(items_BL.shape[1])
+        if users_B is not None and self.reads_users:
+            values_Bd, content_BK = self._look_up(users_B, catalogue)
+            values_BMd = torch.cat([values_BMd, values_Bd.unsqueeze(1)], dim=1)
+            content_BKL1 = content_BK[:, :, None, None].expand(-1, -1, items_BL.shape[1], 1)
+            logits_BKLM = torch.cat([logits_BKLM, content_BKL1], dim=-1)
+        weights_BKLM = torch.softmax(logits_BKLM, dim=-1)
+        gathered_BKLd = weights_BKLM @ self.dropout(values_BMd).unsqueeze(1)
         return F.normalize(self.preference_projection(gathered_BKLd).transpose(1, 2), dim=-1)
 
     def score(self, preferences_NKd: Tensor, catalogue: Catalogue) -> Tensor:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
         queries_KNd = (preferences_NKd / self.temperature).transpose(0, 1)
         return sum((query_Nd @ catalogue.keys_Id.T).float().exp() for query_Nd in queries_KNd).log()
+
+    @property
+    def reads_users(self) -> bool:
+        """Whether the model has user texts."""
+        return self.user_text_vectors is not None
+
+    def _look_up(self, users_B: Tensor, catalogue: Catalogue) -> UserMemory:
+        """The memory of the user of each row."""
+        nobody = len(self.user_text_vectors) - 1
+        rows_B = torch.where((users_B >= 0) & (users_B < nobody), users_B, nobody)
+        if catalogue.users is None:
+            return self._user_memory(self.user_text_vectors[rows_B])
+        return UserMemory(*(F.embedding(rows_B, each) for each in catalogue.users))
+
+    def _user_memory(self, texts_UT: Tensor) -> UserMemory:
+        """Project user texts; a vector of zeros is none."""
+        keys_Ud = self.key_projection(texts_UT)
+        content_UK = keys_Ud @ self.queries.weight.T / keys_Ud.shape[1] ** 0.5 + self.user_bias
+        is_missing_U1 = (texts_UT == 0).all(1, keepdim=True)
+        return UserMemory(self.value_projection(texts_UT), content_UK.masked_fill(is_missing_U1, -torch.inf))
 
     def _recency(self, length: int) -> Tensor:
         """Bias of each query for looking from a position (rows) back to another (columns), (K, L, L); causal."""

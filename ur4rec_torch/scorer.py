@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.batches import EvaluationBatch
 from ur4rec.config import SCORERS
-from ur4rec_torch.device import find_device
+from ur4rec_torch.device import find_device, to_indices
 from ur4rec_torch.ranking import rank_loader
 from ur4rec_torch.ur4rec import UR4Rec
 
@@ -44,15 +44,19 @@ class Scorer:
         """The rank of every target, in the loader's order; see `JointTrainer.rank`."""
         with torch.no_grad():
             return rank_loader(
-                lambda items_BL: self.model.score(items_BL, scorer, self._catalogue), loader, self.device
+                lambda items_BL, users_B: self.model.score(items_BL, scorer, self._catalogue, users_B),
+                loader,
+                self.device,
             )
 
-    def score(self, items_BL: ArrayLike, scorer: str = "fused") -> NDArray[np.float32]:
-        """Scores of every item as the next one of right-padded histories, (B, I)."""
-        items = torch.as_tensor(np.asarray(items_BL, np.int64), device=self.device)
+    def score(
+        self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named."""
+        items, users = to_indices(items_BL, self.device), to_indices(users_B, self.device)
         with torch.no_grad():
-            return self.model.score(items, scorer, self._catalogue).cpu().numpy()
+            return self.model.score(items, scorer, self._catalogue, users).cpu().numpy()
 
-    def scores(self, items_BL: ArrayLike) -> dict[str, NDArray[np.float32]]:
+    def scores(self, items_BL: ArrayLike, users_B: ArrayLike | None = None) -> dict[str, NDArray[np.float32]]:
         """The scores of both modules and of their fusion, by the names of the scorers."""
-        return {scorer: self.score(items_BL, scorer) for scorer in SCORERS}
+        return {scorer: self.score(items_BL, scorer, users_B) for scorer in SCORERS}

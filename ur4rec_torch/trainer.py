@@ -37,7 +37,7 @@ from ur4rec.stages import (
 )
 from ur4rec.step_log import LateStep, StepLog
 from ur4rec_torch import checkpoint
-from ur4rec_torch.device import find_device, seeded, to_device
+from ur4rec_torch.device import find_device, seeded, to_device, to_indices
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_torch.ranking import rank_loader
 from ur4rec_torch.retriever import Catalogue
@@ -211,7 +211,9 @@ class JointTrainer:
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
-        losses = self._losses(to_device(batch, self.model.config.num_items, self.device), TURNS[active])
+        config = self.model.config
+        inputs = to_device(batch, config.num_items, self.device, with_users=config.num_users > 0)
+        losses = self._losses(inputs, TURNS[active])
         decision = self._update(losses, {} if self._payoffs else {active: losses.total, **losses.modules})
         metrics = self._strategies.finish(losses, rates["uncertainty"])
         self.step += 1
@@ -246,13 +248,17 @@ class JointTrainer:
             NonFiniteError: A score is NaN or infinite.
         """
         with self._inference() as catalogue:
-            return rank_loader(lambda items_BL: self.model.score(items_BL, scorer, catalogue), loader, self.device)
+            return rank_loader(
+                lambda items_BL, users_B: self.model.score(items_BL, scorer, catalogue, users_B), loader, self.device
+            )
 
-    def score(self, items_BL: ArrayLike, scorer: str = "fused") -> NDArray[np.float32]:
-        """Scores of every item as the next one of right-padded histories, (B, I)."""
-        items = torch.as_tensor(np.asarray(items_BL, np.int64), device=self.device)
+    def score(
+        self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named."""
+        items, users = to_indices(items_BL, self.device), to_indices(users_B, self.device)
         with self._inference() as catalogue:
-            return self.model.score(items, scorer, catalogue).cpu().numpy()
+            return self.model.score(items, scorer, catalogue, users).cpu().numpy()
 
     def flush(self) -> None:
         """Report the steps whose losses have not been read, waiting for the device.
@@ -359,7 +365,7 @@ class JointTrainer:
     def _catalogue(self, *, trains: bool) -> Catalogue:
         """What the retriever knows of every item: computed anew while it trains, else once until it changes."""
         if trains:
-            return self.model.retriever.catalogue()
+            return self.model.retriever.catalogue(with_users=False)
         key = (self._retriever_steps, *(parameter._version for parameter in self.model.retriever.parameters()))
         if self._kept_catalogue is None or self._kept_catalogue[0] != key:
             with torch.no_grad():

@@ -1,6 +1,6 @@
 """UR4Rec: SASRec and a text preference retriever, and the fusion of their scores.
 
-Shapes: B rows, L positions, T width of text vectors, I items.
+Shapes: B rows, L positions, T width of text vectors, I items, U users.
 """
 
 import numpy as np
@@ -23,8 +23,10 @@ class UR4Rec(nn.Module):
     Args:
         num_items: Size of the catalogue.
         item_text_vectors: One text vector per item, (I, T). Frozen: a buffer, never trained.
+        user_text_vectors: One preference text vector per user, (U, T), zeros for a user without a text; None is a model
+            without user texts. Frozen likewise.
         seed: Seed of the initial weights. The caller's random state is left as it was.
-        **settings: The other fields of `ModelConfig`, such as ``sasrec_hidden_dim`` or ``fusion``.
+        **settings: The other fields of `ModelConfig` but ``num_users``, such as ``sasrec_hidden_dim`` or ``fusion``.
 
     Raises:
         ConfigurationError: A setting is out of range, or the text vectors do not fit it.
@@ -35,28 +37,45 @@ class UR4Rec(nn.Module):
         torch.Size([1, 100])
     """
 
-    def __init__(self, num_items: int, item_text_vectors: ArrayLike, *, seed: int = 0, **settings: object) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        item_text_vectors: ArrayLike,
+        *,
+        user_text_vectors: ArrayLike | None = None,
+        seed: int = 0,
+        **settings: object,
+    ) -> None:
         super().__init__()
-        self.config = ModelConfig(num_items=num_items, **settings)  # type: ignore[arg-type]
-        vectors_IT = _check_vectors(item_text_vectors, self.config)
+        num_users = 0 if user_text_vectors is None else len(user_text_vectors)
+        self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)  # type: ignore[arg-type]
+        vectors_IT = _check_vectors("item", item_text_vectors, num_items, self.config)
+        vectors_UT = _check_vectors("user", user_text_vectors, num_users, self.config) if num_users else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.sasrec = SASRec(self.config)
-            self.retriever = PreferenceRetriever(self.config, vectors_IT)
+            self.retriever = PreferenceRetriever(self.config, vectors_IT, vectors_UT)
             self.fusion = FUSIONS[self.config.fusion](self.config)
             self.apply(_initialise)
 
-    def forward(self, items_BL: Tensor) -> Tensor:
+    def forward(self, items_BL: Tensor, users_B: Tensor | None = None) -> Tensor:
         """Fused scores of every item as the next one, (B, I)."""
-        return self.score(items_BL)
+        return self.score(items_BL, users_B=users_B)
 
-    def score(self, items_BL: Tensor, scorer: str = "fused", catalogue: Catalogue | None = None) -> Tensor:
+    def score(
+        self,
+        items_BL: Tensor,
+        scorer: str = "fused",
+        catalogue: Catalogue | None = None,
+        users_B: Tensor | None = None,
+    ) -> Tensor:
         """Scores of every item as the next one, (B, I).
 
         Args:
             items_BL: Histories, right-padded.
             scorer: ``fused``, or one module alone: ``sasrec``, ``retriever``.
             catalogue: What `PreferenceRetriever.catalogue` gave, where it is at hand.
+            users_B: Whose histories they are, for a model with user texts; None is nobody that it knows.
 
         Raises:
             UnknownNameError: There is no such scorer.
@@ -69,8 +88,8 @@ class UR4Rec(nn.Module):
             sasrec_BI = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
             if scorer == "sasrec":
                 return sasrec_BI
-        catalogue = self.retriever.catalogue() if catalogue is None else catalogue
-        preferences_BKd = self.retriever(items_BL, catalogue)[rows_B, last_B]
+        catalogue = self.retriever.catalogue(with_users=False) if catalogue is None else catalogue
+        preferences_BKd = self.retriever(items_BL, catalogue, users_B)[rows_B, last_B]
         retriever_BI = self.retriever.score(preferences_BKd, catalogue)
         return retriever_BI if scorer == "retriever" else self.fusion(sasrec_BI, retriever_BI)
 
@@ -85,14 +104,14 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.weight[module.padding_idx])
 
 
-def _check_vectors(item_text_vectors: ArrayLike, config: ModelConfig) -> Tensor:
-    vectors = torch.as_tensor(np.asarray(item_text_vectors, np.float32))
-    expected = (config.num_items, config.text_embedding_dim)
+def _check_vectors(kind: str, text_vectors: ArrayLike, count: int, config: ModelConfig) -> Tensor:
+    vectors = torch.as_tensor(np.asarray(text_vectors, np.float32))
+    expected = (count, config.text_embedding_dim)
     if tuple(vectors.shape) != expected:
         raise ConfigurationError(
-            f"item_text_vectors must have the shape (num_items, text_embedding_dim) = {expected}, "
-            f"got {tuple(vectors.shape)}; give vectors of this catalogue or set text_embedding_dim"
+            f"{kind}_text_vectors must have the shape (num_{kind}s, text_embedding_dim) = {expected}, "
+            f"got {tuple(vectors.shape)}; give vectors of these {kind}s or set text_embedding_dim"
         )
     if not torch.isfinite(vectors).all():
-        raise ConfigurationError("item_text_vectors must be finite, got NaN or infinite values; encode the texts anew")
+        raise ConfigurationError(f"{kind}_text_vectors must be finite, got NaN or infinite values; encode the texts anew")
     return vectors.clone()

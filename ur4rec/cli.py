@@ -34,7 +34,7 @@ from ur4rec.run_directory import RunDirectory
 from ur4rec.schedules import SCHEDULE_HELP
 from ur4rec.stages import STAGES
 from ur4rec.stopping import Stopped, stop_on_signals
-from ur4rec.user_texts import texts_of_prefixes, write_user_texts
+from ur4rec.user_texts import hash_file, texts_of_prefixes, write_user_texts
 
 if TYPE_CHECKING:
     from ur4rec.results import Result
@@ -119,6 +119,13 @@ def train(
     encoder: Annotated[
         str | None, typer.Option(help="Text encoder: auto, tfidf, a sentence-transformers name, or a path.")
     ] = None,
+    user_texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON file, user id to preference text: further memory of the retriever."),
+    ] = None,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Train although the user texts name held-out items.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     data_dir: DataDirectory = None,
@@ -154,6 +161,9 @@ def train(
                 schedule=schedule,
                 batch_size=batch_size,
                 encoder=encoder,
+                user_texts=None if user_texts is None else str(user_texts.resolve()),
+                user_texts_hash=None if user_texts is None else hash_file(user_texts),
+                allow_leakage=allow_leakage,
                 seed=seed,
                 device=device,
                 checkpoint_every=checkpoint_every,
@@ -257,7 +267,7 @@ def recommend(
             raise ConfigurationError("give either --user ID or one or more --item TITLE")
         recommender = Recommender(RunDirectory.open_existing(run), data_dir=data_dir)
         items = recommender.history_of(user) if user is not None else recommender.find_items(history or [])
-        found = recommender.recommend(items, top=top)
+        found = recommender.recommend(items, top=top, user_id=user)
         if as_json:
             sys.stdout.write(json.dumps([each._asdict() for each in found], indent=2, ensure_ascii=False) + "\n")
             return

@@ -1,5 +1,6 @@
 """Evaluation of a finished run: its checkpoint, its data, and every target ranked anew."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ur4rec.backends import load_scorer
@@ -28,7 +29,7 @@ def evaluate_run(
     check_choice("split", split, ("test", "validation"))
     config = RunConfig.from_json(directory.read_json("config.json"))
     path = directory.require_checkpoint(checkpoint)
-    experiment = prepare(config, directory=data_dir)
+    experiment = prepare(replace(config, user_texts=None), directory=data_dir)  # their vectors are in the checkpoint
     directory.check_fact("split_hash", experiment.split.hash)
     model = load_scorer(config.backend, path, config.device)
     targets = experiment.evaluation(getattr(experiment.split, split))

@@ -1,5 +1,6 @@
 """What a run is made of before any framework is loaded: data, split, text vectors and batches."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,13 @@ from ur4rec.batches import EvaluationBatch, EvaluationBatches, TrainBatches
 from ur4rec.config import ModelConfig
 from ur4rec.data import Interactions, Split, Targets, leave_one_out
 from ur4rec.data.sources import load_dataset
+from ur4rec.errors import DataError
+from ur4rec.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
 from ur4rec.run_config import RunConfig
-from ur4rec.text import encode_items
+from ur4rec.text import encode_items, encode_users
+from ur4rec.user_texts import hash_file, read_user_texts
+
+logger = logging.getLogger(__name__)
 
 EVALUATION_ROWS = 512
 PROBE_ROWS = 256
@@ -31,6 +37,10 @@ class Experiment:
     """The shape of the model that fits the data."""
     train: TrainBatches
     """Training batches."""
+    user_text_vectors_UT: NDArray[np.float32] | None = None
+    """One unit vector per user, zeros for a user without a text; None is a run without user texts."""
+    leakage: tuple[LeakageTest, ...] = ()
+    """Whether the user texts name what is held out."""
 
     def evaluation(self, targets: Targets) -> EvaluationBatches:
         """Batches of targets."""
@@ -87,6 +97,14 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
     vectors_IT = encode_items(
         interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
     )
+    leakage: tuple[LeakageTest, ...] = ()
+    users_UT = None
+    if config.user_texts is not None:
+        texts = _read_user_texts(config, interactions)
+        leakage = _check_leakage(config, texts, interactions, split)
+        users_UT = encode_users(
+            *(texts, interactions.texts), encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
+        )
     train = TrainBatches(
         split.train,
         split.num_items,
@@ -94,4 +112,36 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
         batch_size=config.batch_size,
         seed=config.seed,
     )
-    return Experiment(interactions=interactions, split=split, item_text_vectors_IT=vectors_IT, model=model, train=train)
+    return Experiment(
+        interactions=interactions,
+        split=split,
+        item_text_vectors_IT=vectors_IT,
+        model=model,
+        train=train,
+        user_text_vectors_UT=users_UT,
+        leakage=leakage,
+    )
+
+
+def _read_user_texts(config: RunConfig, interactions: Interactions) -> list[str]:
+    """The text of each user, from the very file that the run began with."""
+    assert config.user_texts is not None
+    path = Path(config.user_texts)
+    if config.user_texts_hash not in (None, found := hash_file(path)):
+        raise DataError(
+            f"the user texts must be those that the run began with (SHA-256 {config.user_texts_hash}), but {path} "
+            f"has {found}; restore the file"
+        )
+    return read_user_texts(path, interactions.user_ids)
+
+
+def _check_leakage(
+    config: RunConfig, texts: list[str], interactions: Interactions, split: Split
+) -> tuple[LeakageTest, ...]:
+    tests = tuple(find_leakage(texts, interactions, split))
+    if not config.allow_leakage:
+        refuse_leakage(str(config.user_texts), tests)
+    for test in tests:
+        if test.leaks:
+            logger.warning("the user texts leak, metrics will be too good: they name %s", describe_leakage(test))
+    return tests

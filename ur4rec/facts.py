@@ -14,6 +14,9 @@ from ur4rec.experiment import Experiment
 def experiment_facts(experiment: Experiment, backend: str) -> dict[str, Any]:
     """Data, split and versions of a run."""
     interactions, split = experiment.interactions, experiment.split
+    users_UT = experiment.user_text_vectors_UT
+    leakage = {test.targets: {**test._asdict(), "leaks": test.leaks} for test in experiment.leakage}
+    texts = {} if users_UT is None else {"user_texts": {"num_users": int(users_UT.any(1).sum()), "leakage": leakage}}
     return {
         "dataset": interactions.name,
         "source": interactions.source,
@@ -23,6 +26,7 @@ def experiment_facts(experiment: Experiment, backend: str) -> dict[str, Any]:
         "num_users": interactions.num_users,
         "num_items": interactions.num_items,
         "num_interactions": len(interactions),
+        **texts,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": {

@@ -54,10 +54,7 @@ class Recommender:
         Raises:
             UnknownNameError: There is no such user; the message names some that exist.
         """
-        if user_id not in self.interactions.user_ids:
-            examples = (*self.interactions.user_ids[:3], "...", self.interactions.user_ids[-1])
-            raise UnknownNameError("user", user_id, examples)
-        return self.interactions.sequences[self.interactions.user_ids.index(user_id)]
+        return self.interactions.sequences[self._find_user(user_id)]
 
     def find_items(self, names: Sequence[str]) -> NDArray[np.int32]:
         """Items by id, by title, or by the part of a title that only one item has.
@@ -67,12 +64,15 @@ class Recommender:
         """
         return np.array([self._find_item(name) for name in names], np.int32)
 
-    def recommend(self, history_L: NDArray[np.int32], *, top: int = 10) -> list[Recommendation]:
+    def recommend(
+        self, history_L: NDArray[np.int32], *, top: int = 10, user_id: str | None = None
+    ) -> list[Recommendation]:
         """The items that a history is most likely to go on with, best first; its own items are left out.
 
         Args:
             history_L: Canonical item indices, oldest first.
             top: How many.
+            user_id: Whose history it is, for a model that knows preference texts of users.
 
         Raises:
             ConfigurationError: The history is empty, or ``top`` is below 1.
@@ -84,7 +84,8 @@ class Recommender:
         recent = history_L[-self._max_seq_len :]
         items_BL = np.full((1, self._max_seq_len), self.interactions.num_items, np.int64)
         items_BL[0, : len(recent)] = recent
-        scores = self._scorer.scores(items_BL)
+        users_B = None if user_id is None else [self._find_user(user_id)]
+        scores = self._scorer.scores(items_BL, users_B)
         probabilities = {scorer: _softmax_unseen(scores_BI[0], history_L) for scorer, scores_BI in scores.items()}
         order = np.argsort(-probabilities["fused"], kind="stable")[:top]
         return [
@@ -96,6 +97,12 @@ class Recommender:
             for item in order
             if probabilities["fused"][item] > 0
         ]
+
+    def _find_user(self, user_id: str) -> int:
+        if user_id not in self.interactions.user_ids:
+            examples = (*self.interactions.user_ids[:3], "...", self.interactions.user_ids[-1])
+            raise UnknownNameError("user", user_id, examples)
+        return self.interactions.user_ids.index(user_id)
 
     def _find_item(self, name: str) -> int:
         if name in self.interactions.item_ids:

@@ -65,7 +65,11 @@ class Run:
         self._test = experiment.evaluation(experiment.split.test)
         backend = load_backend(config.backend)
         model = backend.UR4Rec(
-            experiment.split.num_items, experiment.item_text_vectors_IT, seed=config.seed, **config.model
+            experiment.split.num_items,
+            experiment.item_text_vectors_IT,
+            user_text_vectors=experiment.user_text_vectors_UT,
+            seed=config.seed,
+            **config.model,
         )
         self.trainer = backend.JointTrainer(
             model,

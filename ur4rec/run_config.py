@@ -40,6 +40,12 @@ class RunConfig:
     """Rows of a training batch; a row holds up to max_seq_len targets."""
     encoder: str = "auto"
     """Text encoder: "auto", "tfidf", the name of a sentence-transformers model, or a path to one."""
+    user_texts: str | None = None
+    """A JSON file of user preference texts (user id → text), further memory of the retriever; None is none."""
+    user_texts_hash: str | None = None
+    """The SHA-256 that this file must have; None is any."""
+    allow_leakage: bool = False
+    """Whether to train although the user texts name held-out items more often than chance; see `ur4rec.leakage`."""
     min_item_interactions: int | None = None
     """Items with fewer interactions are dropped; None is the dataset's own custom (5 for ml-1m, else 1)."""
     seed: int = 0

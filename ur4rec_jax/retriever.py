@@ -61,7 +61,11 @@ class PreferenceRetriever(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, item_text_vectors_IT: Array, rngs: nnx.Rngs, user_text_vectors_UT: Array | None = None
+        self,
+        config: ModelConfig,
+        item_text_vectors_IT: Array,
+        rngs: nnx.Rngs,
+        user_text_vectors_UT: Array | None = None,
     ) -> None:
         text_dim, dim = config.text_embedding_dim, config.retriever_output_dim
         self.temperature = config.retriever_temperature

@@ -62,7 +62,7 @@ class PreferenceRetriever(nn.Module):
         self.temperature = config.retriever_temperature
         padding_1T = torch.zeros(1, text_dim)
         self.register_buffer("item_text_vectors", torch.cat([item_text_vectors_IT, padding_1T]))
-        self.user_text_vectors: Tensor | None = None
+        self.reads_users = user_text_vectors_UT is not None
         if user_text_vectors_UT is not None:
             self.register_buffer("user_text_vectors", torch.cat([user_text_vectors_UT, padding_1T]))
             self.user_bias = nn.Parameter(torch.zeros(config.retriever_num_queries))
@@ -114,11 +114,6 @@ class PreferenceRetriever(nn.Module):
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
         queries_KNd = (preferences_NKd / self.temperature).transpose(0, 1)
         return sum((query_Nd @ catalogue.keys_Id.T).float().exp() for query_Nd in queries_KNd).log()
-
-    @property
-    def reads_users(self) -> bool:
-        """Whether the model has user texts."""
-        return self.user_text_vectors is not None
 
     def _look_up(self, users_B: Tensor, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""

@@ -113,5 +113,7 @@ def _check_vectors(kind: str, text_vectors: ArrayLike, count: int, config: Model
             f"got {tuple(vectors.shape)}; give vectors of these {kind}s or set text_embedding_dim"
         )
     if not torch.isfinite(vectors).all():
-        raise ConfigurationError(f"{kind}_text_vectors must be finite, got NaN or infinite values; encode the texts anew")
+        raise ConfigurationError(
+            f"{kind}_text_vectors must be finite, got NaN or infinite values; encode the texts anew"
+        )
     return vectors.clone()

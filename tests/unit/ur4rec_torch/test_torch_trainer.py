@@ -257,7 +257,9 @@ def test_a_frozen_catalogue_is_computed_once_a_tenure_and_changes_nothing(make_t
     def run(*, cached):
         trainer = make_trainer(rule=Cycle((6, 2)))
         calls, compute = [], trainer.model.retriever.catalogue
-        trainer.model.retriever.catalogue = lambda: calls.append(trainer.alternator.active) or compute()
+        trainer.model.retriever.catalogue = lambda **options: (
+            calls.append(trainer.alternator.active) or compute(**options)
+        )
         ranks = []
         for batch in batch_stream(0, 16):
             if not cached:

@@ -11,10 +11,11 @@ from ur4rec.errors import ConfigurationError, UnknownNameError
 from ur4rec.schedules import parse_schedule
 from ur4rec.stages import STAGES
 
-_CHANGEABLE = ("backend", "device", "checkpoint_every")
+_CHANGEABLE = ("backend", "device", "checkpoint_every", "user_texts", "allow_leakage")
 MOST_EPOCHS = 100_000
 """The most epochs of a stage."""
-_MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name != "num_items")
+_FROM_DATA = ("num_items", "num_users")
+_MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
 _TRAINER_SETTINGS = tuple(each.name for each in dataclasses.fields(TrainerConfig) if each.name != "seed")
 
 
@@ -63,6 +64,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("dataset", "backend", "schedule", "encoder", "device"):
             _check_text(name, getattr(self, name))
+        for name in ("user_texts", "user_texts_hash"):
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
+        if not isinstance(self.allow_leakage, bool):
+            raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
         for name, known in (("model", _MODEL_SETTINGS), ("trainer", _TRAINER_SETTINGS), ("epochs", STAGES)):
             _check_mapping(name, getattr(self, name), known)
         check_count("seed", self.seed, 0)

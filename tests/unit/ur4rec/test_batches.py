@@ -165,9 +165,11 @@ def test_evaluation_feeds_the_last_items_and_names_the_seen(histories, max_seq_l
         for place in range(batch.num_valid):
             fed = histories[row][-max_seq_len:]
             assert batch.items_BL[place].tolist() == fed + [NUM_ITEMS] * (max_seq_len - len(fed))
+            assert batch.users_B[place] == row
             assert {item for owner, item in pairs if owner == place} == set(seen[row])
             row += 1
         assert (batch.items_BL[batch.num_valid :] == NUM_ITEMS).all()
+        assert (batch.users_B[batch.num_valid :] == -1).all()
     assert row == len(histories)
     assert len(shapes) == 1
 

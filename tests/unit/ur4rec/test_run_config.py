@@ -48,6 +48,9 @@ def test_a_configuration_that_was_saved_is_read_back():
         ({"epochs": {"end_to_end": 10**9}}, "epochs of end_to_end must be at most 100000, got 1000000000"),
         ({"trainer": {"seed": 1}}, "unknown setting of trainer 'seed'"),
         ({"model": {"num_items": 5}}, "unknown setting of model 'num_items'"),
+        ({"model": {"num_users": 5}}, "unknown setting of model 'num_users'"),
+        ({"user_texts": ""}, "user_texts must be a text that is not empty"),
+        ({"allow_leakage": 1}, "allow_leakage must be true or false, got 1"),
         ({"model": 3}, "model must be settings by name, got 3"),
     ],
 )

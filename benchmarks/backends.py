@@ -41,7 +41,9 @@ def compare(directory: RunDirectory) -> dict[str, dict[str, float]]:
     for scorer in SCORERS:
         users, worst, different = 0, 0.0, 0
         for batch in experiment.evaluation(experiment.split.test):
-            torch_BI, jax_BI = (trainers[name].score(batch.items_BL, scorer)[: batch.num_valid] for name in BACKENDS)
+            torch_BI, jax_BI = (
+                trainers[name].score(batch.items_BL, scorer, batch.users_B)[: batch.num_valid] for name in BACKENDS
+            )
             largest = float(np.abs(torch_BI).max())
             users += batch.num_valid
             worst = max(worst, float(np.abs(torch_BI - jax_BI).max()) / largest)

@@ -57,7 +57,8 @@ class Experiment:
         )
         none_seen_M = np.zeros(0, np.int32)
         return EvaluationBatch(
-            whole.items_BL[rows_B], whole.targets_B[rows_B], none_seen_M, none_seen_M, len(rows_B), 0
+            *(whole.items_BL[rows_B], whole.targets_B[rows_B], none_seen_M, none_seen_M, len(rows_B), 0),
+            targets.users_T[rows_B],
         )
 
 

@@ -399,9 +399,11 @@ class JointTrainer:
         """What tells a `Payoff` schedule its payoffs."""
         if not isinstance(alternator.rule, Payoff):
             return None
-        items_BL = self._probe.items_BL[: self._probe.num_valid]
-        targets_B = self._probe.targets_B[: self._probe.num_valid]
-        return PayoffProbe(alternator, lambda name: self.score(items_BL, name), self._fuse, targets_B)
+        items_BL, targets_B, users_B = (
+            None if array is None else array[: self._probe.num_valid]
+            for array in (self._probe.items_BL, self._probe.targets_B, self._probe.users_B)
+        )
+        return PayoffProbe(alternator, lambda name: self.score(items_BL, name, users_B), self._fuse, targets_B)
 
     def _fuse(self, sasrec_BI: ArrayLike, retriever_BI: ArrayLike) -> NDArray[np.float32]:
         """Fused scores of scores on the host."""

@@ -42,7 +42,7 @@ def batch(rng, lengths):
 def fill_up(inputs, *arrays):
     """The same filled up to a constant length, as a step takes it; what is filled up must not count."""
     missing = len(inputs.items_BL) * LENGTH - len(inputs.positions_N)
-    positions, targets = (np.pad(a, (0, missing)) for a in inputs[1:])
+    positions, targets = (np.pad(a, (0, missing)) for a in inputs[1:3])
     targets[len(inputs.targets_N) :] = NUM_ITEMS
     filled = [np.concatenate([array, np.repeat(array[:1], missing, axis=0)]) for array in arrays]
     return StepInputs(*map(jnp.asarray, (inputs.items_BL, positions, targets))), *map(jnp.asarray, filled)

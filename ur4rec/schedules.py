@@ -4,11 +4,13 @@ import re
 from dataclasses import dataclass
 
 from alternator import Cycle, Payoff, Rule
-from alternator.rules.named import RULES, rule_from_settings
+from alternator.rules.named import RULES, parse_value, rule_from_settings
 from ur4rec.errors import ConfigurationError, UnknownNameError
+from ur4rec.turn_sequence import TurnSequence
 
 JOINT = "joint"
-CHOICES = ("adaptive", "parity", JOINT, "A:B", *RULES)
+SEQUENCE = "sequence:"
+CHOICES = ("adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
 
 STEP_COSTS = (1.0, 0.65, 0.7)
 """Cost of a step of both modules, of SASRec and of the retriever, as `payoff` has it by default: the demo's model on a
@@ -50,6 +52,8 @@ def parse_schedule(text: str) -> Schedule:
         >>> parse_schedule("joint").rule is None
         True
     """
+    if text.startswith(SEQUENCE):
+        return Schedule(text, _parse_sequence(text.removeprefix(SEQUENCE)))
     name, *settings = (part.strip() for part in re.split(r",(?=\s*[a-z_]+\s*=)", text))
     ratio = re.fullmatch(r"(\d+):(\d+)", name)
     if ratio:
@@ -64,3 +68,10 @@ def parse_schedule(text: str) -> Schedule:
     if rule_name == "payoff" and not any(setting.startswith("costs") for setting in settings):
         settings = [f"costs={STEP_COSTS}", *settings]
     return Schedule(text, rule_from_settings(rule_name, settings))
+
+
+def _parse_sequence(text: str) -> TurnSequence:
+    value = parse_value(text)
+    if not isinstance(value, tuple) or not all(isinstance(each, tuple) and len(each) == 2 for each in value):
+        raise ConfigurationError(f"a sequence must read (('both', 20), ('sasrec', 5), ...), got {text!r}")
+    return TurnSequence(value)

@@ -87,7 +87,8 @@ class Hold:
 def joint_alternator(config: TrainerConfig, rule: Rule | None = None) -> ModuleAlternator:
     """The schedule of joint_finetune: a rule of your own, the original one, or parity.
 
-    `Payoff` chooses among the turns both, sasrec, retriever; every other rule among the two modules.
+    `Payoff` chooses among the turns both, sasrec, retriever; a rule with an attribute ``turns`` among those; every
+    other one among the two modules.
 
     Example:
         >>> joint_alternator(TrainerConfig(use_adaptive_alternating=False)).rule
@@ -106,7 +107,8 @@ def joint_alternator(config: TrainerConfig, rule: Rule | None = None) -> ModuleA
         rule = Cycle(1)
     elif rule is None:
         rule = Plateau(threshold=config.adaptive_switch_threshold, min_steps=config.adaptive_min_steps)
-    return ModuleAlternator((BOTH, *MODULES) if isinstance(rule, Payoff) else MODULES, rule)
+    turns = (BOTH, *MODULES) if isinstance(rule, Payoff) else getattr(rule, "turns", MODULES)
+    return ModuleAlternator(turns, rule)
 
 
 def stage_alternator(stage: Stage) -> Alternator:

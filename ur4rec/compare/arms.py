@@ -1,45 +1,65 @@
-"""Arms of a study: schedules by name, and the random control that is matched to another arm."""
+"""Arms of a study: schedules by name, and the random controls of another arm."""
 
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from ur4rec.errors import ConfigurationError
-from ur4rec.schedules import parse_schedule
+from ur4rec.schedules import SEQUENCE, parse_schedule
 from ur4rec.stages import BOTH, MODULES
+from ur4rec.turn_sequence import shuffled
 
 PARITY = "parity"
 JOINT = "joint"
 MATCHED = "matched:"
+_ANY_TURNS: Mapping[str, Any] = {"mean_tenure": 2.0, "tenures": [["both", 1], ["sasrec", 1]]}
 
-ARMS_HELP = "schedules as for train --schedule, or matched:ARM (random tenures with that arm's measured mean tenure)"
+SHUFFLED = "shuffled:"
+
+ARMS_HELP = (
+    "schedules as for train --schedule, matched:ARM (random tenures with that arm's measured mean tenure), or "
+    "shuffled:ARM (that arm's own tenures in random order: the same shares, another timing)"
+)
 
 
-def matched_arm(arm: str) -> str | None:
-    """The arm that this one is a random control of; None if it stands for itself.
+def original_of(arm: str) -> str | None:
+    """The arm that this one is a control of; None if it stands for itself.
 
     Example:
-        >>> matched_arm("matched:plateau"), matched_arm("plateau")
-        ('plateau', None)
+        >>> original_of("matched:plateau"), original_of("shuffled:payoff"), original_of("plateau")
+        ('plateau', 'payoff', None)
     """
-    return arm.removeprefix(MATCHED) if arm.startswith(MATCHED) else None
+    for kind in (MATCHED, SHUFFLED):
+        if arm.startswith(kind):
+            return arm.removeprefix(kind)
+    return None
 
 
-def schedule_text(arm: str, *, mean_tenure: float = 2.0, seed: int = 0) -> str:
+def schedule_text(arm: str, *, turns: Mapping[str, Any] = _ANY_TURNS, seed: int = 0) -> str:
     """The schedule that an arm runs.
 
     Args:
         arm: The arm.
-        mean_tenure: Measured mean tenure of the arm that it is matched to.
-        seed: Seed of the random tenures.
+        turns: Who trained when in the run that a control belongs to, as `ur4rec.compare.budget.describe_turns` says it.
+        seed: Seed of the control's draws.
 
     Example:
-        >>> schedule_text("matched:plateau", mean_tenure=12.5, seed=3)
+        >>> schedule_text("matched:plateau", turns={"mean_tenure": 12.5}, seed=3)
         'random_tenure,mean=12.5,seed=3'
+        >>> schedule_text("shuffled:payoff", turns={"tenures": [["both", 20], ["sasrec", 5]]})
+        "sequence:(('both', 20), ('sasrec', 5))"
         >>> schedule_text("3:1")
         '3:1'
     """
-    return arm if matched_arm(arm) is None else f"random_tenure,mean={mean_tenure},seed={seed}"
+    if arm.startswith(MATCHED):
+        return f"random_tenure,mean={turns['mean_tenure']},seed={seed}"
+    if arm.startswith(SHUFFLED):
+        draws = np.random.default_rng(seed).random(len(turns["tenures"])).tolist()
+        return f"{SEQUENCE}{shuffled([tuple(tenure) for tenure in turns['tenures']], draws)}"
+    return arm
 
 
 def with_costs(schedule: str, costs: Mapping[str, float]) -> str:
@@ -72,15 +92,15 @@ def check_arms(arms: Sequence[str]) -> None:
     """Refuse arms that cannot be compared.
 
     Raises:
-        ConfigurationError: Parity is missing, an arm is there twice, its schedule is unknown, or a matched arm's
-            original is missing.
+        ConfigurationError: Parity is missing, an arm is there twice, its schedule is unknown, or a control's original
+            is missing.
     """
     if PARITY not in arms:
         raise ConfigurationError(f"arms must hold {PARITY!r}, which the others are compared with, got {tuple(arms)}")
     if len(set(arms)) < len(arms):
         raise ConfigurationError(f"arms must differ, got {tuple(arms)}")
     for arm in arms:
-        original = matched_arm(arm)
+        original = original_of(arm)
         if original is not None and (original not in arms or original == JOINT):
             raise ConfigurationError(f"{arm!r} needs an arm {original!r} that switches; add it or leave {arm!r} out")
         parse_schedule(schedule_text(arm))

@@ -11,13 +11,16 @@ from ur4rec.compare.one_run import study_facts
 from ur4rec.compare.setting import build_trainer, prepare_study
 from ur4rec.compare.study import StudyConfig
 from ur4rec.facts import machine_facts
+from ur4rec.metrics import negative_log_likelihood
 from ur4rec.stages import BOTH, MODULES
 
 PROBE = "probe"
 KINDS = ("sasrec first", "sasrec later", "retriever first", "retriever later", BOTH, PROBE)
 """The first step of a tenure and the others; a step of both modules is always the same. Last, what a schedule that
-measures pays for one module's scores of the held-out targets: half of both modules' together."""
+measures pays for one module's scores of the held-out targets and their likelihoods: half of both modules' together."""
 WARM_UP, ROUNDS = 3, 40
+_MIXTURES = 2
+"""Likelihoods of mixed snapshots for each of a module's forward passes: four for both modules'."""
 
 
 def measure_costs(study: StudyConfig, data_dir: Path | None = None, rounds: int = ROUNDS) -> dict[str, Any]:
@@ -75,7 +78,9 @@ def _timed_steps(study: StudyConfig, data_dir: Path | None, rounds: int) -> Iter
             yield kind, clock() - started
         started = clock()
         for module in MODULES:
-            joint.score(probe.items_BL, module)
+            scores_BI = joint.score(probe.items_BL, module)
+            for _ in range(_MIXTURES):
+                negative_log_likelihood(scores_BI, probe.targets_B)
         yield PROBE, (clock() - started) / len(MODULES)
 
 

@@ -4,6 +4,7 @@ Shapes: P evaluation points, S steps, M modules, T targets.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class ArmRun:
         study: The study.
         key: Which run.
         costs: What steps cost.
-        mean_tenure: For a matched arm, the mean tenure of its original.
+        original: For a control, what its original's run reported.
         start: A checkpoint of the pretraining stages, where the study has them.
         data_dir: Where to look for a built-in dataset before it is downloaded.
     """
@@ -53,13 +54,14 @@ class ArmRun:
         key: RunKey,
         costs: StepCosts,
         *,
-        mean_tenure: float = 2.0,
+        original: Mapping[str, Any] | None = None,
         start: Path | None = None,
         data_dir: Path | None = None,
     ) -> None:
         self.study = study
         self.key = key
-        self.schedule = with_costs(schedule_text(key.arm, mean_tenure=mean_tenure, seed=key.seed), costs.later)
+        text = key.arm if original is None else schedule_text(key.arm, turns=original["turns"], seed=key.seed)
+        self.schedule = with_costs(text, costs.later)
         self.experiment = prepare_study(study, key.seed, data_dir)
         self.ledger = Ledger(study.updates, costs, key.basis)
         self.records: list[StepRecord] = []

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ur4rec.compare.arms import JOINT, PARITY, matched_arm, ratio_of
+from ur4rec.compare.arms import JOINT, MATCHED, PARITY, original_of, ratio_of
 from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.schedule_plot import COLOURS, NAMES
 from ur4rec.stages import BOTH, MODULES, TURNS
@@ -116,12 +116,12 @@ def _styles(arms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Ratios are thin and grey to blue, random controls dotted, rules in colours, parity and joint black and violet."""
     colours = matplotlib.colormaps["Dark2"]
     ratios = [arm for arm in arms if ratio_of(arm) is not None and arm != PARITY]
-    rules = [arm for arm in arms if arm not in (*ratios, PARITY, JOINT) and matched_arm(arm) is None]
+    rules = [arm for arm in arms if arm not in (*ratios, PARITY, JOINT) and original_of(arm) is None]
     styles: dict[str, dict[str, Any]] = {}
     for arm in arms:
-        original = matched_arm(arm) or arm
+        original = original_of(arm) or arm
         if original in rules:
-            dotted = ":" if arm != original else "-"
+            dotted = "-" if arm == original else ":" if arm.startswith(MATCHED) else "-."
             styles[arm] = {"color": colours(rules.index(original) % 8), "linestyle": dotted, "linewidth": 1.6}
         elif arm in ratios:
             grey = 0.35 + 0.5 * ratios.index(arm) / len(ratios)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.compare.arms import JOINT, MATCHED, PARITY, ratio_of
+from ur4rec.compare.arms import JOINT, MATCHED, PARITY, SHUFFLED, ratio_of
 from ur4rec.compare.one_run import RunKey
 from ur4rec.compare.statistics import Resamples, largest_drop, spent_to_reach
 from ur4rec.compare.study_directory import StudyDirectory
@@ -131,7 +131,7 @@ def _to_target(runs: Sequence[Run], target: Mapping[str, float]) -> dict[str, An
 
 
 def _differences(directory: StudyDirectory, arms: Mapping[str, Arm], tuned: str) -> dict[str, Any]:
-    """Each arm against parity, the tuned ratio, joint training and its own random control."""
+    """Each arm against parity, the tuned ratio, joint training and its own controls."""
 
     @cache
     def resamples(num_seeds: int, num_users: int) -> Resamples:
@@ -140,7 +140,13 @@ def _differences(directory: StudyDirectory, arms: Mapping[str, Arm], tuned: str)
     values = {arm: _per_target(directory, found) for arm, found in arms.items()}
     table: dict[str, Any] = {}
     for arm in arms:
-        references = {"parity": PARITY, "tuned": tuned, "joint": JOINT, "matched": MATCHED + arm}
+        references = {
+            "parity": PARITY,
+            "tuned": tuned,
+            "joint": JOINT,
+            "matched": MATCHED + arm,
+            "shuffled": SHUFFLED + arm,
+        }
         for name, reference in references.items():
             seeds = [seed for seed in values[arm] if seed in values.get(reference, {})]
             if reference == arm or not seeds:

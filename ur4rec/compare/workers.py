@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ur4rec.compare.arms import matched_arm
+from ur4rec.compare.arms import original_of
 from ur4rec.compare.costs import measure_costs, read_costs
 from ur4rec.compare.one_run import ArmRun, RunKey, pretrain
 from ur4rec.compare.study_directory import StudyDirectory
@@ -68,20 +68,18 @@ def run_one(path: Path, key: RunKey, data_dir: Path | None = None) -> dict[str, 
 
     Args:
         path: The directory of the study, whose costs are measured.
-        key: The run. A matched arm needs its original's.
+        key: The run. A control needs its original's.
         data_dir: Where to look for a built-in dataset before it is downloaded.
     """
     directory = StudyDirectory.reopen(path)
     costs = directory.read_costs()
     assert costs is not None
-    original, mean_tenure = matched_arm(key.arm), 2.0
-    if original is not None:
-        mean_tenure = directory.read_run(directory.key_of(original, key.seed, key.basis))["turns"]["mean_tenure"]
+    original = original_of(key.arm)
     run = ArmRun(
         directory.study,
         key,
         read_costs(costs),
-        mean_tenure=mean_tenure,
+        original=None if original is None else directory.read_run(directory.key_of(original, key.seed, key.basis)),
         start=directory.start_of(key.seed),
         data_dir=data_dir,
     )
@@ -107,7 +105,7 @@ def _run_arms(pool: ProcessPoolExecutor, directory: StudyDirectory, data_dir: Pa
 
 
 def _is_ready(directory: StudyDirectory, key: RunKey) -> bool:
-    original = matched_arm(key.arm)
+    original = original_of(key.arm)
     return original is None or directory.is_done(directory.key_of(original, key.seed, key.basis))
 
 

@@ -11,13 +11,51 @@ from ur4rec.compare.one_run import RunKey
 from ur4rec.compare.study import StudyConfig
 from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.compare.summary import tuned_ratio
+from ur4rec.config import TrainerConfig
 from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.schedules import parse_schedule
+from ur4rec.stages import STAGES, build_alternator
 
 
 def test_a_matched_arm_is_random_tenures_with_the_measured_mean():
-    text = schedule_text("matched:trend,min_gain=0.02", mean_tenure=7.25, seed=4)
+    text = schedule_text("matched:trend,min_gain=0.02", turns={"mean_tenure": 7.25}, seed=4)
     assert parse_schedule(text).rule == RandomTenure(mean=7.25, seed=4)
+
+
+def test_a_shuffled_arm_has_the_tenures_of_its_original_in_another_order():
+    tenures = [["both", 20], *([turn, length] for length in range(1, 9) for turn in ("sasrec", "both"))]
+    rules = [parse_schedule(schedule_text("shuffled:x", turns={"tenures": tenures}, seed=seed)).rule for seed in (0, 1)]
+    originals = tuple(map(tuple, tenures))
+    assert all(sorted(rule.tenures) == sorted(originals) for rule in rules)
+    assert len({originals, *(rule.tenures for rule in rules)}) == 3
+    for rule in rules:
+        assert rule.tenures[0] == ("both", 20)
+        assert [turn for turn, _ in rule.tenures] == [turn for turn, _ in originals]
+
+
+def test_a_sequence_trains_what_it_says_and_begins_anew():
+    rule = parse_schedule("sequence:(('both', 3), ('retriever', 1), ('both', 1))").rule
+    alternator = build_alternator(STAGES["joint_finetune"], TrainerConfig(), rule)
+    active = []
+    for _ in range(8):
+        active.append(alternator.active)
+        alternator.advance()
+    assert active == ["both", "both", "both", "retriever", "both", "both", "both", "both"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sequence:", "must read"),
+        ("sequence:()", "one or more pairs"),
+        ("sequence:(('sasrec', 0),)", "a length of at least 1"),
+        ("sequence:(('fusion', 2),)", "pairs of a turn"),
+        ("sequence:(3, 4)", "must read"),
+    ],
+)
+def test_a_sequence_that_cannot_work_is_refused(text, message):
+    with pytest.raises(ConfigurationError, match=message):
+        parse_schedule(text)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ PRICES = {
     "retriever first": 0.1,
     "retriever later": 0.1,
     "both": 0.35,
+    "probe": 0.05,
 }
 COSTS = {
     "seconds": PRICES,

@@ -111,9 +111,10 @@ def refuse_leakage(what: str, tests: Iterable[LeakageTest]) -> None:
 
 def describe_leakage(test: LeakageTest) -> str:
     """The counts of a test in words."""
+    p_value = f"= {test.p_value:.1g}" if test.p_value > 1e-99 else "< 1e-99"
     return (
         f"the {test.targets} target of {test.num_named} of {test.num_users} users where chance gives "
-        f"{test.expected:.1f} (p = {test.p_value:.1g})"
+        f"{test.expected:.1f} (p {p_value})"
     )
 
 

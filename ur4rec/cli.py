@@ -44,6 +44,7 @@ app = typer.Typer(
     name="ur4rec",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # paragraphs are filled to the width of the terminal
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train UR4Rec (SASRec + a text preference retriever) with adaptive alternating training.",
     epilog="Start with: ur4rec train --dataset synthetic --preset smoke --out runs/smoke",
@@ -216,6 +217,8 @@ def data(
             sys.stdout.write(json.dumps(facts, indent=2) + "\n")
             return
         table = Table(show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")  # a hash is of use only whole
         for name, value in facts.items():
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
         console.print(table)

@@ -65,11 +65,12 @@ class Setting:
 class FixedEpoch(Epoch):
     """An epoch on the device whose schedule is the step's number: there is no machine."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._turns = MODULES
+
     def _one(self, buffers: Any, key: jax.Array, state: EpochState, given: StepInput) -> tuple[EpochState, StepLog]:
-        branches = [partial(self._train, turn, buffers, key) for turn in MODULES]
-        active = (given.step // TENURE) % len(MODULES)
-        state, total, losses_M = jax.lax.switch(active, branches, state, given)
-        return state, StepLog(total, losses_M, None)
+        return self._switch((given.step // TENURE) % len(MODULES), buffers, key, state, given)
 
 
 def epoch_rows(rounds: int, setting: Setting) -> Iterator[Row]:
@@ -95,9 +96,10 @@ def scan(setting: Setting, trainer: Any, kind: type[Epoch]) -> Callable[[], None
     """An epoch of steps on the device, from the same weights, batches and schedule whenever it is called."""
     functions, machine_or_none = trainer._functions, trainer._epoch()._machine if kind is Epoch else None
     run = kind(functions.steps[True], machine_or_none, None if machine_or_none else "sasrec", functions.project)._run
-    rates = [trainer._learning_rates(0)] * len(setting.loader)
+    batches = list(setting.loader)
+    rates, no_curriculum = [trainer._learning_rates(0)] * len(batches), [None] * len(batches)
     inputs_S = jax.device_put(
-        stack_inputs(list(setting.loader), setting.split.num_items, setting.loader.usual_targets, 0, rates)
+        stack_inputs(batches, setting.split.num_items, setting.loader.usual_targets, 0, rates, no_curriculum)
     )
     begin = None if machine_or_none is None else machine_or_none.init()
     catalogue = functions.project(trainer._state.params, trainer._buffers)

@@ -10,7 +10,7 @@ from jax import Array
 
 from ur4rec.config import TrainerConfig
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.step import PARTS, Step
+from ur4rec_jax.step import PARTS, Step, TrainState, write
 from ur4rec_jax.ur4rec import UR4Rec
 
 _STEP_SETTINGS = (
@@ -40,6 +40,9 @@ class Functions(NamedTuple):
     """The training step, by whether the loss is fused."""
     compiled_steps: dict[bool, Callable[..., Any]]
     """The same, compiled once per turn."""
+    write: Callable[..., TrainState]
+    """What follows it where it gives entries for the memory bank. Compiled apart: in one program with the loss, which
+    reads the bank, XLA would copy the bank before it writes."""
     project: Callable[[Any, Any], Catalogue]
     """The retriever's catalogue from parameters and buffers."""
     epochs: dict[tuple[Any, ...], Any]
@@ -79,6 +82,7 @@ def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tup
             fused: compiled(step.__call__, static_argnames=("turn", "distils"), donate_argnames="state")
             for fused, step in steps.items()
         },
+        write=compiled(write, donate_argnames="state"),
         project=compiled(partial(_project, graphdef)),
         epochs={},
         score=compiled(partial(_score, graphdef), static_argnames="scorer"),

@@ -21,8 +21,10 @@ from ur4rec.stages import MODULES, TURNS
 from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import StepInputs
+from ur4rec_jax.memory_bank import MemoryBank
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.step import Step, StepReport, TrainState
+from ur4rec_jax.step import Step, StepReport, TrainState, write
+from ur4rec_jax.strategies import BankEntries
 
 _METRICS = (*map(loss_name, (*COMPONENTS, UNCERTAINTY)), *map(weight_name, COMPONENTS))
 """All that a step may report beside its losses."""
@@ -190,31 +192,66 @@ class Epoch:
         return jax.lax.scan(partial(self._one, buffers, key), state, inputs_S)
 
     def _one(self, buffers: Any, key: Array, state: EpochState, given: StepInput) -> tuple[EpochState, StepLog]:
-        branches = [partial(self._train, turn, buffers, key) for turn in self._turns]
         if self._machine is None:
-            return branches[0](state, given)
+            return self._switch(None, buffers, key, state, given)
         active = state.machine.active
-        state, log = jax.lax.switch(active, branches, state, given)
+        state, log = self._switch(active, buffers, key, state, given)
         told = log.losses_M if self._step.fused else log.losses_M[active]
         machine, decision = self._machine.step(state.machine, told, jnp.isfinite(log.total))
         return state._replace(machine=machine), log._replace(decision=decision)
 
-    def _train(
-        self, turn: str, buffers: Any, key: Array, state: EpochState, given: StepInput
+    def _switch(
+        self, active: Array | None, buffers: Any, key: Array, state: EpochState, given: StepInput
     ) -> tuple[EpochState, StepLog]:
-        """One step of a turn, and what it reports, without a decision."""
+        """One step of the active turn; None is the only one.
+
+        The memory bank is no part of what the branches give back: they would copy it.
+        """
+        train, bank = _part(state.train)
+        branches = [partial(self._train, turn, buffers, key, bank) for turn in self._turns]
+        given_all = (state._replace(train=train), given)
+        state, log, entries = (
+            branches[0](*given_all) if active is None else jax.lax.switch(active, branches, *given_all)
+        )
+        return state._replace(train=write(_join(state.train, bank), entries)), log
+
+    def _train(
+        self, turn: str, buffers: Any, key: Array, bank: MemoryBank | None, state: EpochState, given: StepInput
+    ) -> tuple[EpochState, StepLog, BankEntries | None]:
+        """One step of a turn; what it reports, without a decision; and what it writes into the memory bank."""
         if self.keeps_catalogue and "retriever" not in TURNS[turn]:
             catalogue = jax.lax.cond(
                 state.is_stale, lambda: self._project(state.train.params, buffers), lambda: state.catalogue
             )
             state = state._replace(catalogue=catalogue, is_stale=jnp.array(False))
         frozen = state.catalogue if "retriever" not in TURNS[turn] else None
-        train, losses = self._step(
-            *(state.train, buffers, frozen, given.inputs, key, given.step, given.learning_rates, given.curriculum),
+        train, losses, entries = self._step(
+            *(
+                _join(state.train, bank),
+                buffers,
+                frozen,
+                given.inputs,
+                key,
+                given.step,
+                given.learning_rates,
+                given.curriculum,
+            ),
             turn=turn,
             distils=self._distils,
         )
         is_stale = jnp.array(True) if "retriever" in TURNS[turn] else state.is_stale
         losses_M = jnp.stack([losses.modules.get(name, jnp.nan) for name in MODULES])
         metrics = {name: jnp.asarray(losses.metrics.get(name, jnp.nan), jnp.float32) for name in _METRICS}
-        return state._replace(train=train, is_stale=is_stale), StepLog(losses.total, losses_M, metrics, None)
+        if bank is not None and entries is None:
+            entries = BankEntries.none(len(given.inputs.items_BL), bank.keys_Md.shape[1])
+        train, _ = _part(train)
+        return state._replace(train=train, is_stale=is_stale), StepLog(losses.total, losses_M, metrics, None), entries
+
+
+def _part(train: TrainState) -> tuple[TrainState, MemoryBank | None]:
+    """The state without its memory bank, and the bank."""
+    return train._replace(strategies=train.strategies._replace(bank=None)), train.strategies.bank
+
+
+def _join(train: TrainState, bank: MemoryBank | None) -> TrainState:
+    return train._replace(strategies=train.strategies._replace(bank=bank))

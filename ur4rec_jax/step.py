@@ -100,8 +100,8 @@ class Step:
         *,
         turn: str,
         distils: bool = False,
-    ) -> tuple[TrainState, StepReport]:
-        """One step, without effect if the loss is not finite.
+    ) -> tuple[TrainState, StepReport, BankEntries | None]:
+        """One step, without effect if the loss is not finite; the memory bank is only read: `write` is to follow.
 
         Args:
             state: Before the step.
@@ -120,11 +120,14 @@ class Step:
         (_, (losses, entries)), grads = gradients(
             state.params, buffers, catalogue, inputs, jax.random.fold_in(key, step), active=turn
         )
-        new = self._move(state, grads, turn, learning_rates)
-        kept = _keep_unless(jnp.isfinite(losses.total), new, state, self._turns[turn])
-        rate = learning_rates.get(UNCERTAINTY)
-        strategies, metrics = self._strategies.finish(state.strategies, losses, entries, rate)
-        return kept._replace(strategies=strategies), StepReport(losses.total, losses.modules, metrics)
+        good = jnp.isfinite(losses.total)
+        kept = _keep_unless(good, self._move(state, grads, turn, learning_rates), state, self._turns[turn])
+        bank, log_variances_C = state.strategies
+        log_variances_C, metrics = self._strategies.finish(log_variances_C, losses, learning_rates.get(UNCERTAINTY))
+        if entries is not None:
+            entries = entries._replace(is_kept_B=entries.is_kept_B & good)
+        report = StepReport(losses.total, losses.modules, metrics)
+        return kept._replace(strategies=StrategyState(bank, log_variances_C)), report, entries
 
     def _move(self, state: TrainState, grads: Any, turn: str, learning_rates: dict[str, Array]) -> TrainState:
         """What is active, clipped and updated."""
@@ -168,6 +171,14 @@ class Step:
             return losses.total, (losses, entries)
 
         return loss
+
+
+def write(state: TrainState, entries: BankEntries | None) -> TrainState:
+    """The state with the entries of a step in its memory bank; None are of a step that writes nothing."""
+    if entries is None:
+        return state
+    bank = state.strategies.bank.write(*entries)
+    return state._replace(strategies=state.strategies._replace(bank=bank))
 
 
 def random_numbers(key: Array) -> nnx.Rngs:

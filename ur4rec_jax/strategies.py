@@ -83,12 +83,19 @@ class StrategyState(NamedTuple):
 
 
 class BankEntries(NamedTuple):
-    """What a step that trains the retriever writes into the memory bank."""
+    """What a step writes into the memory bank: the last target of each row, if it trained the retriever."""
 
-    last: LastTargets
-    """The items, and which rows have one."""
+    items_B: Array
+    """The targets."""
     keys_Bd: Array
-    """Their keys."""
+    """Their keys, detached."""
+    is_kept_B: Array
+    """Which rows are written."""
+
+    @classmethod
+    def none(cls, num_rows: int, dim: int) -> "BankEntries":
+        """Those of a step that writes nothing."""
+        return cls(jnp.zeros(num_rows, jnp.int32), jnp.zeros((num_rows, dim)), jnp.zeros(num_rows, bool))
 
 
 class Strategies:
@@ -118,48 +125,45 @@ class Strategies:
     def apply(
         self, state: StrategyState, losses: StepLosses, context: Context
     ) -> tuple[StepLosses, BankEntries | None]:
-        """Add the components that are on; and what `finish` is to write into the bank."""
-        trains_bank = state.bank is not None and "retriever" in context.modules
-        entries = _bank_entries(context) if trains_bank else None
-        added = self._components(state, losses, context, entries)
+        """Add the components that are on; and what is to be written into the bank after the update, if anything is."""
+        last = None
+        if state.bank is not None and "retriever" in context.modules:
+            last = find_last_targets(context.inputs, len(context.catalogue.keys_Id))
+        added = self._components(state, losses, context, last)
         components = {**losses.components, **added}
         if state.log_variances_C is not None:
             losses = losses._replace(total=uncertain_total(components, state.log_variances_C))
         elif added:
             losses = losses._replace(total=losses.total + sum(weight * loss for loss, weight in added.values()))
-        return losses._replace(components=components), entries
+        return losses._replace(components=components), None if last is None else _entries(last, context.catalogue)
 
     def finish(
-        self, state: StrategyState, losses: StepLosses, entries: BankEntries | None, learning_rate: Array | None
-    ) -> tuple[StrategyState, dict[str, Array]]:
-        """After the update: fill the bank, move the log-variances. They stay if the loss is not finite.
+        self, log_variances_C: Array | None, losses: StepLosses, learning_rate: Array | None
+    ) -> tuple[Array | None, dict[str, Array]]:
+        """After the update: move the log-variances. They stay if the loss is not finite.
 
         Args:
-            state: Before the step.
+            log_variances_C: Before the step; None without uncertainty weighting.
             losses: What `apply` gave.
-            entries: The same.
             learning_rate: Of the log-variances.
 
         Returns:
-            The state after the step; and what the epoch reports beside the total and the primary losses, by name: NaN
-            of a component that is absent.
+            The log-variances after the step; and what the epoch reports beside the total and the primary losses, by
+            name: NaN of a component that is absent.
         """
-        bank, log_variances_C = state
         metrics = {
             loss_name(name): jnp.where(weight == 0, jnp.nan, loss)
             for name, (loss, weight) in losses.components.items()
             if name not in losses.modules
         }
-        is_finite = jnp.isfinite(losses.total)
-        if entries is not None:
-            bank = bank.write(entries.last.items_B, entries.keys_Bd, entries.last.is_real_B & is_finite)
         if log_variances_C is not None:
+            is_finite = jnp.isfinite(losses.total)
             metrics |= uncertainty_metrics(losses.components, log_variances_C)
             log_variances_C = update_log_variances(losses.components, log_variances_C, is_finite, learning_rate)
-        return StrategyState(bank, log_variances_C), metrics
+        return log_variances_C, metrics
 
     def _components(
-        self, state: StrategyState, losses: StepLosses, context: Context, entries: BankEntries | None
+        self, state: StrategyState, losses: StepLosses, context: Context, last: LastTargets | None
     ) -> dict[str, Component]:
         """The further components, in their order; one of weight 0 is not computed."""
         found: dict[str, Component | None] = {}
@@ -170,9 +174,9 @@ class Strategies:
             found["consistency"] = _component(
                 lambda: consistency_loss(preferences_NKd, inputs, keys_Id), weights.consistency
             )
-            if entries is not None:
+            if last is not None:
                 found["contrastive"] = _component(
-                    lambda: bank.loss(preferences_NKd, keys_Id, entries.last, temperature), weights.contrastive
+                    lambda: bank.loss(preferences_NKd, keys_Id, last, temperature), weights.contrastive
                 )
             found["diversity"] = _component(lambda: diversity_loss(preferences_NKd, is_target_N), weights.diversity)
         if context.distils:
@@ -187,10 +191,9 @@ class Strategies:
         return sum(distillation_loss(*pairs[module], is_target_N, temperature) for module in context.modules)
 
 
-def _bank_entries(context: Context) -> BankEntries:
-    keys_Id = jax.lax.stop_gradient(context.catalogue.keys_Id)
-    last = find_last_targets(context.inputs, len(keys_Id))
-    return BankEntries(last, keys_Id.at[last.items_B].get(mode="clip"))
+def _entries(last: LastTargets, catalogue: Catalogue) -> BankEntries:
+    keys_Bd = jax.lax.stop_gradient(catalogue.keys_Id).at[last.items_B].get(mode="clip")
+    return BankEntries(last.items_B, keys_Bd.astype(jnp.float32), last.is_real_B)
 
 
 def _component(loss: Callable[[], Array], weight: float | Array) -> Component | None:

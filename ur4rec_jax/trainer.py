@@ -343,7 +343,7 @@ class JointTrainer:
     def _update(self, batch: Batch, turn: str, rates: Mapping[str, float]) -> StepReport:
         """The compiled step: in a joint stage of the joint loss, in a stage of one module of that module's own."""
         trains_retriever = "retriever" in TURNS[turn]
-        self._state, losses = self._functions.compiled_steps[self._is_fused](
+        self._state, losses, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
             self._catalogue() if (self._is_fused or self._distils) and not trains_retriever else None,
@@ -355,6 +355,8 @@ class JointTrainer:
             turn=turn,
             distils=self._distils,
         )
+        if entries is not None:
+            self._state = self._functions.write(self._state, entries)
         if trains_retriever:
             self._kept_catalogue = None
         return losses

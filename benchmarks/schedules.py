@@ -42,7 +42,7 @@ to 4.86), SASRec after about 200 steps of 66 ms (to 4.78).
 STUDIES = {
     "ml-100k": StudyConfig(arms=ALL_ARMS, seeds=SEEDS),
     "separate": StudyConfig(arms=ALL_ARMS, seeds=SEEDS, joint_loss="separate"),
-    "ml-1m": StudyConfig(dataset="ml-1m", num_users=1500, arms=KEY_ARMS, seeds=SEEDS, budgets=("cost",)),
+    "ml-1m": StudyConfig(dataset="ml-1m", num_users=1500, batch_size=32, arms=KEY_ARMS, seeds=SEEDS, budgets=("cost",)),
     "synthetic": StudyConfig(
         dataset="synthetic", preset="smoke", arms=ALL_ARMS, seeds=SEEDS, updates=400, eval_every=40, **FAST_RETRIEVER
     ),

@@ -108,6 +108,7 @@ class Run:
                 self._run_epoch(epoch, plan[epoch])
                 if epoch + 1 < len(plan) and plan[epoch + 1] != plan[epoch]:
                     self._draw()
+            self.decisions.write()
             self._write_results()
             self._draw()
         return list(self.results.values())
@@ -118,7 +119,7 @@ class Run:
         Raises:
             AlternatorError: The checkpoint or the decision log is damaged, or of another configuration or other data.
         """
-        checkpoint = self.directory.latest_checkpoint()
+        checkpoint, _ = self.directory.latest_checkpoint(), self.directory.best_checkpoint()
         if checkpoint is None:
             return
         saved = self.trainer.load_checkpoint(checkpoint)["metrics"]

@@ -1,9 +1,10 @@
-"""A tiny run in a process that kills itself at a chosen moment, forked from one that has imported everything.
+"""A tiny run in a process that something happens to at a chosen moment, forked from one that has imported everything.
 
 A moment is a place in the order of what the process does: training steps, and each opening, moving and removing of a
 file in the run directory. `sys.addaudithook` tells of those before they happen; nothing of the run is replaced.
 """
 
+import errno
 import gc
 import multiprocessing
 import os
@@ -16,8 +17,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import torch._dynamo  # noqa: F401  (the first optimizer imports it: seconds)
+import typer
 
 from ur4rec.batches import TrainBatches
+from ur4rec.cli import one_line_errors, train_until_stopped
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.experiment import Experiment
 from ur4rec.run import Run
@@ -54,18 +57,19 @@ class Moment(NamedTuple):
 
 
 class Clock:
-    """Tells each moment to a file, and kills the process at one.
+    """Tells each moment to a file, and lets something happen at one.
 
     Args:
         directory: Of the run.
         log: The file: one line per moment, on the way to the disk when the moment comes.
         end: The moment; None is never.
+        signals: Sent to the process then; none is a disk that is full from then on.
     """
 
-    def __init__(self, directory: Path, log: Path, end: Moment | None) -> None:
+    def __init__(self, directory: Path, log: Path, end: Moment | None, signals: tuple[signal.Signals, ...]) -> None:
         self._directory = str(directory)
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        self._end = end
+        self._end, self._signals = end, signals
         self._now = Moment(-1, 0)
         sys.addaudithook(self._hear)
 
@@ -73,16 +77,18 @@ class Clock:
         self._come_to(Moment(step, 0), "batch")
 
     def _hear(self, event: str, args: tuple[object, ...]) -> None:
-        if event in _FILE_EVENTS and (os.fsdecode(args[0]) if isinstance(args[0], str | Path) else "").startswith(
-            self._directory
-        ):
-            self._come_to(self._now._replace(event=self._now.event + 1), f"{event} {Path(args[0]).name}")
+        path = str(args[0]) if event in _FILE_EVENTS and isinstance(args[0], str | Path) else ""
+        if path.startswith(self._directory):
+            self._come_to(self._now._replace(event=self._now.event + 1), f"{event} {Path(path).name}")
+            if not self._signals and self._end <= self._now and event == "open" and args[2] & os.O_CREAT:
+                raise OSError(errno.ENOSPC, "No space left on device", path)
 
     def _come_to(self, moment: Moment, what: str) -> None:
-        self._now = moment
+        before, self._now = self._now, moment
         os.write(self._log, f"{moment.step} {moment.event} {what}\n".encode())
-        if self._end is not None and moment >= self._end:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self._end is not None and before < self._end <= moment:
+            for each in self._signals:
+                os.kill(os.getpid(), each)
 
 
 class TimedBatches(TrainBatches):
@@ -95,20 +101,30 @@ class TimedBatches(TrainBatches):
         return super().batch(epoch, index)
 
 
-def train(backend: str, path: Path, log: Path, end: Moment | None, cache: Path) -> None:
-    """Train, or go on with training, until the end or until killed: what the process does."""
+def train(
+    backend: str,
+    path: Path,
+    log: Path,
+    end: Moment | None,
+    cache: Path,
+    signals: tuple[signal.Signals, ...] = (signal.SIGKILL,),
+) -> None:
+    """Train, or go on with training, as the command does: what the process is for."""
     for name, value in (("dir", str(cache)), ("min_compile_time_secs", 0), ("min_entry_size_bytes", -1)):
         prefix = "jax_compilation_cache_" if name == "dir" else "jax_persistent_cache_"
         jax.config.update(prefix + name, value)
     gc.disable()  # a fifth of the time that JAX takes to trace, in a process that does not live long
+    sys.stderr = log.with_suffix(".stderr").open("w")
     config = replace(CONFIG, backend=backend)
-    directory = RunDirectory(path)
     experiment = tiny_experiment(config)
-    experiment.train.clock = Clock(path, log, end)
-    run = Run(config, experiment, directory, progress=False)
-    if (path / "config.json").exists():
-        run.resume()
-    run.train()
+    experiment.train.clock = Clock(path, log, end, signals)
+    run = Run(config, experiment, RunDirectory(path), progress=False)
+    try:
+        with one_line_errors():
+            train_until_stopped(run, resume=(path / "config.json").exists())
+    except typer.Exit as leaving:
+        sys.stderr.flush()
+        sys.exit(leaving.exit_code)
 
 
 def tiny_experiment(config: RunConfig) -> Experiment:

@@ -107,3 +107,31 @@ def test_a_run_killed_at_twenty_moments_is_the_run_that_was_never_killed(tmp_pat
     assert {path.name for path in (killed.path / "checkpoint").iterdir()} == {"LATEST", "BEST", *kept}
     assert not list(killed.path.glob(".partial-*"))
     assert json.loads((killed.path / "config.json").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "asked"), [("torch", signal.SIGTERM), ("torch", signal.SIGINT), ("jax", signal.SIGINT)]
+)
+def test_asked_to_stop_a_run_finishes_its_step_and_says_how_to_go_on(tmp_path, tmp_path_factory, backend, asked):
+    directory, cache = RunDirectory(tmp_path / "my run"), tmp_path_factory.getbasetemp() / "compiled"
+    assert run_in_child(backend, directory.path, tmp_path / "log", Moment(4, 0), cache, (asked,)) == 128 + asked
+    assert saved_step(directory) == 5
+    line = (tmp_path / "log.stderr").read_text()
+    assert line == f"stopped after step 5, saved; go on with: ur4rec train --resume '{directory.path}'\n"
+
+
+def test_asked_twice_a_run_stops_at_once(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    twice = (signal.SIGINT, signal.SIGINT)
+    assert run_in_child("torch", directory.path, tmp_path / "log", Moment(4, 0), tmp_path, twice) == -signal.SIGINT
+    assert saved_step(directory) == 3
+
+
+@pytest.mark.parametrize(("backend", "event"), [("torch", 2), ("torch", 9), ("torch", 18), ("jax", 11)])
+def test_a_full_disk_is_one_line_and_leaves_the_previous_checkpoint(tmp_path, tmp_path_factory, backend, event):
+    directory, cache = RunDirectory(tmp_path / "run"), tmp_path_factory.getbasetemp() / "compiled"
+    assert run_in_child(backend, directory.path, tmp_path / "log", Moment(5, event), cache, ()) == 2
+    (line,) = (tmp_path / "log.stderr").read_text().splitlines()
+    assert "No space left on device" in line
+    assert saved_step(directory) == 3
+    assert not list(directory.path.rglob(".partial-*"))

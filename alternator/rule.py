@@ -30,19 +30,17 @@ class Facts:
     """
 
     __slots__ = (
-        *(
-            "active",
-            "entered",
-            "entered_at",
-            "heard",
-            "num_modules",
-            "rings",
-            "step",
-            "tenure",
-            "trained_at",
-            "updated",
-            "updates",
-        ),
+        "active",
+        "entered",
+        "entered_at",
+        "heard",
+        "num_modules",
+        "rings",
+        "step",
+        "tenure",
+        "trained_at",
+        "updated",
+        "updates",
     )
 
     def __init__(self, num_modules: int, ring_size: int) -> None:

@@ -114,14 +114,19 @@ def say(**message: Any) -> None:
         sys.exit("the other end is gone")
 
 
-def main() -> None:
-    """Train until RecBole stops by itself, or the epochs are over."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments(documentation: str) -> argparse.Namespace:
+    """The command line of a peer."""
+    parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--dropout", type=float, required=True)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train until RecBole stops by itself, or the epochs are over."""
+    options = parse_arguments(__doc__)
     torch.set_num_threads(1)
     sys.argv = sys.argv[:1]  # RecBole reads the command line too
     recbole = import_recbole()

@@ -5,7 +5,6 @@
 The same conversation as `peers_recbole.py`: a line of JSON and a file of scores after each epoch, then it waits.
 """
 
-import argparse
 import json
 import logging
 import warnings
@@ -15,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from peers_recbole import clocks, say, timed
+from peers_recbole import clocks, parse_arguments, say, timed
 from pytorch_lightning import Callback, Trainer, seed_everything
 from rectools import Columns
 from rectools.dataset import Dataset
@@ -69,12 +68,7 @@ def tested(fed: pd.DataFrame, whole: pd.DataFrame, users: list[str]) -> dict[str
 
 def main() -> None:
     """Train epoch by epoch until the other end has had enough."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--dropout", type=float, required=True)
-    options = parser.parse_args()
+    options = parse_arguments(__doc__)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

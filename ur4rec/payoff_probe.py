@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alternator import Alternator, Payoff, Payoffs
+from ur4rec.batches import EvaluationBatch
 from ur4rec.config import FUSIONS_WITH_GRADIENTS
 from ur4rec.errors import ConfigurationError
 from ur4rec.metrics import negative_log_likelihood
@@ -92,20 +93,36 @@ class PayoffProbe:
         return [float(group.mean()) for group in np.array_split(nll_B, self._rule.groups)]
 
 
-def check_probe(alternator: Alternator, num_targets: int | None, fusion: str) -> None:
-    """Refuse a `Payoff` schedule without held-out targets, with fewer than groups, or with a fusion without likelihood.
+def build_probe(
+    alternator: Alternator,
+    probe: EvaluationBatch | None,
+    fusion: str,
+    score: Callable[[ArrayLike, str, ArrayLike | None], NDArray[np.float32]],
+    fuse: Callable[[ArrayLike, ArrayLike], ArrayLike],
+) -> PayoffProbe | None:
+    """What tells a `Payoff` schedule its payoffs; None for every other schedule.
+
+    Args:
+        alternator: The schedule.
+        probe: The held-out targets, if there are any.
+        fusion: How the scores are fused.
+        score: A trainer's `score`: histories, the name of a scorer, users.
+        fuse: The fused scores of SASRec's and the retriever's.
 
     Raises:
-        ConfigurationError: It cannot be measured.
+        ConfigurationError: It cannot be measured: no targets, fewer than groups, or a fusion without likelihoods.
     """
     if not isinstance(alternator.rule, Payoff):
-        return
-    if num_targets is None or num_targets < alternator.rule.groups:
+        return None
+    if probe is None or probe.num_valid < alternator.rule.groups:
         raise ConfigurationError(
             f"a Payoff rule needs probe=, a batch of at least {alternator.rule.groups} held-out targets, got "
-            f"{'none' if num_targets is None else num_targets}; give one, or fewer groups"
+            f"{'none' if probe is None else probe.num_valid}; give one, or fewer groups"
         )
     if fusion not in FUSIONS_WITH_GRADIENTS:
         raise ConfigurationError(
             f"a Payoff rule needs a fusion that gives likelihoods, one of {FUSIONS_WITH_GRADIENTS}, got {fusion!r}"
         )
+    items_BL, targets_B = probe.items_BL[: probe.num_valid], probe.targets_B[: probe.num_valid]
+    users_B = None if probe.users_B is None else probe.users_B[: probe.num_valid]
+    return PayoffProbe(alternator, lambda name: score(items_BL, name, users_B), fuse, targets_B)

@@ -119,7 +119,8 @@ class Run:
         Raises:
             AlternatorError: The checkpoint or the decision log is damaged, or of another configuration or other data.
         """
-        checkpoint, _ = self.directory.latest_checkpoint(), self.directory.best_checkpoint()
+        self.directory.best_checkpoint()  # a BEST that names none is refused now, not when the next one is saved
+        checkpoint = self.directory.latest_checkpoint()
         if checkpoint is None:
             return
         saved = self.trainer.load_checkpoint(checkpoint)["metrics"]

@@ -27,7 +27,7 @@ from ur4rec.curriculum import CurriculumWeights, curriculum_weights
 from ur4rec.decisions import StepRecord
 from ur4rec.errors import ConfigurationError
 from ur4rec.metrics import summarise
-from ur4rec.payoff_probe import PayoffProbe, check_probe
+from ur4rec.payoff_probe import build_probe
 from ur4rec.progress import count_steps
 from ur4rec.stages import (
     JOINT_STAGES,
@@ -183,11 +183,12 @@ class JointTrainer:
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
         self._position = position
         alternator = build_alternator(found, self.config, self._rule)
-        check_probe(alternator, None if self._probe is None else self._probe.num_valid, self._model_config.fusion)
+        if self._on_device and isinstance(alternator.rule, Payoff):
+            raise ConfigurationError("a Payoff rule needs the host, which measures payoffs; leave out on_device=True")
+        self._payoffs = build_probe(alternator, self._probe, self._model_config.fusion, self.score, self._fuse)
         if found.turn is None:
             self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
         self._alternating = HostAlternator(alternator, delay=self.config.loss_delay)
-        self._payoffs = self._build_probe(alternator)
 
     def train_epoch(
         self,
@@ -445,18 +446,6 @@ class JointTrainer:
     def _place(self, tree: Any) -> Any:
         """A copy of arrays on the device: what training steps consume is nobody else's."""
         return jax.device_put(tree, self.device, may_alias=False)
-
-    def _build_probe(self, alternator: Alternator) -> PayoffProbe | None:
-        """What tells a `Payoff` schedule its payoffs."""
-        if not isinstance(alternator.rule, Payoff):
-            return None
-        if self._on_device:
-            raise ConfigurationError("a Payoff rule needs the host, which measures payoffs; leave out on_device=True")
-        items_BL, targets_B, users_B = (
-            None if array is None else array[: self._probe.num_valid]
-            for array in (self._probe.items_BL, self._probe.targets_B, self._probe.users_B)
-        )
-        return PayoffProbe(alternator, lambda name: self.score(items_BL, name, users_B), self._fuse, targets_B)
 
     def _fuse(self, sasrec_BI: ArrayLike, retriever_BI: ArrayLike) -> NDArray[np.float32]:
         """Fused scores of scores on the host."""

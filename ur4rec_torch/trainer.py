@@ -17,13 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from adapters.torch import AlternatingOptimizer, LateScalar
-from alternator import Alternator, Decision, Payoff, Rule
+from alternator import Alternator, Decision, Rule
 from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import TrainerConfig, check_joint_loss
 from ur4rec.curriculum import WITHOUT_CURRICULUM, CurriculumWeights, curriculum_weights
 from ur4rec.decisions import StepRecord
 from ur4rec.metrics import summarise
-from ur4rec.payoff_probe import PayoffProbe, check_probe
+from ur4rec.payoff_probe import build_probe
 from ur4rec.progress import count_steps
 from ur4rec.stages import (
     JOINT_STAGES,
@@ -147,11 +147,10 @@ class JointTrainer:
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
         self._position = position
         alternator = build_alternator(found, self.config, self._rule)
-        check_probe(alternator, None if self._probe is None else self._probe.num_valid, self.model.config.fusion)
+        self._payoffs = build_probe(alternator, self._probe, self.model.config.fusion, self.score, self._fuse)
         if found.turn is None:
             self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
         self._alternating = self._build_adapter(alternator)
-        self._payoffs = self._build_probe(alternator)
 
     def train_epoch(
         self,
@@ -394,16 +393,6 @@ class JointTrainer:
             clip_norm=self.config.clip_norm,
             delay=self.config.loss_delay,
         )
-
-    def _build_probe(self, alternator: Alternator) -> PayoffProbe | None:
-        """What tells a `Payoff` schedule its payoffs."""
-        if not isinstance(alternator.rule, Payoff):
-            return None
-        items_BL, targets_B, users_B = (
-            None if array is None else array[: self._probe.num_valid]
-            for array in (self._probe.items_BL, self._probe.targets_B, self._probe.users_B)
-        )
-        return PayoffProbe(alternator, lambda name: self.score(items_BL, name, users_B), self._fuse, targets_B)
 
     def _fuse(self, sasrec_BI: ArrayLike, retriever_BI: ArrayLike) -> NDArray[np.float32]:
         """Fused scores of scores on the host."""

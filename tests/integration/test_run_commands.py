@@ -7,23 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
-from ur4rec.cli import app
+from tests.integration.tiny_run import invoke, mistaken
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.leakage import find_leakage
 from ur4rec.user_texts import read_user_texts
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def mistaken(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 2
-    (line,) = result.stderr.strip().splitlines()
-    return line
 
 
 def final(run):

@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from ur4rec.cli import app
+from tests.integration.tiny_run import invoke, mistaken
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.user_texts import texts_of_prefixes, write_user_texts
 
@@ -14,17 +13,6 @@ SHORT = [
     *("--epochs", "pretrain_sasrec=0", "--epochs", "pretrain_retriever=1"),
     *("--epochs", "joint_finetune=0", "--epochs", "end_to_end=0"),
 ]
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def mistaken(*arguments):
-    result = invoke(*arguments)
-    assert result.exit_code == 2
-    (line,) = result.stderr.strip().splitlines()
-    return line
 
 
 @pytest.fixture(scope="module")

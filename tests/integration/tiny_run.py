@@ -1,8 +1,12 @@
-"""A tiny run, and the command in a process of its own."""
+"""A tiny run, and the command: in a process of its own, or in this one."""
 
 import os
 import subprocess
 import sys
+
+from typer.testing import CliRunner
+
+from ur4rec.cli import app
 
 TINY = [
     *("--dataset", "synthetic", "--preset", "smoke", "--batch-size", "128", "--quiet"),
@@ -19,3 +23,14 @@ def ur4rec(*arguments):
     return subprocess.run(
         [*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, env=ENVIRONMENT
     )
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def mistaken(*arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    (line,) = result.stderr.strip().splitlines()
+    return line

@@ -1,77 +1,17 @@
-"""A Payoff schedule: measured on held-out targets, told to the schedule, frozen and resumed exactly."""
+"""A Payoff schedule in JAX."""
 
-import numpy as np
 import pytest
 
-from alternator import Payoff, Reason
+from tests.payoff_tests import (  # noqa: F401
+    RULE,
+    probe,
+    test_it_begins_jointly_and_goes_on_exactly_after_a_resume,
+    test_payoffs_are_the_falls_of_the_held_out_loss,
+    test_what_cannot_be_measured_is_refused,
+)
 from ur4rec.errors import ConfigurationError
-from ur4rec.metrics import negative_log_likelihood
-from ur4rec.stages import MODULES
-
-RULE = Payoff(costs=(1.0, 0.6, 0.5), min_steps=3, groups=4, confidence=0.5, max_wait=6)
 
 
-@pytest.fixture(scope="module")
-def probe(targets):
-    return next(iter(targets))
-
-
-def run(trainer, batches):
-    return [trainer.train_step(batch) for batch in batches]
-
-
-def test_payoffs_are_the_falls_of_the_held_out_loss(make_trainer, batch_stream, probe):
-    """Against a computation from the outside: module scores before and after, mixed and fused."""
-    trainer = make_trainer(rule=RULE, probe=probe, sasrec_lr=3e-3, retriever_lr=3e-3)
-    trainer.set_training_stage("joint_finetune")
-    before = {name: trainer.score(probe.items_BL, name) for name in MODULES}
-    run(trainer, batch_stream(0, 3))
-    after = {name: trainer.score(probe.items_BL, name) for name in MODULES}
-    told = {}
-    trainer.alternator.record = lambda turn, value: told.setdefault(turn, []).append(value)
-    trainer._payoffs.before_step()
-
-    def losses_of(**mixed):
-        scores = {**before, **mixed}
-        nll_B = negative_log_likelihood(trainer._fuse(scores["sasrec"], scores["retriever"]), probe.targets_B)
-        return nll_B.reshape(4, -1).mean(1)
-
-    expected = {
-        "both": losses_of() - losses_of(**after),
-        "sasrec": losses_of() - losses_of(sasrec=after["sasrec"]),
-        "retriever": losses_of() - losses_of(retriever=after["retriever"]),
-    }
-    assert told.keys() == expected.keys()
-    for turn, values in expected.items():
-        np.testing.assert_allclose(told[turn], values / 3, rtol=1e-9, atol=1e-12)
-    assert abs(expected["both"]).min() > 0
-
-
-def test_it_begins_jointly_and_goes_on_exactly_after_a_resume(make_trainer, batch_stream, probe, tmp_path):
-    """Stopped in the middle of a measurement."""
-    whole, first, second = (make_trainer(rule=RULE, probe=probe, retriever_lr=3e-2) for _ in range(3))
-    for trainer in (whole, first):
-        trainer.set_training_stage("joint_finetune", num_steps=30)
-    expected = run(whole, batch_stream(0, 30))
-    assert expected[0].previous == "both"
-    assert {decision.reason for decision in expected if decision.switched} & {Reason.IDLE, Reason.STALE}
-    run(first, batch_stream(0, 14))
-    first.save_checkpoint(tmp_path / "checkpoint")
-    second.load_checkpoint(tmp_path / "checkpoint")
-    assert run(second, batch_stream(14, 16)) == expected[14:]
-    np.testing.assert_array_equal(second.score(probe.items_BL), whole.score(probe.items_BL))
-    assert whole.num_probe_forwards >= 2 * len([d for d in expected if d.previous == "both"]) // 3
-
-
-def test_what_cannot_be_measured_is_refused(make_trainer, targets, probe):
-    with pytest.raises(ConfigurationError, match="needs probe=, a batch of at least 4 held-out targets, got none"):
-        make_trainer(rule=RULE)
-    with pytest.raises(ConfigurationError, match="at least 99 held-out targets, got 16"):
-        make_trainer(rule=Payoff(costs=RULE.costs, groups=99), probe=probe)
-    with pytest.raises(ConfigurationError, match="a fusion that gives likelihoods"):
-        make_trainer(rule=RULE, probe=probe, fusion="rank", joint_loss="separate")
-
-
-def test_a_whole_epoch_on_the_device_cannot_measure(make_trainer, probe):
+def test_a_whole_epoch_on_the_device_cannot_measure(make_trainer, probe):  # noqa: F811
     with pytest.raises(ConfigurationError, match="needs the host"):
         make_trainer(rule=RULE, probe=probe, on_device=True)

@@ -8,6 +8,7 @@ import torch
 
 from alternator import Cycle
 from tests import strategy_reference as reference
+from tests.unit.ur4rec_torch.frozen_bits import bits, equal, train
 from ur4rec.components import LOG_VARIANCES
 from ur4rec.curriculum import curriculum_weights
 from ur4rec_torch import trainer as trainer_module
@@ -19,27 +20,9 @@ ALL = {**{f"use_{name}": True for name in STRATEGIES}, "memory_bank_size": 20, "
 RETRIEVERS = {"consistency", "contrastive", "diversity"}
 
 
-def bits(trainer, module):
-    """Everything of a module that a frozen step must not change."""
-    submodule, optimizer = getattr(trainer.model, module), trainer._optimizers[module]
-    tensors = dict(submodule.state_dict())
-    for name, parameter in submodule.named_parameters():
-        tensors |= {f"{name}/{key}": value for key, value in optimizer.state[parameter].items()}
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
 def kept(trainer):
     """What the strategies keep."""
     return {name: tensor.clone() for name, tensor in trainer._strategies.state_dict().items()}
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def train(trainer, batches):
-    for batch in batches:
-        trainer.train_step(batch)
 
 
 @pytest.mark.parametrize("joint_loss", JOINT_LOSSES)

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from alternator import Cycle, Plateau
+from tests.unit.ur4rec_torch.frozen_bits import bits, equal, train
 from ur4rec.batches import EvaluationBatches
 from ur4rec.config import check_joint_loss
 from ur4rec.errors import ConfigurationError, NonFiniteError, UnknownNameError
@@ -19,24 +20,6 @@ from ur4rec_torch import trainer as trainer_module
 
 JOINT_LOSSES = ["separate", "fused"]
 STAGES = ("pretrain_sasrec", "pretrain_retriever", "joint_finetune", "end_to_end")
-
-
-def bits(trainer, module):
-    """Everything of a module that a frozen step must not change: parameters, buffers, moments and step counts."""
-    submodule, optimizer = getattr(trainer.model, module), trainer._optimizers[module]
-    tensors = dict(submodule.state_dict())
-    for name, parameter in submodule.named_parameters():
-        tensors |= {f"{name}/{key}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def train(trainer, batches):
-    for batch in batches:
-        trainer.train_step(batch)
 
 
 @pytest.mark.parametrize("joint_loss", JOINT_LOSSES)

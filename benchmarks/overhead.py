@@ -281,7 +281,7 @@ def retriever_row(rounds: int) -> Row:
             inputs = to_device(batch, split.num_items, trainer.device)
             catalogue = retriever.catalogue()
             preferences_NKd = retriever(inputs.items_BL, catalogue).flatten(0, 1)[inputs.positions_N]
-            loss = cross_entropy(retriever.score(preferences_NKd, catalogue), inputs.targets_N)
+            loss = cross_entropy(retriever.score(preferences_NKd, catalogue.keys_Id), inputs.targets_N)
             loss.backward()
             nn.utils.clip_grad_norm_(retriever.parameters(), 1.0)
             optimizer.step()

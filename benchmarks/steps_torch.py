@@ -81,7 +81,7 @@ class TorchByHand:
             with torch.set_grad_enabled(trains_retriever):
                 catalogue = model.retriever.catalogue() if trains_retriever else self._catalogue
                 preferences_NKd = model.retriever(inputs.items_BL, catalogue).flatten(0, 1)[inputs.positions_N]
-                retriever_NI = model.retriever.score(preferences_NKd, catalogue)
+                retriever_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
         if case.is_fused:
             found["fused"] = cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N), 1.0
         else:

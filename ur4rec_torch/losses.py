@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ur4rec.config import TrainerConfig
 from ur4rec.stages import MODULES
+from ur4rec_torch.catalogue_loss import catalogue_cross_entropy
+from ur4rec_torch.fusion import LogitFusion
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.ur4rec import UR4Rec
 
@@ -45,10 +47,6 @@ class Outputs(NamedTuple):
     """SASRec's states."""
     preferences_NKd: Tensor | None = None
     """The retriever's preference vectors."""
-    sasrec_NI: Tensor | None = None
-    """SASRec's logits."""
-    retriever_NI: Tensor | None = None
-    """The retriever's logits."""
 
 
 class StepLosses(NamedTuple):
@@ -68,7 +66,7 @@ def cross_entropy(
     hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
 ) -> Tensor:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
-    return F.cross_entropy((hidden_Nd @ table_Id.T).float(), targets_N)
+    return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id))
 
 
 def sampled_softmax(
@@ -145,14 +143,14 @@ def separate_loss(
         outputs = outputs._replace(hidden_Nd=hidden_Nd)
     if "retriever" in modules:
         preferences_NKd = _preferences(model, inputs, catalogue)
-        retriever_NI = model.retriever.score(preferences_NKd, catalogue)
-        loss = F.cross_entropy(retriever_NI, inputs.targets_N)
+        queries_NKd = model.retriever.scale(preferences_NKd)
+        loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
-        outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=retriever_NI)
+        outputs = outputs._replace(preferences_NKd=preferences_NKd)
     primary = {name: loss.detach() for name, (loss, _) in losses.items()}
     if len(losses) == 2 and any(True for _ in model.fusion.parameters()):
-        sasrec_NI = model.sasrec.score(hidden_Nd.detach(), table_Id.detach())
-        loss = F.cross_entropy(model.fusion(sasrec_NI, retriever_NI.detach()), inputs.targets_N)
+        keys_Id = catalogue.keys_Id.detach()
+        loss = _fused(model, hidden_Nd.detach(), table_Id.detach(), preferences_NKd.detach(), keys_Id, inputs.targets_N)
         losses["fused"] = Component(loss, 1.0)
     return StepLosses(sum(weight * loss for loss, weight in losses.values()), primary, losses, outputs)
 
@@ -163,25 +161,35 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> StepL
     A module's own cross-entropy would mislead a schedule: it rises while the modules learn to complement each other.
     """
     hidden_Nd, preferences_NKd = _states(model, inputs), _preferences(model, inputs, catalogue)
-    sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-    retriever_NI = model.retriever.score(preferences_NKd, catalogue)
-    total = F.cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N)
-    outputs = Outputs(hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI)
+    table_Id = model.sasrec.item_table()
+    total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
+    outputs = Outputs(hidden_Nd, preferences_NKd)
     return StepLosses(total, dict.fromkeys(MODULES, total.detach()), {"fused": Component(total, 1.0)}, outputs)
 
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Tensor, Tensor]:
-    """The logits of both modules, (N, I) each: of a module that was not run, computed now and without gradients."""
-    hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
-    if sasrec_NI is None:
-        with torch.set_grad_enabled(hidden_Nd is not None):
-            hidden_Nd = _states(model, inputs) if hidden_Nd is None else hidden_Nd
-            sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-    if retriever_NI is None:
-        with torch.set_grad_enabled(preferences_NKd is not None):
-            preferences_NKd = _preferences(model, inputs, catalogue) if preferences_NKd is None else preferences_NKd
-            retriever_NI = model.retriever.score(preferences_NKd, catalogue)
+    """The logits of both modules, (N, I) each: of a module that was not run without gradients."""
+    hidden_Nd, preferences_NKd = outputs
+    with torch.set_grad_enabled(hidden_Nd is not None):
+        hidden_Nd = _states(model, inputs) if hidden_Nd is None else hidden_Nd
+        sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    with torch.set_grad_enabled(preferences_NKd is not None):
+        preferences_NKd = _preferences(model, inputs, catalogue) if preferences_NKd is None else preferences_NKd
+        retriever_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
     return sasrec_NI, retriever_NI
+
+
+def _fused(
+    model: UR4Rec, hidden_Nd: Tensor, table_Id: Tensor, preferences_NKd: Tensor, keys_Id: Tensor, targets_N: Tensor
+) -> Tensor:
+    """Cross-entropy of the fused scores."""
+    if isinstance(model.fusion, LogitFusion):
+        retriever = model.retriever.scale(preferences_NKd), keys_Id
+        return catalogue_cross_entropy(
+            targets_N, sasrec=(hidden_Nd, table_Id), retriever=retriever, weights_2=model.fusion.weights
+        )
+    scores = model.sasrec.score(hidden_Nd, table_Id), model.retriever.score(preferences_NKd, keys_Id)
+    return F.cross_entropy(model.fusion(*scores), targets_N)
 
 
 def _states(model: UR4Rec, inputs: StepInputs) -> Tensor:

@@ -110,10 +110,14 @@ class PreferenceRetriever(nn.Module):
         gathered_BKLd = weights_BKLM @ self.dropout(values_BMd).unsqueeze(1)
         return F.normalize(self.preference_projection(gathered_BKLd).transpose(1, 2), dim=-1)
 
-    def score(self, preferences_NKd: Tensor, catalogue: Catalogue) -> Tensor:
+    def score(self, preferences_NKd: Tensor, keys_Id: Tensor) -> Tensor:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
-        queries_KNd = (preferences_NKd / self.temperature).transpose(0, 1)
-        return sum((query_Nd @ catalogue.keys_Id.T).float().exp() for query_Nd in queries_KNd).log()
+        queries_KNd = self.scale(preferences_NKd).transpose(0, 1)
+        return sum((query_Nd @ keys_Id.T).float().exp() for query_Nd in queries_KNd).log()
+
+    def scale(self, preferences_NKd: Tensor) -> Tensor:
+        """Preference vectors over τ: their products with items' keys are exponents."""
+        return preferences_NKd / self.temperature
 
     def _look_up(self, users_B: Tensor, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""

@@ -90,7 +90,7 @@ class UR4Rec(nn.Module):
                 return sasrec_BI
         catalogue = self.retriever.catalogue(with_users=False) if catalogue is None else catalogue
         preferences_BKd = self.retriever(items_BL, catalogue, users_B)[rows_B, last_B]
-        retriever_BI = self.retriever.score(preferences_BKd, catalogue)
+        retriever_BI = self.retriever.score(preferences_BKd, catalogue.keys_Id)
         return retriever_BI if scorer == "retriever" else self.fusion(sasrec_BI, retriever_BI)
 
 

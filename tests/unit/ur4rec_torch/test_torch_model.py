@@ -54,7 +54,7 @@ def test_retriever_scores_are_attention_over_preferences_in_closed_form(make_mod
     with torch.no_grad():
         catalogue = retriever.catalogue()
         preferences_NKd = retriever(torch.tensor([[3, 1, 4]]), catalogue)[0]
-        scores_NI = retriever.score(preferences_NKd, catalogue).numpy()
+        scores_NI = retriever.score(preferences_NKd, catalogue.keys_Id).numpy()
     cosine_NKI = preferences_NKd.numpy() @ catalogue.keys_Id.numpy().T
     np.testing.assert_allclose(np.linalg.norm(preferences_NKd.numpy(), axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(catalogue.keys_Id.numpy(), axis=-1), 1, atol=1e-5)

@@ -60,7 +60,7 @@ def test_each_component_and_the_total_are_those_of_plain_numpy(make_model, make_
     with torch.no_grad():
         catalogue = model.retriever.catalogue()
         preferences = model.retriever(inputs.items_BL, catalogue).flatten(0, 1)[inputs.positions_N]
-        retriever = model.retriever.score(preferences, catalogue)
+        retriever = model.retriever.score(preferences, catalogue.keys_Id)
         hidden = model.sasrec(inputs.items_BL).flatten(0, 1)[inputs.positions_N]
         sasrec = model.sasrec.score(hidden, model.sasrec.item_table())
         fused = model.fusion(sasrec, retriever)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ur4rec.backends import load_scorer
-from ur4rec.config import SCORERS, check_choice
+from ur4rec.config import check_choice
 from ur4rec.experiment import prepare
 from ur4rec.metrics import summarise
 from ur4rec.results import K_LIST
@@ -33,4 +33,4 @@ def evaluate_run(
     directory.check_fact("split_hash", experiment.split.hash)
     model = load_scorer(config.backend, path, config.device)
     targets = experiment.evaluation(getattr(experiment.split, split))
-    return {scorer: summarise(model.rank(targets, scorer=scorer), K_LIST) for scorer in SCORERS}
+    return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in model.rank_all(targets).items()}

@@ -195,7 +195,8 @@ class Run:
             raise Stopped(self.trainer.step)
 
     def _rank(self, targets: EvaluationBatches, scorers: Iterable[str]) -> Ranks:
-        return {scorer: self.trainer.rank(self._until_stopped(targets), scorer=scorer) for scorer in scorers}
+        ranks: Ranks = self.trainer.rank_all(self._until_stopped(targets), scorers)
+        return ranks
 
     def _until_stopped(self, targets: EvaluationBatches) -> Iterator[EvaluationBatch]:
         for batch in targets:

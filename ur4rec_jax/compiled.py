@@ -47,8 +47,9 @@ class Functions(NamedTuple):
     """The retriever's catalogue from parameters and buffers."""
     epochs: dict[tuple[Any, ...], Any]
     """Whole epochs (`ur4rec_jax.epoch.Epoch`), by what each is compiled for."""
-    score: Callable[..., Array]
-    """Scores from parameters, buffers, catalogue, histories and their users."""
+    scores: Callable[..., dict[str, Array]]
+    """Scores by scorer from parameters, buffers, catalogue, histories and their users; compiled once per tuple of
+    scorers."""
 
 
 def functions_of(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...] = PARTS) -> Functions:
@@ -85,7 +86,7 @@ def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tup
         write=compiled(write, donate_argnames="state"),
         project=compiled(partial(_project, graphdef)),
         epochs={},
-        score=compiled(partial(_score, graphdef), static_argnames="scorer"),
+        scores=compiled(partial(_scores, graphdef), static_argnames="scorers"),
     )
 
 
@@ -93,7 +94,7 @@ def _project(graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any) -> Catal
     return nnx.merge(graphdef, params, buffers).retriever.catalogue()
 
 
-def _score(
+def _scores(
     graphdef: nnx.GraphDef[UR4Rec],
     params: Any,
     buffers: Any,
@@ -101,7 +102,7 @@ def _score(
     items_BL: Array,
     users_B: Array | None,
     *,
-    scorer: str,
-) -> Array:
+    scorers: tuple[str, ...],
+) -> dict[str, Array]:
     """The users are left out for a model that has no texts of theirs, so that they cause no further compilation."""
-    return nnx.merge(graphdef, params, buffers).score(items_BL, scorer, catalogue, users_B)
+    return nnx.merge(graphdef, params, buffers).scores(items_BL, scorers, catalogue, users_B)

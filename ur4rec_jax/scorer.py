@@ -13,8 +13,8 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.batches import EvaluationBatch
-from ur4rec.config import SCORERS, TrainerConfig, check_choice
-from ur4rec_jax.compiled import compiled, functions_of
+from ur4rec.config import SCORERS, TrainerConfig
+from ur4rec_jax.compiled import functions_of
 from ur4rec_jax.device import find_device, to_indices
 from ur4rec_jax.ranking import rank_loader
 from ur4rec_jax.ur4rec import UR4Rec
@@ -44,29 +44,36 @@ class Scorer:
         graphdef, params, buffers = nnx.split(model, nnx.Param, ...)
         functions = functions_of(graphdef, TrainerConfig())
         arrays = jax.device_put((nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)), self.device)
-        self._score = partial(functions.score, *arrays, functions.project(*arrays))
-        self._scores = compiled(
-            lambda items_BL, users_B: {scorer: self._score(items_BL, users_B, scorer=scorer) for scorer in SCORERS}
-        )
+        self._scores = partial(functions.scores, *arrays, functions.project(*arrays))
 
     def rank(self, loader: Iterable[EvaluationBatch], scorer: str = "fused") -> NDArray[np.int64]:
         """The rank of every target, in the loader's order; see `JointTrainer.rank`."""
-        return rank_loader(self._scorer(scorer), loader)
+        return self.rank_all(loader, (scorer,))[scorer]
+
+    def rank_all(
+        self, loader: Iterable[EvaluationBatch], scorers: Iterable[str] = SCORERS
+    ) -> dict[str, NDArray[np.int64]]:
+        """The rank of every target by several scorers; each module is run once."""
+        wanted = tuple(scorers)
+        ranks = rank_loader(self._chosen(wanted), loader)
+        return {scorer: ranks[scorer] for scorer in wanted}
 
     def score(
         self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
     ) -> NDArray[np.float32]:
         """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named."""
-        return np.asarray(self._scorer(scorer)(to_indices(items_BL), users_B))
+        return self.scores(items_BL, users_B, (scorer,))[scorer]
 
-    def scores(self, items_BL: ArrayLike, users_B: ArrayLike | None = None) -> dict[str, NDArray[np.float32]]:
-        """The scores of both modules and of their fusion, by the names of the scorers: one program, compiled once."""
-        scores = self._scores(to_indices(items_BL), self._known(users_B))
-        return {scorer: np.asarray(scores[scorer]) for scorer in SCORERS}
+    def scores(
+        self, items_BL: ArrayLike, users_B: ArrayLike | None = None, scorers: Iterable[str] = SCORERS
+    ) -> dict[str, NDArray[np.float32]]:
+        """The scores of several scorers by name, as `score` gives them; each module is run once."""
+        wanted = tuple(scorers)
+        found = self._chosen(wanted)(to_indices(items_BL), users_B)
+        return {scorer: np.asarray(found[scorer]) for scorer in wanted}
 
-    def _scorer(self, scorer: str) -> Callable[[ArrayLike, ArrayLike | None], Array]:
-        check_choice("scorer", scorer, SCORERS)
-        return lambda items_BL, users_B: self._score(items_BL, self._known(users_B), scorer=scorer)
+    def _chosen(self, scorers: tuple[str, ...]) -> Callable[[ArrayLike, ArrayLike | None], dict[str, Array]]:
+        return lambda items_BL, users_B: self._scores(items_BL, self._known(users_B), scorers=scorers)
 
     def _known(self, users_B: ArrayLike | None) -> NDArray[np.int32] | None:
         """The users, for a model that has texts of theirs."""

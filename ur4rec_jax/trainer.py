@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from adapters.jax import DeviceAlternator, HostAlternator
 from alternator import Alternator, Decision, Payoff, Rule
 from ur4rec.batches import Batch, EvaluationBatch
-from ur4rec.config import SCORERS, TrainerConfig, check_choice, check_joint_loss
+from ur4rec.config import SCORERS, TrainerConfig, check_joint_loss
 from ur4rec.curriculum import CurriculumWeights, curriculum_weights
 from ur4rec.decisions import StepRecord
 from ur4rec.errors import ConfigurationError
@@ -274,13 +274,21 @@ class JointTrainer:
         Raises:
             NonFiniteError: A score is NaN or infinite.
         """
-        return rank_loader(self._scorer(scorer), loader)
+        return self.rank_all(loader, (scorer,))[scorer]
+
+    def rank_all(
+        self, loader: Iterable[EvaluationBatch], scorers: Iterable[str] = SCORERS
+    ) -> dict[str, NDArray[np.int64]]:
+        """The rank of every target by several scorers, as `rank` gives it; each module is run once."""
+        wanted = tuple(scorers)
+        ranks = rank_loader(self._scores(wanted), loader)
+        return {scorer: ranks[scorer] for scorer in wanted}
 
     def score(
         self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
     ) -> NDArray[np.float32]:
         """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named."""
-        return np.asarray(self._scorer(scorer)(to_indices(items_BL), users_B))
+        return np.asarray(self._scores((scorer,))(to_indices(items_BL), users_B)[scorer])
 
     def flush(self) -> None:
         """Report the steps whose losses have not been read, waiting for the device.
@@ -438,10 +446,10 @@ class JointTrainer:
             self._kept_catalogue = self._functions.project(self._state.params, self._buffers)
         return self._kept_catalogue
 
-    def _scorer(self, scorer: str) -> Callable[[ArrayLike, ArrayLike | None], Array]:
-        check_choice("scorer", scorer, SCORERS)
-        score = partial(self._functions.score, self._state.params, self._buffers, self._catalogue(), scorer=scorer)
-        return lambda items_BL, users_B: score(items_BL, to_indices(users_B) if self._reads_users else None)
+    def _scores(self, scorers: tuple[str, ...]) -> Callable[[ArrayLike, ArrayLike | None], dict[str, Array]]:
+        """The scorers as they are now."""
+        scores = partial(self._functions.scores, self._state.params, self._buffers, self._catalogue(), scorers=scorers)
+        return lambda items_BL, users_B: scores(items_BL, to_indices(users_B) if self._reads_users else None)
 
     def _place(self, tree: Any) -> Any:
         """A copy of arrays on the device: what training steps consume is nobody else's."""

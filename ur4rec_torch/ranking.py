@@ -16,12 +16,14 @@ from ur4rec_torch.device import to_indices
 
 
 def rank_loader(
-    score: Callable[[Tensor, Tensor | None], Tensor], loader: Iterable[EvaluationBatch], device: torch.device
-) -> NDArray[np.int64]:
-    """The rank of every target, in the loader's order; the host reads them once, at the end.
+    scores: Callable[[Tensor, Tensor | None], dict[str, Tensor]],
+    loader: Iterable[EvaluationBatch],
+    device: torch.device,
+) -> dict[str, NDArray[np.int64]]:
+    """The rank of every target by each scorer, in the loader's order; the host reads them once, at the end.
 
     Args:
-        score: Maps histories (B, L) and their users (B,), None where the batch names none, to scores (B, I).
+        scores: Maps histories (B, L) and their users (B,), None where the batch names none, to scores (B, I) by scorer.
         loader: Evaluation batches.
         device: Where to score.
 
@@ -29,17 +31,19 @@ def rank_loader(
         NonFiniteError: A target or a candidate has a score that is NaN or infinite.
         DataError: The loader is empty.
     """
-    ranks, all_finite = [], torch.ones((), dtype=torch.bool, device=device)
+    ranks: dict[str, list[Tensor]] = {}
+    all_finite = torch.ones((), dtype=torch.bool, device=device)
     for batch in loader:
-        scores_BI = score(to_indices(batch.items_BL, device), to_indices(batch.users_B, device))
-        ranks_B, finite = rank_batch(scores_BI, batch)
-        ranks.append(ranks_B)
-        all_finite = all_finite & finite
+        found = scores(to_indices(batch.items_BL, device), to_indices(batch.users_B, device))
+        for scorer, scores_BI in found.items():
+            ranks_B, finite = rank_batch(scores_BI, batch)
+            ranks.setdefault(scorer, []).append(ranks_B)
+            all_finite = all_finite & finite
     if not ranks:
         raise DataError("evaluation needs at least one batch, got an empty loader")
     if not all_finite:
         raise NonFiniteError("scores must be finite, got NaN or infinite ones; lower the learning rate and train anew")
-    return torch.cat(ranks).cpu().numpy()
+    return {scorer: torch.cat(parts).cpu().numpy() for scorer, parts in ranks.items()}
 
 
 def rank_batch(scores_BI: Tensor, batch: EvaluationBatch) -> tuple[Tensor, Tensor]:

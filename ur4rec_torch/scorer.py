@@ -42,9 +42,16 @@ class Scorer:
 
     def rank(self, loader: Iterable[EvaluationBatch], scorer: str = "fused") -> NDArray[np.int64]:
         """The rank of every target, in the loader's order; see `JointTrainer.rank`."""
+        return self.rank_all(loader, (scorer,))[scorer]
+
+    def rank_all(
+        self, loader: Iterable[EvaluationBatch], scorers: Iterable[str] = SCORERS
+    ) -> dict[str, NDArray[np.int64]]:
+        """The rank of every target by several scorers; each module is run once."""
+        wanted = tuple(scorers)
         with torch.no_grad():
             return rank_loader(
-                lambda items_BL, users_B: self.model.score(items_BL, scorer, self._catalogue, users_B),
+                lambda items_BL, users_B: self.model.scores(items_BL, wanted, self._catalogue, users_B),
                 loader,
                 self.device,
             )
@@ -53,10 +60,13 @@ class Scorer:
         self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
     ) -> NDArray[np.float32]:
         """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named."""
+        return self.scores(items_BL, users_B, (scorer,))[scorer]
+
+    def scores(
+        self, items_BL: ArrayLike, users_B: ArrayLike | None = None, scorers: Iterable[str] = SCORERS
+    ) -> dict[str, NDArray[np.float32]]:
+        """The scores of several scorers by name, as `score` gives them; each module is run once."""
         items, users = to_indices(items_BL, self.device), to_indices(users_B, self.device)
         with torch.no_grad():
-            return self.model.score(items, scorer, self._catalogue, users).cpu().numpy()
-
-    def scores(self, items_BL: ArrayLike, users_B: ArrayLike | None = None) -> dict[str, NDArray[np.float32]]:
-        """The scores of both modules and of their fusion, by the names of the scorers."""
-        return {scorer: self.score(items_BL, scorer, users_B) for scorer in SCORERS}
+            found = self.model.scores(items, scorers, self._catalogue, users)
+        return {scorer: scores_BI.cpu().numpy() for scorer, scores_BI in found.items()}

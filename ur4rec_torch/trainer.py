@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adapters.torch import AlternatingOptimizer, LateScalar
 from alternator import Alternator, Decision, Rule
 from ur4rec.batches import Batch, EvaluationBatch
-from ur4rec.config import TrainerConfig, check_joint_loss
+from ur4rec.config import SCORERS, TrainerConfig, check_joint_loss
 from ur4rec.curriculum import WITHOUT_CURRICULUM, CurriculumWeights, curriculum_weights
 from ur4rec.decisions import StepRecord
 from ur4rec.metrics import summarise
@@ -246,9 +246,16 @@ class JointTrainer:
         Raises:
             NonFiniteError: A score is NaN or infinite.
         """
+        return self.rank_all(loader, (scorer,))[scorer]
+
+    def rank_all(
+        self, loader: Iterable[EvaluationBatch], scorers: Iterable[str] = SCORERS
+    ) -> dict[str, NDArray[np.int64]]:
+        """The rank of every target by several scorers, as `rank` gives it; each module is run once."""
+        wanted = tuple(scorers)
         with self._inference() as catalogue:
             return rank_loader(
-                lambda items_BL, users_B: self.model.score(items_BL, scorer, catalogue, users_B), loader, self.device
+                lambda items_BL, users_B: self.model.scores(items_BL, wanted, catalogue, users_B), loader, self.device
             )
 
     def score(

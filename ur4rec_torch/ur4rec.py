@@ -3,6 +3,8 @@
 Shapes: B rows, L positions, T width of text vectors, I items, U users.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -80,18 +82,32 @@ class UR4Rec(nn.Module):
         Raises:
             UnknownNameError: There is no such scorer.
         """
-        check_choice("scorer", scorer, SCORERS)
+        return self.scores(items_BL, (scorer,), catalogue, users_B)[scorer]
+
+    def scores(
+        self,
+        items_BL: Tensor,
+        scorers: Iterable[str] = SCORERS,
+        catalogue: Catalogue | None = None,
+        users_B: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The scores of several scorers by name, as `score` gives them; each module is run once."""
+        wanted = dict.fromkeys(scorers)
+        for scorer in wanted:
+            check_choice("scorer", scorer, SCORERS)
         last_B = (items_BL != self.config.num_items).sum(1).clamp(min=1) - 1
         rows_B = torch.arange(len(items_BL), device=items_BL.device)
-        if scorer != "retriever":
+        found = {}
+        if wanted.keys() & {"sasrec", "fused"}:
             hidden_Bd = self.sasrec(items_BL)[rows_B, last_B]
-            sasrec_BI = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
-            if scorer == "sasrec":
-                return sasrec_BI
-        catalogue = self.retriever.catalogue(with_users=False) if catalogue is None else catalogue
-        preferences_BKd = self.retriever(items_BL, catalogue, users_B)[rows_B, last_B]
-        retriever_BI = self.retriever.score(preferences_BKd, catalogue.keys_Id)
-        return retriever_BI if scorer == "retriever" else self.fusion(sasrec_BI, retriever_BI)
+            found["sasrec"] = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
+        if wanted.keys() & {"retriever", "fused"}:
+            catalogue = self.retriever.catalogue(with_users=False) if catalogue is None else catalogue
+            preferences_BKd = self.retriever(items_BL, catalogue, users_B)[rows_B, last_B]
+            found["retriever"] = self.retriever.score(preferences_BKd, catalogue.keys_Id)
+        if "fused" in wanted:
+            found["fused"] = self.fusion(found["sasrec"], found["retriever"])
+        return {scorer: found[scorer] for scorer in wanted}
 
 
 def _initialise(module: nn.Module) -> None:

@@ -238,6 +238,19 @@ def test_ranks_are_those_of_the_reference(make_trainer, targets, loader, scorer)
     assert trainer.evaluate(targets, k_list=[5, 10], scorer=scorer) == summarise(expected, [5, 10])
 
 
+def test_all_scorers_rank_in_one_pass_of_each_module(make_trainer, targets, monkeypatch):
+    trainer = make_trainer()
+    expected = {scorer: trainer.rank(targets, scorer) for scorer in ("sasrec", "retriever", "fused")}
+    calls = []
+    for module in (type(trainer.model.sasrec), type(trainer.model.retriever)):
+        monkeypatch.setattr(module, "score", lambda *given, score=module.score: calls.append(1) or score(*given))
+    found = trainer.rank_all(targets)
+    assert list(found) == ["fused", "sasrec", "retriever"]
+    for scorer, ranks_T in expected.items():
+        np.testing.assert_array_equal(found[scorer], ranks_T)
+    assert len(calls) == 2 * len({batch.items_BL.shape for batch in targets})  # traced once for each shape
+
+
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_constant_scores_get_nothing_and_those_that_are_not_finite_are_an_error(make_model, targets, value):
     model = make_model()

@@ -27,6 +27,7 @@ from ur4rec.data.sources import load_dataset
 from ur4rec.data.splits import leave_one_out
 from ur4rec.data.tables import cut
 from ur4rec.errors import ConfigurationError
+from ur4rec.event_log import check_event_logs, open_event_log
 from ur4rec.experiment import prepare
 from ur4rec.report import metrics_table, results_table
 from ur4rec.run_config import PRESETS, RunConfig, preset
@@ -134,6 +135,10 @@ def train(
         int | None,
         typer.Option(metavar="STEPS", help="Save so often within an epoch too (default: 500); 0 is at its end only."),
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(help="Log losses, who trains and shares of every step too: tensorboard or wandb. Repeatable."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
@@ -146,6 +151,7 @@ def train(
 
     with one_line_errors():
         _log_to_stderr(quiet)
+        check_event_logs(log or [])
         progress = False if quiet else None
         if resume is not None:
             refuse_settings(context)
@@ -173,8 +179,10 @@ def train(
             )
             load_backend(config.backend)
             experiment = prepare(config, directory=data_dir)
-            run = Run(config, experiment, RunDirectory.create(out, overwrite=overwrite), progress=progress)
-        results = train_until_stopped(run, resume=resume is not None)
+            run = Run(config, experiment, RunDirectory(out), progress=progress)
+            RunDirectory.create(out, overwrite=overwrite)
+        with open_event_log(log or [], run.directory.path) as run.events:
+            results = train_until_stopped(run, resume=resume is not None)
         console.print(results_table(results))
         console.print(f"everything is in {run.directory.path}: look at {run.directory.path / 'schedule.png'}")
 
@@ -389,7 +397,7 @@ def refuse_settings(context: typer.Context) -> None:
         for parameter in context.command.params
         if (source := context.get_parameter_source(str(parameter.name))) is not None
         and source.name == "COMMANDLINE"
-        and parameter.name not in ("resume", "data_dir", "quiet")
+        and parameter.name not in ("resume", "data_dir", "quiet", "log")
     ]
     if given:
         raise ConfigurationError(

@@ -13,6 +13,8 @@ from ur4rec.batches import EvaluationBatch, EvaluationBatches
 from ur4rec.checkpoint import check_same
 from ur4rec.config import SCORERS
 from ur4rec.decision_log import DecisionLog
+from ur4rec.decisions import StepRecord
+from ur4rec.event_log import EventLog
 from ur4rec.experiment import Experiment
 from ur4rec.facts import experiment_facts
 from ur4rec.metrics import summarise
@@ -44,6 +46,9 @@ class Run:
         directory: Where everything is kept.
         progress: Whether to show a progress bar per epoch; None is only on a terminal.
 
+    Attributes:
+        events: Told of every step and epoch; set it before training to log them.
+
     Raises:
         AlternatorError: The backend is missing, or a setting does not fit.
     """
@@ -59,6 +64,7 @@ class Run:
         self.results: dict[str, Result] = {}
         self._seconds = 0.0
         self._saved_step = 0
+        self.events = EventLog()
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
         self._validation = experiment.evaluation(experiment.split.validation)
@@ -78,7 +84,7 @@ class Run:
             probe=experiment.probe() if self._schedule.measures else None,
             seed=config.seed,
             progress=progress,
-            on_step=self.decisions.records.append,
+            on_step=self._record,
             **config.trainer,
         )
 
@@ -128,7 +134,12 @@ class Run:
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
         self.decisions.load(self.trainer.step, saved["decisions_sha256"])
+        self.events.restore(self.decisions.records)
         self._saved_step = self.trainer.step
+
+    def _record(self, record: StepRecord) -> None:
+        self.decisions.records.append(record)
+        self.events.step(record)
 
     @property
     def _epoch_steps(self) -> int:
@@ -168,6 +179,7 @@ class Run:
             }
         )
         self._seconds = 0.0
+        self.events.epoch(self.epochs[-1])
         self._write_results()
         self._save(epoch, best=best)
 

@@ -25,6 +25,7 @@ REFERENCES = {
     "tuned": "the tuned ratio",
     "joint": "joint training",
     "matched": "its random control",
+    "shuffled": "its own tenures in another order",
 }
 
 
@@ -155,6 +156,13 @@ def _budget_section(budget: Mapping[str, Any], basis: str) -> list[str]:
                 f"Difference against {what}, {LEVEL:.0%} intervals (bold: without 0; a lower NLL is better):",
                 _table(["arm", *METRIC_NAMES.values()], rows),
             ]
+    rows = [[arm, *map(_ratio, found.values())] for arm, found in budget["time_ratios"].items()]
+    if rows:
+        sections += [
+            f"Cost to parity's final validation quality, as a multiple of parity's own, {LEVEL:.0%} intervals (bold: "
+            "without 1; below 1 is sooner; ∞ is never):",
+            _table(["arm", "to 95% of its NDCG@10", "to 100%", "to its NLL"], rows),
+        ]
     sections += ["How they trained, and what parity's final validation quality took them:", _table(_COLUMNS, behaviour)]
     return sections
 
@@ -231,6 +239,13 @@ def _interval(values: Sequence[float]) -> str:
     digits = 1 if high - low > 0.02 else 2
     text = f"{estimate:+.{digits}%} [{low:+.{digits}%}, {high:+.{digits}%}]"
     return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _ratio(values: Sequence[float | None]) -> str:
+    estimate, low, high = ("∞" if value is None else f"{value:.2f}" for value in values)
+    text = f"{estimate} [{low}, {high}]"
+    is_clear = (values[1] is None or values[1] > 1) or (values[2] is not None and values[2] < 1)
+    return f"**{text}**" if is_clear else text
 
 
 def _number(value: float | None) -> str:

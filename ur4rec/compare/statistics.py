@@ -1,6 +1,6 @@
 """Paired two-level bootstrap, and the speed and steadiness of a curve.
 
-Shapes: S seeds, T targets (users), R resamples.
+Shapes: S seeds, T targets (users), R resamples, P evaluation points.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,15 @@ from numpy.typing import NDArray
 NUM_RESAMPLES = 10_000
 LEVEL = 0.95
 _CHUNK = 500
+
+
+class Curves(NamedTuple):
+    """An arm's quality against what was spent, of every seed and user."""
+
+    spent_SP: NDArray[Any]
+    """What had been spent."""
+    quality_SPT: NDArray[Any]
+    """What every target got; more is better."""
 
 
 class Interval(NamedTuple):
@@ -76,6 +85,45 @@ class Resamples:
             ratios = self.means(arm_ST) / self.means(reference_ST) - 1
         low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Interval(estimate, float(low), float(high))
+
+    def time_ratio(self, arm: Curves, reference: Curves, part: float = 1.0) -> Interval:
+        """What an arm spends to come to a part of the reference's final quality, by what the reference spends on it.
+
+        Infinite where the arm never comes to it, NaN where the reference does not. Of each resample the mean curves are
+        looked at, as in `spent_to_reach`, and the target is its own.
+        """
+        resampled_R = _time_ratios(self._mean_curve(arm), self._mean_curve(reference), part)
+        estimate_1 = _time_ratios(_plain_mean_curve(arm), _plain_mean_curve(reference), part)
+        low, high = np.quantile(resampled_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
+        return Interval(float(estimate_1[0]), float(low), float(high))
+
+    def _mean_curve(self, curves: Curves) -> "_MeanCurve":
+        quality_RP = np.stack([self.means(values_ST) for values_ST in curves.quality_SPT.swapaxes(0, 1)], axis=1)
+        return self._seeds_RS @ curves.spent_SP, quality_RP
+
+
+_MeanCurve = tuple[NDArray[Any], NDArray[Any]]
+
+
+def _plain_mean_curve(curves: Curves) -> _MeanCurve:
+    return curves.spent_SP.mean(0)[None], curves.quality_SPT.mean((0, 2))[None]
+
+
+def _time_ratios(arm: _MeanCurve, reference: _MeanCurve, part: float) -> NDArray[np.float64]:
+    """Of every resample, from what was spent and the mean quality at each point, (R, P) each."""
+    targets_R = part * reference[1][:, -1]
+    spent_R, spent_by_reference_R = (
+        np.array(
+            [
+                np.inf if (found := spent_to_reach(spent_P, quality_P, target)) is None else found
+                for spent_P, quality_P, target in zip(*curves, targets_R, strict=True)
+            ]
+        )
+        for curves in (arm, reference)
+    )
+    with np.errstate(invalid="ignore"):
+        ratios: NDArray[np.float64] = spent_R / spent_by_reference_R
+    return ratios
 
 
 def spent_to_reach(spent: Sequence[float], quality: Sequence[float], target: float) -> float | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ur4rec.compare.arms import JOINT, MATCHED, PARITY, SHUFFLED, ratio_of
 from ur4rec.compare.one_run import RunKey
-from ur4rec.compare.statistics import Resamples, largest_drop, spent_to_reach
+from ur4rec.compare.statistics import Curves, Resamples, largest_drop, spent_to_reach
 from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.errors import DataError
 from ur4rec.results import CRITERION
@@ -21,6 +21,8 @@ from ur4rec.stages import MODULES
 METRICS = ("ndcg@10", "hit@10", "nll")
 PARTS = (0.95, 1.0)
 """The parts of parity's final validation NDCG@10 whose price is reported."""
+NUM_CURVE_RESAMPLES = 2000
+"""Of the intervals of that price, for which whole curves are resampled."""
 Run = Mapping[str, Any]
 
 
@@ -80,6 +82,7 @@ def _summarise_budget(directory: StudyDirectory, arms: Mapping[str, Arm], basis:
         "target": final,
         "arms": {arm: _summarise_arm(found, final) for arm, found in arms.items()},
         "differences": _differences(directory, arms, tuned),
+        "time_ratios": _time_ratios(directory, arms),
         "curves": {arm: {str(seed): _curve(run) for seed, run in found.runs.items()} for arm, found in arms.items()},
     }
 
@@ -161,6 +164,48 @@ def _differences(directory: StudyDirectory, arms: Mapping[str, Arm], tuned: str)
                 for metric in METRICS
             }
     return table
+
+
+def _time_ratios(directory: StudyDirectory, arms: Mapping[str, Arm]) -> dict[str, Any]:
+    """Each arm's cost to parity's final validation quality, by parity's, with an interval; None for infinite."""
+    curves = {arm: _curves_per_target(directory, found) for arm, found in arms.items()}
+    table: dict[str, Any] = {}
+    for arm in arms:
+        seeds = [seed for seed in curves[arm] if seed in curves[PARITY]]
+        if arm == PARITY or not seeds:
+            continue
+        ours, theirs = (_stack_curves([curves[name][seed] for seed in seeds]) for name in (arm, PARITY))
+        resamples = Resamples(len(seeds), ours[CRITERION].quality_SPT.shape[2], num_resamples=NUM_CURVE_RESAMPLES)
+        found = {
+            f"{part:.0%}": resamples.time_ratio(ours[CRITERION], theirs[CRITERION], part) for part in sorted(PARTS)
+        }
+        found["nll"] = resamples.time_ratio(ours["nll"], theirs["nll"])
+        table[arm] = {name: [each if np.isfinite(each) else None for each in ratio] for name, ratio in found.items()}
+    return table
+
+
+def _curves_per_target(directory: StudyDirectory, arm: Arm) -> dict[int, dict[str, Curves]]:
+    """By seed: validation NDCG@10, and minus the NLL, of every target at every point, against cost."""
+    found = {}
+    for seed, run in arm.runs.items():
+        arrays = directory.read_arrays(arm.keys[seed])
+        ranks_PT = arrays["validation_ranks_PT"].astype(float)
+        ndcg_PT = np.where(ranks_PT <= 10, 1 / np.log2(1 + ranks_PT), 0)
+        cost_P = np.array([point["cost"] for point in run["points"]])
+        found[seed] = {CRITERION: Curves(cost_P, ndcg_PT), "nll": Curves(cost_P, -arrays["validation_nll_PT"])}
+    return found
+
+
+def _stack_curves(by_seed: Sequence[Mapping[str, Curves]]) -> dict[str, Curves]:
+    """Those of several seeds, as far as all of them came."""
+    length = min(len(each[CRITERION].spent_SP) for each in by_seed)
+    return {
+        name: Curves(
+            np.stack([each[name].spent_SP[:length] for each in by_seed]),
+            np.stack([each[name].quality_SPT[:length] for each in by_seed]).astype(float),
+        )
+        for name in by_seed[0]
+    }
 
 
 def _per_target(directory: StudyDirectory, arm: Arm) -> dict[int, dict[str, NDArray[Any]]]:

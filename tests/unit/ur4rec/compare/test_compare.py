@@ -133,6 +133,11 @@ def test_the_report_says_what_the_runs_say(torch_study):
     estimate, low, high = summary["budgets"]["cost"]["differences"]["joint"]["parity"]["nll"]
     assert estimate == pytest.approx(np.mean(nll) / reference - 1)
     assert low <= estimate <= high
+    assert summary["budgets"]["cost"]["time_ratios"].keys() == set(study.study.arms) - {"parity"}
+    spent = [summary["budgets"]["cost"]["arms"][arm]["to_target"]["cost_100%"] for arm in ("joint", "parity")]
+    ratio, low, high = summary["budgets"]["cost"]["time_ratios"]["joint"]["100%"]
+    assert ratio == (None if spent[0] is None else pytest.approx(spent[0] / spent[1]))
+    assert "as a multiple of parity's own" in text
     assert summary["hashes_agree"]
     assert summary["facts"]["split_hash"][:16] in text
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ur4rec.compare.statistics import Resamples, largest_drop, spent_to_reach
+from ur4rec.compare.statistics import Curves, Resamples, largest_drop, spent_to_reach
 
 
 @pytest.fixture
@@ -72,3 +72,33 @@ def test_largest_drop_looks_only_after_the_best():
     assert largest_drop([0.0, 0.1, 0.8, 0.6, 0.4, 0.7]) == pytest.approx(0.5)
     assert largest_drop([0.5, 0.1, 0.8]) == 0
     assert largest_drop([0.0, 0.0]) == 0
+
+
+def rising(rng, speed, num_seeds=3, num_users=200, noise=0.0):
+    """Curves that come to 1 at a spending of 10 / speed, with noise of each user."""
+    spent_SP = np.tile(np.arange(1.0, 11.0), (num_seeds, 1))
+    mean_P = np.minimum(speed * spent_SP[0] / 10, 1.0)
+    return Curves(spent_SP, mean_P[:, None] + noise * rng.normal(size=(num_seeds, 10, num_users)))
+
+
+def test_time_ratio_is_how_much_sooner_a_curve_arrives(rng):
+    resamples = Resamples(3, 200, num_resamples=200)
+    slow, fast = rising(rng, 1.0), rising(rng, 2.0)
+    assert resamples.time_ratio(fast, slow) == pytest.approx((0.5, 0.5, 0.5))
+    assert resamples.time_ratio(fast, slow, 0.8) == pytest.approx((0.5, 0.5, 0.5))
+    assert resamples.time_ratio(slow, fast) == pytest.approx((2.0, 2.0, 2.0))
+    assert resamples.time_ratio(slow, slow) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_a_curve_that_never_arrives_takes_for_ever(rng):
+    low = rising(rng, 0.5)
+    assert Resamples(3, 200, num_resamples=50).time_ratio(low, rising(rng, 1.0)) == (np.inf, np.inf, np.inf)
+
+
+def test_the_interval_of_a_time_ratio_covers_the_truth_and_is_wider_with_more_noise(rng):
+    resamples = Resamples(3, 200, num_resamples=500)
+    quiet, loud = (
+        resamples.time_ratio(rising(rng, 2.0, noise=noise), rising(rng, 1.0, noise=noise)) for noise in (0.05, 0.5)
+    )
+    assert quiet.low <= 0.5 <= quiet.high
+    assert loud.high - loud.low > quiet.high - quiet.low > 0

@@ -3,7 +3,8 @@
 The model is that of the preset `demo` (`smoke` in quick mode), joint from the start: both modules train in every step
 of one `end_to_end` stage, so that every strategy acts in every step. All runs of a seed share data order and initial
 weights; each is tested at its best epoch by validation. Finished runs are kept in the work folder and skipped, so that
-the same command goes on after a stop.
+the same command goes on after a stop. The strategies are run in every backend, the losses and fusions in the first one:
+they are the same functions in both, which the tests hold together.
 
 Shapes: T test targets (users), S runs (seeds of each backend).
 """
@@ -50,6 +51,8 @@ class Arm:
     trainer: dict[str, Any] = field(default_factory=dict)
     fusion: str = "logit"
     baseline: str = "baseline"
+    in_all_backends: bool = False
+    """Whether it is run in every backend, not only in the first."""
 
     @property
     def has_likelihood(self) -> bool:
@@ -64,8 +67,9 @@ def _arms() -> dict[str, Arm]:
         "distillation": "use_knowledge_distillation",
         "uncertainty": "use_uncertainty_weighting",
     }
-    fused = [Arm(name=name, trainer={switch: True}) for name, switch in strategies.items()]
-    fused.append(Arm(name="all four", trainer=dict.fromkeys(strategies.values(), True)))
+    settings = {name: {switch: True} for name, switch in strategies.items()}
+    settings["all four"] = dict.fromkeys(strategies.values(), True)
+    fused = [Arm(name=name, trainer=trainer, in_all_backends=True) for name, trainer in settings.items()]
     separate = {"joint_loss": "separate"}
     losses = [
         Arm(name=f"separate, {loss}", trainer={**separate, "sasrec_loss": loss}, baseline="separate")
@@ -77,7 +81,7 @@ def _arms() -> dict[str, Arm]:
     ]
     uncertainty = {**separate, "use_uncertainty_weighting": True}
     arms = [
-        Arm(name="baseline"),
+        Arm(name="baseline", in_all_backends=True),
         *fused,
         Arm(name="fusion weighted", fusion="weighted"),
         Arm(name="separate", trainer=separate),
@@ -195,8 +199,8 @@ def per_user(result: dict[str, Any], metric: str) -> NDArray[np.float64]:
 
 
 def compare(results: dict[Job, dict[str, Any]], backends: list[str]) -> list[dict[str, Any]]:
-    """A row per arm: each metric's mean, spread over runs, and difference to the arm's baseline."""
-    arms = list(dict.fromkeys(job.arm for job in results))
+    """A row per arm that was run in all of them: each metric's mean, spread, and difference to the arm's baseline."""
+    arms = [arm for arm in ARMS if {job.backend for job in results if job.arm == arm} >= set(backends)]
     runs = {
         arm: [result for job, result in results.items() if job.arm == arm and job.backend in backends] for arm in arms
     }
@@ -354,6 +358,7 @@ def main(arguments: list[str] | None = None) -> int:
         for backend in options.backend
         for seed in options.seeds
         for arm in options.arms
+        if ARMS[arm].in_all_backends or backend == options.backend[0]
     ]
     run_all(jobs, options.work, options.processes)
     study = build_study({job: read_result(job, options.work) for job in jobs}, _command(options))

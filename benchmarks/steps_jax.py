@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from overhead_jax import count_flops
 
 import ur4rec_jax
 from ur4rec.config import TrainerConfig
@@ -68,7 +69,7 @@ class JaxByHand:
 
     def count(self, batch: Any) -> float:
         """Floating-point operations of a step, by XLA's count."""
-        return float(self._step.lower(*self._arguments(batch)).compile().cost_analysis()["flops"])
+        return count_flops(self._step, *self._arguments(batch))
 
     def _arguments(self, batch: Any) -> tuple[Any, ...]:
         inputs, count = to_inputs(batch, self._num_items), np.int32(self._count)
@@ -118,7 +119,7 @@ class JaxByHand:
             catalogue = model.retriever.catalogue() if trains_retriever else catalogue
             retriever_rngs = rngs if trains_retriever else None
             preferences_NKd = _at(model.retriever(inputs.items_BL, catalogue, retriever_rngs), inputs)
-            retriever_NI = model.retriever.score(preferences_NKd, catalogue)
+            retriever_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
         if case.is_fused:
             found["fused"] = softmax_cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N), 1.0
         else:
@@ -196,7 +197,7 @@ def count_jax(stepper: Any, batch: Any) -> float:
     step, counted = steps[is_fused], []
 
     def counting(*arguments: Any, **options: Any) -> Any:
-        counted.append(step.lower(*arguments, **options).compile().cost_analysis()["flops"])
+        counted.append(count_flops(step, *arguments, **options))
         return step(*arguments, **options)
 
     steps[is_fused] = counting
@@ -204,4 +205,4 @@ def count_jax(stepper: Any, batch: Any) -> float:
         stepper.train_step(batch)
     finally:
         steps[is_fused] = step
-    return float(counted[0])
+    return counted[0]

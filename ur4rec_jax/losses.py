@@ -14,6 +14,8 @@ from jax import Array
 
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.stages import MODULES
+from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
+from ur4rec_jax.fusion import LogitFusion
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.ur4rec import UR4Rec
 
@@ -47,10 +49,6 @@ class Outputs(NamedTuple):
     """SASRec's states."""
     preferences_NKd: Array | None = None
     """The retriever's preference vectors."""
-    sasrec_NI: Array | None = None
-    """SASRec's logits."""
-    retriever_NI: Array | None = None
-    """The retriever's logits."""
 
 
 class StepLosses(NamedTuple):
@@ -80,7 +78,7 @@ def cross_entropy(
     hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
 ) -> Array:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
-    return softmax_cross_entropy((hidden_Nd @ table_Id.T).astype(jnp.float32), targets_N)
+    return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id))
 
 
 def sampled_softmax(
@@ -167,15 +165,14 @@ def separate_loss(
         outputs = outputs._replace(hidden_Nd=hidden_Nd)
     if "retriever" in modules:
         preferences_NKd = _preferences(model, inputs, catalogue, rngs)
-        retriever_NI = model.retriever.score(preferences_NKd, catalogue)
-        loss = softmax_cross_entropy(retriever_NI, inputs.targets_N)
+        queries_NKd = model.retriever.scale(preferences_NKd)
+        loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
-        outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=retriever_NI)
+        outputs = outputs._replace(preferences_NKd=preferences_NKd)
     primary = {name: jax.lax.stop_gradient(loss) for name, (loss, _) in losses.items()}
     if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
-        sasrec_NI = model.sasrec.score(*jax.lax.stop_gradient((hidden_Nd, table_Id)))
-        fused_NI = model.fusion(sasrec_NI, jax.lax.stop_gradient(retriever_NI))
-        losses["fused"] = Component(softmax_cross_entropy(fused_NI, inputs.targets_N), 1.0)
+        detached = jax.lax.stop_gradient((hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id))
+        losses["fused"] = Component(_fused(model, *detached, inputs.targets_N), 1.0)
     return StepLosses(sum(weight * loss for loss, weight in losses.values()), primary, losses, outputs)
 
 
@@ -190,29 +187,39 @@ def fused_loss(
     sasrec_rngs, retriever_rngs = (rngs if name in modules else None for name in ("sasrec", "retriever"))
     hidden_Nd = _states(model, inputs, sasrec_rngs)
     preferences_NKd = _preferences(model, inputs, catalogue, retriever_rngs)
-    sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-    retriever_NI = model.retriever.score(preferences_NKd, catalogue)
-    total = softmax_cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N)
-    outputs = Outputs(hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI)
+    table_Id = model.sasrec.item_table()
+    total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
+    outputs = Outputs(hidden_Nd, preferences_NKd)
     primary = dict.fromkeys(MODULES, jax.lax.stop_gradient(total))
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Array, Array]:
     """The logits of both modules, (N, I) each: of a module that was not run, computed now and without dropout."""
-    hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
-    if sasrec_NI is None:
-        hidden_Nd = _states(model, inputs, None) if hidden_Nd is None else hidden_Nd
-        sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-    if retriever_NI is None:
-        preferences_NKd = _preferences(model, inputs, catalogue, None) if preferences_NKd is None else preferences_NKd
-        retriever_NI = model.retriever.score(preferences_NKd, catalogue)
-    return sasrec_NI, retriever_NI
+    hidden_Nd, preferences_NKd = outputs
+    hidden_Nd = _states(model, inputs, None) if hidden_Nd is None else hidden_Nd
+    preferences_NKd = _preferences(model, inputs, catalogue, None) if preferences_NKd is None else preferences_NKd
+    sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    return sasrec_NI, model.retriever.score(preferences_NKd, catalogue.keys_Id)
 
 
 def mean_over_targets(values_N: Array, is_target_N: Array) -> Array:
     """Their mean where a target is."""
     return jnp.where(is_target_N, values_N, 0).sum() / is_target_N.sum()
+
+
+def _fused(
+    model: UR4Rec, hidden_Nd: Array, table_Id: Array, preferences_NKd: Array, keys_Id: Array, targets_N: Array
+) -> Array:
+    """Cross-entropy of the fused scores."""
+    if isinstance(model.fusion, LogitFusion):
+        retriever = model.retriever.scale(preferences_NKd), keys_Id
+        weights_2 = model.fusion.weights[...]
+        return catalogue_cross_entropy(
+            targets_N, sasrec=(hidden_Nd, table_Id), retriever=retriever, weights_2=weights_2
+        )
+    scores = model.sasrec.score(hidden_Nd, table_Id), model.retriever.score(preferences_NKd, keys_Id)
+    return softmax_cross_entropy(model.fusion(*scores), targets_N)
 
 
 def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:

@@ -123,10 +123,14 @@ class PreferenceRetriever(nnx.Module):
         gathered_BKLd = weights_BKLM.astype(values_BMd.dtype) @ values_BMd[:, None]
         return normalize(self.preference_projection(gathered_BKLd).swapaxes(1, 2))
 
-    def score(self, preferences_NKd: Array, catalogue: Catalogue) -> Array:
+    def score(self, preferences_NKd: Array, keys_Id: Array) -> Array:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
-        queries_KNd = (preferences_NKd / self.temperature).swapaxes(0, 1)
-        return jnp.log(sum(jnp.exp((query_Nd @ catalogue.keys_Id.T).astype(jnp.float32)) for query_Nd in queries_KNd))
+        queries_KNd = self.scale(preferences_NKd).swapaxes(0, 1)
+        return jnp.log(sum(jnp.exp((query_Nd @ keys_Id.T).astype(jnp.float32)) for query_Nd in queries_KNd))
+
+    def scale(self, preferences_NKd: Array) -> Array:
+        """Preference vectors over τ: their products with items' keys are exponents."""
+        return preferences_NKd / self.temperature
 
     def _look_up(self, users_B: Array, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""

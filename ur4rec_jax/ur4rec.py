@@ -102,7 +102,7 @@ class UR4Rec(nnx.Module):
         if wanted.keys() & {"retriever", "fused"}:
             catalogue = self.retriever.catalogue(with_users=False) if catalogue is None else catalogue
             preferences_BKd = self.retriever(items_BL, catalogue, users_B=users_B)[rows_B, last_B]
-            found["retriever"] = self.retriever.score(preferences_BKd, catalogue)
+            found["retriever"] = self.retriever.score(preferences_BKd, catalogue.keys_Id)
         if "fused" in wanted:
             found["fused"] = self.fusion(found["sasrec"], found["retriever"])
         return {scorer: found[scorer] for scorer in wanted}

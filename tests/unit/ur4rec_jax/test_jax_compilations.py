@@ -76,6 +76,19 @@ def test_a_step_of_the_retriever_costs_what_a_step_written_for_it_alone_costs(ma
     assert flops["both"] > 1.5 * flops["by hand"]
 
 
+def test_a_fused_step_of_one_module_costs_less_than_a_joint_one(make_trainer, loader):
+    trainer = make_trainer()
+    inputs, rates = to_inputs(loader.batch(0, 0), loader.num_items), dict.fromkeys(PARTS, np.float32(1e-3))
+    flops = {}
+    for turn in ("sasrec", "retriever", "both"):
+        catalogue = trainer._catalogue() if turn == "sasrec" else None
+        lowered = trainer._functions.compiled_steps[True].lower(
+            trainer._state, trainer._buffers, catalogue, inputs, jax.random.key(0), np.int32(0), rates, turn=turn
+        )
+        flops[turn] = lowered.compile().cost_analysis()["flops"]
+    assert max(flops["sasrec"], flops["retriever"]) < 0.85 * flops["both"]
+
+
 def test_matrix_products_are_in_full_float32(make_model):
     graphdef, params, buffers = nnx.split(make_model(), nnx.Param, ...)
     functions = functions_of(graphdef, TrainerConfig())

@@ -53,7 +53,7 @@ def test_retriever_scores_are_attention_over_preferences_in_closed_form(make_mod
     retriever = make_model().retriever
     catalogue = retriever.catalogue()
     preferences_NKd = retriever(jnp.array([[3, 1, 4]]), catalogue)[0]
-    scores_NI = retriever.score(preferences_NKd, catalogue)
+    scores_NI = retriever.score(preferences_NKd, catalogue.keys_Id)
     logits_NKI = np.asarray(preferences_NKd) @ np.asarray(catalogue.keys_Id).T / retriever.temperature
     np.testing.assert_allclose(np.linalg.norm(preferences_NKd, axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(catalogue.keys_Id, axis=-1), 1, atol=1e-5)

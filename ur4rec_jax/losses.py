@@ -49,6 +49,8 @@ class Outputs(NamedTuple):
     """SASRec's states."""
     preferences_NKd: Array | None = None
     """The retriever's preference vectors."""
+    scores: tuple[Array, Array] | None = None
+    """The logits of both modules, where they are kept."""
 
 
 class StepLosses(NamedTuple):
@@ -177,26 +179,46 @@ def separate_loss(
 
 
 def fused_loss(
-    model: UR4Rec, inputs: StepInputs, modules: tuple[str, ...], catalogue: Catalogue, rngs: nnx.Rngs
+    model: UR4Rec,
+    inputs: StepInputs,
+    modules: tuple[str, ...],
+    catalogue: Catalogue,
+    rngs: nnx.Rngs,
+    *,
+    keeps_scores: bool = False,
 ) -> StepLosses:
     """Cross-entropy of the fused scores, which is the primary loss of both modules.
 
     A module's own cross-entropy would mislead a schedule: it rises while the modules learn to complement each other.
     A module that does not train has no dropout.
+
+    Args:
+        model: The model.
+        inputs: The batch.
+        modules: What trains.
+        catalogue: The retriever's.
+        rngs: Random numbers for dropout.
+        keeps_scores: Whether a further component needs all logits: then they are computed once for both.
     """
     sasrec_rngs, retriever_rngs = (rngs if name in modules else None for name in ("sasrec", "retriever"))
     hidden_Nd = _states(model, inputs, sasrec_rngs)
     preferences_NKd = _preferences(model, inputs, catalogue, retriever_rngs)
     table_Id = model.sasrec.item_table()
-    total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
     outputs = Outputs(hidden_Nd, preferences_NKd)
+    if keeps_scores:
+        outputs = outputs._replace(scores=both_scores(model, inputs, catalogue, outputs))
+        total = softmax_cross_entropy(model.fusion(*outputs.scores), inputs.targets_N)
+    else:
+        total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
     primary = dict.fromkeys(MODULES, jax.lax.stop_gradient(total))
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Array, Array]:
     """The logits of both modules, (N, I) each: of a module that was not run, computed now and without dropout."""
-    hidden_Nd, preferences_NKd = outputs
+    hidden_Nd, preferences_NKd, scores = outputs
+    if scores is not None:
+        return scores
     hidden_Nd = _states(model, inputs, None) if hidden_Nd is None else hidden_Nd
     preferences_NKd = _preferences(model, inputs, catalogue, None) if preferences_NKd is None else preferences_NKd
     sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())

@@ -163,7 +163,7 @@ class Step:
             if catalogue is None and (self.fused or "retriever" in modules):
                 catalogue = model.retriever.catalogue(with_users=False)
             if self.fused:
-                losses = fused_loss(model, inputs, modules, catalogue, rngs)
+                losses = fused_loss(model, inputs, modules, catalogue, rngs, keeps_scores=distils)
             else:
                 losses = separate_loss(model, config, inputs, modules, catalogue, rngs)
             context = Context(model, inputs, modules, catalogue, distils, curriculum or WITHOUT_CURRICULUM)

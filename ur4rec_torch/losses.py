@@ -47,6 +47,8 @@ class Outputs(NamedTuple):
     """SASRec's states."""
     preferences_NKd: Tensor | None = None
     """The retriever's preference vectors."""
+    scores: tuple[Tensor, Tensor] | None = None
+    """The logits of both modules, where they are kept."""
 
 
 class StepLosses(NamedTuple):
@@ -155,21 +157,33 @@ def separate_loss(
     return StepLosses(sum(weight * loss for loss, weight in losses.values()), primary, losses, outputs)
 
 
-def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> StepLosses:
+def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps_scores: bool = False) -> StepLosses:
     """Cross-entropy of the fused scores, which is the primary loss of both modules.
 
     A module's own cross-entropy would mislead a schedule: it rises while the modules learn to complement each other.
+
+    Args:
+        model: The model.
+        inputs: The batch.
+        catalogue: The retriever's.
+        keeps_scores: Whether a further component needs all logits: then they are computed once for both.
     """
     hidden_Nd, preferences_NKd = _states(model, inputs), _preferences(model, inputs, catalogue)
     table_Id = model.sasrec.item_table()
-    total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
     outputs = Outputs(hidden_Nd, preferences_NKd)
+    if keeps_scores:
+        outputs = outputs._replace(scores=both_scores(model, inputs, catalogue, outputs))
+        total = F.cross_entropy(model.fusion(*outputs.scores), inputs.targets_N)
+    else:
+        total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
     return StepLosses(total, dict.fromkeys(MODULES, total.detach()), {"fused": Component(total, 1.0)}, outputs)
 
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Tensor, Tensor]:
     """The logits of both modules, (N, I) each: of a module that was not run without gradients."""
-    hidden_Nd, preferences_NKd = outputs
+    hidden_Nd, preferences_NKd, scores = outputs
+    if scores is not None:
+        return scores
     with torch.set_grad_enabled(hidden_Nd is not None):
         hidden_Nd = _states(model, inputs) if hidden_Nd is None else hidden_Nd
         sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())

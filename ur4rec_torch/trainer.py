@@ -338,7 +338,8 @@ class JointTrainer:
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
         ):
             if fused:
-                losses = fused_loss(self.model, inputs, catalogue)
+                keeps_scores = self._strategies.needs_both(is_joint)
+                losses = fused_loss(self.model, inputs, catalogue, keeps_scores=keeps_scores)
             else:
                 losses = separate_loss(self.model, self.config, inputs, modules, catalogue)
             context = Context(self.model, inputs, modules, catalogue, is_joint, self._curriculum_weights())

@@ -275,8 +275,8 @@ def nan_at(monkeypatch, steps, trainer):
     """Make the loss NaN in some steps."""
     compute = trainer_module.fused_loss
 
-    def poisoned(*arguments):
-        losses = compute(*arguments)
+    def poisoned(*arguments, **options):
+        losses = compute(*arguments, **options)
         return losses._replace(total=losses.total * math.nan) if trainer.step in steps else losses
 
     monkeypatch.setattr(trainer_module, "fused_loss", poisoned)

@@ -231,7 +231,9 @@ def _encode_sentences(texts: Sequence[str], model: str, dim: int) -> NDArray[np.
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-            raise EncoderError(f"text encoder {model!r} failed: {reason}; give a local model path, or encoder='tfidf'")
+            is_missing = "No module named 'sentence_transformers'" in reason
+            remedy = "pip install 'adaptive-alternator[text]'" if is_missing else "give a local model path"
+            raise EncoderError(f"text encoder {model!r} failed: {reason}; {remedy}, or encoder='tfidf'")
         vectors = np.load(scratch / "vectors.npy", allow_pickle=False)
     if vectors.shape != (len(texts), dim):
         raise EncoderError(

@@ -160,6 +160,15 @@ def test_faults_of_a_model_are_clear(model, tmp_path):
     assert not (tmp_path / "text").exists() or not list((tmp_path / "text").iterdir())
 
 
+def test_a_missing_package_is_named_with_what_brings_it(tmp_path, monkeypatch):
+    package = tmp_path / "packages" / "sentence_transformers"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'sentence_transformers'\")")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    with pytest.raises(EncoderError, match=r"pip install 'adaptive-alternator\[text\]', or encoder='tfidf'"):
+        encode_items(TEXTS, encoder="all-MiniLM-L6-v2", dim=6, cache_dir=tmp_path)
+
+
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="dim must be at least 1, got 0"):
         encode_items(TEXTS, encoder="tfidf", dim=0, cache_dir=tmp_path)

@@ -66,22 +66,37 @@ def draw_forest(summary: Mapping[str, Any]) -> bytes:
     metrics = {"ndcg@10": "NDCG@10", "hit@10": "Hit@10", "nll": "NLL (lower is better)"}
     for row, (basis, budget) in enumerate(budgets.items()):
         for axes, (metric, title) in zip(panels[row], metrics.items(), strict=True):
-            for number, name in enumerate(("parity", "tuned")):
-                label = name if name == "parity" else f"tuned ({budget['tuned']})"
-                _draw_intervals(axes, budget["differences"], name, metric, f"against {label}", number)
+            references = {
+                "parity": "parity",
+                "tuned": f"the tuned ratio ({budget['tuned']})",
+                "joint": "joint training",
+            }
+            if budget["tuned"] == PARITY:
+                del references["tuned"]
+            for number, (name, label) in enumerate(references.items()):
+                offset = 0.25 * (number - (len(references) - 1) / 2)
+                _draw_intervals(axes, budget["differences"], name, metric, f"against {label}", offset)
             axes.set_title(f"{title}, equal {basis}", fontsize=10)
             axes.axvline(0, color="0.5", linewidth=0.8)
-            axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=None))
+            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
+            axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{100 * value:+.4g}%"))
             axes.grid(alpha=0.2, axis="x")
         arms = list(budget["differences"])
         panels[row][0].set_yticks(range(len(arms)), arms, fontsize=8)
         panels[row][0].set_ylim(len(arms) - 0.5, -0.5)
-        panels[row][0].legend(fontsize=7, loc="best")
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        found, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, found, strict=True))
+    figure.legend(handles.values(), handles, loc="outside upper left", ncols=4, fontsize=8)
     return _png(figure)
 
 
+_MARKERS = {"parity": ("o", "#2a2a2a"), "tuned": ("s", "#1b9e77"), "joint": ("^", COLOURS[BOTH])}
+
+
 def _draw_intervals(
-    axes: Axes, differences: Mapping[str, Any], reference: str, metric: str, label: str, number: int
+    axes: Axes, differences: Mapping[str, Any], reference: str, metric: str, label: str, offset: float
 ) -> None:
     rows = [
         (place, against[reference][metric])
@@ -93,8 +108,8 @@ def _draw_intervals(
     places, values = zip(*rows, strict=True)
     estimates, lows, highs = np.array(values).T
     errors = np.maximum([estimates - lows, highs - estimates], 0)
-    heights = np.array(places) + 0.22 * (number - 0.5)
-    marker, colour = ("o", "#2a2a2a") if number == 0 else ("s", "#1b9e77")
+    heights = np.array(places) + offset
+    marker, colour = _MARKERS[reference]
     axes.errorbar(estimates, heights, xerr=errors, fmt=marker, color=colour, markersize=4, capsize=2, label=label)
 
 
@@ -114,7 +129,7 @@ def _mean_over_seeds(curves: Mapping[str, Mapping[str, list[float]]], name: str)
 
 def _styles(arms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Ratios are thin and grey to blue, random controls dotted, rules in colours, parity and joint black and violet."""
-    colours = matplotlib.colormaps["Dark2"]
+    palette = [matplotlib.colormaps["Dark2"](place) for place in (0, 1, 3, 4, 5, 6, 7)]  # without its violet
     ratios = [arm for arm in arms if ratio_of(arm) is not None and arm != PARITY]
     rules = [arm for arm in arms if arm not in (*ratios, PARITY, JOINT) and original_of(arm) is None]
     styles: dict[str, dict[str, Any]] = {}
@@ -122,7 +137,11 @@ def _styles(arms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         original = original_of(arm) or arm
         if original in rules:
             dotted = "-" if arm == original else ":" if arm.startswith(MATCHED) else "-."
-            styles[arm] = {"color": colours(rules.index(original) % 8), "linestyle": dotted, "linewidth": 1.6}
+            styles[arm] = {
+                "color": palette[rules.index(original) % len(palette)],
+                "linestyle": dotted,
+                "linewidth": 1.6,
+            }
         elif arm in ratios:
             grey = 0.35 + 0.5 * ratios.index(arm) / len(ratios)
             styles[arm] = {"color": (grey * 0.7, grey * 0.85, grey), "linewidth": 1, "linestyle": "--"}

@@ -49,7 +49,10 @@ def write_report(directory: StudyDirectory, prefix: Path | None = None, command:
     plots = {
         "quality": (draw_curves(summary), "Validation quality against what was spent, mean over seeds"),
         "turns": (draw_turns(directory), "Who trained when"),
-        "forest": (draw_forest(summary), "Differences against parity and the tuned ratio, with their intervals"),
+        "forest": (
+            draw_forest(summary),
+            "Differences against parity, the tuned ratio and joint training, with their intervals",
+        ),
     }
     for name, (picture, _) in plots.items():
         write_whole(prefix.with_name(f"{prefix.name}-{name}.png"), picture)

@@ -191,6 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="for a look; figures are rough")
     parser.add_argument("--backend", choices=tuple(BACKENDS), action="append", help="default: both")
+    parser.add_argument("--rounds", type=int, default=60, help="turns of each kind of step (default: 60)")
     parser.add_argument("--only", default="", help="the kinds of step whose name holds this")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     options = parser.parse_args(arguments)
@@ -202,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     measured: list[Row] = []
     for backend in options.backend or BACKENDS:
         for case in [case for case in [*plain_cases(), *strategy_cases()] if options.only in case.name]:
-            row = step_row(setting, backend, case, rounds=2 if options.quick else 60)
+            row = step_row(setting, backend, case, rounds=2 if options.quick else options.rounds)
             print(f"{row.name}: {row.value:.3f} ({row.low:.3f} to {row.high:.3f}); {row.detail}", flush=True)
             measured += [row, flop_row(row)]
     hardware = f"cpu{os.cpu_count()}" + ("-quick" if options.quick else "")

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 CPU_SLICE, ACCELERATOR_SLICE = 2**17, 2**26
 """Logits of a slice: as many as stay in a core's cache, and as many as keep an accelerator busy."""
-LEAST_ROWS = 16
+LEAST_ROWS = 64
 """Of a slice, however large the catalogue."""
 
 

@@ -24,6 +24,12 @@ RULES = ("plateau", "patience", "trend", "gain")
 CONTROLS = (*(f"matched:{rule}" for rule in RULES), "shuffled:payoff")
 ALL_ARMS = ("parity", "joint", *RATIOS, *RULES, "payoff", *CONTROLS)
 KEY_ARMS = ("parity", "joint", "2:1", "4:1", "plateau", "patience", "matched:patience", "payoff")
+BY_HAND = (
+    "sequence:(('both',1),('sasrec',2))",
+    "sequence:(('both',25),('sasrec',75))",
+    "sequence:(('both',25),('sasrec',10000))",
+)
+"""Of the synthetic study: what somebody might choose who knows it: the costly module in part of the steps, or early."""
 SEEDS = (0, 1, 2, 3, 4)
 
 COSTLY_RETRIEVER = {
@@ -51,7 +57,12 @@ STUDIES = {
         budgets=("cost",),
     ),
     "synthetic": StudyConfig(
-        dataset="synthetic", preset="smoke", arms=ALL_ARMS, seeds=SEEDS, updates=400, eval_every=40, **COSTLY_RETRIEVER
+        dataset="synthetic",
+        preset="smoke",
+        arms=(*ALL_ARMS, *BY_HAND),
+        seeds=SEEDS[:3],
+        budgets=("cost",),
+        **COSTLY_RETRIEVER,
     ),
     "jax": StudyConfig(
         arms=("parity", "joint", "2:1", "patience", "payoff"),

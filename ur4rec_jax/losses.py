@@ -49,8 +49,10 @@ class Outputs(NamedTuple):
     """SASRec's states."""
     preferences_NKd: Array | None = None
     """The retriever's preference vectors."""
-    scores: tuple[Array, Array] | None = None
-    """The logits of both modules, where they are kept."""
+    sasrec_NI: Array | None = None
+    """SASRec's logits, where they are kept."""
+    retriever_NI: Array | None = None
+    """The retriever's logits, where they are kept."""
 
 
 class StepLosses(NamedTuple):
@@ -144,6 +146,8 @@ def separate_loss(
     modules: tuple[str, ...],
     catalogue: Catalogue | None,
     rngs: nnx.Rngs,
+    *,
+    keeps_scores: bool = False,
 ) -> StepLosses:
     """The weighted sum of the losses of the modules that train; one that is frozen is not run.
 
@@ -156,25 +160,39 @@ def separate_loss(
         modules: What trains.
         catalogue: The retriever's, if it trains.
         rngs: Random numbers for dropout and negatives.
+        keeps_scores: As for `fused_loss`.
     """
     losses: dict[str, Component] = {}
     outputs = Outputs()
     if "sasrec" in modules:
         hidden_Nd, table_Id = _states(model, inputs, rngs), model.sasrec.item_table()
         rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
-        loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, rngs)
+        if keeps_scores and config.sasrec_loss == "ce":
+            outputs = outputs._replace(sasrec_NI=model.sasrec.score(hidden_Nd, table_Id))
+            loss = softmax_cross_entropy(outputs.sasrec_NI, inputs.targets_N)
+        else:
+            loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, rngs)
         losses["sasrec"] = Component(loss, config.sasrec_loss_weight)
         outputs = outputs._replace(hidden_Nd=hidden_Nd)
     if "retriever" in modules:
         preferences_NKd = _preferences(model, inputs, catalogue, rngs)
-        queries_NKd = model.retriever.scale(preferences_NKd)
-        loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
+        if keeps_scores:
+            outputs = outputs._replace(retriever_NI=model.retriever.score(preferences_NKd, catalogue.keys_Id))
+            loss = softmax_cross_entropy(outputs.retriever_NI, inputs.targets_N)
+        else:
+            queries_NKd = model.retriever.scale(preferences_NKd)
+            loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
         outputs = outputs._replace(preferences_NKd=preferences_NKd)
     primary = {name: jax.lax.stop_gradient(loss) for name, (loss, _) in losses.items()}
     if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
-        detached = jax.lax.stop_gradient((hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id))
-        losses["fused"] = Component(_fused(model, *detached, inputs.targets_N), 1.0)
+        if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
+            scores = jax.lax.stop_gradient((outputs.sasrec_NI, outputs.retriever_NI))
+            loss = softmax_cross_entropy(model.fusion(*scores), inputs.targets_N)
+        else:
+            factors = jax.lax.stop_gradient((hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id))
+            loss = _fused(model, *factors, inputs.targets_N)
+        losses["fused"] = Component(loss, 1.0)
     return StepLosses(sum(weight * loss for loss, weight in losses.values()), primary, losses, outputs)
 
 
@@ -206,8 +224,9 @@ def fused_loss(
     table_Id = model.sasrec.item_table()
     outputs = Outputs(hidden_Nd, preferences_NKd)
     if keeps_scores:
-        outputs = outputs._replace(scores=both_scores(model, inputs, catalogue, outputs))
-        total = softmax_cross_entropy(model.fusion(*outputs.scores), inputs.targets_N)
+        scores = both_scores(model, inputs, catalogue, outputs)
+        outputs = Outputs(hidden_Nd, preferences_NKd, *scores)
+        total = softmax_cross_entropy(model.fusion(*scores), inputs.targets_N)
     else:
         total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
     primary = dict.fromkeys(MODULES, jax.lax.stop_gradient(total))
@@ -216,13 +235,14 @@ def fused_loss(
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Array, Array]:
     """The logits of both modules, (N, I) each: of a module that was not run, computed now and without dropout."""
-    hidden_Nd, preferences_NKd, scores = outputs
-    if scores is not None:
-        return scores
-    hidden_Nd = _states(model, inputs, None) if hidden_Nd is None else hidden_Nd
-    preferences_NKd = _preferences(model, inputs, catalogue, None) if preferences_NKd is None else preferences_NKd
-    sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-    return sasrec_NI, model.retriever.score(preferences_NKd, catalogue.keys_Id)
+    hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
+    if sasrec_NI is None:
+        hidden_Nd = _states(model, inputs, None) if hidden_Nd is None else hidden_Nd
+        sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    if retriever_NI is None:
+        preferences_NKd = _preferences(model, inputs, catalogue, None) if preferences_NKd is None else preferences_NKd
+        retriever_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
+    return sasrec_NI, retriever_NI
 
 
 def mean_over_targets(values_N: Array, is_target_N: Array) -> Array:

@@ -165,7 +165,7 @@ class Step:
             if self.fused:
                 losses = fused_loss(model, inputs, modules, catalogue, rngs, keeps_scores=distils)
             else:
-                losses = separate_loss(model, config, inputs, modules, catalogue, rngs)
+                losses = separate_loss(model, config, inputs, modules, catalogue, rngs, keeps_scores=distils)
             context = Context(model, inputs, modules, catalogue, distils, curriculum or WITHOUT_CURRICULUM)
             losses, entries = self._strategies.apply(strategies, losses, context)
             return losses.total, (losses, entries)

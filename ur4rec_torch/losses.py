@@ -47,8 +47,10 @@ class Outputs(NamedTuple):
     """SASRec's states."""
     preferences_NKd: Tensor | None = None
     """The retriever's preference vectors."""
-    scores: tuple[Tensor, Tensor] | None = None
-    """The logits of both modules, where they are kept."""
+    sasrec_NI: Tensor | None = None
+    """SASRec's logits, where they are kept."""
+    retriever_NI: Tensor | None = None
+    """The retriever's logits, where they are kept."""
 
 
 class StepLosses(NamedTuple):
@@ -122,7 +124,13 @@ SEQUENCE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, TrainerConf
 
 
 def separate_loss(
-    model: UR4Rec, config: TrainerConfig, inputs: StepInputs, modules: tuple[str, ...], catalogue: Catalogue | None
+    model: UR4Rec,
+    config: TrainerConfig,
+    inputs: StepInputs,
+    modules: tuple[str, ...],
+    catalogue: Catalogue | None,
+    *,
+    keeps_scores: bool = False,
 ) -> StepLosses:
     """The weighted sum of the losses of the modules that train; one that is frozen is not run.
 
@@ -134,25 +142,38 @@ def separate_loss(
         inputs: The batch.
         modules: What trains.
         catalogue: The retriever's, if it trains.
+        keeps_scores: As for `fused_loss`.
     """
     losses: dict[str, Component] = {}
     outputs = Outputs()
     if "sasrec" in modules:
         hidden_Nd, table_Id = _states(model, inputs), model.sasrec.item_table()
         rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
-        loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config)
+        if keeps_scores and config.sasrec_loss == "ce":
+            outputs = outputs._replace(sasrec_NI=model.sasrec.score(hidden_Nd, table_Id))
+            loss = F.cross_entropy(outputs.sasrec_NI, inputs.targets_N)
+        else:
+            loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config)
         losses["sasrec"] = Component(loss, config.sasrec_loss_weight)
         outputs = outputs._replace(hidden_Nd=hidden_Nd)
     if "retriever" in modules:
         preferences_NKd = _preferences(model, inputs, catalogue)
-        queries_NKd = model.retriever.scale(preferences_NKd)
-        loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
+        if keeps_scores:
+            outputs = outputs._replace(retriever_NI=model.retriever.score(preferences_NKd, catalogue.keys_Id))
+            loss = F.cross_entropy(outputs.retriever_NI, inputs.targets_N)
+        else:
+            queries_NKd = model.retriever.scale(preferences_NKd)
+            loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
         outputs = outputs._replace(preferences_NKd=preferences_NKd)
     primary = {name: loss.detach() for name, (loss, _) in losses.items()}
     if len(losses) == 2 and any(True for _ in model.fusion.parameters()):
-        keys_Id = catalogue.keys_Id.detach()
-        loss = _fused(model, hidden_Nd.detach(), table_Id.detach(), preferences_NKd.detach(), keys_Id, inputs.targets_N)
+        if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
+            scores_NI = model.fusion(outputs.sasrec_NI.detach(), outputs.retriever_NI.detach())
+            loss = F.cross_entropy(scores_NI, inputs.targets_N)
+        else:
+            factors = (hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id)
+            loss = _fused(model, *(factor.detach() for factor in factors), inputs.targets_N)
         losses["fused"] = Component(loss, 1.0)
     return StepLosses(sum(weight * loss for loss, weight in losses.values()), primary, losses, outputs)
 
@@ -172,8 +193,9 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
     table_Id = model.sasrec.item_table()
     outputs = Outputs(hidden_Nd, preferences_NKd)
     if keeps_scores:
-        outputs = outputs._replace(scores=both_scores(model, inputs, catalogue, outputs))
-        total = F.cross_entropy(model.fusion(*outputs.scores), inputs.targets_N)
+        scores = both_scores(model, inputs, catalogue, outputs)
+        outputs = Outputs(hidden_Nd, preferences_NKd, *scores)
+        total = F.cross_entropy(model.fusion(*scores), inputs.targets_N)
     else:
         total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
     return StepLosses(total, dict.fromkeys(MODULES, total.detach()), {"fused": Component(total, 1.0)}, outputs)
@@ -181,15 +203,15 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Tensor, Tensor]:
     """The logits of both modules, (N, I) each: of a module that was not run without gradients."""
-    hidden_Nd, preferences_NKd, scores = outputs
-    if scores is not None:
-        return scores
-    with torch.set_grad_enabled(hidden_Nd is not None):
-        hidden_Nd = _states(model, inputs) if hidden_Nd is None else hidden_Nd
-        sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-    with torch.set_grad_enabled(preferences_NKd is not None):
-        preferences_NKd = _preferences(model, inputs, catalogue) if preferences_NKd is None else preferences_NKd
-        retriever_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
+    hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
+    if sasrec_NI is None:
+        with torch.set_grad_enabled(hidden_Nd is not None):
+            hidden_Nd = _states(model, inputs) if hidden_Nd is None else hidden_Nd
+            sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    if retriever_NI is None:
+        with torch.set_grad_enabled(preferences_NKd is not None):
+            preferences_NKd = _preferences(model, inputs, catalogue) if preferences_NKd is None else preferences_NKd
+            retriever_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
     return sasrec_NI, retriever_NI
 
 

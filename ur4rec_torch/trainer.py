@@ -337,11 +337,11 @@ class JointTrainer:
             seeded(self.config.seed, self.step, self.device),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
         ):
+            keeps = {"keeps_scores": self._strategies.needs_both(is_joint)}
             if fused:
-                keeps_scores = self._strategies.needs_both(is_joint)
-                losses = fused_loss(self.model, inputs, catalogue, keeps_scores=keeps_scores)
+                losses = fused_loss(self.model, inputs, catalogue, **keeps)
             else:
-                losses = separate_loss(self.model, self.config, inputs, modules, catalogue)
+                losses = separate_loss(self.model, self.config, inputs, modules, catalogue, **keeps)
             context = Context(self.model, inputs, modules, catalogue, is_joint, self._curriculum_weights())
             return self._strategies.apply(losses, context)
 

@@ -129,7 +129,7 @@ def _mean_over_seeds(curves: Mapping[str, Mapping[str, list[float]]], name: str)
 
 def _styles(arms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Ratios are thin and grey to blue, random controls dotted, rules in colours, parity and joint black and violet."""
-    palette = [matplotlib.colormaps["Dark2"](place) for place in (0, 1, 3, 4, 5, 6, 7)]  # without its violet
+    palette: list[Any] = [matplotlib.colormaps["Dark2"](place) for place in (0, 1, 3, 4, 5, 6, 7)]  # without its violet
     palette += ["#1f78b4", "#e31a1c", "#6a3d9a", "#17becf"]
     ratios = [arm for arm in arms if ratio_of(arm) is not None and arm != PARITY]
     rules = [arm for arm in arms if arm not in (*ratios, PARITY, JOINT) and original_of(arm) is None]

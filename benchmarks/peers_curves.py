@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ur4rec.metrics import ndcg
+
 CLOCKS = ("wall", "processor")
 SCORINGS = ("filtered", "unfiltered")
 """Whether items that a user has seen are kept out of the ranking."""
@@ -109,8 +111,7 @@ def time_ratios(runs: Sequence[Run], peers: Sequence[Run], scoring: str, clock: 
 def per_user(run: Run, scoring: str, metric: str) -> NDArray[np.float64]:
     """The metric of each user on test, at the run's best validation by the same scoring."""
     ranks = np.asarray(run.epochs[run.best(scoring)].test_ranks[scoring], np.float64)
-    gain = 1 / np.log2(1 + ranks) if metric == "ndcg@10" else np.ones_like(ranks)
-    return np.where(ranks <= 10, gain, 0.0)
+    return ndcg(ranks, 10) if metric == "ndcg@10" else (ranks <= 10).astype(np.float64)
 
 
 def quality(runs: Sequence[Run], scoring: str, metric: str) -> dict[str, float]:

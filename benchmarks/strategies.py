@@ -31,6 +31,7 @@ from ur4rec.compare.workers import one_thread_processes
 from ur4rec.experiment import Experiment, prepare
 from ur4rec.facts import experiment_facts, machine_facts, source_commit
 from ur4rec.files import write_file, write_whole
+from ur4rec.metrics import ndcg
 from ur4rec.run_config import RunConfig, preset
 
 ROOT = Path(__file__).parents[1]
@@ -195,7 +196,7 @@ def per_user(result: dict[str, Any], metric: str) -> NDArray[np.float64]:
     if metric == "nll":
         return np.array(result["best"]["per_user"]["nll"])
     ranks_T = np.array(result["best"]["per_user"]["ranks"], np.float64)
-    return np.where(ranks_T <= 10, 1 / np.log2(1 + ranks_T) if metric == "ndcg@10" else 1.0, 0.0)
+    return ndcg(ranks_T, 10) if metric == "ndcg@10" else (ranks_T <= 10).astype(np.float64)
 
 
 def compare(results: dict[Job, dict[str, Any]], backends: list[str]) -> list[dict[str, Any]]:

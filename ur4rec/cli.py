@@ -180,7 +180,7 @@ def train(
             load_backend(config.backend)
             experiment = prepare(config, directory=data_dir)
             run = Run(config, experiment, RunDirectory(out), progress=progress)
-            RunDirectory.create(out, overwrite=overwrite)
+            RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
         with open_event_log(log or [], run.directory.path) as run.events:
             results = train_until_stopped(run, resume=resume is not None)
         console.print(results_table(results))

@@ -76,11 +76,21 @@ def summarise(ranks_T: ArrayLike, k_list: Sequence[int] = (5, 10, 20)) -> dict[s
     for k in k_list:
         if k < 1:
             raise ConfigurationError(f"every k must be at least 1, got {k}")
-        hit = ranks <= k
-        summary[f"hit@{k}"] = float(hit.mean())
-        summary[f"ndcg@{k}"] = float(np.where(hit, 1 / np.log2(1 + ranks), 0).mean())
+        summary[f"hit@{k}"] = float((ranks <= k).mean())
+        summary[f"ndcg@{k}"] = float(ndcg(ranks, k).mean())
     summary["mrr"] = float((1 / ranks).mean())
     return summary
+
+
+def ndcg(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
+    """NDCG@k of each rank, where there is one target: 1 / log2(1 + rank) where rank <= k, else 0; of the same shape.
+
+    Example:
+        >>> ndcg([1, 3, 20], 10).tolist()
+        [1.0, 0.5, 0.0]
+    """
+    ranks = np.asarray(ranks, np.float64)
+    return np.where(ranks <= k, 1 / np.log2(1 + ranks), 0.0)
 
 
 def rank_batches(

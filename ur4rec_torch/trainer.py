@@ -331,17 +331,17 @@ class JointTrainer:
         """The forward pass: in a joint stage the joint loss, in a stage of one module that module's own."""
         is_joint = self.stage in JOINT_STAGES
         fused = self.config.joint_loss == "fused" and is_joint
-        needs_retriever = fused or "retriever" in modules or self._strategies.needs_both(is_joint)
+        needs_both = self._strategies.needs_both(is_joint)
+        needs_retriever = fused or "retriever" in modules or needs_both
         catalogue = self._catalogue(trains="retriever" in modules) if needs_retriever else None
         with (
             seeded(self.config.seed, self.step, self.device),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
         ):
-            keeps = {"keeps_scores": self._strategies.needs_both(is_joint)}
             if fused:
-                losses = fused_loss(self.model, inputs, catalogue, **keeps)
+                losses = fused_loss(self.model, inputs, catalogue, keeps_scores=needs_both)
             else:
-                losses = separate_loss(self.model, self.config, inputs, modules, catalogue, **keeps)
+                losses = separate_loss(self.model, self.config, inputs, modules, catalogue, keeps_scores=needs_both)
             context = Context(self.model, inputs, modules, catalogue, is_joint, self._curriculum_weights())
             return self._strategies.apply(losses, context)
 

@@ -65,14 +65,10 @@ def draw_forest(summary: Mapping[str, Any]) -> bytes:
     panels = figure.subplots(len(budgets), 3, squeeze=False, sharey="row")
     metrics = {"ndcg@10": "NDCG@10", "hit@10": "Hit@10", "nll": "NLL (lower is better)"}
     for row, (basis, budget) in enumerate(budgets.items()):
+        references = {"parity": "parity", "tuned": f"the tuned ratio ({budget['tuned']})", "joint": "joint training"}
+        if budget["tuned"] == PARITY:
+            del references["tuned"]
         for axes, (metric, title) in zip(panels[row], metrics.items(), strict=True):
-            references = {
-                "parity": "parity",
-                "tuned": f"the tuned ratio ({budget['tuned']})",
-                "joint": "joint training",
-            }
-            if budget["tuned"] == PARITY:
-                del references["tuned"]
             for number, (name, label) in enumerate(references.items()):
                 offset = 0.25 * (number - (len(references) - 1) / 2)
                 _draw_intervals(axes, budget["differences"], name, metric, f"against {label}", offset)

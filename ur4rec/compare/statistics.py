@@ -86,31 +86,40 @@ class Resamples:
         low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Interval(estimate, float(low), float(high))
 
-    def time_ratio(self, arm: Curves, reference: Curves, part: float = 1.0) -> Interval:
-        """What an arm spends to come to a part of the reference's final quality, by what the reference spends on it.
-
-        Infinite where the arm never comes to it, NaN where the reference does not. Of each resample the mean curves are
-        looked at, as in `spent_to_reach`, and the target is its own.
-        """
-        resampled_R = _time_ratios(self._mean_curve(arm), self._mean_curve(reference), part)
-        estimate_1 = _time_ratios(_plain_mean_curve(arm), _plain_mean_curve(reference), part)
-        low, high = np.quantile(resampled_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
-        return Interval(float(estimate_1[0]), float(low), float(high))
-
-    def _mean_curve(self, curves: Curves) -> "_MeanCurve":
+    def curves(self, curves: Curves) -> "ResampledCurves":
+        """The mean curve of each resample."""
         quality_RP = np.stack([self.means(values_ST) for values_ST in curves.quality_SPT.swapaxes(0, 1)], axis=1)
-        return self._seeds_RS @ curves.spent_SP, quality_RP
+        return ResampledCurves(
+            (self._seeds_RS @ curves.spent_SP, quality_RP),
+            (curves.spent_SP.mean(0)[None], curves.quality_SPT.mean((0, 2))[None]),
+        )
 
 
-_MeanCurve = tuple[NDArray[Any], NDArray[Any]]
+_MeanCurves = tuple[NDArray[Any], NDArray[Any]]
+"""What was spent and the mean quality at each point, (R, P) each."""
 
 
-def _plain_mean_curve(curves: Curves) -> _MeanCurve:
-    return curves.spent_SP.mean(0)[None], curves.quality_SPT.mean((0, 2))[None]
+class ResampledCurves(NamedTuple):
+    """Mean curves of an arm."""
+
+    resamples: _MeanCurves
+    """Of each resample."""
+    measured: _MeanCurves
+    """Of what was measured: one curve."""
 
 
-def _time_ratios(arm: _MeanCurve, reference: _MeanCurve, part: float) -> NDArray[np.float64]:
-    """Of every resample, from what was spent and the mean quality at each point, (R, P) each."""
+def time_ratio(arm: ResampledCurves, reference: ResampledCurves, part: float = 1.0) -> Interval:
+    """What an arm spends to come to a part of the reference's final quality, by what the reference spends on it.
+
+    Infinite where the arm never comes to it, NaN where the reference does not. Of each resample the mean curves are
+    looked at, as in `spent_to_reach`, and the target is its own.
+    """
+    ratios_R = _time_ratios(arm.resamples, reference.resamples, part)
+    low, high = np.quantile(ratios_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
+    return Interval(float(_time_ratios(arm.measured, reference.measured, part)[0]), float(low), float(high))
+
+
+def _time_ratios(arm: _MeanCurves, reference: _MeanCurves, part: float) -> NDArray[np.float64]:
     targets_R = part * reference[1][:, -1]
     spent_R, spent_by_reference_R = (
         np.array(

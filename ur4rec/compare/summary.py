@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 
 from ur4rec.compare.arms import JOINT, MATCHED, PARITY, SHUFFLED, ratio_of
 from ur4rec.compare.one_run import RunKey
-from ur4rec.compare.statistics import Curves, Resamples, largest_drop, spent_to_reach
+from ur4rec.compare.statistics import (
+    Curves,
+    ResampledCurves,
+    Resamples,
+    largest_drop,
+    spent_to_reach,
+    time_ratio,
+)
 from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.errors import DataError
+from ur4rec.metrics import ndcg
 from ur4rec.results import CRITERION
 from ur4rec.stages import MODULES
 
@@ -169,17 +177,25 @@ def _differences(directory: StudyDirectory, arms: Mapping[str, Arm], tuned: str)
 def _time_ratios(directory: StudyDirectory, arms: Mapping[str, Arm]) -> dict[str, Any]:
     """Each arm's cost to parity's final validation quality, by parity's, with an interval; None for infinite."""
     curves = {arm: _curves_per_target(directory, found) for arm, found in arms.items()}
+
+    @cache
+    def resamples(num_seeds: int, num_users: int) -> Resamples:
+        return Resamples(num_seeds, num_users, num_resamples=NUM_CURVE_RESAMPLES)
+
+    @cache
+    def resampled(arm: str, seeds: tuple[int, ...]) -> dict[str, ResampledCurves]:
+        stacked = _stack_curves([curves[arm][seed] for seed in seeds])
+        draws = resamples(len(seeds), stacked[CRITERION].quality_SPT.shape[2])
+        return {name: draws.curves(each) for name, each in stacked.items()}
+
     table: dict[str, Any] = {}
     for arm in arms:
-        seeds = [seed for seed in curves[arm] if seed in curves[PARITY]]
+        seeds = tuple(seed for seed in curves[arm] if seed in curves[PARITY])
         if arm == PARITY or not seeds:
             continue
-        ours, theirs = (_stack_curves([curves[name][seed] for seed in seeds]) for name in (arm, PARITY))
-        resamples = Resamples(len(seeds), ours[CRITERION].quality_SPT.shape[2], num_resamples=NUM_CURVE_RESAMPLES)
-        found = {
-            f"{part:.0%}": resamples.time_ratio(ours[CRITERION], theirs[CRITERION], part) for part in sorted(PARTS)
-        }
-        found["nll"] = resamples.time_ratio(ours["nll"], theirs["nll"])
+        ours, theirs = resampled(arm, seeds), resampled(PARITY, seeds)
+        found = {f"{part:.0%}": time_ratio(ours[CRITERION], theirs[CRITERION], part) for part in sorted(PARTS)}
+        found["nll"] = time_ratio(ours["nll"], theirs["nll"])
         table[arm] = {name: [each if np.isfinite(each) else None for each in ratio] for name, ratio in found.items()}
     return table
 
@@ -189,8 +205,7 @@ def _curves_per_target(directory: StudyDirectory, arm: Arm) -> dict[int, dict[st
     found = {}
     for seed, run in arm.runs.items():
         arrays = directory.read_arrays(arm.keys[seed])
-        ranks_PT = arrays["validation_ranks_PT"].astype(float)
-        ndcg_PT = np.where(ranks_PT <= 10, 1 / np.log2(1 + ranks_PT), 0)
+        ndcg_PT = ndcg(arrays["validation_ranks_PT"], 10)
         cost_P = np.array([point["cost"] for point in run["points"]])
         found[seed] = {CRITERION: Curves(cost_P, ndcg_PT), "nll": Curves(cost_P, -arrays["validation_nll_PT"])}
     return found
@@ -213,10 +228,12 @@ def _per_target(directory: StudyDirectory, arm: Arm) -> dict[int, dict[str, NDAr
     found = {}
     for seed, run in arm.runs.items():
         arrays = directory.read_arrays(arm.keys[seed])
-        ranks_T = arrays["test_ranks_PT"][run["best"]].astype(float)
-        hit_T = ranks_T <= 10
-        ndcg_T = np.where(hit_T, 1 / np.log2(1 + ranks_T), 0)
-        found[seed] = {"hit@10": hit_T.astype(float), "ndcg@10": ndcg_T, "nll": arrays["test_nll_PT"][run["best"]]}
+        ranks_T = arrays["test_ranks_PT"][run["best"]]
+        found[seed] = {
+            "hit@10": (ranks_T <= 10).astype(float),
+            "ndcg@10": ndcg(ranks_T, 10),
+            "nll": arrays["test_nll_PT"][run["best"]],
+        }
     return found
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ur4rec.compare.statistics import Curves, Resamples, largest_drop, spent_to_reach
+from ur4rec.compare.statistics import Curves, Resamples, largest_drop, spent_to_reach, time_ratio
 
 
 @pytest.fixture
@@ -83,22 +83,23 @@ def rising(rng, speed, num_seeds=3, num_users=200, noise=0.0):
 
 def test_time_ratio_is_how_much_sooner_a_curve_arrives(rng):
     resamples = Resamples(3, 200, num_resamples=200)
-    slow, fast = rising(rng, 1.0), rising(rng, 2.0)
-    assert resamples.time_ratio(fast, slow) == pytest.approx((0.5, 0.5, 0.5))
-    assert resamples.time_ratio(fast, slow, 0.8) == pytest.approx((0.5, 0.5, 0.5))
-    assert resamples.time_ratio(slow, fast) == pytest.approx((2.0, 2.0, 2.0))
-    assert resamples.time_ratio(slow, slow) == pytest.approx((1.0, 1.0, 1.0))
+    slow, fast = resamples.curves(rising(rng, 1.0)), resamples.curves(rising(rng, 2.0))
+    assert time_ratio(fast, slow) == pytest.approx((0.5, 0.5, 0.5))
+    assert time_ratio(fast, slow, 0.8) == pytest.approx((0.5, 0.5, 0.5))
+    assert time_ratio(slow, fast) == pytest.approx((2.0, 2.0, 2.0))
+    assert time_ratio(slow, slow) == pytest.approx((1.0, 1.0, 1.0))
 
 
 def test_a_curve_that_never_arrives_takes_for_ever(rng):
-    low = rising(rng, 0.5)
-    assert Resamples(3, 200, num_resamples=50).time_ratio(low, rising(rng, 1.0)) == (np.inf, np.inf, np.inf)
+    low, whole = (Resamples(3, 200, num_resamples=50).curves(rising(rng, speed)) for speed in (0.5, 1.0))
+    assert time_ratio(low, whole) == (np.inf, np.inf, np.inf)
 
 
 def test_the_interval_of_a_time_ratio_covers_the_truth_and_is_wider_with_more_noise(rng):
     resamples = Resamples(3, 200, num_resamples=500)
     quiet, loud = (
-        resamples.time_ratio(rising(rng, 2.0, noise=noise), rising(rng, 1.0, noise=noise)) for noise in (0.05, 0.5)
+        time_ratio(*(resamples.curves(rising(rng, speed, noise=noise)) for speed in (2.0, 1.0)))
+        for noise in (0.05, 0.5)
     )
     assert quiet.low <= 0.5 <= quiet.high
     assert loud.high - loud.low > quiet.high - quiet.low > 0

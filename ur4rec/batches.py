@@ -56,6 +56,12 @@ class TrainBatches:
     at 50 positions that loses 60% of the targets of ML-100K and 73% of those of ML-1M. Sequences of fewer than 2 items
     hold no target and are left out. The last batch is filled up with rows of padding.
 
+    ``shifted=True`` cuts sequences that need more than one window elsewhere in every epoch: the cuts move towards the
+    end by a number of positions drawn for each sequence, from (seed, epoch). The last window then has fewer targets,
+    but its row still begins max_seq_len positions before its end, so that its targets have the long histories that
+    evaluation has. The number of rows stays: targets at the beginning of a sequence that no row has room for wait for
+    another epoch.
+
     Args:
         sequences: Training sequences, one per user.
         num_items: Size of the catalogue, and the padding index.
@@ -63,6 +69,7 @@ class TrainBatches:
         batch_size: Rows of a batch.
         seed: Seed of the order.
         windows: Whether to train on whole sequences or only on their ends.
+        shifted: Whether to cut the windows elsewhere in every epoch.
 
     Raises:
         ConfigurationError: A size is below 1.
@@ -85,6 +92,7 @@ class TrainBatches:
         batch_size: int,
         seed: int,
         windows: bool = True,
+        shifted: bool = False,
     ) -> None:
         _check_sizes(max_seq_len=max_seq_len, batch_size=batch_size, num_items=num_items)
         if not 0 <= seed < 2**63:
@@ -94,11 +102,13 @@ class TrainBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
-        self._items_N = sequences.items_N
-        self._users_R, self._starts_R, self._ends_R = _windows(sequences, max_seq_len, windows)
+        self._sequences = sequences
+        self._counts_U = _count_windows(sequences, max_seq_len, windows)
+        self._users_R = np.repeat(np.arange(len(sequences), dtype=np.int32), self._counts_U)
         if not len(self._users_R):
             raise DataError(f"training needs a sequence of at least 2 items, found none among {len(sequences)}")
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._shifted = shifted
+        self._drawn: tuple[int, _Epoch] | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -111,16 +121,15 @@ class TrainBatches:
 
     @property
     def num_targets(self) -> int:
-        """Targets of an epoch."""
-        return int((self._ends_R - self._starts_R - 1).sum())
+        """Targets of an epoch; with shifted windows, of the first."""
+        return int(self._draw(0).targets_R.sum())
 
     @cached_property
     def usual_targets(self) -> int:
         """A number of targets that few batches exceed, if any: the most in a batch of the first 16 epochs."""
-        targets_R = self._ends_R - self._starts_R - 1
-        firsts = np.arange(0, len(targets_R), self.batch_size)
+        firsts = np.arange(0, self.num_rows, self.batch_size)
         return max(
-            int(np.add.reduceat(targets_R[_draw_order(self.seed, e, len(targets_R))], firsts).max()) for e in range(16)
+            int(np.add.reduceat(drawn.targets_R[drawn.order_R], firsts).max()) for drawn in map(self._draw, range(16))
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -137,25 +146,45 @@ class TrainBatches:
         """One batch of one epoch."""
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0..{len(self) - 1}, got {index}")
-        rows = self._epoch_order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+        drawn = self._epoch(epoch)
+        rows = drawn.order_R[index * self.batch_size : (index + 1) * self.batch_size]
         window_BW = _gather(
-            self._items_N,
-            self._starts_R[rows],
-            self._ends_R[rows],
+            self._sequences.items_N,
+            drawn.starts_R[rows],
+            drawn.ends_R[rows],
             self.max_seq_len + 1,
             self.num_items,
             self.batch_size,
         )
         users_B = np.full(self.batch_size, -1, np.int32)
         users_B[: len(rows)] = self._users_R[rows]
-        targets_BL = window_BW[:, 1:]
+        targets_BL = np.ascontiguousarray(window_BW[:, 1:])
         items_BL = np.where(targets_BL == self.num_items, np.int32(self.num_items), window_BW[:, :-1])
-        return Batch(items_BL, np.ascontiguousarray(targets_BL), users_B)
+        contexts_r = drawn.ends_R[rows] - drawn.starts_R[rows] - 1 - drawn.targets_R[rows]
+        targets_BL[: len(rows)][np.arange(self.max_seq_len) < contexts_r[:, None]] = self.num_items
+        return Batch(items_BL, targets_BL, users_B)
 
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, _draw_order(self.seed, epoch, self.num_rows))
-        return self._order[1]
+    def _epoch(self, epoch: int) -> "_Epoch":
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = (epoch, self._draw(epoch))
+        return self._drawn[1]
+
+    def _draw(self, epoch: int) -> "_Epoch":
+        shifts_U = np.zeros(len(self._counts_U), np.int64)
+        if self._shifted:
+            draws_U = _draws(self.seed, epoch, len(shifts_U), stream=1)
+            shifts_U = np.where(self._counts_U > 1, draws_U % np.uint64(self.max_seq_len), 0).astype(np.int64)
+        order_R = np.argsort(_draws(self.seed, epoch, self.num_rows), kind="stable")
+        return _Epoch(order_R, *_cut(self._sequences, self._counts_U, shifts_U, self.max_seq_len))
+
+
+class _Epoch(NamedTuple):
+    """The order of an epoch's windows, their places in the flat items, and how many of their last items are targets."""
+
+    order_R: NDArray[np.int64]
+    starts_R: NDArray[np.int64]
+    ends_R: NDArray[np.int64]
+    targets_R: NDArray[np.int64]
 
 
 class EvaluationBatches:
@@ -226,23 +255,33 @@ def _check_sizes(**sizes: int) -> None:
             raise ConfigurationError(f"{name} must be at least 1, got {size}")
 
 
-def _draw_order(seed: int, epoch: int, num_rows: int) -> NDArray[np.int64]:
-    draws = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_rows)
-    return np.argsort(draws, kind="stable")
+def _draws(seed: int, epoch: int, count: int, stream: int = 0) -> NDArray[np.uint64]:
+    """64 random bits each; the streams of an epoch are far apart."""
+    generator = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=stream << 128)
+    return generator.random_raw(count)
 
 
-def _windows(
-    sequences: Sequences, max_seq_len: int, windows: bool
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """User, start and end (in the flat items) of each window, every end exclusive and counting the last target."""
-    users = np.flatnonzero(sequences.lengths >= 2)
-    num_targets = sequences.lengths[users] - 1
-    counts = -(-num_targets // max_seq_len) if windows else np.ones(len(users), np.int64)
-    owner = np.repeat(np.arange(len(users)), counts)
-    from_end = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    ends = sequences.offsets_U[users + 1][owner] - from_end * max_seq_len
-    starts = np.maximum(sequences.offsets_U[users][owner], ends - max_seq_len - 1)
-    return users[owner].astype(np.int32), starts, ends
+def _count_windows(sequences: Sequences, max_seq_len: int, windows: bool) -> NDArray[np.int64]:
+    """Windows of each sequence: as few as hold all its targets, or one."""
+    counts_U = -(-np.maximum(sequences.lengths - 1, 0) // max_seq_len)
+    return counts_U if windows else np.minimum(counts_U, 1)
+
+
+def _cut(
+    sequences: Sequences, counts_U: NDArray[np.int64], shifts_U: NDArray[np.int64], max_seq_len: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Start and end (in the flat items, exclusive) of each window, and how many of its last items are targets.
+
+    Windows are counted from the end of a sequence, where the first one has fewer targets by the shift.
+    """
+    first_R = np.repeat(np.cumsum(counts_U) - counts_U, counts_U)
+    index_R = np.arange(len(first_R)) - first_R
+    shift_R, begin_R, end_R = (
+        np.repeat(each_U, counts_U) for each_U in (shifts_U, sequences.offsets_U[:-1], sequences.offsets_U[1:])
+    )
+    ends_R = end_R - np.maximum(index_R * max_seq_len - shift_R, 0)
+    cuts_R = np.maximum(begin_R + 1, end_R - (index_R + 1) * max_seq_len + shift_R)
+    return np.maximum(begin_R, ends_R - max_seq_len - 1), ends_R, ends_R - cuts_R
 
 
 def _gather(

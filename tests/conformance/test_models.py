@@ -86,7 +86,10 @@ def test_equal_weights_and_batches_give_equal_curves_and_decisions(joint_loss, s
         name: make_trainer(name, joint_loss=joint_loss, rule=SCHEDULES[joint_loss], on_step=records[name].append)
         for name in records
     }
-    loader = TrainBatches(split.train, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16, seed=0)
+    loader = TrainBatches(
+        *(split.train, split.num_items),
+        **{"max_seq_len": MAX_SEQ_LEN, "batch_size": 16, "seed": 0, "shifted": joint_loss == "separate"},
+    )
     trainers["torch"].save_checkpoint(tmp_path / "checkpoint")
     trainers["jax"].load_checkpoint(tmp_path / "checkpoint")
     decisions = {}

@@ -15,7 +15,7 @@ NUM_ITEMS = 9
 rows = st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), max_size=14), min_size=1, max_size=8)
 
 
-def make(rows, *, max_seq_len=4, batch_size=3, seed=0, windows=True):
+def make(rows, *, max_seq_len=4, batch_size=3, seed=0, windows=True, shifted=False):
     return TrainBatches(
         Sequences.from_lists(rows),
         NUM_ITEMS,
@@ -23,6 +23,7 @@ def make(rows, *, max_seq_len=4, batch_size=3, seed=0, windows=True):
         batch_size=batch_size,
         seed=seed,
         windows=windows,
+        shifted=shifted,
     )
 
 
@@ -81,6 +82,64 @@ def test_windows_are_aligned_to_the_end_and_overlap_in_one_item():
     batch = make([[0, 1, 2, 3, 4, 5, 6]], max_seq_len=4, batch_size=2).batch(0, 0)
     by_first = sorted(zip(batch.items_BL.tolist(), batch.targets_BL.tolist(), strict=True))
     assert by_first == [([0, 1, 9, 9], [1, 2, 9, 9]), ([2, 3, 4, 5], [3, 4, 5, 6])]
+
+
+def windows_of(batches, epoch):
+    """Every window of an epoch as (user, its items with the last target, how many of them are targets), sorted."""
+    batches.set_epoch(epoch)
+    return sorted(
+        (user, (*items[items < NUM_ITEMS].tolist(), int(targets[targets < NUM_ITEMS][-1])), (targets < NUM_ITEMS).sum())
+        for batch in batches
+        for items, targets, user in zip(*batch, strict=True)
+        if user >= 0
+    )
+
+
+def shifted_windows(sequence, count, shift, max_seq_len):
+    """Cut by hand, from the end: the first window has fewer targets by the shift, but a row's whole context."""
+    end, cuts = len(sequence), []
+    for index in range(count):
+        cut = max(len(sequence) - (index + 1) * max_seq_len + shift, 1)
+        cuts.append((tuple(sequence[max(end - max_seq_len - 1, 0) : end]), end - cut))
+        end = cut
+    return sorted(cuts)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(lambda sizes: max(sizes) > 1), st.integers(1, 6))
+def test_shifted_windows_are_cut_elsewhere_and_their_number_stays(sizes, max_seq_len):
+    sequences = [[item % NUM_ITEMS for item in range(size)] for size in sizes]
+    plain = make(sequences, max_seq_len=max_seq_len)
+    batches = make(sequences, max_seq_len=max_seq_len, shifted=True)
+    assert (len(batches), batches.num_rows) == (len(plain), plain.num_rows)
+    for epoch in range(3):
+        found = windows_of(batches, epoch)
+        for user, sequence in enumerate(sequences):
+            count = -(-max(len(sequence) - 1, 0) // max_seq_len)
+            mine = sorted(window[1:] for window in found if window[0] == user)
+            possible = [
+                shifted_windows(sequence, count, shift, max_seq_len)
+                for shift in (range(max_seq_len) if count > 1 else [0])
+            ]
+            assert mine in possible
+
+
+def test_shifts_are_a_function_of_seed_and_epoch_alone():
+    sequences = [[item % NUM_ITEMS for item in range(23)]] * 20
+    first, second = make(sequences, shifted=True), make(sequences, shifted=True)
+    windows_of(first, 4)
+    assert windows_of(first, 2) == windows_of(second, 2)
+    assert windows_of(first, 2) != windows_of(first, 3)
+    assert windows_of(first, 2) != windows_of(make(sequences, seed=1, shifted=True), 2)
+    # pinned: a resumed run may have another NumPy
+    batch = make(sequences[:2], seed=5, batch_size=12, shifted=True).batch(4, 0)
+    assert (batch.targets_BL < NUM_ITEMS).sum(1).tolist() == [4, 1, 2, 4, 4, 4, 4, 4, 4, 4, 4, 4]
+
+
+def test_shifted_windows_miss_only_the_first_targets_and_not_for_long():
+    batches = make([[item % NUM_ITEMS for item in range(41)]], max_seq_len=4, shifted=True)
+    seen = [sum(window[2] for window in windows_of(batches, epoch)) for epoch in range(40)]
+    assert set(seen) == {37, 38, 39, 40}
+    assert batches.num_targets == seen[0]
 
 
 def users(batches, epoch):

@@ -144,8 +144,8 @@ def train(
 ) -> None:
     """Train through the four stages, validate after every epoch, and print the results on the test targets.
 
-    pretrain_sasrec and pretrain_retriever train one module each; joint_finetune alternates between them as the schedule
-    decides; end_to_end trains both.
+    pretrain_sasrec and pretrain_retriever train one module each; joint_finetune trains one of them or both in each
+    step, as the schedule decides; end_to_end trains both.
     """
     from ur4rec.run import Run  # loads matplotlib, which the other commands do without
 

@@ -1,5 +1,6 @@
 """A training run: the stages in order, validation after every epoch, and everything kept in the run directory."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -23,7 +24,7 @@ from ur4rec.results import CRITERION, K_LIST, Result, build_result
 from ur4rec.run_config import RunConfig
 from ur4rec.run_directory import RunDirectory
 from ur4rec.schedule_plot import plot_schedule
-from ur4rec.schedules import parse_schedule
+from ur4rec.schedules import parse_schedule, resolve_schedule
 from ur4rec.stopping import Stopped
 
 _JOINT_ROWS = ("fused", {"sasrec": "SASRec in it", "retriever": "retriever in it", "fused": "fused"})
@@ -56,6 +57,9 @@ class Run:
     def __init__(
         self, config: RunConfig, experiment: Experiment, directory: RunDirectory, *, progress: bool | None = None
     ) -> None:
+        fusion = config.model_config(experiment.split.num_items).fusion
+        schedule = resolve_schedule(config.schedule, fusion=fusion, num_targets=experiment.probe_targets)
+        config = dataclasses.replace(config, schedule=schedule)
         self.config = config
         self.experiment = experiment
         self.directory = directory

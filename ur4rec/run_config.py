@@ -31,7 +31,7 @@ class RunConfig:
     """A built-in dataset, a directory of atomic files, or a CSV or Parquet file."""
     backend: str = "torch"
     """"torch" or "jax"."""
-    schedule: str = "adaptive"
+    schedule: str = "auto"
     """Who trains in the joint stage; see `ur4rec.schedules`."""
     epochs: Mapping[str, int] = field(
         default_factory=lambda: {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 5}

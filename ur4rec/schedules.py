@@ -5,19 +5,22 @@ from dataclasses import dataclass
 
 from alternator import Cycle, Payoff, Rule
 from alternator.rules.named import RULES, parse_value, rule_from_settings
+from ur4rec.config import FUSIONS_WITH_GRADIENTS
 from ur4rec.errors import ConfigurationError, UnknownNameError
 from ur4rec.turn_sequence import TurnSequence
 
+AUTO = "auto"
 JOINT = "joint"
 SEQUENCE = "sequence:"
-CHOICES = ("adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
+CHOICES = (AUTO, "adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
 
 STEP_COSTS = (1.0, 0.65, 0.7)
 """Cost of a step of both modules, of SASRec and of the retriever, as `payoff` has it by default: the demo's model on a
 CPU. `ur4rec compare` measures those of its study and takes them."""
 
 SCHEDULE_HELP = (
-    "adaptive (the original rule with its defaults), parity (even steps SASRec, odd steps the retriever), "
+    "auto (payoff, or joint where there is nothing to measure payoffs on), adaptive (the original rule with its "
+    "defaults), parity (even steps SASRec, odd steps the retriever), "
     "joint (both train in every step), A:B (A steps of SASRec, then B of the retriever), or a rule with its settings: "
     "payoff  plateau,threshold=0.02  trend,min_gain=0.02  random_tenure,mean=12 ('alternator rules' lists them)"
 )
@@ -36,6 +39,25 @@ class Schedule:
     def measures(self) -> bool:
         """Whether it needs held-out targets to measure on."""
         return isinstance(self.rule, Payoff)
+
+
+def resolve_schedule(text: str, *, fusion: str, num_targets: int) -> str:
+    """What ``auto`` stands for: `payoff`, the recommended rule, or `joint` where payoffs cannot be measured.
+
+    Args:
+        text: A schedule; every other one stays as it is.
+        fusion: How scores are fused: payoffs need likelihoods.
+        num_targets: Held-out targets that there are to measure on.
+
+    Example:
+        >>> [resolve_schedule("auto", fusion="weighted", num_targets=number) for number in (943, 3)]
+        ['payoff', 'joint']
+    """
+    if text != AUTO:
+        return text
+    rule = parse_schedule(AUTO).rule
+    assert isinstance(rule, Payoff)
+    return "payoff" if fusion in FUSIONS_WITH_GRADIENTS and num_targets >= rule.groups else JOINT
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -62,7 +84,7 @@ def parse_schedule(text: str) -> Schedule:
         if settings:
             raise ConfigurationError(f"schedule {name!r} has no settings, got {', '.join(settings)}; leave them out")
         return Schedule(text, None if name == JOINT else Cycle(1))
-    rule_name = "plateau" if name == "adaptive" else name
+    rule_name = {AUTO: "payoff", "adaptive": "plateau"}.get(name, name)
     if rule_name not in RULES:
         raise UnknownNameError("schedule", name, CHOICES)
     if rule_name == "payoff" and not any(setting.startswith("costs") for setting in settings):

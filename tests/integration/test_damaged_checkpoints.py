@@ -83,7 +83,7 @@ def test_a_pickle_is_refused_even_with_its_checksum(copy):
     [
         ({"seed": 1}, "the checkpoint is of another training configuration (seed was 0, is 1)"),
         ({"batch_size": 64}, "the checkpoint is of another run (batch_size was 128, is 64)"),
-        ({"schedule": "parity"}, "the checkpoint is of another run (schedule was 'adaptive', is 'parity')"),
+        ({"schedule": "parity"}, "the checkpoint is of another run (schedule was 'payoff', is 'parity')"),
     ],
 )
 def test_another_configuration_does_not_go_on(copy, changes, message):

@@ -3,7 +3,7 @@
 import pytest
 
 from alternator import AlternatorError, Cycle, Payoff, Plateau, RandomTenure
-from ur4rec.schedules import STEP_COSTS, parse_schedule
+from ur4rec.schedules import STEP_COSTS, parse_schedule, resolve_schedule
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_schedules(text, rule):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("adaptiv", r"unknown schedule 'adaptiv'; expected one of \('adaptive', 'parity', 'joint', 'A:B'"),
+        ("adaptiv", r"unknown schedule 'adaptiv'; expected one of \('auto', 'adaptive', 'parity', 'joint', 'A:B'"),
         ("parity,threshold=1", "schedule 'parity' has no settings"),
         ("0:1", "steps must be an integer of at least 1, got 0"),
         ("plateau,window=1", "window must be at least 3, got 1"),
@@ -44,3 +44,13 @@ def test_a_payoff_schedule_has_costs_and_measures():
     assert parse_schedule("payoff,costs=(3, 2, 1)").rule == Payoff(costs=(3, 2, 1))
     assert schedule.measures
     assert not parse_schedule("parity").measures
+
+
+@pytest.mark.parametrize(
+    ("fusion", "num_targets", "expected"),
+    [("logit", 16, "payoff"), ("weighted", 943, "payoff"), ("logit", 15, "joint"), ("rank", 943, "joint")],
+)
+def test_auto_is_payoff_where_it_can_be_measured(fusion, num_targets, expected):
+    assert resolve_schedule("auto", fusion=fusion, num_targets=num_targets) == expected
+    assert resolve_schedule("trend", fusion=fusion, num_targets=num_targets) == "trend"
+    assert parse_schedule("auto").rule == parse_schedule("payoff").rule

@@ -40,7 +40,7 @@ class Run:
     seed: int
     """Its seed."""
     sitting: str
-    """When the process that trained it started: runs of one sitting took turns."""
+    """When the process that trained it started: runs of one sitting trained side by side."""
     about: Mapping[str, Any]
     """Its settings and checks."""
     epochs: Sequence[Epoch]
@@ -94,16 +94,18 @@ def tiny_epoch(seconds: float, quality: float) -> Epoch:
     )
 
 
-def time_ratio(run: Run, peer: Run, scoring: str, clock: str) -> float | None:
-    """Time to the peer's best validation NDCG@10, ours over theirs; None if ours never gets there."""
-    ours = seconds_to(run, max(peer.curve(scoring)), scoring, clock)
-    theirs = peer.seconds(clock)[peer.best(scoring)]
-    return None if ours is None else ours / theirs
+def time_ratio(run: Run, peer: Run, scoring: str, clock: str, part: float = 1.0) -> float | None:
+    """Time to a part of the peer's best validation NDCG@10, ours over theirs; None if ours never gets there."""
+    target = part * max(peer.curve(scoring))
+    ours, theirs = (seconds_to(each, target, scoring, clock) for each in (run, peer))
+    return None if ours is None or theirs is None else ours / theirs
 
 
-def time_ratios(runs: Sequence[Run], peers: Sequence[Run], scoring: str, clock: str) -> dict[str, Any]:
+def time_ratios(
+    runs: Sequence[Run], peers: Sequence[Run], scoring: str, clock: str, part: float = 1.0
+) -> dict[str, Any]:
     """The ratios of all pairs of runs, and their median if every run got there."""
-    each = [time_ratio(run, peer, scoring, clock) for run in runs for peer in peers]
+    each = [time_ratio(run, peer, scoring, clock, part) for run in runs for peer in peers]
     median = statistics.median(each) if each and None not in each else None
     return {"each": each, "median": median}
 

@@ -46,6 +46,12 @@ costs twice one of SASRec.
 
 STUDIES = {
     "ml-100k": StudyConfig(arms=ALL_ARMS, seeds=SEEDS, eval_every=80),
+    "ml-100k-updates": StudyConfig(
+        arms=("parity", "joint", "payoff", "2:1", "patience", "trend", "plateau", "4:1", "matched:patience"),
+        seeds=SEEDS[:3],
+        eval_every=80,
+        budgets=("updates",),
+    ),
     "separate": StudyConfig(arms=KEY_ARMS, seeds=SEEDS[:3], eval_every=80, joint_loss="separate", budgets=("cost",)),
     "ml-1m": StudyConfig(
         dataset="ml-1m",

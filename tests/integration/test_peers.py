@@ -36,6 +36,7 @@ def test_time_to_quality_counts_training_up_to_the_first_epoch_that_reaches_it(b
     assert [curves.seconds_to(ours, quality, "filtered", "wall") for quality in (0.05, 0.2, 0.31)] == [2.0, 4.0, None]
     assert curves.time_ratio(ours, peer, "unfiltered", "processor") == pytest.approx(4 / 100)
     assert curves.time_ratio(peer, ours, "filtered", "wall") is None
+    assert curves.time_ratio(peer, ours, "filtered", "wall", 0.8) == pytest.approx(100 / 4)
 
 
 def test_the_median_ratio_needs_every_run_to_get_there(benchmark, make_run):
@@ -63,7 +64,7 @@ def test_a_run_comes_back_from_its_file(benchmark, make_run):
 
 def test_the_report_says_which_bars_are_kept(benchmark, make_run, tmp_path):
     model = {"max_seq_len": 50, "sasrec_dropout": 0.5}
-    ours = {"model": model, "batch_size": 64, "learning_rate": 3e-3, "epochs": 2}
+    ours = {"model": model, "batch_size": 64, "learning_rate": 3e-3, "epochs": 2, "shifted": True}
     shown = ("train_batch_size", "learning_rate", "learner", "stopping_step", "hidden_dropout_prob")
     theirs = {**dict.fromkeys(shown, 1), "rows_per_epoch": 97171, "own_ndcg@10_differs_by": 1e-9}
     peer = make_run("RecBole", 0, 10.0, [0.1, 0.2], **theirs)
@@ -73,8 +74,12 @@ def test_the_report_says_which_bars_are_kept(benchmark, make_run, tmp_path):
         runs = [make_run("ours", 0, seconds, [0.1, 0.2], **ours), peer, third]
         text, found = benchmark.peers_report.save(runs, tmp_path, "cpu", about, "python benchmarks/peers.py")
         assert found is kept
-        assert f"| ours | RecBole | filtered | wall | 0.2000 | 20 | {2 * seconds:.1f} | {seconds / 10:.3f} |" in text
+        assert (
+            f"| ours | RecBole | filtered | wall | 100% | 0.2000 | 20 | {2 * seconds:.1f} | {seconds / 10:.3f} |"
+            in text
+        )
         assert ("**no**" in text) is not kept
+        assert "ended 0 epochs after its best" in text  # it stops one after
     result = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert result["comparisons"][0]["time"][0]["median"] == pytest.approx(0.9)
     assert next(tmp_path.glob("*.png")).read_bytes().startswith(b"\x89PNG")

@@ -43,8 +43,6 @@ from ur4rec.files import write_whole
 from ur4rec.metrics import rank_batches, summarise
 
 MAX_SEQ_LEN = 50
-PATIENCE = 10
-"""RecBole's: it trains so many epochs after its best, at least."""
 PEER_PATIENCE = 20
 """Of a peer that does not stop by itself."""
 

@@ -101,7 +101,7 @@ def table(result: Mapping[str, Any]) -> str:
             "",
             *_difference_lines(result["comparisons"]),
             "",
-            *_checks(result["runs"]),
+            *_checks(result["runs"], result["systems"][PEER]),
         ]
     )
 
@@ -174,7 +174,7 @@ def _difference_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _checks(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _checks(runs: Sequence[Mapping[str, Any]], peer: Mapping[str, Any]) -> list[str]:
     peers = [run["about"] for run in runs if run["system"] == PEER]
     ours = next(run["about"] for run in runs if run["system"] not in PEERS)
     gap = max(about["own_ndcg@10_differs_by"] for about in peers)
@@ -183,7 +183,8 @@ def _checks(runs: Sequence[Mapping[str, Any]]) -> list[str]:
         f"- Both were tested on the same users, targets and histories; {PEER}'s own NDCG@10 differs from ours of its "
         f"scores, unfiltered, by at most {gap:.1e} in any epoch.",
         f"- {PEER}: {settings}, dropout {peers[0]['hidden_dropout_prob']}, stops {peers[0]['stopping_step']} epochs "
-        f"after its best; {peers[0]['rows_per_epoch']:,} prefixes an epoch.{_cut_short(runs)}",
+        f"after its best; {peers[0]['rows_per_epoch']:,} prefixes an epoch."
+        f"{_cut_short(peer, peers[0]['stopping_step'])}",
         f"- Ours: windows of {ours['model']['max_seq_len']} items that train at every position"
         f"{', cut elsewhere in every epoch' if ours['shifted'] else ''}, "
         f"{ours['batch_size']} rows a batch, AdamW at {ours['learning_rate']:g} with a cosine over {ours['epochs']} "
@@ -192,13 +193,11 @@ def _checks(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _cut_short(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Whether the peer was ended before it stopped by itself."""
-    for run in runs:
-        curve = [epoch["validation"]["unfiltered"]["ndcg@10"] for epoch in run["epochs"]]
-        after = len(curve) - 1 - curve.index(max(curve))
-        if run["system"] == PEER and after < run["about"]["stopping_step"]:
-            return f" **It was ended {after} epochs after its best, in its epoch {len(curve)}, for lack of time.**"
+def _cut_short(peer: Mapping[str, Any], patience: int) -> str:
+    """Whether the peer was ended before it stopped by itself, from its `figures`."""
+    for epochs, best in zip(peer["epochs"], peer["best_epoch"]["unfiltered"], strict=True):
+        if epochs - best < patience:
+            return f" **It was ended {epochs - best} epochs after its best, in its epoch {epochs}, for lack of time.**"
     return ""
 
 

@@ -48,11 +48,6 @@ class Experiment:
             targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=EVALUATION_ROWS
         )
 
-    @property
-    def probe_targets(self) -> int:
-        """How many held-out targets `probe` has."""
-        return min(PROBE_ROWS, len(self.split.validation))
-
     def probe(self) -> EvaluationBatch:
         """Validation targets of `PROBE_ROWS` users, the same in every run, on which a schedule may measure."""
         targets = self.split.validation

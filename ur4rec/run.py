@@ -58,7 +58,7 @@ class Run:
         self, config: RunConfig, experiment: Experiment, directory: RunDirectory, *, progress: bool | None = None
     ) -> None:
         fusion = config.model_config(experiment.split.num_items).fusion
-        schedule = resolve_schedule(config.schedule, fusion=fusion, num_targets=experiment.probe_targets)
+        schedule = resolve_schedule(config.schedule, fusion=fusion, num_targets=len(experiment.split.validation))
         config = dataclasses.replace(config, schedule=schedule)
         self.config = config
         self.experiment = experiment

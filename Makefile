@@ -34,7 +34,7 @@ test: $(VENV)/.dev  ## run all tests, lint, types and import rules
 	$(BIN)/ruff check $(FILES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cov --cov-report=term -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term -q
 
 check: $(VENV)/.dev  ## lint, types and import rules, without the tests
 	$(BIN)/ruff format --check $(FILES)

@@ -1,7 +1,8 @@
 """Does adaptive win?  `python benchmarks/schedules.py --study NAME` runs a study of schedules and writes its report.
 
-The engine is that of `ur4rec compare`. Runs are kept in ``runs/schedules/NAME`` and survive interruption: give the same
-command to go on. The report goes to ``benchmarks/results/schedules_NAME_cpuN_DATE`` as .md, .html, .json and plots.
+The engine is that of `ur4rec compare`. Finished runs are kept in ``benchmarks/studies/NAME`` and committed: anybody can
+make the report again from them, and the same command goes on with a study that is not complete. Give another --work to
+run it all anew. The report goes to ``benchmarks/results/schedules_NAME_cpuN_DATE`` as .md, .html, .json and plots.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.compare.workers import run_study
 
 RESULTS = Path(__file__).parent / "results"
+STUDIES_PATH = Path(__file__).parent / "studies"
 RATIOS = ("1:8", "1:4", "1:2", "2:1", "4:1", "8:1")
 RULES = ("plateau", "patience", "trend", "gain")
 CONTROLS = (*(f"matched:{rule}" for rule in RULES), "shuffled:payoff")
@@ -111,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--arms", nargs="+", default=[], help="further arms, such as a rule of yours")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="further seeds")
-    parser.add_argument("--work", type=Path, default=Path("runs/schedules"), help="where runs are kept")
+    parser.add_argument("--work", type=Path, default=STUDIES_PATH, help="where runs are kept")
     parser.add_argument("--data-dir", type=Path, help="where to look for MovieLens before it is downloaded")
     parser.add_argument("--report-only", action="store_true", help="run nothing, report what is there")
     return parser.parse_args()

@@ -12,7 +12,7 @@ from typing import Any
 from ur4rec.errors import CheckpointError
 from ur4rec.files import write_directory
 
-VERSION = 2
+VERSION = 3
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"

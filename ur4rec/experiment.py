@@ -112,6 +112,7 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
         max_seq_len=model.max_seq_len,
         batch_size=config.batch_size,
         seed=config.seed,
+        shifted=True,
     )
     return Experiment(
         interactions=interactions,

@@ -64,8 +64,9 @@ class Block(nnx.Module):
 class SASRec(nnx.Module):
     """Sequential recommender over item embeddings.
 
-    Two departures from the paper, both usual today: blocks normalise before each half and once at the end, and
-    attention weights have no dropout (so that attention stays on the fast path; what it adds has).
+    Three departures from the paper, all usual today: blocks normalise before each half and once at the end; attention
+    weights have no dropout (so that attention stays on the fast path; what it adds has); and item embeddings are not
+    multiplied by √d before positions are added, which measures better (docs/log.md).
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
@@ -87,8 +88,8 @@ class SASRec(nnx.Module):
             items_BL: Sequences of items.
             rngs: Random numbers for dropout; None is inference.
         """
-        hidden_BLd = self.item_embedding(items_BL) * self.item_embedding.features**0.5
-        hidden_BLd = self.dropout(hidden_BLd + self.position_embedding.embedding[: items_BL.shape[1]], rngs)
+        hidden_BLd = self.item_embedding(items_BL) + self.position_embedding.embedding[: items_BL.shape[1]]
+        hidden_BLd = self.dropout(hidden_BLd, rngs)
         for block in self.blocks.layers:
             hidden_BLd = block(hidden_BLd, rngs)
         return self.final_norm(hidden_BLd)

@@ -64,8 +64,9 @@ class Block(nn.Module):
 class SASRec(nn.Module):
     """Sequential recommender over item embeddings.
 
-    Two departures from the paper, both usual today: blocks normalise before each half and once at the end, and
-    attention weights have no dropout (so that attention stays on the fast path; what it adds has).
+    Three departures from the paper, all usual today: blocks normalise before each half and once at the end; attention
+    weights have no dropout (so that attention stays on the fast path; what it adds has); and item embeddings are not
+    multiplied by √d before positions are added, which measures better (docs/log.md).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -82,8 +83,8 @@ class SASRec(nn.Module):
 
     def forward(self, items_BL: Tensor) -> Tensor:
         """The state of each position, (B, L, d): what the sequence up to there says about the next item."""
-        hidden_BLd = self.item_embedding(items_BL) * self.item_embedding.embedding_dim**0.5
-        hidden_BLd = self.dropout(hidden_BLd + self.position_embedding.weight[: items_BL.shape[1]])
+        hidden_BLd = self.item_embedding(items_BL) + self.position_embedding.weight[: items_BL.shape[1]]
+        hidden_BLd = self.dropout(hidden_BLd)
         for block in self.blocks:
             hidden_BLd = block(hidden_BLd)
         return self.final_norm(hidden_BLd)

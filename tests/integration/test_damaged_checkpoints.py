@@ -61,7 +61,7 @@ def test_another_version_is_refused(copy):
     for checkpoint in checkpoints(copy):
         state = json.loads((checkpoint / STATE_FILE).read_text())
         (checkpoint / STATE_FILE).write_text(json.dumps({**state, "version": 99}))
-    refused(copy, "must be of version 2, got 99")
+    refused(copy, "must be of version 3, got 99")
 
 
 def test_a_pickle_is_refused(copy):

@@ -150,7 +150,7 @@ def test_a_truncated_file_and_a_missing_directory_are_refused(make_trainer, save
 def test_another_version_is_refused(make_trainer, saved):
     state = json.loads((saved / "state.json").read_text())
     (saved / "state.json").write_text(json.dumps({**state, "version": 99}))
-    with pytest.raises(CheckpointError, match="must be of version 2, got 99"):
+    with pytest.raises(CheckpointError, match="must be of version 3, got 99"):
         make_trainer(rule=RULE).load_checkpoint(saved)
 
 

@@ -93,6 +93,31 @@ class PayoffProbe:
         return [float(group.mean()) for group in np.array_split(nll_B, self._rule.groups)]
 
 
+def what_payoffs_lack(rule: Payoff, fusion: str, num_targets: int) -> str:
+    """What a rule would need to measure payoffs; empty where nothing is missing.
+
+    Args:
+        rule: The rule.
+        fusion: How scores are fused: payoffs need likelihoods.
+        num_targets: Held-out targets that there are to measure on.
+
+    Example:
+        >>> rule = Payoff(costs=(1.0, 0.7, 0.6), groups=16)
+        >>> what_payoffs_lack(rule, "weighted", 943)
+        ''
+        >>> what_payoffs_lack(rule, "weighted", 3)
+        'probe=, a batch of at least 16 held-out targets, got 3; give one, or fewer groups'
+    """
+    if num_targets < rule.groups:
+        return (
+            f"probe=, a batch of at least {rule.groups} held-out targets, got {num_targets or 'none'}; give one, or "
+            "fewer groups"
+        )
+    if fusion not in FUSIONS_WITH_GRADIENTS:
+        return f"a fusion that gives likelihoods, one of {FUSIONS_WITH_GRADIENTS}, got {fusion!r}"
+    return ""
+
+
 def build_probe(
     alternator: Alternator,
     probe: EvaluationBatch | None,
@@ -114,15 +139,9 @@ def build_probe(
     """
     if not isinstance(alternator.rule, Payoff):
         return None
-    if probe is None or probe.num_valid < alternator.rule.groups:
-        raise ConfigurationError(
-            f"a Payoff rule needs probe=, a batch of at least {alternator.rule.groups} held-out targets, got "
-            f"{'none' if probe is None else probe.num_valid}; give one, or fewer groups"
-        )
-    if fusion not in FUSIONS_WITH_GRADIENTS:
-        raise ConfigurationError(
-            f"a Payoff rule needs a fusion that gives likelihoods, one of {FUSIONS_WITH_GRADIENTS}, got {fusion!r}"
-        )
+    lack = what_payoffs_lack(alternator.rule, fusion, 0 if probe is None else probe.num_valid)
+    if lack or probe is None:
+        raise ConfigurationError(f"a Payoff rule needs {lack}")
     items_BL, targets_B = probe.items_BL[: probe.num_valid], probe.targets_B[: probe.num_valid]
     users_B = None if probe.users_B is None else probe.users_B[: probe.num_valid]
     return PayoffProbe(alternator, lambda name: score(items_BL, name, users_B), fuse, targets_B)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from alternator import Cycle, Payoff, Rule
 from alternator.rules.named import RULES, parse_value, rule_from_settings
-from ur4rec.config import FUSIONS_WITH_GRADIENTS
 from ur4rec.errors import ConfigurationError, UnknownNameError
+from ur4rec.payoff_probe import what_payoffs_lack
 from ur4rec.turn_sequence import TurnSequence
 
 AUTO = "auto"
@@ -57,7 +57,7 @@ def resolve_schedule(text: str, *, fusion: str, num_targets: int) -> str:
         return text
     rule = parse_schedule(AUTO).rule
     assert isinstance(rule, Payoff)
-    return "payoff" if fusion in FUSIONS_WITH_GRADIENTS and num_targets >= rule.groups else JOINT
+    return JOINT if what_payoffs_lack(rule, fusion, num_targets) else "payoff"
 
 
 def parse_schedule(text: str) -> Schedule:

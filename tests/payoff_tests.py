@@ -50,6 +50,20 @@ def test_payoffs_are_the_falls_of_the_held_out_loss(make_trainer, batch_stream, 
     assert abs(expected["both"]).min() > 0
 
 
+def test_a_long_tenure_is_measured_less_often(make_trainer, batch_stream, probe):
+    """Every second step at first, then after a quarter of the tenure; a measurement is one pass of each module."""
+    trainer = make_trainer(rule=Payoff(costs=RULE.costs, min_steps=2, groups=4, confidence=1e9), probe=probe)
+    trainer.set_training_stage("joint_finetune", num_steps=40)
+    measured, forwards = [], len(MODULES)
+    for step, batch in enumerate(batch_stream(0, 24)):
+        assert trainer.train_step(batch).active == "both"
+        if trainer.num_probe_forwards > forwards:
+            measured.append(step)
+            assert trainer.num_probe_forwards == forwards + len(MODULES)
+            forwards = trainer.num_probe_forwards
+    assert measured == [2, 4, 6, 8, 10, 13, 17, 22]
+
+
 def test_it_begins_jointly_and_goes_on_exactly_after_a_resume(make_trainer, batch_stream, probe, tmp_path):
     """Stopped in the middle of a measurement."""
     whole, first, second = (make_trainer(rule=RULE, probe=probe, retriever_lr=3e-2) for _ in range(3))

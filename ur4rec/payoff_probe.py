@@ -21,7 +21,10 @@ _POSITION = f"{PREFIX}position"
 
 
 class PayoffProbe:
-    """Measures payoffs before every ``min_steps``-th step of a tenure, and records them.
+    """Measures payoffs in the course of a tenure, and records them.
+
+    It measures after ``min_steps`` steps, and again when as many have passed since, or a quarter of the tenure if that
+    is more: what has paid for long is asked less often, so that the cost of measuring fades.
 
     A module's snapshot is what it scores the held-out histories with, so a measurement costs one forward pass of what
     has trained; mixed snapshots are fused, and the loss is the targets' negative log-likelihood, the mean of each
@@ -62,7 +65,7 @@ class PayoffProbe:
         elif number != stats.switch_count:
             self._payoffs.restart()
             self._position = (stats.switch_count, tenure)
-        elif tenure - measured >= self._rule.min_steps:
+        elif tenure - measured >= max(self._rule.min_steps, tenure // 4):
             for turn, values in self._payoffs.measure(self._alternator.active, tenure - measured).items():
                 for value in values:
                     self._alternator.record(turn, value)

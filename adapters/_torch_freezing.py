@@ -88,6 +88,36 @@ class Freezable:
             submodule.training = training
 
 
+class Between:
+    """The modes of what belongs to a model but to none of its modules: dropout between them, and the model itself.
+
+    Args:
+        model: The model; None is nothing.
+        modules: Its modules.
+    """
+
+    def __init__(self, model: nn.Module | None, modules: Iterable[Freezable]) -> None:
+        owned = {id(submodule) for module in modules for submodule in module.submodules.values()}
+        inside = [] if model is None else list(unwrapped(model).modules())
+        self._submodules = [submodule for submodule in inside if id(submodule) not in owned]
+        self._inference = self._in_inference_mode()
+
+    def set_inference_mode(self) -> None:
+        """Put it in inference mode; what of it the user had put there before stays so."""
+        if any(submodule.training for submodule in self._submodules):
+            self._inference = self._in_inference_mode()
+        for submodule in self._submodules:
+            submodule.training = False
+
+    def set_training_mode(self) -> None:
+        """Put it in training mode, but for what the user put in inference mode."""
+        for submodule in self._submodules:
+            submodule.training = id(submodule) not in self._inference
+
+    def _in_inference_mode(self) -> set[int]:
+        return {id(submodule) for submodule in self._submodules if not submodule.training}
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module inside a ``torch.compile`` wrapper; wrappers for several processes or devices are refused.
 

@@ -30,7 +30,7 @@ from adapters._torch_checks import (
     check_schedulers,
     warn_of_recompiles,
 )
-from adapters._torch_freezing import Freezable
+from adapters._torch_freezing import Between, Freezable
 from adapters._torch_losses import LateScalar, Loss, PendingLosses, check_scalar
 from adapters._torch_stepping import clip, parameters_of, step
 from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
@@ -52,6 +52,8 @@ class _Turn:
     active: tuple[Freezable, ...]  # the modules and the always group
     frozen: tuple[Freezable, ...]
     own_parameters: tuple[nn.Parameter, ...]  # of the modules, the always group aside
+    active_parameters: tuple[nn.Parameter, ...]  # of the modules and the always group
+    frozen_parameters: tuple[nn.Parameter, ...]
     frozen_submodules: tuple[tuple[str, nn.Module], ...]
     optimizers: tuple[tuple[Optimizer, tuple[nn.Parameter, ...]], ...]  # each with its parameters that train
     schedulers: tuple[LRScheduler, ...]
@@ -67,7 +69,8 @@ class AlternatingOptimizer:
         alternator: Decides who trains.
         modules: Per module name an ``nn.Module``, or an iterable of parameters (which has no mode and no buffers).
         optimizers: One optimizer per module name, or one over all.
-        model: The model that holds them all, to find parameters that belong to none.
+        model: The model that holds them all: parameters that belong to none are refused, and `train` and `eval` reach
+            what lies between the modules (dropout, the model's own flag).
         turns: Per name of the alternator the modules that train together; by default each name is a module.
         always: What trains in every step (fusion or uncertainty weights, a shared embedding): a module or parameters
             that one of the optimizers covers, or a pair of these and an optimizer of their own.
@@ -122,11 +125,12 @@ class AlternatingOptimizer:
         group, extra = _split_pair(always)
         self._groups = _gather(modules, group)
         check_ownership(self._groups, model)
+        self._between = Between(model, self._groups.values())
         self._optimizers = check_optimizers(modules, optimizers, extra)
         self._uncovered = check_coverage(self._groups, optimizers, self._optimizers)
         check_schedulers(self._groups, self._schedulers, self._optimizers)
         warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
-        self._parameters = [parameter for group in self._groups.values() for parameter in group.parameters.values()]
+        self._parameters = _parameters_of(self._groups.values())
         self._turns = {name: self._plan(turn) for name, turn in members.items()}
         self._pending = PendingLosses(delay)
         self._micro_step = 0
@@ -210,6 +214,7 @@ class AlternatingOptimizer:
     def train(self) -> None:
         """Training mode for what is active, inference for what is frozen: call it where you called model.train()."""
         turn = self._turns[self._applied]
+        self._between.set_training_mode()
         for module in turn.frozen:
             module.set_inference_mode()
         for module in turn.active:
@@ -217,6 +222,7 @@ class AlternatingOptimizer:
 
     def eval(self) -> None:
         """Inference mode for all modules: call it where you called model.eval()."""
+        self._between.set_inference_mode()
         for group in self._groups.values():
             group.set_inference_mode()
 
@@ -295,14 +301,16 @@ class AlternatingOptimizer:
     def _plan(self, members: tuple[str, ...]) -> _Turn:
         active = tuple(group for name, group in self._groups.items() if name in (*members, ALWAYS))
         frozen = tuple(group for name, group in self._groups.items() if name not in (*members, ALWAYS))
-        training = {id(parameter) for group in active for parameter in group.parameters.values()}
+        training = {id(parameter) for parameter in _parameters_of(active)}
         shares = [(each, tuple(p for p in parameters_of(each) if id(p) in training)) for each in self._optimizers]
         modules = tuple(self._groups[name] for name in members)
         return _Turn(
             modules=modules,
             active=active,
             frozen=frozen,
-            own_parameters=tuple(parameter for module in modules for parameter in module.parameters.values()),
+            own_parameters=_parameters_of(modules),
+            active_parameters=_parameters_of(active),
+            frozen_parameters=_parameters_of(frozen),
             frozen_submodules=tuple(item for group in frozen for item in group.submodules.items()),
             optimizers=tuple(share for share in shares if share[1]),
             schedulers=tuple(each for name, each in self._schedulers.items() if name in (*members, ALWAYS)),
@@ -380,8 +388,10 @@ class AlternatingOptimizer:
     def _update(self) -> bool:
         """Clip, step the optimizers that have gradients, and their schedulers; False if the scaler skipped one."""
         turn = self._turns[self._applied]
-        for parameter in self._parameters:
-            if parameter.grad is not None and not parameter.requires_grad:
+        for parameter in turn.frozen_parameters:
+            parameter.grad = None  # whoever computed it
+        for parameter in turn.active_parameters:
+            if not parameter.requires_grad:
                 parameter.grad = None
         self._check_reach(turn)
         stepping = [each for each, share in turn.optimizers if any(p.grad is not None for p in share)]
@@ -415,6 +425,10 @@ class AlternatingOptimizer:
         if self._alternator.active != self._applied:
             self.apply()
         return decision
+
+
+def _parameters_of(groups: Iterable[Freezable]) -> tuple[nn.Parameter, ...]:
+    return tuple(parameter for group in groups for parameter in group.parameters.values())
 
 
 def _gather(modules: Mapping[str, Parameters], always: Parameters | None) -> dict[str, Freezable]:

@@ -63,6 +63,20 @@ def test_a_parameter_unfrozen_by_the_user_trains_from_its_next_turn_on(when_acti
     assert all(parameter.requires_grad for parameter in modules["a"].parameters())
 
 
+def test_a_parameter_unfrozen_while_its_module_is_frozen_waits_for_its_turn_with_one_optimizer_over_all():
+    modules = {"a": tower(0), "b": tower(1)}
+    modules["b"][0].requires_grad_(False)
+    optimizer = adamw([parameter for module in modules.values() for parameter in module.parameters()])
+    alternating = AlternatingOptimizer(Alternator(modules, rule=Cycle(4)), modules, optimizer)
+    train(alternating, modules, 1)
+    modules["b"][0].requires_grad_(True)
+    before = copy.deepcopy(list(modules["b"].parameters()))
+    train(alternating, modules, 2, start=1)
+    assert same_bits(before, list(modules["b"].parameters()))
+    train(alternating, modules, 3, start=3)
+    assert not same_bits(before[:2], list(modules["b"][0].parameters()))
+
+
 def test_a_parameter_unfrozen_that_no_optimizer_covers_is_an_error():
     modules = {"a": tower(0), "b": tower(1)}
     modules["a"][0].requires_grad_(False)
@@ -117,6 +131,31 @@ def test_train_and_eval_keep_frozen_modules_frozen():
     assert modules["a"].training
     assert not modules["a"][1].training
     assert not any(submodule.training for submodule in modules["b"].modules())
+
+
+class Between(nn.Module):
+    """Two modules with dropout, and a dropout that stays off, between them."""
+
+    def __init__(self, modules):
+        super().__init__()
+        self.parts = nn.ModuleDict(modules)
+        self.dropout, self.off = nn.Dropout(0.5), nn.Dropout(0.5).eval()
+
+
+def test_train_and_eval_reach_what_lies_between_the_modules_of_the_model():
+    modules = {"a": tower(0), "b": tower(1)}
+    model = Between(modules)
+    alternating, _ = build(modules, cycle=100, model=model)
+    alternating.eval()
+    assert not any(submodule.training for submodule in model.modules())
+    alternating.eval()
+    alternating.train()
+    assert model.training
+    assert model.dropout.training
+    assert not model.off.training
+    assert modules["a"].training
+    assert not modules["b"].training
+    train(alternating, modules, 1)
 
 
 def test_training_mode_set_from_outside_is_an_error_before_anything_moves():

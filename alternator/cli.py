@@ -110,8 +110,12 @@ def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _run_replay(arguments: argparse.Namespace) -> str:
-    table = _read_table(arguments.losses, _parse_modules(arguments.modules))
     rule = arguments.rule.replace("-", "_")
+    if rule == "payoff":
+        raise ConfigurationError(
+            "payoff decides by payoffs, which recorded losses do not hold, so it cannot be replayed; choose another"
+        )
+    table = _read_table(arguments.losses, _parse_modules(arguments.modules))
     if arguments.sweep:
         if arguments.plot:
             raise ConfigurationError("--plot draws one replay, not a sweep; choose the parameters with --set")

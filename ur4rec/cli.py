@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,6 @@ from alternator.rules.named import parse_value
 from ur4rec.backends import load_backend
 from ur4rec.compare.arguments import ManyValues
 from ur4rec.compare.arms import ARMS_HELP
-from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.data.describe import describe
 from ur4rec.data.sources import load_dataset
 from ur4rec.data.splits import leave_one_out
@@ -30,9 +28,10 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.event_log import check_event_logs, open_event_log
 from ur4rec.experiment import prepare
 from ur4rec.report import metrics_table, results_table
-from ur4rec.run_config import PRESETS, RunConfig, preset
+from ur4rec.run_config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS, RunConfig, preset
 from ur4rec.run_directory import RunDirectory
 from ur4rec.schedules import SCHEDULE_HELP
+from ur4rec.settings_help import render_settings
 from ur4rec.stages import STAGES
 from ur4rec.stopping import Stopped, stop_on_signals
 from ur4rec.user_texts import hash_file, texts_of_prefixes, write_user_texts
@@ -100,7 +99,7 @@ def train(
     dataset: Dataset = None,
     backend: Annotated[str | None, typer.Option(help="torch (the default) or jax.")] = None,
     schedule: Annotated[
-        str | None, typer.Option(help=f"Who trains in the joint stage: {SCHEDULE_HELP}. Default: the preset's.")
+        str | None, typer.Option(help=f"Who trains in the joint stage: {SCHEDULE_HELP}. Default: auto.")
     ] = None,
     preset_name: Annotated[
         str, typer.Option("--preset", help=f"Sizes and lengths: {', '.join(PRESETS)}; smoke takes seconds.")
@@ -114,7 +113,8 @@ def train(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="A setting of the model or the trainer, e.g. --set sasrec_lr=0.003. Repeatable.",
+            help="A setting of the model or the trainer, e.g. --set sasrec_lr=0.003; 'ur4rec settings' lists them. "
+            "Repeatable.",
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of a training batch.")] = None,
@@ -133,11 +133,16 @@ def train(
     data_dir: DataDirectory = None,
     checkpoint_every: Annotated[
         int | None,
-        typer.Option(metavar="STEPS", help="Save so often within an epoch too (default: 500); 0 is at its end only."),
+        typer.Option(
+            metavar="STEPS", help="Save so often within an epoch too (default: 500); 0: only at the end of an epoch."
+        ),
     ] = None,
     log: Annotated[
         list[str] | None,
-        typer.Option(help="Log losses, who trains and shares of every step too: tensorboard or wandb. Repeatable."),
+        typer.Option(
+            help="Log losses, who trains and each module's share of the updates at every step: tensorboard or wandb. "
+            "Repeatable."
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
@@ -311,6 +316,15 @@ def convert(
         console.print(f"{out} is a {to} run: try ur4rec evaluate {out}")
 
 
+@app.command()
+def settings(
+    preset_name: Annotated[str, typer.Option("--preset", help=f"Show its values: {', '.join(PRESETS)}.")] = "default",
+) -> None:
+    """List what --set takes: every setting of model and trainer, its value and its meaning."""
+    with one_line_errors():
+        print(render_settings(preset_name))
+
+
 @app.command(cls=ManyValues)
 def compare(
     study: Annotated[
@@ -430,13 +444,13 @@ def parse_epochs(texts: list[str]) -> dict[str, int]:
 
 def sort_settings(texts: list[str]) -> dict[str, dict[str, Any]]:
     """``name=value`` pairs, sorted into those of the model and those of the trainer."""
-    model = {field.name for field in fields(ModelConfig)} - {"num_items", "num_users"}
-    trainer = {field.name for field in fields(TrainerConfig)} - {"seed"}
     sorted_settings: dict[str, dict[str, Any]] = {"model": {}, "trainer": {}}
     for name, value in (_split_pair(text, "--set") for text in texts):
-        if name not in model | trainer:
-            raise ConfigurationError(f"unknown setting {name!r}; expected one of {sorted(model | trainer)}")
-        sorted_settings["model" if name in model else "trainer"][name] = parse_value(value)
+        if name not in (*MODEL_SETTINGS, *TRAINER_SETTINGS):
+            raise ConfigurationError(
+                f"unknown setting {name!r}; expected one of {sorted((*MODEL_SETTINGS, *TRAINER_SETTINGS))}"
+            )
+        sorted_settings["model" if name in MODEL_SETTINGS else "trainer"][name] = parse_value(value)
     return sorted_settings
 
 

@@ -15,8 +15,10 @@ _CHANGEABLE = ("backend", "device", "checkpoint_every", "user_texts", "allow_lea
 MOST_EPOCHS = 100_000
 """The most epochs of a stage."""
 _FROM_DATA = ("num_items", "num_users")
-_MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
-_TRAINER_SETTINGS = tuple(each.name for each in dataclasses.fields(TrainerConfig) if each.name != "seed")
+MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
+"""What may be set of a model; the rest comes from the data."""
+TRAINER_SETTINGS = tuple(each.name for each in dataclasses.fields(TrainerConfig) if each.name != "seed")
+"""What may be set of a trainer; the seed is the run's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class RunConfig:
                 _check_text(name, getattr(self, name))
         if not isinstance(self.allow_leakage, bool):
             raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
-        for name, known in (("model", _MODEL_SETTINGS), ("trainer", _TRAINER_SETTINGS), ("epochs", STAGES)):
+        for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
             _check_mapping(name, getattr(self, name), known)
         check_count("seed", self.seed, 0)
         if self.min_item_interactions is not None:

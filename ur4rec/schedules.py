@@ -22,7 +22,8 @@ SCHEDULE_HELP = (
     "auto (payoff, or joint where there is nothing to measure payoffs on), adaptive (the original rule with its "
     "defaults), parity (even steps SASRec, odd steps the retriever), "
     "joint (both train in every step), A:B (A steps of SASRec, then B of the retriever), or a rule with its settings: "
-    "payoff  plateau,threshold=0.02  trend,min_gain=0.02  random_tenure,mean=12 ('alternator rules' lists them)"
+    "payoff, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' ('alternator rules' lists them), or by hand "
+    "\"sequence:(('both', 25), ('sasrec', 75))\""
 )
 
 

@@ -236,6 +236,7 @@ def test_a_malformed_csv_is_one_line_and_exit_code_2(run, tmp_path, content, mes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--rule", "payoff", "--set", "costs=(2,1)"], "which recorded losses do not hold, so it cannot be replayed"),
         (["--rule", "trendy"], "unknown rule 'trendy'; expected one of ('cycle', "),
         (["--set", "min_gian=0.1"], "trend has no setting 'min_gian'; it has ('min_gain', "),
         (["--set", "min_gain"], "a setting must read name=value, got 'min_gain'"),

@@ -1,0 +1,82 @@
+"""The programs of the guides run, one block after the other, as a reader would run them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ur4rec.config import ModelConfig, TrainerConfig
+from ur4rec.run_config import PRESETS, preset
+from ur4rec.settings_help import render_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks_of(page):
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(page, blocks, names):
+    names["__name__"] = "guide"
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    return names
+
+
+def two_towers():
+    """What the guides take as given: two modules with their optimizers, batches, a loss."""
+    torch.manual_seed(0)
+    modules = {"tower": nn.Linear(4, 3), "head": nn.Linear(3, 1)}
+    batches = [(torch.randn(8, 4), torch.randn(8, 1)) for _ in range(60)]
+    return {
+        **modules,
+        "encoder": modules["tower"],
+        "modules": modules,
+        "optimizers": {name: torch.optim.AdamW(module.parameters()) for name, module in modules.items()},
+        "loader": batches,
+        "held_out_groups": batches[:16],
+        "criterion": nn.MSELoss(),
+    }
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_ur4rec_in_python(backend, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ADAPTIVE_ALTERNATOR_CACHE", str(tmp_path / "cache"))
+    page = "docs/recommender.md"
+    names = run(page, [block.replace("ur4rec_torch", f"ur4rec_{backend}") for block in blocks_of(page)], {})
+    assert names["scores"].shape == (1, 100)
+    assert names["trainer"].alternator.modules == ("both", "sasrec", "retriever")
+    assert capsys.readouterr().out.count("joint_finetune") == 3
+
+
+def test_the_table_of_presets_is_true():
+    text = (ROOT / "docs/recommender.md").read_text()
+    for name in PRESETS:
+        config = preset(name)
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.endswith(f"| {' + '.join(map(str, config.epochs.values()))} |")
+        assert f"d = {config.model_config(2).sasrec_hidden_dim}" in row
+
+
+def test_every_setting_is_listed_with_its_meaning():
+    text = render_settings("default")
+    listed = dict(re.findall(r"--set (\w+)=.*\n +(\S.*)", text))
+    fields = {*ModelConfig.__dataclass_fields__, *TrainerConfig.__dataclass_fields__}
+    assert set(listed) == fields - {"num_items", "num_users", "seed"}
+    assert listed["sasrec_lr"] == "Peak learning rate of SASRec."
+
+
+def test_the_loop_on_the_first_page():
+    names = run("README.md", blocks_of("README.md")[:1], two_towers())
+    assert names["alternating"].alternator.stats().total_steps == 60
+
+
+def test_measuring_payoffs():
+    (block,) = [block for block in blocks_of("docs/choosing-a-rule.md") if "Payoffs" in block]
+    names = run("docs/choosing-a-rule.md", [block], two_towers())
+    stats = names["alternator"].stats()
+    assert stats.total_steps == 60
+    assert all(module.recent_loss is not None for module in stats.modules.values())

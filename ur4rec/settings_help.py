@@ -1,0 +1,43 @@
+"""The settings of model and trainer as text, from their own docstrings."""
+
+import textwrap
+
+from alternator.rule_help import field_docs
+from ur4rec.config import ModelConfig, TrainerConfig
+from ur4rec.run_config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS, preset
+
+
+def render_settings(preset_name: str) -> str:
+    r"""Every setting that ``--set`` takes: its value in a preset, its default where that differs, and its meaning.
+
+    Raises:
+        UnknownNameError: There is no such preset.
+
+    Example:
+        >>> print("\n".join(render_settings("demo").splitlines()[:6]))
+        preset demo, others: default, smoke
+        dataset ml-100k, encoder tfidf, batches of 64, epochs 5 + 5 + 10 + 5
+        <BLANKLINE>
+        model
+          --set sasrec_hidden_dim=64 (default 256)
+              Width of SASRec: of item embeddings, positions and blocks. A multiple of sasrec_num_heads.
+    """
+    config = preset(preset_name)
+    others = ", ".join(name for name in PRESETS if name != preset_name)
+    epochs = " + ".join(map(str, config.epochs.values()))
+    lines = [
+        f"preset {preset_name}, others: {others}",
+        f"dataset {config.dataset}, encoder {config.encoder}, batches of {config.batch_size}, epochs {epochs}",
+    ]
+    for title, owner, names, changed in (
+        ("model", ModelConfig, MODEL_SETTINGS, config.model),
+        ("trainer", TrainerConfig, TRAINER_SETTINGS, config.trainer),
+    ):
+        docs = field_docs(owner)
+        lines += ["", title]
+        for name in names:
+            default = getattr(owner, name)
+            value = changed.get(name, default)
+            note = "" if value == default else f" (default {default})"
+            lines += [f"  --set {name}={value}{note}", textwrap.indent(textwrap.fill(docs[name], 100), " " * 6)]
+    return "\n".join(lines)

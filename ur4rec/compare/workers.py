@@ -60,7 +60,7 @@ def run_study(directory: StudyDirectory, *, jobs: int = 1, data_dir: Path | None
             if path is not None and not path.exists()
         ]:
             future.result()
-        _run_arms(pool, directory, data_dir, quiet)
+        _run_arms(pool, directory, jobs, data_dir, quiet)
 
 
 def run_one(path: Path, key: RunKey, data_dir: Path | None = None) -> dict[str, Any]:
@@ -88,13 +88,16 @@ def run_one(path: Path, key: RunKey, data_dir: Path | None = None) -> dict[str, 
     return report
 
 
-def _run_arms(pool: ProcessPoolExecutor, directory: StudyDirectory, data_dir: Path | None, quiet: bool) -> None:
+def _run_arms(
+    pool: ProcessPoolExecutor, directory: StudyDirectory, jobs: int, data_dir: Path | None, quiet: bool
+) -> None:
+    """In the study's order, but for controls that wait for their originals: a study cut short has whole seeds."""
     waiting = directory.missing()
     running: dict[Future[dict[str, Any]], RunKey] = {}
     total, finished = len(waiting), 0
     with tqdm(total=total, desc="runs", unit="run", smoothing=0, disable=quiet or None) as bar:
         while waiting or running:
-            for key in [key for key in waiting if _is_ready(directory, key)]:
+            for key in [key for key in waiting if _is_ready(directory, key)][: jobs - len(running)]:
                 waiting.remove(key)
                 running[pool.submit(run_one, directory.path, key, data_dir)] = key
             done, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -2,12 +2,14 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
 from tests.unit.ur4rec.compare.tiny_study import COSTS, tiny_study
+from ur4rec.compare import workers
 from ur4rec.compare.arms import original_of
 from ur4rec.compare.budget import Ledger
 from ur4rec.compare.costs import KINDS, measure_costs, read_costs
@@ -52,6 +54,25 @@ def jax_study(tmp_path_factory):
 @pytest.fixture(params=["torch", "jax"])
 def study(request):
     return request.getfixturevalue(f"{request.param}_study")
+
+
+def test_a_study_that_is_cut_short_has_whole_seeds(tmp_path, monkeypatch):
+    """Runs come seed by seed; a control comes after its original, and no later seed before it."""
+    directory = tiny_study(tmp_path, arms=("parity", PLATEAU, f"matched:{PLATEAU}", "joint"), seeds=(0, 1))
+    order = []
+
+    def pretend(path, key, data_dir):
+        order.append((key.seed, key.arm))
+        report = {"best": None, "error": "pretended"}
+        directory.write_run(key, report, {})
+        return report
+
+    monkeypatch.setattr(workers, "run_one", pretend)
+    with ThreadPoolExecutor(1) as pool:
+        workers._run_arms(pool, directory, 1, None, True)
+    assert [seed for seed, _ in order] == sorted(seed for seed, _ in order)
+    assert order.index((0, f"matched:{PLATEAU}")) > order.index((0, PLATEAU))
+    assert directory.missing() == []
 
 
 def test_every_run_spends_its_budget_and_nothing_is_missing(study):

@@ -150,6 +150,12 @@ def test_a_reader_who_goes_away_is_no_error():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def test_settings_are_listed_with_the_values_of_a_preset():
+    assert "--set sasrec_hidden_dim=64 (default 256)" in invoke("settings", "--preset", "demo").stdout
+    assert "--set sasrec_hidden_dim=256\n" in invoke("settings").stdout
+    assert "unknown preset 'large'; expected one of ('default', " in mistaken("settings", "--preset", "large")
+
+
 def test_a_dataset_is_named_once():
     assert json.loads(invoke("data", "synthetic", "--json").stdout)["num_users"] == 600
     assert "a dataset must be named once" in mistaken("data", "synthetic", "--dataset", "ml-100k")

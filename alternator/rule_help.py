@@ -47,10 +47,21 @@ def field_docs(rule: type) -> dict[str, str]:
     return docs
 
 
+def render_setting(setting: str, meaning: str) -> str:
+    """What ``--set`` takes, and what it means below it.
+
+    Example:
+        >>> print(render_setting("steps=1", "Length of a tenure."))
+          --set steps=1
+              Length of a tenure.
+    """
+    return f"  --set {setting}\n{textwrap.indent(textwrap.fill(meaning, 100), ' ' * 6)}"
+
+
 def _render_rule(name: str, rule: type) -> str:
     docs = field_docs(rule)
     lines = [name, f"  {(rule.__doc__ or '').splitlines()[0]}"]
     for field in dataclasses.fields(rule):
         default = "VALUE (required)" if field.default is dataclasses.MISSING else repr(field.default)
-        lines += [f"  --set {field.name}={default}", textwrap.indent(textwrap.fill(docs[field.name], 100), " " * 6)]
+        lines.append(render_setting(f"{field.name}={default}", docs[field.name]))
     return "\n".join(lines)

@@ -57,8 +57,9 @@ class Run:
     def __init__(
         self, config: RunConfig, experiment: Experiment, directory: RunDirectory, *, progress: bool | None = None
     ) -> None:
-        fusion = config.model_config(experiment.split.num_items).fusion
-        schedule = resolve_schedule(config.schedule, fusion=fusion, num_targets=len(experiment.split.validation))
+        schedule = resolve_schedule(
+            config.schedule, fusion=experiment.model.fusion, num_targets=len(experiment.split.validation)
+        )
         config = dataclasses.replace(config, schedule=schedule)
         self.config = config
         self.experiment = experiment

@@ -1,8 +1,6 @@
 """The settings of model and trainer as text, from their own docstrings."""
 
-import textwrap
-
-from alternator.rule_help import field_docs
+from alternator.rule_help import field_docs, render_setting
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.run_config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS, preset
 
@@ -39,5 +37,5 @@ def render_settings(preset_name: str) -> str:
             default = getattr(owner, name)
             value = changed.get(name, default)
             note = "" if value == default else f" (default {default})"
-            lines += [f"  --set {name}={value}{note}", textwrap.indent(textwrap.fill(docs[name], 100), " " * 6)]
+            lines.append(render_setting(f"{name}={value}{note}", docs[name]))
     return "\n".join(lines)

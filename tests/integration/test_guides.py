@@ -7,22 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.guide_blocks import blocks_of, run_blocks
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.run_config import PRESETS, preset
 from ur4rec.settings_help import render_settings
 
 ROOT = Path(__file__).parents[2]
-
-
-def blocks_of(page):
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
-
-
-def run(page, blocks, names):
-    names["__name__"] = "guide"
-    for block in blocks:
-        exec(compile(block, page, "exec"), names)
-    return names
 
 
 def two_towers():
@@ -46,7 +36,7 @@ def test_ur4rec_in_python(backend, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ADAPTIVE_ALTERNATOR_CACHE", str(tmp_path / "cache"))
     page = "docs/recommender.md"
-    names = run(page, [block.replace("ur4rec_torch", f"ur4rec_{backend}") for block in blocks_of(page)], {})
+    names = run_blocks(page, [block.replace("ur4rec_torch", f"ur4rec_{backend}") for block in blocks_of(page)], {})
     assert names["scores"].shape == (1, 100)
     assert names["trainer"].alternator.modules == ("both", "sasrec", "retriever")
     assert capsys.readouterr().out.count("joint_finetune") == 3
@@ -70,13 +60,13 @@ def test_every_setting_is_listed_with_its_meaning():
 
 
 def test_the_loop_on_the_first_page():
-    names = run("README.md", blocks_of("README.md")[:1], two_towers())
+    names = run_blocks("README.md", blocks_of("README.md")[:1], two_towers())
     assert names["alternating"].alternator.stats().total_steps == 60
 
 
 def test_measuring_payoffs():
     (block,) = [block for block in blocks_of("docs/choosing-a-rule.md") if "Payoffs" in block]
-    names = run("docs/choosing-a-rule.md", [block], two_towers())
+    names = run_blocks("docs/choosing-a-rule.md", [block], two_towers())
     stats = names["alternator"].stats()
     assert stats.total_steps == 60
     assert all(module.recent_loss is not None for module in stats.modules.values())

@@ -284,14 +284,21 @@ def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVe
     few = facts.heard < next_look
     looks = ~early & ~late & ~few
     left_out_N, sureness_N = _left_out(rule, facts, costs_N)
-    surest = sureness_N.argmin()
+    before_N = jnp.where(facts.entered, 0, state.sure)
+    sure_N = jnp.where(looks & joint, jnp.where(sureness_N < -rule.confidence, before_N + 1, 0), before_N)
+    confirmed_N = sure_N >= rule.patience
+    idle = confirmed_N.any()
+    surest = jnp.where(confirmed_N | ~idle, sureness_N, jnp.inf).argmin()
     paid = _finite(facts.rings_NR[facts.active].mean()) / costs_N[facts.active]
-    idle, less = sureness_N[surest] < -rule.confidence, paid < state.rest[facts.active]
+    less = paid < state.rest[facts.active]
     state = state._replace(
         next_look=jnp.where(looks, facts.heard + rule.groups, next_look).astype(state.next_look.dtype),
         rest=jnp.where(looks & joint, left_out_N, state.rest),
+        sure=sure_N.astype(state.sure.dtype),
     )
-    judged = choose(Reason.BEST_GAIN, (joint & idle, Reason.IDLE), (joint, Reason.PAYS), (less, Reason.LESS_GAIN))
+    of_joint = choose(Reason.PAYS, (idle, Reason.IDLE), (sure_N[surest] > 0, Reason.UNCONFIRMED))
+    of_smaller = choose(Reason.BEST_GAIN, (less, Reason.LESS_GAIN))
+    judged = jnp.where(joint, of_joint, of_smaller)
     reason = jnp.where(looks, judged, choose(Reason.FEW_LOSSES, (early, Reason.MIN_STEPS), (late, Reason.STALE)))
     seen, bound = jnp.where(early | late, facts.tenure, facts.heard), jnp.where(late, rule.max_wait, next_look)
     value = jnp.where(looks, jnp.where(joint, sureness_N[surest], paid), seen)

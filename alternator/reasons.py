@@ -23,6 +23,7 @@ class Reason:
     LESS_GAIN: Final = "less_gain"
     STALE: Final = "stale"
     IDLE: Final = "idle"
+    UNCONFIRMED: Final = "unconfirmed"
     PAYS: Final = "pays"
     SCHEDULED: Final = "scheduled"
     DRAW_HOLD: Final = "draw_hold"
@@ -50,6 +51,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     Reason.LESS_GAIN: ("another module gains more", "gain per cost {value:.3g} < {limit:.3g} of another module"),
     Reason.STALE: ("a module has waited too long", "a module has waited {value:.0f} steps, max_wait {limit:.0f}"),
     Reason.IDLE: ("a module does not pay", "a module pays too little, by {value:.2f} standard errors < {limit:g}"),
+    Reason.UNCONFIRMED: (
+        "a module does not pay, to be confirmed",
+        "a module pays too little, by {value:.2f} standard errors < {limit:g}; to be confirmed",
+    ),
     Reason.PAYS: ("all modules pay", "all modules may pay: {value:.2f} standard errors ≥ {limit:g}"),
     Reason.SCHEDULED: ("scheduled", "tenure {value:.0f} of {limit:.0f} is over"),
     Reason.DRAW_HOLD: ("random draw: stay", "draw {value:.0f} > {limit:.0f}"),

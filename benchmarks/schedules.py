@@ -34,6 +34,8 @@ BY_HAND = (
 """Of the synthetic study: what somebody might choose who knows it: the costly module in part of the steps, or early."""
 LESS_RETRIEVER = ("sequence:(('both',1),('sasrec',2))", "sequence:(('both',100),('sasrec',10000))")
 """The same for MovieLens-100K, where fixed ratios do better the less the retriever is trained."""
+ONLY_SASREC = "sequence:(('sasrec',1),)"
+"""What somebody would choose who knows that the texts tell nothing."""
 SEEDS = (0, 1, 2, 3, 4)
 
 COSTLY_RETRIEVER = {
@@ -57,6 +59,13 @@ STUDIES = {
         pretrain=190,
         budgets=("cost",),
     ),
+    "ml-100k-blank": StudyConfig(
+        arms=("parity", "joint", "4:1", "8:1", "payoff", ONLY_SASREC),
+        seeds=SEEDS,
+        eval_every=80,
+        blank_texts=True,
+        budgets=("cost",),
+    ),
     "separate": StudyConfig(arms=KEY_ARMS, seeds=SEEDS[:3], eval_every=80, joint_loss="separate", budgets=("cost",)),
     "ml-1m": StudyConfig(
         dataset="ml-1m",
@@ -72,6 +81,7 @@ STUDIES = {
         preset="smoke",
         arms=(*ALL_ARMS, *BY_HAND),
         seeds=SEEDS,
+        eval_every=80,
         **COSTLY_RETRIEVER,
     ),
     "jax": StudyConfig(

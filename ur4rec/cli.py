@@ -346,6 +346,9 @@ def compare(
     ] = None,
     dataset: Dataset = None,
     num_users: Annotated[int | None, typer.Option(help="Use so many users, drawn with a fixed seed.")] = None,
+    blank_texts: Annotated[
+        bool, typer.Option("--blank-texts", help="The same text for every item: the retriever can learn nothing.")
+    ] = False,
     joint_loss: Annotated[
         str | None, typer.Option(help="fused (default), or separate: the modules do not touch, the null control.")
     ] = None,
@@ -384,6 +387,7 @@ def compare(
         given = {
             "dataset": dataset,
             "num_users": num_users,
+            "blank_texts": blank_texts or None,
             "updates": updates,
             "eval_every": eval_every,
             "joint_loss": joint_loss,

@@ -16,10 +16,12 @@ class PayoffState(NamedTuple):
     Attributes:
         next_look: Values of this tenure at which the active turn is judged next.
         rest: Per turn, what the modules that it leaves out paid per cost when they were last measured.
+        sure: Per turn, measurements in a row by which what it leaves out surely paid too little.
     """
 
     next_look: int
     rest: tuple[float, ...]
+    sure: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +34,11 @@ class Payoff:
 
     Let J and P be the payoffs of the joint turn and of a smaller one, c and d their costs. What the smaller one leaves
     out pays (J - P) / (c - d) per unit of cost, all together pay J / c. When the former is surely (by ``confidence``
-    standard errors over the groups) below ``share`` of the latter, the smaller turn takes over; of several, the one of
-    which that is surest. The joint turn returns when the smaller one pays less per cost than what it leaves out last
-    did, and after ``max_wait`` updated steps in any case: what did not pay may pay again.
+    standard errors over the groups) below ``share`` of the latter, and was at the ``patience`` - 1 measurements before,
+    the smaller turn takes over; of several, the one of which that is surest. The standard error is that over held-out
+    examples; that training itself goes up and down is what the further measurements are for. The joint turn returns
+    when the smaller one pays less per cost than what it leaves out last did, and after ``max_wait`` updated steps in any
+    case: what did not pay may pay again.
 
     Use it where modules can train together at less than the sum of their costs, as they can where they share a forward
     pass. It never leaves a module frozen for more than ``max_wait`` updated steps.
@@ -50,7 +54,7 @@ class Payoff:
     Example:
         >>> from alternator import Alternator, Payoff
         >>> alternator = Alternator(("both", "left", "right"), rule=Payoff(costs=(3, 2, 2), min_steps=4, groups=4))
-        >>> for step in range(4):
+        >>> for step in range(8):
         ...     alternator.record("both", 0.9 + step / 100)
         ...     alternator.record("left", 0.9 + step / 100)
         ...     alternator.record("right", 0.1)
@@ -63,13 +67,15 @@ class Payoff:
     """Cost of an updated step of each turn, in any unit (measured seconds, say); the joint turn's comes first."""
     share: float = 0.3
     """Modules are left out when they pay less per cost than this share of what all together pay per cost."""
-    confidence: float = 2.0
+    confidence: float = 1.0
     """Standard errors by which that must be sure."""
+    patience: int = 2
+    """Measurements in a row, within one tenure, that must be sure of it."""
     groups: int = 16
     """Values per measurement."""
     min_steps: int = 20
     """Least length of a tenure, in updated steps."""
-    max_wait: int = 200
+    max_wait: int = 100
     """Updated steps after which the joint turn returns."""
 
     def __post_init__(self) -> None:
@@ -84,6 +90,7 @@ class Payoff:
             )
         check_fraction("share", self.share, 0, 1)
         check_positive("confidence", self.confidence)
+        check_integer("patience", self.patience, 1)
         check_integer("groups", self.groups, 2)
         check_integer("min_steps", self.min_steps, 1)
         check_integer("max_wait", self.max_wait, self.min_steps)
@@ -97,12 +104,12 @@ class Payoff:
         """Nothing measured yet."""
         if len(self.costs) != num_modules:
             raise ConfigurationError(f"costs must be one per turn ({num_modules}), got {len(self.costs)}")
-        return PayoffState(self.groups, (0.0,) * num_modules)
+        return PayoffState(self.groups, (0.0,) * num_modules, (0,) * num_modules)
 
     def step(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
         """Judge the active turn once a measurement is complete."""
         if facts.entered:
-            state = state._replace(next_look=self.groups)
+            state = state._replace(next_look=self.groups, sure=(0,) * facts.num_modules)
         if facts.tenure < self.min_steps:
             return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, self.min_steps)
         if facts.active and facts.tenure >= self.max_wait:
@@ -113,17 +120,18 @@ class Payoff:
         return self._judge_smaller(state, facts) if facts.active else self._judge_joint(state, facts)
 
     def _judge_joint(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
-        surest, rest = [inf], [0.0]
-        for index in range(1, facts.num_modules):
-            paid, sureness = self._left_out(facts, index)
-            rest.append(paid)
-            surest.append(sureness)
-        target = min(range(1, facts.num_modules), key=surest.__getitem__)
-        value, switch = surest[target], surest[target] < -self.confidence
-        reason = Reason.IDLE if switch else Reason.PAYS
-        return state._replace(rest=tuple(rest)), Verdict(
-            switch, reason, value, -self.confidence, target=target if switch else None
+        found = [self._left_out(facts, index) for index in range(facts.num_modules)]
+        rest, sureness = (tuple(column) for column in zip(*found, strict=True))
+        sure = tuple(
+            count + 1 if each < -self.confidence else 0 for count, each in zip(state.sure, sureness, strict=True)
         )
+        state = state._replace(rest=rest, sure=sure)
+        target = min(range(facts.num_modules), key=lambda index: (sure[index] < self.patience, sureness[index]))
+        value = sureness[target]
+        if sure[target] >= self.patience:
+            return state, Verdict(True, Reason.IDLE, value, -self.confidence, target=target)
+        reason = Reason.UNCONFIRMED if sure[target] else Reason.PAYS
+        return state, Verdict(False, reason, value, -self.confidence)
 
     def _judge_smaller(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
         paid = _mean(list(facts.rings[facts.active])) / self.costs[facts.active]
@@ -135,7 +143,7 @@ class Payoff:
     def _left_out(self, facts: Facts, index: int) -> tuple[float, float]:
         """What the modules that a turn leaves out pay per cost, and by how many standard errors that is enough."""
         joint, own = facts.rings[0], facts.rings[index]
-        if len(own) < self.groups:
+        if index == 0 or len(own) < self.groups:
             return 0.0, inf
         saved = self.costs[0] - self.costs[index]
         paid = [(whole - part) / saved for whole, part in zip(joint, own, strict=True)]

@@ -79,6 +79,8 @@ def compare_command(study: StudyConfig) -> str:
     for name in ("num_users", "joint_loss", "backend", "preset", "pretrain", "batch_size", "encoder", "device"):
         if getattr(study, name) != getattr(default, name):
             words += [f"--{name.replace('_', '-')}", str(getattr(study, name))]
+    if study.blank_texts:
+        words += ["--blank-texts"]
     for name, value in {**study.model, **study.trainer}.items():
         words += ["--set", f"{name}={value}"]
     return shlex.join([*words, "--out", "DIR"])
@@ -92,7 +94,8 @@ def render_markdown(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str
         plots: File names of the plots and what they show.
     """
     study = summary["study"]
-    title = f"# Schedules on {study['dataset']}: {study['joint_loss']} loss, {study['backend']}"
+    blank = ", texts left out" if study["blank_texts"] else ""
+    title = f"# Schedules on {study['dataset']}{blank}: {study['joint_loss']} loss, {study['backend']}"
     parts = [title, _preamble(summary)]
     for basis in sorted(summary["budgets"]):
         parts += [f"## {BASIS_TITLES[basis]}", *_budget_section(summary["budgets"][basis], basis)]

@@ -9,7 +9,7 @@ from ur4rec.backends import load_backend
 from ur4rec.batches import Batch, TrainBatches
 from ur4rec.compare.budget import Ledger
 from ur4rec.compare.study import StudyConfig
-from ur4rec.data import Interactions, load_dataset, sample_users, synthetic
+from ur4rec.data import Interactions, load_dataset, sample_users, synthetic, without_texts
 from ur4rec.experiment import Experiment, prepare_data
 from ur4rec.schedules import Schedule, parse_schedule
 
@@ -21,6 +21,8 @@ def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -
         UR4RecError: The data cannot be had or is malformed, or a setting does not fit it.
     """
     interactions = _load(study.dataset, tuple(sorted(study.data.items())), study.num_users, study.user_seed, data_dir)
+    if study.blank_texts:
+        interactions = without_texts(interactions)
     return prepare_data(study.run_config("parity", seed), interactions)
 
 

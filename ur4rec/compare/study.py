@@ -33,6 +33,8 @@ class StudyConfig:
     """Train, validate and test on so many users, drawn with ``user_seed``; None is all of them."""
     user_seed: int = 0
     """Seed of the drawn users."""
+    blank_texts: bool = False
+    """Give every item the same text: a retriever that can learn nothing, to see what a schedule does about it."""
     arms: tuple[str, ...] = (PARITY,)
     """Schedules, as `ur4rec.schedules` reads them, or ``matched:ARM``. Parity, the reference, must be among them."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -3,7 +3,7 @@
 from ur4rec.data.describe import describe
 from ur4rec.data.files import Columns
 from ur4rec.data.interactions import Interactions, build_interactions
-from ur4rec.data.sample import sample_users
+from ur4rec.data.sample import sample_users, without_texts
 from ur4rec.data.sequences import Sequences
 from ur4rec.data.sources import load_dataset
 from ur4rec.data.splits import Split, Targets, global_temporal, leave_one_out
@@ -22,4 +22,5 @@ __all__ = [
     "load_dataset",
     "sample_users",
     "synthetic",
+    "without_texts",
 ]

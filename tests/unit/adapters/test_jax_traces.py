@@ -257,7 +257,7 @@ def near_gain(rule, before, facts, after, verdict, gains):
 
 def near_payoff(rule, before, facts, after, verdict, gains):
     """Two sureties or a surety and its limit, within 1e-3 · (1 + confidence); payoffs, within 1e-5 of the largest."""
-    if verdict.reason in (Reason.IDLE, Reason.PAYS):
+    if verdict.reason in (Reason.IDLE, Reason.UNCONFIRMED, Reason.PAYS):
         found = [rule._left_out(facts, index)[1] for index in range(1, facts.num_modules)]
         found = sorted([*(each for each in found if each < inf), -rule.confidence])
         return any(b - a <= 1e-3 * (1 + rule.confidence) for a, b in pairwise(found))

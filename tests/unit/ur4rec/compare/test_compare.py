@@ -3,6 +3,7 @@
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ur4rec.compare.evaluation import evaluate
 from ur4rec.compare.one_run import RunKey
 from ur4rec.compare.report import compare_command, write_report
 from ur4rec.compare.setting import Course, build_trainer, prepare_study
+from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.compare.workers import run_one
 from ur4rec.data import sample_users, synthetic
 from ur4rec.errors import ConfigurationError
@@ -234,3 +236,38 @@ def test_a_sample_of_users_keeps_the_catalogue():
         assert sample.sequences[user].tolist() == original.tolist()
     with pytest.raises(ConfigurationError, match=r"num_users must be in 1 \.\. 60, got 61"):
         sample_users(whole, 61)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_retriever_with_blank_texts_says_nothing_and_is_left_out(tmp_path, backend):
+    """Alone it ranks all items alike, whatever it learns, and a rule that measures payoffs notices."""
+    arm = "payoff,min_steps=2,groups=4,patience=1,max_wait=4"
+    changes = {"blank_texts": True, "backend": backend, "updates": 60, "eval_every": 20, "budgets": ("cost",)}
+    changes["data"] = {"num_users": 200, "num_items": 50, "num_clusters": 5, "mean_length": 10, "follow": 1, "stay": 0}
+    changes["trainer"] = {"sasrec_lr": 3e-2, "retriever_lr": 3e-2}
+    directory = tiny_study(tmp_path / "s", arms=("parity", arm), seeds=(0,), **changes)
+    experiment = prepare_study(directory.study, 0)
+    assert (experiment.item_text_vectors_IT == experiment.item_text_vectors_IT[0]).all()
+    assert experiment.interactions.source.endswith("; texts left out")
+    trained = build_trainer(directory.study, experiment, "parity", 0)
+    scores_BI = trained.score(experiment.evaluation(experiment.split.test).batch(0).items_BL, "retriever")
+    assert np.ptp(scores_BI, axis=1).max() < 1e-5
+    turns = run_one(directory.path, RunKey(arm, 0, "cost"))["turns"]["turn_steps"]
+    assert turns["sasrec"] > 0
+    assert turns["retriever"] == 0
+    assert "--blank-texts" in compare_command(directory.study)
+    assert "--blank-texts" not in compare_command(tiny_study(tmp_path / "t").study)
+
+
+STUDIES = Path(__file__).parents[4] / "benchmarks" / "studies"
+RESULTS = STUDIES.with_name("results")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in STUDIES.iterdir()))
+def test_committed_studies_have_the_runs_that_their_reports_tell_of(name):
+    """Whoever doubts a report can make it again: none of its runs is left out of the repository."""
+    directory = StudyDirectory.reopen(STUDIES / name)
+    (report,) = RESULTS.glob(f"schedules_{name}_cpu*.json")
+    told = json.loads(report.read_text())["runs"]
+    assert told == {"finished": len(list(directory.runs())), "planned": len(directory.keys())}
+    assert all(directory.read_arrays(key)["test_ranks_PT"].size for key, _ in directory.runs())

@@ -79,7 +79,7 @@ def draw_forest(summary: Mapping[str, Any]) -> bytes:
             axes.grid(alpha=0.2, axis="x")
         arms = list(budget["differences"])
         panels[row][0].set_yticks(range(len(arms)), arms, fontsize=8)
-        panels[row][0].set_ylim(len(arms) - 0.5, -0.5)
+        panels[row][0].set_ylim(max(len(arms), 1) - 0.5, -0.5)
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         found, labels = axes.get_legend_handles_labels()

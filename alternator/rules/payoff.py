@@ -34,11 +34,11 @@ class Payoff:
 
     Let J and P be the payoffs of the joint turn and of a smaller one, c and d their costs. What the smaller one leaves
     out pays (J - P) / (c - d) per unit of cost, all together pay J / c. When the former is surely (by ``confidence``
-    standard errors over the groups) below ``share`` of the latter, at ``patience`` measurements in a row,
-    the smaller turn takes over; of several, the one of which that is surest. (The standard error is that over held-out
-    examples; that training itself goes up and down is what the further measurements are for.) The joint turn returns
-    when the smaller one pays less per cost than what it leaves out last did, and after ``max_wait`` updated steps at
-    the latest: what did not pay may pay again.
+    standard errors over the groups) below ``share`` of the latter, at ``patience`` measurements in a row, the smaller
+    turn takes over; of several, the one of which that is surest. (The standard error is that over held-out examples;
+    that training itself goes up and down is what the further measurements are for.) The joint turn returns when the
+    smaller one pays less per cost than what it leaves out last did, and after ``max_wait`` updated steps at the latest:
+    what did not pay may pay again.
 
     Use it where modules can train together at less than the sum of their costs, as they can where they share a forward
     pass. It never leaves a module frozen for more than ``max_wait`` updated steps.

@@ -20,18 +20,24 @@ def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -
     Raises:
         UR4RecError: The data cannot be had or is malformed, or a setting does not fit it.
     """
-    interactions = _load(study.dataset, tuple(sorted(study.data.items())), study.num_users, study.user_seed, data_dir)
-    if study.blank_texts:
-        interactions = without_texts(interactions)
+    data = tuple(sorted(study.data.items()))
+    interactions = _load(study.dataset, data, study.num_users, study.user_seed, study.blank_texts, data_dir)
     return prepare_data(study.run_config("parity", seed), interactions)
 
 
 @lru_cache(maxsize=1)
 def _load(
-    dataset: str, data: tuple[tuple[str, Any], ...], num_users: int | None, user_seed: int, data_dir: Path | None
+    dataset: str,
+    data: tuple[tuple[str, Any], ...],
+    num_users: int | None,
+    user_seed: int,
+    blank_texts: bool,
+    data_dir: Path | None,
 ) -> Interactions:
     interactions = synthetic(**dict(data)) if data else load_dataset(dataset, directory=data_dir)
-    return interactions if num_users is None else sample_users(interactions, num_users, user_seed)
+    if num_users is not None:
+        interactions = sample_users(interactions, num_users, user_seed)
+    return without_texts(interactions) if blank_texts else interactions
 
 
 def build_trainer(study: StudyConfig, experiment: Experiment, schedule: str, seed: int, **settings: Any) -> Any:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from adapters._jax_line import rises, robust_gain
 from alternator import ConfigurationError, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Rule, Trend
 from alternator.rules._looks import FEWEST_LOSSES
+from alternator.rules.payoff import MOST_DOUBLINGS
 
 REASONS: Final[tuple[str, ...]] = tuple(text for name, text in vars(Reason).items() if name.isupper())
 """The codes of `Reason`, by the integer that stands for each on a device."""
@@ -280,31 +281,34 @@ def _measure(rule: Gain, state: Any, facts: DeviceFacts, others: jax.Array) -> t
 def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdict]:
     joint, costs_N = facts.active == 0, jnp.asarray(rule.costs, facts.rings_NR.dtype)
     next_look = jnp.where(facts.entered, rule.groups, state.next_look)
-    early, late = facts.tenure < rule.min_steps, ~joint & (facts.tenure >= rule.max_wait)
+    waits = jnp.asarray([rule.wait_after(rule.patience + doublings) for doublings in range(MOST_DOUBLINGS + 1)])
+    wait = waits[jnp.clip(state.sure[facts.active] - rule.patience, 0, MOST_DOUBLINGS)]
+    early, late = facts.tenure < rule.min_steps, ~joint & (facts.tenure >= wait)
     few = facts.heard < next_look
     looks = ~early & ~late & ~few
     left_out_N, sureness_N = _left_out(rule, facts, costs_N)
-    before_N = jnp.where(facts.entered, 0, state.sure)
-    sure_N = jnp.where(looks & joint, jnp.where(sureness_N < -rule.confidence, before_N + 1, 0), before_N)
+    sure_N = jnp.where(joint, jnp.where(sureness_N < -rule.confidence, state.sure + 1, 0), state.sure)
     confirmed_N = sure_N >= rule.patience
     idle = confirmed_N.any()
     surest = jnp.where(confirmed_N | ~idle, sureness_N, jnp.inf).argmin()
     paid = _finite(facts.rings_NR[facts.active].mean()) / costs_N[facts.active]
-    less = paid < state.rest[facts.active]
+    less = jnp.where(paid < state.rest[facts.active], state.sure[0] + 1, 0)
+    returns = less >= rule.patience
+    told_N = jnp.where(joint, sure_N, jnp.where(returns, 0, sure_N.at[0].set(less)))
     state = state._replace(
         next_look=jnp.where(looks, facts.heard + rule.groups, next_look).astype(state.next_look.dtype),
         rest=jnp.where(looks & joint, left_out_N, state.rest),
-        sure=sure_N.astype(state.sure.dtype),
+        sure=jnp.where(looks, told_N, state.sure).astype(state.sure.dtype),
     )
     of_joint = choose(Reason.PAYS, (idle, Reason.IDLE), (sure_N[surest] > 0, Reason.UNCONFIRMED))
-    of_smaller = choose(Reason.BEST_GAIN, (less, Reason.LESS_GAIN))
+    of_smaller = choose(Reason.BEST_GAIN, (returns, Reason.LESS_GAIN), (less > 0, Reason.LESS_UNCONFIRMED))
     judged = jnp.where(joint, of_joint, of_smaller)
     reason = jnp.where(looks, judged, choose(Reason.FEW_LOSSES, (early, Reason.MIN_STEPS), (late, Reason.STALE)))
-    seen, bound = jnp.where(early | late, facts.tenure, facts.heard), jnp.where(late, rule.max_wait, next_look)
+    seen, bound = jnp.where(early | late, facts.tenure, facts.heard), jnp.where(late, wait, next_look)
     value = jnp.where(looks, jnp.where(joint, sureness_N[surest], paid), seen)
     compared = jnp.where(joint, -rule.confidence, state.rest[facts.active])
     limit = jnp.where(looks, compared, jnp.where(early, rule.min_steps, bound))
-    switch = ~early & (late | (looks & jnp.where(joint, idle, less)))
+    switch = ~early & (late | (looks & jnp.where(joint, idle, returns)))
     target = jnp.where(switch, jnp.where(joint, surest, 0), -1)
     return state, DeviceVerdict(switch, reason, value, limit, False, target)
 

@@ -21,6 +21,7 @@ class Reason:
     MAX_STEPS: Final = "max_steps"
     BEST_GAIN: Final = "best_gain"
     LESS_GAIN: Final = "less_gain"
+    LESS_UNCONFIRMED: Final = "less_unconfirmed"
     STALE: Final = "stale"
     IDLE: Final = "idle"
     UNCONFIRMED: Final = "unconfirmed"
@@ -49,7 +50,11 @@ _TEXTS: dict[str, tuple[str, str]] = {
     Reason.MAX_STEPS: ("tenure = max_steps", "tenure {value:.0f} reached max_steps {limit:.0f}"),
     Reason.BEST_GAIN: ("largest gain per cost", "gain per cost {value:.3g} ≥ the best other, {limit:.3g}"),
     Reason.LESS_GAIN: ("another module gains more", "gain per cost {value:.3g} < {limit:.3g} of another module"),
-    Reason.STALE: ("a module has waited too long", "a module has waited {value:.0f} steps, max_wait {limit:.0f}"),
+    Reason.LESS_UNCONFIRMED: (
+        "another module gains more, to be confirmed",
+        "gain per cost {value:.3g} < {limit:.3g} of another module; to be confirmed",
+    ),
+    Reason.STALE: ("a module has waited too long", "a module has waited {value:.0f} steps of {limit:.0f}"),
     Reason.IDLE: ("a module does not pay", "a module pays too little, by {value:.2f} standard errors < {limit:g}"),
     Reason.UNCONFIRMED: (
         "a module does not pay, to be confirmed",

@@ -9,6 +9,9 @@ from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 
+MOST_DOUBLINGS = 30
+"""More of them reach any ``max_wait``."""
+
 
 class PayoffState(NamedTuple):
     """What has been measured.
@@ -16,7 +19,9 @@ class PayoffState(NamedTuple):
     Attributes:
         next_look: Values of this tenure at which the active turn is judged next.
         rest: Per turn, what the modules that it leaves out paid per cost when they were last measured.
-        sure: Per turn, measurements in a row by which what it leaves out surely paid too little.
+        sure: Per turn, measurements in a row that speak for it: for a smaller turn, those of the joint turn by which
+            what it leaves out surely paid too little; for the joint turn, those of the smaller one that trains by which
+            it paid less than what it leaves out.
     """
 
     next_look: int
@@ -36,9 +41,12 @@ class Payoff:
     out pays (J - P) / (c - d) per unit of cost, all together pay J / c. When the former is surely (by ``confidence``
     standard errors over the groups) below ``share`` of the latter, at ``patience`` measurements in a row, the smaller
     turn takes over; of several, the one of which that is surest. (The standard error is that over held-out examples;
-    that training itself goes up and down is what the further measurements are for.) The joint turn returns when the
-    smaller one pays less per cost than what it leaves out last did, and after ``max_wait`` updated steps at the latest:
-    what did not pay may pay again.
+    that training itself goes up and down is what the further measurements are for.)
+
+    What did not pay may pay again: the joint turn returns after ``wait`` updated steps, or earlier if the smaller turn,
+    at ``patience`` measurements in a row, pays less per cost than what it leaves out last did. If after the wait the
+    very next measurement is as sure, the smaller turn takes over again and for twice as long, up to ``max_wait``: the
+    longer a module has been idle, the rarer it is tried.
 
     Use it where modules can train together at less than the sum of their costs, as they can where they share a forward
     pass. It never leaves a module frozen for more than ``max_wait`` updated steps.
@@ -70,13 +78,15 @@ class Payoff:
     confidence: float = 1.0
     """Standard errors by which that must be sure."""
     patience: int = 2
-    """Measurements in a row, within one tenure, that must be sure of it."""
+    """Measurements in a row that must say so."""
     groups: int = 16
     """Values per measurement."""
     min_steps: int = 20
     """Least length of a tenure, in updated steps."""
-    max_wait: int = 100
-    """Updated steps after which the joint turn returns."""
+    wait: int = 100
+    """Updated steps after which the joint turn returns for the first time; doubled whenever it finds nothing new."""
+    max_wait: int = 800
+    """Updated steps after which the joint turn returns at the latest."""
 
     def __post_init__(self) -> None:
         if isinstance(self.costs, list):
@@ -93,7 +103,8 @@ class Payoff:
         check_integer("patience", self.patience, 1)
         check_integer("groups", self.groups, 2)
         check_integer("min_steps", self.min_steps, 1)
-        check_integer("max_wait", self.max_wait, self.min_steps)
+        check_integer("wait", self.wait, self.min_steps)
+        check_integer("max_wait", self.max_wait, self.wait)
 
     @property
     def ring_size(self) -> int:
@@ -109,15 +120,21 @@ class Payoff:
     def step(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
         """Judge the active turn once a measurement is complete."""
         if facts.entered:
-            state = state._replace(next_look=self.groups, sure=(0,) * facts.num_modules)
+            state = state._replace(next_look=self.groups)
         if facts.tenure < self.min_steps:
             return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, self.min_steps)
-        if facts.active and facts.tenure >= self.max_wait:
-            return state, Verdict(True, Reason.STALE, facts.tenure, self.max_wait, target=0)
+        wait = self.wait_after(state.sure[facts.active])
+        if facts.active and facts.tenure >= wait:
+            return state, Verdict(True, Reason.STALE, facts.tenure, wait, target=0)
         if facts.heard < state.next_look:
             return state, Verdict(False, Reason.FEW_LOSSES, facts.heard, state.next_look)
         state = state._replace(next_look=facts.heard + self.groups)
         return self._judge_smaller(state, facts) if facts.active else self._judge_joint(state, facts)
+
+    def wait_after(self, sure: int) -> int:
+        """Updated steps that a smaller turn may take once ``sure`` measurements in a row have said so."""
+        doublings = min(max(0, sure - self.patience), MOST_DOUBLINGS)
+        return min(self.wait << doublings, self.max_wait)
 
     def _judge_joint(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
         found = [self._left_out(facts, index) for index in range(facts.num_modules)]
@@ -136,9 +153,12 @@ class Payoff:
     def _judge_smaller(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
         paid = _mean(list(facts.rings[facts.active])) / self.costs[facts.active]
         rest = state.rest[facts.active]
-        if paid < rest:
+        less = state.sure[0] + 1 if paid < rest else 0
+        if less >= self.patience:
+            state = state._replace(sure=(0,) * facts.num_modules)
             return state, Verdict(True, Reason.LESS_GAIN, paid, rest, target=0)
-        return state, Verdict(False, Reason.BEST_GAIN, paid, rest)
+        state = state._replace(sure=(less, *state.sure[1:]))
+        return state, Verdict(False, Reason.LESS_UNCONFIRMED if less else Reason.BEST_GAIN, paid, rest)
 
     def _left_out(self, facts: Facts, index: int) -> tuple[float, float]:
         """What the modules that a turn leaves out pay per cost, and by how many standard errors that is enough."""

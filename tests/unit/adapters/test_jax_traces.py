@@ -143,7 +143,7 @@ RANDOM: list[tuple[object, int, int]] = [
     (Trend(min_gain=0.02, horizon=50, window=44, min_steps=5, votes=1, max_steps=80), 3, 160),
     (Gain(), 2, 240),
     (Gain(min_steps=5, max_wait=40, window=20, costs=(1.0, 2.0, 0.5)), 3, 160),
-    (Payoff(costs=(2.0, 1.5, 1.0), groups=6, min_steps=4, max_wait=30), 3, 120),
+    (Payoff(costs=(2.0, 1.5, 1.0), groups=6, min_steps=4, wait=8, max_wait=30), 3, 120),
     (RandomTenure(7.5, seed=3, min_steps=2), 3, 120),
 ]
 
@@ -263,7 +263,7 @@ def near_payoff(rule, before, facts, after, verdict, gains):
         return any(b - a <= 1e-3 * (1 + rule.confidence) for a, b in pairwise(found))
     largest = max((abs(value) for ring in facts.rings for value in ring), default=0.0)
     saved = min(abs(a - b) for a, b in pairwise(sorted({0.0, *rule.costs})))
-    compared = verdict.reason in (Reason.LESS_GAIN, Reason.BEST_GAIN)
+    compared = verdict.reason in (Reason.LESS_GAIN, Reason.LESS_UNCONFIRMED, Reason.BEST_GAIN)
     return compared and abs(verdict.value - verdict.limit) <= 1e-5 * largest / saved
 
 

@@ -44,9 +44,9 @@ def test_all_train_together_while_both_pay():
 
 @pytest.mark.parametrize(("idle", "other"), [("left", "right"), ("right", "left")])
 def test_what_does_not_pay_is_left_out_and_tried_again(idle, other):
-    alternator = build(max_wait=50)
+    alternator = build(wait=50, max_wait=50)
     decisions = train(alternator, lambda name, step: 0.01 if name == idle else 1.0, 550)
-    assert shares(alternator)[other] == pytest.approx(50 / 60, abs=0.03)
+    assert shares(alternator)[other] == pytest.approx(50 / 55, abs=0.03)
     reasons = {decision.reason for decision in decisions if decision.switched}
     assert reasons == {Reason.IDLE, Reason.STALE}
     assert decisions[4].reason == Reason.UNCONFIRMED
@@ -65,10 +65,12 @@ def test_costs_decide_what_pays():
 
 
 def test_the_joint_turn_returns_when_the_smaller_one_has_nothing_left():
-    alternator = build(max_wait=10_000)
+    alternator = build(wait=10_000, max_wait=10_000)
     decisions = train(alternator, lambda name, step: {"left": 1.0, "right": 0.1}[name] if step < 40 else 0.0, 80)
     switches = [(decision.step, decision.active, decision.reason) for decision in decisions if decision.switched]
-    assert switches[:2] == [(10, "left", Reason.IDLE), (40, "both", Reason.LESS_GAIN)]
+    assert switches[:2] == [(10, "left", Reason.IDLE), (45, "both", Reason.LESS_GAIN)]
+    assert decisions[39].reason == Reason.LESS_UNCONFIRMED
+    assert decisions[39].explain().endswith("of another module; to be confirmed)")
 
 
 def test_noise_alone_leaves_nothing_out():
@@ -80,18 +82,50 @@ def test_noise_alone_leaves_nothing_out():
 @pytest.mark.parametrize(("patience", "expected"), [(1, "left"), (2, "both"), (3, "both")])
 def test_one_bad_measurement_between_good_ones_freezes_nothing(patience, expected):
     """Training goes up and down: what seems idle once, at every second measurement, is not left out."""
-    alternator = build(patience=patience, max_wait=10_000)
+    alternator = build(patience=patience, wait=10_000, max_wait=10_000)
     decisions = train(alternator, lambda name, step: 0.01 if name == "right" and step % 10 == 0 else 1.0, 412)
     assert decisions[11].active == expected
     assert (shares(alternator)["both"] == 1.0) == (expected == "both")
 
 
-def test_measurements_in_a_row_are_of_one_tenure():
-    """The one before a smaller turn does not count after it."""
-    alternator = build(patience=3, max_wait=10)
-    decisions = train(alternator, lambda name, step: 0.01 if name == "right" else 1.0, 60)
+def test_what_is_found_idle_again_at_once_is_left_out_for_twice_as_long():
+    alternator = build(patience=3, wait=10, max_wait=35)
+    decisions = train(alternator, lambda name, step: 0.01 if name == "right" else 1.0, 150)
     switches = [(decision.step, decision.active) for decision in decisions if decision.switched]
-    assert switches == [(15, "left"), (25, "both"), (40, "left"), (50, "both")]
+    left = [(15, "left"), (30, "left"), (55, "left"), (95, "left"), (135, "left")]
+    assert switches == sorted([*left, *((step, "both") for step in (25, 50, 90, 130))])
+    assert decisions[49].explain() == "step 50: left → both (a module has waited 20 steps of 20)"
+
+
+def test_what_pays_again_must_be_found_idle_anew():
+    """It paid in the first measurement after its return: the row and the wait begin from the start."""
+    alternator = build(patience=2, wait=20, max_wait=80)
+    decisions = train(alternator, lambda name, step: 0.01 if name == "right" and step != 35 else 1.0, 70)
+    switches = [(decision.step, decision.active) for decision in decisions if decision.switched]
+    assert switches == [(10, "left"), (30, "both"), (45, "left"), (65, "both"), (70, "left")]
+
+
+def test_after_a_turn_that_ended_early_what_it_left_out_must_be_found_idle_anew():
+    """The smaller turn had nothing left: that says nothing of what it left out."""
+    alternator = build(patience=2, wait=20)
+    worth = {"left": 1.0, "right": 0.1}
+    decisions = train(alternator, lambda name, step: 0.0 if step in (15, 20) and name == "left" else worth[name], 40)
+    switches = [(decision.step, decision.active, decision.reason) for decision in decisions if decision.switched]
+    assert switches[1:3] == [(20, "both", Reason.LESS_GAIN), (30, "left", Reason.IDLE)]
+
+
+def test_one_bad_measurement_of_the_smaller_turn_does_not_end_it():
+    alternator = build(wait=100)
+    worth = {"left": 1.0, "right": 0.1}
+    decisions = train(
+        alternator, lambda name, step: 0.0 if step in (15, 25, 35) and name == "left" else worth[name], 100
+    )
+    assert [decision.step for decision in decisions if decision.switched] == [10]
+
+
+def test_a_wait_can_be_doubled_without_end():
+    assert Payoff(costs=(3, 2)).wait_after(10**6) == 800
+    assert [Payoff(costs=(3, 2)).wait_after(sure) for sure in (0, 2, 3, 4, 5, 6)] == [100, 100, 200, 400, 800, 800]
 
 
 def test_nothing_is_decided_before_a_measurement_is_complete():
@@ -120,7 +154,8 @@ def test_a_turn_that_was_not_measured_is_never_chosen_and_infinite_payoffs_say_n
         ({"patience": 0}, "patience must be an integer of at least 1"),
         ({"groups": 1}, "groups must be an integer of at least 2"),
         ({"min_steps": 0}, "min_steps must be"),
-        ({"max_wait": 3}, "max_wait must be an integer of at least 5"),
+        ({"wait": 3}, "wait must be an integer of at least 5"),
+        ({"wait": 60, "max_wait": 50}, "max_wait must be an integer of at least 60"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

@@ -241,7 +241,7 @@ def test_a_sample_of_users_keeps_the_catalogue():
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_a_retriever_with_blank_texts_says_nothing_and_is_left_out(tmp_path, backend):
     """Alone it ranks all items alike, whatever it learns, and a rule that measures payoffs notices."""
-    arm = "payoff,min_steps=2,groups=4,patience=1,max_wait=4"
+    arm = "payoff,min_steps=2,groups=4,patience=1,wait=4,max_wait=4"
     changes = {"blank_texts": True, "backend": backend, "updates": 60, "eval_every": 20, "budgets": ("cost",)}
     changes["data"] = {"num_users": 200, "num_items": 50, "num_clusters": 5, "mean_length": 10, "follow": 1, "stay": 0}
     changes["trainer"] = {"sasrec_lr": 3e-2, "retriever_lr": 3e-2}

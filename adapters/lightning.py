@@ -53,7 +53,8 @@ class AlternatingCallback(Callback):
         clip_norm: Clip what trains to this total norm, with manual optimization. With automatic optimization use the
             Trainer's ``gradient_clip_val``.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
-        log: Log ``active/NAME`` (1 where it trained) and ``share/NAME``, its part of the steps.
+        log: Log ``active/NAME`` (1 where it trained) and ``share/NAME``, its part of the steps, at each switch and
+            every ``log_every_n_steps`` updates.
 
     Raises:
         ConfigurationError: At the start of ``fit``: names, ownership, coverage or the Trainer's settings are wrong; the
@@ -132,7 +133,7 @@ class AlternatingCallback(Callback):
             )
         decision = self._alternating.step(loss, losses)
         assert decision is not None  # no accumulation here
-        self._log_decision(self._alternating.pl_module, decision)
+        self._log_decision(self._alternating.pl_module.trainer, decision)
         return decision
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -172,7 +173,7 @@ class AlternatingCallback(Callback):
             return
         decision = self._alternating.after_batch(_losses_of(outputs, self.active, trainer.accumulate_grad_batches))
         if decision is not None:
-            self._log_decision(pl_module, decision)
+            self._log_decision(trainer, decision)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the last losses; unfreeze what you had not frozen."""
@@ -236,13 +237,20 @@ class AlternatingCallback(Callback):
             self._is_training = False
             self._alternating.close()
 
-    def _log_decision(self, pl_module: LightningModule, decision: Decision) -> None:
-        """Who trained in this step, and each name's share of the steps."""
-        if not self._log or not pl_module.trainer.loggers:
+    def _log_decision(self, trainer: Trainer, decision: Decision) -> None:
+        """Who trained in this step and each name's share, at switches and as often as the Trainer logs.
+
+        It goes to the loggers directly: ``self.log`` in every step took longer than all else that the callback does.
+        """
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not self._log or not trainer.loggers or not every or (not decision.switched and decision.step % every):
             return
+        metrics: dict[str, float] = {}
         for name, module in self._alternator.stats().modules.items():
-            pl_module.log(f"active/{name}", float(name == decision.previous))
-            pl_module.log(f"share/{name}", module.training_ratio)
+            metrics[f"active/{name}"] = float(name == decision.previous)
+            metrics[f"share/{name}"] = module.training_ratio
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=decision.step - 1)  # Lightning counts from 0
 
 
 def _members(turn: str | Iterable[str]) -> tuple[str, ...]:

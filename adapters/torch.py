@@ -387,6 +387,19 @@ class AlternatingOptimizer:
 
     def _update(self) -> bool:
         """Clip, step the optimizers that have gradients, and their schedulers; False if the scaler skipped one."""
+        self._prepare_update()
+        turn = self._turns[self._applied]
+        stepping = [each for each, share in turn.optimizers if any(p.grad is not None for p in share)]
+        if self._clip_norm is not None:
+            self._grad_norm = clip(stepping, self._clip_norm, self._scaler)
+        updated = self._step_optimizers(stepping)
+        for scheduler in turn.schedulers:
+            if any(scheduler.optimizer is optimizer for optimizer in updated):
+                scheduler.step()
+        return len(updated) == len(stepping)
+
+    def _prepare_update(self) -> None:
+        """Only what trains has gradients, and it has some."""
         turn = self._turns[self._applied]
         for parameter in turn.frozen_parameters:
             parameter.grad = None  # whoever computed it
@@ -394,14 +407,10 @@ class AlternatingOptimizer:
             if not parameter.requires_grad:
                 parameter.grad = None
         self._check_reach(turn)
-        stepping = [each for each, share in turn.optimizers if any(p.grad is not None for p in share)]
-        if self._clip_norm is not None:
-            self._grad_norm = clip(stepping, self._clip_norm, self._scaler)
-        updated = step(stepping, self._scaler)
-        for scheduler in turn.schedulers:
-            if any(scheduler.optimizer is optimizer for optimizer in updated):
-                scheduler.step()
-        return len(updated) == len(stepping)
+
+    def _step_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
+        """Step each; returns those that updated."""
+        return step(optimizers, self._scaler)
 
     def _check_reach(self, turn: _Turn) -> None:
         if all(parameter.grad is None for parameter in turn.own_parameters):

@@ -12,7 +12,8 @@ FORBIDDEN = {
     "ur4rec.run": {"torch", "jax", "flax", "optax", "ur4rec_torch", "ur4rec_jax"},
     "ur4rec.cli": {"torch", "jax", "flax", "optax", "ur4rec_torch", "ur4rec_jax"},
     "ur4rec_torch": {"jax", "flax", "optax", "ur4rec_jax"},
-    "adapters.torch": {"jax", "flax", "optax", "ur4rec"},
+    "adapters.torch": {"jax", "flax", "optax", "lightning", "ur4rec"},
+    "adapters.lightning": {"jax", "flax", "optax", "ur4rec"},
 }
 
 

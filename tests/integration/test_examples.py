@@ -11,6 +11,7 @@ EXAMPLES = sorted(Path(__file__).parents[2].joinpath("examples").glob("*.py"))
 SHOWS = {
     "plain_loop": lambda result: result["loss_after"] < 0.3 * result["loss_before"] and result["switches"] >= 2,
     "gan": lambda result: abs(result["mean_after"] - 4) < 0.5 and abs(result["mean_before"] - 4) > 3,
+    "lightning_loop": lambda result: result["loss_after"] < 0.3 * result["loss_before"] and result["switches"] >= 2,
     "actor_critic": lambda result: (
         result["return_after"] > 0.6 > 0 > result["return_before"] and result["switches"] >= 4
     ),
@@ -18,6 +19,7 @@ SHOWS = {
 """Per example a condition on its ``result``."""
 
 
+@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_and_shows_what_it_promises(path, capsys):
     result = runpy.run_path(str(path), run_name="__main__").get("result")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.guide_blocks import blocks_of, run_blocks
 from ur4rec.config import ModelConfig, TrainerConfig
@@ -62,6 +63,18 @@ def test_every_setting_is_listed_with_its_meaning():
 def test_the_loop_on_the_first_page():
     names = run_blocks("README.md", blocks_of("README.md")[:1], two_towers())
     assert names["alternating"].alternator.stats().total_steps == 60
+
+
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+def test_lightning(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    automatic, manual = [
+        block for block in blocks_of("docs/embedding.md") if "LightningModule" in block or "(Model)" in block
+    ]
+    rows = TensorDataset(torch.randn(400, 4), torch.randn(400, 1))
+    names = run_blocks("docs/embedding.md", [automatic], {"loader": DataLoader(rows, batch_size=8)})
+    assert names["alternator"].step == names["trainer"].global_step == 150
+    assert run_blocks("docs/embedding.md", [manual], names)["alternator"].step == 150
 
 
 def test_measuring_payoffs():

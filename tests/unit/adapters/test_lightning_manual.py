@@ -1,0 +1,147 @@
+"""Manual optimization: the callback's step is that of AlternatingOptimizer, with Lightning counting."""
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
+
+from adapters.lightning import AlternatingCallback
+from adapters.torch import AlternatingOptimizer
+from alternator import Alternator, ConfigurationError, Cycle, LossError
+from tests.conformance.freeze_contract_torch import adamw, same_bits, tower_loss
+from tests.lightning_runs import (
+    NAMES,
+    NUM_STEPS,
+    ManualTowers,
+    Recorded,
+    Steps,
+    Towers,
+    callback,
+    fit,
+    outcome,
+    trainer,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+
+
+def plain(alternator, scheduled=NAMES, **options):
+    """The same by a loop of one's own."""
+    model = Towers()
+    optimizers = {name: adamw(module.parameters()) for name, module in model.towers.items()}
+    schedulers = {name: ExponentialLR(optimizers[name], 0.9) for name in scheduled}
+    modules = dict(model.towers.items())
+    alternating = AlternatingOptimizer(alternator, modules, optimizers, schedulers=schedulers, **options)
+    for step in range(NUM_STEPS):
+        losses = model.losses(step)
+        alternating.step(sum(losses.values()), losses)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers.values()]
+    return outcome(model, optimizers.values()), alternator.decisions, rates
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.05}, {"delay": 0}])
+def test_a_run_equals_a_plain_loop_with_an_optimizer_and_a_scheduler_per_module(options, precision):
+    model, alternator = ManualTowers(), Recorded()
+    run = trainer(callback(alternator, model, **options), precision=precision)
+    run.fit(model, Steps())
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true", cache_enabled=False):
+        expected = plain(Recorded(), **options)
+    assert sum(decision.switched for decision in alternator.decisions) >= 2
+    assert alternator.decisions == expected[1]
+    assert same_bits(outcome(model, run.optimizers), expected[0])
+    assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == expected[2]
+    assert run.global_step == NUM_STEPS  # one per step, whatever the number of optimizers (Lightning 17958)
+
+
+def test_one_optimizer_over_all():
+    class One(ManualTowers):
+        def configure_optimizers(self):
+            return adamw(self.parameters())
+
+    assert same_bits(fit(One()), fit())
+
+
+def test_a_scheduler_that_needs_a_metric_or_drives_several_modules_is_the_users():
+    class Plateau(ManualTowers):
+        def configure_optimizers(self):
+            optimizers, (first, _) = super().configure_optimizers()
+            return optimizers, [first, ReduceLROnPlateau(optimizers[1])]
+
+    class Shared(ManualTowers):
+        def configure_optimizers(self):
+            optimizer = adamw(self.parameters())
+            return [optimizer], [ExponentialLR(optimizer, 0.9)]
+
+    model, alternator = Plateau(), Recorded()
+    run = trainer(callback(alternator, model))
+    run.fit(model, Steps())
+    assert [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers] == plain(Recorded(), scheduled=("a",))[2]
+    model = Shared()
+    run = trainer(callback(Recorded(), model))
+    run.fit(model, Steps())
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.01
+
+
+class Always(ManualTowers):
+    """Three towers, of which the last trains in every step, with its own optimizer."""
+
+    def __init__(self):
+        super().__init__((*NAMES, "c"))
+
+    def configure_optimizers(self):
+        return [adamw(module.parameters()) for module in reversed(self.towers.values())]
+
+
+def always(alternator, **options):
+    return AlternatingCallback(alternator, {name: f"towers.{name}" for name in NAMES}, **options)
+
+
+def test_an_always_group_with_an_optimizer_of_its_own():
+    model, alternator = Always(), Recorded(rule=Cycle(2))
+    made = model.alternating = always(alternator, always="towers.c")
+    model.training_step = lambda batch, batch_idx: made.step(sum(model.losses(batch).values())) and None
+    run = trainer(made)
+    run.fit(model, Steps(6))
+    steps = {optimizer.state[optimizer.param_groups[0]["params"][0]]["step"].item() for optimizer in run.optimizers}
+    assert steps == {6, 4, 2}
+    assert run.global_step == 12  # Lightning counts the steps of optimizers, and two step at a time here
+
+
+def test_an_optimizer_that_holds_no_module():
+    class Leftover(ManualTowers):
+        def configure_optimizers(self):
+            return [*super().configure_optimizers()[0], adamw([torch.nn.Parameter(torch.zeros(1))])]
+
+    with pytest.raises(ConfigurationError, match="must hold parameters of a module, but 1 of 3 hold none; leave"):
+        fit(Leftover())
+
+
+def test_a_module_without_an_optimizer():
+    class Missing(Always):
+        def configure_optimizers(self):
+            return super().configure_optimizers()[:2]
+
+    model = Missing()
+    model.alternating = callback(Alternator(model.names), model)
+    with pytest.raises(ConfigurationError, match="every module must have an optimizer, but 'a' has none"):
+        trainer(model.alternating).fit(model, Steps())
+
+
+def test_a_loss_that_does_not_reach_what_is_active():
+    class Astray(ManualTowers):
+        def training_step(self, batch, batch_idx):
+            self.alternating.step(tower_loss(self.towers["c"], "c", batch))
+
+    model = Astray((*NAMES, "c"))
+    model.configure_optimizers = lambda: adamw(model.parameters())
+    model.alternating = always(Alternator(NAMES), always="towers.c")
+    with pytest.raises(LossError, match="reaches no parameter of 'a', which is active"):
+        trainer(model.alternating).fit(model, Steps())
+
+
+def test_step_after_training():
+    model = ManualTowers()
+    made = callback(Alternator(NAMES), model)
+    trainer(made).fit(model, Steps(2))
+    with pytest.raises(ConfigurationError, match="must be called in training_step"):
+        made.step(torch.zeros(()))

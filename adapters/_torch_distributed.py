@@ -42,9 +42,7 @@ class Ranks:
         check_every: int | None,
     ) -> None:
         if dist.get_rank(group) < 0:
-            raise ConfigurationError(
-                "process_group must have this process as a member, got one without it; leave it out"
-            )
+            raise ConfigurationError("process_group must hold this process, got one that does not; give another")
         self._group = group
         self._wrappers = wrappers
         self._names = tuple(names)
@@ -115,8 +113,8 @@ class Ranks:
             if differing:
                 raise FreezeError(
                     f"parameters must be the same on every rank, but after step {decision.step} those of {name!r} of "
-                    f"{differing}: gradients were not averaged (a forward pass inside no_sync() or past the wrapper?) or "
-                    "something else changed them"
+                    f"{differing}: gradients were not averaged (is a forward pass in no_sync() or past the wrapper?), "
+                    "or something else changed them"
                 )
 
     def _differing(self, every: Sequence[object]) -> str:

@@ -25,7 +25,7 @@ class TwoRanks:
         self.processes = []
 
     def run(self, case, *args):
-        """What the case returns on each rank. An exception on a rank fails with its traceback, a hang at the timeout."""
+        """What the case returns on each rank; fails with the traceback of a rank, or at the timeout."""
         if not self.processes:
             self.start()
         for tasks in self.tasks:

@@ -225,29 +225,28 @@ def test_accumulation_with_no_sync_and_without(ranks, wrapping):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
-def turns_with_always(rank):
-    model = nn.ModuleDict({name: nn.Linear(4, 1) for name in (*NAMES, "mix")})
-    wrapped = DistributedDataParallel(Sum(model), find_unused_parameters=True)
-    run_losses, weights = [], []
+def turns_with_always(rank, wrapping):
+    plain = {name: nn.Linear(4, 1) for name in (*NAMES, "mix")}
+    parts = plain if wrapping == "whole" else {name: DistributedDataParallel(each) for name, each in plain.items()}
+    whole = Sum(nn.ModuleDict(parts))
+    model = DistributedDataParallel(whole, find_unused_parameters=True) if wrapping == "whole" else whole
     alternating = AlternatingOptimizer(
         Alternator(("a", "both", "b"), rule=Cycle(2)),
-        {name: model[name] for name in NAMES},
-        {name: adamw(model[name].parameters()) for name in NAMES},
-        model=wrapped,
+        {name: parts[name] for name in NAMES},
+        {name: adamw(parts[name].parameters()) for name in NAMES},
+        model=model,
         turns={"a": "a", "both": NAMES, "b": "b"},
-        always=(model["mix"], adamw(model["mix"].parameters())),
+        always=(parts["mix"], adamw(parts["mix"].parameters())),
         check_ranks_every=1,
     )
+    moved_as_told = []
     for step in range(9):
         active = alternating.active_modules
-        before = {name: model[name].weight.detach().clone() for name in (*NAMES, "mix")}
-        loss = wrapped(batch(rank, step)).square().mean()
-        alternating.step(loss)
-        run_losses.append(loss.item())
-        weights.append(
-            {name for name in before if not torch.equal(before[name], model[name].weight)} == {*active, "mix"}
-        )
-    return all(weights)
+        before = {name: each.weight.detach().clone() for name, each in plain.items()}
+        alternating.step(model(batch(rank, step)).square().mean())
+        moved = {name for name in before if not torch.equal(before[name], plain[name].weight)}
+        moved_as_told.append(moved == {*active, "mix"})
+    return all(moved_as_told)
 
 
 class Sum(nn.Module):
@@ -261,8 +260,25 @@ class Sum(nn.Module):
         return sum(part(x_BD) for part in self.parts.values())
 
 
-def test_turns_of_several_modules_and_an_always_group(ranks):
-    assert ranks.run(turns_with_always) == [True, True]
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_turns_of_several_modules_and_an_always_group(ranks, wrapping):
+    assert ranks.run(turns_with_always, wrapping) == [True, True]
+
+
+def modes(rank):
+    run = Run(rank, "each")
+    first, second = run.wrapped
+    seen = [(first.training, second.training)]
+    run.alternating.force("b")
+    seen.append((first.training, second.training))
+    run.alternating.eval()
+    seen.append((first.training, second.training))
+    run.alternating.train()
+    return [*seen, (first.training, second.training)]
+
+
+def test_wrappers_are_in_the_mode_of_their_modules(ranks):
+    assert ranks.run(modes) == [[(True, False), (False, True), (False, False), (False, True)]] * 2
 
 
 def overflowing(rank):

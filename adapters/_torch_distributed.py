@@ -200,9 +200,9 @@ def check_single() -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise ConfigurationError(
             f"{dist.get_world_size()} processes must decide the same, but none of modules and model= is in "
-            "DistributedDataParallel; wrap the model, then give the wrapper as model= (or each module's in modules). "
-            "If you average gradients yourself, give process_group=; for processes that train apart, one of this "
-            "process alone"
+            "DistributedDataParallel or under fully_shard; wrap the model, then give the wrapper as model= (or each "
+            "module's in modules). If you average gradients yourself, give process_group=; for processes that train "
+            "apart, one of this process alone"
         )
 
 

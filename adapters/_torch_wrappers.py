@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from adapters._ownership import listed
 from alternator import ConfigurationError
 
-REFUSED = ("FullyShardedDataParallel", "FSDPModule", "DataParallel")
+REFUSED = ("FullyShardedDataParallel", "DataParallel")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -29,9 +29,9 @@ def unwrapped(module: nn.Module) -> nn.Module:
     for submodule in module.modules():
         if not {kind.__name__ for kind in type(submodule).__mro__}.isdisjoint(REFUSED):
             raise ConfigurationError(
-                "modules must be plain, compiled or in DistributedDataParallel, got a "
-                f"{type(submodule).__name__}, under which frozen modules are not known to stay as they are; use "
-                "DistributedDataParallel"
+                "modules must be plain, compiled, in DistributedDataParallel or under fully_shard, got a "
+                f"{type(submodule).__name__}, under which frozen modules are not known to stay as they are; use one of "
+                "those"
             )
     while (inside := _inside(module)) is not None:
         module = inside
@@ -101,9 +101,10 @@ def check_reduced(unreduced: Mapping[str, nn.Parameter]) -> None:
     training = [name for name, parameter in unreduced.items() if parameter.requires_grad]
     if training:
         raise ConfigurationError(
-            "what trains must have required gradients when its DistributedDataParallel was built, but "
-            f"{listed(training)} did not, or is in none, and would drift apart between processes: unfreeze it "
-            "(release() of an earlier AlternatingOptimizer does), wrap it, then build the AlternatingOptimizer"
+            "what trains must be in a DistributedDataParallel (and have required gradients when that was built) or "
+            f"under fully_shard, but {listed(training)} is not, and would drift apart between processes: unfreeze it "
+            "(release() of an earlier AlternatingOptimizer does), wrap it, then build the AlternatingOptimizer; if the "
+            "whole model is wrapped, give it as model="
         )
 
 

@@ -33,6 +33,7 @@ from adapters._torch_checks import (
 from adapters._torch_distributed import Ranks, check_single, group_of
 from adapters._torch_freezing import Between, Freezable
 from adapters._torch_losses import LateScalar, LocalLosses, Loss, PendingLosses, check_scalar
+from adapters._torch_sharding import check_sharded, find_sharded, reshard, whole
 from adapters._torch_stepping import clip, parameters_of, step
 from adapters._torch_wrappers import check_reduced, check_wrappers, find_wrappers
 from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
@@ -136,6 +137,8 @@ class AlternatingOptimizer:
         self._schedulers = dict(schedulers or {})
         members = check_turns(alternator.modules, modules, turns)
         group, extra = _split_pair(always)
+        self._sharded = find_sharded([model, *modules.values(), group])
+        reshard(self._sharded)
         self._groups = _gather(modules, group)
         check_ownership(self._groups, model)
         self._between = Between(model, self._groups.values())
@@ -146,8 +149,14 @@ class AlternatingOptimizer:
         self._parameters = _parameters_of(self._groups.values())
         self._turns = {name: self._plan(turn) for name, turn in members.items()}
         wrappers = find_wrappers([model, *modules.values(), group])
-        self._unreduced = self._check_wrappers(wrappers)
-        self._ranks = self._find_ranks(wrappers, process_group, check_ranks_every)
+        parameters = {key: value for group in self._groups.values() for key, value in group.parameters.items()}
+        if self._sharded:
+            self._unreduced = whole(self._sharded, parameters)
+            process_group = check_sharded(self._sharded, parameters, process_group, with_ddp=bool(wrappers))
+        else:
+            self._unreduced = check_wrappers(wrappers, parameters, self._trained()) if wrappers else {}
+            process_group = group_of(wrappers, process_group)
+        self._ranks = self._build_ranks(wrappers, process_group, check_ranks_every)
         self._pending = PendingLosses(delay, LocalLosses if self._ranks is None else self._ranks.send)
         self._micro_step = 0
         self._grad_norm: Tensor | None = None
@@ -270,6 +279,7 @@ class AlternatingOptimizer:
         """Unfreeze what the user had not frozen, so that another AlternatingOptimizer can take the modules over."""
         self._check_boundary("release")
         self._remember()
+        reshard(self._sharded)
         for group in self._groups.values():
             group.activate()
 
@@ -343,25 +353,18 @@ class AlternatingOptimizer:
             schedulers=tuple(each for name, each in self._schedulers.items() if name in (*members, ALWAYS)),
         )
 
-    def _check_wrappers(self, wrappers: list["DistributedDataParallel"]) -> dict[str, nn.Parameter]:
-        """What DDP wrappers do not average, once they are known to bear these turns; nothing without wrappers."""
-        if not wrappers:
-            return {}
-        turns = {
+    def _trained(self) -> dict[str, set[str]]:
+        """Per turn the names of the parameters that train in it."""
+        return {
             name: {key for group in turn.active for key in group.parameters if key not in group.user_frozen}
             for name, turn in self._turns.items()
         }
-        parameters = {key: value for group in self._groups.values() for key, value in group.parameters.items()}
-        return check_wrappers(wrappers, parameters, turns)
 
-    def _find_ranks(
-        self, wrappers: list["DistributedDataParallel"], process_group: "ProcessGroup | None", check_every: int | None
+    def _build_ranks(
+        self, wrappers: list["DistributedDataParallel"], group: "ProcessGroup | None", check_every: int | None
     ) -> Ranks | None:
-        group = group_of(wrappers, process_group)
-        if group is None:
-            return None
         parameters = {name: tuple(module.parameters.values()) for name, module in self._groups.items()}
-        return Ranks(group, wrappers, self._turns, parameters, check_every)
+        return None if group is None else Ranks(group, wrappers, self._turns, parameters, check_every)
 
     def _remember(self) -> None:
         """Keep what the user froze, unfroze, or put in inference mode since the last switch."""
@@ -373,6 +376,7 @@ class AlternatingOptimizer:
     def _apply(self) -> None:
         self._applied = self._alternator.active
         turn = self._turns[self._applied]
+        reshard(self._sharded)
         for group in turn.frozen:
             group.freeze()
         for group in turn.active:

@@ -3,7 +3,6 @@
 Cases run on both ranks and return what the tests compare; see `two_ranks`.
 """
 
-import copy
 import re
 
 import pytest
@@ -16,12 +15,10 @@ from adapters._torch_distributed import Ranks
 from adapters._torch_losses import LocalLosses
 from adapters.torch import AlternatingOptimizer
 from alternator import Alternator, ConfigurationError, Cycle, Plateau
-from tests.conformance.freeze_contract_torch import adamw, optimizer_state, same_bits
+from tests.conformance.freeze_contract_torch import adamw, same_bits
+from tests.unit.adapters.ranks_run import NAMES, NUM_STEPS, RULE, Model, Run, batch, frozen_stays
 from tests.unit.adapters.two_ranks import NUM_RANKS, TwoRanks
 
-NAMES = ("a", "b")
-NUM_STEPS = 30
-RULE = Plateau(threshold=0.3, min_steps=2, window=3)
 WRAPPINGS = ("whole", "each")
 
 
@@ -30,87 +27,6 @@ def ranks(tmp_path_factory):
     two = TwoRanks(tmp_path_factory.mktemp("ranks"))
     yield two
     two.stop()
-
-
-class Model(nn.Module):
-    """Two modules in a row, so that gradients of the first flow through the second."""
-
-    def __init__(self, norm=True):
-        super().__init__()
-        torch.manual_seed(0)
-        self.a = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6) if norm else nn.Tanh(), nn.ReLU())
-        self.b = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6) if norm else nn.Tanh(), nn.Linear(6, 1))
-
-    def forward(self, x_BD):
-        return self.b(self.a(x_BD))
-
-
-class Run:
-    """A run whose data depend on rank and step alone."""
-
-    def __init__(self, rank, wrapping="whole", norm=True, rule=RULE, ddp=None, **options):
-        self.rank = rank
-        self.model = Model(norm)
-        modules = {name: getattr(self.model, name) for name in NAMES}
-        self.optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
-        if wrapping == "whole":
-            self.wrapped = options["model"] = DistributedDataParallel(
-                self.model, find_unused_parameters=True, **(ddp or {})
-            )
-        elif wrapping == "each":
-            modules = {name: DistributedDataParallel(module, **(ddp or {})) for name, module in modules.items()}
-            self.wrapped = nn.Sequential(*modules.values())
-        else:
-            self.wrapped = self.model
-        self.alternating = AlternatingOptimizer(
-            Alternator(NAMES, rule=rule), modules, self.optimizers, clip_norm=0.5, **options
-        )
-        self.decisions = []
-        self.losses = []
-
-    def loss(self, step, rank=None):
-        x_BD = batch(self.rank if rank is None else rank, step)
-        return (self.wrapped(x_BD) - x_BD.sum(1, keepdim=True)).square().mean()
-
-    def train(self, start=0, stop=NUM_STEPS):
-        for step in range(start, stop):
-            loss = self.loss(step)
-            self.losses.append(loss.item())
-            self.decisions.append(self.alternating.step(loss))
-        return self
-
-    def stays(self, name):
-        """What must not change while a module is frozen."""
-        module = getattr(self.model, name)
-        return copy.deepcopy([module.state_dict(), optimizer_state(self.optimizers[name], module)])
-
-    def state(self):
-        return copy.deepcopy([self.model.state_dict(), self.alternating.state_dict(include_optimizers=True)])
-
-    def parameters(self):
-        return [parameter.detach().clone() for parameter in self.model.parameters()]
-
-
-def batch(rank, step):
-    return torch.randn(8, 4, generator=torch.Generator().manual_seed(100 * step + rank)) * (1 + rank)
-
-
-def other(name):
-    return NAMES[1 - NAMES.index(name)]
-
-
-def frozen_stays(run, num_steps=NUM_STEPS):
-    """Train, and tell whether each frozen module stayed as it was from one switch to the next."""
-    stayed = True
-    frozen, kept = "", None
-    for step in range(num_steps):
-        if frozen != other(run.alternating.active):
-            frozen = other(run.alternating.active)
-            kept = run.stays(frozen)
-        run.train(step, step + 1)
-        module = getattr(run.model, frozen)
-        stayed &= same_bits(kept, run.stays(frozen)) and all(each.grad is None for each in module.parameters())
-    return stayed
 
 
 def contract(rank, wrapping, ddp, unaligned=False):
@@ -494,9 +410,9 @@ def build(modules, **options):
 REFUSALS = {
     without_find_unused: r"'a' freezes some parameters \('b.*find_unused_parameters is False; set it to True, or",
     a_static_graph: r"must be without static_graph, got True: the graph changes with each switch",
-    frozen_when_wrapped: r"must have required gradients when .*'b.0.weight', .* did not, .*release\(\)",
-    unfrozen_later: r"must have required gradients when .*'a.0.bias' did not",
-    one_module_unwrapped: r"must have required gradients when .*'b.0.weight'.* or is in none",
+    frozen_when_wrapped: r"must be in a DistributedDataParallel \(and have .*'b.0.weight', .* is not, .*release\(\)",
+    unfrozen_later: r"must be in a DistributedDataParallel \(and have .*'a.0.bias' is not",
+    one_module_unwrapped: r"must be in a DistributedDataParallel \(and have .*'b.0.weight'.* is not",
     wrapped_twice: r"must be in one DistributedDataParallel, but .*'a.0.weight'.* is in two",
     nothing_wrapped: r"2 processes must decide the same, .*give the wrapper as model=.*process_group=",
     two_groups: r"must have one process group, got 2; say with process_group=",

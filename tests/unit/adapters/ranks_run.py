@@ -89,7 +89,7 @@ def other(name):
     return NAMES[1 - NAMES.index(name)]
 
 
-def frozen_stays(run, num_steps=NUM_STEPS, evaluate=False):
+def frozen_stays(run, num_steps=NUM_STEPS):
     """Train, and tell whether each frozen module stayed as it was from one switch to the next."""
     stayed = True
     frozen, kept = "", None
@@ -98,9 +98,6 @@ def frozen_stays(run, num_steps=NUM_STEPS, evaluate=False):
             frozen = other(run.alternating.active)
             kept = run.stays(frozen)
         run.train(step, step + 1)
-        if evaluate:
-            with torch.no_grad():
-                run.loss(step)
         module = getattr(run.model, frozen)
         stayed &= same_bits(kept, run.stays(frozen)) and all(each.grad is None for each in module.parameters())
     return stayed

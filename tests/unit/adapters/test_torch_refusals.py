@@ -205,6 +205,6 @@ def test_a_wrapper_other_than_ddp():
             self.module = module
 
     given = {"a": FullyShardedDataParallel(nn.Linear(1, 1)), "b": nn.Linear(1, 1)}
-    refused(r"must be plain, compiled or in Dist\w+, got a FullyShardedDataParallel, .*use Dist", given)
+    refused(r"must be plain, .* or under fully_shard, got a FullyShardedDataParallel, .*use one", given)
     model = nn.DataParallel(nn.ModuleDict(modules()))
     refused(r"got a DataParallel", {name: model.module[name] for name in "ab"}, model=model)

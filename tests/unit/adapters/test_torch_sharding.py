@@ -29,11 +29,17 @@ def gathered(run):
 
 
 def contract(rank, wrapping, clip_norm, evaluated):
-    run = Run(rank, wrapping, norm=False, delay=0, check_ranks_every=1, clip_norm=clip_norm)
-    stayed = frozen_stays(run, evaluate=evaluated)
-    fsdp = gathered(run)
+    watched = Run(rank, wrapping, norm=False, delay=0, clip_norm=clip_norm)
+    stayed = frozen_stays(watched)
+    run = Run(rank, wrapping, norm=False, delay=0, check_ranks_every=1, clip_norm=clip_norm)  # a state_dict() reshards
+    for step in range(NUM_STEPS):
+        run.train(step, step + 1)
+        if evaluated:
+            with torch.no_grad():
+                run.loss(step)
     ddp = Run(rank, "whole", norm=False, delay=0, clip_norm=clip_norm).train()
-    return stayed, run.decisions, ddp.decisions, fsdp, ddp.parameters(), run.alternating.grad_norm
+    stayed &= watched.decisions == run.decisions
+    return stayed, run.decisions, ddp.decisions, gathered(run), ddp.parameters(), run.alternating.grad_norm
 
 
 @pytest.mark.parametrize("evaluated", [False, True], ids=["", "evaluated"])

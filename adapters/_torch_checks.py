@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adapters._ownership import ALWAYS, check_disjoint, check_names, listed
-from adapters._torch_freezing import Freezable, unwrapped
+from adapters._torch_freezing import Freezable
 from adapters._torch_stepping import parameters_of
+from adapters._torch_wrappers import unwrapped
 from alternator import ConfigurationError
 
 Optimizers = Mapping[str, Optimizer] | Optimizer

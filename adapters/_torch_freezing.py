@@ -5,9 +5,8 @@ from collections.abc import Collection, Iterable
 from torch import nn
 
 from adapters._ownership import listed
+from adapters._torch_wrappers import shells, unwrapped
 from alternator import ConfigurationError
-
-WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DataParallel")
 
 
 class Freezable:
@@ -22,7 +21,7 @@ class Freezable:
         excluded: The ``id`` of parameters and submodules that belong to the always group.
 
     Raises:
-        ConfigurationError: There are no parameters, or the module is wrapped for several processes.
+        ConfigurationError: There are no parameters, or the module has a wrapper that is refused.
     """
 
     def __init__(self, name: str, module: nn.Module | Iterable[nn.Parameter], excluded: Collection[int] = ()) -> None:
@@ -34,6 +33,7 @@ class Freezable:
         submodules = {} if self.root is None else {_join(name, key): sub for key, sub in self.root.named_modules()}
         self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
         self.submodules = {key: submodule for key, submodule in submodules.items() if id(submodule) not in excluded}
+        self._shells = shells(module) if isinstance(module, nn.Module) else []
         self._others = [submodule for submodule in submodules.values() if id(submodule) in excluded]
         self.inference = self._in_inference_mode()
         self.remember_active()
@@ -77,6 +77,8 @@ class Freezable:
         return {key for key, submodule in self.submodules.items() if not submodule.training}
 
     def _set_modes(self, inference: Collection[str]) -> None:
+        for shell in self._shells:
+            shell.training = self.name not in inference
         if self.root is None or all(sub.training != (key in inference) for key, sub in self.submodules.items()):
             return
         others = [(submodule, submodule.training) for submodule in self._others]
@@ -98,7 +100,7 @@ class Between:
 
     def __init__(self, model: nn.Module | None, modules: Iterable[Freezable]) -> None:
         owned = {id(submodule) for module in modules for submodule in module.submodules.values()}
-        inside = [] if model is None else list(unwrapped(model).modules())
+        inside = [] if model is None else [*shells(model), *unwrapped(model).modules()]
         self._submodules = [submodule for submodule in inside if id(submodule) not in owned]
         self._inference = self._in_inference_mode()
 
@@ -116,21 +118,6 @@ class Between:
 
     def _in_inference_mode(self) -> set[int]:
         return {id(submodule) for submodule in self._submodules if not submodule.training}
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside a ``torch.compile`` wrapper; wrappers for several processes or devices are refused.
-
-    Raises:
-        ConfigurationError: Naming the wrapper.
-    """
-    for submodule in module.modules():
-        if not {kind.__name__ for kind in type(submodule).__mro__}.isdisjoint(WRAPPERS):
-            raise ConfigurationError(
-                f"modules must live in one process for now, got a {type(submodule).__name__}: it would wait for the "
-                "gradients of frozen modules, and each process would decide by its own losses; pass the plain module"
-            )
-    return getattr(module, "_orig_mod", module)
 
 
 def _named_parameters(name: str, module: nn.Module | Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -1,7 +1,8 @@
 """Losses on their way from the device to the alternator: read late, so that the host never waits for the device."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,30 +13,57 @@ Loss = Tensor | float
 """A scalar: a tensor of one element on any device, or a number."""
 
 
-class LateScalar:
-    """A copy of one scalar that is under way to the host; `read` waits only if it has not arrived.
+class LateCopy:
+    """A copy of a tensor that is under way to the host; `wait` waits only if it has not arrived.
 
     From CUDA it is copied into pinned memory without blocking and marked with an event; elsewhere it is cloned.
     """
 
-    def __init__(self, value: Loss) -> None:
+    def __init__(self, value: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        self._host: Loss
-        if not isinstance(value, Tensor):
-            self._host = float(value)
-        elif value.is_cuda:
-            self._host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-            self._host.copy_(value.detach(), non_blocking=True)
-            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record(torch.cuda.current_stream(value.device))
-        else:
+        if not value.is_cuda:
             self._host = value.detach().clone()
+            return
+        self._host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        self._host.copy_(value.detach(), non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record(torch.cuda.current_stream(value.device))
 
-    def read(self) -> float:
-        """The number."""
+    def wait(self) -> Tensor:
+        """The tensor on the host."""
         if self._event is not None:
             self._event.synchronize()
-        return float(self._host)
+        return self._host
+
+
+class LateScalar:
+    """A copy of one scalar that is under way to the host, see `LateCopy`."""
+
+    def __init__(self, value: Loss) -> None:
+        self._copy = LateCopy(value) if isinstance(value, Tensor) else None
+        self._number = 0.0 if isinstance(value, Tensor) else float(value)
+
+    def read(self) -> float:
+        """The number; waits only if it has not arrived."""
+        return self._number if self._copy is None else float(self._copy.wait())
+
+
+class LateLosses(Protocol):
+    """The losses of one step, under way to the host."""
+
+    def read(self) -> dict[str, float]:
+        """The losses by name."""
+
+
+class LocalLosses:
+    """Losses as they are in this process."""
+
+    def __init__(self, losses: Mapping[str, Loss]) -> None:
+        self._scalars = {name: LateScalar(value) for name, value in losses.items()}
+
+    def read(self) -> dict[str, float]:
+        """The losses by name."""
+        return {name: scalar.read() for name, scalar in self._scalars.items()}
 
 
 class PendingLosses:
@@ -43,11 +71,13 @@ class PendingLosses:
 
     Args:
         delay: How many steps later a step's losses are read.
+        send: Sets the losses of a step out for the host.
     """
 
-    def __init__(self, delay: int) -> None:
+    def __init__(self, delay: int, send: Callable[[Mapping[str, Loss]], LateLosses] = LocalLosses) -> None:
         self._delay = delay
-        self._steps: deque[tuple[int, dict[str, LateScalar]]] = deque()
+        self._send = send
+        self._steps: deque[tuple[int, LateLosses]] = deque()
         self._sums: dict[str, tuple[Loss, int]] = {}
 
     def add(self, losses: Mapping[str, Loss]) -> None:
@@ -63,7 +93,7 @@ class PendingLosses:
     def close_step(self, step: int) -> Iterator[tuple[int, str, float]]:
         """End the step of this number: its means set out for the host; those that are due are yielded, oldest first."""
         means = {name: total if count == 1 else total / count for name, (total, count) in self._sums.items()}
-        self._steps.append((step, {name: LateScalar(mean) for name, mean in means.items()}))
+        self._steps.append((step, self._send(means)))
         self._sums = {}
         return self._read(self._delay)
 
@@ -74,18 +104,17 @@ class PendingLosses:
     def _read(self, keep: int) -> Iterator[tuple[int, str, float]]:
         while len(self._steps) > keep:
             step, losses = self._steps.popleft()
-            for name, scalar in losses.items():
-                yield step, name, scalar.read()
+            for name, value in losses.read().items():
+                yield step, name, value
 
     def state(self) -> list[dict[str, str]]:
         """The losses under way, as texts that give the same floats back (JSON has no NaN)."""
-        return [{name: repr(scalar.read()) for name, scalar in losses.items()} for _, losses in self._steps]
+        return [{name: repr(value) for name, value in losses.read().items()} for _, losses in self._steps]
 
     def load(self, state: list[dict[str, float]], step: int) -> None:
         """Replace the losses under way by those of `state`, of which the last are of this step."""
         first = step - len(state) + 1
-        late = ({name: LateScalar(value) for name, value in losses.items()} for losses in state)
-        self._steps = deque(enumerate(late, first))
+        self._steps = deque(enumerate(map(LocalLosses, state), first))
         self._sums = {}
 
 

@@ -15,7 +15,8 @@ def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler |
     if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-    return nn.utils.clip_grad_norm_([p for optimizer in optimizers for p in parameters_of(optimizer)], clip_norm)
+    norm = nn.utils.clip_grad_norm_([p for optimizer in optimizers for p in parameters_of(optimizer)], clip_norm)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded parameters
 
 
 def step(optimizers: Sequence[Optimizer], scaler: GradScaler | None) -> list[Optimizer]:

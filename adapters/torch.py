@@ -14,9 +14,9 @@ Design constraints:
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor, float64, nn, tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -30,11 +30,18 @@ from adapters._torch_checks import (
     check_schedulers,
     warn_of_recompiles,
 )
+from adapters._torch_distributed import Ranks, check_single, group_of
 from adapters._torch_freezing import Between, Freezable
-from adapters._torch_losses import LateScalar, Loss, PendingLosses, check_scalar
+from adapters._torch_losses import LateScalar, LocalLosses, Loss, PendingLosses, check_scalar
+from adapters._torch_sharding import check_sharded, find_sharded, reshard, whole
 from adapters._torch_stepping import clip, parameters_of, step
+from adapters._torch_wrappers import check_reduced, check_wrappers, find_wrappers
 from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
 from alternator.checks import check_integer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["AlternatingOptimizer", "FreezeError", "LateScalar"]
 
@@ -79,6 +86,9 @@ class AlternatingOptimizer:
         scaler: A GradScaler for float16. A step that it skips counts as skipped (``updated=False``).
         accumulate: Micro-steps per update. Gradients and recorded losses are their means.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
+        process_group: The processes that train this model together: losses are averaged over them, so that all decide
+            the same. By default that of the DistributedDataParallel in ``model`` or ``modules`` (docs/distributed.md).
+        check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
 
     Raises:
         ConfigurationError: Names, ownership or coverage are wrong; the message says which and what to do.
@@ -111,9 +121,13 @@ class AlternatingOptimizer:
         scaler: GradScaler | None = None,
         accumulate: int = 1,
         delay: int = 1,
+        process_group: "ProcessGroup | None" = None,
+        check_ranks_every: int | None = None,
     ) -> None:
         check_integer("accumulate", accumulate, 1)
         check_integer("delay", delay, 0)
+        if check_ranks_every is not None:
+            check_integer("check_ranks_every", check_ranks_every, 1)
         if clip_norm is not None and not clip_norm > 0:
             raise ConfigurationError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
         self._alternator = alternator
@@ -123,6 +137,8 @@ class AlternatingOptimizer:
         self._schedulers = dict(schedulers or {})
         members = check_turns(alternator.modules, modules, turns)
         group, extra = _split_pair(always)
+        self._sharded = find_sharded([model, *modules.values(), group])
+        reshard(self._sharded)
         self._groups = _gather(modules, group)
         check_ownership(self._groups, model)
         self._between = Between(model, self._groups.values())
@@ -132,7 +148,16 @@ class AlternatingOptimizer:
         warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
         self._parameters = _parameters_of(self._groups.values())
         self._turns = {name: self._plan(turn) for name, turn in members.items()}
-        self._pending = PendingLosses(delay)
+        wrappers = find_wrappers([model, *modules.values(), group])
+        parameters = {key: value for group in self._groups.values() for key, value in group.parameters.items()}
+        if self._sharded:
+            self._unreduced = whole(self._sharded, parameters)
+            process_group = check_sharded(self._sharded, parameters, process_group, with_ddp=bool(wrappers))
+        else:
+            self._unreduced = check_wrappers(wrappers, parameters, self._trained()) if wrappers else {}
+            process_group = group_of(wrappers, process_group)
+        self._ranks = self._build_ranks(wrappers, process_group, check_ranks_every)
+        self._pending = PendingLosses(delay, LocalLosses if self._ranks is None else self._ranks.send)
         self._micro_step = 0
         self._grad_norm: Tensor | None = None
         self._apply()
@@ -206,6 +231,15 @@ class AlternatingOptimizer:
             self._pending.add(self._check_losses(None, named))
         return self._advance(updated=False)
 
+    def mean_over_ranks(self, value: Loss) -> Tensor:
+        """The mean of a scalar over all processes, which must all call this; the scalar itself if there is one alone.
+
+        For what all must decide alike: whether to `skip` a loss that is not finite, a held-out loss for the alternator.
+        """
+        if self._ranks is not None:
+            return self._ranks.mean(value)
+        return value.detach() if isinstance(value, Tensor) else tensor(float(value), dtype=float64)
+
     def zero_grad(self) -> None:
         """Set all gradients to None, as `step` does after each update."""
         for parameter in self._parameters:
@@ -230,6 +264,8 @@ class AlternatingOptimizer:
         """Start a new tenure of a name now, as `Alternator.force` does."""
         self._check_boundary("force")
         decision = self._alternator.force(name)
+        if self._ranks is not None:
+            self._ranks.check_decision(decision)
         self.apply()
         return decision
 
@@ -243,6 +279,7 @@ class AlternatingOptimizer:
         """Unfreeze what the user had not frozen, so that another AlternatingOptimizer can take the modules over."""
         self._check_boundary("release")
         self._remember()
+        reshard(self._sharded)
         for group in self._groups.values():
             group.activate()
 
@@ -316,6 +353,19 @@ class AlternatingOptimizer:
             schedulers=tuple(each for name, each in self._schedulers.items() if name in (*members, ALWAYS)),
         )
 
+    def _trained(self) -> dict[str, set[str]]:
+        """Per turn the names of the parameters that train in it."""
+        return {
+            name: {key for group in turn.active for key in group.parameters if key not in group.user_frozen}
+            for name, turn in self._turns.items()
+        }
+
+    def _build_ranks(
+        self, wrappers: list["DistributedDataParallel"], group: "ProcessGroup | None", check_every: int | None
+    ) -> Ranks | None:
+        parameters = {name: tuple(module.parameters.values()) for name, module in self._groups.items()}
+        return None if group is None else Ranks(group, wrappers, self._turns, parameters, check_every)
+
     def _remember(self) -> None:
         """Keep what the user froze, unfroze, or put in inference mode since the last switch."""
         for group in self._turns[self._applied].active:
@@ -326,10 +376,13 @@ class AlternatingOptimizer:
     def _apply(self) -> None:
         self._applied = self._alternator.active
         turn = self._turns[self._applied]
+        reshard(self._sharded)
         for group in turn.frozen:
             group.freeze()
         for group in turn.active:
             group.activate()
+        if self._ranks is not None:
+            self._ranks.align_buffers(submodule for _, submodule in turn.frozen_submodules)
 
     def _check_losses(self, loss: Tensor | None, losses: Mapping[str, Loss] | None) -> dict[str, Loss]:
         if losses is None:
@@ -345,6 +398,8 @@ class AlternatingOptimizer:
         return dict(losses)
 
     def _check_frozen(self) -> None:
+        if self._ranks is None:
+            check_single()
         if self._alternator.active != self._applied:
             raise FreezeError(
                 f"the alternator says {self._alternator.active!r}, but {self._applied!r} is applied: switch with "
@@ -401,6 +456,8 @@ class AlternatingOptimizer:
     def _prepare_update(self) -> None:
         """Only what trains has gradients, and it has some."""
         turn = self._turns[self._applied]
+        if self._ranks is not None:
+            self._ranks.check_reduced()
         for parameter in turn.frozen_parameters:
             parameter.grad = None  # whoever computed it
         for parameter in turn.active_parameters:
@@ -418,6 +475,7 @@ class AlternatingOptimizer:
                 f"the loss reaches no parameter of {self._applied!r}, which is active: give a loss that depends on it, "
                 "or call skip() if this step has nothing for it"
             )
+        check_reduced(self._unreduced)
         unfrozen = [name for name, parameter in self._uncovered.items() if parameter.requires_grad]
         if unfrozen:
             raise ConfigurationError(
@@ -431,6 +489,8 @@ class AlternatingOptimizer:
         for computed_in, name, value in self._pending.close_step(self._alternator.step + 1):
             self._alternator.record(name, value, step=computed_in)
         decision = self._alternator.advance(updated=updated)
+        if self._ranks is not None:
+            self._ranks.check_decision(decision)
         if self._alternator.active != self._applied:
             self.apply()
         return decision

@@ -1,6 +1,9 @@
 """The programs of the guides run, one block after the other, as a reader would run them."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,19 @@ def test_measuring_payoffs():
     stats = names["alternator"].stats()
     assert stats.total_steps == 60
     assert all(module.recent_loss is not None for module in stats.modules.values())
+
+
+def test_two_processes(tmp_path):
+    (program,) = blocks_of("docs/distributed.md")
+    (tmp_path / "train.py").write_text(program)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        environment |= {"GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    model, schedule = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert set(model) == {"encoder.weight", "encoder.bias", "head.weight", "head.bias"}
+    assert schedule["alternator"]["counts"]["step"] == 200

@@ -198,13 +198,13 @@ def test_numbers_out_of_range(option, message):
     refused(message, modules(), **option)
 
 
-def test_a_module_wrapped_for_several_processes():
-    class DistributedDataParallel(nn.Module):
+def test_a_wrapper_other_than_ddp():
+    class FullyShardedDataParallel(nn.Module):
         def __init__(self, module):
             super().__init__()
             self.module = module
 
-    given = {"a": DistributedDataParallel(nn.Linear(1, 1)), "b": nn.Linear(1, 1)}
-    refused(r"must live in one process for now, got a DistributedDataParallel: .*plain module", given)
+    given = {"a": FullyShardedDataParallel(nn.Linear(1, 1)), "b": nn.Linear(1, 1)}
+    refused(r"must be plain, .* or under fully_shard, got a FullyShardedDataParallel, .*use one", given)
     model = nn.DataParallel(nn.ModuleDict(modules()))
     refused(r"got a DataParallel", {name: model.module[name] for name in "ab"}, model=model)

@@ -1,0 +1,202 @@
+"""Two processes under fully_shard (FSDP2): the freeze contract on each, the weights of DDP, what is refused."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import adapters.torch
+from adapters.torch import AlternatingOptimizer
+from alternator import Alternator, Cycle
+from tests.conformance.freeze_contract_torch import adamw, same_bits
+from tests.unit.adapters.ranks_run import NAMES, NUM_STEPS, SHARDINGS, Model, Run, frozen_stays
+from tests.unit.adapters.two_ranks import TwoRanks
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    two = TwoRanks(tmp_path_factory.mktemp("ranks"))
+    yield two
+    two.stop()
+
+
+def gathered(run):
+    return [getattr(each, "full_tensor", each.clone)().detach() for each in run.model.parameters()]
+
+
+def contract(rank, wrapping, clip_norm, evaluated):
+    watched = Run(rank, wrapping, norm=False, delay=0, clip_norm=clip_norm)
+    stayed = frozen_stays(watched)
+    run = Run(rank, wrapping, norm=False, delay=0, check_ranks_every=1, clip_norm=clip_norm)  # a state_dict() reshards
+    for step in range(NUM_STEPS):
+        run.train(step, step + 1)
+        if evaluated:
+            with torch.no_grad():
+                run.loss(step)
+    ddp = Run(rank, "whole", norm=False, delay=0, clip_norm=clip_norm).train()
+    stayed &= watched.decisions == run.decisions
+    return stayed, run.decisions, ddp.decisions, gathered(run), ddp.parameters(), run.alternating.grad_norm
+
+
+@pytest.mark.parametrize("evaluated", [False, True], ids=["", "evaluated"])
+@pytest.mark.parametrize("wrapping", SHARDINGS)
+def test_frozen_stays_and_weights_are_those_of_ddp(ranks, wrapping, evaluated):
+    one, two = ranks.run(contract, wrapping, None, evaluated)
+    for stayed, decisions, ddp_decisions, weights, ddp_weights, _ in (one, two):
+        assert stayed
+        assert decisions == ddp_decisions
+        assert sum(decision.switched for decision in decisions) >= 4
+        assert same_bits(weights, ddp_weights)
+    assert one[1] == two[1]
+
+
+def test_clipping_by_the_norm_of_all_shards(ranks):
+    one, two = ranks.run(contract, "shard each", 0.5, False)
+    assert same_bits(one[3], two[3])
+    assert one[5] == two[5]
+    assert type(one[5]) is torch.Tensor
+    for weights, ddp_weights in zip(one[3], one[4], strict=True):
+        torch.testing.assert_close(weights, ddp_weights, rtol=1e-4, atol=1e-5)
+
+
+def without_reshard(rank):
+    kept = adapters.torch.reshard
+    adapters.torch.reshard = lambda _: None
+    try:
+        Run(rank, "shard each", norm=False, rule=Cycle(3)).train()
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    finally:
+        adapters.torch.reshard = kept
+    return "nothing"
+
+
+def test_without_sharding_again_at_the_switch_a_module_would_not_train(ranks):
+    for message in ranks.run(without_reshard):
+        assert "does not require grad" in message
+
+
+def buffers(rank):
+    return frozen_stays(Run(rank, "shard each", clip_norm=None))
+
+
+def test_buffers_of_a_frozen_module_stay(ranks):
+    assert ranks.run(buffers) == [True, True]
+
+
+def resumed(rank, wrapping, stop):
+    whole = Run(rank, wrapping).train()
+    first = Run(rank, wrapping).train(0, stop)
+    second = Run(rank, wrapping)
+    model, alternating = first.state()
+    second.model.load_state_dict(model)
+    second.alternating.load_state_dict(alternating)
+    second.train(stop)
+    same = same_bits(gathered(second), gathered(whole))
+    return first.decisions + second.decisions == whole.decisions, same
+
+
+@pytest.mark.parametrize("wrapping", SHARDINGS)
+def test_a_resumed_run_equals_one_never_stopped(ranks, wrapping):
+    assert ranks.run(resumed, wrapping, 13) == [(True, True)] * 2
+
+
+def accumulated(rank, synced):
+    run = Run(rank, "shard each", norm=False, accumulate=2, clip_norm=None)
+    for step in range(NUM_STEPS):
+        for name in NAMES:
+            getattr(run.model, name).set_requires_gradient_sync(synced or step % 2 == 1)
+        run.train(step, step + 1)
+    return [each and each.active for each in run.decisions], gathered(run)
+
+
+def test_accumulation_with_gradient_sync_and_without(ranks):
+    (decisions, weights), _ = ranks.run(accumulated, True)
+    (decisions_unsynced, weights_unsynced), _ = ranks.run(accumulated, False)
+    assert decisions == decisions_unsynced
+    for one, two in zip(weights, weights_unsynced, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+def overflowing(rank):
+    run = Run(rank, "shard each", norm=False, scaler=torch.amp.GradScaler("cpu", init_scale=8.0), check_ranks_every=1)
+    updates = []
+    for step in range(4):
+        before = copy.deepcopy(gathered(run))
+        loss = run.loss(step)
+        run.alternating.backward(loss)
+        if (rank, step) == (1, 2):  # in the shard of one rank alone
+            next(each for each in run.model.parameters() if each.requires_grad).grad.to_local().fill_(torch.inf)
+        run.alternating.step(losses={run.alternating.active: loss})
+        updates.append(not same_bits(before, gathered(run)))
+    return updates
+
+
+def test_a_scaler_skips_on_all_ranks_what_overflows_in_one_shard(ranks):
+    assert ranks.run(overflowing) == [[True, True, False, True]] * 2
+
+
+def one_module_not_sharded(rank):
+    model = Model(norm=False)
+    fully_shard(model.a)
+    build(model)
+
+
+def sharded_as_a_model_not_given(rank):
+    model = Model(norm=False)
+    fully_shard(model.a)
+    fully_shard(model)
+    build(model, given=False)
+
+
+def sharded_and_wrapped(rank):
+    model = Model(norm=False)
+    fully_shard(model.a)
+    build(model, b=DistributedDataParallel(model.b))
+
+
+def sharded_after_the_optimizers(rank):
+    model = Model(norm=False)
+    optimizers = {name: adamw(getattr(model, name).parameters()) for name in NAMES}
+    fully_shard(model)
+    AlternatingOptimizer(Alternator(NAMES), {name: getattr(model, name) for name in NAMES}, optimizers, model=model)
+
+
+def sharded_in_two_dimensions(rank):
+    model = Model(norm=False)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard")))
+    build(model)
+
+
+def build(model, given=True, **replaced):
+    modules = {name: getattr(model, name) for name in NAMES} | replaced
+    optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
+    return AlternatingOptimizer(Alternator(NAMES, rule=Cycle(1)), modules, optimizers, model=model if given else None)
+
+
+REFUSALS = {
+    one_module_not_sharded: r"or under fully_shard, but 'b.0.weight', .* is not",
+    sharded_as_a_model_not_given: r"or under fully_shard, but 'b.0.weight', .* is not, .*give it as model=",
+    sharded_and_wrapped: r"fully_shard or DistributedDataParallel, got both; choose one",
+    sharded_after_the_optimizers: r"the optimizer of 'a' must cover it, but 'a.0.weight'",
+    sharded_in_two_dimensions: r"one mesh of one dimension, got .*; give the same to each fully_shard\(\)",
+}
+
+
+def refusal_of(rank, case):
+    try:
+        case(rank)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.__name__)
+def test_refused(ranks, case):
+    for message in ranks.run(refusal_of, case):
+        assert "\n" not in message
+        assert re.search(REFUSALS[case], message)

@@ -1,0 +1,87 @@
+"""Two processes of one gloo group that run the cases of tests, and are ended if they do not answer."""
+
+import os
+import queue
+import sys
+import time
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+NUM_RANKS = 2
+TIMEOUT = 50.0
+"""Seconds that a case may take on a busy machine."""
+
+
+class TwoRanks:
+    """Runs functions of a module on both ranks; started when first used, and anew after a case that failed."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.num_started = 0
+        self.processes = []
+
+    def run(self, case, *args):
+        """What the case returns on each rank; fails with the traceback of a rank, or at the timeout."""
+        if not self.processes:
+            self.start()
+        for tasks in self.tasks:
+            tasks.put((case, args))
+        answers = self.collect(time.monotonic() + TIMEOUT)
+        failed = [f"rank {rank}: {answers.get(rank, (False, 'no answer'))[1]}" for rank in range(NUM_RANKS)]
+        if not all(answers.get(rank, (False,))[0] for rank in range(NUM_RANKS)):
+            self.stop()
+            raise AssertionError("\n".join(failed))
+        return [answers[rank][1] for rank in range(NUM_RANKS)]
+
+    def collect(self, deadline):
+        answers = {}
+        while len(answers) < NUM_RANKS and time.monotonic() < deadline:
+            try:
+                rank, passed, value = self.answers.get(timeout=0.2)
+            except queue.Empty:
+                if not all(process.is_alive() for process in self.processes):
+                    break
+                continue
+            answers[rank] = (passed, value)
+            if not passed:  # the other rank may wait for this one
+                deadline = min(deadline, time.monotonic() + 5)
+        return answers
+
+    def start(self):
+        context = mp.get_context("spawn")
+        self.num_started += 1
+        meeting = f"file://{self.folder}/meeting{self.num_started}"
+        self.answers = context.Queue()
+        self.tasks = [context.SimpleQueue() for _ in range(NUM_RANKS)]
+        self.processes = [
+            context.Process(target=work, args=(rank, meeting, self.tasks[rank], self.answers), daemon=True)
+            for rank in range(NUM_RANKS)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def stop(self):
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+        self.processes = []
+
+
+def work(rank, meeting, tasks, answers):
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=NUM_RANKS, timeout=timedelta(seconds=TIMEOUT)
+    )
+    while True:
+        case, args = tasks.get()
+        try:
+            answers.put((rank, True, case(rank, *args)))
+        except Exception:  # noqa: BLE001 - the parent raises it
+            answers.put((rank, False, traceback.format_exc()))

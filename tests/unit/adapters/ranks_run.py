@@ -1,6 +1,7 @@
 """A run of two modules that take turns, wrapped for several processes in one of several ways."""
 
 import copy
+import re
 
 import torch
 from torch import nn
@@ -101,3 +102,18 @@ def frozen_stays(run, num_steps=NUM_STEPS):
         module = getattr(run.model, frozen)
         stayed &= same_bits(kept, run.stays(frozen)) and all(each.grad is None for each in module.parameters())
     return stayed
+
+
+def refusal_of(rank, case):
+    try:
+        case(rank)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
+def check_refusal(ranks, case, pattern):
+    """Every rank refuses it, in one line that says so."""
+    for message in ranks.run(refusal_of, case):
+        assert "\n" not in message
+        assert re.search(pattern, message), message

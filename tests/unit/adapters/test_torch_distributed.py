@@ -16,7 +16,7 @@ from adapters._torch_losses import LocalLosses
 from adapters.torch import AlternatingOptimizer
 from alternator import Alternator, ConfigurationError, Cycle, Plateau
 from tests.conformance.freeze_contract_torch import adamw, same_bits
-from tests.unit.adapters.ranks_run import NAMES, NUM_STEPS, RULE, Model, Run, batch, frozen_stays
+from tests.unit.adapters.ranks_run import NAMES, NUM_STEPS, RULE, Model, Run, batch, check_refusal, frozen_stays
 from tests.unit.adapters.two_ranks import NUM_RANKS, TwoRanks
 
 WRAPPINGS = ("whole", "each")
@@ -421,19 +421,9 @@ REFUSALS = {
 }
 
 
-def refusal_of(rank, case):
-    try:
-        case(rank)
-    except ValueError as error:
-        return str(error)
-    return "nothing"
-
-
 @pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.__name__)
 def test_refused(ranks, case):
-    for message in ranks.run(refusal_of, case):
-        assert "\n" not in message
-        assert re.search(REFUSALS[case], message)
+    check_refusal(ranks, case, REFUSALS[case])
 
 
 def test_processes_that_start_after_the_adapter_was_built(monkeypatch):

@@ -74,6 +74,8 @@ class Gain:
         check_integer("max_wait", self.max_wait, self.min_steps)
         if isinstance(self.costs, list):
             object.__setattr__(self, "costs", tuple(self.costs))
+        if self.costs is not None and not isinstance(self.costs, tuple):
+            raise ConfigurationError(f"costs must be a tuple of numbers, one per module, got {self.costs!r}")
         for cost in self.costs or ():
             check_positive("costs", cost)
 

@@ -91,6 +91,8 @@ class Payoff:
     def __post_init__(self) -> None:
         if isinstance(self.costs, list):
             object.__setattr__(self, "costs", tuple(self.costs))
+        if not isinstance(self.costs, tuple):
+            raise ConfigurationError(f"costs must be a tuple of numbers, one per turn, got {self.costs!r}")
         for cost in self.costs:
             check_positive("costs", cost)
         if len(self.costs) < 2 or self.costs[0] <= max(self.costs[1:]):

@@ -102,6 +102,7 @@ def test_where_all_are_stale_the_longest_wait_comes_first():
         (lambda: Gain(min_steps=0), "min_steps must be an integer of at least 1, got 0"),
         (lambda: Gain(window=9), "window must be an integer of at least 10, got 9"),
         (lambda: Gain(min_steps=30, max_wait=29), "max_wait must be an integer of at least 30, got 29"),
+        (lambda: Gain(costs=0.5), "costs must be a tuple of numbers, one per module, got 0.5"),
         (lambda: Gain(costs=(1.0, 0.0)), "costs must be a finite number above 0, got 0.0"),
         (lambda: Alternator(tuple("abc"), Gain(costs=[1, 2])), r"costs must be one per module \(3\), got 2"),
         (

@@ -148,6 +148,7 @@ def test_a_turn_that_was_not_measured_is_never_chosen_and_infinite_payoffs_say_n
     [
         ({"costs": (2, 2)}, "costs must begin with the joint turn's, which must be the largest"),
         ({"costs": (2,)}, "costs must begin"),
+        ({"costs": 0.5}, "costs must be a tuple of numbers, one per turn, got 0.5"),
         ({"costs": (2, -1)}, "costs must be a finite number above 0"),
         ({"share": 1.0}, "share must be a number above 0 and below 1"),
         ({"confidence": 0}, "confidence must be"),

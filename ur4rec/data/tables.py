@@ -142,7 +142,9 @@ def read_text_table(path: Path, form: TextFormat) -> Table:
         columns = _read_columns(form, content, start, names)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         _refuse_shape(path, form, content, len(names))
-        raise DataError(f"{path}: cannot be read as a table of {len(names)} columns: {cut(str(error))}") from error
+        raise DataError(
+            f"{path}: cannot be read as a table of {len(names)} columns: {cut(' '.join(str(error).split()))}"
+        ) from error
     if _has_long_fields(columns) or (b'"' in content and form.quoted and _has_line_ends(columns)):
         _refuse_shape(path, form, content, len(names))
     return Table(path, columns, form)
@@ -158,7 +160,7 @@ def read_parquet_table(path: Path) -> Table:
     try:
         table = pa.parquet.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {cut(str(error), 200)}") from error
+        raise DataError(f"{path}: cannot be read as Parquet: {cut(' '.join(str(error).split()), 200)}") from error
     _check_header(str(path), table.column_names)
     return Table(path, {name: table[name].combine_chunks() for name in table.column_names}, None)
 

@@ -288,3 +288,12 @@ def test_any_bytes_are_refused_in_one_line_or_loaded(tmp_path_factory, content, 
     path = write(tmp_path_factory.mktemp("bytes") / f"x{suffix}", header.encode() + content)
     loaded = read_or_refused(load_dataset, path)
     assert loaded is None or len(loaded) > 0
+
+
+def test_a_parquet_fault_of_several_lines_is_told_in_one(tmp_path, monkeypatch):
+    def read(path):
+        raise pa.ArrowInvalid("invalid data\n----------\nDeserializing page header failed.\n")
+
+    monkeypatch.setattr(pa.parquet, "ParquetFile", read)
+    path = write(tmp_path / "x.parquet", b"PAR1")
+    assert read_or_refused(load_dataset, path) is None

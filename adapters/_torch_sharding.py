@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from adapters._ownership import listed
-from adapters._torch_wrappers import check_reduced
+from adapters._torch_wrappers import all_inside, check_reduced
 from alternator import ConfigurationError
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 def find_sharded(given: Iterable[object]) -> list[Any]:
     """Every module under ``fully_shard`` that is, or is in, one of the modules given; each once."""
-    inside = [submodule for module in given if isinstance(module, nn.Module) for submodule in module.modules()]
-    return list({id(each): each for each in inside if _is_sharded(each)}.values())
+    return [each for each in all_inside(given) if _is_sharded(each)]
 
 
 def reshard(sharded: Iterable[Any]) -> None:

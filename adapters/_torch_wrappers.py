@@ -50,9 +50,13 @@ def shells(module: nn.Module) -> list[DistributedDataParallel]:
 
 def find_wrappers(given: Iterable[object]) -> list[DistributedDataParallel]:
     """Every DDP wrapper that is, or is in, one of the modules given; each once."""
-    inside = [submodule for module in given if isinstance(module, nn.Module) for submodule in module.modules()]
-    unique = {id(each): each for each in inside if isinstance(each, DistributedDataParallel)}
-    return list(unique.values())
+    return [each for each in all_inside(given) if isinstance(each, DistributedDataParallel)]
+
+
+def all_inside(given: Iterable[object]) -> list[nn.Module]:
+    """The modules among what is given and all that is in them; each once."""
+    inside = (submodule for module in given if isinstance(module, nn.Module) for submodule in module.modules())
+    return list({id(submodule): submodule for submodule in inside}.values())
 
 
 def check_wrappers(

@@ -17,6 +17,15 @@ def check_positive(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be a finite number above 0, got {value!r}")
 
 
+def check_costs(costs: object, what: str) -> tuple[float, ...]:
+    """The costs as a tuple; refuses anything but a list or tuple of finite numbers above 0, one per ``what``."""
+    if not isinstance(costs, (list, tuple)):
+        raise ConfigurationError(f"costs must be a tuple of numbers, one per {what}, got {costs!r}")
+    for cost in costs:
+        check_positive("costs", cost)
+    return tuple(costs)
+
+
 def check_fraction(name: str, value: object, low: float, high: float) -> None:
     """Refuse anything but a number strictly between ``low`` and ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:

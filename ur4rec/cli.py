@@ -23,7 +23,7 @@ from ur4rec.compare.arms import ARMS_HELP
 from ur4rec.data.describe import describe
 from ur4rec.data.sources import load_dataset
 from ur4rec.data.splits import leave_one_out
-from ur4rec.data.tables import cut
+from ur4rec.data.tables import one_line
 from ur4rec.errors import ConfigurationError
 from ur4rec.event_log import check_event_logs, open_event_log
 from ur4rec.experiment import prepare
@@ -82,7 +82,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _fail(message: str) -> None:
-    line = cut(" ".join(message.split()), 2000)
+    line = one_line(message, 2000)
     stderr.print("error: " + line, style="red", markup=False)
     raise typer.Exit(2)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
 
-from alternator.checks import check_integer, check_positive
+from alternator.checks import check_costs, check_integer
 from alternator.errors import ConfigurationError
 from alternator.line import robust_gain
 from alternator.reasons import Reason
@@ -72,12 +72,8 @@ class Gain:
         check_integer("min_steps", self.min_steps, 1)
         check_integer("window", self.window, FEWEST_LOSSES)
         check_integer("max_wait", self.max_wait, self.min_steps)
-        if isinstance(self.costs, list):
-            object.__setattr__(self, "costs", tuple(self.costs))
-        if self.costs is not None and not isinstance(self.costs, tuple):
-            raise ConfigurationError(f"costs must be a tuple of numbers, one per module, got {self.costs!r}")
-        for cost in self.costs or ():
-            check_positive("costs", cost)
+        if self.costs is not None:
+            object.__setattr__(self, "costs", check_costs(self.costs, "module"))
 
     @property
     def ring_size(self) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import copysign, inf, isfinite, sqrt
 from typing import NamedTuple
 
-from alternator.checks import check_fraction, check_integer, check_positive
+from alternator.checks import check_costs, check_fraction, check_integer, check_positive
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
@@ -89,12 +89,7 @@ class Payoff:
     """Updated steps after which the joint turn returns at the latest."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.costs, list):
-            object.__setattr__(self, "costs", tuple(self.costs))
-        if not isinstance(self.costs, tuple):
-            raise ConfigurationError(f"costs must be a tuple of numbers, one per turn, got {self.costs!r}")
-        for cost in self.costs:
-            check_positive("costs", cost)
+        object.__setattr__(self, "costs", check_costs(self.costs, "turn"))
         if len(self.costs) < 2 or self.costs[0] <= max(self.costs[1:]):
             raise ConfigurationError(
                 f"costs must begin with the joint turn's, which must be the largest, got {self.costs}: "

@@ -142,9 +142,7 @@ def read_text_table(path: Path, form: TextFormat) -> Table:
         columns = _read_columns(form, content, start, names)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         _refuse_shape(path, form, content, len(names))
-        raise DataError(
-            f"{path}: cannot be read as a table of {len(names)} columns: {cut(' '.join(str(error).split()))}"
-        ) from error
+        raise DataError(f"{path}: cannot be read as a table of {len(names)} columns: {one_line(str(error))}") from error
     if _has_long_fields(columns) or (b'"' in content and form.quoted and _has_line_ends(columns)):
         _refuse_shape(path, form, content, len(names))
     return Table(path, columns, form)
@@ -160,7 +158,7 @@ def read_parquet_table(path: Path) -> Table:
     try:
         table = pa.parquet.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {cut(' '.join(str(error).split()), 200)}") from error
+        raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
     _check_header(str(path), table.column_names)
     return Table(path, {name: table[name].combine_chunks() for name in table.column_names}, None)
 
@@ -181,6 +179,11 @@ def require_columns(table: Table, columns: Sequence[str], remedy: str) -> None:
 def cut(text: str, most: int = 60) -> str:
     """The beginning of a text that may be long, for a message."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def one_line(text: str, most: int = 60) -> str:
+    """The beginning of a text that may have several lines, in one."""
+    return cut(" ".join(text.split()), most)
 
 
 def listed(names: Sequence[str], most: int = 12) -> str:

@@ -5,7 +5,7 @@ from alternator.errors import AlternatorError, ConfigurationError, LossError, St
 from alternator.machine import Alternator
 from alternator.payoffs import Payoffs
 from alternator.reasons import Reason
-from alternator.recorded import Replay, Switch, replay
+from alternator.recordings.replay import Replay, Switch, replay
 from alternator.rule import Facts, Rule, Verdict
 from alternator.rules import Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Trend
 from alternator.stats import ModuleStats, Stats

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from alternator.errors import AlternatorError, ConfigurationError
-from alternator.event_files import is_event_path, read_events
-from alternator.loss_table import LossTable, read_losses
-from alternator.plot import plot_replay
-from alternator.recorded import replay
-from alternator.replay_text import render_replay, render_sweep
-from alternator.rule_help import render_rules
+from alternator.recordings.event_files import is_event_path, read_events
+from alternator.recordings.plot import plot_replay
+from alternator.recordings.replay import replay
+from alternator.recordings.sweep import parse_grid, sweep
+from alternator.recordings.tables import LossTable, read_losses
+from alternator.recordings.text import render_replay, render_sweep
+from alternator.rules.help import render_rules
 from alternator.rules.named import rule_from_settings
-from alternator.sweep import parse_grid, sweep
 
 _REPLAY_HELP = """\
 Show when a rule would have switched on recorded losses, and why it would have held.

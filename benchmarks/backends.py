@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.backends import BACKENDS, load_scorer
 from ur4rec.config import SCORERS
-from ur4rec.experiment import prepare
-from ur4rec.run_config import RunConfig
-from ur4rec.run_directory import RunDirectory
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.prepared import prepare
+from ur4rec.training.backend import BACKENDS, load_scorer
 
 BOUND = 1e-5
 TOP = 20

@@ -24,9 +24,9 @@ from torch.nn.functional import cross_entropy
 
 import ur4rec_jax
 import ur4rec_torch
-from ur4rec.batches import TrainBatches
+from ur4rec.data.batches import TrainBatches
 from ur4rec.data.sequences import Sequences
-from ur4rec.stages import MODULES, TURNS
+from ur4rec.schedule.stages import MODULES, TURNS
 from ur4rec_torch.device import to_device
 
 QUESTION = "Is an accelerator kept busy?"

@@ -26,8 +26,8 @@ from torch.nn.functional import cross_entropy
 import alternator
 from adapters.torch import AlternatingOptimizer
 from alternator import Alternator, Cycle, Plateau, Rule
-from ur4rec.batches import TrainBatches
 from ur4rec.data import leave_one_out, synthetic
+from ur4rec.data.batches import TrainBatches
 from ur4rec_torch import JointTrainer, UR4Rec
 from ur4rec_torch.device import to_device
 

@@ -27,10 +27,10 @@ from overhead import RESULTS, SEED, Row, machine, save, side_by_side
 import ur4rec_jax
 import ur4rec_torch
 from alternator import Plateau
-from ur4rec.batches import TrainBatches
 from ur4rec.config import TrainerConfig
 from ur4rec.data import leave_one_out, synthetic
-from ur4rec.stages import MODULES
+from ur4rec.data.batches import TrainBatches
+from ur4rec.schedule.stages import MODULES
 from ur4rec_jax import catalogue_loss
 from ur4rec_jax.compiled import compiled, functions_of
 from ur4rec_jax.device import to_inputs

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.metrics import ndcg
+from ur4rec.evaluation.metrics import ndcg
 
 CLOCKS = ("wall", "processor")
 SCORINGS = ("filtered", "unfiltered")

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alternator import Alternator, Cycle, Gain, Patience, Plateau, RandomTenure, Rule, Trend, replay
-from alternator.line import least_squares
-from alternator.loss_table import read_losses
+from alternator.recordings.tables import read_losses
+from alternator.rules._regression import least_squares
 
 SEED = 0
 RESULTS = Path(__file__).parent / "results"

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from alternator import AlternatorError
+from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.report import write_report
 from ur4rec.compare.study import StudyConfig
-from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.compare.workers import run_study
 
 RESULTS = Path(__file__).parent / "results"

@@ -26,7 +26,7 @@ from steps_torch import TorchByHand, count_torch
 import ur4rec_jax
 import ur4rec_torch
 from alternator import Plateau
-from ur4rec.stages import JOINT_STAGES, TURNS
+from ur4rec.schedule.stages import JOINT_STAGES, TURNS
 
 QUESTION = "What does a training step cost?"
 BAR = 1.1

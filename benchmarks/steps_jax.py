@@ -15,7 +15,7 @@ from overhead_jax import count_flops
 
 import ur4rec_jax
 from ur4rec.config import TrainerConfig
-from ur4rec.curriculum import FULL, WITHOUT_CURRICULUM
+from ur4rec.schedule.curriculum import FULL, WITHOUT_CURRICULUM
 from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import SEQUENCE_LOSSES, StepInputs, softmax_cross_entropy

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ur4rec_torch
 from ur4rec.config import TrainerConfig
-from ur4rec.curriculum import FULL, WITHOUT_CURRICULUM
+from ur4rec.schedule.curriculum import FULL, WITHOUT_CURRICULUM
 from ur4rec_torch.device import to_device
 from ur4rec_torch.losses import SEQUENCE_LOSSES, StepInputs
 from ur4rec_torch.memory_bank import MemoryBank, find_last_targets

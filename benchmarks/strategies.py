@@ -24,15 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ur4rec.backends import BACKENDS, load_backend
 from ur4rec.compare.evaluation import evaluate
 from ur4rec.compare.statistics import Resamples
 from ur4rec.compare.workers import one_thread_processes
-from ur4rec.experiment import Experiment, prepare
-from ur4rec.facts import experiment_facts, machine_facts, source_commit
+from ur4rec.evaluation.metrics import ndcg
 from ur4rec.files import write_file, write_whole
-from ur4rec.metrics import ndcg
-from ur4rec.run_config import RunConfig, preset
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.prepared import Experiment, prepare
+from ur4rec.runs.presets import preset
+from ur4rec.runs.provenance import experiment_facts, machine_facts, source_commit
+from ur4rec.training.backend import BACKENDS, load_backend
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -8,8 +8,8 @@ import pytest
 
 from alternator import Payoff, Reason
 from ur4rec.errors import ConfigurationError
-from ur4rec.metrics import negative_log_likelihood
-from ur4rec.stages import MODULES
+from ur4rec.evaluation.metrics import negative_log_likelihood
+from ur4rec.schedule.stages import MODULES
 
 RULE = Payoff(costs=(1.0, 0.6, 0.5), min_steps=3, groups=4, confidence=0.5, wait=6, max_wait=6)
 

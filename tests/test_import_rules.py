@@ -9,7 +9,7 @@ import pytest
 FORBIDDEN = {
     "alternator": {"numpy", "torch", "jax", "pandas", "matplotlib", "tensorboard", "ur4rec", "adapters"},
     "adapters": {"numpy", "torch", "jax", "alternator"},
-    "ur4rec.run": {"torch", "jax", "flax", "optax", "ur4rec_torch", "ur4rec_jax"},
+    "ur4rec.runs.run": {"torch", "jax", "flax", "optax", "ur4rec_torch", "ur4rec_jax"},
     "ur4rec.cli": {"torch", "jax", "flax", "optax", "ur4rec_torch", "ur4rec_jax"},
     "ur4rec_torch": {"jax", "flax", "optax", "ur4rec_jax"},
     "adapters.torch": {"jax", "flax", "optax", "lightning", "ur4rec"},

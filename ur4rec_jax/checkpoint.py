@@ -1,4 +1,4 @@
-"""Checkpoints of a JAX run: arrays to safetensors and back. What backends share is in `ur4rec.checkpoint`.
+"""Checkpoints of a JAX run: arrays to safetensors and back. What backends share is in `ur4rec.training.checkpoint`.
 
 Arrays have PyTorch's names and layout, so either backend loads what the other saved, optimizer state included.
 """
@@ -19,10 +19,10 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from adapters.optax import AlternatingState
-from ur4rec.checkpoint import MODEL_FILE, OPTIMIZER_FILE, check_same, read_checkpoint, write_checkpoint
-from ur4rec.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, LOG_VARIANCES
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError
+from ur4rec.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, check_same, read_checkpoint, write_checkpoint
+from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, LOG_VARIANCES
 from ur4rec_jax.memory_bank import MemoryBank
 from ur4rec_jax.step import TrainState
 from ur4rec_jax.strategies import StrategyState
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
     """Parameters and buffers by their canonical names."""
     moments: dict[str, NDArray[Any]]
     """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``; and what the
-    strategies keep, by the names of `ur4rec.components`."""
+    strategies keep, by the names of `ur4rec.training.components`."""
     state: dict[str, Any]
     """Everything else."""
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ur4rec.batches import Batch
+from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec_jax.losses import StepInputs
 

@@ -14,10 +14,10 @@ from jax import Array
 
 from adapters.jax import DeviceAlternator, DeviceDecision, DeviceState
 from alternator import Decision
-from ur4rec.batches import Batch
-from ur4rec.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
-from ur4rec.curriculum import CurriculumWeights
-from ur4rec.stages import MODULES, TURNS
+from ur4rec.data.batches import Batch
+from ur4rec.schedule.curriculum import CurriculumWeights
+from ur4rec.schedule.stages import MODULES, TURNS
+from ur4rec.training.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
 from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import StepInputs

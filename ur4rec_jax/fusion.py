@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from ur4rec.components import RANK_CONSTANT
 from ur4rec.config import ModelConfig
+from ur4rec.training.components import RANK_CONSTANT
 
 
 class LogitFusion(nnx.Module):

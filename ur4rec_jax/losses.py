@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
-from ur4rec.stages import MODULES
+from ur4rec.schedule.stages import MODULES
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
 from ur4rec_jax.fusion import LogitFusion
 from ur4rec_jax.retriever import Catalogue
@@ -34,7 +34,7 @@ class StepInputs(NamedTuple):
 
 
 class Component(NamedTuple):
-    """One component of what is minimised; see `ur4rec.components`."""
+    """One component of what is minimised; see `ur4rec.training.components`."""
 
     loss: Array
     """The loss itself."""

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
-from ur4rec.batches import EvaluationBatch
+from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import DataError, NonFiniteError
 
 

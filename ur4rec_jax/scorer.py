@@ -12,8 +12,8 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
-from ur4rec.batches import EvaluationBatch
 from ur4rec.config import SCORERS, TrainerConfig
+from ur4rec.data.batches import EvaluationBatch
 from ur4rec_jax.compiled import functions_of
 from ur4rec_jax.device import find_device, to_indices
 from ur4rec_jax.ranking import rank_loader

@@ -1,4 +1,4 @@
-"""The strategies: further loss components, and what they keep between steps; see `ur4rec.components`.
+"""The strategies: further loss components, and what they keep between steps; see `ur4rec.training.components`.
 
 Shapes: B rows, L positions, N positions with a target (and some that fill up), I items, K preference vectors, d width,
 C components.
@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ur4rec.components import DIVERSITY_RIDGE, loss_name
 from ur4rec.config import TrainerConfig
-from ur4rec.curriculum import CurriculumWeights
+from ur4rec.schedule.curriculum import CurriculumWeights
+from ur4rec.training.components import DIVERSITY_RIDGE, loss_name
 from ur4rec_jax.layers import normalize
 from ur4rec_jax.losses import Component, StepInputs, StepLosses, both_scores, mean_over_targets
 from ur4rec_jax.memory_bank import LastTargets, MemoryBank, find_last_targets

@@ -21,25 +21,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from adapters.jax import DeviceAlternator, HostAlternator
 from alternator import Alternator, Decision, Payoff, Rule
-from ur4rec.batches import Batch, EvaluationBatch
 from ur4rec.config import SCORERS, TrainerConfig, check_joint_loss
-from ur4rec.curriculum import CurriculumWeights, curriculum_weights
-from ur4rec.decisions import StepRecord
+from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import ConfigurationError
-from ur4rec.metrics import summarise
-from ur4rec.payoff_probe import build_probe
-from ur4rec.progress import count_steps
-from ur4rec.stages import (
-    JOINT_STAGES,
-    MODULES,
-    TURNS,
-    ModuleAlternator,
-    build_alternator,
-    check_num_steps,
-    find_stage,
-    learning_rates,
-)
-from ur4rec.step_log import LateStep, StepLog
+from ur4rec.evaluation.metrics import summarise
+from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
+from ur4rec.schedule.curriculum import CurriculumWeights, curriculum_weights
+from ur4rec.schedule.learning_rate import learning_rates
+from ur4rec.schedule.payoff_probe import build_probe
+from ur4rec.schedule.stages import JOINT_STAGES, MODULES, TURNS, check_num_steps, find_stage
+from ur4rec.training.late_steps import LateStep, StepLog
+from ur4rec.training.progress import count_steps
+from ur4rec.training.records import StepRecord
 from ur4rec_jax import checkpoint
 from ur4rec_jax.compiled import functions_of
 from ur4rec_jax.device import find_device, to_indices, to_inputs
@@ -80,7 +73,7 @@ class JointTrainer:
         ConfigurationError: A setting is out of range, or two do not go together.
 
     Example:
-        >>> from ur4rec.batches import EvaluationBatches, TrainBatches
+        >>> from ur4rec.data.batches import EvaluationBatches, TrainBatches
         >>> from ur4rec.data import leave_one_out, synthetic
         >>> split = leave_one_out(synthetic(num_users=40, num_items=50))
         >>> model = UR4Rec(split.num_items, np.eye(split.num_items), text_embedding_dim=split.num_items, max_seq_len=8)
@@ -214,7 +207,7 @@ class JointTrainer:
 
         Returns:
             ``total_loss``, ``sasrec_loss``, ``retriever_loss`` and those of the other components that were computed
-            (means over the steps in which they were; see `ur4rec.components`),
+            (means over the steps in which they were; see `ur4rec.training.components`),
             ``steps`` in all and per turn, ``switches`` and ``nonfinite_steps`` of this epoch, ``adaptive_switch_count``
             of the schedule so far, and the last learning rates.
 

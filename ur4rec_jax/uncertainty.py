@@ -1,6 +1,6 @@
-"""Uncertainty weighting: the weight of each loss component is learned; see `ur4rec.components`.
+"""Uncertainty weighting: the weight of each loss component is learned; see `ur4rec.training.components`.
 
-Shapes: C components, in the order of `ur4rec.components.COMPONENTS`.
+Shapes: C components, in the order of `ur4rec.training.components.COMPONENTS`.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from jax import Array
 
-from ur4rec.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
+from ur4rec.training.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
 from ur4rec_jax.losses import Component
 
 

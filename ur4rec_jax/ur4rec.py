@@ -11,7 +11,8 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
-from ur4rec.config import SCORERS, ModelConfig, check_choice
+from ur4rec.checks import check_choice
+from ur4rec.config import SCORERS, ModelConfig
 from ur4rec.errors import ConfigurationError
 from ur4rec_jax.fusion import FUSIONS
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever

@@ -1,4 +1,4 @@
-"""Checkpoints of a PyTorch run: tensors to safetensors and back. What backends share is in `ur4rec.checkpoint`."""
+"""Checkpoints of a PyTorch run: tensors to safetensors and back. See `ur4rec.training.checkpoint`."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,9 +11,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ur4rec.checkpoint import MODEL_FILE, OPTIMIZER_FILE, check_same, read_checkpoint, write_checkpoint
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError
+from ur4rec.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, check_same, read_checkpoint, write_checkpoint
 from ur4rec_torch.ur4rec import UR4Rec
 
 
@@ -24,7 +24,7 @@ class Loaded(NamedTuple):
     """Parameters and buffers by their names in the model."""
     moments: dict[str, Tensor]
     """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``; and what the
-    strategies keep, by the names of `ur4rec.components`."""
+    strategies keep, by the names of `ur4rec.training.components`."""
     state: dict[str, Any]
     """Everything else."""
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ur4rec.batches import Batch
+from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec_torch.losses import StepInputs
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ur4rec.components import RANK_CONSTANT
 from ur4rec.config import ModelConfig
+from ur4rec.training.components import RANK_CONSTANT
 
 
 class LogitFusion(nn.Module):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ur4rec.config import TrainerConfig
-from ur4rec.stages import MODULES
+from ur4rec.schedule.stages import MODULES
 from ur4rec_torch.catalogue_loss import catalogue_cross_entropy
 from ur4rec_torch.fusion import LogitFusion
 from ur4rec_torch.retriever import Catalogue
@@ -32,7 +32,7 @@ class StepInputs(NamedTuple):
 
 
 class Component(NamedTuple):
-    """One component of what is minimised; see `ur4rec.components`."""
+    """One component of what is minimised; see `ur4rec.training.components`."""
 
     loss: Tensor
     """The loss itself."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ur4rec.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS
+from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS
 from ur4rec_torch.losses import StepInputs
 
 _EMPTY = -1

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ur4rec.batches import EvaluationBatch
+from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import DataError, NonFiniteError
 from ur4rec_torch.device import to_indices
 

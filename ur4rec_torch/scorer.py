@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ur4rec.batches import EvaluationBatch
 from ur4rec.config import SCORERS
+from ur4rec.data.batches import EvaluationBatch
 from ur4rec_torch.device import find_device, to_indices
 from ur4rec_torch.ranking import rank_loader
 from ur4rec_torch.ur4rec import UR4Rec

@@ -1,4 +1,4 @@
-"""The strategies: further loss components, and what they keep between steps; see `ur4rec.components`.
+"""The strategies: further loss components, and what they keep between steps; see `ur4rec.training.components`.
 
 Shapes: B rows, L positions, N positions with a target, I items, K preference vectors, d width.
 """
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ur4rec.components import DIVERSITY_RIDGE, loss_name
 from ur4rec.config import ModelConfig, TrainerConfig
-from ur4rec.curriculum import CurriculumWeights
+from ur4rec.schedule.curriculum import CurriculumWeights
+from ur4rec.training.components import DIVERSITY_RIDGE, loss_name
 from ur4rec_torch.losses import Component, StepInputs, StepLosses, both_scores
 from ur4rec_torch.memory_bank import MemoryBank, find_last_targets
 from ur4rec_torch.retriever import Catalogue

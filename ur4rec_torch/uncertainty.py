@@ -1,11 +1,11 @@
-"""Uncertainty weighting: the weight of each loss component is learned; see `ur4rec.components`."""
+"""Uncertainty weighting: the weight of each loss component is learned; see `ur4rec.training.components`."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ur4rec.components import COMPONENTS, LOG_VARIANCES, UNCERTAINTY, loss_name, weight_name
+from ur4rec.training.components import COMPONENTS, LOG_VARIANCES, UNCERTAINTY, loss_name, weight_name
 from ur4rec_torch.losses import Component
 
 

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ur4rec.config import SCORERS, ModelConfig, check_choice
+from ur4rec.checks import check_choice
+from ur4rec.config import SCORERS, ModelConfig
 from ur4rec.errors import ConfigurationError
 from ur4rec_torch.fusion import FUSIONS
 from ur4rec_torch.retriever import Catalogue, PreferenceRetriever

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from alternator.checks import check_costs, check_integer
 from alternator.errors import ConfigurationError
-from alternator.line import robust_gain
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import FEWEST_LOSSES
+from alternator.rules._regression import robust_gain
 
 
 class GainState(NamedTuple):

@@ -6,10 +6,10 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 from alternator.checks import check_fraction, check_integer, check_max_steps, check_positive
-from alternator.line import rises, robust_gain
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import FEWEST_LOSSES, look_spacing
+from alternator.rules._regression import rises, robust_gain
 
 _HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.VOTES)
 

@@ -6,10 +6,10 @@ import pytest
 from alternator import Cycle, Plateau
 from tests.conformance.comparisons import same_curves, same_ranking, same_scores
 from tests.conformance.registry import chosen
-from ur4rec.backends import BACKENDS, load_backend
-from ur4rec.batches import TrainBatches
 from ur4rec.config import FUSIONS
 from ur4rec.data import leave_one_out, synthetic
+from ur4rec.data.batches import TrainBatches
+from ur4rec.training.backend import BACKENDS, load_backend
 
 MAX_SEQ_LEN, NUM_STEPS = 8, 200
 SCHEDULES = {"fused": Plateau(min_steps=3, window=5), "separate": Cycle((2, 3))}

@@ -11,10 +11,10 @@ import pytest
 from alternator import Cycle
 from tests.conformance.comparisons import same_curves, same_scores
 from tests.conformance.registry import chosen
-from ur4rec.backends import BACKENDS, load_backend
-from ur4rec.batches import EvaluationBatches, TrainBatches
 from ur4rec.data import leave_one_out, synthetic
+from ur4rec.data.batches import EvaluationBatches, TrainBatches
 from ur4rec.errors import CheckpointError, ConfigurationError
+from ur4rec.training.backend import BACKENDS, load_backend
 
 MAX_SEQ_LEN = 8
 WITHOUT_TEXT = 5

@@ -19,13 +19,13 @@ import numpy as np
 import torch._dynamo  # noqa: F401  (the first optimizer imports it: seconds)
 import typer
 
-from ur4rec.batches import TrainBatches
 from ur4rec.cli import one_line_errors, train_until_stopped
 from ur4rec.data import leave_one_out, synthetic
-from ur4rec.experiment import Experiment
-from ur4rec.run import Run
-from ur4rec.run_config import RunConfig
-from ur4rec.run_directory import RunDirectory
+from ur4rec.data.batches import TrainBatches
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.prepared import Experiment
+from ur4rec.runs.run import Run
 from ur4rec_jax import JointTrainer  # noqa: F401  (so that a child need not import it)
 from ur4rec_torch import JointTrainer as _  # noqa: F401
 

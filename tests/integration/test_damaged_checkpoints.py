@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from tests.integration.tiny_run import invoke, mistaken
-from ur4rec.backends import BACKENDS
-from ur4rec.checkpoint import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, read_checkpoint, write_checkpoint
+from ur4rec.training.backend import BACKENDS
+from ur4rec.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, read_checkpoint, write_checkpoint
 
 FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.guide_blocks import blocks_of, run_blocks
+from ur4rec.cli.settings import render_settings
 from ur4rec.config import ModelConfig, TrainerConfig
-from ur4rec.run_config import PRESETS, preset
-from ur4rec.settings_help import render_settings
+from ur4rec.runs.presets import PRESETS, preset
 
 ROOT = Path(__file__).parents[2]
 ABORTED_AT_EXIT = "terminate called without an active exception"

@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from tests.integration.killed_run import CONFIG, Moment, run_in_child
-from ur4rec.checkpoint import read_checkpoint
-from ur4rec.run_directory import RunDirectory
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.training.checkpoint import read_checkpoint
 
 ON_THE_WAY = [
     "open decisions.csv",

@@ -10,7 +10,7 @@ import pytest
 
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.errors import DataError
-from ur4rec.metrics import summarise
+from ur4rec.evaluation.metrics import summarise
 
 
 @pytest.fixture(scope="module")

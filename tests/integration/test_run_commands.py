@@ -10,8 +10,8 @@ import pytest
 
 from tests.integration.tiny_run import invoke, mistaken
 from ur4rec.data import leave_one_out, synthetic
-from ur4rec.leakage import find_leakage
-from ur4rec.user_texts import read_user_texts
+from ur4rec.text.leakage import find_leakage
+from ur4rec.text.users import read_user_texts
 
 
 def final(run):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.tiny_run import invoke, mistaken
 from ur4rec.data import leave_one_out, synthetic
-from ur4rec.user_texts import texts_of_prefixes, write_user_texts
+from ur4rec.text.users import texts_of_prefixes, write_user_texts
 
 SHORT = [
     *("--dataset", "synthetic", "--preset", "smoke", "--batch-size", "512", "--quiet"),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ur4rec.errors import ConfigurationError
-from ur4rec.schedules import SEQUENCE, parse_schedule
-from ur4rec.stages import BOTH, MODULES
-from ur4rec.turn_sequence import shuffled
+from ur4rec.schedule.names import SEQUENCE, parse_schedule
+from ur4rec.schedule.sequence import shuffled
+from ur4rec.schedule.stages import BOTH, MODULES
 
 PARITY = "parity"
 JOINT = "joint"

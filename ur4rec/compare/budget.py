@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from ur4rec.stages import MODULES, TURNS
+from ur4rec.schedule.stages import MODULES, TURNS
 
 BASES = ("updates", "cost")
 """What can be held equal: module updates, or seconds of computation."""

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ur4rec.compare.arms import PARITY
+from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.study import StudyConfig
-from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.errors import ConfigurationError
 
 

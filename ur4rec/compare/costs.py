@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ur4rec.compare.budget import StepCosts
-from ur4rec.compare.one_run import study_facts
+from ur4rec.compare.runner import study_facts
 from ur4rec.compare.setting import build_trainer, prepare_study
 from ur4rec.compare.study import StudyConfig
-from ur4rec.facts import machine_facts
-from ur4rec.metrics import negative_log_likelihood
-from ur4rec.stages import BOTH, MODULES
+from ur4rec.evaluation.metrics import negative_log_likelihood
+from ur4rec.runs.provenance import machine_facts
+from ur4rec.schedule.stages import BOTH, MODULES
 
 PROBE = "probe"
 KINDS = ("sasrec first", "sasrec later", "retriever first", "retriever later", BOTH, PROBE)

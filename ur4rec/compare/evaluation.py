@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ur4rec.batches import EvaluationBatch
-from ur4rec.metrics import negative_log_likelihood, summarise, target_ranks
+from ur4rec.data.batches import EvaluationBatch
+from ur4rec.evaluation.metrics import negative_log_likelihood, summarise, target_ranks
 
 
 class Scorer(Protocol):

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ur4rec.compare.arms import JOINT, MATCHED, PARITY, original_of, ratio_of
-from ur4rec.compare.study_directory import StudyDirectory
-from ur4rec.schedule_plot import COLOURS, NAMES
-from ur4rec.stages import BOTH, MODULES, TURNS
+from ur4rec.compare.directory import StudyDirectory
+from ur4rec.runs.plot import COLOURS, NAMES
+from ur4rec.schedule.stages import BOTH, MODULES, TURNS
 
 UNITS = {"updates": "module updates", "cost": "cost (s)"}
 

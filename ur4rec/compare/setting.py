@@ -5,13 +5,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ur4rec.backends import load_backend
-from ur4rec.batches import Batch, TrainBatches
 from ur4rec.compare.budget import Ledger
 from ur4rec.compare.study import StudyConfig
 from ur4rec.data import Interactions, load_dataset, sample_users, synthetic, without_texts
-from ur4rec.experiment import Experiment, prepare_data
-from ur4rec.schedules import Schedule, parse_schedule
+from ur4rec.data.batches import Batch, TrainBatches
+from ur4rec.runs.prepared import Experiment, prepare_data
+from ur4rec.schedule.names import Schedule, parse_schedule
+from ur4rec.training.backend import load_backend
 
 
 def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -> Experiment:

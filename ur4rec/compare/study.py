@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ur4rec.checks import check_choice, check_count
 from ur4rec.compare.arms import PARITY, check_arms, schedule_text
 from ur4rec.compare.budget import BASES
-from ur4rec.config import JOINT_LOSSES, check_choice, check_count
+from ur4rec.config import JOINT_LOSSES
 from ur4rec.errors import ConfigurationError
-from ur4rec.run_config import RunConfig, preset
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.presets import preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class StudyConfig:
     """
 
     dataset: str = "ml-100k"
-    """As for `ur4rec.run_config.RunConfig`."""
+    """As for `ur4rec.runs.config.RunConfig`."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `ur4rec.data.synthetic`, for the dataset of that name."""
     num_users: int | None = None
@@ -36,7 +38,7 @@ class StudyConfig:
     blank_texts: bool = False
     """Give every item the same text: a retriever that can learn nothing, to see what a schedule does about it."""
     arms: tuple[str, ...] = (PARITY,)
-    """Schedules, as `ur4rec.schedules` reads them, or ``matched:ARM``. Parity, the reference, must be among them."""
+    """Schedules, as `ur4rec.schedule.names` reads them, or ``matched:ARM``. Parity, the reference, must be one."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each is a set of initial weights, a data order and dropout, the same for every arm."""
     updates: int = 400

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.compare.arms import JOINT, MATCHED, PARITY, SHUFFLED, ratio_of
-from ur4rec.compare.one_run import RunKey
+from ur4rec.compare.directory import StudyDirectory
+from ur4rec.compare.runner import RunKey
 from ur4rec.compare.statistics import (
     Curves,
     ResampledCurves,
@@ -20,11 +21,10 @@ from ur4rec.compare.statistics import (
     spent_to_reach,
     time_ratio,
 )
-from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.errors import DataError
-from ur4rec.metrics import ndcg
-from ur4rec.results import CRITERION
-from ur4rec.stages import MODULES
+from ur4rec.evaluation.metrics import ndcg
+from ur4rec.evaluation.results import CRITERION
+from ur4rec.schedule.stages import MODULES
 
 METRICS = ("ndcg@10", "hit@10", "nll")
 PARTS = (0.95, 1.0)

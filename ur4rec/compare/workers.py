@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from ur4rec.compare.arms import original_of
 from ur4rec.compare.costs import measure_costs, read_costs
-from ur4rec.compare.one_run import ArmRun, RunKey, pretrain
-from ur4rec.compare.study_directory import StudyDirectory
+from ur4rec.compare.directory import StudyDirectory
+from ur4rec.compare.runner import ArmRun, RunKey, pretrain
 from ur4rec.errors import UR4RecError
 
 logger = logging.getLogger(__name__)

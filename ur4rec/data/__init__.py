@@ -1,8 +1,8 @@
 """Data: interactions from built-in datasets, files or a generator, and their splits."""
 
 from ur4rec.data.describe import describe
-from ur4rec.data.files import Columns
 from ur4rec.data.interactions import Interactions, build_interactions
+from ur4rec.data.reading.formats import Columns
 from ur4rec.data.sample import sample_users, without_texts
 from ur4rec.data.sequences import Sequences
 from ur4rec.data.sources import load_dataset

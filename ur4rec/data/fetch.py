@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ur4rec.cache import refuse_unwritable
-from ur4rec.data.movielens import LAYOUTS, find_layout
+from ur4rec.data.reading.movielens import LAYOUTS, find_layout
 from ur4rec.errors import CacheError, SourceError
 from ur4rec.files import scratch_directory, write_directory
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from ur4rec.cache import cache_directory
 from ur4rec.data.fetch import BUILT_IN, BuiltIn, locate
-from ur4rec.data.files import Columns, read_path
 from ur4rec.data.interactions import Interactions
-from ur4rec.data.movielens import read_movielens
+from ur4rec.data.reading.formats import Columns, read_path
+from ur4rec.data.reading.movielens import read_movielens
+from ur4rec.data.reading.tables import cut
 from ur4rec.data.synthetic import synthetic
-from ur4rec.data.tables import cut
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import pytest
 import alternator.rules.trend
 from adapters.jax import DeviceAlternator
 from alternator import Alternator, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Trend, rules
-from alternator.line import robust_gain
+from alternator.rules._regression import robust_gain
 
 TRACES = Path(__file__).parents[2] / "traces"
 NUM_TRACES = 500

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adapters._ownership import check_disjoint, check_names, check_turns, listed
+from adapters.contract import check_disjoint, check_names, check_turns, listed
 from alternator import ConfigurationError, UnknownModuleError
 
 

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adapters._torch_distributed import Ranks
-from adapters._torch_losses import LocalLosses
 from adapters.torch import AlternatingOptimizer
+from adapters.torch.losses import LocalLosses
+from adapters.torch.parallel.ranks import Ranks
 from alternator import Alternator, ConfigurationError, Cycle, Plateau
 from tests.conformance.freeze_contract_torch import adamw, same_bits
 from tests.unit.adapters.ranks_run import NAMES, NUM_STEPS, RULE, Model, Run, batch, check_refusal, frozen_stays

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapters._torch_losses import PendingLosses
 from adapters.torch import AlternatingOptimizer, FreezeError, LateScalar
+from adapters.torch.losses import PendingLosses
 from alternator import Alternator, Cycle, LossError, Plateau, UnknownModuleError
 from tests.conformance.freeze_contract_torch import adamw, same_bits, tower, tower_loss
 

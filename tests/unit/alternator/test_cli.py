@@ -14,9 +14,9 @@ from matplotlib.image import imread
 
 from alternator import LossError, replay
 from alternator.cli import main
-from alternator.loss_table import read_losses
-from alternator.replay_text import MOST_SWITCHES
-from alternator.rule_help import field_docs
+from alternator.recordings.tables import read_losses
+from alternator.recordings.text import MOST_SWITCHES
+from alternator.rules.help import field_docs
 from alternator.rules.named import RULES
 
 

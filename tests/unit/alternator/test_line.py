@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import linregress
 
-from alternator.line import (
+from alternator.rules._regression import (
     MAD_TO_SD,
     MAX_AUTOCORRELATION,
     MOST_POINTS,

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from alternator import Alternator, ConfigurationError, Cycle, LossError, Plateau, Reason, Trend, replay
+from alternator.recordings.sweep import parse_grid, sweep
 from alternator.rules.named import RULES
-from alternator.sweep import parse_grid, sweep
 
 
 def columns_of(num_steps, seed=0):

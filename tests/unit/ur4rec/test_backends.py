@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from ur4rec.backends import load_backend
 from ur4rec.errors import ConfigurationError
+from ur4rec.training.backend import load_backend
 
 
 def test_an_unknown_backend_is_an_error_that_lists_the_choices():

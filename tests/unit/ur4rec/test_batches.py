@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ur4rec.batches import EvaluationBatches, TrainBatches
 from ur4rec.data import Sequences, Targets, leave_one_out, synthetic
+from ur4rec.data.batches import EvaluationBatches, TrainBatches
 from ur4rec.errors import ConfigurationError, DataError
 
 NUM_ITEMS = 9

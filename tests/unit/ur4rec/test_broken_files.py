@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from ur4rec.cli import app
 from ur4rec.data import load_dataset
-from ur4rec.data.tables import TextFormat, read_text_table
+from ur4rec.data.reading.tables import TextFormat, read_text_table
 from ur4rec.errors import DataError
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"

@@ -14,7 +14,7 @@ import pytest
 from ur4rec.cache import cache_directory
 from ur4rec.data import load_dataset
 from ur4rec.data.fetch import BUILT_IN, BuiltIn, download_archive, download_package, locate
-from ur4rec.data.movielens import read_movielens
+from ur4rec.data.reading.movielens import read_movielens
 from ur4rec.data.sources import load_built_in
 from ur4rec.errors import CacheError, ConfigurationError, DataError, SourceError, UnknownNameError
 

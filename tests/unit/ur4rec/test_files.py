@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ur4rec.data import Columns, load_dataset
-from ur4rec.data.tables import TextFormat, read_text_table
+from ur4rec.data.reading.tables import TextFormat, read_text_table
 from ur4rec.errors import DataError
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"

@@ -12,9 +12,9 @@ import pytest
 
 from ur4rec.data import Split, global_temporal, leave_one_out, synthetic
 from ur4rec.errors import LeakageError
-from ur4rec.leakage import TitleFinder, find_leakage, poisson_binomial_tail, refuse_leakage
-from ur4rec.popularity import popularity_scores
-from ur4rec.user_texts import texts_of_prefixes
+from ur4rec.evaluation.popularity import popularity_scores
+from ur4rec.text.leakage import TitleFinder, find_leakage, poisson_binomial_tail, refuse_leakage
+from ur4rec.text.users import texts_of_prefixes
 
 SPLITS = {"leave-one-out": leave_one_out, "global-temporal": global_temporal}
 

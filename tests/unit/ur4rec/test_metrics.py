@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ur4rec.batches import EvaluationBatches
 from ur4rec.data import leave_one_out, synthetic
+from ur4rec.data.batches import EvaluationBatches
 from ur4rec.errors import ConfigurationError, DataError, NonFiniteError
-from ur4rec.metrics import rank_batches, summarise, target_ranks
+from ur4rec.evaluation.metrics import rank_batches, summarise, target_ranks
 
 NONE = np.zeros(0, np.int32)
 

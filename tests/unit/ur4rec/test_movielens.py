@@ -3,7 +3,7 @@
 import pytest
 
 from ur4rec.data import leave_one_out
-from ur4rec.data.movielens import find_layout, read_movielens
+from ur4rec.data.reading.movielens import find_layout, read_movielens
 from ur4rec.errors import DataError
 
 FLAGS = {"unknown": 0, "Comedy": 5, "Drama": 8, "Sci-Fi": 15}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ur4rec.decisions import FIELDS, StepRecord
-from ur4rec.report import results_table
-from ur4rec.results import build_result
-from ur4rec.schedule_plot import _smooth, plot_schedule
+from ur4rec.cli.tables import results_table
+from ur4rec.evaluation.results import build_result
+from ur4rec.runs.plot import _smooth, plot_schedule
+from ur4rec.training.records import FIELDS, StepRecord
 
 
 def records(num_steps):

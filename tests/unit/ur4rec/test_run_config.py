@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.run_config import RunConfig, preset
-from ur4rec.run_directory import RunDirectory
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.presets import preset
 
 GOOD = preset("smoke").to_json()
 values = st.recursive(

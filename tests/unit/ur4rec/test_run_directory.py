@@ -6,7 +6,7 @@ import pytest
 
 from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.files import write_whole
-from ur4rec.run_directory import RunDirectory
+from ur4rec.runs.directory import RunDirectory
 
 
 class FullDiskError(OSError):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from ur4rec.batches import EvaluationBatches
 from ur4rec.data import describe, leave_one_out, synthetic
+from ur4rec.data.batches import EvaluationBatches
 from ur4rec.errors import ConfigurationError
-from ur4rec.metrics import rank_batches, summarise
-from ur4rec.popularity import popularity_ranks, popularity_scores
-from ur4rec.text import encode_items
+from ur4rec.evaluation.metrics import rank_batches, summarise
+from ur4rec.evaluation.popularity import popularity_ranks, popularity_scores
+from ur4rec.text.encoders import encode_items
 
 
 @pytest.fixture(scope="module")

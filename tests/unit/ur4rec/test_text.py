@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ur4rec import text
 from ur4rec.errors import CacheError, ConfigurationError, DataError, EncoderError
-from ur4rec.text import encode_items, resolve_encoder
+from ur4rec.text import text
+from ur4rec.text.encoders import encode_items, resolve_encoder
 
 TEXTS = ["red fox", "red hen", "blue whale", "red fox and blue whale"]
 
@@ -227,8 +227,9 @@ def run(code):
 
 def test_neither_importing_nor_resolving_loads_a_framework():
     code = (
-        "import sys, ur4rec.data, ur4rec.text, ur4rec.batches, ur4rec.metrics, ur4rec.popularity\n"
-        "ur4rec.text.resolve_encoder()\n"
+        "import sys, ur4rec.data, ur4rec.text.encoders, ur4rec.data.batches\n"
+        "import ur4rec.evaluation.metrics, ur4rec.evaluation.popularity\n"
+        "ur4rec.text.encoders.resolve_encoder()\n"
         "print(sorted({'torch', 'jax', 'flax', 'sentence_transformers', 'transformers'} & set(sys.modules)))"
     )
     assert run(code).strip() == "[]"

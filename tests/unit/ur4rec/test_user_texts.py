@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ur4rec.errors import DataError
-from ur4rec.text import encode_items, encode_users
-from ur4rec.user_texts import hash_file, read_user_texts, write_user_texts
+from ur4rec.text.encoders import encode_items, encode_users
+from ur4rec.text.users import hash_file, read_user_texts, write_user_texts
 
 USERS = ["u1", "u2", "u3"]
 

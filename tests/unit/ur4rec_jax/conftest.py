@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from ur4rec.batches import EvaluationBatches, TrainBatches
 from ur4rec.data import leave_one_out, synthetic
+from ur4rec.data.batches import EvaluationBatches, TrainBatches
 from ur4rec_jax import JointTrainer, UR4Rec
 from ur4rec_jax.weights import export_weights
 

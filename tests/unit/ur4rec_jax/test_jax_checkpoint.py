@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from alternator import Cycle, Plateau, StateError
-from ur4rec.checkpoint import _checksum, _digest
 from ur4rec.errors import CheckpointError
+from ur4rec.training.checkpoint import _checksum, _digest
 from ur4rec_jax import load_model
 
 RULE = Plateau(threshold=0.05, min_steps=2, window=4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alternator import Cycle, Patience, Plateau
-from ur4rec.batches import Batch
+from ur4rec.data.batches import Batch
 from ur4rec.errors import NonFiniteError
 from ur4rec_jax.epoch import stack_inputs
 

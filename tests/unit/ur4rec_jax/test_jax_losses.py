@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ur4rec.batches import TrainBatches
 from ur4rec.config import TrainerConfig
 from ur4rec.data import Sequences
-from ur4rec.stages import MODULES
+from ur4rec.data.batches import TrainBatches
+from ur4rec.schedule.stages import MODULES
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import SEQUENCE_LOSSES, fused_loss, separate_loss, softmax_cross_entropy
 

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from tests import strategy_reference as reference
-from ur4rec.components import COMPONENTS
 from ur4rec.config import FUSIONS as FUSION_NAMES
 from ur4rec.config import ModelConfig, TrainerConfig
+from ur4rec.training.components import COMPONENTS
 from ur4rec_jax.fusion import FUSIONS
 from ur4rec_jax.losses import SEQUENCE_LOSSES, Component, StepInputs
 from ur4rec_jax.memory_bank import MemoryBank, find_last_targets

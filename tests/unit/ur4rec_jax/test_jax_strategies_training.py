@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from alternator import Cycle
-from ur4rec.batches import Batch
-from ur4rec.components import LOG_VARIANCES
+from ur4rec.data.batches import Batch
+from ur4rec.training.components import LOG_VARIANCES
 from ur4rec_jax.checkpoint import _export_strategies
 
 JOINT_LOSSES = ["separate", "fused"]

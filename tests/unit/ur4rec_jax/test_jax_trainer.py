@@ -11,9 +11,9 @@ import pytest
 from tqdm import tqdm
 
 from alternator import Cycle, Plateau
-from ur4rec.batches import Batch, EvaluationBatches
+from ur4rec.data.batches import Batch, EvaluationBatches
 from ur4rec.errors import ConfigurationError, NonFiniteError, UnknownNameError
-from ur4rec.metrics import rank_batches, summarise
+from ur4rec.evaluation.metrics import rank_batches, summarise
 from ur4rec_jax import JointTrainer
 
 JOINT_LOSSES = ["separate", "fused"]
@@ -153,7 +153,7 @@ def test_an_epoch_may_start_late_and_end_early(make_trainer, loader, bits, same_
 
 
 def test_the_bar_shows_losses_rates_who_trains_and_switches(make_model, loader, capsys, monkeypatch):
-    monkeypatch.setattr("ur4rec.progress.tqdm", partial(tqdm, mininterval=0))  # every step, however fast
+    monkeypatch.setattr("ur4rec.training.progress.tqdm", partial(tqdm, mininterval=0))  # every step, however fast
     trainer = JointTrainer(make_model(), device="cpu", progress=True, rule=Cycle(1))
     trainer.train_epoch(loader, epoch=3)
     shown = capsys.readouterr().err

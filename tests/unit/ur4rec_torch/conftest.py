@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from ur4rec.batches import EvaluationBatches, TrainBatches
 from ur4rec.data import leave_one_out, synthetic
+from ur4rec.data.batches import EvaluationBatches, TrainBatches
 from ur4rec_torch import JointTrainer, UR4Rec
 
 MAX_SEQ_LEN = 8

@@ -7,7 +7,7 @@ import torch
 from tests import strategy_reference as reference
 from ur4rec.config import SEQUENCE_LOSSES as SEQUENCE_LOSS_NAMES
 from ur4rec.config import TrainerConfig
-from ur4rec.stages import MODULES
+from ur4rec.schedule.stages import MODULES
 from ur4rec_torch.device import seeded, to_device
 from ur4rec_torch.losses import SEQUENCE_LOSSES, fused_loss, separate_loss
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tests import strategy_reference as reference
-from ur4rec.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS
 from ur4rec.config import FUSIONS as FUSION_NAMES
 from ur4rec.config import ModelConfig
+from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS
 from ur4rec_torch.fusion import FUSIONS
 from ur4rec_torch.losses import Component, StepInputs
 from ur4rec_torch.memory_bank import MemoryBank, find_last_targets

@@ -9,8 +9,8 @@ import torch
 from alternator import Cycle
 from tests import strategy_reference as reference
 from tests.unit.ur4rec_torch.frozen_bits import bits, equal, train
-from ur4rec.components import LOG_VARIANCES
-from ur4rec.curriculum import curriculum_weights
+from ur4rec.schedule.curriculum import curriculum_weights
+from ur4rec.training.components import LOG_VARIANCES
 from ur4rec_torch import trainer as trainer_module
 from ur4rec_torch.device import to_device
 

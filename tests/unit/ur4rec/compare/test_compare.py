@@ -14,15 +14,15 @@ from ur4rec.compare import workers
 from ur4rec.compare.arms import original_of
 from ur4rec.compare.budget import Ledger
 from ur4rec.compare.costs import KINDS, measure_costs, read_costs
+from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.evaluation import evaluate
-from ur4rec.compare.one_run import RunKey
 from ur4rec.compare.report import compare_command, write_report
+from ur4rec.compare.runner import RunKey
 from ur4rec.compare.setting import Course, build_trainer, prepare_study
-from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.compare.workers import run_one
 from ur4rec.data import sample_users, synthetic
 from ur4rec.errors import ConfigurationError
-from ur4rec.metrics import negative_log_likelihood
+from ur4rec.evaluation.metrics import negative_log_likelihood
 
 PLATEAU = "plateau,min_steps=2,window=3,threshold=0.5"
 PAYOFF = "payoff,min_steps=2,groups=2,share=0.99,confidence=0.01"
@@ -195,7 +195,7 @@ def test_learning_rates_follow_the_budget_not_the_steps(tmp_path):
 
 
 def test_pretraining_is_where_the_arms_of_a_seed_start(tmp_path):
-    from ur4rec.compare.one_run import pretrain
+    from ur4rec.compare.runner import pretrain
 
     directory = tiny_study(tmp_path / "s", seeds=(0,), pretrain=12)
     pretrain(directory.study, 0, directory.start_of(0))

@@ -4,17 +4,18 @@ import pytest
 
 from alternator import RandomTenure
 from tests.unit.ur4rec.compare.tiny_study import TINY, tiny_study
-from ur4rec.compare.arguments import repeat_options
+from ur4rec.cli.arguments import repeat_options
 from ur4rec.compare.arms import check_arms, ratio_of, schedule_text, slug
 from ur4rec.compare.command import open_study
-from ur4rec.compare.one_run import RunKey
+from ur4rec.compare.directory import StudyDirectory
+from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
-from ur4rec.compare.study_directory import StudyDirectory
 from ur4rec.compare.summary import tuned_ratio
 from ur4rec.config import TrainerConfig
 from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.schedules import parse_schedule
-from ur4rec.stages import STAGES, build_alternator
+from ur4rec.schedule.alternators import build_alternator
+from ur4rec.schedule.names import parse_schedule
+from ur4rec.schedule.stages import STAGES
 
 
 def test_a_matched_arm_is_random_tenures_with_the_measured_mean():

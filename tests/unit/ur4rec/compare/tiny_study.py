@@ -1,7 +1,7 @@
 """A study that takes a second: few users, a narrow model, prices as if they had been measured."""
 
+from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.study import StudyConfig
-from ur4rec.compare.study_directory import StudyDirectory
 
 PRICES = {
     "sasrec first": 0.3,

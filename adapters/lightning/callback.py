@@ -1,0 +1,313 @@
+"""Lightning: `AlternatingCallback` keeps the freeze contract within ``Trainer.fit``.
+
+With automatic optimization Lightning runs backward, clips and steps the optimizer, and the callback follows: between
+updates it freezes and activates, so that Lightning sees gradients only where something trains. With manual optimization
+`AlternatingCallback.step` does a whole step. See docs/embedding.md.
+
+Design constraints:
+
+1. One step of the alternator per update, whatever Lightning accumulates, skips or validates in between.
+2. Decisions are made in ``on_train_batch_end``, before Lightning saves or validates: a checkpoint holds the step whole.
+3. What a training step returns is what the alternator is told; nothing is read from the device before its time.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adapters.lightning.loops import FollowedOptimizer, ManualOptimizer
+from adapters.torch.losses import Loss
+from adapters.torch.modules import Parameters
+from alternator import Alternator, ConfigurationError, Decision, LossError
+from alternator.checks import check_integer
+
+Source = str | Parameters
+"""An attribute of the LightningModule (a dotted path), or a module or parameters."""
+
+
+class AlternatingCallback(Callback):
+    """Trains the module that the alternator chose within Lightning's loop; the freeze contract holds for all others.
+
+    Hand it to the Trainer, before other callbacks that save checkpoints of their own, or return it from
+    ``configure_callbacks``. What ``training_step`` returns tells the alternator: its loss, or a dict with ``loss`` and
+    ``losses``, a mapping by name. Who trains next is ``alternator.active``.
+
+    Automatic optimization takes one optimizer over all (its groups may differ); manual optimization takes any number,
+    and its ``training_step`` calls `step`. Modules are as you had them before training starts and after it ends.
+
+    Args:
+        alternator: Decides who trains.
+        modules: Names of attributes of the LightningModule, or per module name an attribute (``"net.encoder"``), a
+            module or parameters. By default the names that the alternator, or ``turns``, has.
+        turns: Per name of the alternator the modules that train together; by default each name is a module.
+        always: What trains in every step: an attribute, a module or parameters.
+        clip_norm: Clip what trains to this total norm, with manual optimization. With automatic optimization use the
+            Trainer's ``gradient_clip_val``.
+        delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
+        log: Log ``active/NAME`` (1 where it trained) and ``share/NAME``, its part of the steps, at each switch and
+            every ``log_every_n_steps`` updates.
+
+    Raises:
+        ConfigurationError: At the start of ``fit``: names, ownership, coverage or the Trainer's settings are wrong; the
+            message says which and what to do.
+
+    Example:
+        >>> import torch
+        >>> from alternator import Alternator, Cycle
+        >>> class Regression(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.encoder, self.head = torch.nn.Linear(4, 3), torch.nn.Linear(3, 1)
+        ...     def training_step(self, batch, batch_idx):
+        ...         return self.head(self.encoder(torch.ones(8, 4))).square().mean()
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.AdamW(self.parameters())
+        >>> alternator = Alternator(("encoder", "head"), rule=Cycle(2))
+        >>> callback = AlternatingCallback(alternator)
+        >>> trainer = Trainer(accelerator="cpu", max_steps=6, callbacks=[callback], barebones=True)
+        >>> trainer.fit(Regression(), range(10))
+        >>> [module.training_steps for module in alternator.stats().modules.values()]
+        [4, 2]
+    """
+
+    def __init__(
+        self,
+        alternator: Alternator,
+        modules: Iterable[str] | Mapping[str, Source] | None = None,
+        *,
+        turns: Mapping[str, str | Iterable[str]] | None = None,
+        always: Source | None = None,
+        clip_norm: float | None = None,
+        delay: int = 1,
+        log: bool = True,
+    ) -> None:
+        check_integer("delay", delay, 0)
+        self._alternator = alternator
+        self._turns = None if turns is None else {name: _members(turn) for name, turn in turns.items()}
+        self._modules = _sources(modules, self._turns or {name: (name,) for name in alternator.modules})
+        self._always = always
+        self._clip_norm = clip_norm
+        self._delay = delay
+        self._log = log
+        self._loaded: dict[str, Any] | None = None
+        self._alternating: FollowedOptimizer | ManualOptimizer | None = None
+        self._is_training = False
+
+    @property
+    def alternator(self) -> Alternator:
+        """The alternator that decides."""
+        return self._alternator
+
+    @property
+    def active(self) -> str:
+        """The name that trains next: a module's, or a turn's."""
+        return self._alternator.active
+
+    def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
+        """Backward, update of what is active, decision and switch; in a training step with manual optimization.
+
+        Schedulers of optimizers that hold one module step with it. All others, and those that need a metric, are yours.
+
+        Args:
+            loss: What to minimise.
+            losses: What the alternator is told, as in `adapters.torch.AlternatingOptimizer.step`; by default ``loss``.
+
+        Raises:
+            ConfigurationError: With automatic optimization, or outside of training.
+            LossError: The active name's loss is missing, a loss is no scalar, or ``loss`` reaches no active parameter.
+            FreezeError: A frozen module is in training mode, or the alternator was switched behind our back.
+        """
+        if not isinstance(self._alternating, ManualOptimizer) or not self._is_training:
+            raise ConfigurationError(
+                "step() must be called in training_step with automatic_optimization=False; with automatic optimization "
+                "return the loss, Lightning then makes the step"
+            )
+        decision = self._alternating.step(loss, losses)
+        assert decision is not None  # no accumulation here
+        self._log_decision(self._alternating.pl_module.trainer, decision)
+        return decision
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work, before anything is built."""
+        if stage == "fit":
+            _check_trainer(trainer)
+            self._check_optimization(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze and activate; go on where a loaded checkpoint was."""
+        self._alternating = self._build(trainer, pl_module)
+        self._is_training = True
+        if self._loaded is not None:
+            state, self._loaded = self._loaded, None
+            self._alternating.load_state_dict(state)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Frozen modules back to inference mode, should a hook or the end of a validation have changed it."""
+        if self._alternating is not None:
+            self._alternating.before_batch()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Check that what is frozen still is."""
+        if isinstance(self._alternating, FollowedOptimizer):
+            self._alternating.before_backward()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Nothing that is frozen has a gradient; Lightning clips after this."""
+        if isinstance(self._alternating, FollowedOptimizer):
+            self._alternating.before_update()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell the alternator the losses; decide and switch after an update."""
+        if not isinstance(self._alternating, FollowedOptimizer):
+            return
+        decision = self._alternating.after_batch(_losses_of(outputs, self.active, trainer.accumulate_grad_batches))
+        if decision is not None:
+            self._log_decision(trainer, decision)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the last losses; unfreeze what you had not frozen."""
+        if self._alternating is not None:
+            self._alternating.flush()
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Unfreeze what you had not frozen."""
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A checkpoint that was loaded for an evaluation is not one to go on from."""
+        if stage != "fit":
+            self._loaded = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint of Lightning holds of the schedule; JSON-safe. Empty before the first training."""
+        if self._alternating is None:
+            return self._loaded or {}
+        if self._is_training and self._alternating.is_accumulating:
+            warnings.warn(
+                "a checkpoint should be saved between updates, but this one is in the middle of an accumulation, whose "
+                "gradients Lightning does not save: a run resumed from it differs from one never stopped; let "
+                "val_check_interval and every_n_train_steps end with an update",
+                stacklevel=2,
+            )
+        return self._alternating.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from this state at the next start of training; `StateError` there if it is of another configuration."""
+        self._loaded = state_dict
+
+    def _check_optimization(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if pl_module.automatic_optimization and self._clip_norm is not None:
+            raise ConfigurationError(
+                f"clip_norm must be None with automatic optimization, got {self._clip_norm!r}; use "
+                f"Trainer(gradient_clip_val={self._clip_norm!r}), which sees the gradients of what trains only"
+            )
+        if not pl_module.automatic_optimization and getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise ConfigurationError(
+                f"manual optimization must do without a GradScaler, got precision={trainer.precision!r}, whose scale "
+                "Lightning moves between two optimizers of one step; use 'bf16-mixed' or automatic optimization"
+            )
+
+    def _build(self, trainer: Trainer, pl_module: LightningModule) -> FollowedOptimizer | ManualOptimizer:
+        modules = {name: _resolve(pl_module, source) for name, source in self._modules.items()}
+        options: dict[str, Any] = {
+            "model": pl_module,
+            "turns": self._turns,
+            "always": None if self._always is None else _resolve(pl_module, self._always),
+            "delay": self._delay,
+        }
+        if not pl_module.automatic_optimization:
+            return ManualOptimizer(self._alternator, modules, pl_module, clip_norm=self._clip_norm, **options)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        return FollowedOptimizer(self._alternator, modules, trainer.optimizers[0], loop_scaler=scaler, **options)
+
+    def _release(self) -> None:
+        if self._alternating is not None and self._is_training:
+            self._is_training = False
+            self._alternating.close()
+
+    def _log_decision(self, trainer: Trainer, decision: Decision) -> None:
+        """Who trained in this step and each name's share, at switches and as often as the Trainer logs.
+
+        It goes to the loggers directly: ``self.log`` in every step took longer than all else that the callback does.
+        """
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not self._log or not trainer.loggers or not every or (not decision.switched and decision.step % every):
+            return
+        metrics: dict[str, float] = {}
+        for name, module in self._alternator.stats().modules.items():
+            metrics[f"active/{name}"] = float(name == decision.previous)
+            metrics[f"share/{name}"] = module.training_ratio
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=decision.step - 1)  # Lightning counts from 0
+
+
+def _members(turn: str | Iterable[str]) -> tuple[str, ...]:
+    return (turn,) if isinstance(turn, str) else tuple(turn)
+
+
+def _sources(
+    modules: Iterable[str] | Mapping[str, Source] | None, turns: Mapping[str, tuple[str, ...]]
+) -> dict[str, Source]:
+    """Per module name where it is found; by default the attribute of that name."""
+    if isinstance(modules, Mapping):
+        return dict(modules)
+    names = modules if modules is not None else (name for turn in turns.values() for name in turn)
+    return {name: name for name in names}
+
+
+def _resolve(pl_module: LightningModule, source: Source) -> Parameters:
+    """The module, or a list of parameters."""
+    if not isinstance(source, str):
+        return source if isinstance(source, nn.Module) else list(source)
+    try:
+        found = attrgetter(source)(pl_module)
+    except AttributeError:
+        found = None
+    if isinstance(found, nn.Parameter):
+        return [found]
+    if isinstance(found, nn.Module):
+        return found
+    raise ConfigurationError(
+        f"a module must be an attribute of {type(pl_module).__name__} that is an nn.Module or a parameter, but "
+        f"{source!r} is not; say where it is with modules={{name: 'path.of.attributes'}}, or give the module"
+    )
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    """Refuse several processes, and two callbacks of this kind."""
+    if isinstance(trainer.strategy, ParallelStrategy) or trainer.world_size > 1:
+        raise ConfigurationError(
+            f"training must run in one process for now, got {type(trainer.strategy).__name__} over {trainer.world_size}"
+            ": it would wait for the gradients of frozen modules, and each process would decide by its own losses; use "
+            "Trainer(devices=1, strategy='auto')"
+        )
+    num_callbacks = sum(isinstance(callback, AlternatingCallback) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if num_callbacks > 1:
+        raise ConfigurationError(
+            f"a Trainer must have one AlternatingCallback, got {num_callbacks}: each would freeze what the other "
+            "trains; give one alternator all modules"
+        )
+
+
+def _losses_of(outputs: Any, active: str, num_batches: int) -> Mapping[str, Loss]:
+    """What a training step tells the alternator: its ``losses``, or its loss, which Lightning has divided."""
+    if not outputs:
+        return {}
+    losses = outputs.get("losses")
+    if losses is None:
+        return {active: outputs["loss"] * num_batches if num_batches > 1 else outputs["loss"]}
+    if not isinstance(losses, Mapping):
+        raise LossError(
+            f"'losses' of training_step must be a mapping by name, got {losses!r}; return {{'loss': loss, 'losses': "
+            f"{{{active!r}: loss}}}}"
+        )
+    return losses

@@ -1,0 +1,198 @@
+"""Flax NNX: an `nnx.Optimizer` of which only the active modules move, and gradients for these alone.
+
+The freeze contract: while a module is frozen its parameters, its optimizer state and its normalisation statistics do
+not change by a single bit; its gradients are neither computed nor counted in clipping; it runs in inference mode; and
+when it is active again it goes on exactly as if the frozen steps had not happened.
+
+Modules are attributes of the model, so there are no labels to write. Both functions work on the split state inside, so
+they serve `nnx.jit`, where the model is updated in place, and pure code under `jax.jit` that splits and merges itself.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax  # type: ignore[import-untyped]
+from flax import nnx
+
+from adapters.contract import ALWAYS, listed
+from adapters.jax.turns import Active, PyTree, Turns
+from adapters.nnx.layout import layout_of, named_leaves
+from adapters.optax import active_value_and_grad, alternating, apply_updates, in_force
+from alternator import ConfigurationError
+
+
+class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
+    """An `nnx.Optimizer` whose `update` moves the active modules and leaves every other as it is, to the bit.
+
+    Take gradients with its `value_and_grad`: it differentiates the active modules only and runs the frozen ones in
+    inference mode. `active` is a module's (or turn's) name or index, static, or a traced int32 index. Under `nnx.jit`
+    make it static (one compilation per turn) or pass an array (one in all).
+
+    Args:
+        model: The model.
+        transforms: Per module its optax optimizer, in the order of the alternator's modules. A module's name is that of
+            the model's attribute, with dots for one further down (``"towers.user"``).
+        wrt: The variables that train, as for `nnx.Optimizer`. What you leave out here is never trained.
+        turns: Names that stand for several modules; by default each name is a module.
+        always: An attribute, or several, that train at every step, with their optimizer, such as
+            ``("fusion", optax.adam(1e-3))``. A parameter that two modules share must be among them.
+        accumulate: Update once per so many calls, with the mean gradient; a change of `active` waits for the boundary.
+
+    Raises:
+        ConfigurationError: The model has no such attribute, or one without parameters; a parameter belongs to no module
+            or to two; a turn is wrong.
+
+    Example:
+        >>> class Model(nnx.Module):
+        ...     def __init__(self, rngs):
+        ...         self.encoder = nnx.Linear(3, 4, rngs=rngs)
+        ...         self.head = nnx.Linear(4, 1, rngs=rngs)
+        >>> model = Model(nnx.Rngs(0))
+        >>> optimizer = AlternatingOptimizer(model, {"encoder": optax.adamw(1e-3), "head": optax.adamw(1e-3)})
+        >>> def loss(model, inputs):
+        ...     return (model.head(model.encoder(inputs)) ** 2).mean()
+        >>> @nnx.jit(static_argnames="active")
+        ... def train_step(model, optimizer, inputs, active):
+        ...     value, gradients = optimizer.value_and_grad(loss)(model, inputs, active=active)
+        ...     optimizer.update(model, gradients, active=active)
+        ...     return value
+        >>> kernel = model.encoder.kernel[...]
+        >>> value = train_step(model, optimizer, jnp.ones((8, 3)), active="head")
+        >>> bool((model.encoder.kernel[...] == kernel).all())
+        True
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        transforms: Mapping[str, optax.GradientTransformation],
+        *,
+        wrt: Any = nnx.Param,
+        turns: Mapping[str, str | Iterable[str]] | None = None,
+        always: tuple[str | Iterable[str], optax.GradientTransformation] | None = None,
+        accumulate: int = 1,
+    ) -> None:
+        names: str | Iterable[str] = ()
+        transform = None
+        if always is not None:
+            names, transform = always
+        self._turns = Turns.of(transforms, turns)
+        self._modules = tuple(transforms)
+        every_step = (names,) if isinstance(names, str) else tuple(names)
+        self._layout = layout = layout_of(model, wrt, self._modules, every_step)
+        inner = alternating(transforms, layout.labels, turns=turns, always=transform, accumulate=accumulate)
+
+        def init(params: PyTree) -> PyTree:
+            return inner.init(layout.flat(params))
+
+        def update(updates: PyTree, state: PyTree, params: PyTree, **arguments: Any) -> tuple[PyTree, PyTree]:
+            moved, new_state = inner.update(layout.flat(updates), state, layout.flat(params), **arguments)
+            return layout.unflat(moved, updates), new_state
+
+        super().__init__(model, optax.GradientTransformationExtraArgs(init, update), wrt=wrt)
+
+    def value_and_grad(
+        self, losses: Callable[..., Any] | Mapping[str, Callable[..., Any]], *, has_aux: bool = False
+    ) -> Callable[..., tuple[Any, PyTree]]:
+        """Like `nnx.value_and_grad`, for the active modules only.
+
+        The modules outside the turn run in inference mode, whatever their own mode, and what they hold besides
+        parameters (normalisation statistics) stays as it is. Variables that a loss adds to the model are dropped:
+        return them as auxiliary data. Inside an accumulation pass ``active=optimizer.in_force(active)``.
+
+        Args:
+            losses: A loss ``(model, *args, **kwargs)``, or one per turn.
+            has_aux: Whether a loss returns (value, auxiliary data).
+
+        Returns:
+            A function ``(model, *args, active=..., **kwargs)`` that returns (value, gradients), or ((value, aux),
+            gradients), and updates the model's statistics in place. The gradients are those of all parameters, zero for
+            what is frozen.
+        """
+        per_turn = losses if isinstance(losses, Mapping) else dict.fromkeys(self._turns.names, losses)
+        trained = dict(zip(self._turns.names, self._turns.trained, strict=True))
+        turns = {name: tuple(module for module in group if module != ALWAYS) for name, group in trained.items()}
+
+        def evaluate(model: nnx.Module, *args: Any, active: Active, **kwargs: Any) -> tuple[Any, PyTree]:
+            parts: Any = nnx.split(model, self.wrt, ...)
+            graphdef, params, rest = parts
+            pure = {
+                name: partial(self._evaluate, loss, graphdef, params, trained.get(name, ()), has_aux)
+                for name, loss in per_turn.items()
+            }
+            gradients = active_value_and_grad(pure, self._layout.labels, self._modules, turns=turns, has_aux=True)
+            flat = self._layout.flat(params)
+            (value, (after, aux)), flat_gradients = gradients(flat, rest, args, kwargs, active=active)
+            nnx.update(model, after)
+            return ((value, aux) if has_aux else value), self._layout.unflat(flat_gradients, params)
+
+        return evaluate
+
+    def update(self, model: nnx.Module, gradients: PyTree, /, *, active: Active, **extra_args: Any) -> None:  # type: ignore[override]
+        """Update the active modules of the model, and their optimizer state, in place.
+
+        Args:
+            model: The model.
+            gradients: An `nnx.State` of the parameters' gradients. Those of frozen modules may have any value; with a
+                static `active` they may be missing, as from `nnx.grad` with a filter.
+            active: The turn that trains.
+            **extra_args: Forwarded to the optimizers that take them.
+
+        Raises:
+            ConfigurationError: Gradients of what is active are missing.
+            UnknownModuleError: A static `active` that is no turn.
+        """
+        params = nnx.state(model, self.wrt)
+        given = self._complete(dict(named_leaves(gradients)), self._layout.flat(params), active)
+        updates, new_state = self.tx.update(
+            self._layout.unflat(given, params), self._state(), params, active=active, **extra_args
+        )
+        nnx.update(model, apply_updates(params, updates))
+        variables = jax.tree.leaves(self.opt_state, is_leaf=_is_variable)
+        for variable, value in zip(variables, jax.tree.leaves(new_state), strict=True):
+            variable[...] = value
+        self.step[...] += 1
+
+    def in_force(self, active: Active) -> int | jax.Array:
+        """The index of the turn that the next `update` is for; it differs from `active` only inside an accumulation."""
+        return in_force(self._state(), self._turns.find(active))
+
+    def _state(self) -> PyTree:
+        """The optimizer state as arrays."""
+        return jax.tree.map(lambda variable: variable[...], self.opt_state, is_leaf=_is_variable)
+
+    def _evaluate(
+        self,
+        loss: Callable[..., Any],
+        graphdef: Any,
+        like: PyTree,
+        trained: tuple[str, ...],
+        has_aux: bool,
+        params: dict[str, jax.Array],
+        rest: PyTree,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, tuple[PyTree, Any]]:
+        """The loss of the model in one turn; what the model holds besides parameters, and auxiliary data."""
+        inner = jax.tree.map(lambda array: array, rest)  # variables of this trace, which the loss may change
+        model = nnx.merge(graphdef, self._layout.unflat(params, like), inner)
+        self._layout.set_inference_mode(model, trained)
+        result = loss(model, *args, **kwargs)
+        value, aux = result if has_aux else (result, None)
+        return value, (self._layout.restore(rest, nnx.state(model), trained), aux)
+
+    def _complete(
+        self, given: dict[str, jax.Array], params: dict[str, jax.Array], active: Active
+    ) -> dict[str, jax.Array]:
+        index = self._turns.find(active)
+        trained = self._turns.trained[index] if isinstance(index, int) else (*self._modules, ALWAYS)
+        if missing := [name for name, module in self._layout.params if name not in given and module in trained]:
+            raise ConfigurationError(f"gradients must hold all that is active, but {listed(missing)} is missing")
+        return {name: given[name] if name in given else jnp.zeros_like(param) for name, param in params.items()}
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)

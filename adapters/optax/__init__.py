@@ -1,0 +1,23 @@
+"""optax: one optimizer over all modules, of which only the active ones move."""
+
+from adapters.contract import ALWAYS
+from adapters.jax.turns import FROZEN
+from adapters.optax.optimizer import (
+    AccumulationState,
+    AlternatingState,
+    active_value_and_grad,
+    alternating,
+    apply_updates,
+    in_force,
+)
+
+__all__ = [
+    "ALWAYS",
+    "FROZEN",
+    "AccumulationState",
+    "AlternatingState",
+    "active_value_and_grad",
+    "alternating",
+    "apply_updates",
+    "in_force",
+]

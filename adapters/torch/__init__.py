@@ -1,0 +1,7 @@
+"""PyTorch: train the module that the alternator chose, and leave every other one untouched to the bit."""
+
+from adapters.contract import FreezeError
+from adapters.torch.losses import LateScalar
+from adapters.torch.optimizer import AlternatingOptimizer
+
+__all__ = ["AlternatingOptimizer", "FreezeError", "LateScalar"]

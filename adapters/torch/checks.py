@@ -1,0 +1,159 @@
+"""Checks of what the user hands to the PyTorch adapter: ownership, coverage, schedulers; each says what to do."""
+
+import sys
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from adapters.contract import ALWAYS, check_disjoint, check_names, listed
+from adapters.torch.modules import Freezable
+from adapters.torch.parallel.ddp import unwrapped
+from adapters.torch.stepping import parameters_of
+from alternator import ConfigurationError
+
+Optimizers = Mapping[str, Optimizer] | Optimizer
+"""One per module, or one over all."""
+
+
+def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) -> None:
+    """Each trainable parameter, and each submodule, has one owner.
+
+    Raises:
+        ConfigurationError: One has two owners; or one of ``model`` has none.
+    """
+    check_disjoint({name: {id(value): key for key, value in g.parameters.items()} for name, g in groups.items()})
+    check_disjoint(
+        {name: {id(value): key for key, value in group.submodules.items()} for name, group in groups.items()},
+        what="submodule",
+    )
+    owned = {id(parameter) for group in groups.values() for parameter in group.parameters.values()}
+    named = [] if model is None else unwrapped(model).named_parameters()
+    orphans = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in owned]
+    if orphans:
+        raise ConfigurationError(
+            f"every trainable parameter of the model must belong to a module, but {listed(orphans)} belongs to none; "
+            "add it to one, freeze it, or declare it with always="
+        )
+
+
+def check_optimizers(modules: Collection[str], optimizers: Optimizers, extra: Optimizer | None) -> list[Optimizer]:
+    """All optimizers, each once: one per module or one over all, and the always group's own.
+
+    Raises:
+        ConfigurationError: A module has none, a name is unknown, or one is of a kind that cannot keep the contract.
+    """
+    if not isinstance(optimizers, Optimizer):
+        check_names("optimizers", optimizers, modules)
+        missing = [name for name in modules if name not in optimizers]
+        if missing:
+            raise ConfigurationError(f"every module must have an optimizer, but {listed(missing)} has none; give one")
+    given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers.values())
+    unique = list({id(optimizer): optimizer for optimizer in [*given, *([extra] if extra else [])]}.values())
+    for optimizer in unique:
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigurationError(f"an optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ConfigurationError("an optimizer must step without a closure, got LBFGS; use a first-order one")
+    return unique
+
+
+def check_coverage(
+    groups: Mapping[str, Freezable], optimizers: Optimizers, every: list[Optimizer]
+) -> dict[str, nn.Parameter]:
+    """Each parameter is in exactly one optimizer, its module's; returned are those that the user froze and left out.
+
+    Raises:
+        ConfigurationError: One is in none, in two, or in no module; or a module has nothing to train.
+    """
+    uncovered: dict[str, nn.Parameter] = {}
+    for module, group in groups.items():
+        own = every if isinstance(optimizers, Optimizer) or module == ALWAYS else [optimizers[module]]
+        uncovered |= _check_group(module, group, own)
+    _check_once([parameter for optimizer in every for parameter in parameters_of(optimizer)], groups)
+    return uncovered
+
+
+def _check_group(module: str, group: Freezable, optimizers: Iterable[Optimizer]) -> dict[str, nn.Parameter]:
+    covered = {id(parameter) for optimizer in optimizers for parameter in parameters_of(optimizer)}
+    without = {key: parameter for key, parameter in group.parameters.items() if id(parameter) not in covered}
+    never = [key for key, parameter in without.items() if parameter.requires_grad]
+    if never:
+        raise ConfigurationError(
+            f"the optimizer of {module!r} must cover it, but {listed(never)} is not in it and would never train: build "
+            "it over all parameters of the module (was it built while they were frozen?)"
+        )
+    if len(group.user_frozen) == len(group.parameters) and module != ALWAYS:
+        raise ConfigurationError(
+            f"a module must have something to train, but every parameter of {module!r} is frozen or declared always; "
+            "unfreeze some before this is built (release() of an earlier AlternatingOptimizer does), or leave it out"
+        )
+    return without
+
+
+def _check_once(parameters: list[nn.Parameter], groups: Mapping[str, Freezable]) -> None:
+    owned = {id(parameter) for group in groups.values() for parameter in group.parameters.values()}
+    seen: set[int] = set()
+    for parameter in parameters:
+        fault = "is in two" if id(parameter) in seen else "" if id(parameter) in owned else "belongs to no module"
+        if fault:
+            raise ConfigurationError(
+                f"a parameter in an optimizer must be in one only and belong to a module, but one of shape "
+                f"{tuple(parameter.shape)} {fault}; take it out, add it to a module, or declare it with always="
+            )
+        seen.add(id(parameter))
+
+
+def check_schedulers(
+    groups: Mapping[str, Freezable], schedulers: Mapping[str, LRScheduler], optimizers: list[Optimizer]
+) -> None:
+    """Each scheduler moves the learning rate of its own module only.
+
+    Raises:
+        ConfigurationError: It moves another's too, drives none of the optimizers, or needs a metric.
+    """
+    check_names("schedulers", schedulers, groups)
+    for name, scheduler in schedulers.items():
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigurationError(
+                f"a scheduler must step without a metric, but {name!r} has ReduceLROnPlateau; step that one yourself"
+            )
+        if not any(scheduler.optimizer is optimizer for optimizer in optimizers):
+            raise ConfigurationError(
+                f"the scheduler of {name!r} must drive one of the optimizers given; it drives none"
+            )
+        driven = {id(parameter) for parameter in parameters_of(scheduler.optimizer)}
+        others = [
+            other
+            for other, group in groups.items()
+            if other not in (name, ALWAYS) and any(id(value) in driven for value in group.parameters.values())
+        ]
+        if others:
+            raise ConfigurationError(
+                f"a scheduler must move the learning rate of its own module only, but that of {name!r} also moves "
+                f"{listed(others)}; give each module an optimizer of its own"
+            )
+
+
+def warn_of_recompiles(modules: Iterable[object], num_graphs: int) -> None:
+    """Warn if compiled modules need more graphs (one per set of active modules) than dynamo keeps."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None or not any(_is_compiled(module) for module in modules):
+        return
+    name = "recompile_limit" if hasattr(dynamo.config, "recompile_limit") else "cache_size_limit"
+    limit = getattr(dynamo.config, name)
+    if num_graphs > limit:
+        warnings.warn(
+            f"a compiled model needs one graph per turn, but {num_graphs} turns exceed torch._dynamo.config.{name} = "
+            f"{limit}, so some would run uncompiled; raise it to {num_graphs + 1} or more",
+            stacklevel=3,
+        )
+
+
+def _is_compiled(module: object) -> bool:
+    return isinstance(module, nn.Module) and any(
+        hasattr(submodule, "_orig_mod") or submodule._compiled_call_impl is not None for submodule in module.modules()
+    )

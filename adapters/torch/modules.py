@@ -1,0 +1,142 @@
+"""One module, frozen or active: requires_grad, gradients and training modes, the user's own choices kept."""
+
+from collections.abc import Collection, Iterable
+
+from torch import nn
+
+from adapters.contract import listed
+from adapters.torch.parallel.ddp import shells, unwrapped
+from alternator import ConfigurationError
+
+Parameters = nn.Module | Iterable[nn.Parameter]
+"""A module, or parameters alone."""
+
+
+class Freezable:
+    """The parameters and submodules of one module, which `freeze` and `activate` switch as one.
+
+    What the user froze (``requires_grad=False``) stays frozen, and submodules that the user put in inference mode stay
+    so: these choices are read when this is built, and again before each switch.
+
+    Args:
+        name: The name for messages and saved states.
+        module: A module, or parameters alone (which have no mode and no buffers to fix).
+        excluded: The ``id`` of parameters and submodules that belong to the always group.
+
+    Raises:
+        ConfigurationError: There are no parameters, or the module has a wrapper that is refused.
+    """
+
+    def __init__(self, name: str, module: nn.Module | Iterable[nn.Parameter], excluded: Collection[int] = ()) -> None:
+        self.name = name
+        self.root = unwrapped(module) if isinstance(module, nn.Module) else None
+        parameters = _named_parameters(name, module if self.root is None else self.root)
+        if not parameters:
+            raise ConfigurationError(f"a module must have parameters, but {name!r} has none; leave it out")
+        submodules = {} if self.root is None else {_join(name, key): sub for key, sub in self.root.named_modules()}
+        self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
+        self.submodules = {key: submodule for key, submodule in submodules.items() if id(submodule) not in excluded}
+        self._shells = shells(module) if isinstance(module, nn.Module) else []
+        self._others = [submodule for submodule in submodules.values() if id(submodule) in excluded]
+        self.inference = self._in_inference_mode()
+        self.remember_active()
+
+    def remember_active(self) -> None:
+        """Take the user's choices from how the active module is now.
+
+        A whole module in inference mode is being evaluated; its modes are the user's choice only when this is built.
+        """
+        self.user_frozen = {key for key, parameter in self.parameters.items() if not parameter.requires_grad}
+        if self.root is not None and self.root.training:
+            self.inference = self._in_inference_mode()
+
+    def remember_frozen(self) -> None:
+        """What the user has unfrozen while the module was frozen trains in its next turn."""
+        self.user_frozen -= {key for key, parameter in self.parameters.items() if parameter.requires_grad}
+
+    def freeze(self) -> None:
+        """No gradients, none left over, inference mode."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.set_inference_mode()
+
+    def activate(self) -> None:
+        """Gradients and training mode, but for what the user froze or put in inference mode."""
+        for key, parameter in self.parameters.items():
+            parameter.requires_grad_(key not in self.user_frozen)
+            parameter.grad = None
+        self.set_training_mode()
+
+    def set_inference_mode(self) -> None:
+        """Put every submodule in inference mode: dropout off, normalisation statistics fixed."""
+        self._set_modes(self.submodules)
+
+    def set_training_mode(self) -> None:
+        """Put the submodules in training mode, but for those that the user put in inference mode."""
+        self._set_modes(self.inference)
+
+    def _in_inference_mode(self) -> set[str]:
+        return {key for key, submodule in self.submodules.items() if not submodule.training}
+
+    def _set_modes(self, inference: Collection[str]) -> None:
+        for shell in self._shells:
+            shell.training = self.name not in inference
+        if self.root is None or all(sub.training != (key in inference) for key, sub in self.submodules.items()):
+            return
+        others = [(submodule, submodule.training) for submodule in self._others]
+        self.root.train(self.name not in inference)  # for modules that override train()
+        for key, submodule in self.submodules.items():
+            if submodule.training == (key in inference):
+                submodule.training = not submodule.training
+        for submodule, training in others:
+            submodule.training = training
+
+
+class Between:
+    """The modes of what belongs to a model but to none of its modules: dropout between them, and the model itself.
+
+    Args:
+        model: The model; None is nothing.
+        modules: Its modules.
+    """
+
+    def __init__(self, model: nn.Module | None, modules: Iterable[Freezable]) -> None:
+        owned = {id(submodule) for module in modules for submodule in module.submodules.values()}
+        inside = [] if model is None else [*shells(model), *unwrapped(model).modules()]
+        self._submodules = [submodule for submodule in inside if id(submodule) not in owned]
+        self._inference = self._in_inference_mode()
+
+    def set_inference_mode(self) -> None:
+        """Put it in inference mode; what of it the user had put there before stays so."""
+        if any(submodule.training for submodule in self._submodules):
+            self._inference = self._in_inference_mode()
+        for submodule in self._submodules:
+            submodule.training = False
+
+    def set_training_mode(self) -> None:
+        """Put it in training mode, but for what the user put in inference mode."""
+        for submodule in self._submodules:
+            submodule.training = id(submodule) not in self._inference
+
+    def _in_inference_mode(self) -> set[int]:
+        return {id(submodule) for submodule in self._submodules if not submodule.training}
+
+
+def _named_parameters(name: str, module: nn.Module | Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
+    if isinstance(module, nn.Module):
+        return {_join(name, key): parameter for key, parameter in module.named_parameters()}
+    if isinstance(module, nn.Parameter):
+        module = [module]
+    parameters = {f"{name}[{index}]": parameter for index, parameter in enumerate(module)}
+    wrong = [key for key, parameter in parameters.items() if not isinstance(parameter, nn.Parameter)]
+    if wrong:
+        raise ConfigurationError(
+            f"a module must be an nn.Module or an iterable of nn.Parameter; {listed(wrong)} is not"
+        )
+    return parameters
+
+
+def _join(name: str, key: str) -> str:
+    """A dotted name, the same whether or not a part of the module is compiled."""
+    return ".".join(part for part in (name, *key.split(".")) if part not in ("", "_orig_mod"))

@@ -1,0 +1,42 @@
+"""The settings of model and trainer as text, from their own docstrings."""
+
+from alternator.rules.help import field_docs, render_setting
+from ur4rec.config import ModelConfig, TrainerConfig
+from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS
+from ur4rec.runs.presets import PRESETS, preset
+
+
+def render_settings(preset_name: str) -> str:
+    r"""Every setting that ``--set`` takes: its value in a preset, its default where that differs, and its meaning.
+
+    Raises:
+        UnknownNameError: There is no such preset.
+
+    Example:
+        >>> print("\n".join(render_settings("demo").splitlines()[:6]))
+        preset demo, others: default, smoke
+        dataset ml-100k, encoder tfidf, batches of 64, epochs 5 + 5 + 10 + 5
+        <BLANKLINE>
+        model
+          --set sasrec_hidden_dim=64 (default 256)
+              Width of SASRec: of item embeddings, positions and blocks. A multiple of sasrec_num_heads.
+    """
+    config = preset(preset_name)
+    others = ", ".join(name for name in PRESETS if name != preset_name)
+    epochs = " + ".join(map(str, config.epochs.values()))
+    lines = [
+        f"preset {preset_name}, others: {others}",
+        f"dataset {config.dataset}, encoder {config.encoder}, batches of {config.batch_size}, epochs {epochs}",
+    ]
+    for title, owner, names, changed in (
+        ("model", ModelConfig, MODEL_SETTINGS, config.model),
+        ("trainer", TrainerConfig, TRAINER_SETTINGS, config.trainer),
+    ):
+        docs = field_docs(owner)
+        lines += ["", title]
+        for name in names:
+            default = getattr(owner, name)
+            value = changed.get(name, default)
+            note = "" if value == default else f" (default {default})"
+            lines.append(render_setting(f"{name}={value}{note}", docs[name]))
+    return "\n".join(lines)

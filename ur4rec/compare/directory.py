@@ -1,0 +1,143 @@
+"""The directory of a study: its configuration, the costs, and one file per finished run, each whole or not there."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.compare.arms import PARITY, slug
+from ur4rec.compare.runner import RunKey
+from ur4rec.compare.study import StudyConfig
+from ur4rec.errors import ConfigurationError, DataError
+from ur4rec.files import write_file, write_whole
+
+
+class StudyDirectory:
+    """``study.json``, ``costs.json`` and ``runs/ARM/BUDGET-seed-N.json`` with an ``.npz`` of the targets beside it.
+
+    Args:
+        path: The directory. Open it with `begin` or `reopen`.
+        study: What is compared.
+    """
+
+    def __init__(self, path: Path, study: StudyConfig) -> None:
+        self.path = path
+        self.study = study
+
+    @classmethod
+    def begin(cls, path: Path, study: StudyConfig) -> "StudyDirectory":
+        """Make a study, or extend one of the same conditions by further arms and seeds.
+
+        Raises:
+            ConfigurationError: There is a study of other conditions, or something else.
+        """
+        if (path / "study.json").is_file():
+            there = cls.reopen(path).study
+            mine, theirs = study.conditions(), there.conditions()
+            if different := sorted(name for name in mine if mine[name] != theirs[name]):
+                name = different[0]
+                raise ConfigurationError(
+                    f"{path} holds a study with {name}={theirs[name]!r}, got {mine[name]!r}; choose another directory"
+                )
+            budgets = tuple(dict.fromkeys(there.budgets + study.budgets))
+            study = StudyConfig.from_json(
+                {**there.extended(arms=study.arms, seeds=study.seeds).to_json(), "budgets": budgets}
+            )
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigurationError(f"the directory of a study must be new, empty or a study, {path} is not")
+        directory = cls(path, study)
+        directory._write_json(path / "study.json", study.to_json())
+        return directory
+
+    @classmethod
+    def reopen(cls, path: Path) -> "StudyDirectory":
+        """Open the directory of a study.
+
+        Raises:
+            ConfigurationError: There is no study at that path.
+        """
+        if not (path / "study.json").is_file():
+            raise ConfigurationError(f"{path} is no study: it has no study.json; give the --out of a comparison")
+        return cls(path, StudyConfig.from_json(_read_json(path / "study.json")))
+
+    def keys(self) -> list[RunKey]:
+        """All runs of the study, seed by seed. Parity has one per seed: it is its own measure of both budgets."""
+        study = self.study
+        return [
+            RunKey(arm, seed, basis)
+            for seed in study.seeds
+            for arm in study.arms
+            for basis in (study.budgets if arm != PARITY else study.budgets[:1])
+        ]
+
+    def key_of(self, arm: str, seed: int, basis: str) -> RunKey:
+        """The run that answers for an arm under a budget."""
+        if arm == PARITY:
+            basis = next((each for each in ("updates", "cost") if self.is_done(RunKey(arm, seed, each))), basis)
+        return RunKey(arm, seed, basis)
+
+    def is_done(self, key: RunKey) -> bool:
+        """Whether a run is finished and kept."""
+        return self._run_file(key).is_file()
+
+    def missing(self) -> list[RunKey]:
+        """The runs that are to be done."""
+        return [key for key in self.keys() if not self.is_done(self.key_of(*key))]
+
+    def read_run(self, key: RunKey) -> dict[str, Any]:
+        """What a finished run reported."""
+        return _read_json(self._run_file(key))
+
+    def read_arrays(self, key: RunKey) -> dict[str, NDArray[Any]]:
+        """What a finished run gave every target.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        path = self._run_file(key).with_suffix(".npz")
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} is damaged ({error}); remove it and its .json, and compare again") from error
+
+    def write_run(self, key: RunKey, report: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a finished run; it counts as finished once its JSON is there, which comes last."""
+        path = self._run_file(key)
+        write_file(path.with_suffix(".npz"), lambda scratch: np.savez_compressed(scratch, **arrays))  # type: ignore[arg-type]
+        self._write_json(path, report)
+
+    def read_costs(self) -> dict[str, Any] | None:
+        """What steps cost; None until it is measured."""
+        path = self.path / "costs.json"
+        return _read_json(path) if path.is_file() else None
+
+    def write_costs(self, content: Mapping[str, Any]) -> None:
+        """Keep what steps cost."""
+        self._write_json(self.path / "costs.json", content)
+
+    def start_of(self, seed: int) -> Path | None:
+        """Where a seed's arms start: the checkpoint of its pretraining; None if the study has none."""
+        return self.path / "pretrained" / f"seed-{seed}" if self.study.pretrain else None
+
+    def runs(self) -> Iterator[tuple[RunKey, dict[str, Any]]]:
+        """All finished runs of the study's arms, seeds and budgets."""
+        for key in self.keys():
+            if self.is_done(found := self.key_of(*key)):
+                yield found, self.read_run(found)
+
+    def _run_file(self, key: RunKey) -> Path:
+        return self.path / "runs" / slug(key.arm) / f"{key.basis}-seed-{key.seed}.json"
+
+    def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
+        write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it and compare again") from error

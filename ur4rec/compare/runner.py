@@ -1,0 +1,148 @@
+"""One run of a study: an arm, a seed, a budget; trained, evaluated at every point, and kept.
+
+Shapes: P evaluation points, S steps, M modules, T targets.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.compare.arms import schedule_text, with_costs
+from ur4rec.compare.budget import Ledger, StepCosts, describe_turns
+from ur4rec.compare.evaluation import Outcome, evaluate
+from ur4rec.compare.setting import Course, build_trainer, joint_stage, prepare_study
+from ur4rec.compare.study import StudyConfig
+from ur4rec.errors import NonFiniteError
+from ur4rec.evaluation.results import CRITERION
+from ur4rec.runs.prepared import Experiment
+from ur4rec.runs.provenance import experiment_facts, machine_facts, source_commit
+from ur4rec.schedule.names import parse_schedule
+from ur4rec.schedule.stages import MODULES
+from ur4rec.training.records import StepRecord
+
+
+class RunKey(NamedTuple):
+    """Which run of a study."""
+
+    arm: str
+    """The arm."""
+    seed: int
+    """The seed."""
+    basis: str
+    """The budget that is held equal: ``updates`` or ``cost``."""
+
+
+class ArmRun:
+    """Trains one arm through the budget.
+
+    Args:
+        study: The study.
+        key: Which run.
+        costs: What steps cost.
+        original: For a control, what its original's run reported.
+        start: A checkpoint of the pretraining stages, where the study has them.
+        data_dir: Where to look for a built-in dataset before it is downloaded.
+    """
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        key: RunKey,
+        costs: StepCosts,
+        *,
+        original: Mapping[str, Any] | None = None,
+        start: Path | None = None,
+        data_dir: Path | None = None,
+    ) -> None:
+        self.study = study
+        self.key = key
+        text = key.arm if original is None else schedule_text(key.arm, turns=original["turns"], seed=key.seed)
+        self.schedule = with_costs(text, costs.later)
+        self.experiment = prepare_study(study, key.seed, data_dir)
+        self.ledger = Ledger(study.updates, costs, key.basis)
+        self.records: list[StepRecord] = []
+        self.points: list[dict[str, Any]] = []
+        self.outcomes: dict[str, list[Outcome]] = {"validation": [], "test": []}
+        self._start = start
+
+    def train(self) -> dict[str, Any]:
+        """Train and evaluate to the end of the budget.
+
+        Returns:
+            What is kept as JSON; a run whose losses or scores stop being finite ends there and says so.
+        """
+        started, error = time.perf_counter(), None
+        trainer = build_trainer(self.study, self.experiment, self.schedule, self.key.seed, on_step=self.records.append)
+        if self._start is not None:
+            trainer.load_checkpoint(self._start)
+        num_steps = self.study.updates
+        stage = joint_stage(parse_schedule(self.schedule))
+        trainer.set_training_stage(stage, num_steps, position=lambda: self.ledger.progress * num_steps)
+        course = Course(trainer, self.experiment.train, self.ledger)
+        try:
+            for number, part in enumerate(self.study.points):
+                course.until = part
+                trainer.train_epoch(course, epoch=number)
+                self._evaluate(trainer)
+        except NonFiniteError as caught:
+            error = str(caught)
+        return self._report(time.perf_counter() - started, error)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Ranks and NLL of every target at every point, and the training losses of every step."""
+        losses_SM = [[record.losses.get(module, np.nan) for module in MODULES] for record in self.records]
+        arrays: dict[str, NDArray[Any]] = {"losses_SM": np.array(losses_SM, np.float32)}
+        for split, outcomes in self.outcomes.items():
+            arrays[f"{split}_ranks_PT"] = np.array([outcome.ranks_T for outcome in outcomes], np.int32)
+            arrays[f"{split}_nll_PT"] = np.array([outcome.nll_T for outcome in outcomes], np.float32)
+        return arrays
+
+    def _evaluate(self, trainer: Any) -> None:
+        point: dict[str, Any] = {
+            "step": len(self.ledger.turns),
+            "updates": self.ledger.updates,
+            "cost": self.ledger.cost,
+        }
+        for split in self.outcomes:
+            outcome = evaluate(trainer, self.experiment.evaluation(getattr(self.experiment.split, split)))
+            self.outcomes[split].append(outcome)
+            point[split] = outcome.summary()
+        self.points.append(point)
+
+    def _report(self, seconds: float, error: str | None) -> dict[str, Any]:
+        quality = [point["validation"][CRITERION] for point in self.points]
+        return {
+            **self.key._asdict(),
+            "schedule": self.schedule,
+            "error": error,
+            "budget": self.ledger.budget,
+            "spent": {"updates": self.ledger.updates, "cost": self.ledger.cost},
+            "best": int(np.argmax(quality)) if quality else None,
+            "points": self.points,
+            "turns": describe_turns(self.ledger.turns),
+            "seconds": seconds,
+            "facts": study_facts(self.experiment, self.study),
+        }
+
+
+def study_facts(experiment: Experiment, study: StudyConfig) -> dict[str, Any]:
+    """What a reader needs to run it again."""
+    return {**experiment_facts(experiment, study.backend), **machine_facts(), "commit": source_commit()}
+
+
+def pretrain(study: StudyConfig, seed: int, path: Path, data_dir: Path | None = None) -> None:
+    """Train the two pretraining stages of a seed, and save where its arms start."""
+    experiment = prepare_study(study, seed, data_dir)
+    trainer = build_trainer(study, experiment, "parity", seed)
+    for stage in ("pretrain_sasrec", "pretrain_retriever"):
+        trainer.set_training_stage(stage, num_steps=study.pretrain)
+        left, epoch = study.pretrain, 0
+        while left:
+            steps = min(left, len(experiment.train))
+            trainer.train_epoch(experiment.train, epoch=epoch, max_steps=steps)
+            left, epoch = left - steps, epoch + 1
+    trainer.save_checkpoint(path)

@@ -1,0 +1,300 @@
+"""Tables: separated text files and Parquet, read whole and checked, or refused with file, line and column.
+
+The fast path is pyarrow's. Only when it (or a check after it) finds something wrong is the file gone through again,
+slowly, to say where.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from ur4rec.data.reading.times import kind_of_time, parse_times
+from ur4rec.errors import DataError
+
+MOST_CHARACTERS = 131_072
+"""The longest field of a text file: the limit of the standard library's csv."""
+MOST_BYTES = 2**20
+"""The longest row of a text file: what pyarrow reads at once."""
+_LINE_END = re.compile(b"\r\n|\n|\r")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """How a text file holds a table."""
+
+    separator: str
+    """What is between two fields; one character, or ``::``."""
+    quoted: bool = False
+    """Whether fields may be in double quotes, as in CSV."""
+    encoding: str = "utf-8"
+    """How characters are encoded."""
+    columns: tuple[str, ...] | None = None
+    """Names of the columns; None: they are in the first line."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that has been read: columns of texts (or of whatever Parquet holds) and where each row was."""
+
+    path: Path
+    """The file."""
+    columns: dict[str, pa.Array]
+    """The columns by name."""
+    format: TextFormat | None
+    """How the text file was read; None for Parquet."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def texts(self, column: str) -> NDArray[Any]:
+        """A column as texts; where Parquet has nothing it is empty."""
+        array = self.columns[column]
+        if not pa.types.is_string(array.type):
+            try:
+                array = pc.cast(array, pa.string())
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                raise DataError(
+                    f"{self.path}, column {column!r}: must be texts or numbers, got {array.type}; write it as texts"
+                ) from error
+        try:
+            return np.asarray(pc.fill_null(array, "").to_numpy(zero_copy_only=False), dtype=object)
+        except (UnicodeDecodeError, pa.ArrowException) as error:
+            raise DataError(f"{self.path}, column {column!r}: must be utf-8 texts ({error}); write it anew") from error
+
+    def names(self, column: str) -> NDArray[Any]:
+        """A column of user or item names: none may be empty."""
+        values = self.texts(column)
+        if not np.all(values.astype(bool)):
+            self._refuse(column, lambda value: None if value else "must not be empty", "name it or drop the row")
+        return values
+
+    def refuse_repeats(self, column: str) -> None:
+        """Raise for a value that a row before it has too."""
+        before: set[str] = set()
+
+        def fault(value: str) -> str | None:
+            repeated = value in before
+            before.add(value)
+            return "must not be repeated" if repeated else None
+
+        if len(set(self.texts(column))) < len(self):
+            self._refuse(column, fault, "drop one of the rows")
+
+    def numbers_of_time(self, column: str) -> NDArray[Any]:
+        """A column of times: whole numbers as int64, others as float64, ISO 8601 dates as seconds since 1970."""
+        times = parse_times(self.columns[column])
+        if times is not None:
+            return times
+        kinds: list[str] = []
+
+        def fault(value: str) -> str | None:
+            kind = kind_of_time(value)
+            if kind is None:
+                return "must be a finite number or an ISO 8601 date"
+            kinds.append(kind)
+            return f"must be {kinds[0]}, as in the first row" if kind != kinds[0] else None
+
+        self._refuse(column, fault, "write seconds as a number, or an ISO 8601 date")
+        raise DataError(
+            f"{self.path}, column {column!r}: must be times, got {self.columns[column].type}; write numbers"
+        )
+
+    def _refuse(self, column: str, fault: Callable[[str], str | None], remedy: str) -> None:
+        """Raise for the first value that has a fault, with its place."""
+        places = self._lines() if self.format else range(1, len(self) + 1)
+        for place, value in zip(places, self.texts(column), strict=False):
+            if found := fault(str(value)):
+                where = f"{self.path}:{place}" if self.format else f"{self.path}, row {place}"
+                raise DataError(f"{where}, column {column!r}: {found}, got {cut(str(value))!r}; {remedy}")
+
+    def _lines(self) -> Iterator[int]:
+        assert self.format is not None
+        rows = _rows(self.path, self.format, _read_bytes(self.path, self.format.encoding))
+        if self.format.columns is None:
+            next(rows)
+        return (line for line, _ in rows)
+
+
+def read_text_table(path: Path, form: TextFormat) -> Table:
+    """Read a separated text file; every row must have as many fields as the first line.
+
+    A field has at most 131,072 characters and a row at most a megabyte, so that a quote left open is found.
+
+    Raises:
+        DataError: The file is missing, empty, wrongly encoded, or a row has another number of fields.
+    """
+    content = _read_bytes(path, form.encoding)
+    names, start = (list(form.columns), 0) if form.columns else _header(path, form, content)
+    if not content[start:].strip(b"\r\n"):
+        raise DataError(f"{path}: holds no row; give a file with at least one")
+    try:
+        columns = _read_columns(form, content, start, names)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        _refuse_shape(path, form, content, len(names))
+        raise DataError(f"{path}: cannot be read as a table of {len(names)} columns: {one_line(str(error))}") from error
+    if _has_long_fields(columns) or (b'"' in content and form.quoted and _has_line_ends(columns)):
+        _refuse_shape(path, form, content, len(names))
+    return Table(path, columns, form)
+
+
+def read_parquet_table(path: Path) -> Table:
+    """Read a Parquet file.
+
+    Raises:
+        DataError: The file is missing or is not Parquet, or two columns have one name.
+    """
+    _check_is_file(path)
+    try:
+        table = pa.parquet.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
+    _check_header(str(path), table.column_names)
+    return Table(path, {name: table[name].combine_chunks() for name in table.column_names}, None)
+
+
+def require_columns(table: Table, columns: Sequence[str], remedy: str) -> None:
+    """Refuse a table that lacks one of the columns.
+
+    Raises:
+        DataError: Names the missing column, those there are, and the remedy.
+    """
+    for column in columns:
+        if column not in table.columns:
+            raise DataError(f"{table.path}: needs a column {column!r}, has {listed(tuple(table.columns))}; {remedy}")
+    if not len(table):
+        raise DataError(f"{table.path}: holds no row; give a file with at least one")
+
+
+def cut(text: str, most: int = 60) -> str:
+    """The beginning of a text that may be long, for a message."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def one_line(text: str, most: int = 60) -> str:
+    """The beginning of a text that may have several lines, in one."""
+    return cut(" ".join(text.split()), most)
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Some of the names that may be many, for a message."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{tuple(cut(name) for name in names[:most])}{more}"
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "something else" if path.exists() else "none"
+        raise DataError(f"{path}: must be an existing file, got {found}; give the path of one")
+
+
+def _read_bytes(path: Path, encoding: str) -> bytes:
+    """The content without a byte order mark, known to be text of that encoding."""
+    _check_is_file(path)
+    try:
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not content.strip():
+        raise DataError(f"{path}: is empty; give a file with at least one row")
+    try:
+        content.decode(encoding)
+        place = content.find(b"\0")
+    except UnicodeDecodeError as error:
+        place = error.start
+    if place >= 0:
+        lines = _LINE_END.split(content[:place])
+        raise DataError(
+            f"{path}:{len(lines)}, byte {len(lines[-1]) + 1}: must be {encoding} text, "
+            f"got the byte 0x{content[place]:02x}; save it as {encoding}"
+        )
+    return content
+
+
+def _header(path: Path, form: TextFormat, content: bytes) -> tuple[list[str], int]:
+    """The names in the first line that is not empty, and where it ends."""
+    start = len(content) - len(content.lstrip(b"\r\n"))
+    end = start + len(_LINE_END.split(content[start:], maxsplit=1)[0])
+    line = len(_LINE_END.split(content[:start]))
+    _, names = next(_rows(path, form, content[start:end], line))
+    _check_header(f"{path}:{line}", names)
+    return names, end
+
+
+def _check_header(where: str, names: Sequence[str]) -> None:
+    if not all(names) or len(set(names)) < len(names):
+        raise DataError(f"{where}: column names must be distinct and not empty, got {listed(names)}")
+
+
+def _read_columns(form: TextFormat, content: bytes, start: int, names: list[str]) -> dict[str, pa.Array]:
+    separator = form.separator
+    if len(separator) > 1:
+        content, separator = content.replace(separator.encode(), b"\t"), "\t"
+    table = pa.csv.read_csv(
+        pa.BufferReader(pa.py_buffer(content).slice(start)),
+        read_options=pa.csv.ReadOptions(column_names=names, encoding=form.encoding, block_size=MOST_BYTES),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=separator, quote_char='"' if form.quoted else False, newlines_in_values=form.quoted
+        ),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+        ),
+    )
+    return {name: table[name].combine_chunks() for name in names}
+
+
+def _has_long_fields(columns: dict[str, pa.Array]) -> bool:
+    return any((pc.max(pc.utf8_length(column)).as_py() or 0) > MOST_CHARACTERS for column in columns.values())
+
+
+def _has_line_ends(columns: dict[str, pa.Array]) -> bool:
+    """Whether a field spans lines: then it may be all that follows a quote left open, which pyarrow does not mind."""
+    return any(pc.any(pc.match_substring(column, end)).as_py() for column in columns.values() for end in "\r\n")
+
+
+def _rows(path: Path, form: TextFormat, content: bytes, first_line: int = 1) -> Iterator[tuple[int, list[str]]]:
+    """Each row with the number of its (last) line, without pyarrow. Empty lines are skipped."""
+    text = content.decode(form.encoding)
+    if not form.quoted:
+        for line, row in enumerate(re.split("\r\n|\n|\r", text), first_line):
+            if row:
+                yield line, row.split(form.separator)
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=form.separator, strict=True)
+    line = 0
+    try:
+        for row in reader:
+            line = reader.line_num
+            if row:
+                yield first_line + line - 1, row
+    except csv.Error as error:
+        raise DataError(f"{path}:{first_line + line}: cannot be read: {error}; look for a quote left open") from error
+
+
+def _refuse_shape(path: Path, form: TextFormat, content: bytes, num_columns: int) -> None:
+    """Raise for the first row that has another number of fields, or a field that is too long."""
+    for line, row in _rows(path, form, content):
+        if len(row) != num_columns:
+            last = min(len(row), num_columns)
+            raise DataError(
+                f"{path}:{line}, column {last}: every row must have {num_columns} fields, got {len(row)}; "
+                f"mend the row ({cut(form.separator.join(row))!r})"
+            )
+        longest = max(range(num_columns), key=lambda column: len(row[column]))
+        if len(row[longest]) > MOST_CHARACTERS:
+            raise DataError(
+                f"{path}:{line}, column {longest + 1}: a field must have at most {MOST_CHARACTERS} characters, "
+                f"got {len(row[longest])}; shorten it"
+            )
+        if (size := len(form.separator.join(row).encode(form.encoding))) > MOST_BYTES:
+            raise DataError(f"{path}:{line}: a row must have at most {MOST_BYTES} bytes, got {size}; shorten it")

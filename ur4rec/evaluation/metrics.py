@@ -1,0 +1,127 @@
+"""Metrics of full-catalogue ranking: ranks first, then Hit@k, NDCG@k and MRR from the ranks.
+
+Shapes: B rows of a batch, I items of the catalogue, M coordinates of seen items, T targets.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ur4rec.data.batches import EvaluationBatch
+from ur4rec.errors import ConfigurationError, DataError, NonFiniteError
+
+
+def target_ranks(
+    scores_BI: ArrayLike, targets_B: ArrayLike, seen_rows_M: ArrayLike, seen_items_M: ArrayLike
+) -> NDArray[np.int64]:
+    """The rank of each target among the items its user has not seen, from 1.
+
+    rank = 1 + number of *other* unseen items that score at least as much as the target. Ties count against the model,
+    so that a constant scorer gets nothing and no order of the catalogue can help. The target is never filtered, even
+    where it is among the seen items. This is the reference that the backends' versions are tested against.
+
+    Args:
+        scores_BI: Scores; column i is item i.
+        targets_B: The target of each row.
+        seen_rows_M: Row of each item to be filtered; rows of B and above are ignored.
+        seen_items_M: The items to be filtered.
+
+    Returns:
+        Ranks, one per row, as int64.
+
+    Raises:
+        NonFiniteError: The score of a target or of an unseen item is NaN or infinite.
+
+    Example:
+        >>> target_ranks([[0.1, 0.9, 0.5, 0.5]], [2], [0], [1]).tolist()
+        [2]
+    """
+    scores, targets = np.asarray(scores_BI), np.asarray(targets_B)
+    rows, items = np.asarray(seen_rows_M, np.int64), np.asarray(seen_items_M, np.int64)
+    inside = rows < len(scores)
+    candidates_BI = np.ones(scores.shape, bool)
+    candidates_BI[rows[inside], items[inside]] = False
+    candidates_BI[np.arange(len(scores)), targets] = True
+    bad_BI = candidates_BI & ~np.isfinite(scores)
+    if bad_BI.any():
+        row, item = np.argwhere(bad_BI)[0]
+        raise NonFiniteError(
+            f"scores must be finite, got {scores[row, item]} for item {item} in row {row} "
+            f"({int(bad_BI.sum())} such scores in this batch); lower the learning rate or look for NaN in the weights"
+        )
+    target_scores_B = scores[np.arange(len(scores)), targets]
+    at_least_BI = candidates_BI & (scores >= target_scores_B[:, None])
+    return np.asarray(at_least_BI.sum(axis=1), np.int64)
+
+
+def summarise(ranks_T: ArrayLike, k_list: Sequence[int] = (5, 10, 20)) -> dict[str, float]:
+    """Hit@k and NDCG@k for each k, and MRR over the whole ranking, as means over targets.
+
+    With one target per row NDCG is 1 / log2(1 + rank) where rank <= k, else 0.
+
+    Raises:
+        DataError: There is no rank.
+        ConfigurationError: A k is below 1.
+
+    Example:
+        >>> summarise([1, 3, 20], k_list=[1, 10])
+        {'hit@1': 0.333..., 'ndcg@1': 0.333..., 'hit@10': 0.666..., 'ndcg@10': 0.5, 'mrr': 0.461...}
+    """
+    ranks = np.asarray(ranks_T, np.float64)
+    if not ranks.size:
+        raise DataError("metrics need at least one target, got none")
+    summary: dict[str, float] = {}
+    for k in k_list:
+        if k < 1:
+            raise ConfigurationError(f"every k must be at least 1, got {k}")
+        summary[f"hit@{k}"] = float((ranks <= k).mean())
+        summary[f"ndcg@{k}"] = float(ndcg(ranks, k).mean())
+    summary["mrr"] = float((1 / ranks).mean())
+    return summary
+
+
+def ndcg(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
+    """NDCG@k of each rank, where there is one target: 1 / log2(1 + rank) where rank <= k, else 0; of the same shape.
+
+    Example:
+        >>> ndcg([1, 3, 20], 10).tolist()
+        [1.0, 0.5, 0.0]
+    """
+    ranks = np.asarray(ranks, np.float64)
+    return np.where(ranks <= k, 1 / np.log2(1 + ranks), 0.0)
+
+
+def rank_batches(
+    score: Callable[[EvaluationBatch], NDArray[Any]], batches: Iterable[EvaluationBatch]
+) -> NDArray[np.int64]:
+    """The rank of every target, in order, of a scorer that works in NumPy (a baseline, a reference).
+
+    Args:
+        score: Maps a batch to its (B, I) scores.
+        batches: Evaluation batches.
+    """
+    ranks = [
+        target_ranks(
+            np.asarray(score(batch))[: batch.num_valid],
+            batch.targets_B[: batch.num_valid],
+            batch.seen_rows_M[: batch.num_seen],
+            batch.seen_items_M[: batch.num_seen],
+        )
+        for batch in batches
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *ranks])
+
+
+def negative_log_likelihood(scores_BI: ArrayLike, targets_B: ArrayLike) -> NDArray[Any]:
+    """Minus the log of the softmax of the scores at the targets.
+
+    Example:
+        >>> negative_log_likelihood([[0.0, 0.0, 0.0, 0.0]], [2]).round(4).tolist()
+        [1.3863]
+    """
+    scores = np.asarray(scores_BI, np.float64)
+    highest_B = scores.max(axis=1)
+    log_total_B = highest_B + np.log(np.exp(scores - highest_B[:, None]).sum(axis=1))
+    return np.asarray(log_total_B - scores[np.arange(len(scores)), np.asarray(targets_B)])

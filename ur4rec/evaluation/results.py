@@ -1,0 +1,50 @@
+"""The best epoch by validation, and the test metrics of that epoch: never the other way round."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.evaluation.metrics import summarise
+
+K_LIST = (5, 10, 20)
+CRITERION = "ndcg@10"
+
+
+@dataclass(kw_only=True)
+class Result:
+    """One row of the results table: a scorer at its best epoch by validation."""
+
+    name: str
+    """What was ranked, for people to read."""
+    epoch: int
+    """The epoch (0-based) of the best validation; -1 for what needs no training."""
+    validation: dict[str, float]
+    """Validation metrics of that epoch."""
+    test: dict[str, float]
+    """Test metrics of that epoch."""
+    test_ranks: NDArray[np.int64] = field(repr=False)
+    """The rank of each test target, in the split's order, for paired tests."""
+
+    def to_json(self, *, ranks: bool = False) -> dict[str, Any]:
+        """Plain JSON values, with or without the ranks."""
+        row = {"name": self.name, "epoch": self.epoch, "validation": self.validation, "test": self.test}
+        return {**row, "test_ranks": self.test_ranks.tolist()} if ranks else row
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> "Result":
+        """The result that `to_json` wrote with ranks."""
+        return cls(**{**row, "test_ranks": np.array(row["test_ranks"], np.int64)})
+
+
+def build_result(name: str, epoch: int, validation_ranks: NDArray[Any], test_ranks: NDArray[Any]) -> Result:
+    """A row from the ranks of its targets."""
+    return Result(
+        name=name,
+        epoch=epoch,
+        validation=summarise(validation_ranks, K_LIST),
+        test=summarise(test_ranks, K_LIST),
+        test_ranks=test_ranks,
+    )

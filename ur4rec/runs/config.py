@@ -1,0 +1,133 @@
+"""The configuration of a run: everything that decides its result, and the presets."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ur4rec.checks import check_choice, check_count
+from ur4rec.config import ModelConfig, TrainerConfig
+from ur4rec.errors import ConfigurationError, UnknownNameError
+from ur4rec.schedule.names import parse_schedule
+from ur4rec.schedule.stages import STAGES
+from ur4rec.training.backend import BACKENDS
+
+_CHANGEABLE = ("backend", "device", "checkpoint_every", "user_texts", "allow_leakage")
+MOST_EPOCHS = 100_000
+"""The most epochs of a stage."""
+_FROM_DATA = ("num_items", "num_users")
+MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
+"""What may be set of a model; the rest comes from the data."""
+TRAINER_SETTINGS = tuple(each.name for each in dataclasses.fields(TrainerConfig) if each.name != "seed")
+"""What may be set of a trainer; the seed is the run's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the result of a run.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message states the rule, the value and the remedy.
+    """
+
+    dataset: str = "ml-100k"
+    """A built-in dataset, a directory of atomic files, or a CSV or Parquet file."""
+    backend: str = "torch"
+    """"torch" or "jax"."""
+    schedule: str = "auto"
+    """Who trains in the joint stage; see `ur4rec.schedule.names`."""
+    epochs: Mapping[str, int] = field(
+        default_factory=lambda: {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 5}
+    )
+    """Epochs of each stage, in the order in which they run; 0 leaves a stage out."""
+    batch_size: int = 128
+    """Rows of a training batch; a row holds up to max_seq_len targets."""
+    encoder: str = "auto"
+    """Text encoder: "auto", "tfidf", the name of a sentence-transformers model, or a path to one."""
+    user_texts: str | None = None
+    """A JSON file of user preference texts (user id → text), further memory of the retriever; None is none."""
+    user_texts_hash: str | None = None
+    """The SHA-256 that this file must have; None is any."""
+    allow_leakage: bool = False
+    """Whether to train although the user texts name held-out items more often than chance: `ur4rec.text.leakage`."""
+    min_item_interactions: int | None = None
+    """Items with fewer interactions are dropped; None is the dataset's own custom (5 for ml-1m, else 1)."""
+    seed: int = 0
+    """Seed of weights, data order, dropout and sampled negatives."""
+    device: str = "auto"
+    """"auto" (an accelerator where there is one), "cpu", "cuda", ..."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `ModelConfig` other than its defaults."""
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of `TrainerConfig` other than its defaults."""
+    checkpoint_every: int = 500
+    """Training steps after which the run is saved, beside the end of every epoch; 0 is then only. The result does not
+    depend on it."""
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "backend", "schedule", "encoder", "device"):
+            _check_text(name, getattr(self, name))
+        for name in ("user_texts", "user_texts_hash"):
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
+        if not isinstance(self.allow_leakage, bool):
+            raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
+        for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
+            _check_mapping(name, getattr(self, name), known)
+        check_count("seed", self.seed, 0)
+        if self.min_item_interactions is not None:
+            check_count("min_item_interactions", self.min_item_interactions, 1)
+        parse_schedule(self.schedule)
+        check_choice("backend", self.backend, tuple(BACKENDS))
+        self.model_config(num_items=2)
+        TrainerConfig(**self.trainer)
+        check_count("batch_size", self.batch_size, 1)
+        check_count("checkpoint_every", self.checkpoint_every, 0)
+        for stage, epochs in self.epochs.items():
+            check_count(f"epochs of {stage}", epochs, 0)
+            if epochs > MOST_EPOCHS:
+                raise ConfigurationError(f"epochs of {stage} must be at most {MOST_EPOCHS}, got {epochs}")
+        if not any(self.epochs.values()):
+            raise ConfigurationError(f"epochs must be above 0 for some stage, got {dict(self.epochs)}")
+
+    @property
+    def plan(self) -> tuple[str, ...]:
+        """The stage of each epoch."""
+        return tuple(stage for stage, epochs in self.epochs.items() for _ in range(epochs))
+
+    def model_config(self, num_items: int) -> ModelConfig:
+        """The shape of the model for a catalogue."""
+        return ModelConfig(num_items=num_items, **self.model)
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that a run must keep when it goes on; the others may change without changing what it is."""
+        return {name: value for name, value in self.to_json().items() if name not in _CHANGEABLE}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RunConfig":
+        """The configuration that `to_json` wrote.
+
+        Raises:
+            ConfigurationError: Settings that do not exist.
+        """
+        known = {each.name for each in dataclasses.fields(cls)}
+        if unknown := sorted(set(content) - known - {"facts"}):
+            raise ConfigurationError(f"unknown setting {unknown[0]!r} in the configuration; expected {sorted(known)}")
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ConfigurationError(f"{name} must be a text that is not empty, got {value!r}")
+
+
+def _check_mapping(name: str, value: object, known: Collection[str]) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{name} must be settings by name, got {value!r}")
+    for key in value:
+        if key not in known:
+            raise UnknownNameError("stage" if name == "epochs" else f"setting of {name}", key, known)

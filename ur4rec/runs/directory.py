@@ -1,0 +1,207 @@
+"""The run directory: every file in it is written whole or not at all."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ur4rec.checks import check_choice
+from ur4rec.errors import ConfigurationError, DataError
+from ur4rec.files import SCRATCH_PREFIX, write_whole
+
+_LOCK = ".lock"
+
+
+class RunDirectory:
+    """``config.json, metrics.json, decisions.csv, schedule.png`` and ``checkpoint/`` of one run.
+
+    Each file is written to a temporary sibling and then put in place in one step, so that a crash or a full disk leaves
+    the previous one whole.
+
+    Args:
+        path: The directory. Create it with `create`, or open an existing run with `open_existing`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path / _LOCK)
+
+    @classmethod
+    def create(cls, path: Path, *, overwrite: bool = False) -> "RunDirectory":
+        """Make a new run directory.
+
+        Args:
+            path: Must not exist, or be empty, unless ``overwrite``.
+            overwrite: Remove an earlier run of that name. Anything but a run directory is still refused.
+
+        Raises:
+            ConfigurationError: The directory holds something, cannot be written, or a process trains in it.
+        """
+        if path.exists() and not path.is_dir():
+            raise ConfigurationError(f"--out must be a directory, {path} is a file; choose another --out")
+        directory = cls(path)
+        if path.is_dir() and any(each.name != _LOCK for each in path.iterdir()):
+            if not overwrite:
+                raise ConfigurationError(f"--out must be empty, {path} is not; choose another, or give --overwrite")
+            if not (path / "config.json").exists():
+                raise ConfigurationError(f"--overwrite removes only a run directory; {path} has no config.json")
+            with directory.locked():
+                directory._remove_all()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise ConfigurationError(f"--out must be writable, {path} is not ({error.strerror})") from error
+        return directory
+
+    @classmethod
+    def open_existing(cls, path: Path) -> "RunDirectory":
+        """Open the directory of an earlier run.
+
+        Raises:
+            ConfigurationError: There is no run at that path.
+        """
+        if not (path / "config.json").is_file():
+            raise ConfigurationError(f"{path} is no run directory: it has no config.json; give the --out of a run")
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this directory; what a crash left half-written is removed.
+
+        Raises:
+            ConfigurationError: Another process trains in it.
+        """
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ConfigurationError(
+                f"only one process may train in a run directory, and another one does in {self.path}; "
+                "wait for it, or choose another directory"
+            ) from error
+        try:
+            for partial in [*self.path.glob(f"{SCRATCH_PREFIX}*"), *self.path.glob(f"checkpoint/{SCRATCH_PREFIX}*")]:
+                shutil.rmtree(partial)
+            yield
+        finally:
+            self._lock.release()
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint; None if the run has not come to its first.
+
+        Raises:
+            DataError: ``LATEST`` names none.
+        """
+        return self._checkpoint("LATEST")
+
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of the best validation; None if the run has not come to its first.
+
+        Raises:
+            DataError: ``BEST`` names none.
+        """
+        return self._checkpoint("BEST")
+
+    def require_checkpoint(self, which: str = "best") -> Path:
+        """The ``best`` or the ``latest`` checkpoint.
+
+        Raises:
+            UnknownNameError: ``which`` is neither.
+            DataError: The run has not come to its first checkpoint, or it is not there any more.
+        """
+        check_choice("checkpoint", which, ("best", "latest"))
+        path = self._checkpoint(which.upper())
+        if path is None:
+            raise DataError(f"{self.path} has no {which} checkpoint yet; let its run finish an epoch first")
+        return path
+
+    @contextmanager
+    def new_checkpoint(self, step: int, *, best: bool) -> Iterator[Path]:
+        """A path to save a checkpoint at; once it is whole, it becomes the newest, and the ones before it are removed.
+
+        Args:
+            step: Training steps of the run.
+            best: Whether it is the best by validation, which is kept beside the newest.
+        """
+        folder = self.path / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        # What a pointer names is never replaced: not by what is saved at the same step later, as after a validation.
+        named = {self.latest_checkpoint(), self.best_checkpoint()}
+        path = next(path for suffix in ("", ".1", ".2") if (path := folder / f"step-{step}{suffix}") not in named)
+        yield path
+        for name in ("BEST", "LATEST") if best else ("LATEST",):
+            write_whole(folder / name, f"{path.name}\n".encode())
+        kept = {self.latest_checkpoint(), self.best_checkpoint()}
+        for each in folder.glob("step-*"):
+            if each not in kept:
+                shutil.rmtree(each)
+
+    def _checkpoint(self, name: str) -> Path | None:
+        pointer = self.path / "checkpoint" / name
+        if not pointer.exists():
+            return None
+        target = pointer.read_bytes().decode(errors="replace").strip()
+        if not re.fullmatch(r"step-\d+(\.\d)?", target) or not (pointer.parent / target).is_dir():
+            there = sorted(each.name for each in pointer.parent.glob("step-*"))
+            raise DataError(f"{pointer} must name a checkpoint beside it (one of {there}), got {target!r}; mend it")
+        return pointer.parent / target
+
+    def _remove_all(self) -> None:
+        for each in self.path.iterdir():
+            if each.is_dir():
+                shutil.rmtree(each)
+            elif each.name != _LOCK:
+                each.unlink()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a mapping as JSON."""
+        write_whole(self.path / name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        path = self.path / name
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} must hold a JSON object ({error}); is this the directory of a run?") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{path} must hold a JSON object, got {type(content).__name__}; restore the file")
+        return content
+
+    def check_fact(self, name: str, value: object) -> None:
+        """Refuse data that is not what the run was made with.
+
+        Args:
+            name: A fact of ``config.json``, such as ``interactions_hash``.
+            value: What it is now.
+
+        Raises:
+            DataError: It was another, or is not known.
+        """
+        facts = self.read_json("config.json").get("facts")
+        saved = facts.get(name) if isinstance(facts, dict) else None
+        if value != saved:
+            raise DataError(
+                f"the data must be the run's, but its {name} was {saved!r} and is {value!r}; restore the data"
+            )
+
+    def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> None:
+        """Write rows as CSV with a header; a missing value is an empty cell."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(fields), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path / name, text.getvalue().encode())

@@ -1,0 +1,149 @@
+"""What a run is made of before any framework is loaded: data, split, text vectors and batches."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.config import ModelConfig
+from ur4rec.data import Interactions, Split, Targets, leave_one_out
+from ur4rec.data.batches import EvaluationBatch, EvaluationBatches, TrainBatches
+from ur4rec.data.sources import load_dataset
+from ur4rec.errors import DataError
+from ur4rec.runs.config import RunConfig
+from ur4rec.text.encoders import encode_items, encode_users
+from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
+from ur4rec.text.users import hash_file, read_user_texts
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_ROWS = 512
+PROBE_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Experiment:
+    """Data, split, text vectors and batches of one run."""
+
+    interactions: Interactions
+    """The dataset."""
+    split: Split
+    """Training sequences, validation and test targets."""
+    item_text_vectors_IT: NDArray[np.float32]
+    """One unit vector per item."""
+    model: ModelConfig
+    """The shape of the model that fits the data."""
+    train: TrainBatches
+    """Training batches."""
+    user_text_vectors_UT: NDArray[np.float32] | None = None
+    """One unit vector per user, zeros for a user without a text; None is a run without user texts."""
+    leakage: tuple[LeakageTest, ...] = ()
+    """Whether the user texts name what is held out."""
+
+    def evaluation(self, targets: Targets) -> EvaluationBatches:
+        """Batches of targets."""
+        return EvaluationBatches(
+            targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=EVALUATION_ROWS
+        )
+
+    def probe(self) -> EvaluationBatch:
+        """Validation targets of `PROBE_ROWS` users, the same in every run, on which a schedule may measure."""
+        targets = self.split.validation
+        rows_B = np.sort(np.random.default_rng(0).permutation(len(targets))[:PROBE_ROWS])
+        (whole,) = EvaluationBatches(
+            targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=len(targets)
+        )
+        none_seen_M = np.zeros(0, np.int32)
+        return EvaluationBatch(
+            *(whole.items_BL[rows_B], whole.targets_B[rows_B], none_seen_M, none_seen_M, len(rows_B), 0),
+            targets.users_T[rows_B],
+        )
+
+
+def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path | None = None) -> Experiment:
+    """Load the data, split it, encode the texts.
+
+    Args:
+        config: The run.
+        directory: Where to look for the dataset's files before anything is downloaded.
+        cache_dir: Where datasets and text vectors are cached.
+
+    Raises:
+        UR4RecError: The data cannot be had or is malformed, or a setting does not fit it.
+    """
+    interactions = load_dataset(
+        config.dataset,
+        cache_dir=cache_dir,
+        directory=directory,
+        min_item_interactions=config.min_item_interactions,
+    )
+    return prepare_data(config, interactions, cache_dir=cache_dir)
+
+
+def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Path | None = None) -> Experiment:
+    """Split loaded data and encode its texts.
+
+    Args:
+        config: The run.
+        interactions: The data, in place of the dataset that the run names.
+        cache_dir: Where text vectors are cached.
+
+    Raises:
+        UR4RecError: A setting does not fit the data.
+    """
+    split = leave_one_out(interactions)
+    model = config.model_config(interactions.num_items)
+    vectors_IT = encode_items(
+        interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
+    )
+    leakage: tuple[LeakageTest, ...] = ()
+    users_UT = None
+    if config.user_texts is not None:
+        texts = _read_user_texts(config, interactions)
+        leakage = _check_leakage(config, texts, interactions, split)
+        users_UT = encode_users(
+            *(texts, interactions.texts), encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
+        )
+    train = TrainBatches(
+        split.train,
+        split.num_items,
+        max_seq_len=model.max_seq_len,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shifted=True,
+    )
+    return Experiment(
+        interactions=interactions,
+        split=split,
+        item_text_vectors_IT=vectors_IT,
+        model=model,
+        train=train,
+        user_text_vectors_UT=users_UT,
+        leakage=leakage,
+    )
+
+
+def _read_user_texts(config: RunConfig, interactions: Interactions) -> list[str]:
+    """The text of each user, from the very file that the run began with."""
+    assert config.user_texts is not None
+    path = Path(config.user_texts)
+    if config.user_texts_hash not in (None, found := hash_file(path)):
+        raise DataError(
+            f"the user texts must be those that the run began with (SHA-256 {config.user_texts_hash}), but {path} "
+            f"has {found}; restore the file"
+        )
+    return read_user_texts(path, interactions.user_ids)
+
+
+def _check_leakage(
+    config: RunConfig, texts: list[str], interactions: Interactions, split: Split
+) -> tuple[LeakageTest, ...]:
+    tests = tuple(find_leakage(texts, interactions, split))
+    if not config.allow_leakage:
+        refuse_leakage(str(config.user_texts), tests)
+    for test in tests:
+        if test.leaks:
+            logger.warning("the user texts leak, metrics will be too good: they name %s", describe_leakage(test))
+    return tests

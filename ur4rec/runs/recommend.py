@@ -1,0 +1,131 @@
+"""Recommendations from a finished run: the items that a user or a history is likely to go on with."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.data import Interactions
+from ur4rec.data.sources import load_dataset
+from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.training.backend import load_scorer
+
+
+class Recommendation(NamedTuple):
+    """One recommended item."""
+
+    item_id: str
+    """The source's name of the item."""
+    title: str
+    """Its title."""
+    probabilities: dict[str, float]
+    """What SASRec, the retriever and both fused take for the probability that it is next, among unseen items."""
+
+
+class Recommender:
+    """The best model of a run by validation, ready to recommend.
+
+    Args:
+        directory: A run directory.
+        data_dir: Where to look for the dataset's files before anything is downloaded.
+
+    Raises:
+        AlternatorError: The run has no checkpoint yet, it is damaged, or its data cannot be had.
+    """
+
+    def __init__(self, directory: RunDirectory, *, data_dir: Path | None = None) -> None:
+        config = RunConfig.from_json(directory.read_json("config.json"))
+        checkpoint = directory.require_checkpoint()
+        self.interactions: Interactions = load_dataset(
+            config.dataset, directory=data_dir, min_item_interactions=config.min_item_interactions
+        )
+        directory.check_fact("interactions_hash", self.interactions.hash)
+        self._scorer = load_scorer(config.backend, checkpoint)
+        self._max_seq_len: int = self._scorer.model.config.max_seq_len
+
+    def history_of(self, user_id: str) -> NDArray[np.int32]:
+        """All items of a user in order of time.
+
+        Raises:
+            UnknownNameError: There is no such user; the message names some that exist.
+        """
+        return self.interactions.sequences[self._find_user(user_id)]
+
+    def find_items(self, names: Sequence[str]) -> NDArray[np.int32]:
+        """Items by id, by title, or by the part of a title that only one item has.
+
+        Raises:
+            DataError: A name fits no item, or several; the message lists the nearest titles.
+        """
+        return np.array([self._find_item(name) for name in names], np.int32)
+
+    def recommend(
+        self, history_L: NDArray[np.int32], *, top: int = 10, user_id: str | None = None
+    ) -> list[Recommendation]:
+        """The items that a history is most likely to go on with, best first; its own items are left out.
+
+        Args:
+            history_L: Canonical item indices, oldest first.
+            top: How many.
+            user_id: Whose history it is, for a model that knows preference texts of users.
+
+        Raises:
+            ConfigurationError: The history is empty, or ``top`` is below 1.
+        """
+        if not len(history_L):
+            raise ConfigurationError("a history must have at least one item, got none; name a user or some titles")
+        if top < 1:
+            raise ConfigurationError(f"top must be at least 1, got {top}")
+        recent = history_L[-self._max_seq_len :]
+        items_BL = np.full((1, self._max_seq_len), self.interactions.num_items, np.int64)
+        items_BL[0, : len(recent)] = recent
+        users_B = None if user_id is None else [self._find_user(user_id)]
+        scores = self._scorer.scores(items_BL, users_B)
+        probabilities = {scorer: _softmax_unseen(scores_BI[0], history_L) for scorer, scores_BI in scores.items()}
+        order = np.argsort(-probabilities["fused"], kind="stable")[:top]
+        return [
+            Recommendation(
+                item_id=self.interactions.item_ids[item],
+                title=self.interactions.titles[item],
+                probabilities={scorer: float(values[item]) for scorer, values in probabilities.items()},
+            )
+            for item in order
+            if probabilities["fused"][item] > 0
+        ]
+
+    def _find_user(self, user_id: str) -> int:
+        if user_id not in self.interactions.user_ids:
+            examples = (*self.interactions.user_ids[:3], "...", self.interactions.user_ids[-1])
+            raise UnknownNameError("user", user_id, examples)
+        return self.interactions.user_ids.index(user_id)
+
+    def _find_item(self, name: str) -> int:
+        if name in self.interactions.item_ids:
+            return self.interactions.item_ids.index(name)
+        titles = [title.casefold() for title in self.interactions.titles]
+        wanted = name.casefold()
+        for found in (
+            [index for index, title in enumerate(titles) if title == wanted],
+            [index for index, title in enumerate(titles) if wanted in title],
+        ):
+            if len(found) == 1:
+                return found[0]
+            if found:
+                several = [self.interactions.titles[index] for index in found[:5]]
+                raise DataError(f"an item must be named clearly, {name!r} fits {len(found)} titles: {several}")
+        near = difflib.get_close_matches(wanted, titles, n=3, cutoff=0.4)
+        choices = [self.interactions.titles[titles.index(title)] for title in near]
+        raise DataError(f"no item has the id or title {name!r}; the nearest titles are {choices}")
+
+
+def _softmax_unseen(scores_I: NDArray[np.float32], seen: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Probabilities over the items that are not in the history."""
+    scores = scores_I.astype(np.float64)
+    scores[seen] = -np.inf
+    weights = np.exp(scores - scores.max())
+    return np.asarray(weights / weights.sum())

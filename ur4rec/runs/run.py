@@ -1,0 +1,292 @@
+"""A training run: the stages in order, validation after every epoch, and everything kept in the run directory."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.config import SCORERS
+from ur4rec.data.batches import EvaluationBatch, EvaluationBatches
+from ur4rec.evaluation.metrics import summarise
+from ur4rec.evaluation.popularity import popularity_ranks
+from ur4rec.evaluation.results import CRITERION, K_LIST, Result, build_result
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.decision_log import DecisionLog
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.event_log import EventLog
+from ur4rec.runs.plot import plot_schedule
+from ur4rec.runs.prepared import Experiment
+from ur4rec.runs.provenance import experiment_facts
+from ur4rec.runs.signals import Stopped
+from ur4rec.schedule.names import parse_schedule, resolve_schedule
+from ur4rec.training.backend import load_backend
+from ur4rec.training.checkpoint import check_same
+from ur4rec.training.records import StepRecord
+
+_JOINT_ROWS = ("fused", {"sasrec": "SASRec in it", "retriever": "retriever in it", "fused": "fused"})
+TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
+    "pretrain_sasrec": ("sasrec", {"sasrec": "SASRec alone"}),
+    "pretrain_retriever": ("retriever", {"retriever": "retriever alone"}),
+    "joint_finetune": _JOINT_ROWS,
+    "end_to_end": _JOINT_ROWS,
+}
+"""Per stage: the scorer whose validation chooses the epoch, and the rows of the results table that it fills."""
+Ranks = dict[str, NDArray[np.int64]]
+
+
+class Run:
+    """One training run.
+
+    Args:
+        config: What to run.
+        experiment: The data, from `ur4rec.runs.prepared.prepare`.
+        directory: Where everything is kept.
+        progress: Whether to show a progress bar per epoch; None is only on a terminal.
+
+    Attributes:
+        events: Told of every step and epoch; set it before training to log them.
+
+    Raises:
+        AlternatorError: The backend is missing, or a setting does not fit.
+    """
+
+    def __init__(
+        self, config: RunConfig, experiment: Experiment, directory: RunDirectory, *, progress: bool | None = None
+    ) -> None:
+        schedule = resolve_schedule(
+            config.schedule, fusion=experiment.model.fusion, num_targets=len(experiment.split.validation)
+        )
+        config = dataclasses.replace(config, schedule=schedule)
+        self.config = config
+        self.experiment = experiment
+        self.directory = directory
+        self.decisions = DecisionLog(directory.path / "decisions.csv")
+        self.epochs: list[dict[str, Any]] = []
+        self.results: dict[str, Result] = {}
+        self._seconds = 0.0
+        self._saved_step = 0
+        self.events = EventLog()
+        self._stop: Callable[[], bool] = lambda: False
+        self._schedule = parse_schedule(config.schedule)
+        self._validation = experiment.evaluation(experiment.split.validation)
+        self._test = experiment.evaluation(experiment.split.test)
+        backend = load_backend(config.backend)
+        model = backend.UR4Rec(
+            experiment.split.num_items,
+            experiment.item_text_vectors_IT,
+            user_text_vectors=experiment.user_text_vectors_UT,
+            seed=config.seed,
+            **config.model,
+        )
+        self.trainer = backend.JointTrainer(
+            model,
+            device=config.device,
+            rule=self._schedule.rule,
+            probe=experiment.probe() if self._schedule.measures else None,
+            seed=config.seed,
+            progress=progress,
+            on_step=self._record,
+            **config.trainer,
+        )
+
+    def train(self, *, stop: Callable[[], bool] = lambda: False) -> list[Result]:
+        """Train through all stages; after every epoch the run is validated and saved, after every stage drawn.
+
+        After `resume` it goes on with the next step, and ends as if it had never stopped.
+
+        Args:
+            stop: Asked after every step, and while targets are ranked, whether to save and stop.
+
+        Returns:
+            The rows of the results table, each at its best epoch by validation.
+
+        Raises:
+            AlternatorError: Too many losses in a row were not finite, or another process trains in the directory.
+            OSError: The disk is full or not writable; what was saved before is whole.
+            Stopped: ``stop`` said so; everything is saved.
+        """
+        self._stop = stop
+        with self.directory.locked():
+            if not self.results:
+                self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
+                self._add_popularity()
+            plan = self.config.plan
+            for epoch in range(len(self.epochs), len(plan)):
+                self._run_epoch(epoch, plan[epoch])
+                if epoch + 1 < len(plan) and plan[epoch + 1] != plan[epoch]:
+                    self._draw()
+            self.decisions.write()
+            self._write_results()
+            self._draw()
+        return list(self.results.values())
+
+    def resume(self) -> None:
+        """Go back to the newest checkpoint of the run directory; a directory without one starts from the beginning.
+
+        Raises:
+            AlternatorError: The checkpoint or the decision log is damaged, or of another configuration or other data.
+        """
+        self.directory.best_checkpoint()  # a BEST that names none is refused now, not when the next one is saved
+        checkpoint = self.directory.latest_checkpoint()
+        if checkpoint is None:
+            return
+        saved = self.trainer.load_checkpoint(checkpoint)["metrics"]
+        check_same("run", saved["run"], self._identity)
+        self.epochs, self._seconds = saved["epochs"], saved["seconds"]
+        self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
+        self.decisions.load(self.trainer.step, saved["decisions_sha256"])
+        self.events.restore(self.decisions.records)
+        self._saved_step = self.trainer.step
+
+    def _record(self, record: StepRecord) -> None:
+        self.decisions.records.append(record)
+        self.events.step(record)
+
+    @property
+    def _epoch_steps(self) -> int:
+        """Steps of this epoch that are done."""
+        return int(self.trainer.step) - (self.epochs[-1]["step"] if self.epochs else 0)
+
+    def _run_epoch(self, epoch: int, stage: str) -> None:
+        """An epoch, from where it was left, and its validation."""
+        if self._stop():
+            raise Stopped(self.trainer.step)
+        if not self._epoch_steps and (epoch == 0 or stage != self.config.plan[epoch - 1]):
+            self._enter(stage)
+        started = time.perf_counter() - self._seconds
+        try:
+            metrics = self.trainer.train_epoch(
+                self.experiment.train,
+                epoch=epoch,
+                start=self._epoch_steps,
+                after_step=lambda: self._after_step(epoch, started),
+            )
+            self._raise_if_stopped()
+            trained = time.perf_counter()
+            ranks = self._rank(self._validation, SCORERS)
+            best = self._keep_best(epoch, stage, ranks)
+        except Stopped:
+            self._save_within(epoch, started)
+            raise
+        self.epochs.append(
+            {
+                "epoch": epoch,
+                "stage": stage,
+                "step": self.trainer.step,
+                "train": metrics,
+                "validation": {scorer: summarise(ranks[scorer], K_LIST) for scorer in SCORERS},
+                "train_seconds": trained - started,
+                "evaluation_seconds": time.perf_counter() - trained,
+            }
+        )
+        self._seconds = 0.0
+        self.events.epoch(self.epochs[-1])
+        self._write_results()
+        self._save(epoch, best=best)
+
+    def _enter(self, stage: str) -> None:
+        num_steps = self.config.epochs[stage] * len(self.experiment.train)
+        joint = stage == "joint_finetune" and self._schedule.rule is None
+        self.trainer.set_training_stage("end_to_end" if joint else stage, num_steps=num_steps)
+
+    def _after_step(self, epoch: int, started: float) -> bool:
+        """Save where it is time for it; at the end of the epoch the validation comes first."""
+        every = self.config.checkpoint_every
+        due = every > 0 and self.trainer.step - self._saved_step >= every
+        if due and self._epoch_steps < len(self.experiment.train):
+            self._save_within(epoch, started)
+        return self._stop()
+
+    def _save_within(self, epoch: int, started: float) -> None:
+        if self.trainer.step == self._saved_step:
+            return
+        self._seconds = time.perf_counter() - started
+        self._save(epoch, best=False)
+
+    def _raise_if_stopped(self) -> None:
+        if self._stop():
+            raise Stopped(self.trainer.step)
+
+    def _rank(self, targets: EvaluationBatches, scorers: Iterable[str]) -> Ranks:
+        ranks: Ranks = self.trainer.rank_all(self._until_stopped(targets), scorers)
+        return ranks
+
+    def _until_stopped(self, targets: EvaluationBatches) -> Iterator[EvaluationBatch]:
+        for batch in targets:
+            self._raise_if_stopped()
+            yield batch
+
+    def _keep_best(self, epoch: int, stage: str, ranks: Ranks) -> bool:
+        """Test this epoch if validation says that it is the best so far of its rows of the results table."""
+        criterion, rows = TABLE_ROWS[stage]
+        value = summarise(ranks[criterion], K_LIST)[CRITERION]
+        before = self.results.get(rows[criterion])
+        if before is not None and value <= before.validation[CRITERION]:
+            return False
+        test_ranks = self._rank(self._test, rows)
+        for scorer, name in rows.items():
+            self.results[name] = build_result(name, epoch, ranks[scorer], test_ranks[scorer])
+        return True
+
+    def _add_popularity(self) -> None:
+        split = self.experiment.split
+        ranks = [popularity_ranks(split.train, targets, split.num_items) for targets in (split.validation, split.test)]
+        self.results["popularity"] = build_result("popularity", -1, *ranks)
+
+    def _write_results(self) -> None:
+        """Write what follows from the epochs; a crash before they are saved leaves it ahead of them, no harm done."""
+        self.directory.write_csv("test_ranks.csv", self._rank_rows(), ["user", *self.results])
+        self.directory.write_json("metrics.json", self._metrics())
+
+    def _save(self, epoch: int, *, best: bool) -> None:
+        """Save the run as it is now, the checkpoint last: so whatever it stands for is there when it is."""
+        with self.directory.new_checkpoint(self.trainer.step, best=best) as path:
+            self.trainer.flush()
+            self.decisions.write()
+            state = {
+                "run": self._identity,
+                "epochs": self.epochs,
+                "seconds": self._seconds,
+                "results": {name: result.to_json(ranks=True) for name, result in self.results.items()},
+                "decisions_sha256": self.decisions.sha256,
+            }
+            self.trainer.save_checkpoint(path, epoch=epoch, metrics=state)
+        self._saved_step = self.trainer.step
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same when the run goes on."""
+        return {**self.config.decisive(), "split_hash": self.experiment.split.hash}
+
+    def _draw(self) -> None:
+        plot_schedule(self.directory.path / "schedule.png", self.decisions.records, self.epochs, self._title())
+
+    def _metrics(self) -> dict[str, Any]:
+        return {
+            "final": {name: result.to_json() for name, result in self.results.items()},
+            "schedule": self.trainer.alternator.get_stats(),
+            "train_seconds": sum(row["train_seconds"] for row in self.epochs),
+            "facts": self._facts,
+            "epochs": self.epochs,
+        }
+
+    def _rank_rows(self) -> list[dict[str, Any]]:
+        interactions, test = self.experiment.interactions, self.experiment.split.test
+        columns = {name: result.test_ranks.tolist() for name, result in self.results.items()}
+        return [
+            {"user": interactions.user_ids[user], **{name: ranks[row] for name, ranks in columns.items()}}
+            for row, user in enumerate(test.users_T)
+        ]
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        """What a reader needs to run it again: data, split and versions."""
+        return experiment_facts(self.experiment, self.config.backend)
+
+    def _title(self) -> str:
+        config = self.config
+        return f"{self.experiment.interactions.name}, schedule {config.schedule}, {config.backend}, seed {config.seed}"

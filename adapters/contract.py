@@ -94,15 +94,3 @@ def check_disjoint(owned: Mapping[str, Mapping[int, str]], what: str = "paramete
                     f"{module!r}; give each its own, or declare it with always= if it may train in every step"
                 )
             owners[key] = (module, name)
-
-
-def listed(names: Iterable[str], limit: int = 3) -> str:
-    """A short list for messages.
-
-    Example:
-        >>> listed("abcde")
-        "'a', 'b', 'c' and 2 more"
-    """
-    every = list(names)
-    shown = ", ".join(repr(name) for name in every[:limit])
-    return f"{shown} and {len(every) - limit} more" if len(every) > limit else shown

@@ -1,6 +1,7 @@
-"""Checks of parameters, each with one message in the same words, for the rules, the machine and the adapters."""
+"""Checks of parameters, each with one message in the same words, for everything above the core too."""
 
 import math
+from collections.abc import Iterable
 
 from alternator.errors import ConfigurationError
 
@@ -36,3 +37,15 @@ def check_max_steps(max_steps: object, min_steps: int) -> None:
     """Refuse anything but None or an integer of at least ``min_steps``."""
     if max_steps is not None:
         check_integer("max_steps", max_steps, min_steps)
+
+
+def listed(names: Iterable[str], maximum: int = 3) -> str:
+    """A list for messages, cut short where it is long.
+
+    Example:
+        >>> listed("abcde")
+        "'a', 'b', 'c' and 2 more"
+    """
+    every = list(names)
+    shown = ", ".join(repr(name) for name in every[:maximum])
+    return f"{shown} and {len(every) - maximum} more" if len(every) > maximum else shown

@@ -112,7 +112,7 @@ class Alternator:
             module: The module that the loss belongs to.
             value: Any scalar.
             step: The step that it was computed in (the first is 1), where that is not the one under way. A loss of the
-                active module that is older than its tenure is kept, but its tenure has not heard it.
+                active module that is older than its tenure is kept, but its tenure has not observed it.
 
         Raises:
             UnknownModuleError: A name that is no module.
@@ -215,7 +215,7 @@ class Alternator:
                 "tenure": facts.tenure,
                 "entered": facts.entered,
                 "entered_at": facts.entered_at,
-                "heard": facts.heard,
+                "observed": facts.observed,
                 "updates": facts.updates,
                 "trained_at": list(facts.trained_at),
                 "rings": [list(ring) for ring in facts.rings],
@@ -238,7 +238,7 @@ class Alternator:
         """
         counts, rule_state = parse_state(state, self._configuration, self._rule.init(len(self._modules)))
         facts = Facts(len(self._modules), max(self._rule.ring_size, 1))
-        for name in ("step", "active", "tenure", "entered", "entered_at", "heard", "updates", "trained_at"):
+        for name in ("step", "active", "tenure", "entered", "entered_at", "observed", "updates", "trained_at"):
             setattr(facts, name, counts[name])
         for ring, losses in zip(facts.rings, counts["rings"], strict=True):
             ring.extend(losses)
@@ -261,7 +261,7 @@ class Alternator:
             facts.rings[index].append(value)
             self._nonfinite_streaks[index] = 0
             if of_tenure:
-                facts.heard += 1
+                facts.observed += 1
         else:
             self._nonfinite_losses[index] += 1
             self._nonfinite_streaks[index] += of_tenure
@@ -270,7 +270,7 @@ class Alternator:
         facts = self._facts
         facts.active = index
         facts.tenure = 0
-        facts.heard = 0
+        facts.observed = 0
         facts.entered = True
         facts.entered_at = facts.step
         self._nonfinite_streaks[index] = 0

@@ -12,7 +12,7 @@ class Reason:
     STEADY: Final = "steady"
     IMPROVING: Final = "improving"
     UNSURE: Final = "unsure"
-    VOTES: Final = "votes"
+    UNCONFIRMED_PLATEAU: Final = "unconfirmed_plateau"
     COOLDOWN: Final = "cooldown"
     WAITING: Final = "waiting"
     OUT_OF_PATIENCE: Final = "out_of_patience"
@@ -41,7 +41,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     Reason.STEADY: ("change rate < threshold", "change rate {value:.3g} < {limit:g}"),
     Reason.IMPROVING: ("still improving", "still improving: expected gain {value:.2%} ≥ {limit:.2%}"),
     Reason.UNSURE: ("not sure yet", "not sure yet: the expected gain may be as large as {value:.2%} ≥ {limit:.2%}"),
-    Reason.VOTES: ("plateau, waiting for more votes", "plateau, vote {value:.0f} of {limit:.0f}"),
+    Reason.UNCONFIRMED_PLATEAU: (
+        "plateau, to be confirmed",
+        "plateau, confirmation {value:.0f} of {limit:.0f}",
+    ),
     Reason.COOLDOWN: ("cooling down", "cooling down: {value:.0f} of {limit:.0f} losses left"),
     Reason.WAITING: ("patience not used up", "{value:.0f} bad losses, patience {limit:.0f}"),
     Reason.OUT_OF_PATIENCE: ("out of patience", "{value:.0f} bad losses > patience {limit:.0f}"),

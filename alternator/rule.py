@@ -23,7 +23,7 @@ class Facts:
         entered: True at the first decision of a tenure: a rule starts its per-tenure state anew.
         entered_at: Steps counted before this tenure began.
         updated: False when the optimizer skipped this step's update.
-        heard: Finite losses of the active module that were computed in this tenure and have been recorded.
+        observed: Finite losses of the active module that were computed in this tenure and have been recorded.
         updates: Updated steps counted so far, of all modules together.
         trained_at: Per module, the value of ``updates`` when it last trained (0 before the first time).
         rings: Per module, its newest finite losses, oldest first, at most ``rule.ring_size`` of them.
@@ -33,8 +33,8 @@ class Facts:
         "active",
         "entered",
         "entered_at",
-        "heard",
         "num_modules",
+        "observed",
         "rings",
         "step",
         "tenure",
@@ -51,7 +51,7 @@ class Facts:
         self.entered = True
         self.entered_at = 0
         self.updated = True
-        self.heard = 0
+        self.observed = 0
         self.updates = 0
         self.trained_at = [0] * num_modules
         self.rings: tuple[deque[float], ...] = tuple(deque(maxlen=ring_size) for _ in range(num_modules))

@@ -75,7 +75,7 @@ def _differences(saved: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     )
 
 
-_SCALARS = {"step", "active", "tenure", "entered_at", "heard", "updates", "switch_count"}
+_SCALARS = {"step", "active", "tenure", "entered_at", "observed", "updates", "switch_count"}
 _PER_MODULE = {"trained_at", "training_steps", "skipped_steps", "nonfinite_losses", "nonfinite_streaks"}
 
 

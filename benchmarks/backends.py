@@ -35,12 +35,12 @@ def different_tops(first_BI: NDArray[Any], second_BI: NDArray[Any], bound: float
 def compare(directory: RunDirectory) -> dict[str, dict[str, float]]:
     """Per scorer: users, largest relative difference of a score, users with another top 20."""
     config = RunConfig.from_json(directory.read_json("config.json"))
-    experiment = prepare(config)
+    prepared = prepare(config)
     trainers = {name: load_scorer(name, directory.require_checkpoint()) for name in BACKENDS}
     found: dict[str, dict[str, float]] = {}
     for scorer in SCORERS:
         users, worst, different = 0, 0.0, 0
-        for batch in experiment.evaluation(experiment.split.test):
+        for batch in prepared.evaluation(prepared.split.test):
             torch_BI, jax_BI = (
                 trainers[name].score(batch.items_BL, scorer, batch.users_B)[: batch.num_valid] for name in BACKENDS
             )

@@ -34,7 +34,7 @@ from ur4rec.schedule.stages import MODULES
 from ur4rec_jax import catalogue_loss
 from ur4rec_jax.compiled import compiled, functions_of
 from ur4rec_jax.device import to_inputs
-from ur4rec_jax.epoch import Epoch, EpochState, StepInput, StepLog, stack_inputs
+from ur4rec_jax.epoch import Epoch, EpochLog, EpochState, StepInput, stack_inputs
 from ur4rec_jax.losses import separate_loss
 
 TENURE = 5
@@ -71,7 +71,7 @@ class FixedEpoch(Epoch):
         super().__init__(*arguments)
         self._turns = MODULES
 
-    def _one(self, buffers: Any, key: jax.Array, state: EpochState, given: StepInput) -> tuple[EpochState, StepLog]:
+    def _one(self, buffers: Any, key: jax.Array, state: EpochState, given: StepInput) -> tuple[EpochState, EpochLog]:
         return self._switch((given.step // TENURE) % len(MODULES), buffers, key, state, given)
 
 

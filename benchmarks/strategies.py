@@ -30,9 +30,9 @@ from ur4rec.compare.workers import one_thread_processes
 from ur4rec.evaluation.metrics import ndcg
 from ur4rec.files import write_file, write_whole
 from ur4rec.runs.config import RunConfig
-from ur4rec.runs.prepared import Experiment, prepare
+from ur4rec.runs.prepared import PreparedData, prepare
 from ur4rec.runs.presets import preset
-from ur4rec.runs.provenance import experiment_facts, machine_facts, source_commit
+from ur4rec.runs.provenance import machine_facts, run_facts, source_commit
 from ur4rec.training.backend import BACKENDS, load_backend
 
 ROOT = Path(__file__).parents[1]
@@ -132,28 +132,26 @@ class Job(NamedTuple):
 def run_job(job: Job) -> dict[str, Any]:
     """Train, and test at the best epoch by validation."""
     config = job.config()
-    experiment = prepare(config)
-    split, trainer = experiment.split, _build_trainer(config, experiment)
-    trainer.set_training_stage("end_to_end", num_steps=job.num_epochs * len(experiment.train))
+    prepared = prepare(config)
+    split, trainer = prepared.split, _build_trainer(config, prepared)
+    trainer.set_training_stage("end_to_end", num_steps=job.num_epochs * len(prepared.train))
     best: dict[str, Any] = {"validation": {"ndcg@10": -1.0}}
     epochs = []
     for epoch in range(job.num_epochs):
-        metrics = trainer.train_epoch(experiment.train, epoch=epoch)
-        validation = evaluate(trainer, experiment.evaluation(split.validation)).summary()
+        metrics = trainer.train_epoch(prepared.train, epoch=epoch)
+        validation = evaluate(trainer, prepared.evaluation(split.validation)).summary()
         epochs.append({**metrics, "validation": validation})
         if validation["ndcg@10"] > best["validation"]["ndcg@10"]:
-            test = evaluate(trainer, experiment.evaluation(split.test))
+            test = evaluate(trainer, prepared.evaluation(split.test))
             per_user = {"ranks": test.ranks_T.tolist(), "nll": test.nll_T.astype(float).round(6).tolist()}
             best = {"epoch": epoch, "validation": validation, "test": test.summary(), "per_user": per_user}
-    facts = {**experiment_facts(experiment, job.backend), **machine_facts(), "commit": source_commit()}
+    facts = {**run_facts(prepared, job.backend), **machine_facts(), "commit": source_commit()}
     return {**job._asdict(), "config": config.to_json(), "facts": facts, "best": best, "epochs": epochs}
 
 
-def _build_trainer(config: RunConfig, experiment: Experiment) -> Any:
+def _build_trainer(config: RunConfig, prepared: PreparedData) -> Any:
     backend = load_backend(config.backend)
-    model = backend.UR4Rec(
-        experiment.split.num_items, experiment.item_text_vectors_IT, seed=config.seed, **config.model
-    )
+    model = backend.UR4Rec(prepared.split.num_items, prepared.item_text_vectors_IT, seed=config.seed, **config.model)
     return backend.JointTrainer(model, device="cpu", seed=config.seed, progress=False, **config.trainer)
 
 

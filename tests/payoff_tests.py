@@ -11,7 +11,7 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import negative_log_likelihood
 from ur4rec.schedule.stages import MODULES
 
-RULE = Payoff(costs=(1.0, 0.6, 0.5), min_steps=3, groups=4, confidence=0.5, wait=6, max_wait=6)
+RULE = Payoff(costs=(1.0, 0.6, 0.5), min_steps=3, groups=4, confidence=0.69, retry_after=6, max_retry_after=6)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_payoffs_are_the_falls_of_the_held_out_loss(make_trainer, batch_stream, 
 
 def test_a_long_tenure_is_measured_less_often(make_trainer, batch_stream, probe):
     """Every second step at first, then after a quarter of the tenure; a measurement is one pass of each module."""
-    trainer = make_trainer(rule=Payoff(costs=RULE.costs, min_steps=2, groups=4, confidence=1e9), probe=probe)
+    trainer = make_trainer(rule=Payoff(costs=RULE.costs, min_steps=2, groups=4, confidence=1 - 1e-15), probe=probe)
     trainer.set_training_stage("joint_finetune", num_steps=40)
     measured, forwards = [], len(MODULES)
     for step, batch in enumerate(batch_stream(0, 24)):

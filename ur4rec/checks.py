@@ -1,26 +1,12 @@
 """Checks of single values, one line each for the user."""
 
-import math
-
 from ur4rec.errors import ConfigurationError, UnknownNameError
-
-
-def check_count(name: str, value: object, least: int) -> None:
-    """Refuse anything but an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
 def check_switch(name: str, value: object) -> None:
     """Refuse anything but True and False: a text such as "false" would count as on."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} must be True or False, got {value!r}")
-
-
-def check_positive(name: str, value: object) -> None:
-    """Refuse anything but a finite number above 0."""
-    if not is_number(value) or not (math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
-        raise ConfigurationError(f"{name} must be a finite number above 0, got {value!r}")
 
 
 def check_range(name: str, value: object, least: float, below: float) -> None:

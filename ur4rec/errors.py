@@ -2,18 +2,27 @@
 
 from collections.abc import Iterable
 
-import alternator
+from alternator import AlternatorError, ConfigurationError
+
+__all__ = [
+    "CacheError",
+    "CheckpointError",
+    "ConfigurationError",
+    "DataError",
+    "EncoderError",
+    "LeakageError",
+    "NonFiniteError",
+    "SourceError",
+    "UR4RecError",
+    "UnknownNameError",
+]
 
 
-class UR4RecError(alternator.AlternatorError):
+class UR4RecError(AlternatorError):
     """Base of every error that the recommender raises for something the user can mend."""
 
 
-class ConfigurationError(UR4RecError, alternator.ConfigurationError):
-    """A setting that cannot work: out of range, or in conflict with another one."""
-
-
-class UnknownNameError(ConfigurationError):
+class UnknownNameError(UR4RecError, ConfigurationError):
     """A name (of a dataset, a stage, a schedule, ...) that does not exist.
 
     Example:

@@ -56,7 +56,7 @@ class StepInput(NamedTuple):
     """The curriculum's weights; None if it is off."""
 
 
-class StepLog(NamedTuple):
+class EpochLog(NamedTuple):
     """What a step hands to the host; from an epoch each array has a leading axis of S steps."""
 
     total: Array
@@ -78,7 +78,7 @@ class EpochStep(NamedTuple):
     """What the schedule decided after it; None where one turn trains throughout."""
 
 
-class Outcome(NamedTuple):
+class EpochResult(NamedTuple):
     """What an epoch leaves."""
 
     train: TrainState
@@ -153,7 +153,7 @@ class Epoch:
         buffers: Any,
         key: Array,
         inputs_S: StepInput,
-    ) -> "Outcome":
+    ) -> "EpochResult":
         """Train on all steps' inputs, in one call of the device.
 
         Args:
@@ -170,12 +170,12 @@ class Epoch:
         state, log = self._run(state, buffers, key, inputs_S)
         kept = None if state.is_stale else state.catalogue
         if machine is None:
-            return Outcome(state.train, kept, self._steps(log, [None] * len(log.total)), None)
+            return EpochResult(state.train, kept, self._steps(log, [None] * len(log.total)), None)
         steps = self._steps(log, machine.decisions(log.decision))
         end = machine.state_dict(state.machine)
-        return Outcome(state.train, kept, steps, {"pending_losses": end.pop("pending_losses"), "alternator": end})
+        return EpochResult(state.train, kept, steps, {"pending_losses": end.pop("pending_losses"), "alternator": end})
 
-    def _steps(self, log: StepLog, decisions: Sequence[Decision | None]) -> list[EpochStep]:
+    def _steps(self, log: EpochLog, decisions: Sequence[Decision | None]) -> list[EpochStep]:
         steps = []
         metrics = {name: np.asarray(values) for name, values in log.metrics.items()}
         for step, (total, losses_M, decision) in enumerate(
@@ -188,10 +188,10 @@ class Epoch:
             steps.append(EpochStep(StepReport(total, modules, of_step), decision))
         return steps
 
-    def _scan(self, state: EpochState, buffers: Any, key: Array, inputs_S: StepInput) -> tuple[EpochState, StepLog]:
+    def _scan(self, state: EpochState, buffers: Any, key: Array, inputs_S: StepInput) -> tuple[EpochState, EpochLog]:
         return jax.lax.scan(partial(self._one, buffers, key), state, inputs_S)
 
-    def _one(self, buffers: Any, key: Array, state: EpochState, given: StepInput) -> tuple[EpochState, StepLog]:
+    def _one(self, buffers: Any, key: Array, state: EpochState, given: StepInput) -> tuple[EpochState, EpochLog]:
         if self._machine is None:
             return self._switch(None, buffers, key, state, given)
         active = state.machine.active
@@ -202,7 +202,7 @@ class Epoch:
 
     def _switch(
         self, active: Array | None, buffers: Any, key: Array, state: EpochState, given: StepInput
-    ) -> tuple[EpochState, StepLog]:
+    ) -> tuple[EpochState, EpochLog]:
         """One step of the active turn; None is the only one.
 
         The memory bank is no part of what the branches give back: they would copy it.
@@ -217,7 +217,7 @@ class Epoch:
 
     def _train(
         self, turn: str, buffers: Any, key: Array, bank: MemoryBank | None, state: EpochState, given: StepInput
-    ) -> tuple[EpochState, StepLog, BankEntries | None]:
+    ) -> tuple[EpochState, EpochLog, BankEntries | None]:
         """One step of a turn; what it reports, without a decision; and what it writes into the memory bank."""
         if self.keeps_catalogue and "retriever" not in TURNS[turn]:
             catalogue = jax.lax.cond(
@@ -245,7 +245,7 @@ class Epoch:
         if bank is not None and entries is None:
             entries = BankEntries.none(len(given.inputs.items_BL), bank.keys_Md.shape[1])
         train, _ = _part(train)
-        return state._replace(train=train, is_stale=is_stale), StepLog(losses.total, losses_M, metrics, None), entries
+        return state._replace(train=train, is_stale=is_stale), EpochLog(losses.total, losses_M, metrics, None), entries
 
 
 def _part(train: TrainState) -> tuple[TrainState, MemoryBank | None]:

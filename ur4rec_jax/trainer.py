@@ -30,7 +30,7 @@ from ur4rec.schedule.curriculum import CurriculumWeights, curriculum_weights
 from ur4rec.schedule.learning_rate import learning_rates
 from ur4rec.schedule.payoff_probe import build_probe
 from ur4rec.schedule.stages import JOINT_STAGES, MODULES, TURNS, check_num_steps, find_stage
-from ur4rec.training.late_steps import LateStep, StepLog
+from ur4rec.training.late_steps import LateStep, LateSteps
 from ur4rec.training.progress import count_steps
 from ur4rec.training.records import StepRecord
 from ur4rec_jax import checkpoint
@@ -109,7 +109,7 @@ class JointTrainer:
         self._rule = rule
         self._probe = probe
         self._progress = progress
-        self._log = StepLog(on_step, self.config.nonfinite_limit)
+        self._log = LateSteps(on_step, self.config.max_nonfinite_losses)
         self._model_config = model.config
         self._graphdef, params, buffers = nnx.split(model, nnx.Param, ...)
         self._buffers = self._place(nnx.to_pure_dict(buffers))

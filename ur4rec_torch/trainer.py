@@ -26,7 +26,7 @@ from ur4rec.schedule.curriculum import WITHOUT_CURRICULUM, CurriculumWeights, cu
 from ur4rec.schedule.learning_rate import learning_rates
 from ur4rec.schedule.payoff_probe import build_probe
 from ur4rec.schedule.stages import JOINT_STAGES, MODULES, TURNS, check_num_steps, find_stage
-from ur4rec.training.late_steps import LateStep, StepLog
+from ur4rec.training.late_steps import LateStep, LateSteps
 from ur4rec.training.progress import count_steps
 from ur4rec.training.records import StepRecord
 from ur4rec_torch import checkpoint
@@ -100,7 +100,7 @@ class JointTrainer:
         self._rule = rule
         self._probe = probe
         self._progress = progress
-        self._log = StepLog(on_step, self.config.nonfinite_limit)
+        self._log = LateSteps(on_step, self.config.max_nonfinite_losses)
         self._optimizers = {name: _adamw(getattr(model, name), self.config.weight_decay) for name in MODULES}
         if any(True for _ in model.fusion.parameters()):
             self._optimizers["fusion"] = _adamw(model.fusion, 0.0)

@@ -34,7 +34,7 @@ class DeviceState(NamedTuple):
     tenure: jax.Array
     entered: jax.Array
     entered_at: jax.Array
-    heard: jax.Array
+    observed: jax.Array
     updates: jax.Array
     trained_at_N: jax.Array
     rings_NR: jax.Array
@@ -322,7 +322,7 @@ _COUNTS = tuple(
 
 
 def _record(state: DeviceState, values_N: jax.Array, known_N: jax.Array, late: jax.Array | bool = False) -> DeviceState:
-    """Losses into the rings; those of the active module that are older than its tenure are not heard by it."""
+    """Losses into the rings; those of the active module that are older than its tenure are not observed by it."""
     finite_N = known_N & jnp.isfinite(values_N)
     bad_N = known_N & ~jnp.isfinite(values_N)
     of_tenure_N = (jnp.arange(len(known_N)) == state.active) & ~jnp.asarray(late)
@@ -330,7 +330,7 @@ def _record(state: DeviceState, values_N: jax.Array, known_N: jax.Array, late: j
     return state._replace(
         rings_NR=jnp.where(finite_N[:, None], shifted_NR, state.rings_NR),
         ring_lengths_N=jnp.minimum(state.ring_lengths_N + finite_N, state.rings_NR.shape[1]),
-        heard=state.heard + (finite_N & of_tenure_N).any(),
+        observed=state.observed + (finite_N & of_tenure_N).any(),
         nonfinite_losses_N=state.nonfinite_losses_N + bad_N,
         nonfinite_streaks_N=jnp.where(finite_N, 0, state.nonfinite_streaks_N + (bad_N & of_tenure_N)),
     )
@@ -354,7 +354,7 @@ def _enter(state: DeviceState, target: jax.Array, switch: jax.Array) -> DeviceSt
     return state._replace(
         active=jnp.where(switch, target, state.active).astype(jnp.int32),
         tenure=jnp.where(switch, 0, state.tenure),
-        heard=jnp.where(switch, 0, state.heard),
+        observed=jnp.where(switch, 0, state.observed),
         entered=state.entered | switch,
         entered_at=jnp.where(switch, state.step, state.entered_at),
         nonfinite_streaks_N=jnp.where(switch & target_N, 0, state.nonfinite_streaks_N),

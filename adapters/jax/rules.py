@@ -36,7 +36,7 @@ class DeviceFacts(NamedTuple):
         tenure: Updated steps of the active module in this tenure.
         entered: True at the first decision of a tenure.
         updated: False when the update was skipped.
-        heard: Finite losses of the active module that were computed in this tenure and have been recorded.
+        observed: Finite losses of the active module that were computed in this tenure and have been recorded.
         updates: Updated steps counted so far.
         trained_at_N: Per module, the value of ``updates`` when it last trained.
         rings_NR: Per module, its newest finite losses; the newest is the last.
@@ -48,7 +48,7 @@ class DeviceFacts(NamedTuple):
     tenure: jax.Array
     entered: jax.Array
     updated: jax.Array
-    heard: jax.Array
+    observed: jax.Array
     updates: jax.Array
     trained_at_N: jax.Array
     rings_NR: jax.Array
@@ -144,15 +144,21 @@ def _trend(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerd
     entered = type(state)(FEWEST_LOSSES, 0, 0, 0)
     state = jax.tree.map(lambda new, old: jnp.where(facts.entered, new, old).astype(old.dtype), entered, state)
     early = facts.tenure < rule.min_steps
-    looks = ~early & (facts.heard >= state.next_look)
+    looks = ~early & (facts.observed >= state.next_look)
     unseen = DeviceVerdict(*map(jnp.asarray, (False, jnp.int32(0), state.value, state.value, False)))
     state, seen = jax.lax.cond(looks, lambda: _look(rule, state, facts), lambda: (state, unseen))
     longest = rule.max_steps if rule.max_steps is not None else _FOREVER
     late, few = ~early & (facts.tenure >= longest), state.hold == 0
     holds = (state.hold == 1, Reason.IMPROVING), (state.hold == 2, Reason.UNSURE)
-    reason = choose(Reason.VOTES, (early, Reason.MIN_STEPS), (late, Reason.MAX_STEPS), (few, Reason.FEW_LOSSES), *holds)
-    value = jnp.where(early | late, facts.tenure, jnp.where(few, facts.heard, state.value))
-    bound = jnp.where(state.hold == 3, rule.votes, rule.min_gain)
+    reason = choose(
+        Reason.UNCONFIRMED_PLATEAU,
+        (early, Reason.MIN_STEPS),
+        (late, Reason.MAX_STEPS),
+        (few, Reason.FEW_LOSSES),
+        *holds,
+    )
+    value = jnp.where(early | late, facts.tenure, jnp.where(few, facts.observed, state.value))
+    bound = jnp.where(state.hold == 3, rule.confirmations, rule.min_gain)
     limit = jnp.where(early, rule.min_steps, jnp.where(late, longest, jnp.where(few, FEWEST_LOSSES, bound)))
     otherwise = DeviceVerdict(late, reason, value, limit)
     return state, DeviceVerdict(*(jnp.where(seen.switch, a, b) for a, b in zip(seen, otherwise, strict=True)))
@@ -161,8 +167,8 @@ def _trend(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerd
 def _look(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdict]:
     """Fit the line: the new state and a verdict; the latter is meant if it switches."""
     ring_R = facts.rings_NR[facts.active]
-    count = jnp.minimum(facts.heard, rule.window)
-    scale = rule.horizon * facts.heard.astype(ring_R.dtype) / facts.tenure
+    count = jnp.minimum(facts.observed, rule.window)
+    scale = rule.horizon * facts.observed.astype(ring_R.dtype) / facts.tenure
     recent = jnp.minimum(count, rule.window // 4)
     rate, stderr = robust_gain(ring_R, recent)
     diverging = rises(ring_R, recent) & (rate + rule.rise_z * stderr < 0)
@@ -170,14 +176,14 @@ def _look(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdi
     rate, stderr = robust_gain(ring_R, count)
     gain, bound = rate * scale, (rate + rule.z * rule.window / count * stderr) * scale
     flat, improving = ~diverging & (bound < rule.min_gain), gain >= rule.min_gain
-    votes = jnp.where(flat, state.votes + 1, 0)
-    plateau = flat & (votes >= rule.votes)
+    confirmations = jnp.where(flat, state.confirmations + 1, 0)
+    plateau = flat & (confirmations >= rule.confirmations)
     switch = diverging | plateau
     held = type(state)(
-        next_look=facts.heard + jnp.maximum(8, count // 8),
-        votes=votes,
+        next_look=facts.observed + jnp.maximum(8, count // 8),
+        confirmations=confirmations,
         hold=jnp.where(flat, 3, jnp.where(improving, 1, 2)),
-        value=jnp.where(flat, votes, jnp.where(improving, gain, bound)),
+        value=jnp.where(flat, confirmations, jnp.where(improving, gain, bound)),
     )
     new_state = jax.tree.map(lambda old, new: jnp.where(switch, old, new).astype(old.dtype), state, held)
     reason = choose(Reason.PLATEAU, (diverging, Reason.DIVERGING))
@@ -211,7 +217,7 @@ def _judge(rule: Patience, state: Any, facts: DeviceFacts) -> tuple[Any, jax.Arr
     """The detector's steps for the losses that are new, up to one that switches; its bad losses, and if any is new."""
     ring_R, active = facts.rings_NR[facts.active], facts.active
     size = ring_R.shape[0]
-    new = jnp.minimum(facts.heard - state.seen, size)
+    new = jnp.minimum(facts.observed - state.seen, size)
 
     def judge(carry: Any) -> Any:
         index, bad, best, smoothed, cooldown = carry
@@ -230,7 +236,7 @@ def _judge(rule: Patience, state: Any, facts: DeviceFacts) -> tuple[Any, jax.Arr
     if rule.smoothing == 0:
         smoothed = own[1]
     state = state._replace(
-        seen=facts.heard,
+        seen=facts.observed,
         best=state.best.at[active].set(best),
         smoothed=state.smoothed.at[active].set(smoothed),
         cooldown=state.cooldown.at[active].set(cooldown),
@@ -248,7 +254,7 @@ def _gain(rule: Gain, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdic
         next_look=jnp.where(facts.entered, FEWEST_LOSSES, state.next_look),
         rival=jnp.where(facts.entered, jnp.inf, state.rival),
     )
-    looks = ~early & ~overdue & (facts.heard >= state.next_look)
+    looks = ~early & ~overdue & (facts.observed >= state.next_look)
     few = ~looks & (state.next_look == FEWEST_LOSSES)
     state, target = jax.lax.cond(
         looks, lambda: _measure(rule, state, facts, others), lambda: (state, jnp.asarray(facts.active))
@@ -256,7 +262,7 @@ def _gain(rule: Gain, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdic
     less = target != facts.active
     cases = (early, Reason.MIN_STEPS), (overdue, Reason.STALE), (few, Reason.FEW_LOSSES), (less, Reason.LESS_GAIN)
     own = state.scores[facts.active]
-    value = jnp.where(early, facts.tenure, jnp.where(overdue, longest, jnp.where(few, facts.heard, own)))
+    value = jnp.where(early, facts.tenure, jnp.where(overdue, longest, jnp.where(few, facts.observed, own)))
     bound = jnp.where(few, FEWEST_LOSSES, state.rival)
     limit = jnp.where(early, rule.min_steps, jnp.where(overdue, rule.max_wait, bound))
     target = jnp.where(overdue, stale, jnp.where(less, target, -1))
@@ -268,11 +274,11 @@ def _gain(rule: Gain, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdic
 def _measure(rule: Gain, state: Any, facts: DeviceFacts, others: jax.Array) -> tuple[Any, jax.Array]:
     """The active module's score anew, and who trains next: the best other if it is better."""
     ring_R, active = facts.rings_NR[facts.active], facts.active
-    rate, _ = robust_gain(ring_R, jnp.minimum(facts.heard, rule.window))
+    rate, _ = robust_gain(ring_R, jnp.minimum(facts.observed, rule.window))
     cost = jnp.asarray(rule.costs or (1.0,) * facts.num_modules, ring_R.dtype)[active]
-    scores = state.scores.at[active].set(rate * facts.heard.astype(ring_R.dtype) / facts.tenure / cost)
+    scores = state.scores.at[active].set(rate * facts.observed.astype(ring_R.dtype) / facts.tenure / cost)
     rival = others[scores[others].argmax()]
-    next_look = (facts.heard + max(rule.min_steps, FEWEST_LOSSES)).astype(state.next_look.dtype)
+    next_look = (facts.observed + max(rule.min_steps, FEWEST_LOSSES)).astype(state.next_look.dtype)
     measured = state._replace(next_look=next_look, rival=scores[rival], scores=scores)
     return measured, jnp.where(scores[rival] > scores[active], rival, active)
 
@@ -281,22 +287,22 @@ def _measure(rule: Gain, state: Any, facts: DeviceFacts, others: jax.Array) -> t
 def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdict]:
     joint, costs_N = facts.active == 0, jnp.asarray(rule.costs, facts.rings_NR.dtype)
     next_look = jnp.where(facts.entered, rule.groups, state.next_look)
-    waits = jnp.asarray([rule.wait_after(rule.patience + doublings) for doublings in range(MOST_DOUBLINGS + 1)])
-    wait = waits[jnp.clip(state.sure[facts.active] - rule.patience, 0, MOST_DOUBLINGS)]
+    waits = jnp.asarray([rule.retry_delay(rule.confirmations + doublings) for doublings in range(MOST_DOUBLINGS + 1)])
+    wait = waits[jnp.clip(state.sure[facts.active] - rule.confirmations, 0, MOST_DOUBLINGS)]
     early, late = facts.tenure < rule.min_steps, ~joint & (facts.tenure >= wait)
-    few = facts.heard < next_look
+    few = facts.observed < next_look
     looks = ~early & ~late & ~few
     left_out_N, sureness_N = _left_out(rule, facts, costs_N)
-    sure_N = jnp.where(joint, jnp.where(sureness_N < -rule.confidence, state.sure + 1, 0), state.sure)
-    confirmed_N = sure_N >= rule.patience
+    sure_N = jnp.where(joint, jnp.where(sureness_N < -rule.z, state.sure + 1, 0), state.sure)
+    confirmed_N = sure_N >= rule.confirmations
     idle = confirmed_N.any()
     surest = jnp.where(confirmed_N | ~idle, sureness_N, jnp.inf).argmin()
     paid = _finite(facts.rings_NR[facts.active].mean()) / costs_N[facts.active]
     less = jnp.where(paid < state.rest[facts.active], state.sure[0] + 1, 0)
-    returns = less >= rule.patience
+    returns = less >= rule.confirmations
     told_N = jnp.where(joint, sure_N, jnp.where(returns, 0, sure_N.at[0].set(less)))
     state = state._replace(
-        next_look=jnp.where(looks, facts.heard + rule.groups, next_look).astype(state.next_look.dtype),
+        next_look=jnp.where(looks, facts.observed + rule.groups, next_look).astype(state.next_look.dtype),
         rest=jnp.where(looks & joint, left_out_N, state.rest),
         sure=jnp.where(looks, told_N, state.sure).astype(state.sure.dtype),
     )
@@ -304,9 +310,9 @@ def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVe
     of_smaller = choose(Reason.BEST_GAIN, (returns, Reason.LESS_GAIN), (less > 0, Reason.LESS_UNCONFIRMED))
     judged = jnp.where(joint, of_joint, of_smaller)
     reason = jnp.where(looks, judged, choose(Reason.FEW_LOSSES, (early, Reason.MIN_STEPS), (late, Reason.STALE)))
-    seen, bound = jnp.where(early | late, facts.tenure, facts.heard), jnp.where(late, wait, next_look)
+    seen, bound = jnp.where(early | late, facts.tenure, facts.observed), jnp.where(late, wait, next_look)
     value = jnp.where(looks, jnp.where(joint, sureness_N[surest], paid), seen)
-    compared = jnp.where(joint, -rule.confidence, state.rest[facts.active])
+    compared = jnp.where(joint, -rule.z, state.rest[facts.active])
     limit = jnp.where(looks, compared, jnp.where(early, rule.min_steps, bound))
     switch = ~early & (late | (looks & jnp.where(joint, idle, returns)))
     target = jnp.where(switch, jnp.where(joint, surest, 0), -1)

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
-from adapters.contract import ALWAYS, check_turns, listed
+from adapters.contract import ALWAYS, check_turns
 from alternator import ConfigurationError, UnknownModuleError
+from alternator.checks import listed
 
 FROZEN: Final = "frozen"
 """The label of parameters that nothing trains: no optimizer, no gradient, no state."""

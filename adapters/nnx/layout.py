@@ -7,8 +7,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from adapters.contract import ALWAYS, check_disjoint, listed
+from adapters.contract import ALWAYS, check_disjoint
 from alternator import ConfigurationError
+from alternator.checks import listed
 
 PyTree = Any
 

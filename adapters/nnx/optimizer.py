@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 from flax import nnx
 
-from adapters.contract import ALWAYS, listed
+from adapters.contract import ALWAYS
 from adapters.jax.turns import Active, PyTree, Turns
 from adapters.nnx.layout import layout_of, named_leaves
 from adapters.optax import active_value_and_grad, alternating, apply_updates, in_force
 from alternator import ConfigurationError
+from alternator.checks import listed
 
 
 class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]

@@ -9,11 +9,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from adapters.contract import ALWAYS, check_disjoint, check_names, listed
+from adapters.contract import ALWAYS, check_disjoint, check_names
 from adapters.torch.modules import Freezable
 from adapters.torch.parallel.ddp import unwrapped
 from adapters.torch.stepping import parameters_of
 from alternator import ConfigurationError
+from alternator.checks import listed
 
 Optimizers = Mapping[str, Optimizer] | Optimizer
 """One per module, or one over all."""

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable
 
 from torch import nn
 
-from adapters.contract import listed
 from adapters.torch.parallel.ddp import shells, unwrapped
 from alternator import ConfigurationError
+from alternator.checks import listed
 
 Parameters = nn.Module | Iterable[nn.Parameter]
 """A module, or parameters alone."""

@@ -21,7 +21,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from adapters.contract import ALWAYS, FreezeError, check_turns, listed
+from adapters.contract import ALWAYS, FreezeError, check_turns
 from adapters.torch.checks import (
     Optimizers,
     check_coverage,
@@ -37,7 +37,7 @@ from adapters.torch.parallel.fsdp import check_sharded, find_sharded, reshard, w
 from adapters.torch.parallel.ranks import Ranks, check_single, group_of
 from adapters.torch.stepping import clip, parameters_of, step
 from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
-from alternator.checks import check_integer
+from alternator.checks import check_integer, listed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -112,6 +112,10 @@ def _choose_columns(
     known = set(header)
     if len(known) < len(header):
         raise LossError(f"{path}: columns must have different names, got {', '.join(header)}")
+    if "" in known:
+        raise LossError(
+            f"{path}: every column must have a name, but column {header.index('') + 1} has none; name it or drop it"
+        )
     if is_log:
         found = {column.removesuffix(_SUFFIX): column for column in header if column.endswith(_SUFFIX)}
     else:

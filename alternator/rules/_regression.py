@@ -25,7 +25,7 @@ MAX_AUTOCORRELATION = 0.99
 _SMALLEST, _LARGEST = 1e-100, 1e100  # beyond these, squares may vanish or overflow: losses are scaled first
 
 
-class Line(NamedTuple):
+class FittedLine(NamedTuple):
     """A fitted line.
 
     Attributes:
@@ -41,7 +41,7 @@ class Line(NamedTuple):
     deviation: float
 
 
-class Gain(NamedTuple):
+class RelativeGain(NamedTuple):
     """How much the loss falls per position, as a fraction of its level.
 
     Attributes:
@@ -60,17 +60,17 @@ class _Fit(NamedTuple):
     squares: float
 
 
-def least_squares(losses: Sequence[float]) -> Line:
+def least_squares(losses: Sequence[float]) -> FittedLine:
     """The ordinary least-squares line through three or more losses.
 
     Example:
         >>> least_squares([3.0, 2.0, 1.0, 0.0])
-        Line(slope=-1.0, stderr=0.0, end=0.0, deviation=0.0)
+        FittedLine(slope=-1.0, stderr=0.0, end=0.0, deviation=0.0)
     """
     return _line(_fit(losses))
 
 
-def robust_gain(losses: Sequence[float]) -> Gain:
+def robust_gain(losses: Sequence[float]) -> RelativeGain:
     """The relative gain of ten or more losses, robust to spikes and to autocorrelated noise.
 
     1. More than `MOST_POINTS` losses are averaged in groups of equal size, the newest complete: batch means keep
@@ -101,9 +101,9 @@ def robust_gain(losses: Sequence[float]) -> Gain:
     end = line.end + line.slope * (size - 1) / (2 * size)
     level = max(abs(end), line.deviation, abs(line.slope))
     if level == 0:
-        return Gain(0.0, 0.0)
+        return RelativeGain(0.0, 0.0)
     rho = _autocorrelation(fit)
-    return Gain(-line.slope / level / size, line.stderr / level / size * sqrt((1 + rho) / (1 - rho)))
+    return RelativeGain(-line.slope / level / size, line.stderr / level / size * sqrt((1 + rho) / (1 - rho)))
 
 
 def rises(losses: Sequence[float]) -> bool:
@@ -136,11 +136,11 @@ def _spread(count: int) -> float:
     return count * (count * count - 1) / 12  # Sxx, the sum of squared centred positions
 
 
-def _line(fit: _Fit) -> Line:
+def _line(fit: _Fit) -> FittedLine:
     count = len(fit.residuals)
     variance = fit.squares / (count - 2)
     end = fit.mean + fit.slope * (count - 1) / 2
-    return Line(fit.slope, sqrt(variance / _spread(count)), end, sqrt(variance))
+    return FittedLine(fit.slope, sqrt(variance / _spread(count)), end, sqrt(variance))
 
 
 def _robust_fit(values: Sequence[float]) -> _Fit:

@@ -101,13 +101,13 @@ class Gain:
             return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, self.min_steps, target=stale)
         if stale is not None:
             return state, Verdict(True, Reason.STALE, facts.idle(stale), self.max_wait, target=stale)
-        if facts.heard >= state.next_look:
+        if facts.observed >= state.next_look:
             state, target = self._look(state, facts)
             if target is not None:
                 own = state.scores[facts.active]
                 return state, Verdict(True, Reason.LESS_GAIN, own, state.rival, target=target)
         elif state.next_look == FEWEST_LOSSES:
-            return state, Verdict(False, Reason.FEW_LOSSES, facts.heard, FEWEST_LOSSES)
+            return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, FEWEST_LOSSES)
         return state, Verdict(False, Reason.BEST_GAIN, state.scores[facts.active], state.rival)
 
     def _stale(self, facts: Facts) -> int | None:
@@ -117,12 +117,12 @@ class Gain:
 
     def _look(self, state: GainState, facts: Facts) -> tuple[GainState, int | None]:
         active = facts.active
-        count = min(facts.heard, self.window)
+        count = min(facts.observed, self.window)
         rate = robust_gain(list(facts.rings[active])[-count:]).rate
         cost = self.costs[active] if self.costs else 1.0
-        scores = (*state.scores[:active], rate * facts.heard / facts.tenure / cost, *state.scores[active + 1 :])
+        scores = (*state.scores[:active], rate * facts.observed / facts.tenure / cost, *state.scores[active + 1 :])
         target = max(_others(facts), key=scores.__getitem__)
-        state = GainState(facts.heard + max(self.min_steps, FEWEST_LOSSES), scores[target], scores)
+        state = GainState(facts.observed + max(self.min_steps, FEWEST_LOSSES), scores[target], scores)
         return state, target if scores[target] > scores[active] else None
 
 

@@ -121,7 +121,7 @@ class Patience:
         """Judge the losses that have come since the last decision."""
         if facts.entered:
             state = self._enter(state, facts.active)
-        if facts.heard > state.seen:
+        if facts.observed > state.seen:
             state = self._judge(state, facts)
             if state.bad > self.patience:
                 cooldown = _with(state.cooldown, facts.active, self.cooldown)
@@ -144,7 +144,7 @@ class Patience:
         active = facts.active
         seen, bad, best, smoothed, cooldown = state
         ring = facts.rings[active]
-        for value in (ring[-1],) if facts.heard == seen + 1 else tuple(ring)[seen - facts.heard :]:
+        for value in (ring[-1],) if facts.observed == seen + 1 else tuple(ring)[seen - facts.observed :]:
             if self.mode == "max":
                 value = -value
             if self.smoothing:
@@ -159,7 +159,7 @@ class Patience:
                 cooldown, bad = _with(cooldown, active, cooldown[active] - 1), 0
             if bad > self.patience:
                 break
-        return PatienceState(facts.heard, bad, best, smoothed, cooldown)
+        return PatienceState(facts.observed, bad, best, smoothed, cooldown)
 
 
 def _with(values: tuple[_Number, ...], index: int, value: _Number) -> tuple[_Number, ...]:

@@ -1,16 +1,18 @@
 """Payoff: train everything together, and freeze what has stopped paying for its work."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import copysign, inf, isfinite, sqrt
+from statistics import NormalDist
 from typing import NamedTuple
 
-from alternator.checks import check_costs, check_fraction, check_integer, check_positive
+from alternator.checks import check_costs, check_fraction, check_integer
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 
 MOST_DOUBLINGS = 30
-"""More of them reach any ``max_wait``."""
+"""More of them reach any ``max_retry_after``."""
 
 
 class PayoffState(NamedTuple):
@@ -38,22 +40,22 @@ class Payoff:
     group of held-out examples, for every turn whose modules have trained.
 
     Let J and P be the payoffs of the joint turn and of a smaller one, c and d their costs. What the smaller one leaves
-    out pays (J - P) / (c - d) per unit of cost, all together pay J / c. When the former is surely (by ``confidence``
-    standard errors over the groups) below ``share`` of the latter, at ``patience`` measurements in a row, the smaller
-    turn takes over; of several, the one of which that is surest. (The standard error is that over held-out examples;
-    that training itself goes up and down is what the further measurements are for.)
+    out pays (J - P) / (c - d) per unit of cost, all together pay J / c. When the former is surely (with ``confidence``,
+    over the groups) below ``share`` of the latter, at ``confirmations`` measurements in a row, the smaller turn takes
+    over; of several, the one of which that is surest. (The standard error is that over held-out examples; that training
+    itself goes up and down is what the further measurements are for.)
 
-    What did not pay may pay again: the joint turn returns after ``wait`` updated steps, or earlier if the smaller turn,
-    at ``patience`` measurements in a row, pays less per cost than what it leaves out last did. If after the wait the
-    very next measurement is as sure, the smaller turn takes over again and for twice as long, up to ``max_wait``: the
-    longer a module has been idle, the rarer it is tried.
+    What did not pay may pay again: the joint turn returns after ``retry_after`` updated steps, or earlier if the
+    smaller turn, at ``confirmations`` measurements in a row, pays less per cost than what it leaves out last did. If
+    the very next measurement after that is as sure, the smaller turn takes over again and for twice as long, up to
+    ``max_retry_after``: the longer a module has been idle, the more rarely it is tried.
 
     Use it where modules can train together at less than the sum of their costs, as they can where they share a forward
-    pass. It never leaves a module frozen for more than ``max_wait`` updated steps.
+    pass. It never leaves a module frozen for more than ``max_retry_after`` updated steps.
 
-    On a device in float32, decisions agree with these unless two sureties lie within 1e-3 · (1 + confidence) of each
-    other or of their limit, or two payoffs per cost within 1e-5 of the largest payoff over the smallest difference of
-    costs.
+    On a device in float32, decisions agree with these unless two sureties lie within 1e-3 · (1 + z) of each other or of
+    their limit -z, z being the normal quantile of ``confidence``, or two payoffs per cost within 1e-5 of the largest
+    payoff over the smallest difference of costs.
 
     Raises:
         ConfigurationError: A parameter is out of range, ``costs`` are not one per turn, or the joint turn's cost is not
@@ -75,17 +77,17 @@ class Payoff:
     """Cost of an updated step of each turn, in any unit (measured seconds, say); the joint turn's comes first."""
     share: float = 0.3
     """Modules are left out when they pay less per cost than this share of what all together pay per cost."""
-    confidence: float = 1.0
-    """Standard errors by which that must be sure."""
-    patience: int = 2
-    """Measurements in a row that must say so."""
+    confidence: float = 0.84
+    """One-sided confidence of the test that they do, above 0.5 and below 1: 0.84 is about one standard error."""
+    confirmations: int = 2
+    """Measurements in a row that must find it."""
     groups: int = 16
     """Values per measurement."""
     min_steps: int = 20
     """Least length of a tenure, in updated steps."""
-    wait: int = 100
+    retry_after: int = 100
     """Updated steps after which the joint turn returns for the first time; doubled whenever it finds nothing new."""
-    max_wait: int = 800
+    max_retry_after: int = 800
     """Updated steps after which the joint turn returns at the latest."""
 
     def __post_init__(self) -> None:
@@ -96,12 +98,17 @@ class Payoff:
                 "a turn that costs no less would leave modules out for nothing"
             )
         check_fraction("share", self.share, 0, 1)
-        check_positive("confidence", self.confidence)
-        check_integer("patience", self.patience, 1)
+        check_fraction("confidence", self.confidence, 0.5, 1)
+        check_integer("confirmations", self.confirmations, 1)
         check_integer("groups", self.groups, 2)
         check_integer("min_steps", self.min_steps, 1)
-        check_integer("wait", self.wait, self.min_steps)
-        check_integer("max_wait", self.max_wait, self.wait)
+        check_integer("retry_after", self.retry_after, self.min_steps)
+        check_integer("max_retry_after", self.max_retry_after, self.retry_after)
+
+    @cached_property
+    def z(self) -> float:
+        """Standard errors by which the test must be sure."""
+        return NormalDist().inv_cdf(self.confidence)
 
     @property
     def ring_size(self) -> int:
@@ -120,38 +127,36 @@ class Payoff:
             state = state._replace(next_look=self.groups)
         if facts.tenure < self.min_steps:
             return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, self.min_steps)
-        wait = self.wait_after(state.sure[facts.active])
+        wait = self.retry_delay(state.sure[facts.active])
         if facts.active and facts.tenure >= wait:
             return state, Verdict(True, Reason.STALE, facts.tenure, wait, target=0)
-        if facts.heard < state.next_look:
-            return state, Verdict(False, Reason.FEW_LOSSES, facts.heard, state.next_look)
-        state = state._replace(next_look=facts.heard + self.groups)
+        if facts.observed < state.next_look:
+            return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, state.next_look)
+        state = state._replace(next_look=facts.observed + self.groups)
         return self._judge_smaller(state, facts) if facts.active else self._judge_joint(state, facts)
 
-    def wait_after(self, sure: int) -> int:
+    def retry_delay(self, sure: int) -> int:
         """Updated steps that a smaller turn may take once ``sure`` measurements in a row have said so."""
-        doublings = min(max(0, sure - self.patience), MOST_DOUBLINGS)
-        return min(self.wait << doublings, self.max_wait)
+        doublings = min(max(0, sure - self.confirmations), MOST_DOUBLINGS)
+        return min(self.retry_after << doublings, self.max_retry_after)
 
     def _judge_joint(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
         found = [self._left_out(facts, index) for index in range(facts.num_modules)]
         rest, sureness = (tuple(column) for column in zip(*found, strict=True))
-        sure = tuple(
-            count + 1 if each < -self.confidence else 0 for count, each in zip(state.sure, sureness, strict=True)
-        )
+        sure = tuple(count + 1 if each < -self.z else 0 for count, each in zip(state.sure, sureness, strict=True))
         state = state._replace(rest=rest, sure=sure)
-        target = min(range(facts.num_modules), key=lambda index: (sure[index] < self.patience, sureness[index]))
+        target = min(range(facts.num_modules), key=lambda index: (sure[index] < self.confirmations, sureness[index]))
         value = sureness[target]
-        if sure[target] >= self.patience:
-            return state, Verdict(True, Reason.IDLE, value, -self.confidence, target=target)
+        if sure[target] >= self.confirmations:
+            return state, Verdict(True, Reason.IDLE, value, -self.z, target=target)
         reason = Reason.UNCONFIRMED if sure[target] else Reason.PAYS
-        return state, Verdict(False, reason, value, -self.confidence)
+        return state, Verdict(False, reason, value, -self.z)
 
     def _judge_smaller(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
         paid = _mean(list(facts.rings[facts.active])) / self.costs[facts.active]
         rest = state.rest[facts.active]
         less = state.sure[0] + 1 if paid < rest else 0
-        if less >= self.patience:
+        if less >= self.confirmations:
             state = state._replace(sure=(0,) * facts.num_modules)
             return state, Verdict(True, Reason.LESS_GAIN, paid, rest, target=0)
         state = state._replace(sure=(less, *state.sure[1:]))

@@ -11,7 +11,7 @@ from alternator.rule import Facts, Verdict
 from alternator.rules._looks import FEWEST_LOSSES, look_spacing
 from alternator.rules._regression import rises, robust_gain
 
-_HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.VOTES)
+_HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.UNCONFIRMED_PLATEAU)
 
 
 class TrendState(NamedTuple):
@@ -19,13 +19,13 @@ class TrendState(NamedTuple):
 
     Attributes:
         next_look: Losses of this tenure at which the line is fitted next.
-        votes: Looks in a row that found a plateau.
-        hold: Why the last look held: an index of (few losses, improving, unsure, votes).
+        confirmations: Looks in a row that found a plateau.
+        hold: Why the last look held: an index of (few losses, improving, unsure, confirmations).
         value: The number that goes with it.
     """
 
     next_look: int
-    votes: int
+    confirmations: int
     hold: int
     value: float
 
@@ -43,7 +43,7 @@ class Trend:
     A line goes through the losses of this tenure, the newest ``window`` of them at most (see `robust_gain`). The gain g
     is what the line falls over the next horizon, relative to its newest end; se is its standard error. A look asks::
 
-        g + z(n)·se < min_gain,  z(n) = z·window/n   →  plateau: ``votes`` looks in a row switch
+        g + z(n)·se < min_gain,  z(n) = z·window/n   →  plateau: ``confirmations`` looks in a row switch
         g + z′·se < 0  over the newest window // 4   →  diverging: switches at once
 
     with z and z′ the normal quantiles of ``confidence`` and ``rise_confidence``. A test that is repeated errs more
@@ -88,14 +88,14 @@ class Trend:
     short against the run, a tenth of it, say."""
     confidence: float = 0.67
     """One-sided confidence of the plateau test at a full window, above 0.5 and below 1."""
-    votes: int = 2
+    confirmations: int = 2
     """Looks in a row that must find a plateau."""
     rise_confidence: float = 0.9998
     """One-sided confidence of the divergence test, above 0.5 and below 1."""
 
     def __post_init__(self) -> None:
         check_positive("min_gain", self.min_gain)
-        for name, minimum in (("horizon", 1), ("window", 4 * FEWEST_LOSSES), ("min_steps", 1), ("votes", 1)):
+        for name, minimum in (("horizon", 1), ("window", 4 * FEWEST_LOSSES), ("min_steps", 1), ("confirmations", 1)):
             check_integer(name, getattr(self, name), minimum)
         check_fraction("confidence", self.confidence, 0.5, 1.0)
         check_fraction("rise_confidence", self.rise_confidence, 0.5, 1.0)
@@ -127,33 +127,35 @@ class Trend:
         tenure = facts.tenure
         if tenure < self.min_steps:
             return state, Verdict(False, Reason.MIN_STEPS, tenure, self.min_steps)
-        if facts.heard >= state.next_look:
+        if facts.observed >= state.next_look:
             state, verdict = self._look(state, facts)
             if verdict is not None:
                 return state, verdict
         if self.max_steps is not None and tenure >= self.max_steps:
             return state, Verdict(True, Reason.MAX_STEPS, tenure, self.max_steps)
         if state.hold == 0:
-            return state, Verdict(False, Reason.FEW_LOSSES, facts.heard, FEWEST_LOSSES)
+            return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, FEWEST_LOSSES)
         reason = _HOLDS[state.hold]
-        return state, Verdict(False, reason, state.value, self.votes if reason is Reason.VOTES else self.min_gain)
+        return state, Verdict(
+            False, reason, state.value, self.confirmations if reason is Reason.UNCONFIRMED_PLATEAU else self.min_gain
+        )
 
     def _look(self, state: TrendState, facts: Facts) -> tuple[TrendState, Verdict | None]:
         """Fit the line; None holds, for the reason that is in the new state."""
-        count = min(facts.heard, self.window)
+        count = min(facts.observed, self.window)
         losses = list(facts.rings[facts.active])[-count:]
-        scale = self.horizon * facts.heard / facts.tenure  # losses in a horizon of updated steps
+        scale = self.horizon * facts.observed / facts.tenure  # losses in a horizon of updated steps
         recent = losses[-(self.window // 4) :]
         gain = robust_gain(recent) if rises(recent) else None
         if gain is not None and gain.rate + self.rise_z * gain.stderr < 0:
             return state, Verdict(True, Reason.DIVERGING, gain.rate * scale, -self.rise_z * gain.stderr * scale)
         rate, stderr = gain if gain is not None and len(recent) == count else robust_gain(losses)
         bound = (rate + self.z * self.window / count * stderr) * scale
-        next_look = facts.heard + look_spacing(count)
+        next_look = facts.observed + look_spacing(count)
         if bound >= self.min_gain:
             improving = rate * scale >= self.min_gain
             return TrendState(next_look, 0, 1 if improving else 2, rate * scale if improving else bound), None
-        votes = state.votes + 1
-        if votes < self.votes:
-            return TrendState(next_look, votes, 3, votes), None
+        confirmations = state.confirmations + 1
+        if confirmations < self.confirmations:
+            return TrendState(next_look, confirmations, 3, confirmations), None
         return state, Verdict(True, Reason.PLATEAU, bound, self.min_gain, True)

@@ -45,10 +45,10 @@ RULES: dict[str, Rule] = {
     "Cycle": Cycle((2, 3)),
     "Gain": Gain(min_steps=5, max_wait=20, window=10),
     "Patience": Patience(patience=2, cooldown=1),
-    "Payoff": Payoff(costs=(3, 1), min_steps=4, groups=4, wait=5, max_wait=9, confidence=1.0),
+    "Payoff": Payoff(costs=(3, 1), min_steps=4, groups=4, retry_after=5, max_retry_after=9, confidence=0.84),
     "Plateau": Plateau(threshold=0.02, min_steps=2, window=4),
     "RandomTenure": RandomTenure(4, seed=7),
-    "Trend": Trend(window=40, min_steps=4, max_steps=30, votes=1, horizon=20),
+    "Trend": Trend(window=40, min_steps=4, max_steps=30, confirmations=1, horizon=20),
 }
 """One of each; `every_rule` fails when a rule of the core is missing."""
 

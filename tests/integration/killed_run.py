@@ -19,13 +19,13 @@ import numpy as np
 import torch._dynamo  # noqa: F401  (the first optimizer imports it: seconds)
 import typer
 
-from ur4rec.cli import one_line_errors, train_until_stopped
+from ur4rec.cli.commands import one_line_errors, train_until_stopped
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import TrainBatches
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import Experiment
-from ur4rec.runs.run import Run
+from ur4rec.runs.prepared import PreparedData
+from ur4rec.runs.run import TrainingRun
 from ur4rec_jax import JointTrainer  # noqa: F401  (so that a child need not import it)
 from ur4rec_torch import JointTrainer as _  # noqa: F401
 
@@ -116,9 +116,9 @@ def train(
     gc.disable()  # a fifth of the time that JAX takes to trace, in a process that does not live long
     sys.stderr = log.with_suffix(".stderr").open("w")
     config = replace(CONFIG, backend=backend)
-    experiment = tiny_experiment(config)
-    experiment.train.clock = Clock(path, log, end, signals)
-    run = Run(config, experiment, RunDirectory(path), progress=False)
+    prepared = tiny_data(config)
+    prepared.train.clock = Clock(path, log, end, signals)
+    run = TrainingRun(config, prepared, RunDirectory(path), progress=False)
     try:
         with one_line_errors():
             train_until_stopped(run, resume=(path / "config.json").exists())
@@ -127,13 +127,15 @@ def train(
         sys.exit(leaving.exit_code)
 
 
-def tiny_experiment(config: RunConfig) -> Experiment:
+def tiny_data(config: RunConfig) -> PreparedData:
     interactions = synthetic(num_users=50, num_items=24, num_clusters=4, mean_length=7)
     split = leave_one_out(interactions)
     vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 8)).astype(np.float32)
     model = config.model_config(split.num_items)
     train = TimedBatches(split.train, split.num_items, max_seq_len=model.max_seq_len, batch_size=8, seed=0)
-    return Experiment(interactions=interactions, split=split, item_text_vectors_IT=vectors_IT, model=model, train=train)
+    return PreparedData(
+        interactions=interactions, split=split, item_text_vectors_IT=vectors_IT, model=model, train=train
+    )
 
 
 def run_in_child(*arguments: object) -> int:

@@ -128,7 +128,7 @@ def test_a_malformed_row_is_one_line_with_its_place(tmp_path):
 
 def test_losses_that_stay_nan_stop_the_run_with_one_line(tmp_path):
     assert "must be finite" in mistaken(
-        "--out", tmp_path / "run", "--set", "sasrec_lr=1e30", "--set", "nonfinite_limit=3"
+        "--out", tmp_path / "run", "--set", "sasrec_lr=1e30", "--set", "max_nonfinite_losses=3"
     )
 
 

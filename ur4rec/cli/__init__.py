@@ -1,5 +1,5 @@
 """The command `ur4rec`."""
 
-from ur4rec.cli.app import main
+from ur4rec.cli.commands import app, main
 
-__all__ = ["main"]
+__all__ = ["app", "main"]

@@ -64,11 +64,11 @@ def read_costs(content: dict[str, Any]) -> StepCosts:
 def _timed_steps(study: StudyConfig, data_dir: Path | None, rounds: int) -> Iterator[tuple[str, float]]:
     """Kind and seconds of every step: tenures of two steps of one trainer, and a step of another that trains both."""
     seed, clock = study.seeds[0], time.process_time if study.device == "cpu" else time.perf_counter
-    experiment = prepare_study(study, seed, data_dir)
-    alternating = build_trainer(study, experiment, "2:2", seed)
-    joint = build_trainer(study, experiment, "joint", seed)
+    prepared = prepare_study(study, seed, data_dir)
+    alternating = build_trainer(study, prepared, "2:2", seed)
+    joint = build_trainer(study, prepared, "joint", seed)
     joint.set_training_stage("end_to_end")
-    batches, probe = experiment.train, experiment.probe()
+    batches, probe = prepared.train, prepared.probe()
     for number in range(rounds):
         batch = batches.batch(*divmod(number, len(batches)))
         for kind in KINDS[:-1]:

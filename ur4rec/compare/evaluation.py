@@ -20,7 +20,7 @@ class Scorer(Protocol):
         """Scores of every item as the next one of the histories."""
 
 
-class Outcome(NamedTuple):
+class RankedTargets(NamedTuple):
     """What one set of targets got."""
 
     ranks_T: NDArray[np.int32]
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
         }
 
 
-def evaluate(trainer: Scorer, batches: Iterable[EvaluationBatch]) -> Outcome:
+def evaluate(trainer: Scorer, batches: Iterable[EvaluationBatch]) -> RankedTargets:
     """Score every target's history once, fused, and take rank and likelihood from the same scores.
 
     Raises:
@@ -51,4 +51,4 @@ def evaluate(trainer: Scorer, batches: Iterable[EvaluationBatch]) -> Outcome:
         seen = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
         ranks.append(target_ranks(scores_BI, targets_B, *seen))
         likelihoods.append(negative_log_likelihood(scores_BI, targets_B))
-    return Outcome(np.concatenate(ranks).astype(np.int32), np.concatenate(likelihoods).astype(np.float32))
+    return RankedTargets(np.concatenate(ranks).astype(np.int32), np.concatenate(likelihoods).astype(np.float32))

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from ur4rec.compare.arms import schedule_text, with_costs
 from ur4rec.compare.budget import Ledger, StepCosts, describe_turns
-from ur4rec.compare.evaluation import Outcome, evaluate
+from ur4rec.compare.evaluation import RankedTargets, evaluate
 from ur4rec.compare.setting import Course, build_trainer, joint_stage, prepare_study
 from ur4rec.compare.study import StudyConfig
 from ur4rec.errors import NonFiniteError
 from ur4rec.evaluation.results import CRITERION
-from ur4rec.runs.prepared import Experiment
-from ur4rec.runs.provenance import experiment_facts, machine_facts, source_commit
+from ur4rec.runs.prepared import PreparedData
+from ur4rec.runs.provenance import machine_facts, run_facts, source_commit
 from ur4rec.schedule.names import parse_schedule
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.records import StepRecord
@@ -62,11 +62,11 @@ class ArmRun:
         self.key = key
         text = key.arm if original is None else schedule_text(key.arm, turns=original["turns"], seed=key.seed)
         self.schedule = with_costs(text, costs.later)
-        self.experiment = prepare_study(study, key.seed, data_dir)
+        self.prepared = prepare_study(study, key.seed, data_dir)
         self.ledger = Ledger(study.updates, costs, key.basis)
         self.records: list[StepRecord] = []
         self.points: list[dict[str, Any]] = []
-        self.outcomes: dict[str, list[Outcome]] = {"validation": [], "test": []}
+        self.outcomes: dict[str, list[RankedTargets]] = {"validation": [], "test": []}
         self._start = start
 
     def train(self) -> dict[str, Any]:
@@ -76,13 +76,13 @@ class ArmRun:
             What is kept as JSON; a run whose losses or scores stop being finite ends there and says so.
         """
         started, error = time.perf_counter(), None
-        trainer = build_trainer(self.study, self.experiment, self.schedule, self.key.seed, on_step=self.records.append)
+        trainer = build_trainer(self.study, self.prepared, self.schedule, self.key.seed, on_step=self.records.append)
         if self._start is not None:
             trainer.load_checkpoint(self._start)
         num_steps = self.study.updates
         stage = joint_stage(parse_schedule(self.schedule))
         trainer.set_training_stage(stage, num_steps, position=lambda: self.ledger.progress * num_steps)
-        course = Course(trainer, self.experiment.train, self.ledger)
+        course = Course(trainer, self.prepared.train, self.ledger)
         try:
             for number, part in enumerate(self.study.points):
                 course.until = part
@@ -108,7 +108,7 @@ class ArmRun:
             "cost": self.ledger.cost,
         }
         for split in self.outcomes:
-            outcome = evaluate(trainer, self.experiment.evaluation(getattr(self.experiment.split, split)))
+            outcome = evaluate(trainer, self.prepared.evaluation(getattr(self.prepared.split, split)))
             self.outcomes[split].append(outcome)
             point[split] = outcome.summary()
         self.points.append(point)
@@ -125,24 +125,24 @@ class ArmRun:
             "points": self.points,
             "turns": describe_turns(self.ledger.turns),
             "seconds": seconds,
-            "facts": study_facts(self.experiment, self.study),
+            "facts": study_facts(self.prepared, self.study),
         }
 
 
-def study_facts(experiment: Experiment, study: StudyConfig) -> dict[str, Any]:
+def study_facts(prepared: PreparedData, study: StudyConfig) -> dict[str, Any]:
     """What a reader needs to run it again."""
-    return {**experiment_facts(experiment, study.backend), **machine_facts(), "commit": source_commit()}
+    return {**run_facts(prepared, study.backend), **machine_facts(), "commit": source_commit()}
 
 
 def pretrain(study: StudyConfig, seed: int, path: Path, data_dir: Path | None = None) -> None:
     """Train the two pretraining stages of a seed, and save where its arms start."""
-    experiment = prepare_study(study, seed, data_dir)
-    trainer = build_trainer(study, experiment, "parity", seed)
+    prepared = prepare_study(study, seed, data_dir)
+    trainer = build_trainer(study, prepared, "parity", seed)
     for stage in ("pretrain_sasrec", "pretrain_retriever"):
         trainer.set_training_stage(stage, num_steps=study.pretrain)
         left, epoch = study.pretrain, 0
         while left:
-            steps = min(left, len(experiment.train))
-            trainer.train_epoch(experiment.train, epoch=epoch, max_steps=steps)
+            steps = min(left, len(prepared.train))
+            trainer.train_epoch(prepared.train, epoch=epoch, max_steps=steps)
             left, epoch = left - steps, epoch + 1
     trainer.save_checkpoint(path)

@@ -9,12 +9,12 @@ from ur4rec.compare.budget import Ledger
 from ur4rec.compare.study import StudyConfig
 from ur4rec.data import Interactions, load_dataset, sample_users, synthetic, without_texts
 from ur4rec.data.batches import Batch, TrainBatches
-from ur4rec.runs.prepared import Experiment, prepare_data
+from ur4rec.runs.prepared import PreparedData, prepare_data
 from ur4rec.schedule.names import Schedule, parse_schedule
 from ur4rec.training.backend import load_backend
 
 
-def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -> Experiment:
+def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -> PreparedData:
     """Data, split and batches of one seed; the data is read once per process.
 
     Raises:
@@ -40,24 +40,24 @@ def _load(
     return without_texts(interactions) if blank_texts else interactions
 
 
-def build_trainer(study: StudyConfig, experiment: Experiment, schedule: str, seed: int, **settings: Any) -> Any:
+def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, seed: int, **settings: Any) -> Any:
     """A `JointTrainer` of the study's backend with the initial weights of a seed.
 
     Args:
         study: The study.
-        experiment: Its data.
+        prepared: Its data.
         schedule: Who trains in the joint stage.
         seed: Of weights, dropout and sampled negatives.
         **settings: Further arguments of the trainer.
     """
     config, parsed = study.run_config(schedule, seed), parse_schedule(schedule)
     backend = load_backend(study.backend)
-    model = backend.UR4Rec(experiment.split.num_items, experiment.item_text_vectors_IT, seed=seed, **config.model)
+    model = backend.UR4Rec(prepared.split.num_items, prepared.item_text_vectors_IT, seed=seed, **config.model)
     return backend.JointTrainer(
         model,
         device=study.device,
         rule=parsed.rule,
-        probe=experiment.probe() if parsed.measures else None,
+        probe=prepared.probe() if parsed.measures else None,
         seed=seed,
         progress=False,
         **settings,

@@ -31,13 +31,13 @@ PARTS = (0.95, 1.0)
 """The parts of parity's final validation NDCG@10 whose price is reported."""
 NUM_CURVE_RESAMPLES = 2000
 """Of the intervals of that price, for which whole curves are resampled."""
-Run = Mapping[str, Any]
+RunReport = Mapping[str, Any]
 
 
 class Arm(NamedTuple):
     """The finished runs of an arm under a budget, by seed."""
 
-    runs: dict[int, Run]
+    runs: dict[int, RunReport]
     """What each reported."""
     keys: dict[int, RunKey]
     """Where each is kept."""
@@ -70,7 +70,7 @@ def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
     }
 
 
-def _failed(directory: StudyDirectory) -> list[tuple[RunKey, Run]]:
+def _failed(directory: StudyDirectory) -> list[tuple[RunKey, RunReport]]:
     return [(key, run) for key, run in directory.runs() if run["error"] is not None]
 
 
@@ -95,7 +95,7 @@ def _summarise_budget(directory: StudyDirectory, arms: Mapping[str, Arm], basis:
     }
 
 
-def tuned_ratio(runs: Mapping[str, Sequence[Run]]) -> str:
+def tuned_ratio(runs: Mapping[str, Sequence[RunReport]]) -> str:
     """The fixed ratio, parity among them, whose best validation NDCG@10 is highest on average over the seeds."""
     ratios = {arm: found for arm, found in runs.items() if ratio_of(arm) is not None}
     return max(ratios, key=lambda arm: float(np.mean([_best(run)["validation"][CRITERION] for run in ratios[arm]])))
@@ -122,7 +122,7 @@ def _summarise_arm(arm: Arm, target: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _to_target(runs: Sequence[Run], target: Mapping[str, float]) -> dict[str, Any]:
+def _to_target(runs: Sequence[RunReport], target: Mapping[str, float]) -> dict[str, Any]:
     """Updates and cost at which the mean curve over seeds first comes to parity's final quality."""
     length = min(len(run["points"]) for run in runs)
     mean = {
@@ -241,12 +241,12 @@ def _stack(by_seed: Mapping[int, Mapping[str, NDArray[Any]]], seeds: Sequence[in
     return {metric: np.stack([by_seed[seed][metric] for seed in seeds]).astype(float) for metric in METRICS}
 
 
-def _best(run: Run) -> Mapping[str, Any]:
+def _best(run: RunReport) -> Mapping[str, Any]:
     point: Mapping[str, Any] = run["points"][run["best"]]
     return point
 
 
-def _quality(run: Run) -> list[float]:
+def _quality(run: RunReport) -> list[float]:
     return [point["validation"][CRITERION] for point in run["points"]]
 
 
@@ -256,7 +256,7 @@ def _final(arm: Arm) -> dict[str, float]:
     return {metric: _mean([end[metric] for end in ends]) for metric in METRICS}
 
 
-def _curve(run: Run) -> dict[str, list[float]]:
+def _curve(run: RunReport) -> dict[str, list[float]]:
     """One list per quantity, point by point."""
     curve = {unit: [_round(point[unit]) for point in run["points"]] for unit in ("updates", "cost")}
     for split in ("validation", "test"):

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ur4rec.checks import check_choice, check_count, check_range
+from alternator.checks import check_integer
+from ur4rec.checks import check_choice, check_range
 from ur4rec.errors import ConfigurationError
 
 FUSIONS = ("logit", "weighted", "rank", "cascade")
@@ -56,9 +57,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in _MODEL_COUNTS:
-            check_count(name, getattr(self, name), 1)
-        check_count("num_items", self.num_items, 2)
-        check_count("num_users", self.num_users, 0)
+            check_integer(name, getattr(self, name), 1)
+        check_integer("num_items", self.num_items, 2)
+        check_integer("num_users", self.num_users, 0)
         for name in ("sasrec_dropout", "retriever_dropout"):
             check_range(name, getattr(self, name), 0, 1)
         check_range("retriever_temperature", self.retriever_temperature, 0.02, 10)

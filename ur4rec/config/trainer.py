@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from ur4rec.checks import check_choice, check_count, check_positive, check_range, check_switch, is_number
+from alternator.checks import check_integer, check_positive
+from ur4rec.checks import check_choice, check_range, check_switch, is_number
 from ur4rec.config.model import FUSIONS_WITH_GRADIENTS, JOINT_LOSSES, SEQUENCE_LOSSES
 from ur4rec.errors import ConfigurationError
 
@@ -74,7 +75,7 @@ class TrainerConfig:
     """Peak learning rate of the uncertainties."""
     loss_delay: int = 1
     """How many steps late losses are read: 1 keeps an accelerator busy, 0 is the original order."""
-    nonfinite_limit: int = 10
+    max_nonfinite_losses: int = 10
     """So many steps in a row with a non-finite loss stop the run."""
     bf16: bool = False
     """Run forward passes in bfloat16 where that is safe (autocast)."""
@@ -96,7 +97,7 @@ class TrainerConfig:
         check_range("kd_weight", self.kd_weight, 0, math.inf)
         check_range("warmup", self.warmup, 0, 1)
         for name, least in _TRAINER_COUNTS.items():
-            check_count(name, getattr(self, name), least)
+            check_integer(name, getattr(self, name), least)
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
 
@@ -121,7 +122,7 @@ _TRAINER_COUNTS = {
     "num_negatives": 1,
     "memory_bank_size": 1,
     "loss_delay": 0,
-    "nonfinite_limit": 1,
+    "max_nonfinite_losses": 1,
     "seed": 0,
 }
 _TRAINER_SWITCHES = (

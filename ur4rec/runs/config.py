@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ur4rec.checks import check_choice, check_count
+from alternator.checks import check_integer
+from ur4rec.checks import check_choice
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError
 from ur4rec.schedule.names import parse_schedule
@@ -74,17 +75,17 @@ class RunConfig:
             raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
         for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
             _check_mapping(name, getattr(self, name), known)
-        check_count("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0)
         if self.min_item_interactions is not None:
-            check_count("min_item_interactions", self.min_item_interactions, 1)
+            check_integer("min_item_interactions", self.min_item_interactions, 1)
         parse_schedule(self.schedule)
         check_choice("backend", self.backend, tuple(BACKENDS))
         self.model_config(num_items=2)
         TrainerConfig(**self.trainer)
-        check_count("batch_size", self.batch_size, 1)
-        check_count("checkpoint_every", self.checkpoint_every, 0)
+        check_integer("batch_size", self.batch_size, 1)
+        check_integer("checkpoint_every", self.checkpoint_every, 0)
         for stage, epochs in self.epochs.items():
-            check_count(f"epochs of {stage}", epochs, 0)
+            check_integer(f"epochs of {stage}", epochs, 0)
             if epochs > MOST_EPOCHS:
                 raise ConfigurationError(f"epochs of {stage} must be at most {MOST_EPOCHS}, got {epochs}")
         if not any(self.epochs.values()):

@@ -29,8 +29,8 @@ def evaluate_run(
     check_choice("split", split, ("test", "validation"))
     config = RunConfig.from_json(directory.read_json("config.json"))
     path = directory.require_checkpoint(checkpoint)
-    experiment = prepare(replace(config, user_texts=None), directory=data_dir)  # their vectors are in the checkpoint
-    directory.check_fact("split_hash", experiment.split.hash)
+    prepared = prepare(replace(config, user_texts=None), directory=data_dir)  # their vectors are in the checkpoint
+    directory.check_fact("split_hash", prepared.split.hash)
     model = load_scorer(config.backend, path, config.device)
-    targets = experiment.evaluation(getattr(experiment.split, split))
+    targets = prepared.evaluation(getattr(prepared.split, split))
     return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in model.rank_all(targets).items()}

@@ -24,7 +24,7 @@ PROBE_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Experiment:
+class PreparedData:
     """Data, split, text vectors and batches of one run."""
 
     interactions: Interactions
@@ -62,7 +62,7 @@ class Experiment:
         )
 
 
-def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path | None = None) -> Experiment:
+def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path | None = None) -> PreparedData:
     """Load the data, split it, encode the texts.
 
     Args:
@@ -82,7 +82,7 @@ def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path
     return prepare_data(config, interactions, cache_dir=cache_dir)
 
 
-def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Path | None = None) -> Experiment:
+def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Path | None = None) -> PreparedData:
     """Split loaded data and encode its texts.
 
     Args:
@@ -114,7 +114,7 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
         seed=config.seed,
         shifted=True,
     )
-    return Experiment(
+    return PreparedData(
         interactions=interactions,
         split=split,
         item_text_vectors_IT=vectors_IT,

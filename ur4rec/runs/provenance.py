@@ -7,15 +7,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ur4rec.runs.prepared import Experiment
+from ur4rec.runs.prepared import PreparedData
 from ur4rec.training.backend import BACKENDS
 
 
-def experiment_facts(experiment: Experiment, backend: str) -> dict[str, Any]:
+def run_facts(prepared: PreparedData, backend: str) -> dict[str, Any]:
     """Data, split and versions of a run."""
-    interactions, split = experiment.interactions, experiment.split
-    users_UT = experiment.user_text_vectors_UT
-    leakage = {test.targets: {**test._asdict(), "leaks": test.leaks} for test in experiment.leakage}
+    interactions, split = prepared.interactions, prepared.split
+    users_UT = prepared.user_text_vectors_UT
+    leakage = {test.targets: {**test._asdict(), "leaks": test.leaks} for test in prepared.leakage}
     texts = {} if users_UT is None else {"user_texts": {"num_users": int(users_UT.any(1).sum()), "leakage": leakage}}
     return {
         "dataset": interactions.name,

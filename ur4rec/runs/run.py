@@ -19,8 +19,8 @@ from ur4rec.runs.decision_log import DecisionLog
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.plot import plot_schedule
-from ur4rec.runs.prepared import Experiment
-from ur4rec.runs.provenance import experiment_facts
+from ur4rec.runs.prepared import PreparedData
+from ur4rec.runs.provenance import run_facts
 from ur4rec.runs.signals import Stopped
 from ur4rec.schedule.names import parse_schedule, resolve_schedule
 from ur4rec.training.backend import load_backend
@@ -38,12 +38,12 @@ TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
 Ranks = dict[str, NDArray[np.int64]]
 
 
-class Run:
+class TrainingRun:
     """One training run.
 
     Args:
         config: What to run.
-        experiment: The data, from `ur4rec.runs.prepared.prepare`.
+        prepared: The data, from `ur4rec.runs.prepared.prepare`.
         directory: Where everything is kept.
         progress: Whether to show a progress bar per epoch; None is only on a terminal.
 
@@ -55,14 +55,14 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, experiment: Experiment, directory: RunDirectory, *, progress: bool | None = None
+        self, config: RunConfig, prepared: PreparedData, directory: RunDirectory, *, progress: bool | None = None
     ) -> None:
         schedule = resolve_schedule(
-            config.schedule, fusion=experiment.model.fusion, num_targets=len(experiment.split.validation)
+            config.schedule, fusion=prepared.model.fusion, num_targets=len(prepared.split.validation)
         )
         config = dataclasses.replace(config, schedule=schedule)
         self.config = config
-        self.experiment = experiment
+        self.prepared = prepared
         self.directory = directory
         self.decisions = DecisionLog(directory.path / "decisions.csv")
         self.epochs: list[dict[str, Any]] = []
@@ -72,13 +72,13 @@ class Run:
         self.events = EventLog()
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
-        self._validation = experiment.evaluation(experiment.split.validation)
-        self._test = experiment.evaluation(experiment.split.test)
+        self._validation = prepared.evaluation(prepared.split.validation)
+        self._test = prepared.evaluation(prepared.split.test)
         backend = load_backend(config.backend)
         model = backend.UR4Rec(
-            experiment.split.num_items,
-            experiment.item_text_vectors_IT,
-            user_text_vectors=experiment.user_text_vectors_UT,
+            prepared.split.num_items,
+            prepared.item_text_vectors_IT,
+            user_text_vectors=prepared.user_text_vectors_UT,
             seed=config.seed,
             **config.model,
         )
@@ -86,7 +86,7 @@ class Run:
             model,
             device=config.device,
             rule=self._schedule.rule,
-            probe=experiment.probe() if self._schedule.measures else None,
+            probe=prepared.probe() if self._schedule.measures else None,
             seed=config.seed,
             progress=progress,
             on_step=self._record,
@@ -160,7 +160,7 @@ class Run:
         started = time.perf_counter() - self._seconds
         try:
             metrics = self.trainer.train_epoch(
-                self.experiment.train,
+                self.prepared.train,
                 epoch=epoch,
                 start=self._epoch_steps,
                 after_step=lambda: self._after_step(epoch, started),
@@ -189,7 +189,7 @@ class Run:
         self._save(epoch, best=best)
 
     def _enter(self, stage: str) -> None:
-        num_steps = self.config.epochs[stage] * len(self.experiment.train)
+        num_steps = self.config.epochs[stage] * len(self.prepared.train)
         joint = stage == "joint_finetune" and self._schedule.rule is None
         self.trainer.set_training_stage("end_to_end" if joint else stage, num_steps=num_steps)
 
@@ -197,7 +197,7 @@ class Run:
         """Save where it is time for it; at the end of the epoch the validation comes first."""
         every = self.config.checkpoint_every
         due = every > 0 and self.trainer.step - self._saved_step >= every
-        if due and self._epoch_steps < len(self.experiment.train):
+        if due and self._epoch_steps < len(self.prepared.train):
             self._save_within(epoch, started)
         return self._stop()
 
@@ -233,7 +233,7 @@ class Run:
         return True
 
     def _add_popularity(self) -> None:
-        split = self.experiment.split
+        split = self.prepared.split
         ranks = [popularity_ranks(split.train, targets, split.num_items) for targets in (split.validation, split.test)]
         self.results["popularity"] = build_result("popularity", -1, *ranks)
 
@@ -260,7 +260,7 @@ class Run:
     @property
     def _identity(self) -> dict[str, Any]:
         """What must be the same when the run goes on."""
-        return {**self.config.decisive(), "split_hash": self.experiment.split.hash}
+        return {**self.config.decisive(), "split_hash": self.prepared.split.hash}
 
     def _draw(self) -> None:
         plot_schedule(self.directory.path / "schedule.png", self.decisions.records, self.epochs, self._title())
@@ -275,7 +275,7 @@ class Run:
         }
 
     def _rank_rows(self) -> list[dict[str, Any]]:
-        interactions, test = self.experiment.interactions, self.experiment.split.test
+        interactions, test = self.prepared.interactions, self.prepared.split.test
         columns = {name: result.test_ranks.tolist() for name, result in self.results.items()}
         return [
             {"user": interactions.user_ids[user], **{name: ranks[row] for name, ranks in columns.items()}}
@@ -285,8 +285,8 @@ class Run:
     @cached_property
     def _facts(self) -> dict[str, Any]:
         """What a reader needs to run it again: data, split and versions."""
-        return experiment_facts(self.experiment, self.config.backend)
+        return run_facts(self.prepared, self.config.backend)
 
     def _title(self) -> str:
         config = self.config
-        return f"{self.experiment.interactions.name}, schedule {config.schedule}, {config.backend}, seed {config.seed}"
+        return f"{self.prepared.interactions.name}, schedule {config.schedule}, {config.backend}, seed {config.seed}"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ur4rec.checks import check_count
+from alternator.checks import check_integer
 from ur4rec.errors import UnknownNameError
 
 MODULES = ("sasrec", "retriever")
@@ -48,4 +48,4 @@ def find_stage(name: str) -> Stage:
 def check_num_steps(num_steps: int | None) -> None:
     """Refuse a stage length that is no positive integer."""
     if num_steps is not None:
-        check_count("num_steps", num_steps, 1)
+        check_integer("num_steps", num_steps, 1)

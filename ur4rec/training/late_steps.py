@@ -32,20 +32,20 @@ class LateStep:
     """What else the epoch averages, by the metric's name: see `ur4rec.training.components`."""
 
 
-class StepLog:
+class LateSteps:
     """Keeps the newest steps until their losses have arrived, then reports them and counts the non-finite ones.
 
     Args:
         on_step: Called with each complete record, in order.
-        nonfinite_limit: So many non-finite losses in a row are an error.
+        max_nonfinite_losses: So many non-finite losses in a row are an error.
     """
 
-    def __init__(self, on_step: Callable[[StepRecord], object] | None, nonfinite_limit: int) -> None:
+    def __init__(self, on_step: Callable[[StepRecord], object] | None, max_nonfinite_losses: int) -> None:
         self._nonfinite_streak = 0
         self._totals = EpochTotals(epoch=0)
         self._epoch: EpochProgress | None = None
         self._on_step = on_step
-        self._nonfinite_limit = nonfinite_limit
+        self._nonfinite_limit = max_nonfinite_losses
         self._late: deque[LateStep] = deque()
 
     def add(self, step: LateStep) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from adapters.contract import listed
 from alternator import ConfigurationError
+from alternator.checks import listed
 
 REFUSED = ("FullyShardedDataParallel", "DataParallel")
 

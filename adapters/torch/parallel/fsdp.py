@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from adapters.contract import listed
 from adapters.torch.parallel.ddp import all_inside, check_reduced
 from alternator import ConfigurationError
+from alternator.checks import listed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

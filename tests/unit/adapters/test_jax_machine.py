@@ -49,11 +49,18 @@ def whole(decisions):
 
 def test_a_late_loss_is_not_heard_by_a_tenure_that_began_since():
     machine = DeviceAlternator(MODULES, Cycle(2), delay=1)
-    state, heard = machine.init(), []
+    state, observed = machine.init(), []
     for _ in range(6):
         state, _ = machine.step(state, jnp.ones(3))
-        heard.append(int(state.heard))
-    assert heard == [0, 0, 0, 0, 0, 0]  # the second loss of each tenure comes after its end, and is not the next one's
+        observed.append(int(state.observed))
+    assert observed == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]  # the second loss of each tenure comes after its end, and is not the next one's
     assert state.ring_lengths_N.tolist() == [1, 1, 1]
 
 
@@ -79,7 +86,7 @@ STATEFUL = [
     PLATEAU,
     RandomTenure(3.5, seed=7),
     Patience(patience=1, smoothing=0.5, cooldown=1),
-    Trend(window=40, min_steps=3, votes=1, horizon=10),
+    Trend(window=40, min_steps=3, confirmations=1, horizon=10),
 ]
 
 
@@ -139,7 +146,7 @@ def test_the_three_forms_of_losses():
     assert every.rings_NR[:, -1].tolist() == pytest.approx([0.1, 0.2, 0.3])
     some, _ = machine.step(state, {"a": 0.1, "c": jnp.array(0.3)})
     assert some.ring_lengths_N.tolist() == [1, 0, 1]
-    assert int(some.heard) == 1
+    assert int(some.observed) == 1
     without, decision = machine.step(state, {"c": 0.3})  # no error on a device: nothing is learnt of the active one
     assert without.ring_lengths_N.tolist() == [0, 0, 1]
     assert int(decision.step) == 1

@@ -140,10 +140,10 @@ RANDOM: list[tuple[object, int, int]] = [
     (Patience(patience=2, smoothing=0.7, cooldown=2, restart=True, max_steps=40), 3, 120),
     (Patience(patience=3, mode="max", threshold_mode="abs", threshold=0.01), 2, 120),
     (Trend(), 2, 300),
-    (Trend(min_gain=0.02, horizon=50, window=44, min_steps=5, votes=1, max_steps=80), 3, 160),
+    (Trend(min_gain=0.02, horizon=50, window=44, min_steps=5, confirmations=1, max_steps=80), 3, 160),
     (Gain(), 2, 240),
     (Gain(min_steps=5, max_wait=40, window=20, costs=(1.0, 2.0, 0.5)), 3, 160),
-    (Payoff(costs=(2.0, 1.5, 1.0), groups=6, min_steps=4, wait=8, max_wait=30), 3, 120),
+    (Payoff(costs=(2.0, 1.5, 1.0), groups=6, min_steps=4, retry_after=8, max_retry_after=30), 3, 120),
     (RandomTenure(7.5, seed=3, min_steps=2), 3, 120),
 ]
 
@@ -227,7 +227,7 @@ def near_plateau(rule, before, facts, after, verdict, gains):
 
 def near_patience(rule, before, facts, after, verdict, gains):
     """The loss or its moving average, within 1e-6 · (abs(best) + threshold) of what would be better."""
-    if facts.heard <= (0 if facts.entered else before.seen):
+    if facts.observed <= (0 if facts.entered else before.seen):
         return False
     best = inf if facts.entered and rule.restart else before.best[facts.active]
     value = after.smoothed[facts.active] if rule.smoothing else facts.rings[facts.active][-1]
@@ -239,8 +239,8 @@ def near_trend(rule, before, facts, after, verdict, gains):
     """The bound of the gain, or of the rise, within 1e-6 · horizon + 0.1% of its standard-error term."""
     if not gains:
         return False
-    count = min(facts.heard, rule.window)
-    scale = rule.horizon * facts.heard / facts.tenure
+    count = min(facts.observed, rule.window)
+    scale = rule.horizon * facts.observed / facts.tenure
     compared = [(gains[0], rule.rise_z, 0.0), (gains[-1], rule.z * rule.window / count, rule.min_gain)]
     return any(
         abs((gain.rate + z * gain.stderr) * scale - limit) <= 1e-6 * rule.horizon + 0.001 * z * gain.stderr * scale
@@ -256,11 +256,11 @@ def near_gain(rule, before, facts, after, verdict, gains):
 
 
 def near_payoff(rule, before, facts, after, verdict, gains):
-    """Two sureties or a surety and its limit, within 1e-3 · (1 + confidence); payoffs, within 1e-5 of the largest."""
+    """Two sureties or a surety and its limit, within 1e-3 · (1 + z); payoffs, within 1e-5 of the largest."""
     if verdict.reason in (Reason.IDLE, Reason.UNCONFIRMED, Reason.PAYS):
         found = [rule._left_out(facts, index)[1] for index in range(1, facts.num_modules)]
-        found = sorted([*(each for each in found if each < inf), -rule.confidence])
-        return any(b - a <= 1e-3 * (1 + rule.confidence) for a, b in pairwise(found))
+        found = sorted([*(each for each in found if each < inf), -rule.z])
+        return any(b - a <= 1e-3 * (1 + rule.z) for a, b in pairwise(found))
     largest = max((abs(value) for ring in facts.rings for value in ring), default=0.0)
     saved = min(abs(a - b) for a, b in pairwise(sorted({0.0, *rule.costs})))
     compared = verdict.reason in (Reason.LESS_GAIN, Reason.LESS_UNCONFIRMED, Reason.BEST_GAIN)

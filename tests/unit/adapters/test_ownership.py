@@ -2,8 +2,9 @@
 
 import pytest
 
-from adapters.contract import check_disjoint, check_names, check_turns, listed
+from adapters.contract import check_disjoint, check_names, check_turns
 from alternator import ConfigurationError, UnknownModuleError
+from alternator.checks import listed
 
 
 def test_each_name_is_a_module_by_default_in_the_alternators_order():

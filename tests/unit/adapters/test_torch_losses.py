@@ -89,11 +89,11 @@ def test_a_loss_computed_before_a_tenure_is_not_heard_by_it():
         losses = losses_of(modules, step)
         alternating.step(sum(losses.values()), losses)
     alternator = alternating.alternator
-    assert (alternator.active, alternator._facts.tenure, alternator._facts.heard) == ("b", 1, 0)
+    assert (alternator.active, alternator._facts.tenure, alternator._facts.observed) == ("b", 1, 0)
     alternating.step(sum(losses_of(modules, 3).values()), losses_of(modules, 3))
     alternating.force("b")
     alternating.flush()
-    assert alternator._facts.heard == 0
+    assert alternator._facts.observed == 0
 
 
 def test_the_recorded_loss_is_a_copy():

@@ -8,8 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-import adapters.torch
-from adapters.torch import AlternatingOptimizer
+from adapters.torch import AlternatingOptimizer, optimizer
 from alternator import Alternator, Cycle
 from tests.conformance.freeze_contract_torch import adamw, same_bits
 from tests.unit.adapters.ranks_run import NAMES, NUM_STEPS, SHARDINGS, Model, Run, check_refusal, frozen_stays
@@ -63,14 +62,14 @@ def test_clipping_by_the_norm_of_all_shards(ranks):
 
 
 def without_reshard(rank):
-    kept = adapters.torch.reshard
-    adapters.torch.reshard = lambda _: None
+    kept = optimizer.reshard
+    optimizer.reshard = lambda _: None
     try:
         Run(rank, "shard each", norm=False, rule=Cycle(3)).train()
     except (RuntimeError, ValueError) as error:
         return str(error)
     finally:
-        adapters.torch.reshard = kept
+        optimizer.reshard = kept
     return "nothing"
 
 

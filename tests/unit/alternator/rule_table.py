@@ -8,10 +8,10 @@ RULES = {
     "cycle": Cycle((2, 3, 1)),
     "gain": Gain(min_steps=3, max_wait=12, window=10, costs=(1.0, 2.0, 0.5)),
     "patience": Patience(patience=2, cooldown=1, smoothing=0.5, max_steps=20),
-    "payoff": Payoff(costs=(3.0, 2.0, 1.0), min_steps=3, groups=4, wait=6, max_wait=12, confidence=1.0),
+    "payoff": Payoff(costs=(3.0, 2.0, 1.0), min_steps=3, groups=4, retry_after=6, max_retry_after=12, confidence=0.84),
     "plateau": Plateau(threshold=0.1, min_steps=2, window=5),
     "random_tenure": RandomTenure(4, seed=7, min_steps=2),
-    "trend": Trend(window=40, min_steps=4, max_steps=30, votes=1),
+    "trend": Trend(window=40, min_steps=4, max_steps=30, confirmations=1),
 }
 MODULES = ("a", "b", "c")
 

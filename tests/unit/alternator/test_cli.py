@@ -205,6 +205,7 @@ def test_a_missing_extra_is_named(run, tmp_path, monkeypatch):
         ("step,a,b\n1,0.5\n", "line 2: a row must have 3 cells, got 2"),
         ("step,a,b\n1.5,0.5,1\n", "line 2, column 'step': '1.5' is not a whole number"),
         ("step,a,a\n1,2,3\n", "columns must have different names, got step, a, a"),
+        ("1,\n2,3\n", "every column must have a name, but column 2 has none; name it or drop it"),
         ("step,a\n1,2\n", "two or more columns of losses are needed, one per module; got a"),
         ('step,a,b\n1,2,3\n\n2,"2,3\n3,2,3\n', "line 4 is not CSV: unexpected end of data; look for a quote left open"),
         ("step,a,b\n1,2," + "3" * 200_000, "line 2 is not CSV: field larger than field limit"),

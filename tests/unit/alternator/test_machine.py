@@ -222,9 +222,9 @@ def test_a_late_loss_is_credited_to_its_module_and_not_to_the_new_tenure():
     alternator.advance()
     assert alternator.loss_history("a") == [1.0, 1.0, 0.5]
     assert alternator.loss_history("b") == []
-    assert alternator._facts.heard == 0
+    assert alternator._facts.observed == 0
     alternator.record("b", 2.0)
-    assert alternator._facts.heard == 1
+    assert alternator._facts.observed == 1
 
 
 @pytest.mark.parametrize("value", [2.0, math.nan])
@@ -234,15 +234,15 @@ def test_a_loss_that_is_older_than_the_tenure_is_kept_but_not_heard(value):
         alternator.advance()
     assert (alternator.active, alternator.step) == ("b", 2)
     alternator.record("b", value, step=2)
-    assert (alternator._facts.heard, len(alternator.loss_history("b"))) == (0, int(value == value))
+    assert (alternator._facts.observed, len(alternator.loss_history("b"))) == (0, int(value == value))
     assert alternator.stats().modules["b"].nonfinite_losses == int(value != value)
     assert not alternator.advance().switched
     alternator.record("b", 3.0, step=3)
-    assert alternator._facts.heard == 1
+    assert alternator._facts.observed == 1
     loaded = Alternator(("a", "b"), Cycle(2), nonfinite_limit=1)
     loaded.load_state_dict(json.loads(json.dumps(alternator.state_dict())))
     loaded.record("b", 2.0, step=2)
-    assert loaded._facts.heard == 1
+    assert loaded._facts.observed == 1
 
 
 def test_force_starts_a_tenure_and_counts_no_step():

@@ -44,7 +44,7 @@ def test_all_train_together_while_both_pay():
 
 @pytest.mark.parametrize(("idle", "other"), [("left", "right"), ("right", "left")])
 def test_what_does_not_pay_is_left_out_and_tried_again(idle, other):
-    alternator = build(wait=50, max_wait=50)
+    alternator = build(retry_after=50, max_retry_after=50)
     decisions = train(alternator, lambda name, step: 0.01 if name == idle else 1.0, 550)
     assert shares(alternator)[other] == pytest.approx(50 / 55, abs=0.03)
     reasons = {decision.reason for decision in decisions if decision.switched}
@@ -65,7 +65,7 @@ def test_costs_decide_what_pays():
 
 
 def test_the_joint_turn_returns_when_the_smaller_one_has_nothing_left():
-    alternator = build(wait=10_000, max_wait=10_000)
+    alternator = build(retry_after=10_000, max_retry_after=10_000)
     decisions = train(alternator, lambda name, step: {"left": 1.0, "right": 0.1}[name] if step < 40 else 0.0, 80)
     switches = [(decision.step, decision.active, decision.reason) for decision in decisions if decision.switched]
     assert switches[:2] == [(10, "left", Reason.IDLE), (45, "both", Reason.LESS_GAIN)]
@@ -74,22 +74,22 @@ def test_the_joint_turn_returns_when_the_smaller_one_has_nothing_left():
 
 
 def test_noise_alone_leaves_nothing_out():
-    alternator = build(confidence=4.0)
+    alternator = build(confidence=0.99997)
     train(alternator, lambda name, step: 1.0 if name == "left" else 0.4, 400, noise=1.0)
     assert shares(alternator)["both"] > 0.9
 
 
-@pytest.mark.parametrize(("patience", "expected"), [(1, "left"), (2, "both"), (3, "both")])
-def test_one_bad_measurement_between_good_ones_freezes_nothing(patience, expected):
+@pytest.mark.parametrize(("confirmations", "expected"), [(1, "left"), (2, "both"), (3, "both")])
+def test_one_bad_measurement_between_good_ones_freezes_nothing(confirmations, expected):
     """Training goes up and down: what seems idle once, at every second measurement, is not left out."""
-    alternator = build(patience=patience, wait=10_000, max_wait=10_000)
+    alternator = build(confirmations=confirmations, retry_after=10_000, max_retry_after=10_000)
     decisions = train(alternator, lambda name, step: 0.01 if name == "right" and step % 10 == 0 else 1.0, 412)
     assert decisions[11].active == expected
     assert (shares(alternator)["both"] == 1.0) == (expected == "both")
 
 
 def test_what_is_found_idle_again_at_once_is_left_out_for_twice_as_long():
-    alternator = build(patience=3, wait=10, max_wait=35)
+    alternator = build(confirmations=3, retry_after=10, max_retry_after=35)
     decisions = train(alternator, lambda name, step: 0.01 if name == "right" else 1.0, 150)
     switches = [(decision.step, decision.active) for decision in decisions if decision.switched]
     left = [(15, "left"), (30, "left"), (55, "left"), (95, "left"), (135, "left")]
@@ -99,7 +99,7 @@ def test_what_is_found_idle_again_at_once_is_left_out_for_twice_as_long():
 
 def test_what_pays_again_must_be_found_idle_anew():
     """It paid in the first measurement after its return: the row and the wait begin from the start."""
-    alternator = build(patience=2, wait=20, max_wait=80)
+    alternator = build(confirmations=2, retry_after=20, max_retry_after=80)
     decisions = train(alternator, lambda name, step: 0.01 if name == "right" and step != 35 else 1.0, 70)
     switches = [(decision.step, decision.active) for decision in decisions if decision.switched]
     assert switches == [(10, "left"), (30, "both"), (45, "left"), (65, "both"), (70, "left")]
@@ -107,7 +107,7 @@ def test_what_pays_again_must_be_found_idle_anew():
 
 def test_after_a_turn_that_ended_early_what_it_left_out_must_be_found_idle_anew():
     """The smaller turn had nothing left: that says nothing of what it left out."""
-    alternator = build(patience=2, wait=20)
+    alternator = build(confirmations=2, retry_after=20)
     worth = {"left": 1.0, "right": 0.1}
     decisions = train(alternator, lambda name, step: 0.0 if step in (15, 20) and name == "left" else worth[name], 40)
     switches = [(decision.step, decision.active, decision.reason) for decision in decisions if decision.switched]
@@ -115,7 +115,7 @@ def test_after_a_turn_that_ended_early_what_it_left_out_must_be_found_idle_anew(
 
 
 def test_one_bad_measurement_of_the_smaller_turn_does_not_end_it():
-    alternator = build(wait=100)
+    alternator = build(retry_after=100)
     worth = {"left": 1.0, "right": 0.1}
     decisions = train(
         alternator, lambda name, step: 0.0 if step in (15, 25, 35) and name == "left" else worth[name], 100
@@ -124,14 +124,14 @@ def test_one_bad_measurement_of_the_smaller_turn_does_not_end_it():
 
 
 def test_a_wait_can_be_doubled_without_end():
-    assert Payoff(costs=(3, 2)).wait_after(10**6) == 800
-    assert [Payoff(costs=(3, 2)).wait_after(sure) for sure in (0, 2, 3, 4, 5, 6)] == [100, 100, 200, 400, 800, 800]
+    assert Payoff(costs=(3, 2)).retry_delay(10**6) == 800
+    assert [Payoff(costs=(3, 2)).retry_delay(sure) for sure in (0, 2, 3, 4, 5, 6)] == [100, 100, 200, 400, 800, 800]
 
 
 def test_nothing_is_decided_before_a_measurement_is_complete():
-    alternator = build(groups=4, min_steps=1, patience=1)
-    for heard in range(3):
-        assert alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0}).reason == Reason.FEW_LOSSES, heard
+    alternator = build(groups=4, min_steps=1, confirmations=1)
+    for observed in range(3):
+        assert alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0}).reason == Reason.FEW_LOSSES, observed
     assert alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0}).active == "left"
 
 
@@ -151,12 +151,12 @@ def test_a_turn_that_was_not_measured_is_never_chosen_and_infinite_payoffs_say_n
         ({"costs": 0.5}, "costs must be a tuple of numbers, one per turn, got 0.5"),
         ({"costs": (2, -1)}, "costs must be a finite number above 0"),
         ({"share": 1.0}, "share must be a number above 0 and below 1"),
-        ({"confidence": 0}, "confidence must be"),
-        ({"patience": 0}, "patience must be an integer of at least 1"),
+        ({"confidence": 0.5}, "confidence must be"),
+        ({"confirmations": 0}, "confirmations must be an integer of at least 1"),
         ({"groups": 1}, "groups must be an integer of at least 2"),
         ({"min_steps": 0}, "min_steps must be"),
-        ({"wait": 3}, "wait must be an integer of at least 5"),
-        ({"wait": 60, "max_wait": 50}, "max_wait must be an integer of at least 60"),
+        ({"retry_after": 3}, "retry_after must be an integer of at least 5"),
+        ({"retry_after": 60, "max_retry_after": 50}, "max_retry_after must be an integer of at least 60"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message):

@@ -15,7 +15,7 @@ RULES = {
     "cycle": Cycle(7),
     "patience": Patience(patience=3, cooldown=2, smoothing=0.3, max_steps=9),
     "patience that restarts": Patience(patience=2, mode="max", threshold_mode="abs", restart=True, max_steps=11),
-    "trend": Trend(window=40, min_steps=3, max_steps=17, votes=1),
+    "trend": Trend(window=40, min_steps=3, max_steps=17, confirmations=1),
     "trend with votes": Trend(window=60, min_steps=12, max_steps=26),
     "gain": Gain(min_steps=4, max_wait=13, window=12),
     "gain with costs": Gain(min_steps=7, max_wait=22, window=10),

@@ -77,7 +77,7 @@ def test_noise_decides_how_long_it_takes_to_be_sure():
 
 def test_equal_slopes_are_decided_by_their_standard_errors():
     wave = [(1, -1, -1, 1)[step % 4] for step in range(28)]  # has no slope in any four losses
-    quiet, loud = (Alternator(("a", "b"), Trend(min_steps=28, votes=1)) for _ in range(2))
+    quiet, loud = (Alternator(("a", "b"), Trend(min_steps=28, confirmations=1)) for _ in range(2))
     for sign in wave:
         sure, unsure = quiet.observe(1 + 0.001 * sign), loud.observe(1 + 0.3 * sign)
     assert (sure.reason, sure.switched) == (Reason.PLATEAU, True)
@@ -111,7 +111,7 @@ def test_the_horizon_counts_updated_steps_however_often_losses_come(every):
 
 
 def test_it_says_what_it_waits_for():
-    alternator = Alternator(("a", "b"), Trend(min_steps=5, votes=3))
+    alternator = Alternator(("a", "b"), Trend(min_steps=5, confirmations=3))
     texts = {}
     losses = [1.0 - 0.01 * step for step in range(30)] + [0.7] * 300
     for loss in losses:
@@ -119,9 +119,15 @@ def test_it_says_what_it_waits_for():
         texts.setdefault(decision.reason, decision.explain())
         if decision.switched:
             break
-    assert list(texts) == [Reason.MIN_STEPS, Reason.FEW_LOSSES, Reason.IMPROVING, Reason.VOTES, Reason.PLATEAU]
+    assert list(texts) == [
+        Reason.MIN_STEPS,
+        Reason.FEW_LOSSES,
+        Reason.IMPROVING,
+        Reason.UNCONFIRMED_PLATEAU,
+        Reason.PLATEAU,
+    ]
     assert texts[Reason.FEW_LOSSES] == "step 5: a trains on (5 of 10 losses seen)"
-    assert "(plateau, vote 1 of 3)" in texts[Reason.VOTES]
+    assert "(plateau, confirmation 1 of 3)" in texts[Reason.UNCONFIRMED_PLATEAU]
 
 
 def test_max_steps_ends_a_tenure_that_improves():
@@ -158,7 +164,7 @@ def test_looks_are_an_eighth_of_the_losses_apart():
         ({"confidence": True}, "confidence must be a number above 0.5 and below 1, got True"),
         ({"confidence": "high"}, "confidence must be a number above 0.5 and below 1, got 'high'"),
         ({"rise_confidence": 1.0}, "rise_confidence must be a number above 0.5 and below 1, got 1.0"),
-        ({"votes": 0}, "votes must be an integer of at least 1, got 0"),
+        ({"confirmations": 0}, "confirmations must be an integer of at least 1, got 0"),
     ],
 )
 def test_what_cannot_work_is_refused_when_built(settings, message):

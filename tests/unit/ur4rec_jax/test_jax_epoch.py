@@ -82,7 +82,7 @@ class Batches(list):
 def test_losses_that_are_not_finite_skip_the_update_and_too_many_stop_the_run(make_trainer, loader, bits, same_bits):
     good, padding = list(loader), loader.num_items
     bad = Batch(*(np.full_like(array, padding) for array in good[0]))
-    trainer = make_trainer(rule=Cycle(100), on_device=True, nonfinite_limit=3)
+    trainer = make_trainer(rule=Cycle(100), on_device=True, max_nonfinite_losses=3)
     metrics = trainer.train_epoch(Batches([*good[:-2], bad, bad], loader.usual_targets))
     assert metrics["nonfinite_steps"] == 2
     assert trainer.alternator.get_stats()["sasrec_skipped_steps"] == 2

@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_skips_the_update_and_is_counted(make_trainer,
 
 
 def test_too_many_in_a_row_stop_the_run_with_a_clear_error(make_trainer, loader, bits):
-    trainer = make_trainer(nonfinite_limit=4)
+    trainer = make_trainer(max_nonfinite_losses=4)
     good, bad = loader.batch(0, 0), without_targets(loader.batch(0, 0))
     with pytest.raises(
         NonFiniteError, match=r"got nan in the last 4 steps \(to step 9, joint_finetune, training sasrec"

@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite_skips_the_update_and_is_counted(make_trainer,
 
 
 def test_too_many_in_a_row_stop_the_run_with_a_clear_error(make_trainer, batch_stream, monkeypatch):
-    trainer = make_trainer(nonfinite_limit=4)
+    trainer = make_trainer(max_nonfinite_losses=4)
     nan_at(monkeypatch, {1, 2, 3, *range(5, 20)}, trainer)
     with pytest.raises(
         NonFiniteError, match=r"got nan in the last 4 steps \(to step 9, joint_finetune, training sasrec"
@@ -410,7 +410,7 @@ def test_a_switch_is_logged_once(make_trainer, batch_stream, caplog):
         ({"joint_loss": "both"}, r"unknown joint_loss 'both'; expected one of \('separate', 'fused'\)"),
         ({"sasrec_loss": "hinge"}, r"unknown sasrec_loss 'hinge'; expected one of \('ce', 'sampled'"),
         ({"sasrec_lr": 0}, "sasrec_lr must be a finite number above 0, got 0"),
-        ({"nonfinite_limit": 0}, "nonfinite_limit must be an integer of at least 1, got 0"),
+        ({"max_nonfinite_losses": 0}, "max_nonfinite_losses must be an integer of at least 1, got 0"),
         ({"rule": Cycle(2), "use_adaptive_alternating": False}, "rule must be left out when use_adaptive_alternating"),
     ],
 )

@@ -19,6 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from alternator.checks import listed
 from ur4rec.data.reading.times import kind_of_time, parse_times
 from ur4rec.errors import DataError
 
@@ -171,7 +172,9 @@ def require_columns(table: Table, columns: Sequence[str], remedy: str) -> None:
     """
     for column in columns:
         if column not in table.columns:
-            raise DataError(f"{table.path}: needs a column {column!r}, has {listed(tuple(table.columns))}; {remedy}")
+            raise DataError(
+                f"{table.path}: needs a column {column!r}, has {listed(map(cut, table.columns), 12)}; {remedy}"
+            )
     if not len(table):
         raise DataError(f"{table.path}: holds no row; give a file with at least one")
 
@@ -184,12 +187,6 @@ def cut(text: str, most: int = 60) -> str:
 def one_line(text: str, most: int = 60) -> str:
     """The beginning of a text that may have several lines, in one."""
     return cut(" ".join(text.split()), most)
-
-
-def listed(names: Sequence[str], most: int = 12) -> str:
-    """Some of the names that may be many, for a message."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{tuple(cut(name) for name in names[:most])}{more}"
 
 
 def _check_is_file(path: Path) -> None:
@@ -233,7 +230,7 @@ def _header(path: Path, form: TextFormat, content: bytes) -> tuple[list[str], in
 
 def _check_header(where: str, names: Sequence[str]) -> None:
     if not all(names) or len(set(names)) < len(names):
-        raise DataError(f"{where}: column names must be distinct and not empty, got {listed(names)}")
+        raise DataError(f"{where}: column names must be distinct and not empty, got {listed(map(cut, names), 12)}")
 
 
 def _read_columns(form: TextFormat, content: bytes, start: int, names: list[str]) -> dict[str, pa.Array]:

@@ -25,7 +25,7 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import negative_log_likelihood
 
 PLATEAU = "plateau,min_steps=2,window=3,threshold=0.5"
-PAYOFF = "payoff,min_steps=2,groups=2,share=0.99,confidence=0.01"
+PAYOFF = "payoff,min_steps=2,groups=2,share=0.99,confidence=0.504"
 
 
 def run_all(directory):
@@ -167,9 +167,9 @@ def test_the_report_says_what_the_runs_say(torch_study):
 
 def test_ranks_and_likelihoods_are_of_the_same_scores(tmp_path):
     study = tiny_study(tmp_path / "s").study
-    experiment = prepare_study(study, 0)
-    trainer = build_trainer(study, experiment, "parity", 0)
-    batches = experiment.evaluation(experiment.split.test)
+    prepared = prepare_study(study, 0)
+    trainer = build_trainer(study, prepared, "parity", 0)
+    batches = prepared.evaluation(prepared.split.test)
     outcome = evaluate(trainer, batches)
     assert (outcome.ranks_T == trainer.rank(batches)).all()
     scores_BI = trainer.score(batches.batch(0).items_BL)[: batches.batch(0).num_valid]
@@ -180,11 +180,11 @@ def test_ranks_and_likelihoods_are_of_the_same_scores(tmp_path):
 
 def test_learning_rates_follow_the_budget_not_the_steps(tmp_path):
     study = tiny_study(tmp_path / "s").study
-    experiment = prepare_study(study, 0)
-    trainer = build_trainer(study, experiment, "1:3", 0)
+    prepared = prepare_study(study, 0)
+    trainer = build_trainer(study, prepared, "1:3", 0)
     ledger = Ledger(study.updates, read_costs(COSTS), "cost")
     trainer.set_training_stage("joint_finetune", 12, position=lambda: ledger.progress * 12)
-    course, rates = Course(trainer, experiment.train, ledger), []
+    course, rates = Course(trainer, prepared.train, ledger), []
     for part in (0.5, 1.0):
         course.until = part
         metrics = trainer.train_epoch(course)
@@ -241,16 +241,16 @@ def test_a_sample_of_users_keeps_the_catalogue():
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_a_retriever_with_blank_texts_says_nothing_and_is_left_out(tmp_path, backend):
     """Alone it ranks all items alike, whatever it learns, and a rule that measures payoffs notices."""
-    arm = "payoff,min_steps=2,groups=4,patience=1,wait=4,max_wait=4"
+    arm = "payoff,min_steps=2,groups=4,confirmations=1,retry_after=4,max_retry_after=4"
     changes = {"blank_texts": True, "backend": backend, "updates": 60, "eval_every": 20, "budgets": ("cost",)}
     changes["data"] = {"num_users": 200, "num_items": 50, "num_clusters": 5, "mean_length": 10, "follow": 1, "stay": 0}
     changes["trainer"] = {"sasrec_lr": 3e-2, "retriever_lr": 3e-2}
     directory = tiny_study(tmp_path / "s", arms=("parity", arm), seeds=(0,), **changes)
-    experiment = prepare_study(directory.study, 0)
-    assert (experiment.item_text_vectors_IT == experiment.item_text_vectors_IT[0]).all()
-    assert experiment.interactions.source.endswith("; texts left out")
-    trained = build_trainer(directory.study, experiment, "parity", 0)
-    scores_BI = trained.score(experiment.evaluation(experiment.split.test).batch(0).items_BL, "retriever")
+    prepared = prepare_study(directory.study, 0)
+    assert (prepared.item_text_vectors_IT == prepared.item_text_vectors_IT[0]).all()
+    assert prepared.interactions.source.endswith("; texts left out")
+    trained = build_trainer(directory.study, prepared, "parity", 0)
+    scores_BI = trained.score(prepared.evaluation(prepared.split.test).batch(0).items_BL, "retriever")
     assert np.ptp(scores_BI, axis=1).max() < 1e-5
     turns = run_one(directory.path, RunKey(arm, 0, "cost"))["turns"]["turn_steps"]
     assert turns["sasrec"] > 0

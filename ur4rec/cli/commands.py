@@ -39,7 +39,7 @@ from ur4rec.training.backend import load_backend
 
 if TYPE_CHECKING:
     from ur4rec.evaluation.results import Result
-    from ur4rec.runs.run import Run
+    from ur4rec.runs.run import TrainingRun
 
 app = typer.Typer(
     name="ur4rec",
@@ -153,7 +153,7 @@ def train(
     pretrain_sasrec and pretrain_retriever train one module each; joint_finetune trains one of them or both in each
     step, as the schedule decides; end_to_end trains both.
     """
-    from ur4rec.runs.run import Run  # loads matplotlib, which the other commands do without
+    from ur4rec.runs.run import TrainingRun  # loads matplotlib, which the other commands do without
 
     with one_line_errors():
         _log_to_stderr(quiet)
@@ -163,7 +163,7 @@ def train(
             refuse_settings(context)
             directory = RunDirectory.open_existing(resume)
             config = RunConfig.from_json(directory.read_json("config.json"))
-            run = Run(config, prepare(config, directory=data_dir), directory, progress=progress)
+            run = TrainingRun(config, prepare(config, directory=data_dir), directory, progress=progress)
         elif out is None:
             raise ConfigurationError("give --out DIR for a new run, or --resume DIR to go on with one")
         else:
@@ -184,8 +184,8 @@ def train(
                 **sort_settings(settings or []),
             )
             load_backend(config.backend)
-            experiment = prepare(config, directory=data_dir)
-            run = Run(config, experiment, RunDirectory(out), progress=progress)
+            prepared = prepare(config, directory=data_dir)
+            run = TrainingRun(config, prepared, RunDirectory(out), progress=progress)
             RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
         with open_event_log(log or [], run.directory.path) as run.events:
             results = train_until_stopped(run, resume=resume is not None)
@@ -424,7 +424,7 @@ def refuse_settings(context: typer.Context) -> None:
         )
 
 
-def train_until_stopped(run: "Run", *, resume: bool) -> "list[Result]":
+def train_until_stopped(run: "TrainingRun", *, resume: bool) -> "list[Result]":
     """Train; after Ctrl-C or SIGTERM say how to go on, and exit as if the signal had ended the process."""
     with run.directory.locked(), stop_on_signals() as stop:
         try:

@@ -15,7 +15,7 @@ from alternator.rules._regression import (
     MAX_AUTOCORRELATION,
     MOST_POINTS,
     TRIM,
-    Gain,
+    RelativeGain,
     least_squares,
     rises,
     robust_gain,
@@ -100,7 +100,7 @@ def test_constant_losses_gain_nothing(value, count):
 
 
 def test_a_line_that_ends_at_zero_has_a_finite_rate():
-    assert robust_gain([float(19 - step) for step in range(20)]) == Gain(1.0, 0.0)
+    assert robust_gain([float(19 - step) for step in range(20)]) == RelativeGain(1.0, 0.0)
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=10, max_size=90))

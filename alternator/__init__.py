@@ -1,7 +1,14 @@
 """Decides, step by step, which module of a model trains next. Standard library only."""
 
 from alternator.decision import Decision
-from alternator.errors import AlternatorError, ConfigurationError, LossError, StateError, UnknownModuleError
+from alternator.errors import (
+    AlternatorError,
+    ConfigurationError,
+    LossError,
+    StateError,
+    UnknownModuleError,
+    UnknownNameError,
+)
 from alternator.machine import Alternator
 from alternator.payoffs import Payoffs
 from alternator.reasons import Reason
@@ -33,6 +40,7 @@ __all__ = [
     "Switch",
     "Trend",
     "UnknownModuleError",
+    "UnknownNameError",
     "Verdict",
     "replay",
 ]

@@ -1,19 +1,35 @@
 """The errors that users meet. Each message states the rule, the value and the remedy."""
 
+from collections.abc import Iterable
+
 
 class AlternatorError(ValueError):
-    """Base of every error that the library raises for something the user can mend."""
+    """Base of every error that the library raises for something that the user can fix."""
 
 
 class ConfigurationError(AlternatorError):
     """A configuration that cannot work: out of range, or one that could never switch."""
 
 
-class UnknownModuleError(AlternatorError):
+class UnknownNameError(ConfigurationError):
+    """A name (of a rule, a dataset, a stage, ...) that does not exist.
+
+    Example:
+        >>> raise UnknownNameError("rule", "plato", ("plateau", "trend"))
+        Traceback (most recent call last):
+        ...
+        alternator.errors.UnknownNameError: unknown rule 'plato'; expected one of ('plateau', 'trend')
+    """
+
+    def __init__(self, kind: str, name: object, choices: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; expected one of {tuple(choices)}")
+
+
+class UnknownModuleError(UnknownNameError):
     """A module name that the alternator does not have."""
 
     def __init__(self, name: object, modules: tuple[str, ...]) -> None:
-        super().__init__(f"unknown module {name!r}; expected one of {modules}")
+        super().__init__("module", name, modules)
 
 
 class LossError(AlternatorError):

@@ -1,8 +1,6 @@
 """The errors that users of the recommender meet. Each message states the rule, the value and the remedy."""
 
-from collections.abc import Iterable
-
-from alternator import AlternatorError, ConfigurationError
+from alternator import AlternatorError, ConfigurationError, UnknownNameError
 
 __all__ = [
     "CacheError",
@@ -19,21 +17,7 @@ __all__ = [
 
 
 class UR4RecError(AlternatorError):
-    """Base of every error that the recommender raises for something the user can mend."""
-
-
-class UnknownNameError(UR4RecError, ConfigurationError):
-    """A name (of a dataset, a stage, a schedule, ...) that does not exist.
-
-    Example:
-        >>> raise UnknownNameError("stage", "warmup", ("joint_finetune", "end_to_end"))
-        Traceback (most recent call last):
-        ...
-        ur4rec.errors.UnknownNameError: unknown stage 'warmup'; expected one of ('joint_finetune', 'end_to_end')
-    """
-
-    def __init__(self, kind: str, name: object, choices: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}; expected one of {tuple(choices)}")
+    """Base of every error that the recommender raises for something that the user can fix."""
 
 
 class DataError(UR4RecError):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from alternator.rules._regression import MAD_TO_SD, MAX_AUTOCORRELATION, MEAN_TO_SD, MOST_POINTS, TRIM
+from alternator.rules._regression import MAD_TO_SD, MAX_AUTOCORRELATION, MAX_POINTS, MEAN_TO_SD, TRIM
 
 
 class _Points(NamedTuple):
@@ -55,14 +55,14 @@ def rises(losses_R: jax.Array, count: jax.Array) -> jax.Array:
 
 
 def _batch_means(losses_R: jax.Array, count: jax.Array) -> tuple[_Points, jax.Array]:
-    """Means of groups of equal size, the newest complete; the size is 1 for up to `MOST_POINTS` losses."""
-    size = -(-count // MOST_POINTS)
+    """Means of groups of equal size, the newest complete; the size is 1 for up to `MAX_POINTS` losses."""
+    size = -(-count // MAX_POINTS)
     groups_R = jnp.arange(losses_R.shape[0])[::-1] // size
-    sums_P = jax.ops.segment_sum(losses_R, groups_R, MOST_POINTS)  # groups beyond the last are dropped
+    sums_P = jax.ops.segment_sum(losses_R, groups_R, MAX_POINTS)  # groups beyond the last are dropped
     num_points = count // size
-    real_P = jnp.arange(MOST_POINTS) < num_points
+    real_P = jnp.arange(MAX_POINTS) < num_points
     number = num_points.astype(losses_R.dtype)
-    positions_P = jnp.where(real_P, (number - 1) / 2 - jnp.arange(MOST_POINTS), 0)
+    positions_P = jnp.where(real_P, (number - 1) / 2 - jnp.arange(MAX_POINTS), 0)
     values_P = jnp.where(real_P, sums_P / size, 0)
     return _Points(values_P, positions_P, real_P, number, number * (number * number - 1) / 12), size
 
@@ -79,8 +79,8 @@ def _robust_fit(points: _Points) -> _Fit:
     """Least squares, with outliers from a line that they cannot move pulled in."""
     count = points.number.astype(jnp.int32)
     half = count // 2
-    newer_P = jnp.arange(MOST_POINTS)
-    falls_P = points.values_P - points.values_P[jnp.minimum(newer_P + count - half, MOST_POINTS - 1)]
+    newer_P = jnp.arange(MAX_POINTS)
+    falls_P = points.values_P - points.values_P[jnp.minimum(newer_P + count - half, MAX_POINTS - 1)]
     slope = _sorted(falls_P, newer_P < half)[half // 2] / (count - half)
     heights_P = points.values_P - slope * points.positions_P
     height = _sorted(heights_P, points.real_P)[half]

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from adapters.jax.regression import rises, robust_gain
 from alternator import ConfigurationError, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Rule, Trend
-from alternator.rules._looks import FEWEST_LOSSES
-from alternator.rules.payoff import MOST_DOUBLINGS
+from alternator.rules._looks import MIN_LOSSES
+from alternator.rules.payoff import MAX_DOUBLINGS
 
 REASONS: Final[tuple[str, ...]] = tuple(text for name, text in vars(Reason).items() if name.isupper())
 """The codes of `Reason`, by the integer that stands for each on a device."""
@@ -141,7 +141,7 @@ def _random_tenure(rule: RandomTenure, state: Any, facts: DeviceFacts) -> tuple[
 
 @device_step.register
 def _trend(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdict]:
-    entered = type(state)(FEWEST_LOSSES, 0, 0, 0)
+    entered = type(state)(MIN_LOSSES, 0, 0, 0)
     state = jax.tree.map(lambda new, old: jnp.where(facts.entered, new, old).astype(old.dtype), entered, state)
     early = facts.tenure < rule.min_steps
     looks = ~early & (facts.observed >= state.next_look)
@@ -159,7 +159,7 @@ def _trend(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerd
     )
     value = jnp.where(early | late, facts.tenure, jnp.where(few, facts.observed, state.value))
     bound = jnp.where(state.hold == 3, rule.confirmations, rule.min_gain)
-    limit = jnp.where(early, rule.min_steps, jnp.where(late, longest, jnp.where(few, FEWEST_LOSSES, bound)))
+    limit = jnp.where(early, rule.min_steps, jnp.where(late, longest, jnp.where(few, MIN_LOSSES, bound)))
     otherwise = DeviceVerdict(late, reason, value, limit)
     return state, DeviceVerdict(*(jnp.where(seen.switch, a, b) for a, b in zip(seen, otherwise, strict=True)))
 
@@ -251,11 +251,11 @@ def _gain(rule: Gain, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdic
     stale, longest = others[idle.argmax()], idle.max()
     overdue, early = longest >= rule.max_wait, facts.tenure < rule.min_steps
     state = state._replace(
-        next_look=jnp.where(facts.entered, FEWEST_LOSSES, state.next_look),
+        next_look=jnp.where(facts.entered, MIN_LOSSES, state.next_look),
         rival=jnp.where(facts.entered, jnp.inf, state.rival),
     )
     looks = ~early & ~overdue & (facts.observed >= state.next_look)
-    few = ~looks & (state.next_look == FEWEST_LOSSES)
+    few = ~looks & (state.next_look == MIN_LOSSES)
     state, target = jax.lax.cond(
         looks, lambda: _measure(rule, state, facts, others), lambda: (state, jnp.asarray(facts.active))
     )
@@ -263,7 +263,7 @@ def _gain(rule: Gain, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdic
     cases = (early, Reason.MIN_STEPS), (overdue, Reason.STALE), (few, Reason.FEW_LOSSES), (less, Reason.LESS_GAIN)
     own = state.scores[facts.active]
     value = jnp.where(early, facts.tenure, jnp.where(overdue, longest, jnp.where(few, facts.observed, own)))
-    bound = jnp.where(few, FEWEST_LOSSES, state.rival)
+    bound = jnp.where(few, MIN_LOSSES, state.rival)
     limit = jnp.where(early, rule.min_steps, jnp.where(overdue, rule.max_wait, bound))
     target = jnp.where(overdue, stale, jnp.where(less, target, -1))
     return state, DeviceVerdict(
@@ -278,7 +278,7 @@ def _measure(rule: Gain, state: Any, facts: DeviceFacts, others: jax.Array) -> t
     cost = jnp.asarray(rule.costs or (1.0,) * facts.num_modules, ring_R.dtype)[active]
     scores = state.scores.at[active].set(rate * facts.observed.astype(ring_R.dtype) / facts.tenure / cost)
     rival = others[scores[others].argmax()]
-    next_look = (facts.observed + max(rule.min_steps, FEWEST_LOSSES)).astype(state.next_look.dtype)
+    next_look = (facts.observed + max(rule.min_steps, MIN_LOSSES)).astype(state.next_look.dtype)
     measured = state._replace(next_look=next_look, rival=scores[rival], scores=scores)
     return measured, jnp.where(scores[rival] > scores[active], rival, active)
 
@@ -287,8 +287,8 @@ def _measure(rule: Gain, state: Any, facts: DeviceFacts, others: jax.Array) -> t
 def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdict]:
     joint, costs_N = facts.active == 0, jnp.asarray(rule.costs, facts.rings_NR.dtype)
     next_look = jnp.where(facts.entered, rule.groups, state.next_look)
-    waits = jnp.asarray([rule.retry_delay(rule.confirmations + doublings) for doublings in range(MOST_DOUBLINGS + 1)])
-    wait = waits[jnp.clip(state.sure[facts.active] - rule.confirmations, 0, MOST_DOUBLINGS)]
+    waits = jnp.asarray([rule.retry_delay(rule.confirmations + doublings) for doublings in range(MAX_DOUBLINGS + 1)])
+    wait = waits[jnp.clip(state.sure[facts.active] - rule.confirmations, 0, MAX_DOUBLINGS)]
     early, late = facts.tenure < rule.min_steps, ~joint & (facts.tenure >= wait)
     few = facts.observed < next_look
     looks = ~early & ~late & ~few

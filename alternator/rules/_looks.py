@@ -1,6 +1,6 @@
 """When a rule that fits lines looks at the losses: often while they are few, in proportion to them later."""
 
-FEWEST_LOSSES = 10
+MIN_LOSSES = 10
 """No line is fitted through fewer losses."""
 
 

@@ -17,7 +17,7 @@ MAD_TO_SD = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 MEAN_TO_SD = 1.2533
 """The same for the mean absolute deviation, which stands in where the median is 0."""
-MOST_POINTS = 32
+MAX_POINTS = 32
 """More losses than this are averaged in equal groups first: batch means."""
 MAX_AUTOCORRELATION = 0.99
 """Upper limit of the estimated autocorrelation: the standard error is inflated at most 14-fold."""
@@ -73,7 +73,7 @@ def least_squares(losses: Sequence[float]) -> FittedLine:
 def robust_gain(losses: Sequence[float]) -> RelativeGain:
     """The relative gain of ten or more losses, robust to spikes and to autocorrelated noise.
 
-    1. More than `MOST_POINTS` losses are averaged in groups of equal size, the newest complete: batch means keep
+    1. More than `MAX_POINTS` losses are averaged in groups of equal size, the newest complete: batch means keep
        almost all that the losses say of the slope, and cost less. What follows is done on the means.
     2. Outliers are found by their residuals from a line that they cannot move: Theil's incomplete method (Theil 1950),
        the median slope between losses half the series apart, through the median height. Residuals beyond `TRIM` robust
@@ -176,7 +176,7 @@ def _scaled(losses: Sequence[float]) -> Sequence[float]:
 
 
 def _batch_means(losses: Sequence[float]) -> tuple[Sequence[float], int]:
-    size = -(-len(losses) // MOST_POINTS)
+    size = -(-len(losses) // MAX_POINTS)
     if size == 1:
         return losses, 1
     newest = iter(losses[len(losses) % size :])

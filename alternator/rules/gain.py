@@ -8,7 +8,7 @@ from alternator.checks import check_costs, check_integer
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
-from alternator.rules._looks import FEWEST_LOSSES
+from alternator.rules._looks import MIN_LOSSES
 from alternator.rules._regression import robust_gain
 
 
@@ -16,7 +16,7 @@ class GainState(NamedTuple):
     """What has been measured.
 
     Attributes:
-        next_look: Losses of this tenure at which the active module is measured next; at least `FEWEST_LOSSES`.
+        next_look: Losses of this tenure at which the active module is measured next; at least `MIN_LOSSES`.
         rival: The best score of another module at the last look of this tenure.
         scores: Per module, its score when it was last measured; infinite before the first time, so that it is tried.
     """
@@ -70,7 +70,7 @@ class Gain:
 
     def __post_init__(self) -> None:
         check_integer("min_steps", self.min_steps, 1)
-        check_integer("window", self.window, FEWEST_LOSSES)
+        check_integer("window", self.window, MIN_LOSSES)
         check_integer("max_wait", self.max_wait, self.min_steps)
         if self.costs is not None:
             object.__setattr__(self, "costs", check_costs(self.costs, "module"))
@@ -90,12 +90,12 @@ class Gain:
                 f"max_wait must be at least (modules - 1) · min_steps = {least}, got {self.max_wait}: "
                 "some module would always be overdue and no score be asked"
             )
-        return GainState(FEWEST_LOSSES, inf, (inf,) * num_modules)
+        return GainState(MIN_LOSSES, inf, (inf,) * num_modules)
 
     def step(self, state: GainState, facts: Facts) -> tuple[GainState, Verdict]:
         """Serve who has waited too long; else measure the active module and compare."""
         if facts.entered:
-            state = state._replace(next_look=FEWEST_LOSSES, rival=inf)
+            state = state._replace(next_look=MIN_LOSSES, rival=inf)
         stale = self._stale(facts) if min(facts.trained_at) <= facts.updates - self.max_wait else None
         if facts.tenure < self.min_steps:
             return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, self.min_steps, target=stale)
@@ -106,8 +106,8 @@ class Gain:
             if target is not None:
                 own = state.scores[facts.active]
                 return state, Verdict(True, Reason.LESS_GAIN, own, state.rival, target=target)
-        elif state.next_look == FEWEST_LOSSES:
-            return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, FEWEST_LOSSES)
+        elif state.next_look == MIN_LOSSES:
+            return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, MIN_LOSSES)
         return state, Verdict(False, Reason.BEST_GAIN, state.scores[facts.active], state.rival)
 
     def _stale(self, facts: Facts) -> int | None:
@@ -122,7 +122,7 @@ class Gain:
         cost = self.costs[active] if self.costs else 1.0
         scores = (*state.scores[:active], rate * facts.observed / facts.tenure / cost, *state.scores[active + 1 :])
         target = max(_others(facts), key=scores.__getitem__)
-        state = GainState(facts.observed + max(self.min_steps, FEWEST_LOSSES), scores[target], scores)
+        state = GainState(facts.observed + max(self.min_steps, MIN_LOSSES), scores[target], scores)
         return state, target if scores[target] > scores[active] else None
 
 

@@ -6,7 +6,7 @@ import inspect
 import textwrap
 from collections.abc import Sequence
 
-from alternator.errors import ConfigurationError
+from alternator.checks import check_choice
 from alternator.rules.named import RULES
 
 
@@ -14,7 +14,7 @@ def render_rules(names: Sequence[str] = ()) -> str:
     """What each rule does and the meaning and default of each of its parameters.
 
     Raises:
-        ConfigurationError: An unknown rule.
+        UnknownNameError: An unknown rule.
 
     Example:
         >>> print(render_rules(["cycle"]))
@@ -23,9 +23,8 @@ def render_rules(names: Sequence[str] = ()) -> str:
           --set steps=1
               Length of a tenure in updated steps: one number for all modules, or one per module.
     """
-    unknown = [name for name in names if name not in RULES]
-    if unknown:
-        raise ConfigurationError(f"unknown rule {unknown[0]!r}; expected one of {tuple(RULES)}")
+    for name in names:
+        check_choice("rule", name, RULES)
     return "\n\n".join(_render_rule(name, RULES[name]) for name in names or RULES)
 
 

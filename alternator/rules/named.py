@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from alternator import rules
+from alternator.checks import check_choice
 from alternator.errors import ConfigurationError
 from alternator.rule import Rule
 
@@ -32,8 +33,7 @@ def rule_from_settings(name: str, settings: Iterable[str] = ()) -> Rule:
         ...
         alternator.errors.ConfigurationError: plateau has no setting 'treshold'; it has ('threshold', ...)
     """
-    if name not in RULES:
-        raise ConfigurationError(f"unknown rule {name!r}; expected one of {tuple(RULES)}")
+    check_choice("rule", name, RULES)
     fields = {field.name: field for field in dataclasses.fields(RULES[name])}
     values = {}
     for setting in settings:

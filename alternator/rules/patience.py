@@ -5,8 +5,7 @@ from functools import cached_property
 from math import inf
 from typing import Literal, NamedTuple, TypeVar
 
-from alternator.checks import check_integer, check_max_steps
-from alternator.errors import ConfigurationError
+from alternator.checks import check_choice, check_integer, check_max_steps, check_range, check_switch
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 
@@ -88,13 +87,11 @@ class Patience:
         check_integer("patience", self.patience, 0)
         check_integer("cooldown", self.cooldown, 0)
         check_max_steps(self.max_steps, 1)
-        _check_choice("threshold_mode", self.threshold_mode, ("rel", "abs"))
-        _check_choice("mode", self.mode, ("min", "max"))
-        _check_choice("restart", self.restart, (False, True))
-        limit = 1.0 if self.threshold_mode == "rel" else inf
-        for name, value, below in (("threshold", self.threshold, limit), ("smoothing", self.smoothing, 1.0)):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < below:
-                raise ConfigurationError(f"{name} must be a number of at least 0 and below {below:g}, got {value!r}")
+        check_choice("threshold_mode", self.threshold_mode, ("rel", "abs"))
+        check_choice("mode", self.mode, ("min", "max"))
+        check_switch("restart", self.restart)
+        check_range("threshold", self.threshold, 0, 1 if self.threshold_mode == "rel" else inf)
+        check_range("smoothing", self.smoothing, 0, 1)
 
     @property
     def ring_size(self) -> int:
@@ -166,8 +163,3 @@ def _with(values: tuple[_Number, ...], index: int, value: _Number) -> tuple[_Num
     changed = list(values)
     changed[index] = value
     return tuple(changed)
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ConfigurationError(f"{name} must be one of {choices}, got {value!r}")

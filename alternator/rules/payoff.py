@@ -11,7 +11,7 @@ from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 
-MOST_DOUBLINGS = 30
+MAX_DOUBLINGS = 30
 """More of them reach any ``max_retry_after``."""
 
 
@@ -137,7 +137,7 @@ class Payoff:
 
     def retry_delay(self, sure: int) -> int:
         """Updated steps that a smaller turn may take once ``sure`` measurements in a row have said so."""
-        doublings = min(max(0, sure - self.confirmations), MOST_DOUBLINGS)
+        doublings = min(max(0, sure - self.confirmations), MAX_DOUBLINGS)
         return min(self.retry_after << doublings, self.max_retry_after)
 
     def _judge_joint(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from alternator.checks import check_fraction, check_integer, check_max_steps, check_positive
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
-from alternator.rules._looks import FEWEST_LOSSES, look_spacing
+from alternator.rules._looks import MIN_LOSSES, look_spacing
 from alternator.rules._regression import rises, robust_gain
 
 _HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.UNCONFIRMED_PLATEAU)
@@ -30,7 +30,7 @@ class TrendState(NamedTuple):
     value: float
 
 
-_ENTERED = TrendState(FEWEST_LOSSES, 0, 0, 0.0)
+_ENTERED = TrendState(MIN_LOSSES, 0, 0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Trend:
 
     def __post_init__(self) -> None:
         check_positive("min_gain", self.min_gain)
-        for name, minimum in (("horizon", 1), ("window", 4 * FEWEST_LOSSES), ("min_steps", 1), ("confirmations", 1)):
+        for name, minimum in (("horizon", 1), ("window", 4 * MIN_LOSSES), ("min_steps", 1), ("confirmations", 1)):
             check_integer(name, getattr(self, name), minimum)
         check_fraction("confidence", self.confidence, 0.5, 1.0)
         check_fraction("rise_confidence", self.rise_confidence, 0.5, 1.0)
@@ -134,7 +134,7 @@ class Trend:
         if self.max_steps is not None and tenure >= self.max_steps:
             return state, Verdict(True, Reason.MAX_STEPS, tenure, self.max_steps)
         if state.hold == 0:
-            return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, FEWEST_LOSSES)
+            return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, MIN_LOSSES)
         reason = _HOLDS[state.hold]
         return state, Verdict(
             False, reason, state.value, self.confirmations if reason is Reason.UNCONFIRMED_PLATEAU else self.min_gain

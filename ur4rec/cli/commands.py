@@ -16,13 +16,13 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 from alternator import AlternatorError
+from alternator.checks import one_line
 from alternator.rules.named import parse_value
 from ur4rec.cli.arguments import ManyValues
 from ur4rec.cli.settings import render_settings
 from ur4rec.cli.tables import metrics_table, results_table
 from ur4rec.compare.arms import ARMS_HELP
 from ur4rec.data.describe import describe
-from ur4rec.data.reading.tables import one_line
 from ur4rec.data.sources import load_dataset
 from ur4rec.data.splits import leave_one_out
 from ur4rec.errors import ConfigurationError

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from alternator.checks import check_integer
-from ur4rec.checks import check_choice, check_range
+from alternator.checks import check_choice, check_integer, check_range
 from ur4rec.errors import ConfigurationError
 
 FUSIONS = ("logit", "weighted", "rank", "cascade")

@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from alternator.checks import check_integer, check_positive
-from ur4rec.checks import check_choice, check_range, check_switch, is_number
+from alternator.checks import check_choice, check_integer, check_positive, check_range, check_switch
 from ur4rec.config.model import FUSIONS_WITH_GRADIENTS, JOINT_LOSSES, SEQUENCE_LOSSES
 from ur4rec.errors import ConfigurationError
 
@@ -83,21 +82,16 @@ class TrainerConfig:
     """Seed of dropout and of sampled negatives, which are functions of (seed, step)."""
 
     def __post_init__(self) -> None:
-        for name in ("sasrec_lr", "retriever_lr", "fusion_lr", "clip_norm", "adaptive_switch_threshold"):
+        for name in _TRAINER_SCALES:
             check_positive(name, getattr(self, name))
-        for name in ("sasrec_loss_weight", "retriever_loss_weight", "kd_temperature"):
-            check_positive(name, getattr(self, name))
-        for name in ("memory_bank_temperature", "uncertainty_lr"):
-            check_positive(name, getattr(self, name))
-        if not is_number(self.gbce_t) or not 0 <= self.gbce_t <= 1:
-            raise ConfigurationError(f"gbce_t must be at least 0 and at most 1, got {self.gbce_t!r}")
         for name in _TRAINER_SWITCHES:
             check_switch(name, getattr(self, name))
+        check_range("gbce_t", self.gbce_t, 0, 1, closed=True)
         check_range("weight_decay", self.weight_decay, 0, 1)
         check_range("kd_weight", self.kd_weight, 0, math.inf)
         check_range("warmup", self.warmup, 0, 1)
-        for name, least in _TRAINER_COUNTS.items():
-            check_integer(name, getattr(self, name), least)
+        for name, minimum in _TRAINER_COUNTS.items():
+            check_integer(name, getattr(self, name), minimum)
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
 
@@ -116,6 +110,18 @@ class TrainerConfig:
         return self.gbce_t * (sampling_rate - 1) + 1
 
 
+_TRAINER_SCALES = (
+    "sasrec_lr",
+    "retriever_lr",
+    "fusion_lr",
+    "uncertainty_lr",
+    "clip_norm",
+    "sasrec_loss_weight",
+    "retriever_loss_weight",
+    "adaptive_switch_threshold",
+    "memory_bank_temperature",
+    "kd_temperature",
+)
 _TRAINER_COUNTS = {
     "warmup_steps": 0,
     "adaptive_min_steps": 1,

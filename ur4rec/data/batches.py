@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from alternator.checks import check_integer
 from ur4rec.data.sequences import Sequences
 from ur4rec.data.splits import Targets
 from ur4rec.errors import ConfigurationError, DataError
@@ -251,8 +252,7 @@ class EvaluationBatches:
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ConfigurationError(f"{name} must be at least 1, got {size}")
+        check_integer(name, size, 1)
 
 
 def _draws(seed: int, epoch: int, count: int, stream: int = 0) -> NDArray[np.uint64]:

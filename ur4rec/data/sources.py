@@ -3,14 +3,14 @@
 import logging
 from pathlib import Path
 
+from alternator.checks import check_integer, cut
 from ur4rec.cache import cache_directory
 from ur4rec.data.fetch import BUILT_IN, BuiltIn, locate
 from ur4rec.data.interactions import Interactions
 from ur4rec.data.reading.formats import Columns, read_path
 from ur4rec.data.reading.movielens import read_movielens
-from ur4rec.data.reading.tables import cut
 from ur4rec.data.synthetic import synthetic
-from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+from ur4rec.errors import DataError, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ def load_dataset(
         DataError: The data is malformed, or is not the named dataset.
         ConfigurationError: min_item_interactions is below 1.
     """
-    if min_item_interactions is not None and min_item_interactions < 1:
-        raise ConfigurationError(f"min_item_interactions must be at least 1, got {min_item_interactions}")
+    if min_item_interactions is not None:
+        check_integer("min_item_interactions", min_item_interactions, 1)
     name = str(name_or_path)
     if name == "synthetic":
         return synthetic(min_item_interactions=min_item_interactions or 1)

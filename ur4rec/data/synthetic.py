@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from alternator.checks import check_integer, check_range
 from ur4rec.data.interactions import Interactions, build_interactions
 from ur4rec.errors import ConfigurationError
 
@@ -80,15 +81,13 @@ def synthetic(
 def _check(
     num_users: int, num_items: int, num_clusters: int, mean_length: int, probabilities: dict[str, float]
 ) -> None:
-    if num_users < 1:
-        raise ConfigurationError(f"num_users must be at least 1, got {num_users}")
+    check_integer("num_users", num_users, 1)
     if not 2 <= num_clusters <= num_items // 2:
         raise ConfigurationError(f"num_clusters must be in 2 .. num_items // 2 = {num_items // 2}, got {num_clusters}")
     if not 6 <= mean_length <= num_items // 2:
         raise ConfigurationError(f"mean_length must be in 6 .. num_items // 2 = {num_items // 2}, got {mean_length}")
     for name, probability in probabilities.items():
-        if not 0 <= probability <= 1:
-            raise ConfigurationError(f"{name} must be in [0, 1], got {probability}")
+        check_range(name, probability, 0, 1, closed=True)
     if probabilities["follow"] + probabilities["stay"] > 1:
         raise ConfigurationError(
             f"follow + stay must be at most 1, got {probabilities['follow']} + {probabilities['stay']}"

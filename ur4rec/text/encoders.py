@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from alternator.checks import check_integer
 from ur4rec.cache import cache_directory, refuse_unwritable
-from ur4rec.errors import ConfigurationError, DataError, EncoderError
+from ur4rec.errors import DataError, EncoderError
 from ur4rec.files import scratch_directory, write_file
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,7 @@ def encode_items(
         >>> vectors.shape, bool(vectors[0] @ vectors[1] > vectors[0] @ vectors[2])
         ((3, 8), True)
     """
-    if dim < 1:
-        raise ConfigurationError(f"dim must be at least 1, got {dim}")
+    check_integer("dim", dim, 1)
     if not texts:
         raise DataError("encoding needs at least one text, got none")
     resolved = resolve_encoder(encoder, dim)

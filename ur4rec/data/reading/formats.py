@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from alternator.checks import cut
 from ur4rec.data.interactions import Interactions, build_interactions
-from ur4rec.data.reading.tables import Table, TextFormat, cut, read_parquet_table, read_text_table, require_columns
+from ur4rec.data.reading.tables import Table, TextFormat, read_parquet_table, read_text_table, require_columns
 from ur4rec.errors import DataError
 
 _SUFFIXES = (".csv", ".tsv", ".parquet")

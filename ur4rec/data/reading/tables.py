@@ -19,13 +19,13 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from alternator.checks import listed
+from alternator.checks import cut, listed, one_line
 from ur4rec.data.reading.times import kind_of_time, parse_times
 from ur4rec.errors import DataError
 
-MOST_CHARACTERS = 131_072
+MAX_FIELD_CHARACTERS = 131_072
 """The longest field of a text file: the limit of the standard library's csv."""
-MOST_BYTES = 2**20
+MAX_ROW_BYTES = 2**20
 """The longest row of a text file: what pyarrow reads at once."""
 _LINE_END = re.compile(b"\r\n|\n|\r")
 
@@ -179,16 +179,6 @@ def require_columns(table: Table, columns: Sequence[str], remedy: str) -> None:
         raise DataError(f"{table.path}: holds no row; give a file with at least one")
 
 
-def cut(text: str, most: int = 60) -> str:
-    """The beginning of a text that may be long, for a message."""
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
-def one_line(text: str, most: int = 60) -> str:
-    """The beginning of a text that may have several lines, in one."""
-    return cut(" ".join(text.split()), most)
-
-
 def _check_is_file(path: Path) -> None:
     if not path.is_file():
         found = "a directory" if path.is_dir() else "something else" if path.exists() else "none"
@@ -239,7 +229,7 @@ def _read_columns(form: TextFormat, content: bytes, start: int, names: list[str]
         content, separator = content.replace(separator.encode(), b"\t"), "\t"
     table = pa.csv.read_csv(
         pa.BufferReader(pa.py_buffer(content).slice(start)),
-        read_options=pa.csv.ReadOptions(column_names=names, encoding=form.encoding, block_size=MOST_BYTES),
+        read_options=pa.csv.ReadOptions(column_names=names, encoding=form.encoding, block_size=MAX_ROW_BYTES),
         parse_options=pa.csv.ParseOptions(
             delimiter=separator, quote_char='"' if form.quoted else False, newlines_in_values=form.quoted
         ),
@@ -251,7 +241,7 @@ def _read_columns(form: TextFormat, content: bytes, start: int, names: list[str]
 
 
 def _has_long_fields(columns: dict[str, pa.Array]) -> bool:
-    return any((pc.max(pc.utf8_length(column)).as_py() or 0) > MOST_CHARACTERS for column in columns.values())
+    return any((pc.max(pc.utf8_length(column)).as_py() or 0) > MAX_FIELD_CHARACTERS for column in columns.values())
 
 
 def _has_line_ends(columns: dict[str, pa.Array]) -> bool:
@@ -288,10 +278,10 @@ def _refuse_shape(path: Path, form: TextFormat, content: bytes, num_columns: int
                 f"mend the row ({cut(form.separator.join(row))!r})"
             )
         longest = max(range(num_columns), key=lambda column: len(row[column]))
-        if len(row[longest]) > MOST_CHARACTERS:
+        if len(row[longest]) > MAX_FIELD_CHARACTERS:
             raise DataError(
-                f"{path}:{line}, column {longest + 1}: a field must have at most {MOST_CHARACTERS} characters, "
+                f"{path}:{line}, column {longest + 1}: a field must have at most {MAX_FIELD_CHARACTERS} characters, "
                 f"got {len(row[longest])}; shorten it"
             )
-        if (size := len(form.separator.join(row).encode(form.encoding))) > MOST_BYTES:
-            raise DataError(f"{path}:{line}: a row must have at most {MOST_BYTES} bytes, got {size}; shorten it")
+        if (size := len(form.separator.join(row).encode(form.encoding))) > MAX_ROW_BYTES:
+            raise DataError(f"{path}:{line}: a row must have at most {MAX_ROW_BYTES} bytes, got {size}; shorten it")

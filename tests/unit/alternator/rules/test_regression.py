@@ -13,7 +13,7 @@ from scipy.stats import linregress
 from alternator.rules._regression import (
     MAD_TO_SD,
     MAX_AUTOCORRELATION,
-    MOST_POINTS,
+    MAX_POINTS,
     TRIM,
     RelativeGain,
     least_squares,
@@ -136,7 +136,7 @@ def gain_in_float32(losses):
     def middle(values):
         return np.sort(values)[len(values) // 2]
 
-    size = -(-len(losses) // MOST_POINTS)
+    size = -(-len(losses) // MAX_POINTS)
     points = np.asarray(losses[len(losses) % size :], f).reshape(-1, size).mean(1, dtype=f)
     count, half = len(points), len(points) // 2
     steep = middle(points[count - half :] - points[:half]) / f(count - half)

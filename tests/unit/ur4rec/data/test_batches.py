@@ -184,8 +184,8 @@ def test_two_iterations_at_once_do_not_disturb_each_other():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_seq_len": 0}, "max_seq_len must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"max_seq_len": 0}, "max_seq_len must be an integer of at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
         ({"seed": -1}, r"seed must be in 0 .. 2\*\*63 - 1, got -1"),
     ],
 )

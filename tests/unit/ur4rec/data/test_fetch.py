@@ -257,7 +257,7 @@ def test_names_and_paths(tmp_path, monkeypatch):
     assert load_dataset("synthetic").name == "synthetic"
     with pytest.raises(UnknownNameError, match=r"unknown dataset 'ml-2m'; expected one of \('ml-100k', 'ml-1m', 'syn"):
         load_dataset("ml-2m")
-    with pytest.raises(ConfigurationError, match="min_item_interactions must be at least 1, got 0"):
+    with pytest.raises(ConfigurationError, match="min_item_interactions must be an integer of at least 1, got 0"):
         load_dataset("synthetic", min_item_interactions=0)
     monkeypatch.setenv("ADAPTIVE_ALTERNATOR_CACHE", str(tmp_path / "named"))
     assert cache_directory() == tmp_path / "named"

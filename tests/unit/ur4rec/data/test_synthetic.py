@@ -75,12 +75,12 @@ def test_another_seed_gives_other_data():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_users": 0}, "num_users must be at least 1, got 0"),
+        ({"num_users": 0}, "num_users must be an integer of at least 1, got 0"),
         ({"num_clusters": 1}, "num_clusters must be in 2 .. num_items // 2 = 150, got 1"),
         ({"num_clusters": 151}, "num_clusters must be in 2"),
         ({"mean_length": 5}, "mean_length must be in 6 .. num_items // 2 = 150, got 5"),
-        ({"follow": -0.1}, r"follow must be in \[0, 1\], got -0.1"),
-        ({"repeat": 1.5}, r"repeat must be in \[0, 1\], got 1.5"),
+        ({"follow": -0.1}, "follow must be at least 0 and at most 1, got -0.1"),
+        ({"repeat": 1.5}, "repeat must be at least 0 and at most 1, got 1.5"),
         ({"follow": 0.6, "stay": 0.6}, "follow \\+ stay must be at most 1, got 0.6 \\+ 0.6"),
     ],
 )

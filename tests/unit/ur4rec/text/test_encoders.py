@@ -170,7 +170,7 @@ def test_a_missing_package_is_named_with_what_brings_it(tmp_path, monkeypatch):
 
 
 def test_bad_input_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="dim must be at least 1, got 0"):
+    with pytest.raises(ConfigurationError, match="dim must be an integer of at least 1, got 0"):
         encode_items(TEXTS, encoder="tfidf", dim=0, cache_dir=tmp_path)
     with pytest.raises(DataError, match="at least one text"):
         encode_items([], encoder="tfidf", cache_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""What the alternator answers at each step."""
+"""Decision: the answer of the alternator at each step."""
 
 from typing import NamedTuple
 
@@ -6,18 +6,18 @@ from alternator.reasons import describe
 
 
 class Decision(NamedTuple):
-    """Who trains from now on, and why.
+    """Who trains from now on, and why; returned by `Alternator.observe` and `Alternator.advance`.
 
     Attributes:
         step: The step that was counted, 1-based.
         active: The module that trains from now on.
         previous: The module that was active in the counted step.
         switched: Whether they differ by the rule's decision (or by non-finite losses).
-        reason: A code of `Reason`, or one of a rule of your own.
+        reason: A code of `Reason`, or a string of your own rule.
         value: The number that was compared.
         limit: The number that it was compared with.
-        all_plateaued: True at a switch after which every module's last tenure ended on a plateau: nothing improves
-            any more, a trainer may stop early.
+        all_plateaued: True at a switch after which every module's last tenure has ended on a plateau: nothing improves
+            any more, so a trainer may stop early.
     """
 
     step: int
@@ -30,7 +30,7 @@ class Decision(NamedTuple):
     all_plateaued: bool
 
     def explain(self) -> str:
-        """One sentence: why it switched, or why it did not.
+        """The decision as one sentence: who trains, and why it switched or did not.
 
         Example:
             >>> from alternator import Alternator

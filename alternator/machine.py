@@ -1,4 +1,4 @@
-"""Alternator: counts steps, keeps the newest losses, and asks the rule who trains next."""
+"""Alternator: counts steps, keeps the newest losses, and asks the rule which module trains next."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -27,7 +27,7 @@ class Alternator:
     Args:
         modules: Two or more names, in the order in which they take turns.
         rule: The switching rule; `Plateau`, the original method, by default.
-        nonfinite_limit: So many non-finite losses of the active module in a row force a switch.
+        nonfinite_limit: The number of non-finite losses in a row of the active module that forces a switch.
 
     Raises:
         ConfigurationError: Fewer than two modules, a name that is empty or appears twice, or a rule that cannot work.
@@ -76,7 +76,7 @@ class Alternator:
 
     @property
     def step(self) -> int:
-        """The steps counted so far."""
+        """The number of steps counted so far."""
         return self._facts.step
 
     @property
@@ -85,16 +85,16 @@ class Alternator:
         return self._modules[self._facts.active]
 
     def observe(self, losses: SupportsFloat | Mapping[str, SupportsFloat], *, updated: bool = True) -> Decision:
-        """Record the losses of a step, count it, and decide who trains next.
+        """Record the losses of a step, count the step, and decide which module trains next.
 
         Args:
-            losses: The active module's loss, or a mapping with the losses of all modules or of some, the active one
-                among them. Any scalars that you trust: training losses, held-out probe losses.
+            losses: The active module's loss, or a mapping with the losses of some or all modules, the active one among
+                them. Any scalars that you trust: training losses, losses on held-out data.
             updated: False if the optimizer skipped this update (as a GradScaler does after an overflow).
 
         Raises:
-            UnknownModuleError: A name that is no module.
-            LossError: The active module's loss is missing, or a loss is no scalar. Nothing has been recorded then.
+            UnknownModuleError: There is no module of that name.
+            LossError: The active module's loss is missing, or a loss is not a scalar. Nothing has been recorded then.
         """
         if losses.__class__ is float:  # first, as the check for a mapping is slow
             self._record(self._facts.active, losses)
@@ -106,23 +106,23 @@ class Alternator:
         return self.advance(updated=updated)
 
     def record(self, module: str, value: SupportsFloat, *, step: int | None = None) -> None:
-        """Append a loss to a module's ring. It counts no step and decides nothing.
+        """Append a loss to a module's ring. This counts no step and decides nothing.
 
         Args:
             module: The module that the loss belongs to.
             value: Any scalar.
-            step: The step that it was computed in (the first is 1), where that is not the one under way. A loss of the
-                active module that is older than its tenure is kept, but its tenure has not observed it.
+            step: The step in which it was computed (the first is 1), where that is not the current one. A loss of the
+                active module from before its tenure is kept, but does not count as observed in the tenure.
 
         Raises:
-            UnknownModuleError: A name that is no module.
-            LossError: The loss is no scalar.
+            UnknownModuleError: There is no module of that name.
+            LossError: The loss is not a scalar.
         """
         late = step is not None and step <= self._facts.entered_at
         self._record(self._find(module), _to_float(value), late=late)
 
     def advance(self, *, updated: bool = True) -> Decision:
-        """Count one step of the active module and decide, from what has been recorded so far, who trains next.
+        """Count one step of the active module and decide, from what has been recorded so far, which one trains next.
 
         Args:
             updated: False if the optimizer skipped this update: the step then counts as skipped, not as training.
@@ -154,10 +154,10 @@ class Alternator:
         return decision
 
     def force(self, module: str) -> Decision:
-        """Start a new tenure of a module now, for debugging. It counts no step and is not in ``switch_count``.
+        """Start a new tenure of a module now, for debugging. This counts no step and is not in ``switch_count``.
 
         Raises:
-            UnknownModuleError: A name that is no module.
+            UnknownModuleError: There is no module of that name.
         """
         index = self._find(module)
         previous = self.active
@@ -168,10 +168,10 @@ class Alternator:
         return decision
 
     def loss_history(self, module: str) -> list[float]:
-        """The finite losses kept for a module, oldest first: at most as many as the rule needs.
+        """The newest finite losses of a module, oldest first: at most ``rule.ring_size`` of them.
 
         Raises:
-            UnknownModuleError: A name that is no module.
+            UnknownModuleError: There is no module of that name.
         """
         return list(self._facts.rings[self._find(module)])
 
@@ -205,7 +205,7 @@ class Alternator:
         return fingerprint(self._configuration)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides what comes next, JSON-safe. See `load_state_dict`."""
+        """Everything that later decisions depend on, as plain JSON values; the counterpart of `load_state_dict`."""
         facts = self._facts
         return dump_state(
             self._configuration,
@@ -230,7 +230,7 @@ class Alternator:
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken.
+        """Resume exactly where `state_dict` was called.
 
         Raises:
             StateError: The state is of another version or configuration (the message says what differs), or it is
@@ -301,10 +301,10 @@ class Alternator:
 
 def _check_modules(modules: Iterable[str]) -> tuple[str, ...]:
     if isinstance(modules, str):
-        raise ConfigurationError(f"modules must be two or more names, got the single text {modules!r}")
+        raise ConfigurationError(f"modules must be two or more names, got the single string {modules!r}")
     names = tuple(modules)
     if any(not isinstance(name, str) or not name for name in names):
-        raise ConfigurationError(f"modules must be non-empty texts, got {names!r}")
+        raise ConfigurationError(f"modules must be non-empty strings, got {names!r}")
     if len(names) < 2:
         raise ConfigurationError(f"modules must be two or more names, got {len(names)}: {names}; one never switches")
     if len(set(names)) != len(names):
@@ -320,4 +320,4 @@ def _to_float(value: object) -> float:
             return inf
         except (TypeError, ValueError, RuntimeError) as error:
             raise LossError(f"a loss must be a real scalar, got {value!r} ({error})") from error
-    raise LossError(f"a loss must be a real scalar, got the text {value!r}; convert it with float() first")
+    raise LossError(f"a loss must be a real scalar, got the string {value!r}; convert it with float() first")

@@ -1,4 +1,4 @@
-"""What each module's training has been worth: measured by undoing it."""
+"""Payoffs: what each module's training has been worth, measured by undoing it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
@@ -9,18 +9,18 @@ T = TypeVar("T")
 
 
 class Payoffs(Generic[T]):
-    """Measures by how much each turn's modules have lowered a held-out loss; what `Payoff` is told.
+    """Measures by how much each turn's modules have lowered a held-out loss; a `Payoff` rule decides by the results.
 
-    The modules as they were (at the last measurement) and as they are are mixed: with all of them as they were the loss
-    is L; with a turn's modules as they are and all others as they were it is M. L - M is what the turn's training was
-    worth without the others'. All losses are of the same examples, so their noise cancels in the differences.
+    Let L be the held-out loss with all modules as they were at the last measurement, and M the loss with a turn's
+    modules as they are now and all others as they were. L - M is what the turn's training was worth without that of the
+    others. All losses are computed on the same examples, so their noise cancels in the differences.
 
     Args:
-        turns: Per turn the modules that it trains.
-        snapshot: What stands for a module as it is now: a copy of its parameters, or, cheaper, what it computes for the
-            held-out examples.
-        losses: The held-out losses, one per group of examples, for one snapshot of each module.
-        before: The snapshots to measure from, to go on where ``before`` of another was kept; by default those of now.
+        turns: The names of the modules that each turn trains.
+        snapshot: Returns what represents a module as it is now: a copy of its parameters, or, cheaper, its outputs
+            for the held-out examples.
+        losses: Returns the held-out losses, one per group of examples, given one snapshot of each module.
+        before: The snapshots to measure from, to resume from a saved `before`; by default, those of now.
 
     Raises:
         ConfigurationError: There are no turns.
@@ -55,15 +55,18 @@ class Payoffs(Generic[T]):
         self.before = self._snapshots() if before is None else dict(before)
 
     def restart(self) -> None:
-        """Measure from here on."""
+        """Measure from the modules as they are now."""
         self.before = self._snapshots()
 
     def measure(self, active: str, num_steps: int) -> dict[str, list[float]]:
-        """The payoff per step of each turn whose modules have all trained, per group; the next is measured from here.
+        """The payoff per step of each turn whose modules have all trained; the next measurement starts from here.
 
         Args:
             active: The turn that has trained since the last measurement.
-            num_steps: Its steps.
+            num_steps: The number of its steps since then.
+
+        Returns:
+            Turn → payoffs per step, one per group of examples; positive where the held-out loss has fallen.
         """
         trained = self._turns[active]
         after = {name: self._snapshot(name) for name in trained}

@@ -1,10 +1,10 @@
-"""Why a step held or switched: a code with two numbers, turned into text only when asked for."""
+"""Reasons: why a step held or switched, as a code with two numbers that becomes a sentence only when asked for."""
 
 from typing import Final
 
 
 class Reason:
-    """The codes of the built-in rules: plain texts. A rule of your own may use any other text."""
+    """The codes of the built-in rules: plain strings. A rule of your own may use any other string."""
 
     MIN_STEPS: Final = "min_steps"
     FEW_LOSSES: Final = "few_losses"
@@ -33,37 +33,34 @@ class Reason:
     FORCED: Final = "forced"
 
 
-# code → (label for histograms, text with the step's numbers)
-_TEXTS: dict[str, tuple[str, str]] = {
+# code → (label for histograms, sentence with the step's numbers)
+_SENTENCES: dict[str, tuple[str, str]] = {
     Reason.MIN_STEPS: ("tenure < min_steps", "tenure {value:.0f} of {limit:.0f}"),
     Reason.FEW_LOSSES: ("too few losses seen", "{value:.0f} of {limit:.0f} losses seen"),
     Reason.CHANGING: ("change rate ≥ threshold", "change rate {value:.3g} ≥ {limit:g}"),
     Reason.STEADY: ("change rate < threshold", "change rate {value:.3g} < {limit:g}"),
     Reason.IMPROVING: ("still improving", "still improving: expected gain {value:.2%} ≥ {limit:.2%}"),
-    Reason.UNSURE: ("not sure yet", "not sure yet: the expected gain may be as large as {value:.2%} ≥ {limit:.2%}"),
-    Reason.UNCONFIRMED_PLATEAU: (
-        "plateau, to be confirmed",
-        "plateau, confirmation {value:.0f} of {limit:.0f}",
-    ),
+    Reason.UNSURE: ("not sure yet", "not sure yet: the expected gain may be as high as {value:.2%} ≥ {limit:.2%}"),
+    Reason.UNCONFIRMED_PLATEAU: ("plateau, to be confirmed", "plateau, confirmation {value:.0f} of {limit:.0f}"),
     Reason.COOLDOWN: ("cooling down", "cooling down: {value:.0f} of {limit:.0f} losses left"),
-    Reason.WAITING: ("patience not used up", "{value:.0f} bad losses, patience {limit:.0f}"),
-    Reason.OUT_OF_PATIENCE: ("out of patience", "{value:.0f} bad losses > patience {limit:.0f}"),
+    Reason.WAITING: ("patience not used up", "bad losses in a row: {value:.0f}, patience {limit:.0f}"),
+    Reason.OUT_OF_PATIENCE: ("out of patience", "bad losses in a row: {value:.0f} > patience {limit:.0f}"),
     Reason.PLATEAU: ("plateau", "plateau: the expected gain is at most {value:.2%} < {limit:.2%}"),
-    Reason.DIVERGING: ("diverging", "diverging: expected gain {value:.2%} < {limit:.2%}, surely a rise"),
+    Reason.DIVERGING: ("diverging", "diverging, the loss rises: expected gain {value:.2%} < {limit:.2%}"),
     Reason.MAX_STEPS: ("tenure = max_steps", "tenure {value:.0f} reached max_steps {limit:.0f}"),
-    Reason.BEST_GAIN: ("largest gain per cost", "gain per cost {value:.3g} ≥ the best other, {limit:.3g}"),
+    Reason.BEST_GAIN: ("largest gain per cost", "gain per cost {value:.3g} ≥ {limit:.3g} of the best other module"),
     Reason.LESS_GAIN: ("another module gains more", "gain per cost {value:.3g} < {limit:.3g} of another module"),
     Reason.LESS_UNCONFIRMED: (
         "another module gains more, to be confirmed",
         "gain per cost {value:.3g} < {limit:.3g} of another module; to be confirmed",
     ),
-    Reason.STALE: ("a module has waited too long", "a module has waited {value:.0f} steps of {limit:.0f}"),
-    Reason.IDLE: ("a module does not pay", "a module pays too little, by {value:.2f} standard errors < {limit:g}"),
+    Reason.STALE: ("a module has waited too long", "a module has waited {value:.0f} of at most {limit:.0f} steps"),
+    Reason.IDLE: ("a module does not pay", "a module does not pay: {value:.2f} standard errors < {limit:.2f}"),
     Reason.UNCONFIRMED: (
         "a module does not pay, to be confirmed",
-        "a module pays too little, by {value:.2f} standard errors < {limit:g}; to be confirmed",
+        "a module does not pay: {value:.2f} standard errors < {limit:.2f}; to be confirmed",
     ),
-    Reason.PAYS: ("all modules pay", "all modules may pay: {value:.2f} standard errors ≥ {limit:g}"),
+    Reason.PAYS: ("all modules pay", "all modules pay: {value:.2f} standard errors ≥ {limit:.2f}"),
     Reason.SCHEDULED: ("scheduled", "tenure {value:.0f} of {limit:.0f} is over"),
     Reason.DRAW_HOLD: ("random draw: stay", "draw {value:.0f} > {limit:.0f}"),
     Reason.DRAW_SWITCH: ("random draw: switch", "draw {value:.0f} ≤ {limit:.0f}"),
@@ -73,12 +70,24 @@ _TEXTS: dict[str, tuple[str, str]] = {
 
 
 def describe(reason: str, value: float, limit: float) -> str:
-    """The sentence for one decision, e.g. ``change rate 0.0312 ≥ 0.01``."""
-    known = _TEXTS.get(reason)
+    """The sentence for one decision; a reason of your own is quoted with its two numbers.
+
+    Example:
+        >>> describe(Reason.CHANGING, 0.0312, 0.01)
+        'change rate 0.0312 ≥ 0.01'
+        >>> describe("my_reason", 0.5, 2)
+        'my_reason: 0.5 against 2'
+    """
+    known = _SENTENCES.get(reason)
     return known[1].format(value=value, limit=limit) if known else f"{reason}: {value:g} against {limit:g}"
 
 
 def label(reason: str) -> str:
-    """What a code means without numbers, e.g. ``change rate ≥ threshold``; an unknown code is its own label."""
-    known = _TEXTS.get(reason)
+    """What a code means, without numbers; a reason of your own is its own label.
+
+    Example:
+        >>> label(Reason.CHANGING), label("my_reason")
+        ('change rate ≥ threshold', 'my_reason')
+    """
+    known = _SENTENCES.get(reason)
     return known[0] if known else reason

@@ -16,15 +16,15 @@ class Facts:
     """What has happened so far, as a rule sees it when it decides.
 
     Attributes:
-        num_modules: How many modules alternate.
-        step: Steps counted so far, this one included (1-based).
+        num_modules: The number of modules.
+        step: The number of steps counted so far, this one included (1-based).
         active: Index of the module that trained in this step.
-        tenure: Updated steps of the active module in this tenure, this one included.
-        entered: True at the first decision of a tenure: a rule starts its per-tenure state anew.
-        entered_at: Steps counted before this tenure began.
+        tenure: The number of updated steps of the active module in this tenure, this one included.
+        entered: True at the first decision of a tenure, where a rule resets what it remembers of a tenure.
+        entered_at: The number of steps counted before this tenure began.
         updated: False when the optimizer skipped this step's update.
-        observed: Finite losses of the active module that were computed in this tenure and have been recorded.
-        updates: Updated steps counted so far, of all modules together.
+        observed: The number of finite losses of the active module computed in this tenure and recorded so far.
+        updates: The number of updated steps counted so far, of all modules together.
         trained_at: Per module, the value of ``updates`` when it last trained (0 before the first time).
         rings: Per module, its newest finite losses, oldest first, at most ``rule.ring_size`` of them.
     """
@@ -90,14 +90,14 @@ class Rule(Protocol):
 
     @property
     def ring_size(self) -> int:
-        """How many of each module's newest losses the rule needs kept (0 if it ignores losses)."""
+        """The number of each module's newest losses that the rule needs (0 if it ignores losses)."""
         ...
 
     def init(self, num_modules: int) -> Any:
         """The state before the first step: a flat NamedTuple of numbers and fixed-size tuples.
 
         Raises:
-            ConfigurationError: The rule cannot serve this many modules.
+            ConfigurationError: The rule cannot work with that number of modules.
         """
         ...
 

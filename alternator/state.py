@@ -1,4 +1,4 @@
-"""Saving and loading: a versioned, JSON-safe dict that names its configuration and refuses another's."""
+"""Saving and loading: a versioned dict of plain JSON values that names its configuration and refuses another's."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ def configuration(modules: tuple[str, ...], rule: Rule, nonfinite_limit: int) ->
     try:
         return dict(json.loads(json.dumps(named)))
     except TypeError as error:
-        raise ConfigurationError(f"the fields of a rule must be numbers, texts or tuples of them: {error}") from error
+        raise ConfigurationError(f"the fields of a rule must be numbers, strings or tuples of them: {error}") from error
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
@@ -31,7 +31,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
 
 
 def dump_state(config: Mapping[str, Any], counts: dict[str, Any], rule_state: Any) -> dict[str, Any]:
-    """Everything in one dict; the rule's infinities and NaNs become texts, as strict JSON has none."""
+    """Everything in one dict; the rule's infinities and NaNs become strings, as strict JSON has none."""
     return {
         "version": VERSION,
         "fingerprint": fingerprint(config),
@@ -50,7 +50,7 @@ def parse_state(state: Mapping[str, Any], config: Mapping[str, Any], template: A
     try:
         if state["version"] != VERSION:
             raise StateError(
-                f"state version must be {VERSION}, got {state['version']!r}; save it anew with this release"
+                f"state version must be {VERSION}, got {state['version']!r}; save it again with this release"
             )
         saved = state["configuration"]
         if saved != config:

@@ -288,48 +288,48 @@ def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVe
     joint, costs_N = facts.active == 0, jnp.asarray(rule.costs, facts.rings_NR.dtype)
     next_look = jnp.where(facts.entered, rule.groups, state.next_look)
     waits = jnp.asarray([rule.retry_delay(rule.confirmations + doublings) for doublings in range(MAX_DOUBLINGS + 1)])
-    wait = waits[jnp.clip(state.sure[facts.active] - rule.confirmations, 0, MAX_DOUBLINGS)]
+    wait = waits[jnp.clip(state.confirmations[facts.active] - rule.confirmations, 0, MAX_DOUBLINGS)]
     early, late = facts.tenure < rule.min_steps, ~joint & (facts.tenure >= wait)
     few = facts.observed < next_look
     looks = ~early & ~late & ~few
-    left_out_N, sureness_N = _left_out(rule, facts, costs_N)
-    sure_N = jnp.where(joint, jnp.where(sureness_N < -rule.z, state.sure + 1, 0), state.sure)
-    confirmed_N = sure_N >= rule.confirmations
+    left_out_N, scores_N = _measure_left_out(rule, facts, costs_N)
+    counts_N = jnp.where(joint, jnp.where(scores_N < -rule.z, state.confirmations + 1, 0), state.confirmations)
+    confirmed_N = counts_N >= rule.confirmations
     idle = confirmed_N.any()
-    surest = jnp.where(confirmed_N | ~idle, sureness_N, jnp.inf).argmin()
+    least = jnp.where(confirmed_N | ~idle, scores_N, jnp.inf).argmin()
     paid = _finite(facts.rings_NR[facts.active].mean()) / costs_N[facts.active]
-    less = jnp.where(paid < state.rest[facts.active], state.sure[0] + 1, 0)
+    less = jnp.where(paid < state.left_out[facts.active], state.confirmations[0] + 1, 0)
     returns = less >= rule.confirmations
-    told_N = jnp.where(joint, sure_N, jnp.where(returns, 0, sure_N.at[0].set(less)))
+    counts_N = jnp.where(joint, counts_N, jnp.where(returns, 0, counts_N.at[0].set(less)))
     state = state._replace(
         next_look=jnp.where(looks, facts.observed + rule.groups, next_look).astype(state.next_look.dtype),
-        rest=jnp.where(looks & joint, left_out_N, state.rest),
-        sure=jnp.where(looks, told_N, state.sure).astype(state.sure.dtype),
+        left_out=jnp.where(looks & joint, left_out_N, state.left_out),
+        confirmations=jnp.where(looks, counts_N, state.confirmations).astype(state.confirmations.dtype),
     )
-    of_joint = choose(Reason.PAYS, (idle, Reason.IDLE), (sure_N[surest] > 0, Reason.UNCONFIRMED))
+    of_joint = choose(Reason.PAYS, (idle, Reason.IDLE), (counts_N[least] > 0, Reason.UNCONFIRMED))
     of_smaller = choose(Reason.BEST_GAIN, (returns, Reason.LESS_GAIN), (less > 0, Reason.LESS_UNCONFIRMED))
     judged = jnp.where(joint, of_joint, of_smaller)
     reason = jnp.where(looks, judged, choose(Reason.FEW_LOSSES, (early, Reason.MIN_STEPS), (late, Reason.STALE)))
     seen, bound = jnp.where(early | late, facts.tenure, facts.observed), jnp.where(late, wait, next_look)
-    value = jnp.where(looks, jnp.where(joint, sureness_N[surest], paid), seen)
-    compared = jnp.where(joint, -rule.z, state.rest[facts.active])
+    value = jnp.where(looks, jnp.where(joint, scores_N[least], paid), seen)
+    compared = jnp.where(joint, -rule.z, state.left_out[facts.active])
     limit = jnp.where(looks, compared, jnp.where(early, rule.min_steps, bound))
     switch = ~early & (late | (looks & jnp.where(joint, idle, returns)))
-    target = jnp.where(switch, jnp.where(joint, surest, 0), -1)
+    target = jnp.where(switch, jnp.where(joint, least, 0), -1)
     return state, DeviceVerdict(switch, reason, value, limit, False, target)
 
 
-def _left_out(rule: Payoff, facts: DeviceFacts, costs_N: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Per turn, what it leaves out pays per cost, and by how many standard errors that is enough."""
+def _measure_left_out(rule: Payoff, facts: DeviceFacts, costs_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Per turn, what it leaves out pays per unit of cost, and how many standard errors that is above enough."""
     saved_N = (costs_N[0] - costs_N).at[0].set(1)
     paid_NR = (facts.rings_NR[0] - facts.rings_NR) / saved_N[:, None]
     enough_NR = paid_NR - rule.share * facts.rings_NR[0] / costs_N[0]
     mean_N, spread_N = enough_NR.mean(1), enough_NR.var(1, ddof=1) / rule.groups
     equal_N = jnp.where(mean_N < 0, -jnp.inf, jnp.inf)
-    sureness_N = jnp.where(spread_N > 0, mean_N / jnp.sqrt(jnp.where(spread_N > 0, spread_N, 1)), equal_N)
+    scores_N = jnp.where(spread_N > 0, mean_N / jnp.sqrt(jnp.where(spread_N > 0, spread_N, 1)), equal_N)
     known_N = (facts.ring_lengths_N >= rule.groups) & (jnp.arange(len(costs_N)) > 0)
     left_out_N = jnp.where(known_N, _finite(paid_NR.mean(1)), 0)
-    return left_out_N, jnp.where(known_N & jnp.isfinite(spread_N), sureness_N, jnp.inf)
+    return left_out_N, jnp.where(known_N & jnp.isfinite(spread_N), scores_N, jnp.inf)
 
 
 def _finite(values: jax.Array) -> jax.Array:

@@ -1,4 +1,15 @@
-"""The built-in switching rules, one a file."""
+"""The built-in switching rules, one per file.
+
+================  ==============================================================================
+`Trend`           Switches on a plateau of a noisy loss; the rule for new work.
+`Payoff`          Trains all modules together and leaves out those that do not pay for their work.
+`Gain`            Trains the module that learns most per unit of cost.
+`Patience`        Switches where `ReduceLROnPlateau` would cut the learning rate.
+`Plateau`         The original method: switches when the loss hardly changes.
+`Cycle`           Fixed tenures: parity and ratios, the controls of an adaptive rule.
+`RandomTenure`    Random tenures of a given mean: the control of a rule's timing.
+================  ==============================================================================
+"""
 
 from alternator.rules.cycle import Cycle
 from alternator.rules.gain import Gain

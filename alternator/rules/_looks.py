@@ -1,11 +1,11 @@
-"""When a rule that fits lines looks at the losses: often while they are few, in proportion to them later."""
+"""When a rule that fits lines looks at the losses: often while there are few, more rarely later."""
 
 MIN_LOSSES = 10
-"""No line is fitted through fewer losses."""
+"""The minimum number of losses that a line is fitted through."""
 
 
 def look_spacing(count: int) -> int:
-    """New losses to wait for after a look at ``count``: an eighth of them, 8 at least.
+    """The number of new losses to wait for after a look at ``count`` losses: an eighth of them, at least 8.
 
     Example:
         >>> look_spacing(20), look_spacing(200)

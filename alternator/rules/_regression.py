@@ -1,4 +1,4 @@
-"""A straight line through the newest losses: how fast they fall, and how sure that is.
+"""A straight line through the newest losses: how fast they fall, and how certain that is.
 
 Positions are 0, 1, 2, ... (one per loss) and centred, and the losses are centred before any sum, so that large offsets
 cost no digits and float32 suffices on a device.
@@ -12,15 +12,15 @@ from operator import mul, sub
 from typing import NamedTuple
 
 TRIM = 3.5
-"""Residuals beyond so many robust standard deviations are outliers (Iglewicz and Hoaglin 1993, section 3.3)."""
+"""Residuals beyond this number of robust standard deviations are outliers (Iglewicz and Hoaglin 1993, section 3.3)."""
 MAD_TO_SD = 1.4826
 """Standard deviation of a normal distribution over its median absolute deviation."""
 MEAN_TO_SD = 1.2533
 """The same for the mean absolute deviation, which stands in where the median is 0."""
 MAX_POINTS = 32
-"""More losses than this are averaged in equal groups first: batch means."""
+"""The maximum number of points of a line: more losses are averaged in groups of equal size first (batch means)."""
 MAX_AUTOCORRELATION = 0.99
-"""Upper limit of the estimated autocorrelation: the standard error is inflated at most 14-fold."""
+"""The maximum of the estimated autocorrelation: the standard error is inflated at most 14-fold."""
 
 _SMALLEST, _LARGEST = 1e-100, 1e100  # beyond these, squares may vanish or overflow: losses are scaled first
 
@@ -74,7 +74,7 @@ def robust_gain(losses: Sequence[float]) -> RelativeGain:
     """The relative gain of ten or more losses, robust to spikes and to autocorrelated noise.
 
     1. More than `MAX_POINTS` losses are averaged in groups of equal size, the newest complete: batch means keep
-       almost all that the losses say of the slope, and cost less. What follows is done on the means.
+       almost everything that the losses say about the slope, and cost less. What follows is done on the means.
     2. Outliers are found by their residuals from a line that they cannot move: Theil's incomplete method (Theil 1950),
        the median slope between losses half the series apart, through the median height. Residuals beyond `TRIM` robust
        standard deviations (from the median absolute deviation) are pulled in to that distance, then the line is fitted
@@ -84,7 +84,7 @@ def robust_gain(losses: Sequence[float]) -> RelativeGain:
        autocorrelation, corrected for the bias that residuals from a line have, about -(2 + 4 ρ) / n (Kendall 1954),
        and not below 0.
     4. Both are divided by the level, max(abs(end), deviation, abs(slope)), end being the line's height at the newest
-       loss. The other two keep losses around zero from dividing by nothing. Negative losses are welcome.
+       loss. The other two keep losses around zero from dividing by nothing. Losses may be negative.
 
     The result does not depend on the unit of the losses; constant losses have gain 0 ± 0.
 

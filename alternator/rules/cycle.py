@@ -24,7 +24,7 @@ class Cycle:
     fixed ratio is the control that an adaptive rule has to beat.
 
     Raises:
-        ConfigurationError: A tenure is not a whole number of at least 1, or their number is not the modules'.
+        ConfigurationError: A length is not an integer of at least 1, or there is not one length per module.
 
     Example:
         >>> from alternator import Alternator, Cycle

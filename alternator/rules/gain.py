@@ -16,7 +16,7 @@ class GainState(NamedTuple):
     """What has been measured.
 
     Attributes:
-        next_look: Losses of this tenure at which the active module is measured next; at least `MIN_LOSSES`.
+        next_look: The losses of this tenure at which the active module is measured next, at least `MIN_LOSSES`.
         rival: The best score of another module at the last look of this tenure.
         scores: Per module, its score when it was last measured; infinite before the first time, so that it is tried.
     """
@@ -28,11 +28,11 @@ class GainState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """Train the module whose loss falls fastest per unit of cost, and none less often than ``max_wait`` allows.
+    """Train the module whose loss falls fastest per unit of cost, and every module as often as ``max_wait`` demands.
 
     A module's score is its learning progress (Graves et al. 2017) over its cost: the relative fall of its loss per
     updated step of its own, by `robust_gain` over the newest ``window`` losses of its tenure. The active module is
-    measured anew after every ``min_steps`` losses (10 at least); when another module's last score is above its own,
+    measured again after every ``min_steps`` losses (at least 10); when another module's last score is above its own,
     that module takes over.
 
     Scores of waiting modules grow old, and a noisy one may be too low by chance. So a module that has not trained for
@@ -40,13 +40,13 @@ class Gain:
     more than max_wait + (N - 2) · min_steps updated steps, N being the number of modules; with two, ``max_wait``.
 
     Use it where modules differ in cost or in how much they still learn, so that shares matter more than turns. It
-    compares noisy numbers without asking how sure they are; `Trend` asks.
+    compares noisy numbers without asking how certain they are; `Trend` asks.
 
     On a device in float32, decisions agree with these unless two scores lie within 1e-6 / cost of each other.
 
     Raises:
         ConfigurationError: A parameter is out of range, ``costs`` are not one per module, or ``max_wait`` is so short
-            that the scores would never be asked.
+            that the scores would never be compared.
 
     Example:
         >>> from alternator import Alternator, Gain
@@ -60,11 +60,11 @@ class Gain:
     """
 
     min_steps: int = 30
-    """Least length of a tenure, in updated steps."""
+    """Minimum length of a tenure, in updated steps."""
     max_wait: int = 300
     """Updated steps after which a waiting module trains whatever its score."""
     window: int = 60
-    """Most losses that a score is measured on."""
+    """The maximum number of losses that a score is measured on."""
     costs: tuple[float, ...] | None = None
     """Cost of an updated step of each module, in any unit (measured seconds, say); None: all cost the same."""
 
@@ -84,16 +84,16 @@ class Gain:
         """Nothing measured yet."""
         if self.costs is not None and len(self.costs) != num_modules:
             raise ConfigurationError(f"costs must be one per module ({num_modules}), got {len(self.costs)}")
-        least = (num_modules - 1) * self.min_steps
-        if self.max_wait < least:
+        minimum = (num_modules - 1) * self.min_steps
+        if self.max_wait < minimum:
             raise ConfigurationError(
-                f"max_wait must be at least (modules - 1) · min_steps = {least}, got {self.max_wait}: "
-                "some module would always be overdue and no score be asked"
+                f"max_wait must be at least (modules - 1) · min_steps = {minimum}, got {self.max_wait}: "
+                "some module would always be overdue and no score would be compared"
             )
         return GainState(MIN_LOSSES, inf, (inf,) * num_modules)
 
     def step(self, state: GainState, facts: Facts) -> tuple[GainState, Verdict]:
-        """Serve who has waited too long; else measure the active module and compare."""
+        """Turn to a module that has waited too long; otherwise measure the active module and compare."""
         if facts.entered:
             state = state._replace(next_look=MIN_LOSSES, rival=inf)
         stale = self._stale(facts) if min(facts.trained_at) <= facts.updates - self.max_wait else None
@@ -111,7 +111,7 @@ class Gain:
         return state, Verdict(False, Reason.BEST_GAIN, state.scores[facts.active], state.rival)
 
     def _stale(self, facts: Facts) -> int | None:
-        """Who else has waited longest, if it is max_wait or more; the machine also turns to it from a broken module."""
+        """The module that has waited longest, if at least max_wait steps; non-finite losses make way for it too."""
         overdue = [index for index in _others(facts) if facts.idle(index) >= self.max_wait]
         return max(overdue, key=facts.idle, default=None)
 
@@ -127,5 +127,5 @@ class Gain:
 
 
 def _others(facts: Facts) -> list[int]:
-    """The modules but the active one, in the order of turns; of equals the first is chosen."""
+    """All modules except the active one, in the order of turns; of equals, the first is chosen."""
     return [(facts.active + ahead) % facts.num_modules for ahead in range(1, facts.num_modules)]

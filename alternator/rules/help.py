@@ -1,4 +1,4 @@
-"""The rules and their parameters as text, from their own docstrings."""
+"""The rules and their parameters as help for the command line, from their own docstrings."""
 
 import ast
 import dataclasses

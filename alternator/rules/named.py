@@ -1,4 +1,4 @@
-"""Rules by name, with settings as texts: what commands and configuration files use."""
+"""Rules by name, with settings as strings: what commands and configuration files use."""
 
 import ast
 import dataclasses
@@ -21,7 +21,7 @@ def rule_from_settings(name: str, settings: Iterable[str] = ()) -> Rule:
     """Build a rule from its name and from settings such as ``threshold=0.02``.
 
     Raises:
-        ConfigurationError: An unknown rule or setting, a setting without ``=``, a missing or a refused value.
+        ConfigurationError: An unknown rule or setting, a setting without ``=``, or a value that is missing or refused.
 
     Example:
         >>> rule_from_settings("plateau", ["threshold=0.02"])
@@ -51,7 +51,12 @@ def rule_from_settings(name: str, settings: Iterable[str] = ()) -> Rule:
 
 
 def parse_value(text: str) -> object:
-    """A number, a tuple of numbers, True, False or None from its text; any other text stands for itself."""
+    """The Python literal that a string holds; any other string stands for itself.
+
+    Example:
+        >>> parse_value("(3, 1)"), parse_value("None"), parse_value("fused")
+        ((3, 1), None, 'fused')
+    """
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

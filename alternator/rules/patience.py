@@ -10,21 +10,21 @@ from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 
 BURST = 16
-"""Losses between two decisions that are judged one by one; of more, the newest so many."""
+"""The maximum number of losses judged at one decision: of more, the newest."""
 
 
 _Number = TypeVar("_Number", int, float)
 
 
 class PatienceState(NamedTuple):
-    """What each module's plateau detector remembers.
+    """The memory of each module's plateau detector.
 
     Attributes:
-        seen: Losses of this tenure judged so far.
-        bad: Losses in a row without improvement.
+        seen: The number of losses of this tenure judged so far.
+        bad: The number of losses in a row without improvement.
         best: Per module, its best value so far, negated in mode "max"; infinite before the first.
         smoothed: Per module, the moving average of its values, negated likewise; infinite before the first.
-        cooldown: Per module, losses still to be excused.
+        cooldown: Per module, the number of losses still to be excused.
     """
 
     seen: int
@@ -40,8 +40,8 @@ class Patience:
 
     Each module has a detector of its own, which decides exactly as `torch.optim.lr_scheduler.ReduceLROnPlateau` does
     on the losses that the module reports while it trains: where the scheduler would cut the learning rate, the module
-    hands over. The best loss survives until the module's next tenure, as it survives a cut; ``cooldown`` excuses the
-    first losses of that tenure. ``optax.contrib.reduce_on_plateau(patience=p + 1, rtol=..., atol=...)`` is
+    hands over. The best loss is kept for the module's next tenure, as it is kept after a cut; ``cooldown`` excuses
+    the first losses of that tenure. ``optax.contrib.reduce_on_plateau(patience=p + 1, rtol=..., atol=...)`` is
     ``Patience(patience=p)`` with threshold_mode "rel" or "abs".
 
     Use it with smooth values such as a validation loss per epoch. Noise makes a best-so-far: with mini-batch losses the
@@ -63,11 +63,11 @@ class Patience:
         >>> for loss in (1.0, 0.9, 0.95, 0.92, 0.91):
         ...     decision = alternator.observe(loss)
         >>> decision.explain()
-        'step 5: encoder → head (3 bad losses > patience 2)'
+        'step 5: encoder → head (bad losses in a row: 3 > patience 2)'
     """
 
     patience: int = 10
-    """Losses in a row without improvement that are borne; the next one switches."""
+    """The number of losses in a row without improvement that are tolerated; the next one switches."""
     threshold: float = 1e-4
     """How much better than the best a loss must be."""
     threshold_mode: Literal["rel", "abs"] = "rel"
@@ -75,13 +75,13 @@ class Patience:
     mode: Literal["min", "max"] = "min"
     """Whether lower or higher is better."""
     cooldown: int = 0
-    """Losses after a switch (the first of the module's next tenure) that do not count as bad."""
+    """The number of losses after a switch (the first of the module's next tenure) that do not count as bad."""
     smoothing: float = 0.0
     """Weight of the past in an exponential moving average that is judged in place of the loss; 0 is the loss itself."""
     restart: bool = False
     """Whether each tenure starts with no best."""
     max_steps: int | None = None
-    """Greatest length of a tenure, in updated steps; None for no limit (then others may wait for ever)."""
+    """Maximum length of a tenure, in updated steps; None for no limit (then others may wait forever)."""
 
     def __post_init__(self) -> None:
         check_integer("patience", self.patience, 0)
@@ -95,7 +95,7 @@ class Patience:
 
     @property
     def ring_size(self) -> int:
-        """As many losses as may arrive between two decisions."""
+        """The maximum number of losses judged at one decision."""
         return BURST
 
     @cached_property
@@ -115,7 +115,7 @@ class Patience:
         return PatienceState(0, 0, (inf,) * num_modules, (inf,) * num_modules, (0,) * num_modules)
 
     def step(self, state: PatienceState, facts: Facts) -> tuple[PatienceState, Verdict]:
-        """Judge the losses that have come since the last decision."""
+        """Judge the losses that have been recorded since the last decision."""
         if facts.entered:
             state = self._enter(state, facts.active)
         if facts.observed > state.seen:
@@ -137,7 +137,7 @@ class Patience:
         return state._replace(best=_with(state.best, active, inf), smoothed=_with(state.smoothed, active, inf))
 
     def _judge(self, state: PatienceState, facts: Facts) -> PatienceState:
-        """The detector's steps for the losses that are new, up to one that switches."""
+        """Run the detector over the new losses, up to one that switches."""
         active = facts.active
         seen, bad, best, smoothed, cooldown = state
         ring = facts.rings[active]

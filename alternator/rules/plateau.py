@@ -1,4 +1,4 @@
-"""Plateau: the original rule, exactly."""
+"""Plateau: the original rule, reproduced exactly."""
 
 import math
 from dataclasses import dataclass
@@ -49,9 +49,9 @@ class Plateau:
     threshold: float = 0.01
     """Relative change of the loss, strictly below which the module counts as converging."""
     min_steps: int = 5
-    """Least length of a tenure, in updated steps."""
+    """Minimum length of a tenure, in updated steps."""
     window: int = 10
-    """Losses of the active module that must have been seen; also sets k. At least 3."""
+    """The number of losses of the active module that it needs; also sets k. At least 3."""
 
     def __post_init__(self) -> None:
         check_positive("threshold", self.threshold)
@@ -61,7 +61,7 @@ class Plateau:
 
     @property
     def lag(self) -> int:
-        """k: how many losses back the newest one is compared."""
+        """k: the newest loss is compared with the one k losses before it."""
         return self.window - 1 - self.window // 2
 
     @property

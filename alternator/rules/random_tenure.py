@@ -1,4 +1,4 @@
-"""RandomTenure: the control that tells a rule's timing from mere variation of tenures."""
+"""RandomTenure: the control that separates a rule's timing from mere variation of tenures."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _BITS = 0xFFFFFFFF
 
 
 class RandomTenureState(NamedTuple):
-    """How many draws have been made, modulo 2³²."""
+    """The number of draws made so far, modulo 2³²."""
 
     draws: int
 
@@ -42,7 +42,7 @@ class RandomTenure:
     seed: int = 0
     """Seed of the draws, 0 to 2³² - 1."""
     min_steps: int = 1
-    """Least length of a tenure, in updated steps."""
+    """Minimum length of a tenure, in updated steps."""
 
     def __post_init__(self) -> None:
         check_integer("min_steps", self.min_steps, 1)
@@ -80,7 +80,7 @@ class RandomTenure:
 
 
 def hash32(seed: int, count: int) -> int:
-    """A 32-bit hash of two 32-bit integers: MurmurHash3's finaliser (Appleby 2008) of the seed, then of the sum."""
+    """A 32-bit hash of two 32-bit integers: MurmurHash3's finalizer (Appleby 2008) of the seed, then of the sum."""
     return _mix(_mix(seed ^ 0x9E3779B9) + count & _BITS)
 
 

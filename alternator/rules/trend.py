@@ -1,4 +1,4 @@
-"""Trend: the noise-robust rule. It asks how fast the loss falls and how sure that is."""
+"""Trend: the noise-robust rule. It asks how fast the loss falls, and with what confidence."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +15,11 @@ _HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.UNCONFIRMED
 
 
 class TrendState(NamedTuple):
-    """What the last look of this tenure found.
+    """The result of the last look of this tenure.
 
     Attributes:
-        next_look: Losses of this tenure at which the line is fitted next.
-        confirmations: Looks in a row that found a plateau.
+        next_look: The number of losses of this tenure at which the line is fitted next.
+        confirmations: The number of looks in a row that found a plateau.
         hold: Why the last look held: an index of (few losses, improving, unsure, confirmations).
         value: The number that goes with it.
     """
@@ -35,21 +35,21 @@ _ENTERED = TrendState(MIN_LOSSES, 0, 0, 0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Trend:
-    """Switch when the loss is surely set to fall by less than ``min_gain`` over the next ``horizon`` steps.
+    """Switch when the loss can be expected to fall by less than ``min_gain`` over the next ``horizon`` steps.
 
-    The rule for new work: noise decides how long it takes to be sure, hardly what is decided. At noise of 10% of the
-    loss it tells a fall of 0.2% a step from none; ``benchmarks/rules.py`` has the figures beside the other rules'.
+    The rule for new work: noise affects how long a decision takes, but hardly what is decided. At noise of 10% of the
+    loss it can tell a fall of 0.2% per step from none; ``benchmarks/rules.py`` compares it with the other rules.
 
-    A line goes through the losses of this tenure, the newest ``window`` of them at most (see `robust_gain`). The gain g
+    A line is fitted to the losses of this tenure, at most the newest ``window`` of them (see `robust_gain`). The gain g
     is what the line falls over the next horizon, relative to its newest end; se is its standard error. A look asks::
 
         g + z(n)·se < min_gain,  z(n) = z·window/n   →  plateau: ``confirmations`` looks in a row switch
         g + z′·se < 0  over the newest window // 4   →  diverging: switches at once
 
     with z and z′ the normal quantiles of ``confidence`` and ``rise_confidence``. A test that is repeated errs more
-    often, so looks are an eighth of the losses apart (8 at least), and early ones, with many still to come, must be
-    surer. The information in a slope grows with n³, so z(n) is the group-sequential boundary of Wang and Tsiatis (1987)
-    with Δ = 1/6. A look costs O(window); there is nothing to do in between.
+    often, so looks are an eighth of the losses apart (at least 8), and early looks, with many still to come, need more
+    evidence. The information in a slope grows with n³, so z(n) is the group-sequential boundary of Wang and Tsiatis
+    (1987) with Δ = 1/6. A look costs O(window); there is nothing to do in between.
 
     Losses need not come at every step: the horizon counts updated steps, whatever the number of losses. A sudden drop
     is read as a fall until it has left the window, so a plateau is noticed at most about one window late.
@@ -76,20 +76,20 @@ class Trend:
     """
 
     min_gain: float = 0.01
-    """The loss must be set to fall by this fraction over the horizon to go on training."""
+    """The module continues to train while its loss can be expected to fall by this fraction over the horizon."""
     horizon: int = 100
-    """How many updated steps ahead the gain is judged."""
+    """The number of updated steps ahead over which the gain is judged."""
     window: int = 200
-    """Most losses that a line is fitted through; also sets how sure early looks must be."""
+    """The maximum number of losses that a line is fitted to; also sets how much evidence early looks need."""
     min_steps: int = 20
-    """Least length of a tenure, in updated steps."""
+    """Minimum length of a tenure, in updated steps."""
     max_steps: int | None = 300
-    """Greatest length of a tenure, in updated steps; None for no limit (then a module may wait for ever). Make it
-    short against the run, a tenth of it, say."""
+    """Maximum length of a tenure, in updated steps; None for no limit (then a module may wait forever). Keep it short
+    compared with the run: a tenth of it, say."""
     confidence: float = 0.67
     """One-sided confidence of the plateau test at a full window, above 0.5 and below 1."""
     confirmations: int = 2
-    """Looks in a row that must find a plateau."""
+    """The number of looks in a row that must find a plateau."""
     rise_confidence: float = 0.9998
     """One-sided confidence of the divergence test, above 0.5 and below 1."""
 
@@ -108,12 +108,12 @@ class Trend:
 
     @cached_property
     def z(self) -> float:
-        """Standard errors by which a plateau must be sure at a full window."""
+        """The normal quantile of ``confidence``: the standard errors added to the gain at a full window."""
         return NormalDist().inv_cdf(self.confidence)
 
     @cached_property
     def rise_z(self) -> float:
-        """Standard errors by which a rise must be sure."""
+        """The normal quantile of ``rise_confidence``: the standard errors added to the gain in the divergence test."""
         return NormalDist().inv_cdf(self.rise_confidence)
 
     def init(self, num_modules: int) -> TrendState:
@@ -121,7 +121,7 @@ class Trend:
         return _ENTERED
 
     def step(self, state: TrendState, facts: Facts) -> tuple[TrendState, Verdict]:
-        """Look if enough new losses have come; otherwise repeat what the last look found."""
+        """Look if there are enough new losses; otherwise repeat the result of the last look."""
         if facts.entered:
             state = _ENTERED
         tenure = facts.tenure
@@ -141,7 +141,7 @@ class Trend:
         )
 
     def _look(self, state: TrendState, facts: Facts) -> tuple[TrendState, Verdict | None]:
-        """Fit the line; None holds, for the reason that is in the new state."""
+        """Fit the line; without a verdict it holds, for the reason in the new state."""
         count = min(facts.observed, self.window)
         losses = list(facts.rings[facts.active])[-count:]
         scale = self.horizon * facts.observed / facts.tenure  # losses in a horizon of updated steps

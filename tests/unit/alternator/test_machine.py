@@ -88,10 +88,10 @@ def test_a_rule_may_pick_the_next_module_and_give_its_own_reason():
     [
         (("a",), "two or more names, got 1"),
         ((), "two or more names, got 0"),
-        ("ab", "got the single text 'ab'"),
+        ("ab", "got the single string 'ab'"),
         (("a", "a"), "different names"),
-        (("a", ""), "non-empty texts"),
-        (("a", 3), "non-empty texts"),
+        (("a", ""), "non-empty strings"),
+        (("a", 3), "non-empty strings"),
     ],
 )
 def test_bad_modules_are_refused(modules, message):
@@ -117,7 +117,7 @@ def test_a_rule_must_be_a_dataclass_of_plain_values():
 
     with pytest.raises(ConfigurationError, match="must be a frozen dataclass"):
         Alternator(("a", "b"), Bare())
-    with pytest.raises(ConfigurationError, match="numbers, texts or tuples"):
+    with pytest.raises(ConfigurationError, match="numbers, strings or tuples"):
         Alternator(("a", "b"), JumpTo(object()))
 
 
@@ -228,7 +228,7 @@ def test_a_late_loss_is_credited_to_its_module_and_not_to_the_new_tenure():
 
 
 @pytest.mark.parametrize("value", [2.0, math.nan])
-def test_a_loss_that_is_older_than_the_tenure_is_kept_but_not_heard(value):
+def test_a_loss_that_is_older_than_the_tenure_is_kept_but_not_observed(value):
     alternator = Alternator(("a", "b"), Cycle(2), nonfinite_limit=1)
     for _ in range(2):
         alternator.advance()

@@ -1,4 +1,4 @@
-"""Every reason reads well, and every code of a built-in rule has a text."""
+"""Every reason reads well, and every code of a built-in rule has a sentence."""
 
 import math
 
@@ -32,9 +32,9 @@ def test_every_code_has_a_label_and_a_sentence(code, value, limit):
         (Reason.MIN_STEPS, 3, 5, "tenure 3 of 5"),
         (Reason.FEW_LOSSES, 7, 10, "7 of 10 losses seen"),
         (Reason.IMPROVING, 0.1823, 0.01, "still improving: expected gain 18.23% ≥ 1.00%"),
-        (Reason.UNSURE, 0.034, 0.01, "not sure yet: the expected gain may be as large as 3.40% ≥ 1.00%"),
+        (Reason.UNSURE, 0.034, 0.01, "not sure yet: the expected gain may be as high as 3.40% ≥ 1.00%"),
         (Reason.PLATEAU, -0.001, 0.01, "plateau: the expected gain is at most -0.10% < 1.00%"),
-        (Reason.DIVERGING, -0.6, -0.31, "diverging: expected gain -60.00% < -31.00%, surely a rise"),
+        (Reason.DIVERGING, -0.6, -0.31, "diverging, the loss rises: expected gain -60.00% < -31.00%"),
         (Reason.LESS_GAIN, 0.001, math.inf, "gain per cost 0.001 < inf of another module"),
     ],
 )

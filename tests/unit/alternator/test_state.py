@@ -104,7 +104,7 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True)
 class KeepBest:
-    """A rule of a third party whose state holds infinities: strict JSON has none, so they travel as texts."""
+    """A rule of a third party whose state holds infinities: strict JSON has none, so they are saved as strings."""
 
     ring_size: int = 1
 

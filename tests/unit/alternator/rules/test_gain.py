@@ -63,9 +63,9 @@ def test_each_module_is_tried_first_and_reasons_say_so():
         *(Reason.LESS_GAIN, Reason.LESS_GAIN, Reason.LESS_GAIN, Reason.STALE)
     ]
     assert switches[0].explain().endswith("(gain per cost 0.011 < inf of another module)")
-    assert switches[3].explain().endswith("(a module has waited 60 steps of 60)")
+    assert switches[3].explain().endswith("(a module has waited 60 of at most 60 steps)")
     held = next(decision for decision in decisions if decision.reason == Reason.BEST_GAIN)
-    assert held.explain().endswith("(gain per cost 0.011 ≥ the best other, 0.00204)")
+    assert held.explain().endswith("(gain per cost 0.011 ≥ 0.00204 of the best other module)")
 
 
 def test_with_too_few_losses_it_waits_until_a_module_is_stale():

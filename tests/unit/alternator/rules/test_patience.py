@@ -156,9 +156,9 @@ def test_reasons():
     alternator = Alternator(("a", "b"), Patience(patience=1, cooldown=2, max_steps=4))
     seen = [alternator.observe(loss).explain() for loss in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.7)]
     assert seen[:3] == [
-        "step 1: a trains on (0 bad losses, patience 1)",
-        "step 2: a trains on (1 bad losses, patience 1)",
-        "step 3: a → b (2 bad losses > patience 1)",
+        "step 1: a trains on (bad losses in a row: 0, patience 1)",
+        "step 2: a trains on (bad losses in a row: 1, patience 1)",
+        "step 3: a → b (bad losses in a row: 2 > patience 1)",
     ]
     assert seen[6] == "step 7: a trains on (cooling down: 1 of 2 losses left)"
     assert seen[9] == "step 10: a → b (tenure 4 reached max_steps 4)"

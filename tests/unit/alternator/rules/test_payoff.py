@@ -1,4 +1,4 @@
-"""Payoff: all train together while they pay; what surely does not pay is left out for a while. Payoffs measures it."""
+"""Payoff: all train together while they pay; what does not pay is left out for a while. Payoffs measures it."""
 
 import random
 from math import inf
@@ -12,7 +12,7 @@ GROUPS = 8
 
 
 def train(alternator, worth, num_steps, noise=0.05):
-    """After every min_steps steps each trained turn is told what its modules' training was worth, with common noise."""
+    """After every min_steps steps each trained turn gets what its modules' training was worth, with common noise."""
     draw = random.Random(0)
     decisions = []
     for step in range(1, num_steps + 1):
@@ -94,19 +94,19 @@ def test_what_is_found_idle_again_at_once_is_left_out_for_twice_as_long():
     switches = [(decision.step, decision.active) for decision in decisions if decision.switched]
     left = [(15, "left"), (30, "left"), (55, "left"), (95, "left"), (135, "left")]
     assert switches == sorted([*left, *((step, "both") for step in (25, 50, 90, 130))])
-    assert decisions[49].explain() == "step 50: left → both (a module has waited 20 steps of 20)"
+    assert decisions[49].explain() == "step 50: left → both (a module has waited 20 of at most 20 steps)"
 
 
-def test_what_pays_again_must_be_found_idle_anew():
-    """It paid in the first measurement after its return: the row and the wait begin from the start."""
+def test_what_pays_again_must_be_found_idle_again():
+    """It paid in the first measurement after its return: the count and the wait start from scratch."""
     alternator = build(confirmations=2, retry_after=20, max_retry_after=80)
     decisions = train(alternator, lambda name, step: 0.01 if name == "right" and step != 35 else 1.0, 70)
     switches = [(decision.step, decision.active) for decision in decisions if decision.switched]
     assert switches == [(10, "left"), (30, "both"), (45, "left"), (65, "both"), (70, "left")]
 
 
-def test_after_a_turn_that_ended_early_what_it_left_out_must_be_found_idle_anew():
-    """The smaller turn had nothing left: that says nothing of what it left out."""
+def test_after_a_turn_that_ended_early_what_it_left_out_must_be_found_idle_again():
+    """The smaller turn had nothing left: that says nothing about what it left out."""
     alternator = build(confirmations=2, retry_after=20)
     worth = {"left": 1.0, "right": 0.1}
     decisions = train(alternator, lambda name, step: 0.0 if step in (15, 20) and name == "left" else worth[name], 40)
@@ -125,7 +125,7 @@ def test_one_bad_measurement_of_the_smaller_turn_does_not_end_it():
 
 def test_a_wait_can_be_doubled_without_end():
     assert Payoff(costs=(3, 2)).retry_delay(10**6) == 800
-    assert [Payoff(costs=(3, 2)).retry_delay(sure) for sure in (0, 2, 3, 4, 5, 6)] == [100, 100, 200, 400, 800, 800]
+    assert [Payoff(costs=(3, 2)).retry_delay(count) for count in (0, 2, 3, 4, 5, 6)] == [100, 100, 200, 400, 800, 800]
 
 
 def test_nothing_is_decided_before_a_measurement_is_complete():

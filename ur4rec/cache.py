@@ -11,7 +11,7 @@ ENVIRONMENT_VARIABLE = "ADAPTIVE_ALTERNATOR_CACHE"
 
 
 def cache_directory(cache_dir: str | Path | None = None) -> Path:
-    """Where everything is cached.
+    """The directory in which everything is cached.
 
     The argument; else ``$ADAPTIVE_ALTERNATOR_CACHE``; else the folder ``adaptive-alternator`` in ``$XDG_CACHE_HOME`` or
     ``~/.cache``.
@@ -29,7 +29,7 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
 
 @contextmanager
 def refuse_unwritable(path: Path) -> Iterator[None]:
-    """Turn an error of writing into the cache into one that names the remedy.
+    """Turn an error while writing to the cache into one that names the remedy.
 
     Raises:
         CacheError: It cannot be written.

@@ -25,11 +25,11 @@ class DataError(UR4RecError):
 
 
 class LeakageError(DataError):
-    """User texts that know what is held out from training."""
+    """User texts that reveal what is held out from training."""
 
 
 class SourceError(UR4RecError):
-    """A dataset that no source could supply. Lists every source tried and why it failed."""
+    """A dataset that no source could supply. Lists every source that was tried and why it failed."""
 
 
 class CacheError(UR4RecError):

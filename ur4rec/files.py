@@ -1,5 +1,6 @@
-"""How files and directories get where they belong: whole, or not at all."""
+"""Files and directories that are written whole or not at all, and the hash of a content."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SCRATCH_PREFIX = ".partial-"
-"""Names of what is being written, and of what a crash left half-written, begin so."""
+"""The prefix of the names of files that are being written, or that a crash has left half-written."""
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -47,7 +48,7 @@ def write_directory(path: Path, files: dict[str, bytes]) -> None:
 
 @contextmanager
 def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A temporary directory (inside ``parent``, which is made if need be) that is gone afterwards, whatever happens."""
+    """A temporary directory, inside ``parent`` (created if needed), that is removed afterwards whatever happens."""
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent))
@@ -57,7 +58,17 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def hash_bytes(content: bytes) -> str:
+    """SHA-256 of a content, in hexadecimal digits.
+
+    Example:
+        >>> hash_bytes(b"")[:16]
+        'e3b0c44298fc1c14'
+    """
+    return hashlib.sha256(content).hexdigest()
+
+
 def _flush(path: Path) -> None:
-    """Have the content on the disk before a name points to it."""
+    """Make sure that the content is on the disk before a name points to it."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

@@ -292,7 +292,7 @@ def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVe
     early, late = facts.tenure < rule.min_steps, ~joint & (facts.tenure >= wait)
     few = facts.observed < next_look
     looks = ~early & ~late & ~few
-    left_out_N, scores_N = _measure_left_out(rule, facts, costs_N)
+    left_out_N, scores_N = _left_out(rule, facts, costs_N)
     counts_N = jnp.where(joint, jnp.where(scores_N < -rule.z, state.confirmations + 1, 0), state.confirmations)
     confirmed_N = counts_N >= rule.confirmations
     idle = confirmed_N.any()
@@ -319,7 +319,7 @@ def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVe
     return state, DeviceVerdict(switch, reason, value, limit, False, target)
 
 
-def _measure_left_out(rule: Payoff, facts: DeviceFacts, costs_N: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _left_out(rule: Payoff, facts: DeviceFacts, costs_N: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Per turn, what it leaves out pays per unit of cost, and how many standard errors that is above enough."""
     saved_N = (costs_N[0] - costs_N).at[0].set(1)
     paid_NR = (facts.rings_NR[0] - facts.rings_NR) / saved_N[:, None]

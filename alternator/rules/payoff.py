@@ -144,7 +144,7 @@ class Payoff:
         return min(self.retry_after << doublings, self.max_retry_after)
 
     def _judge_joint(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
-        found = [self._measure_left_out(facts, index) for index in range(facts.num_modules)]
+        found = [self._left_out(facts, index) for index in range(facts.num_modules)]
         left_out, scores = (tuple(column) for column in zip(*found, strict=True))
         counts = tuple(n + 1 if score < -self.z else 0 for n, score in zip(state.confirmations, scores, strict=True))
         state = state._replace(left_out=left_out, confirmations=counts)
@@ -165,7 +165,7 @@ class Payoff:
         state = state._replace(confirmations=(less, *state.confirmations[1:]))
         return state, Verdict(False, Reason.LESS_UNCONFIRMED if less else Reason.BEST_GAIN, paid, left_out)
 
-    def _measure_left_out(self, facts: Facts, index: int) -> tuple[float, float]:
+    def _left_out(self, facts: Facts, index: int) -> tuple[float, float]:
         """What the modules that a turn leaves out pay per cost, and how many standard errors that is above enough."""
         joint, own = facts.rings[0], facts.rings[index]
         if index == 0 or len(own) < self.groups:

@@ -60,14 +60,14 @@ def case(function: Callable[[Build], None]) -> Callable[[Build], None]:
 
 @case
 def golden_decisions(build: Build) -> None:
-    """Plateau's golden traces: all losses told at every step, decided without delay."""
+    """Plateau's golden traces: all losses reported at every step, decided without delay."""
     traces = [trace for trace in golden("plateau") if trace["name"] in GOLDEN]
     assert len(traces) == len(GOLDEN)
     for trace in traces:
         harness = build(Setup(modules=tuple(trace["modules"]), rule=plateau(trace)))
         for step, expected in enumerate(trace["active"]):
-            told = {name: losses[step] for name, losses in trace["losses"].items()}
-            decision = harness.step(make_batch(harness_setup(trace), step), told)
+            reported = {name: losses[step] for name, losses in trace["losses"].items()}
+            decision = harness.step(make_batch(harness_setup(trace), step), reported)
             assert decision.active == harness.active == trace["modules"][expected], f"{trace['name']}, step {step}"
             assert decision.switched == (step in trace["switched_at"]), f"{trace['name']}, step {step}"
 
@@ -82,9 +82,9 @@ def golden_events(build: Build) -> None:
                 harness.force(call["force"])
             else:
                 given = call["observe"]
-                told = given if isinstance(given, dict) else {harness.active: given}
-                told = {name: float(value) for name, value in told.items()}
-                harness.step(make_batch(harness_setup(trace), step), told, updated=call.get("updated", True))
+                reported = given if isinstance(given, dict) else {harness.active: given}
+                reported = {name: float(value) for name, value in reported.items()}
+                harness.step(make_batch(harness_setup(trace), step), reported, updated=call.get("updated", True))
             assert harness.active == call["active"], f"{trace['name']}, call {step}: {call}"
 
 
@@ -140,7 +140,7 @@ def clipping(build: Build) -> None:
 
 @case
 def continuation(build: Build) -> None:
-    """A module goes on as if the frozen steps had not happened: to the bit the run in which they did not."""
+    """A module continues as if the frozen steps had not happened: bit for bit the run in which they did not."""
     setup = Setup(rule=Cycle((3, 4)), coupled=False, clip_norm=0.5)
     harness = build(setup)
     turns = []
@@ -180,8 +180,8 @@ def every_rule(build: Build) -> None:
         harness, core = build(setup), Alternator(setup.names, rule=rule)
         switches = 0
         for step in range(80):
-            told = scripted(setup, step)
-            decision, expected = harness.step(make_batch(setup, step), told), core.observe(told)
+            reported = scripted(setup, step)
+            decision, expected = harness.step(make_batch(setup, step), reported), core.observe(reported)
             assert same_decision(decision, expected), f"{rule}: {decision} against {expected}"
             switches += expected.switched
         assert switches >= 2, rule
@@ -194,19 +194,19 @@ def late_losses(build: Build) -> None:
         setup = Setup(rule=rule, delay=1)
         harness, core, waiting = build(setup), Alternator(setup.names, rule=rule), deque([{}])
         for step in range(60):
-            told = scripted(setup, step)
-            waiting.append(told)
+            reported = scripted(setup, step)
+            waiting.append(reported)
             for name, value in waiting.popleft().items():
                 core.record(name, value, step=step)
             expected = core.advance()
-            decision = harness.step(make_batch(setup, step), told)
+            decision = harness.step(make_batch(setup, step), reported)
             assert same_decision(decision, expected), f"{rule}: {decision} against {expected}"
         assert core.stats().switch_count >= 2
 
 
 @case
 def resume(build: Build) -> None:
-    """Saved and loaded in mid-tenure, with a loss under way, a run goes on to the bit as if never stopped."""
+    """Saved and loaded in mid-tenure, with a loss still to be read, a run continues bit for bit as if never stopped."""
     setup = Setup(rule=RULES["Plateau"], delay=1)
     for stop in (9, 22):
         whole, first, second = build(setup), build(setup), build(setup)
@@ -222,7 +222,7 @@ def resume(build: Build) -> None:
 
 @case
 def unknown_names(build: Build) -> None:
-    """A name that is no module raises the core's error, word for word, and changes nothing."""
+    """The name of no module raises the core's error, word for word, and changes nothing."""
     setup = Setup()
     harness = build(setup)
     clauses = ("parameters/", "optimizer/")  # a forward pass of the user's own may come first, and move statistics
@@ -245,7 +245,7 @@ def unknown_names(build: Build) -> None:
 
 @case
 def turns(build: Build) -> None:
-    """A turn of two modules trains both, one of one leaves the other as it is."""
+    """A turn of two modules trains both; a turn of one leaves the other as it is."""
     setup = Setup(rule=Cycle(2), turns={"a": ("a",), "both": ("a", "b"), "b": ("b",)})
     harness = build(setup)
     for step in range(12):
@@ -256,7 +256,7 @@ def turns(build: Build) -> None:
 
 @case
 def always(build: Build) -> None:
-    """What always trains moves at every step, also where it is the only thing in common to two turns."""
+    """What always trains moves at every step, even where two turns have nothing else in common."""
     setup = Setup(rule=Cycle((2, 1)), always=True)
     harness = build(setup)
     for step in range(9):
@@ -274,15 +274,15 @@ def skipped_updates(build: Build) -> None:
     harness, core = build(setup), Alternator(setup.names, rule=setup.rule)
     for step in range(12):
         before, updated = snapshot_bits(harness), step % 3 != 1
-        told = scripted(setup, step)
-        decision = harness.step(make_batch(setup, step), told, updated=updated)
-        assert same_decision(decision, core.observe(told, updated=updated))
+        reported = scripted(setup, step)
+        decision = harness.step(make_batch(setup, step), reported, updated=updated)
+        assert same_decision(decision, core.observe(reported, updated=updated))
         assert (snapshot_bits(harness) == before) == (not updated), f"step {step}"
 
 
 @case
 def traced_once_per_module(build: Build) -> None:
-    """However often the modules take turns, a step is traced at most once for each of them."""
+    """However often the modules take turns, a step is traced at most once per module."""
     setup = Setup(rule=Cycle(1), compiled=True)
     harness = build(setup)
     for step in range(12):
@@ -318,7 +318,7 @@ def equal_curves(build: Build) -> None:
             curve.append(float(((harness.scores(batch) - batch.targets_B) ** 2).mean()))
     same_curves(*curves)
     assert switches >= 5
-    assert np.mean(curves[0][-7:]) < 0.5 * np.mean(curves[0][:7]), "nothing was learnt"
+    assert np.mean(curves[0][-7:]) < 0.5 * np.mean(curves[0][:7]), "nothing was learned"
 
 
 def check_clause(build: Build, clause: str) -> None:

@@ -28,8 +28,8 @@ class Harness(Protocol):
 
         Args:
             batch: The data.
-            losses: What the alternator is told, by name; by default each module's own loss on this batch, under its
-                name (for a turn of several modules, the sum of theirs).
+            losses: The losses reported to the alternator, by name; by default each module's own loss on this batch
+                (for a turn of several modules, their sum).
             updated: False for a step whose update the optimizer skips: nothing but the counts may change.
         """
         ...
@@ -59,11 +59,11 @@ class Harness(Protocol):
         ...
 
     def save(self) -> Any:
-        """Everything that decides how training goes on."""
+        """Everything that later steps depend on."""
         ...
 
     def load(self, saved: Any) -> None:
-        """Go on where another run of the same setup was saved."""
+        """Resume where another run of the same setup was saved."""
         ...
 
     def num_traces(self) -> int | None:

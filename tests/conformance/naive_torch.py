@@ -114,7 +114,7 @@ class StaleGradients(HandWritten):
 
 
 class ZeroLearningRate(HandWritten):
-    """Steps every optimizer, the frozen ones at lr=0: their moments and step counts go on."""
+    """Steps every optimizer, the frozen ones at lr=0: their moments and step counts continue."""
 
     def set_gradients(self, module: nn.Module, active: bool) -> None:
         pass
@@ -173,7 +173,7 @@ class GradientsPileUp(HandWritten):
 
 
 class TrainingMode(HandWritten):
-    """Leaves frozen modules in training mode: dropout goes on and normalisation statistics move."""
+    """Leaves frozen modules in training mode: dropout stays on and normalisation statistics move."""
 
     def enter(self) -> None:
         for name, module in self.modules.items():

@@ -166,7 +166,7 @@ class JaxHarness:
         self.training = self.program.initial
         self.seen: set[str] = set()
 
-    def told(self, own_N: jax.Array) -> dict[str, jax.Array]:
+    def losses_to_report(self, own_N: jax.Array) -> dict[str, jax.Array]:
         own = dict(zip(self.setup.modules, own_N, strict=True))
         return {
             name: sum((own[module] for module in self.setup.trains(name) if module != ALWAYS), jnp.zeros(()))
@@ -211,7 +211,7 @@ class StaticHarness(JaxHarness):
             training, own_N, computed = self.program.train_static(self.training, batch, active=self.active)
         elif losses is None:
             own_N, _ = self.program.infer(self.training, batch)
-        decision = self.schedule.observe(self.told(own_N) if losses is None else losses, updated=updated)
+        decision = self.schedule.observe(self.losses_to_report(own_N) if losses is None else losses, updated=updated)
         self.keep(training, computed)
         return decision
 
@@ -256,8 +256,8 @@ class TracedHarness(JaxHarness):
             training, own_N, computed = self.program.train_traced(self.training, batch, active=self.schedule.active)
         elif losses is None:
             own_N, _ = self.program.infer(self.training, batch)
-        told = self.told(own_N) if losses is None else losses
-        self.schedule, decision = self.machine_step(self.schedule, told, updated)
+        reported = self.losses_to_report(own_N) if losses is None else losses
+        self.schedule, decision = self.machine_step(self.schedule, reported, updated)
         self.keep(training, computed)
         return self.machine.decisions(decision)[0]
 

@@ -66,7 +66,7 @@ def only(active: str, tree: PyTree) -> PyTree:
 
 
 class GatedGradients(NaiveProgram):
-    """Gradients of zero for what is frozen, and one AdamW over all: moments, counts and weight decay go on."""
+    """Gradients of zero for what is frozen, and one AdamW over all: moments, counts and weight decay continue."""
 
 
 class FreezeThenAdamw(AllGradients):
@@ -77,7 +77,7 @@ class FreezeThenAdamw(AllGradients):
 
 
 class AdamwThenFreeze(AllGradients):
-    """chain(adamw, freeze): updates are masked to zero last, so moments and counts go on."""
+    """chain(adamw, freeze): updates are masked to zero last, so moments and counts continue."""
 
     def update(self, gradients: PyTree, state: PyTree, params: PyTree, active: str) -> Update:
         updates, state = super().update(gradients, state, params, active)
@@ -100,7 +100,7 @@ class MaskedPassesThrough(AllGradients):
 
 
 class ZeroLearningRate(AllGradients):
-    """A learning rate of 0 for what is frozen: every AdamW is stepped, so moments and counts go on."""
+    """A learning rate of 0 for what is frozen: every AdamW is stepped, so moments and counts continue."""
 
     def begin(self, params: PyTree) -> PyTree:
         return {name: self.transform().init({name: part}) for name, part in params.items()}
@@ -144,7 +144,7 @@ class TrainingMode(OneAtATime):
 
 
 class SetToZero(StaticHarness):
-    """partition({active: adamw, frozen: set_to_zero}) made anew at each switch: moments and counts are forgotten."""
+    """partition({active: adamw, frozen: set_to_zero}) built again at each switch: moments and counts are forgotten."""
 
     program_type = OneAtATime
 

@@ -46,29 +46,29 @@ class ReferenceHarness:
 
     def step(self, batch: Batch, losses: Mapping[str, float] | None = None, *, updated: bool = True) -> Decision:
         trained = self.setup.trains(self.active)
-        told = dict(self.told(batch, trained) if losses is None else losses)
-        self.check_names(told)
+        reported = dict(self.losses_to_report(batch, trained) if losses is None else losses)
+        self.check_names(reported)
         self.last_gradients = {}
         if updated:
             self.last_gradients = self.gradients(batch, trained)
             self.move_means(batch, trained)
             self.update(self.clip(self.last_gradients), trained)
-        return self.decide(told, updated=updated)
+        return self.decide(reported, updated=updated)
 
-    def told(self, batch: Batch, trained: tuple[str, ...]) -> dict[str, float]:
+    def losses_to_report(self, batch: Batch, trained: tuple[str, ...]) -> dict[str, float]:
         own = self.losses(batch, trained)
         return {
             name: sum(own[module] for module in self.setup.trains(name) if module != ALWAYS)
             for name in self.setup.names
         }
 
-    def check_names(self, told: Mapping[str, float]) -> None:
-        for name in told:
+    def check_names(self, reported: Mapping[str, float]) -> None:
+        for name in reported:
             self.alternator.loss_history(name)  # an unknown one is an error, before anything has changed
 
-    def decide(self, told: dict[str, float], *, updated: bool) -> Decision:
+    def decide(self, reported: dict[str, float], *, updated: bool) -> Decision:
         step = self.alternator.step + 1
-        self.pending.append(told)
+        self.pending.append(reported)
         while len(self.pending) > self.setup.delay:
             for name, value in self.pending.popleft().items():
                 self.alternator.record(name, value, step=step - self.setup.delay)

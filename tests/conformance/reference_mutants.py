@@ -14,7 +14,7 @@ from tests.conformance.reference import Gradients, ReferenceHarness
 
 
 class DecaysFrozen(ReferenceHarness):
-    """Weight decay goes on for frozen parameters."""
+    """Weight decay continues for frozen parameters."""
 
     def update(self, gradients: Gradients, trained: tuple[str, ...]) -> None:
         super().update(gradients, trained)
@@ -34,7 +34,7 @@ class DriftingMoments(ReferenceHarness):
 
 
 class CountsFrozenSteps(ReferenceHarness):
-    """The step counts of frozen modules go on, and with them their bias correction."""
+    """The step counts of frozen modules continue, and with them their bias correction."""
 
     def update(self, gradients: Gradients, trained: tuple[str, ...]) -> None:
         super().update(gradients, trained)
@@ -43,7 +43,7 @@ class CountsFrozenSteps(ReferenceHarness):
 
 
 class AnnealsFrozen(ReferenceHarness):
-    """One learning-rate schedule for all: that of frozen modules goes on."""
+    """One learning-rate schedule for all: that of frozen modules continues."""
 
     def update(self, gradients: Gradients, trained: tuple[str, ...]) -> None:
         super().update(gradients, trained)
@@ -149,10 +149,10 @@ class SwitchesAtThreshold(ReferenceHarness):
 class CreditsTheActive(ReferenceHarness):
     """A loss that arrives late is credited to whichever module is active by then."""
 
-    def decide(self, told: dict[str, float], *, updated: bool) -> Decision:
+    def decide(self, reported: dict[str, float], *, updated: bool) -> Decision:
         if self.setup.delay and len(self.pending) == self.setup.delay:
             self.pending[0] = {self.active: next(iter(self.pending[0].values()))}
-        return super().decide(told, updated=updated)
+        return super().decide(reported, updated=updated)
 
 
 class IgnoresDelay(ReferenceHarness):
@@ -165,9 +165,9 @@ class IgnoresDelay(ReferenceHarness):
 class ReadsInfinityAsZero(ReferenceHarness):
     """A loss that is not finite is read as 0."""
 
-    def decide(self, told: dict[str, float], *, updated: bool) -> Decision:
+    def decide(self, reported: dict[str, float], *, updated: bool) -> Decision:
         return super().decide(
-            {name: value if isfinite(value) else 0.0 for name, value in told.items()}, updated=updated
+            {name: value if isfinite(value) else 0.0 for name, value in reported.items()}, updated=updated
         )
 
 
@@ -211,9 +211,9 @@ class AcceptsAnyName(ReferenceHarness):
 class OtherError(ReferenceHarness):
     """An unknown name raises an error of another kind."""
 
-    def check_names(self, told: Mapping[str, float]) -> None:
-        if not set(told) <= set(self.setup.names):
-            raise StateError(f"unknown names in {tuple(told)}")
+    def check_names(self, reported: Mapping[str, float]) -> None:
+        if not set(reported) <= set(self.setup.names):
+            raise StateError(f"unknown names in {tuple(reported)}")
 
 
 class UpdatesSkipped(ReferenceHarness):
@@ -229,12 +229,12 @@ class UpdatesSkipped(ReferenceHarness):
 class CountsSkipped(ReferenceHarness):
     """A skipped update is reported as one that was made."""
 
-    def decide(self, told: dict[str, float], *, updated: bool) -> Decision:
-        return super().decide(told, updated=True)
+    def decide(self, reported: dict[str, float], *, updated: bool) -> Decision:
+        return super().decide(reported, updated=True)
 
 
 class TracesEveryStep(ReferenceHarness):
-    """Every step is traced anew."""
+    """Every step is traced again."""
 
     traces = 0
 

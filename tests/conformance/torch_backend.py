@@ -115,23 +115,23 @@ class TorchHarness:
         return str(self.alternating.active)
 
     def step(self, batch: Batch, losses: Mapping[str, float] | None = None, *, updated: bool = True) -> Decision:
-        told = None if losses is None else {name: torch.tensor(value) for name, value in losses.items()}
+        reported = None if losses is None else {name: torch.tensor(value) for name, value in losses.items()}
         self.seen.clear()
         if not updated:
-            return self.skip(told)
+            return self.skip(reported)
         loss, own_N, _ = self.forward(batch)
-        if told is None:
+        if reported is None:
             own = dict(zip(self.setup.modules, own_N, strict=True))
-            told = {
+            reported = {
                 name: torch.stack([own[module] for module in self.setup.trains(name) if module != ALWAYS]).sum()
                 for name in self.setup.names
             }
-        decision: Decision = self.alternating.step(loss, told)
+        decision: Decision = self.alternating.step(loss, reported)
         self.seen |= {name for name in self.setup.groups if any(p.grad is not None for p in self.parameters(name))}
         return decision
 
-    def skip(self, told: dict[str, Tensor] | None) -> Decision:
-        decision: Decision = self.alternating.skip(told)
+    def skip(self, reported: dict[str, Tensor] | None) -> Decision:
+        decision: Decision = self.alternating.skip(reported)
         return decision
 
     def forward(self, batch: Batch) -> Any:

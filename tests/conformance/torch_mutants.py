@@ -24,8 +24,8 @@ class NaiveHarness(TorchHarness):
         arguments: dict[str, Any] = {"clip_norm": setup.clip_norm, "schedulers": self.schedulers}
         return self.naive(alternator, self.towers, self.optimizers, **arguments)
 
-    def skip(self, told: dict[str, Tensor] | None) -> Decision:
-        losses = {} if told is None else {name: value.item() for name, value in told.items()}
+    def skip(self, reported: dict[str, Tensor] | None) -> Decision:
+        losses = {} if reported is None else {name: value.item() for name, value in reported.items()}
         decision = self.alternating.alternator.observe(losses, updated=False)
         self.after(switched=decision.switched)
         return decision

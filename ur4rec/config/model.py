@@ -27,7 +27,7 @@ class ModelConfig:
     num_items: int
     """Items of the catalogue; they are numbered 0 to num_items - 1, and num_items itself is the padding index."""
     num_users: int = 0
-    """Users whose preference texts the retriever knows; 0 is a model without user texts."""
+    """Users whose preference texts the retriever knows; 0 for a model without user texts."""
     sasrec_hidden_dim: int = 256
     """Width of SASRec: of item embeddings, positions and blocks. A multiple of sasrec_num_heads."""
     sasrec_num_blocks: int = 2
@@ -47,12 +47,12 @@ class ModelConfig:
     retriever_temperature: float = 0.1
     """Cosines are divided by it: lower is sharper. At least 0.02, so that exponentials stay finite in float32."""
     max_seq_len: int = 50
-    """Longest history that the model reads; of longer ones, the newest items."""
+    """Maximum length of the history that the model reads; of a longer one, the newest items."""
     fusion: str = "logit"
     """How the two modules' scores become one: `logit` (weights on logits), `weighted` (on probabilities), `rank`
-    (reciprocal ranks) or `cascade` (the retriever re-orders SASRec's top); the latter two pass no gradients."""
+    (reciprocal ranks) or `cascade` (the retriever re-orders SASRec's top); the last two pass no gradients."""
     cascade_size: int = 100
-    """How many of SASRec's top items the retriever re-orders under `cascade`."""
+    """The number of SASRec's top items that the retriever re-orders under `cascade`."""
 
     def __post_init__(self) -> None:
         for name in _MODEL_COUNTS:

@@ -29,11 +29,11 @@ class TrainerConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW for both modules; the fusion weights have none."""
     clip_norm: float = 1.0
-    """Largest norm of the gradients of what trains, taken together."""
+    """Maximum norm of the gradients of everything that trains, taken together."""
     warmup: float = 0.05
     """Part of a stage over which the learning rate rises from 0 to its peak."""
     warmup_steps: int = 100
-    """The same in steps, for a stage whose length is not given."""
+    """The length of the warm-up in steps, for a stage whose length is not given."""
     sasrec_loss: str = "ce"
     """Loss of SASRec on its own, so not under `fused`: `ce` (softmax over the whole catalogue), `sampled` (over the
     target and drawn items), `gbce` (calibrated binary cross-entropy), `bce` or `bpr` (one drawn negative)."""
@@ -52,14 +52,14 @@ class TrainerConfig:
     adaptive_switch_threshold: float = 0.01
     """Threshold of the original rule, `alternator.Plateau`; a larger one switches more often."""
     adaptive_min_steps: int = 5
-    """Least length of a tenure under the original rule."""
+    """Minimum length of a tenure under the original rule, in updated steps."""
     use_curriculum_learning: bool = False
     """Losses that shape the retriever's preference vectors, each with a weight that rises over the stage; see
     `ur4rec.schedule.curriculum`."""
     use_memory_bank: bool = False
     """A bank of past text vectors as further negatives of the retriever."""
     memory_bank_size: int = 65536
-    """Entries of the memory bank; the oldest give way."""
+    """Entries of the memory bank; new ones replace the oldest."""
     memory_bank_temperature: float = 0.07
     """Temperature of the memory bank's loss."""
     use_knowledge_distillation: bool = False
@@ -73,9 +73,9 @@ class TrainerConfig:
     uncertainty_lr: float = 1e-2
     """Peak learning rate of the uncertainties."""
     loss_delay: int = 1
-    """How many steps late losses are read: 1 keeps an accelerator busy, 0 is the original order."""
+    """The number of steps after which losses are read: 1 keeps an accelerator busy, 0 is the original order."""
     max_nonfinite_losses: int = 10
-    """So many steps in a row with a non-finite loss stop the run."""
+    """The number of steps in a row with a non-finite loss that stops the run."""
     bf16: bool = False
     """Run forward passes in bfloat16 where that is safe (autocast)."""
     seed: int = 0

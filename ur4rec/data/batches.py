@@ -44,17 +44,17 @@ class EvaluationBatch(NamedTuple):
     num_seen: int
     """Coordinates that count."""
     users_B: NDArray[np.int32] | None = None
-    """The user of each row; -1 in rows that only fill up. None is nobody that the model knows."""
+    """The user of each row; -1 in rows that only fill up. None: all users are unknown to the model."""
 
 
 class TrainBatches:
-    """Shuffled training batches of constant shape; any batch of any epoch can be had directly.
+    """Shuffled training batches of constant shape; any batch of any epoch can be built directly.
 
     All positions train at once. The order of an epoch is a function of (seed, epoch) alone, so a run resumes at any
     batch. A sequence longer than ``max_seq_len + 1`` is cut into consecutive windows that overlap in one item, so that
     every item but the first of a sequence is a target exactly once an epoch; the windows are aligned to the end (the
     first one is the short one). ``windows=False`` keeps only the last window, as the original SASRec does:
-    at 50 positions that loses 60% of the targets of ML-100K and 73% of those of ML-1M. Sequences of fewer than 2 items
+    at 50 positions, that loses 60% of the targets of ML-100K and 73% of those of ML-1M. Sequences of fewer than 2 items
     hold no target and are left out. The last batch is filled up with rows of padding.
 
     ``shifted=True`` cuts sequences that need more than one window elsewhere in every epoch: the cuts move towards the
@@ -127,7 +127,7 @@ class TrainBatches:
 
     @cached_property
     def usual_targets(self) -> int:
-        """A number of targets that few batches exceed, if any: the most in a batch of the first 16 epochs."""
+        """A number of targets that few batches exceed, if any: the maximum of the batches of the first 16 epochs."""
         firsts = np.arange(0, self.num_rows, self.batch_size)
         return max(
             int(np.add.reduceat(drawn.targets_R[drawn.order_R], firsts).max()) for drawn in map(self._draw, range(16))
@@ -180,7 +180,7 @@ class TrainBatches:
 
 
 class _Epoch(NamedTuple):
-    """The order of an epoch's windows, their places in the flat items, and how many of their last items are targets."""
+    """The order of an epoch's windows, their places in the flat items, and the number of targets at their ends."""
 
     order_R: NDArray[np.int64]
     starts_R: NDArray[np.int64]
@@ -194,7 +194,7 @@ class EvaluationBatches:
     Args:
         targets: What to evaluate.
         num_items: Size of the catalogue, and the padding index.
-        max_seq_len: Positions of a row: the last so many items of each history are fed.
+        max_seq_len: Positions of a row: the model is fed that number of last items of each history.
         batch_size: Rows of a batch.
 
     Raises:
@@ -256,13 +256,13 @@ def _check_sizes(**sizes: int) -> None:
 
 
 def _draws(seed: int, epoch: int, count: int, stream: int = 0) -> NDArray[np.uint64]:
-    """64 random bits each; the streams of an epoch are far apart."""
+    """Random integers of 64 bits; the streams of an epoch are far apart."""
     generator = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=stream << 128)
     return generator.random_raw(count)
 
 
 def _count_windows(sequences: Sequences, max_seq_len: int, windows: bool) -> NDArray[np.int64]:
-    """Windows of each sequence: as few as hold all its targets, or one."""
+    """The number of windows of each sequence: as few as hold all its targets, or one."""
     counts_U = -(-np.maximum(sequences.lengths - 1, 0) // max_seq_len)
     return counts_U if windows else np.minimum(counts_U, 1)
 
@@ -270,7 +270,7 @@ def _count_windows(sequences: Sequences, max_seq_len: int, windows: bool) -> NDA
 def _cut(
     sequences: Sequences, counts_U: NDArray[np.int64], shifts_U: NDArray[np.int64], max_seq_len: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Start and end (in the flat items, exclusive) of each window, and how many of its last items are targets.
+    """Start and end (in the flat items, exclusive) of each window, and the number of targets at its end.
 
     Windows are counted from the end of a sequence, where the first one has fewer targets by the shift.
     """

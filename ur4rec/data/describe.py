@@ -1,4 +1,4 @@
-"""Describe: what a dataset holds, in numbers."""
+"""Describe: the statistics of a dataset."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, 
 
 
 def describe(interactions: Interactions) -> dict[str, int | float]:
-    """Counts, density, lengths of sequences, and how far timestamps leave the order open.
+    """Counts, density, lengths of sequences, and how often timestamps leave the order open.
 
     ``tied_last_two`` is the share of users whose last two interactions have the same timestamp: there the file's order
     decides what leave-one-out tests on. ``users_below_3`` cannot be split by leave-one-out. ``repeats`` is the share of

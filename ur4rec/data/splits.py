@@ -1,4 +1,4 @@
-"""Splits: what is trained on, what is validated on, what is tested on.
+"""Splits: which interactions are for training, for validation and for testing.
 
 Shapes: T targets.
 """
@@ -37,9 +37,9 @@ class Split:
     """Training sequences (one per user), validation targets and test targets."""
 
     name: str
-    """How it was split."""
+    """The name of the method."""
     num_items: int
-    """How many items the catalogue has."""
+    """The number of items of the catalogue."""
     train: Sequences
     """Each user's training prefix; empty where a user has none."""
     validation: Targets

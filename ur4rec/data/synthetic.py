@@ -29,8 +29,8 @@ def synthetic(
 ) -> Interactions:
     """Interactions in which the next item follows both from the last one and from the user's taste in texts.
 
-    Items belong to clusters, and a cluster has words of its own that its items' titles are made of, so that the text of
-    an item tells its cluster. Each item has a fixed successor, and all items of a cluster have theirs in the same other
+    Items belong to clusters, and the titles of a cluster are made of words of its own, so that the text of an item
+    reveals its cluster. Each item has a fixed successor, and all items of a cluster have theirs in the same other
     cluster. A user has two favourite clusters. At each step the next item is the successor of the last one (probability
     ``follow``: what a sequence model can learn), or an item of a favourite cluster (``stay``: what a text model can
     learn), or any item, the popular ones more often. No user takes an item twice, unless ``repeat`` says so. Users
@@ -40,9 +40,9 @@ def synthetic(
     counted transitions; both together reach 0.51.
 
     Args:
-        num_users: How many users.
-        num_items: Size of the catalogue before items that nobody takes are dropped.
-        num_clusters: How many clusters of items; at most ``num_items // 2``.
+        num_users: The number of users.
+        num_items: Size of the catalogue before items that no user takes are dropped.
+        num_clusters: The number of clusters of items, at most ``num_items // 2``.
         mean_length: Mean length of a sequence; lengths vary between a half and one and a half of it.
         follow: Probability that the next item is the successor of the last one.
         stay: Probability that it comes from a favourite cluster; ``follow + stay`` is at most 1.
@@ -103,7 +103,7 @@ class _World:
     successors_I: NDArray[np.int64]
     """The item that follows each item; a permutation, cluster by cluster."""
     popularity_I: NDArray[np.float64]
-    """How likely each item is taken at random."""
+    """How likely each item is to be taken at random."""
 
 
 def _make_world(rng: np.random.Generator, num_items: int, num_clusters: int) -> _World:

@@ -19,8 +19,8 @@ def target_ranks(
     """The rank of each target among the items its user has not seen, from 1.
 
     rank = 1 + number of *other* unseen items that score at least as much as the target. Ties count against the model,
-    so that a constant scorer gets nothing and no order of the catalogue can help. The target is never filtered, even
-    where it is among the seen items. This is the reference that the backends' versions are tested against.
+    so that a constant scorer gains nothing and the order of the catalogue cannot help. The target is never filtered,
+    even where it is among the seen items. This is the reference that the backends' versions are tested against.
 
     Args:
         scores_BI: Scores; column i is item i.
@@ -62,7 +62,7 @@ def summarise(ranks_T: ArrayLike, k_list: Sequence[int] = (5, 10, 20)) -> dict[s
     With one target per row NDCG is 1 / log2(1 + rank) where rank <= k, else 0.
 
     Raises:
-        DataError: There is no rank.
+        DataError: There are no ranks.
         ConfigurationError: A k is below 1.
 
     Example:
@@ -96,7 +96,7 @@ def ndcg(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
 def rank_batches(
     score: Callable[[EvaluationBatch], NDArray[Any]], batches: Iterable[EvaluationBatch]
 ) -> NDArray[np.int64]:
-    """The rank of every target, in order, of a scorer that works in NumPy (a baseline, a reference).
+    """The rank of every target, in order, for a scorer that works in NumPy (a baseline, a reference).
 
     Args:
         score: Maps a batch to its (B, I) scores.

@@ -1,4 +1,4 @@
-"""Popularity: the baseline that recommends to everyone what was used most.
+"""Popularity: the baseline that recommends the most used items to every user.
 
 Shapes: I items of the catalogue, T targets.
 """

@@ -1,4 +1,4 @@
-"""The best epoch by validation, and the test metrics of that epoch: never the other way round."""
+"""Results: the best epoch by validation, and the test metrics of that epoch; never the other way round."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,9 +18,9 @@ class Result:
     """One row of the results table: a scorer at its best epoch by validation."""
 
     name: str
-    """What was ranked, for people to read."""
+    """The name of what was ranked, for display."""
     epoch: int
-    """The epoch (0-based) of the best validation; -1 for what needs no training."""
+    """The epoch (0-based) of the best validation; -1 for a scorer that needs no training."""
     validation: dict[str, float]
     """Validation metrics of that epoch."""
     test: dict[str, float]
@@ -40,7 +40,7 @@ class Result:
 
 
 def build_result(name: str, epoch: int, validation_ranks: NDArray[Any], test_ranks: NDArray[Any]) -> Result:
-    """A row from the ranks of its targets."""
+    """The result of a scorer from the ranks of its targets."""
     return Result(
         name=name,
         epoch=epoch,

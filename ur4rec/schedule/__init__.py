@@ -1,1 +1,1 @@
-"""Who trains when: stages, schedules by name, learning rates, and what tells a schedule its payoffs."""
+"""Which module trains when: stages, schedules by name, learning rates, and the probe that measures payoffs."""

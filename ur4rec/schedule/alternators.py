@@ -10,16 +10,16 @@ from ur4rec.schedule.stages import BOTH, MODULES, Stage
 
 
 class ModuleAlternator(Alternator):
-    """An `Alternator` over the two modules, with their recent losses at hand as attributes."""
+    """An `Alternator` over the two modules, with their recent losses as attributes."""
 
     @property
     def sasrec_loss_history(self) -> list[float]:
-        """SASRec's newest finite losses, oldest first: as many as the rule needs."""
+        """SASRec's newest finite losses, oldest first: at most as many as the rule needs."""
         return self.loss_history("sasrec")
 
     @property
     def retriever_loss_history(self) -> list[float]:
-        """The retriever's newest finite losses, oldest first: as many as the rule needs."""
+        """The retriever's newest finite losses, oldest first: at most as many as the rule needs."""
         return self.loss_history("retriever")
 
 
@@ -48,8 +48,8 @@ class Hold:
 def joint_alternator(config: TrainerConfig, rule: Rule | None = None) -> ModuleAlternator:
     """The schedule of joint_finetune: a rule of your own, the original one, or parity.
 
-    `Payoff` chooses among the turns both, sasrec, retriever; a rule with an attribute ``turns`` among those; every
-    other one among the two modules.
+    `Payoff` chooses among the turns both, sasrec and retriever; a rule with an attribute ``turns`` among those; every
+    other rule between the two modules.
 
     Example:
         >>> joint_alternator(TrainerConfig(use_adaptive_alternating=False)).rule

@@ -3,28 +3,28 @@
 from typing import NamedTuple
 
 WARMUP = 0.1
-"""Part of a stage with the retrieval loss alone."""
+"""The first part of a stage, with the retrieval loss alone."""
 RAMPS = {"consistency": (0.0, 0.3), "contrastive": (0.3, 0.6), "diversity": (0.6, 1.0)}
 """Where in the rest of the stage each other weight rises from 0 to its full value."""
 
 
 class CurriculumWeights(NamedTuple):
-    """The weight of each of the retriever's losses; as they are at the end of a stage by default."""
+    """The weight of each of the retriever's losses; by default, as at the end of a stage."""
 
     retrieval: float = 1.0
-    """Of the primary loss of the stage."""
+    """Weight of the primary loss of the stage."""
     consistency: float = 0.1
-    """Of the distance between what is wanted and what the history is about."""
+    """Weight of the distance between the preference and the texts of the history."""
     contrastive: float = 0.2
-    """Of the memory bank's loss."""
+    """Weight of the memory bank's loss."""
     diversity: float = 0.05
-    """Of the preference vectors' likeness to each other."""
+    """Weight of the similarity of the preference vectors to each other."""
 
 
 FULL = CurriculumWeights()
 RETRIEVAL_ALONE = CurriculumWeights(consistency=0.0, contrastive=0.0, diversity=0.0)
 WITHOUT_CURRICULUM = RETRIEVAL_ALONE._replace(contrastive=FULL.contrastive)
-"""The weights where there is no curriculum: the memory bank, if it is on, counts in full."""
+"""The weights without a curriculum: the memory bank, if it is on, counts in full."""
 
 
 def curriculum_weights(step: int, num_steps: int | None, *, warmup_steps: int) -> CurriculumWeights:

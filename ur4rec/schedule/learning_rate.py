@@ -6,7 +6,7 @@ from ur4rec.config import TrainerConfig
 
 
 def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) -> dict[str, float]:
-    """The learning rate of each part of what trains at a step (0-based) of a stage; see `learning_rate_factor`.
+    """The learning rate of each trained part at a step (0-based) of a stage; see `learning_rate_factor`.
 
     Example:
         >>> learning_rates(TrainerConfig(warmup_steps=2), step=0, num_steps=None)
@@ -23,11 +23,11 @@ def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) ->
 
 
 def learning_rate_factor(step: float, *, num_steps: int | None, warmup: float, warmup_steps: int) -> float:
-    """What the peak learning rate is multiplied with at a step (0-based) of a stage.
+    """The factor of the peak learning rate at a step (0-based) of a stage.
 
     It rises linearly over the warm-up and then falls along a cosine to 0 at ``num_steps``; where the length is not
-    given it stays at 1 after ``warmup_steps``. A function of progress through the stage, whoever is active, so that a
-    module's share of the steps does not change its annealing.
+    given it stays at 1 after ``warmup_steps``. A function of progress through the stage, whichever module is active, so
+    that a module's share of the steps does not change its annealing.
 
     Example:
         >>> [round(learning_rate_factor(s, num_steps=8, warmup=0.25, warmup_steps=0), 2) for s in range(9)]

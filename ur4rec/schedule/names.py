@@ -15,8 +15,8 @@ SEQUENCE = "sequence:"
 CHOICES = (AUTO, "adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
 
 STEP_COSTS = (1.0, 0.65, 0.7)
-"""Cost of a step of both modules, of SASRec and of the retriever, as `payoff` has it by default: the demo's model on a
-CPU. `ur4rec compare` measures those of its study and takes them."""
+"""The default costs of `payoff`, for a step of both modules, of SASRec and of the retriever: the demo's model on a
+CPU. `ur4rec compare` uses costs measured in its study."""
 
 SCHEDULE_HELP = (
     "auto (payoff, or joint where there is nothing to measure payoffs on), adaptive (the original rule with its "
@@ -29,10 +29,10 @@ SCHEDULE_HELP = (
 
 @dataclass(frozen=True)
 class Schedule:
-    """Who trains in the joint stage."""
+    """What trains in the joint stage."""
 
     name: str
-    """The text it was made from."""
+    """The string that it was parsed from."""
     rule: Rule | None
     """The rule that switches; None where both modules train in every step."""
 
@@ -46,9 +46,9 @@ def resolve_schedule(text: str, *, fusion: str, num_targets: int) -> str:
     """What ``auto`` stands for: `payoff`, the recommended rule, or `joint` where payoffs cannot be measured.
 
     Args:
-        text: A schedule; every other one stays as it is.
+        text: A schedule; any other than ``auto`` is returned unchanged.
         fusion: How scores are fused: payoffs need likelihoods.
-        num_targets: Held-out targets that there are to measure on.
+        num_targets: The number of held-out targets available for measuring.
 
     Example:
         >>> [resolve_schedule("auto", fusion="weighted", num_targets=number) for number in (943, 3)]
@@ -62,7 +62,7 @@ def resolve_schedule(text: str, *, fusion: str, num_targets: int) -> str:
 
 
 def parse_schedule(text: str) -> Schedule:
-    """A schedule from its text; see `SCHEDULE_HELP`.
+    """A schedule from its string; see `SCHEDULE_HELP`.
 
     Raises:
         ConfigurationError: An unknown name, or settings that the rule does not have or refuses.
@@ -94,12 +94,12 @@ def parse_schedule(text: str) -> Schedule:
 
 
 def what_payoffs_lack(rule: Payoff, fusion: str, num_targets: int) -> str:
-    """What a rule would need to measure payoffs; empty where nothing is missing.
+    """What a rule lacks to measure payoffs, in words for a message; empty where nothing is missing.
 
     Args:
         rule: The rule.
         fusion: How scores are fused: payoffs need likelihoods.
-        num_targets: Held-out targets that there are to measure on.
+        num_targets: The number of held-out targets available for measuring.
 
     Example:
         >>> rule = Payoff(costs=(1.0, 0.7, 0.6), groups=16)

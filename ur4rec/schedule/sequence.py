@@ -1,4 +1,4 @@
-"""A schedule that is given in full: which turn trains for how long, one tenure after the other."""
+"""A schedule that is given in full: which turn trains for how many steps, tenure after tenure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from ur4rec.schedule.stages import MODULES, TURNS
 
 
 class TurnSequenceState(NamedTuple):
-    """Which tenure runs."""
+    """The index of the current tenure."""
 
-    tenure: int
+    current: int
 
 
 @dataclass(frozen=True)
 class TurnSequence:
-    """Tenures in a given order, from the beginning again after the last: to replay a schedule, or to shuffle one.
+    """Tenures in a given order, from the start again after the last: to replay a schedule, or to shuffle one.
 
     Raises:
         ConfigurationError: There is no tenure, an unknown turn, or a length below 1.
@@ -62,11 +62,11 @@ class TurnSequence:
         return TurnSequenceState(0)
 
     def step(self, state: TurnSequenceState, facts: Facts) -> tuple[TurnSequenceState, Verdict]:
-        """Hold to the end of the tenure; what follows is the next, of the same turn too."""
-        length = self.tenures[state.tenure][1]
+        """Hold to the end of the tenure, then start the next, which may be of the same turn."""
+        length = self.tenures[state.current][1]
         if facts.tenure < length:
             return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, length)
-        following = (state.tenure + 1) % len(self.tenures)
+        following = (state.current + 1) % len(self.tenures)
         target = self.turns.index(self.tenures[following][0])
         return TurnSequenceState(following), Verdict(True, Reason.SCHEDULED, facts.tenure, length, target=target)
 

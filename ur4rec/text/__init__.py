@@ -1,1 +1,1 @@
-"""Texts as vectors: of items, of users, and whether those of users name what is held out."""
+"""Texts as vectors, of items and of users, and the check that user texts do not reveal what is held out."""

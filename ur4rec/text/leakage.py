@@ -1,7 +1,7 @@
 """Leakage: whether texts name what is held out from their users more often than texts without that knowledge would.
 
 A text that was written with the validation or test item at hand names it; a model that reads such texts is measured on
-what it was told. The check looks for the titles of held-out items in the texts of their users:
+what it was given. The check looks for the titles of held-out items in the texts of their users:
 
 * **What counts as named.** Texts and titles are compared as words: no case, accents or punctuation. An item is named by
   its title as a whole phrase, with or without the year and with the article in front or behind, where no longer title
@@ -16,7 +16,7 @@ what it was told. The check looks for the titles of held-out items in the texts 
   has no more variance, so this errs towards acceptance.
 
 It cannot see paraphrases, translations, misspelt titles, descriptions ("the film about the sinking ship"), or what is
-told of a target without its title; nor fewer than about six users. It cannot tell a good guess from a leak: a writer
+said about a target without its title; nor fewer than about six users. It cannot tell a good guess from a leak: a writer
 who knows only the training prefix but guesses films that fit names targets more often than chance too.
 """
 
@@ -33,14 +33,14 @@ from ur4rec.data.splits import Split
 from ur4rec.errors import LeakageError
 
 SIGNIFICANCE = 1e-3
-"""Texts are refused if chance names that many targets with a smaller probability."""
+"""Texts are refused if chance would name as many targets with a smaller probability than this."""
 
 _ARTICLES = frozenset(("the", "a", "an", "le", "la", "les", "il", "el", "das", "der", "die"))
 _YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
 class LeakageTest(NamedTuple):
-    """The outcome of the check for one kind of target."""
+    """The result of the check for one kind of target."""
 
     targets: str
     """"validation" or "test"."""
@@ -49,7 +49,7 @@ class LeakageTest(NamedTuple):
     num_named: int
     """Those whose text names their target."""
     expected: float
-    """How many of them chance would give."""
+    """The number of them that chance would give."""
     p_value: float
     """The probability that chance gives at least as many."""
 
@@ -70,8 +70,8 @@ def find_leakage(texts: Sequence[str], interactions: Interactions, split: Split)
     Example:
         >>> from ur4rec.data import leave_one_out, synthetic
         >>> interactions = synthetic(num_users=200)
-        >>> told = [f"likes {interactions.titles[items[-1]]}" for items in interactions.sequences]
-        >>> [test.leaks for test in find_leakage(told, interactions, leave_one_out(interactions))]
+        >>> texts = [f"likes {interactions.titles[items[-1]]}" for items in interactions.sequences]
+        >>> [test.leaks for test in find_leakage(texts, interactions, leave_one_out(interactions))]
         [False, True]
     """
     finder = TitleFinder(interactions.titles)
@@ -105,7 +105,7 @@ def refuse_leakage(what: str, tests: Iterable[LeakageTest]) -> None:
         counts = "; ".join(describe_leakage(test) for test in found)
         raise LeakageError(
             f"user texts must know no held-out item, but {what} names {counts}; write them from training prefixes "
-            "alone (ur4rec data --write-user-texts makes such a file), or pass --allow-leakage to train all the same"
+            "alone (ur4rec data --write-user-texts makes such a file), or pass --allow-leakage to train anyway"
         )
 
 
@@ -198,6 +198,6 @@ def _phrases(title: str) -> set[tuple[str, ...]]:
 
 
 def _words(text: str) -> list[str]:
-    """Words in small letters without accents."""
+    """Words in lower case without accents."""
     letters = unicodedata.normalize("NFKD", text.casefold())
     return re.findall(r"\w+", "".join(letter for letter in letters if not unicodedata.combining(letter)))

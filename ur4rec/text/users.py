@@ -1,6 +1,5 @@
 """User preference texts: a JSON file that says in words what each user likes."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 from ur4rec.data.interactions import Interactions
 from ur4rec.data.splits import Split
 from ur4rec.errors import DataError
-from ur4rec.files import write_whole
+from ur4rec.files import hash_bytes, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -19,15 +18,15 @@ def read_user_texts(path: Path, user_ids: Sequence[str]) -> list[str]:
     """The text of each user of a dataset, from a JSON file with one object: user id → text.
 
     Users whom the file leaves out, or whose text is blank, have the empty text. Users whom the dataset does not have
-    are passed over with a warning, but not if the file knows nobody else.
+    are ignored with a warning, unless the file has no others.
 
     Args:
         path: The file: UTF-8, with or without a byte order mark.
         user_ids: The dataset's users, in their order.
 
     Raises:
-        DataError: The file cannot be read, is no such object (with line and column), gives a user twice or something
-            other than a string, or no user of the dataset has a text.
+        DataError: The file cannot be read, does not hold such an object (with line and column), gives a user twice or
+            something other than a string, or no user of the dataset has a text.
     """
     texts = _parse(path)
     for user, text in texts.items():
@@ -41,17 +40,17 @@ def read_user_texts(path: Path, user_ids: Sequence[str]) -> list[str]:
     found = [text if (text := texts.get(user, "")).strip() else "" for user in user_ids]
     if not any(found):
         raise DataError(
-            f"{path} must have a text for some user of the dataset, got none among {len(texts)} users; "
+            f"{path} must have a text for at least one user of the dataset, got none among {len(texts)} users; "
             f"use the dataset's ids, such as {list(user_ids[:3])}"
         )
     return found
 
 
 def texts_of_prefixes(split: Split, interactions: Interactions, max_titles: int = 20) -> list[str]:
-    """What each user is known to like, in words: the last titles of the *training* prefix, the newest last.
+    """What is known about each user in words: the last titles of the *training* prefix, the newest last.
 
-    Validation and test items are never named but where the user had them in training too, so no text leaks a target. A
-    user without training items has an empty text.
+    Validation and test items are named only where the user had them in training too, so no text leaks a target. A user
+    without training items has an empty text.
 
     Example:
         >>> from ur4rec.data import leave_one_out, synthetic
@@ -75,7 +74,7 @@ def hash_file(path: Path) -> str:
     Raises:
         DataError: The file cannot be read.
     """
-    return hashlib.sha256(_read(path)).hexdigest()
+    return hash_bytes(_read(path))
 
 
 def _read(path: Path) -> bytes:

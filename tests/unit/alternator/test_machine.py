@@ -228,7 +228,7 @@ def test_a_late_loss_is_credited_to_its_module_and_not_to_the_new_tenure():
 
 
 @pytest.mark.parametrize("value", [2.0, math.nan])
-def test_a_loss_that_is_older_than_the_tenure_is_kept_but_not_observed(value):
+def test_a_loss_that_is_older_than_the_tenure_is_kept_but_not_heard(value):
     alternator = Alternator(("a", "b"), Cycle(2), nonfinite_limit=1)
     for _ in range(2):
         alternator.advance()

@@ -1,1 +1,1 @@
-"""Files into tables, and tables into interactions."""
+"""Reads files into tables, and tables into interactions."""

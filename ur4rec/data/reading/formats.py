@@ -1,4 +1,4 @@
-"""Files of the user's own: RecBole atomic files, CSV, TSV and Parquet."""
+"""The user's own files: RecBole atomic files, CSV, TSV and Parquet."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,15 +18,15 @@ class Columns:
     """Names of the columns of the user's own tables."""
 
     user: str = "user"
-    """Who, in the interactions."""
+    """The user of an interaction."""
     item: str = "item"
-    """What, in the interactions and in the items."""
+    """The item, in the interactions and in the items table."""
     timestamp: str = "timestamp"
-    """When: seconds (or any number that grows with time), or ISO 8601 dates."""
+    """The time: seconds (or any number that grows with time), or ISO 8601 dates."""
     title: str | None = None
-    """Title, in the items; None: ``title`` if there is one (atomic: the first with "title" or "name" in it)."""
+    """The title, in the items table; None: ``title`` if it exists (atomic: the first with "title" or "name" in it)."""
     texts: tuple[str, ...] | None = None
-    """What the encoder reads besides the title, in the items; None: every further column but ids."""
+    """What the encoder reads besides the title, in the items table; None: all other columns except ids."""
 
 
 def read_path(path: Path, columns: Columns, items_path: Path | None, min_item_interactions: int) -> Interactions:
@@ -34,8 +34,8 @@ def read_path(path: Path, columns: Columns, items_path: Path | None, min_item_in
 
     Args:
         path: A directory of atomic files or of tables, or a table.
-        columns: Names of the columns (the roles of atomic files' columns are fixed but for title and texts).
-        items_path: The items table, where it does not lie beside the interactions.
+        columns: Names of the columns (in atomic files only those of title and texts can be chosen).
+        items_path: The items table, if it is not beside the interactions.
         min_item_interactions: Items with fewer interactions are dropped.
 
     Raises:
@@ -105,7 +105,7 @@ def _read_atomic(path: Path) -> Table:
         name, colon, kind = header.partition(":")
         if not colon or kind not in _ATOMIC_TYPES:
             raise DataError(
-                f"{path}:1, column {cut(header)!r}: must be name:type with a type of {_ATOMIC_TYPES}; mend the header"
+                f"{path}:1, column {cut(header)!r}: must be name:type with a type of {_ATOMIC_TYPES}; fix the header"
             )
         if name in columns:
             raise DataError(f"{path}:1, column {header!r}: must be there once, got it with two types; drop one")
@@ -123,9 +123,9 @@ def _read_items(path: Path, columns: Columns) -> tuple[dict[str, str], dict[str,
     )
     items = table.names(columns.item)
     table.refuse_repeats(columns.item)
-    title_texts = table.texts(title) if title else items
-    titles = {item: text or item for item, text in zip(items, title_texts, strict=True)}
-    rows = zip(titles.values(), *(table.texts(name) for name in others), strict=True)
+    title_strings = table.strings(title) if title else items
+    titles = {item: text or item for item, text in zip(items, title_strings, strict=True)}
+    rows = zip(titles.values(), *(table.strings(name) for name in others), strict=True)
     return titles, dict(zip(titles, (_join(row) for row in rows), strict=True))
 
 

@@ -38,7 +38,7 @@ _ATOMIC = TextFormat(separator="\t")
 
 @dataclass(frozen=True)
 class _Movie:
-    """What is known of an item."""
+    """The title and the genres of an item."""
 
     title: str
     genres: tuple[str, ...]
@@ -101,18 +101,18 @@ def find_layout(name: str, directory: Path) -> tuple[str, str] | None:
 
 def _flagged_movies(table: Table) -> dict[str, _Movie]:
     """ML-100K's official items: one column of 0 and 1 for each genre."""
-    flags = [table.texts(genre) for genre in _GENRES_100K]
+    flags = [table.strings(genre) for genre in _GENRES_100K]
     return {
         item: _Movie(
             _tidy(title), tuple(genre for genre, flag in zip(_GENRES_100K, flags, strict=True) if flag[row] == "1")
         )
-        for row, (item, title) in enumerate(zip(table.names("item_id"), table.texts("title"), strict=True))
+        for row, (item, title) in enumerate(zip(table.names("item_id"), table.strings("title"), strict=True))
     }
 
 
 def _listed_movies(table: Table) -> dict[str, _Movie]:
     """ML-1M's official items: genres between bars."""
-    columns = (table.names("item_id"), table.texts("title"), table.texts("genres"))
+    columns = (table.names("item_id"), table.strings("title"), table.strings("genres"))
     return {item: _Movie(_tidy(title), tuple(genres.split("|"))) for item, title, genres in zip(*columns, strict=True)}
 
 
@@ -123,7 +123,7 @@ def _read_copy(ratings_file: Path, movies_file: Path) -> tuple[Table, dict[str, 
     remedy = "take the copy that the documentation names"
     require_columns(ratings, _RATINGS, remedy)
     require_columns(movies, ("item_id", "movie_title", "release_year", genres), remedy)
-    columns = (movies.names("item_id"), *(movies.texts(name) for name in ("movie_title", "release_year", genres)))
+    columns = (movies.names("item_id"), *(movies.strings(name) for name in ("movie_title", "release_year", genres)))
     return ratings, {
         item: _Movie(_with_year(title, year), tuple(genre.split()))
         for item, title, year, genre in zip(*columns, strict=True)

@@ -1,7 +1,7 @@
 """Tables: separated text files and Parquet, read whole and checked, or refused with file, line and column.
 
-The fast path is pyarrow's. Only when it (or a check after it) finds something wrong is the file gone through again,
-slowly, to say where.
+The fast path is pyarrow's. Only when it (or a later check) finds something wrong is the file read again, slowly,
+to say where.
 """
 
 import csv
@@ -24,64 +24,66 @@ from ur4rec.data.reading.times import kind_of_time, parse_times
 from ur4rec.errors import DataError
 
 MAX_FIELD_CHARACTERS = 131_072
-"""The longest field of a text file: the limit of the standard library's csv."""
+"""The maximum length of a field of a text file, in characters: the limit of the standard library's csv."""
 MAX_ROW_BYTES = 2**20
-"""The longest row of a text file: what pyarrow reads at once."""
+"""The maximum length of a row of a text file: the block that pyarrow reads at once."""
 _LINE_END = re.compile(b"\r\n|\n|\r")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """How a text file holds a table."""
+    """The format of a text file that holds a table."""
 
     separator: str
-    """What is between two fields; one character, or ``::``."""
+    """What separates two fields; one character, or ``::``."""
     quoted: bool = False
     """Whether fields may be in double quotes, as in CSV."""
     encoding: str = "utf-8"
-    """How characters are encoded."""
+    """The encoding of the characters."""
     columns: tuple[str, ...] | None = None
-    """Names of the columns; None: they are in the first line."""
+    """Names of the columns; None: those in the first line."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table that has been read: columns of texts (or of whatever Parquet holds) and where each row was."""
+    """A table that has been read: columns of strings (or of whatever Parquet holds) and the line of each row."""
 
     path: Path
     """The file."""
     columns: dict[str, pa.Array]
     """The columns by name."""
     format: TextFormat | None
-    """How the text file was read; None for Parquet."""
+    """The format of the text file; None for Parquet."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
-    def texts(self, column: str) -> NDArray[Any]:
-        """A column as texts; where Parquet has nothing it is empty."""
+    def strings(self, column: str) -> NDArray[Any]:
+        """A column as strings; a missing value of a Parquet file is the empty one."""
         array = self.columns[column]
         if not pa.types.is_string(array.type):
             try:
                 array = pc.cast(array, pa.string())
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise DataError(
-                    f"{self.path}, column {column!r}: must be texts or numbers, got {array.type}; write it as texts"
+                    f"{self.path}, column {column!r}: must be strings or numbers, got {array.type}; write it as strings"
                 ) from error
         try:
             return np.asarray(pc.fill_null(array, "").to_numpy(zero_copy_only=False), dtype=object)
         except (UnicodeDecodeError, pa.ArrowException) as error:
-            raise DataError(f"{self.path}, column {column!r}: must be utf-8 texts ({error}); write it anew") from error
+            raise DataError(
+                f"{self.path}, column {column!r}: must be UTF-8 ({error}); write it again as UTF-8"
+            ) from error
 
     def names(self, column: str) -> NDArray[Any]:
         """A column of user or item names: none may be empty."""
-        values = self.texts(column)
+        values = self.strings(column)
         if not np.all(values.astype(bool)):
             self._refuse(column, lambda value: None if value else "must not be empty", "name it or drop the row")
         return values
 
     def refuse_repeats(self, column: str) -> None:
-        """Raise for a value that a row before it has too."""
+        """Raise for a value that an earlier row has too."""
         before: set[str] = set()
 
         def fault(value: str) -> str | None:
@@ -89,11 +91,11 @@ class Table:
             before.add(value)
             return "must not be repeated" if repeated else None
 
-        if len(set(self.texts(column))) < len(self):
+        if len(set(self.strings(column))) < len(self):
             self._refuse(column, fault, "drop one of the rows")
 
     def numbers_of_time(self, column: str) -> NDArray[Any]:
-        """A column of times: whole numbers as int64, others as float64, ISO 8601 dates as seconds since 1970."""
+        """A column of times: integers as int64, other numbers as float64, ISO 8601 dates as seconds since 1970."""
         times = parse_times(self.columns[column])
         if times is not None:
             return times
@@ -114,7 +116,7 @@ class Table:
     def _refuse(self, column: str, fault: Callable[[str], str | None], remedy: str) -> None:
         """Raise for the first value that has a fault, with its place."""
         places = self._lines() if self.format else range(1, len(self) + 1)
-        for place, value in zip(places, self.texts(column), strict=False):
+        for place, value in zip(places, self.strings(column), strict=False):
             if found := fault(str(value)):
                 where = f"{self.path}:{place}" if self.format else f"{self.path}, row {place}"
                 raise DataError(f"{where}, column {column!r}: {found}, got {cut(str(value))!r}; {remedy}")
@@ -130,10 +132,10 @@ class Table:
 def read_text_table(path: Path, form: TextFormat) -> Table:
     """Read a separated text file; every row must have as many fields as the first line.
 
-    A field has at most 131,072 characters and a row at most a megabyte, so that a quote left open is found.
+    A field has at most 131,072 characters and a row at most a megabyte, so that an unclosed quote is found.
 
     Raises:
-        DataError: The file is missing, empty, wrongly encoded, or a row has another number of fields.
+        DataError: The file is missing, empty or in another encoding, or a row has another number of fields.
     """
     content = _read_bytes(path, form.encoding)
     names, start = (list(form.columns), 0) if form.columns else _header(path, form, content)
@@ -186,7 +188,7 @@ def _check_is_file(path: Path) -> None:
 
 
 def _read_bytes(path: Path, encoding: str) -> bytes:
-    """The content without a byte order mark, known to be text of that encoding."""
+    """The content without a byte order mark, checked to be text in that encoding."""
     _check_is_file(path)
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
@@ -245,7 +247,7 @@ def _has_long_fields(columns: dict[str, pa.Array]) -> bool:
 
 
 def _has_line_ends(columns: dict[str, pa.Array]) -> bool:
-    """Whether a field spans lines: then it may be all that follows a quote left open, which pyarrow does not mind."""
+    """Whether a field spans lines: then it may be all that follows an unclosed quote, which pyarrow accepts."""
     return any(pc.any(pc.match_substring(column, end)).as_py() for column in columns.values() for end in "\r\n")
 
 
@@ -265,7 +267,7 @@ def _rows(path: Path, form: TextFormat, content: bytes, first_line: int = 1) -> 
             if row:
                 yield first_line + line - 1, row
     except csv.Error as error:
-        raise DataError(f"{path}:{first_line + line}: cannot be read: {error}; look for a quote left open") from error
+        raise DataError(f"{path}:{first_line + line}: cannot be read: {error}; look for an unclosed quote") from error
 
 
 def _refuse_shape(path: Path, form: TextFormat, content: bytes, num_columns: int) -> None:
@@ -275,7 +277,7 @@ def _refuse_shape(path: Path, form: TextFormat, content: bytes, num_columns: int
             last = min(len(row), num_columns)
             raise DataError(
                 f"{path}:{line}, column {last}: every row must have {num_columns} fields, got {len(row)}; "
-                f"mend the row ({cut(form.separator.join(row))!r})"
+                f"fix the row ({cut(form.separator.join(row))!r})"
             )
         longest = max(range(num_columns), key=lambda column: len(row[column]))
         if len(row[longest]) > MAX_FIELD_CHARACTERS:

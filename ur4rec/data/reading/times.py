@@ -12,7 +12,7 @@ _PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
 def parse_times(array: pa.Array) -> NDArray[Any] | None:
-    """Times as int64 or float64, or None where a value is no time or they are of several kinds."""
+    """Times as int64 or float64, or None where a value is not a time or they are of several kinds."""
     if array.null_count or pa.types.is_boolean(array.type):
         return None
     if pa.types.is_temporal(array.type):
@@ -37,7 +37,7 @@ def _seconds(array: pa.Array) -> NDArray[np.float64]:
 
 
 def kind_of_time(value: str) -> str | None:
-    """What a text is as a time: a number, a date or a date with a time zone; None if it is none of them."""
+    """The kind of time that a string holds: a number, a date or a date with a time zone; None if none of them."""
     if (times := parse_times(pa.array([value]))) is None or not np.isfinite(times).all():
         return None
     try:

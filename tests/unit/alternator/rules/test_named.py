@@ -21,7 +21,7 @@ def test_every_rule_has_a_name():
         ("random_tenure", ["mean=12.5", "seed=4"], RandomTenure(12.5, seed=4)),
     ],
 )
-def test_a_rule_is_built_from_strings(name, settings, rule):
+def test_a_rule_is_built_from_texts(name, settings, rule):
     assert rule_from_settings(name, settings) == rule
 
 
@@ -47,5 +47,5 @@ def test_mistakes_are_one_line(name, settings, message):
 @pytest.mark.parametrize(
     ("text", "value"), [("3", 3), ("0.5", 0.5), ("(1, 2)", (1, 2)), ("None", None), ("fused", "fused"), ("a b", "a b")]
 )
-def test_values_from_strings(text, value):
+def test_values_from_texts(text, value):
     assert parse_value(text) == value

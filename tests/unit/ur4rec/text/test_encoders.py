@@ -147,7 +147,7 @@ def test_which_encoder_is_used_is_logged(tmp_path, caplog):
 
 
 def test_faults_of_a_model_are_clear(model, tmp_path):
-    with pytest.raises(EncoderError, match=r"gives 6 dimensions, got dim=5; set it to those"):
+    with pytest.raises(EncoderError, match=r"gives 6 dimensions, got dim=5; set dim to that number"):
         encode_items(TEXTS, encoder=str(model), dim=5, cache_dir=tmp_path)
     with pytest.raises(
         EncoderError, match=r"failed: RuntimeError: out of words; give a local model path, or encoder='tf"

@@ -107,14 +107,20 @@ ATOMIC_FAULTS = {
 CSV_FAULTS = {
     "quote left open": (
         HEAD + LINES + '"u,d,13\n' + LINES,
-        ":5: cannot be read: unexpected end of data; look for a quote",
+        ":5: cannot be read: unexpected end of data; look for an unclosed quote",
     ),
     "in the last field": (
         'timestamp,user,item\n10,u,a\n11,u,5"\n12,u,"b\n13,u,c\n',
-        ":4: cannot be read: unexpected end of data; look for a quote",
+        ":4: cannot be read: unexpected end of data; look for an unclosed quote",
     ),
-    "in the last row": (HEAD + LINES + '"u,d,13', ":5: cannot be read: unexpected end of data; look for a quote"),
-    "in the header": ('user,item,"timestamp\n' + LINES, ":1: cannot be read: unexpected end of data; look for a quote"),
+    "in the last row": (
+        HEAD + LINES + '"u,d,13',
+        ":5: cannot be read: unexpected end of data; look for an unclosed quote",
+    ),
+    "in the header": (
+        'user,item,"timestamp\n' + LINES,
+        ":1: cannot be read: unexpected end of data; look for an unclosed quote",
+    ),
     "over 10 MB": (HEAD + '"u,a,1\n' + LINES * (LONG // 21), ":2: cannot be read: field larger than field limit"),
     "10 MB field": (HEAD + '"' + "u" * LONG + '",a,1\n', ":2: cannot be read: field larger than field limit"),
     "semicolons": ((HEAD + LINES).replace(",", ";"), "needs a column 'user', has 'user;item;timestamp'"),
@@ -142,7 +148,7 @@ def test_a_broken_csv_is_one_line(tmp_path, name):
 def test_a_quote_left_open_among_the_titles_does_not_swallow_the_rest(tmp_path, title):
     write(tmp_path / "interactions.csv", HEAD + LINES)
     write(tmp_path / "items.csv", "item,title\na," + title)
-    assert "look for a quote left open" in refusal(tmp_path)
+    assert "look for an unclosed quote" in refusal(tmp_path)
 
 
 def parquet(path, **columns):
@@ -165,10 +171,10 @@ PARQUET_FAULTS = {
         {"timestamp": ["1", "2", "2020-01-01"]},
         ", row 3, column 'timestamp': must be a number, as in the",
     ),
-    "bytes": ({"user": [b"\xff", b"a", b"b"]}, "must be texts or numbers, got binary"),
+    "bytes": ({"user": [b"\xff", b"a", b"b"]}, "must be strings or numbers, got binary"),
     "false UTF-8": (
         {"user": pa.Array.from_buffers(pa.string(), 3, pa.array([b"\xff", b"a", b"b"]).buffers())},
-        "column 'user': must be utf-8 texts",
+        "column 'user': must be UTF-8",
     ),
 }
 
@@ -275,7 +281,7 @@ def test_whatever_is_read_is_what_the_standard_library_reads(tmp_path_factory, b
     table = read_or_refused(lambda path: read_text_table(path, TextFormat(separator=",", quoted=quoted)), path)
     if table is None:
         return
-    read = [list(row) for row in zip(*map(table.texts, table.columns), strict=True)]
+    read = [list(row) for row in zip(*map(table.strings, table.columns), strict=True)]
     plain = {"delimiter": ","} if quoted else {"delimiter": ",", "quoting": csv.QUOTE_NONE}
     rows = list(csv.reader(io.StringIO(text, newline=""), **plain))
     assert read == [row for row in rows if row][1:]

@@ -48,8 +48,8 @@ def test_columns_can_be_chosen(tmp_path):
 
 
 BAD_ROWS = {
-    "too few fields": ("u1\tb\t4\n", r":3, column 3: every row must have 4 fields, got 3; mend the row"),
-    "too many fields": ("u1\tb\t4\t11\tx\n", r":3, column 4: every row must have 4 fields, got 5; mend the row"),
+    "too few fields": ("u1\tb\t4\n", r":3, column 3: every row must have 4 fields, got 3; fix the row"),
+    "too many fields": ("u1\tb\t4\t11\tx\n", r":3, column 4: every row must have 4 fields, got 5; fix the row"),
     "no user": ("\tb\t4\t11\n", r":3, column 'user_id': must not be empty, got ''; name it or drop the row"),
     "no item": ("u1\t\t4\t11\n", r":3, column 'item_id': must not be empty"),
     "word as time": (
@@ -181,7 +181,7 @@ def test_dates(tmp_path, suffix, times):
         ("user,item,timestamp\n1,a,3\n\n1,c,late\n", r"x.csv:4, column 'timestamp': must be a finite number .* 'late'"),
         (
             'user,item,timestamp\n1,"a,3\n' + "1,b,4\n" * 30_000,
-            r"x.csv:\d+: cannot be read: .*; look for a quote left open",
+            r"x.csv:\d+: cannot be read: .*; look for an unclosed quote",
         ),
         ("user,item,timestamp\n1,a,3\n1,,4\n", r"x.csv:3, column 'item': must not be empty"),
         (
@@ -201,7 +201,7 @@ def test_a_malformed_csv_row_is_named(tmp_path, text, message):
     [
         ({"item": ["a", None, "a"]}, r"x.parquet, row 2, column 'item': must not be empty"),
         ({"timestamp": [1.0, 2.0, None]}, r"x.parquet, row 3, column 'timestamp': must be a finite number"),
-        ({"item": [["a"], ["b"], ["a"]]}, r"x.parquet, column 'item': must be texts or numbers, got list"),
+        ({"item": [["a"], ["b"], ["a"]]}, r"x.parquet, column 'item': must be strings or numbers, got list"),
     ],
 )
 def test_a_malformed_parquet_row_is_named(tmp_path, change, message):
@@ -235,7 +235,7 @@ def test_any_row_of_another_length_is_found_where_it_is(tmp_path_factory, rows, 
     form = TextFormat(separator="\t", columns=("a", "b", "c"))
     path.write_bytes("\n".join("\t".join(row) for row in rows).encode())
     table = read_text_table(path, form)
-    assert [list(row) for row in zip(*(table.texts(name) for name in "abc"), strict=True)] == rows
+    assert [list(row) for row in zip(*(table.strings(name) for name in "abc"), strict=True)] == rows
     place = data.draw(st.integers(0, len(rows)))
     bad = data.draw(st.sampled_from([["x"], ["x", "y"], ["x", "y", "z", "w"]]))
     rows = [*rows[:place], bad, *rows[place:]]

@@ -123,7 +123,7 @@ def test_layouts_are_told_apart(both, tmp_path):
 def test_a_damaged_official_row_is_named(tmp_path):
     files = OFFICIAL_1M | {"ratings.dat": "1::1193::5::978300760\n1::661::3\n"}
     directory = write(tmp_path / "x", files, "latin-1")
-    with pytest.raises(DataError, match=r"ratings.dat:2, column 3: every row must have 4 fields, got 3; mend the row"):
+    with pytest.raises(DataError, match=r"ratings.dat:2, column 3: every row must have 4 fields, got 3; fix the row"):
         read_movielens("ml-1m", directory, min_item_interactions=1, source="test")
 
 

@@ -1,26 +1,26 @@
-"""Cross-entropy over the whole catalogue, slice by slice: the logits of all positions are never there at once.
+"""Cross-entropy over the whole catalogue, slice by slice: the logits of all positions are never in memory at once.
 
-What training spends is not the products but passes over (N, I) arrays that do not fit the cache. Here a slice of
-positions is scored, its loss and its gradients are computed while it is at hand, and only the gradients of the small
-factors are kept.
+What training spends its time on is not the products but the passes over (N, I) arrays that do not fit the cache. Here
+the loss and the gradients of a slice of positions are computed while its scores are still in the cache, and only the
+gradients of the small factors are kept.
 
-Shapes: N positions with a target (and some that fill up), S slices, n positions of a slice, I items, d and e widths,
-K preference vectors.
+Shapes: N positions with a target (padded), S slices, n positions of a slice, I items, d and e widths, K preference
+vectors.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 CPU_SLICE, ACCELERATOR_SLICE = 2**19, 2**26
-"""Logits of a slice: as many as a core's caches make quick work of, and as many as keep an accelerator busy."""
-LEAST_ROWS = 64
-"""Of a slice, however large the catalogue."""
+"""Logits of a slice: as many as fit a core's caches, and as many as keep an accelerator busy."""
+MINIMUM_ROWS = 64
+"""Rows of a slice at least, however large the catalogue."""
 
-Factors = tuple[Array | None, ...]
+Factors: TypeAlias = tuple[Array | None, ...]
 """SASRec's states and item table, the retriever's queries and keys, the weights; None where they are not given."""
 
 
@@ -35,12 +35,12 @@ def catalogue_cross_entropy(
 
     The logits are those of SASRec, states @ tableᵀ, or of the retriever, log Σ_k exp(queries_k @ keysᵀ), or of both,
     their sum weighted by ``weights_2``. It equals `ur4rec_jax.losses.softmax_cross_entropy` of them up to rounding, and
-    has first derivatives only. The products are of the factors' type, all else is of float32.
+    has first derivatives only. The products are of the factors' type, everything else is float32.
 
     Slices are sized for JAX's default backend.
 
     Args:
-        targets_N: The targets; I, the padding index, where filled up.
+        targets_N: The targets; I, the padding index, where padded.
         sasrec: States, (N, d), and the item table, (I, d).
         retriever: Preference vectors over τ, (N, K, e), and the items' keys, (I, e).
         weights_2: The weights of the two; given if and only if both are.
@@ -62,11 +62,11 @@ def _forward(targets_N: Any, factors: Any) -> tuple[Array, Factors]:
 
 
 def _backward(gradients: Factors, gradient: Array) -> tuple[None, Factors]:
-    """What flows to the factors and the weights."""
+    """The gradients of the factors and the weights."""
     return None, tuple(None if saved is None else (gradient * saved).astype(saved.dtype) for saved in gradients)
 
 
-# With symbolic zeros, forward is told which factors are differentiated.
+# With symbolic zeros, forward learns which factors are differentiated.
 _catalogue_cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
@@ -82,28 +82,32 @@ def _loss_and_gradients(
 ) -> tuple[Array, Factors]:
     """The mean loss, and its gradient by each factor that needs one."""
     factors = (hidden_Nd, table_Id, queries_NKe, keys_Ie, weights_2)
-    num_items = len(keys_Ie if table_Id is None else table_Id)
-    kind = jnp.result_type(jnp.float32, *(factor for factor in factors if factor is not None))
+    given = [factor for factor in factors if factor is not None]
+    kind = jnp.result_type(jnp.float32, *given)
+    num_items = len(given[1])  # the table or the keys: both factors of a module are given or neither is
     _, need_table, _, need_keys, need_weights = needed
     shared = ((table_Id, need_table), (keys_Ie, need_keys), (weights_2, need_weights))
-    start = jnp.zeros((), kind), *(jnp.zeros(factor.shape, kind) if need else None for factor, need in shared)
+    start = tuple(jnp.zeros(each.shape, kind) if need and each is not None else None for each, need in shared)
 
-    def add_slice(sums: tuple[Any, ...], slices: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
-        """Add what a slice has to the loss and to the gradients that slices share; its rows' gradients."""
+    def add_slice(
+        sums: tuple[Array, Factors], slices: tuple[Array, Array | None, Array | None]
+    ) -> tuple[tuple[Array, Factors], Factors]:
+        """Add a slice's part of the loss and of the gradients that slices share; the gradients of its rows."""
         targets_n, hidden_nd, queries_nKe = slices
         here = (hidden_nd, table_Id, queries_nKe, keys_Ie, weights_2)
-        loss, by_hidden_nd, by_table_Id, by_queries_nKe, by_keys_Ie, by_weights_2 = _slice(targets_n, *here, needed)
-        found = (loss, by_table_Id, by_keys_Ie, by_weights_2)
-        sums = tuple(None if each is None else total + each for total, each in zip(sums, found, strict=True))
-        return sums, (by_hidden_nd, by_queries_nKe)
+        loss, (by_hidden_nd, by_table_Id, by_queries_nKe, by_keys_Ie, by_weights_2) = _slice(targets_n, *here, needed)
+        pairs = zip(sums[1], (by_table_Id, by_keys_Ie, by_weights_2), strict=True)
+        found = tuple(None if total is None or each is None else total + each for total, each in pairs)
+        return (sums[0] + loss, found), (by_hidden_nd, by_queries_nKe)
 
     slices = _slices(targets_N, hidden_Nd, queries_NKe, num_items)
-    (loss, by_table_Id, by_keys_Ie, by_weights_2), rows = jax.lax.scan(add_slice, start, slices)
+    sums, rows = jax.lax.scan(add_slice, (jnp.zeros((), kind), start), slices)
+    loss, (by_table_Id, by_keys_Ie, by_weights_2) = sums
     by_hidden_Nd, by_queries_NKe = (_rejoin(each, len(targets_N)) for each in rows)
     num_targets = (targets_N < num_items).sum()
     found = (by_hidden_Nd, by_table_Id, by_queries_NKe, by_keys_Ie, by_weights_2)
     gradients = tuple(
-        None if each is None else (each / num_targets).astype(factor.dtype)
+        None if each is None or factor is None else (each / num_targets).astype(factor.dtype)
         for each, factor in zip(found, factors, strict=True)
     )
     return loss / num_targets, gradients
@@ -117,57 +121,87 @@ def _slice(
     keys_Ie: Array | None,
     weights_2: Array | None,
     needed: tuple[bool, ...],
-) -> tuple[Array | None, ...]:
+) -> tuple[Array, Factors]:
     """The summed loss of a slice, and its gradient by each factor that needs one."""
-    need_hidden, need_table, need_queries, need_keys, need_weights = needed
-    sasrec_weight, retriever_weight = (1.0, 1.0) if weights_2 is None else _widen(weights_2)
-    by_hidden_nd = by_table_Id = by_queries_nKe = by_keys_Ie = by_weights_2 = None
-    if table_Id is not None:
-        sasrec_nI = logits_nI = _widen(hidden_nd @ table_Id.T)
-    if keys_Ie is not None:
-        parts = [jnp.exp(_widen(query_ne @ keys_Ie.T)) for query_ne in queries_nKe.swapaxes(0, 1)]
-        sum_nI = sum(parts)
-        retriever_nI = logits_nI = jnp.log(sum_nI)
-    if weights_2 is not None:
-        logits_nI = sasrec_weight * sasrec_nI + retriever_weight * retriever_nI
+    parts: list[_SasrecLogits | _RetrieverLogits] = []
+    if hidden_nd is not None and table_Id is not None:
+        parts.append(_SasrecLogits(hidden_nd, table_Id))
+    if queries_nKe is not None and keys_Ie is not None:
+        parts.append(_RetrieverLogits(queries_nKe, keys_Ie))
+    logits_nI, weights = parts[0].logits_nI, None if weights_2 is None else _widen(weights_2)
+    if weights is not None:
+        logits_nI = weights[0] * parts[0].logits_nI + weights[1] * parts[1].logits_nI
     is_target_nI = targets_n[:, None] == jnp.arange(logits_nI.shape[1])
     is_real_n = targets_n < logits_nI.shape[1]
     log_total_n = jax.nn.logsumexp(logits_nI, axis=1)
     losses_n = log_total_n - jnp.where(is_target_nI, logits_nI, 0).sum(1)
     by_logits_nI = jnp.where(is_real_n[:, None], jnp.exp(logits_nI - log_total_n[:, None]) - is_target_nI, 0)
-    if need_weights:
-        by_weights_2 = jnp.stack([(by_logits_nI * scores_nI).sum() for scores_nI in (sasrec_nI, retriever_nI)])
-    if need_hidden:
-        by_hidden_nd = sasrec_weight * _product(by_logits_nI, table_Id)
-    if need_table:
-        by_table_Id = sasrec_weight * _product(by_logits_nI.T, hidden_nd)
-    if need_queries or need_keys:
-        by_products = [part_nI * (by_logits_nI / sum_nI) for part_nI in parts]
-    if need_queries:
-        by_queries_nKe = retriever_weight * jnp.stack([_product(by_nI, keys_Ie) for by_nI in by_products], axis=1)
-    if need_keys:
-        pairs = zip(by_products, queries_nKe.swapaxes(0, 1), strict=True)
-        by_keys_Ie = retriever_weight * sum(_product(by_nI.T, query_ne) for by_nI, query_ne in pairs)
-    loss = jnp.where(is_real_n, losses_n, 0).sum()
-    return loss, by_hidden_nd, by_table_Id, by_queries_nKe, by_keys_Ie, by_weights_2
+    by_weights_2 = jnp.stack([(by_logits_nI * part.logits_nI).sum() for part in parts]) if needed[4] else None
+    by_sasrec: Factors = (None, None)
+    by_retriever: Factors = (None, None)
+    for index, part in enumerate(parts):
+        weight = 1.0 if weights is None else weights[index]
+        if isinstance(part, _SasrecLogits):
+            by_sasrec = part.gradients(by_logits_nI, weight, needed[:2])
+        else:
+            by_retriever = part.gradients(by_logits_nI, weight, needed[2:4])
+    return jnp.where(is_real_n, losses_n, 0).sum(), (*by_sasrec, *by_retriever, by_weights_2)
+
+
+class _SasrecLogits:
+    """SASRec's logits of a slice, and the gradients through them."""
+
+    def __init__(self, hidden_nd: Array, table_Id: Array) -> None:
+        self.hidden_nd, self.table_Id = hidden_nd, table_Id
+        self.logits_nI = _widen(hidden_nd @ table_Id.T)
+
+    def gradients(self, by_logits_nI: Array, weight: float | Array, needed: tuple[bool, ...]) -> Factors:
+        """By the states and the table, those that are needed."""
+        need_hidden, need_table = needed
+        return (
+            weight * _product(by_logits_nI, self.table_Id) if need_hidden else None,
+            weight * _product(by_logits_nI.T, self.hidden_nd) if need_table else None,
+        )
+
+
+class _RetrieverLogits:
+    """The retriever's logits of a slice, and the gradients through them."""
+
+    def __init__(self, queries_nKe: Array, keys_Ie: Array) -> None:
+        self.queries_Kne, self.keys_Ie = queries_nKe.swapaxes(0, 1), keys_Ie
+        self.exponentials = [jnp.exp(_widen(query_ne @ keys_Ie.T)) for query_ne in self.queries_Kne]
+        self.sum_nI = sum(self.exponentials[1:], self.exponentials[0])
+        self.logits_nI = jnp.log(self.sum_nI)
+
+    def gradients(self, by_logits_nI: Array, weight: float | Array, needed: tuple[bool, ...]) -> Factors:
+        """By the queries and the keys, those that are needed."""
+        need_queries, need_keys = needed
+        by_products = [exponential_nI * (by_logits_nI / self.sum_nI) for exponential_nI in self.exponentials]
+        by_queries_nKe = by_keys_Ie = None
+        if need_queries:
+            by_queries_nKe = weight * jnp.stack([_product(by_nI, self.keys_Ie) for by_nI in by_products], axis=1)
+        if need_keys:
+            pairs = zip(by_products, self.queries_Kne, strict=True)
+            first, *rest = (_product(by_nI.T, query_ne) for by_nI, query_ne in pairs)
+            by_keys_Ie = weight * sum(rest, first)
+        return by_queries_nKe, by_keys_Ie
 
 
 def _slices(
     targets_N: Array, hidden_Nd: Array | None, queries_NKe: Array | None, num_items: int
 ) -> tuple[Array, Array | None, Array | None]:
-    """Targets, states and queries cut into slices of one size, the last one filled up: (S, n, ...)."""
+    """Targets, states and queries cut into slices of one size, the last one padded: (S, n, ...)."""
     num_rows = len(targets_N)
-    most = max(LEAST_ROWS, (CPU_SLICE if jax.default_backend() == "cpu" else ACCELERATOR_SLICE) // num_items)
-    count = max(1, -(-num_rows // most))
+    maximum = max(MINIMUM_ROWS, (CPU_SLICE if jax.default_backend() == "cpu" else ACCELERATOR_SLICE) // num_items)
+    count = max(1, -(-num_rows // maximum))
     cut = partial(_cut, count=count, size=-(-num_rows // count))
-    return cut(targets_N, filler=num_items), cut(hidden_Nd), cut(queries_NKe)
+    hidden, queries = (None if each is None else cut(each) for each in (hidden_Nd, queries_NKe))
+    return cut(targets_N, padding=num_items), hidden, queries
 
 
-def _cut(array: Array | None, *, count: int, size: int, filler: int = 0) -> Array | None:
-    if array is None:
-        return None
-    padding = [(0, count * size - len(array)), *[(0, 0)] * (array.ndim - 1)]
-    return jnp.pad(array, padding, constant_values=filler).reshape(count, size, *array.shape[1:])
+def _cut(array: Array, *, count: int, size: int, padding: int = 0) -> Array:
+    widths = [(0, count * size - len(array)), *[(0, 0)] * (array.ndim - 1)]
+    return jnp.pad(array, widths, constant_values=padding).reshape(count, size, *array.shape[1:])
 
 
 def _rejoin(slices: Array | None, num_rows: int) -> Array | None:

@@ -4,6 +4,7 @@ Shapes: N positions, I items.
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -45,19 +46,25 @@ class WeightedFusion(nnx.Module):
 
 
 class RankFusion(nnx.Module):
-    """The sum of reciprocal ranks (Cormack, Clarke & Büttcher, SIGIR 2009). No parameters, no gradients."""
+    """The sum of both modules' reciprocal ranks (Cormack, Clarke & Büttcher, SIGIR 2009).
+
+    It has no parameters and passes no gradients.
+    """
 
     def __call__(self, sasrec_NI: Array, retriever_NI: Array) -> Array:
         """Sums of 1 / (60 + rank), (N, I)."""
-        sasrec, retriever = (1 / (RANK_CONSTANT + 1 + _ranks(scores_NI)) for scores_NI in (sasrec_NI, retriever_NI))
+        ranks = (_ranks(scores_NI) for scores_NI in (sasrec_NI, retriever_NI))
+        sasrec, retriever = (1 / (RANK_CONSTANT + 1 + ranks_NI) for ranks_NI in ranks)
         return _nan_unless_finite(sasrec + retriever, sasrec_NI, retriever_NI)
 
 
 class CascadeFusion(nnx.Module):
-    """SASRec's top items in the retriever's order, above all others in SASRec's. No parameters, no gradients.
+    """SASRec's top items in the retriever's order, above all others in SASRec's.
+
+    It has no parameters and passes no gradients.
 
     Args:
-        size: How many are re-ordered.
+        size: The number of items that are re-ordered.
     """
 
     def __init__(self, size: int) -> None:
@@ -72,7 +79,9 @@ class CascadeFusion(nnx.Module):
         return _nan_unless_finite(fused_NI, sasrec_NI, retriever_NI)
 
 
-FUSIONS: dict[str, Callable[[ModelConfig], nnx.Module]] = {
+Fusion: TypeAlias = LogitFusion | WeightedFusion | RankFusion | CascadeFusion
+
+FUSIONS: dict[str, Callable[[ModelConfig], Fusion]] = {
     "logit": lambda config: LogitFusion(),
     "weighted": lambda config: WeightedFusion(),
     "rank": lambda config: RankFusion(),

@@ -20,12 +20,15 @@ Embedding = partial(nnx.Embed, embedding_init=_normal)
 LayerNorm = partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
-class Dropout(nnx.Dropout):
+class Dropout(nnx.Module):
     """Dropout where random numbers are given, and none (inference) where they are not."""
+
+    def __init__(self, rate: float) -> None:
+        self.layer = nnx.Dropout(rate)
 
     def __call__(self, inputs: Array, rngs: nnx.Rngs | None) -> Array:
         """Apply it."""
-        return super().__call__(inputs, deterministic=rngs is None, rngs=rngs)
+        return self.layer(inputs, deterministic=rngs is None, rngs=rngs)
 
 
 def normalize(inputs: Array) -> Array:

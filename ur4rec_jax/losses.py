@@ -1,11 +1,12 @@
 """Losses of SASRec by name, and what a step minimises.
 
-Shapes: B rows, L positions of a row, N positions with a target (and some that fill up), d width, K preference vectors,
-I items, M drawn items.
+Shapes: B rows, L positions of a row, N positions with a target (padded), d width, K preference vectors, I items, M
+drawn items.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import reduce
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,58 +15,16 @@ from jax import Array
 
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
+from ur4rec.training import arrays
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
 from ur4rec_jax.fusion import LogitFusion
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.ur4rec import UR4Rec
 
-
-class StepInputs(NamedTuple):
-    """A training batch on the device."""
-
-    items_BL: Array
-    """Histories, right-padded."""
-    positions_N: Array
-    """Where a target is, counted over all rows: row · L + position. Filled up with 0 to a constant length."""
-    targets_N: Array
-    """The targets there; the padding index where filled up."""
-    users_B: Array | None = None
-    """Whose histories they are; None for a model without user texts."""
-
-
-class Component(NamedTuple):
-    """One component of what is minimised; see `ur4rec.training.components`."""
-
-    loss: Array
-    """The loss itself."""
-    weight: float | Array
-    """Its weight. One that is traced may be 0: the component is absent then, and its loss is 0."""
-
-
-class Outputs(NamedTuple):
-    """What the modules that were run said where a target is; None where that was not needed."""
-
-    hidden_Nd: Array | None = None
-    """SASRec's states."""
-    preferences_NKd: Array | None = None
-    """The retriever's preference vectors."""
-    sasrec_NI: Array | None = None
-    """SASRec's logits, where they are kept."""
-    retriever_NI: Array | None = None
-    """The retriever's logits, where they are kept."""
-
-
-class StepLosses(NamedTuple):
-    """The losses of a step."""
-
-    total: Array
-    """What is minimised."""
-    modules: dict[str, Array]
-    """The raw primary loss of each module for which it was computed, detached."""
-    components: dict[str, Component]
-    """What the total is made of, by name."""
-    outputs: Outputs
-    """What the losses were computed from."""
+StepInputs: TypeAlias = arrays.StepInputs[Array]
+Component: TypeAlias = arrays.Component[Array]
+Outputs: TypeAlias = arrays.Outputs[Array]
+StepLosses: TypeAlias = arrays.StepLosses[Array]
 
 
 def softmax_cross_entropy(scores_NI: Array, targets_N: Array) -> Array:
@@ -163,37 +122,60 @@ def separate_loss(
         keeps_scores: As for `fused_loss`.
     """
     losses: dict[str, Component] = {}
-    outputs = Outputs()
+    outputs: Outputs = Outputs()
     if "sasrec" in modules:
-        hidden_Nd, table_Id = _states(model, inputs, rngs), model.sasrec.item_table()
-        rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
-        if keeps_scores and config.sasrec_loss == "ce":
-            outputs = outputs._replace(sasrec_NI=model.sasrec.score(hidden_Nd, table_Id))
-            loss = softmax_cross_entropy(outputs.sasrec_NI, inputs.targets_N)
-        else:
-            loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, rngs)
+        loss, outputs = _sasrec_loss(model, config, inputs, outputs, rngs, keeps_scores=keeps_scores)
         losses["sasrec"] = Component(loss, config.sasrec_loss_weight)
-        outputs = outputs._replace(hidden_Nd=hidden_Nd)
     if "retriever" in modules:
-        preferences_NKd = _preferences(model, inputs, catalogue, rngs)
-        if keeps_scores:
-            outputs = outputs._replace(retriever_NI=model.retriever.score(preferences_NKd, catalogue.keys_Id))
-            loss = softmax_cross_entropy(outputs.retriever_NI, inputs.targets_N)
-        else:
-            queries_NKd = model.retriever.scale(preferences_NKd)
-            loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
+        assert catalogue is not None
+        loss, outputs = _retriever_loss(model, inputs, catalogue, outputs, rngs, keeps_scores=keeps_scores)
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
-        outputs = outputs._replace(preferences_NKd=preferences_NKd)
     primary = {name: jax.lax.stop_gradient(loss) for name, (loss, _) in losses.items()}
     if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
-        if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
-            scores = jax.lax.stop_gradient((outputs.sasrec_NI, outputs.retriever_NI))
-            loss = softmax_cross_entropy(model.fusion(*scores), inputs.targets_N)
-        else:
-            factors = jax.lax.stop_gradient((hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id))
-            loss = _fused(model, *factors, inputs.targets_N)
-        losses["fused"] = Component(loss, 1.0)
-    return StepLosses(sum(weight * loss for loss, weight in losses.values()), primary, losses, outputs)
+        assert catalogue is not None
+        losses["fused"] = Component(_fusion_loss(model, inputs, catalogue, outputs), 1.0)
+    total = reduce(jnp.add, (weight * loss for loss, weight in losses.values()))
+    return StepLosses(total, primary, losses, outputs)
+
+
+def _sasrec_loss(
+    model: UR4Rec, config: TrainerConfig, inputs: StepInputs, outputs: Outputs, rngs: nnx.Rngs, *, keeps_scores: bool
+) -> tuple[Array, Outputs]:
+    """SASRec's own loss, and the outputs with what it was computed from."""
+    hidden_Nd, table_Id = _states(model, inputs, rngs), model.sasrec.item_table()
+    if keeps_scores and config.sasrec_loss == "ce":
+        scores_NI = model.sasrec.score(hidden_Nd, table_Id)
+        outputs = outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NI)
+        return softmax_cross_entropy(scores_NI, inputs.targets_N), outputs
+    rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
+    loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, rngs)
+    return loss, outputs._replace(hidden_Nd=hidden_Nd)
+
+
+def _retriever_loss(
+    model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs, rngs: nnx.Rngs, *, keeps_scores: bool
+) -> tuple[Array, Outputs]:
+    """The retriever's own loss, and the outputs with what it was computed from."""
+    preferences_NKd = _preferences(model, inputs, catalogue, rngs)
+    if keeps_scores:
+        scores_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
+        outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NI)
+        return softmax_cross_entropy(scores_NI, inputs.targets_N), outputs
+    queries_NKd = model.retriever.scale(preferences_NKd)
+    loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
+    return loss, outputs._replace(preferences_NKd=preferences_NKd)
+
+
+def _fusion_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> Array:
+    """Cross-entropy of the fusion of both modules' detached outputs: it trains the fusion weights alone."""
+    if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
+        scores = jax.lax.stop_gradient((outputs.sasrec_NI, outputs.retriever_NI))
+        return softmax_cross_entropy(model.fusion(*scores), inputs.targets_N)
+    assert outputs.hidden_Nd is not None
+    assert outputs.preferences_NKd is not None
+    hidden_Nd, table_Id = jax.lax.stop_gradient((outputs.hidden_Nd, model.sasrec.item_table()))
+    preferences_NKd, keys_Id = jax.lax.stop_gradient((outputs.preferences_NKd, catalogue.keys_Id))
+    return _fused(model, hidden_Nd, table_Id, preferences_NKd, keys_Id, inputs.targets_N)
 
 
 def fused_loss(
@@ -256,9 +238,8 @@ def _fused(
     """Cross-entropy of the fused scores."""
     if isinstance(model.fusion, LogitFusion):
         retriever = model.retriever.scale(preferences_NKd), keys_Id
-        weights_2 = model.fusion.weights[...]
         return catalogue_cross_entropy(
-            targets_N, sasrec=(hidden_Nd, table_Id), retriever=retriever, weights_2=weights_2
+            targets_N, sasrec=(hidden_Nd, table_Id), retriever=retriever, weights_2=model.fusion.weights[...]
         )
     scores = model.sasrec.score(hidden_Nd, table_Id), model.retriever.score(preferences_NKd, keys_Id)
     return softmax_cross_entropy(model.fusion(*scores), targets_N)
@@ -279,7 +260,7 @@ def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: 
 def _against_drawn(
     hidden_Nd: Array, table_Id: Array, targets_N: Array, config: TrainerConfig, rngs: nnx.Rngs
 ) -> tuple[Array, Array, Array]:
-    """Scores of the targets, (N,), and of M drawn items, (N, M), and which of these count."""
+    """Scores of the targets, (N,), and of M drawn items, (N, M), and which of these are not the target."""
     negatives_M = jax.random.randint(rngs.negatives(), (config.num_negatives,), 0, len(table_Id))
     positive_N = (hidden_Nd * table_Id.at[targets_N].get(mode="clip")).sum(1).astype(jnp.float32)
     negative_NM = (hidden_Nd @ table_Id[negatives_M].T).astype(jnp.float32)
@@ -289,7 +270,7 @@ def _against_drawn(
 def _against_one(
     hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, rngs: nnx.Rngs
 ) -> tuple[Array, Array, Array]:
-    """Scores of the targets and of one drawn item each, and which of these count, all (N,)."""
+    """Scores of the targets and of one drawn item each, and which of these are new to the row, all (N,)."""
     negatives_N = jax.random.randint(rngs.negatives(), targets_N.shape, 0, len(table_Id))
     positive_N = (hidden_Nd * table_Id.at[targets_N].get(mode="clip")).sum(1).astype(jnp.float32)
     negative_N = (hidden_Nd * table_Id[negatives_N]).sum(1).astype(jnp.float32)

@@ -1,30 +1,23 @@
 """The memory bank: text vectors of past targets, as further negatives of the retriever.
 
-Shapes: B rows, L positions, N positions with a target (and some that fill up), M entries of the bank, K preference
-vectors, d width, I items.
+Shapes: B rows, L positions, N positions with a target (padded), M entries of the bank, K preference vectors, d width,
+I items.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ur4rec.training import arrays
 from ur4rec_jax.layers import normalize
 from ur4rec_jax.losses import StepInputs
 
 _EMPTY = -1
 
 
-class LastTargets(NamedTuple):
-    """The last target of each row."""
-
-    index_B: Array
-    """Which of the N targets it is; any in a row without a target."""
-    items_B: Array
-    """The target."""
-    is_real_B: Array
-    """Whether the row has a target."""
+LastTargets: TypeAlias = arrays.LastTargets[Array]
 
 
 def find_last_targets(inputs: StepInputs, num_items: int) -> LastTargets:
@@ -54,7 +47,7 @@ class MemoryBank(NamedTuple):
         """A bank without entries.
 
         Args:
-            size: How many it can hold; then the oldest give way.
+            size: The number of entries it can hold; then the oldest are overwritten.
             dim: Width of a key.
         """
         return cls(jnp.full(size, _EMPTY, jnp.int32), jnp.zeros((size, dim)), jnp.zeros((), jnp.int32))

@@ -1,10 +1,11 @@
-"""The preference retriever: reads a history's texts, says what is wanted, and finds items whose texts answer it.
+"""The preference retriever: reads a history's texts, predicts what is wanted, and finds items whose texts match it.
 
 Shapes: B rows, L positions, T width of text vectors, d width of the preference space, K queries, N positions, I items,
 J = I + 1 items with the padding, U users, M = L + 1 texts with the user's own.
 """
 
-from typing import NamedTuple
+from functools import reduce
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,33 +13,15 @@ from flax import nnx
 from jax import Array
 
 from ur4rec.config import ModelConfig
+from ur4rec.training import arrays
 from ur4rec_jax.layers import Dropout, Embedding, Linear, normalize
 
-
-class Buffer(nnx.Variable):
-    """What belongs to the model and never trains."""
-
-
-class UserMemory(NamedTuple):
-    """What the retriever knows of users from their preference texts, one row each."""
-
-    values_Ud: Array
-    """What is gathered from the text."""
-    content_UK: Array
-    """How much each query attends to it, before softmax; -inf where there is no text."""
+UserMemory: TypeAlias = arrays.UserMemory[Array]
+Catalogue: TypeAlias = arrays.Catalogue[Array]
 
 
-class Catalogue(NamedTuple):
-    """What the retriever knows of every item: the same for all histories until one of its parameters changes."""
-
-    keys_Id: Array
-    """As a candidate: its projected text, of unit length."""
-    values_Jd: Array
-    """As part of a history: what is gathered from it."""
-    content_JK: Array
-    """As part of a history: how much each query attends to it, before recency and softmax."""
-    users: UserMemory | None = None
-    """What it knows of every user, and last of somebody without a text; None where that is not computed ahead."""
+class Buffer(nnx.Variable[Array]):
+    """An array that belongs to the model and never trains."""
 
 
 class PreferenceRetriever(nnx.Module):
@@ -49,7 +32,7 @@ class PreferenceRetriever(nnx.Module):
     gathers, projected and normalised, is one preference vector.
 
     Where users have preference texts, each position may also look at its user's: one more text, whose recency is the
-    learned user_bias[k]. It is masked for a user without a text, who is scored as if nobody had one.
+    learned user_bias[k]. It is masked for a user without a text, who is scored as if no user had one.
 
     A candidate with the projected, normalised text c is scored by the preferences it retrieves::
 
@@ -106,9 +89,9 @@ class PreferenceRetriever(nnx.Module):
 
         Args:
             items_BL: Histories, right-padded.
-            catalogue: What `catalogue` gave.
+            catalogue: What `catalogue` returned.
             rngs: Random numbers for dropout; None is inference.
-            users_B: Whose they are; anything but the number of a user is somebody without a text.
+            users_B: Whose they are; anything but the number of a user is a user without a text.
         """
         values_BMd = catalogue.values_Jd[items_BL]
         content_BKL = catalogue.content_JK[items_BL].mT
@@ -121,12 +104,14 @@ class PreferenceRetriever(nnx.Module):
         weights_BKLM = jax.nn.softmax(logits_BKLM, axis=-1)
         values_BMd = self.dropout(values_BMd, rngs)
         gathered_BKLd = weights_BKLM.astype(values_BMd.dtype) @ values_BMd[:, None]
-        return normalize(self.preference_projection(gathered_BKLd).swapaxes(1, 2))
+        preferences_BKLd: Array = self.preference_projection(gathered_BKLd)
+        return normalize(preferences_BKLd.swapaxes(1, 2))
 
     def score(self, preferences_NKd: Array, keys_Id: Array) -> Array:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
         queries_KNd = self.scale(preferences_NKd).swapaxes(0, 1)
-        return jnp.log(sum(jnp.exp((query_Nd @ keys_Id.T).astype(jnp.float32)) for query_Nd in queries_KNd))
+        logits_NI = ((query_Nd @ keys_Id.T).astype(jnp.float32) for query_Nd in queries_KNd)
+        return jnp.log(reduce(jnp.add, (jnp.exp(each_NI) for each_NI in logits_NI)))
 
     def scale(self, preferences_NKd: Array) -> Array:
         """Preference vectors over τ: their products with items' keys are exponents."""
@@ -134,14 +119,14 @@ class PreferenceRetriever(nnx.Module):
 
     def _look_up(self, users_B: Array, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""
-        nobody = len(self.user_text_vectors[...]) - 1
-        rows_B = jnp.where((users_B >= 0) & (users_B < nobody), users_B, nobody)
+        no_text = len(self.user_text_vectors[...]) - 1
+        rows_B = jnp.where((users_B >= 0) & (users_B < no_text), users_B, no_text)
         if catalogue.users is None:
             return self._user_memory(self.user_text_vectors[...][rows_B])
         return UserMemory(*(each[rows_B] for each in catalogue.users))
 
     def _user_memory(self, texts_UT: Array) -> UserMemory:
-        """Project user texts; a vector of zeros is none."""
+        """Project user texts; a vector of zeros is no text."""
         keys_Ud = self.key_projection(texts_UT)
         content_UK = keys_Ud @ self.queries.embedding[...].T / keys_Ud.shape[1] ** 0.5 + self.user_bias[...]
         is_missing_U1 = (texts_UT == 0).all(1, keepdims=True)

@@ -74,7 +74,7 @@ class SASRec(nnx.Module):
         self.num_items = config.num_items
         self.item_embedding = Embedding(config.num_items + 1, dim, embedding_init=normal_with_padding, rngs=rngs)
         self.position_embedding = Embedding(config.max_seq_len, dim, rngs=rngs)
-        # In a Sequential because a list of modules is written differently before and since Flax 0.12.
+        # In a Sequential because Flax 0.12 changed how a list of modules is written.
         self.blocks = nnx.Sequential(
             *(Block(dim, config.sasrec_num_heads, config.sasrec_dropout, rngs) for _ in range(config.sasrec_num_blocks))
         )
@@ -92,7 +92,8 @@ class SASRec(nnx.Module):
         hidden_BLd = self.dropout(hidden_BLd, rngs)
         for block in self.blocks.layers:
             hidden_BLd = block(hidden_BLd, rngs)
-        return self.final_norm(hidden_BLd)
+        states_BLd: Array = self.final_norm(hidden_BLd)
+        return states_BLd
 
     def item_table(self) -> Array:
         """The embeddings that states are scored against, (I, d): without the padding row."""

@@ -1,10 +1,10 @@
 """The strategies: further loss components, and what they keep between steps; see `ur4rec.training.components`.
 
-Shapes: B rows, L positions, N positions with a target (and some that fill up), I items, K preference vectors, d width,
-C components.
+Shapes: B rows, L positions, N positions with a target (padded), I items, K preference vectors, d width, C components.
 """
 
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -126,16 +126,19 @@ class Strategies:
         self, state: StrategyState, losses: StepLosses, context: Context
     ) -> tuple[StepLosses, BankEntries | None]:
         """Add the components that are on; and what is to be written into the bank after the update, if anything is."""
-        last = None
+        last = entries = None
         if state.bank is not None and "retriever" in context.modules:
+            assert context.catalogue is not None
             last = find_last_targets(context.inputs, len(context.catalogue.keys_Id))
+            entries = _entries(last, context.catalogue)
         added = self._components(state, losses, context, last)
         components = {**losses.components, **added}
         if state.log_variances_C is not None:
             losses = losses._replace(total=uncertain_total(components, state.log_variances_C))
         elif added:
-            losses = losses._replace(total=losses.total + sum(weight * loss for loss, weight in added.values()))
-        return losses._replace(components=components), None if last is None else _entries(last, context.catalogue)
+            further = reduce(jnp.add, (weight * loss for loss, weight in added.values()))
+            losses = losses._replace(total=losses.total + further)
+        return losses._replace(components=components), entries
 
     def finish(
         self, log_variances_C: Array | None, losses: StepLosses, learning_rate: Array | None
@@ -144,8 +147,8 @@ class Strategies:
 
         Args:
             log_variances_C: Before the step; None without uncertainty weighting.
-            losses: What `apply` gave.
-            learning_rate: Of the log-variances.
+            losses: What `apply` returned.
+            learning_rate: Of the log-variances; given if they are.
 
         Returns:
             The log-variances after the step; and what the epoch reports beside the total and the primary losses, by
@@ -157,6 +160,7 @@ class Strategies:
             if name not in losses.modules
         }
         if log_variances_C is not None:
+            assert learning_rate is not None
             is_finite = jnp.isfinite(losses.total)
             metrics |= uncertainty_metrics(losses.components, log_variances_C)
             log_variances_C = update_log_variances(losses.components, log_variances_C, is_finite, learning_rate)
@@ -167,28 +171,31 @@ class Strategies:
     ) -> dict[str, Component]:
         """The further components, in their order; one of weight 0 is not computed."""
         found: dict[str, Component | None] = {}
-        inputs, weights, bank = context.inputs, context.weights, state.bank
+        inputs, weights, preferences_NKd = context.inputs, context.weights, losses.outputs.preferences_NKd
         if "retriever" in context.modules:
-            preferences_NKd, keys_Id = losses.outputs.preferences_NKd, context.catalogue.keys_Id
+            assert preferences_NKd is not None
+            assert context.catalogue is not None
+            keys_Id = context.catalogue.keys_Id
             is_target_N, temperature = inputs.targets_N < len(keys_Id), self._config.memory_bank_temperature
-            found["consistency"] = _component(
-                lambda: consistency_loss(preferences_NKd, inputs, keys_Id), weights.consistency
-            )
-            if last is not None:
-                found["contrastive"] = _component(
-                    lambda: bank.loss(preferences_NKd, keys_Id, last, temperature), weights.contrastive
-                )
-            found["diversity"] = _component(lambda: diversity_loss(preferences_NKd, is_target_N), weights.diversity)
+            consistency = partial(consistency_loss, preferences_NKd, inputs, keys_Id)
+            found["consistency"] = _component(consistency, weights.consistency)
+            if last is not None and state.bank is not None:
+                contrastive = partial(state.bank.loss, preferences_NKd, keys_Id, last, temperature)
+                found["contrastive"] = _component(contrastive, weights.contrastive)
+            diversity = partial(diversity_loss, preferences_NKd, is_target_N)
+            found["diversity"] = _component(diversity, weights.diversity)
         if context.distils:
             found["distillation"] = Component(self._distillation(losses, context), self._config.kd_weight)
         return {name: part for name, part in found.items() if part is not None}
 
     def _distillation(self, losses: StepLosses, context: Context) -> Array:
         """Each module that trains learns from the other one's scores."""
+        assert context.catalogue is not None
         sasrec_NI, retriever_NI = both_scores(context.model, context.inputs, context.catalogue, losses.outputs)
         pairs = {"sasrec": (sasrec_NI, retriever_NI), "retriever": (retriever_NI, sasrec_NI)}
         is_target_N, temperature = context.inputs.targets_N < sasrec_NI.shape[1], self._config.kd_temperature
-        return sum(distillation_loss(*pairs[module], is_target_N, temperature) for module in context.modules)
+        terms = (distillation_loss(*pairs[module], is_target_N, temperature) for module in context.modules)
+        return reduce(jnp.add, terms)
 
 
 def _entries(last: LastTargets, catalogue: Catalogue) -> BankEntries:

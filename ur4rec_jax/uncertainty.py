@@ -4,6 +4,7 @@ Shapes: C components, in the order of `ur4rec.training.components.COMPONENTS`.
 """
 
 from collections.abc import Mapping
+from functools import reduce
 
 import jax.numpy as jnp
 from jax import Array
@@ -20,25 +21,24 @@ def initial_log_variances() -> Array:
 def uncertain_total(components: Mapping[str, Component], log_variances_C: Array) -> Array:
     """What is minimised: the sum of exp(−s) · weight · loss + s / 2."""
     present = _present(components, log_variances_C)
-    return sum(
-        jnp.exp(-present[name]) * weight * loss + present[name] / 2 for name, (loss, weight) in components.items()
-    )
+    terms = (jnp.exp(-present[name]) * weight * loss + present[name] / 2 for name, (loss, weight) in components.items())
+    return reduce(jnp.add, terms)
 
 
 def uncertainty_metrics(components: Mapping[str, Component], log_variances_C: Array) -> dict[str, Array]:
-    """What the epoch reports: the part of the log-variances themselves, and each component's weight."""
+    """What the epoch reports: the log-variances' own part of the total, and each component's weight."""
     present = _present(components, log_variances_C)
     weights = {
         weight_name(name): jnp.where(weight == 0, jnp.nan, jnp.exp(-present[name]))
         for name, (_, weight) in components.items()
     }
-    return {loss_name(UNCERTAINTY): sum(present.values()) / 2, **weights}
+    return {loss_name(UNCERTAINTY): reduce(jnp.add, present.values()) / 2, **weights}
 
 
 def update_log_variances(
     components: Mapping[str, Component], log_variances_C: Array, is_finite: Array, learning_rate: Array
 ) -> Array:
-    """After a step of gradient descent on those of the components present, if the step's loss is finite."""
+    """The log-variances after a step of gradient descent on those of the components present, if the loss is finite."""
     moved_C = log_variances_C
     for name, (loss, weight) in components.items():
         place = COMPONENTS.index(name)

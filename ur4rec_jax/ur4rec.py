@@ -4,6 +4,7 @@ Shapes: B rows, L positions, T width of text vectors, I items, U users.
 """
 
 from collections.abc import Iterable
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +13,8 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from ur4rec.checks import check_choice
-from ur4rec.config import SCORERS, ModelConfig
-from ur4rec.errors import ConfigurationError
+from ur4rec.config import SCORERS, ModelConfig, ModelSettings
+from ur4rec.training.text_vectors import check_text_vectors
 from ur4rec_jax.fusion import FUSIONS
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
@@ -48,12 +49,16 @@ class UR4Rec(nnx.Module):
         *,
         user_text_vectors: ArrayLike | None = None,
         seed: int = 0,
-        **settings: object,
+        **settings: Unpack[ModelSettings],
     ) -> None:
-        num_users = 0 if user_text_vectors is None else len(user_text_vectors)
-        self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)  # type: ignore[arg-type]
-        vectors_IT = _check_vectors("item", item_text_vectors, num_items, self.config)
-        vectors_UT = _check_vectors("user", user_text_vectors, num_users, self.config) if num_users else None
+        users = None if user_text_vectors is None else np.asarray(user_text_vectors, np.float32)
+        num_users = 0 if users is None else len(users)
+        self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)
+        dim = self.config.text_embedding_dim
+        vectors_IT = jnp.asarray(check_text_vectors("item", item_text_vectors, count=num_items, dim=dim))
+        vectors_UT = None
+        if users is not None and num_users:
+            vectors_UT = jnp.asarray(check_text_vectors("user", users, count=num_users, dim=dim))
         rngs = nnx.Rngs(seed)
         self.sasrec = SASRec(self.config, rngs)
         self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs, vectors_UT)
@@ -75,8 +80,8 @@ class UR4Rec(nnx.Module):
         Args:
             items_BL: Histories, right-padded.
             scorer: ``fused``, or one module alone: ``sasrec``, ``retriever``.
-            catalogue: What `PreferenceRetriever.catalogue` gave, where it is at hand.
-            users_B: Whose histories they are, for a model with user texts; None is nobody that it knows.
+            catalogue: What `PreferenceRetriever.catalogue` returned, if it has been computed already.
+            users_B: Whose histories they are, for a model with user texts; None is a user without a text.
 
         Raises:
             UnknownNameError: There is no such scorer.
@@ -90,13 +95,13 @@ class UR4Rec(nnx.Module):
         catalogue: Catalogue | None = None,
         users_B: Array | None = None,
     ) -> dict[str, Array]:
-        """The scores of several scorers by name, as `score` gives them; each module is run once."""
+        """The scores of several scorers by name, as `score` returns them; each module is run once."""
         wanted = dict.fromkeys(scorers)
         for scorer in wanted:
             check_choice("scorer", scorer, SCORERS)
         last_B = jnp.maximum((items_BL != self.config.num_items).sum(1), 1) - 1
         rows_B = jnp.arange(len(items_BL))
-        found = {}
+        found: dict[str, Array] = {}
         if wanted.keys() & {"sasrec", "fused"}:
             hidden_Bd = self.sasrec(items_BL)[rows_B, last_B]
             found["sasrec"] = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
@@ -107,18 +112,3 @@ class UR4Rec(nnx.Module):
         if "fused" in wanted:
             found["fused"] = self.fusion(found["sasrec"], found["retriever"])
         return {scorer: found[scorer] for scorer in wanted}
-
-
-def _check_vectors(kind: str, text_vectors: ArrayLike, count: int, config: ModelConfig) -> Array:
-    vectors = np.asarray(text_vectors, np.float32)
-    expected = (count, config.text_embedding_dim)
-    if vectors.shape != expected:
-        raise ConfigurationError(
-            f"{kind}_text_vectors must have the shape (num_{kind}s, text_embedding_dim) = {expected}, "
-            f"got {vectors.shape}; give vectors of these {kind}s or set text_embedding_dim"
-        )
-    if not np.isfinite(vectors).all():
-        raise ConfigurationError(
-            f"{kind}_text_vectors must be finite, got NaN or infinite values; encode the texts anew"
-        )
-    return jnp.asarray(vectors)

@@ -1,23 +1,26 @@
-"""Cross-entropy over the whole catalogue, slice by slice: the logits of all positions are never there at once.
+"""Cross-entropy over the whole catalogue, slice by slice: the logits of all positions are never in memory at once.
 
-What training spends is not the products but passes over (N, I) arrays that do not fit the cache. Here a slice of
-positions is scored, its loss and its gradients are computed while it is at hand, and only the gradients of the small
-factors are kept.
+What training spends its time on is not the products but the passes over (N, I) arrays that do not fit the cache. Here
+the loss and the gradients of a slice of positions are computed while its scores are still in the cache, and only the
+gradients of the small factors are kept.
 
 Shapes: N positions with a target, n of a slice, I items, d and e widths, K preference vectors.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CPU_SLICE, ACCELERATOR_SLICE = 2**17, 2**26
-"""Logits of a slice: as many as stay in a core's cache, and as many as keep an accelerator busy."""
-LEAST_ROWS = 64
-"""Of a slice, however large the catalogue."""
+"""Logits of a slice: as many as fit a core's cache, and as many as keep an accelerator busy."""
+MINIMUM_ROWS = 64
+"""Rows of a slice at least, however large the catalogue."""
+
+Factors: TypeAlias = tuple[Tensor | None, ...]
+"""SASRec's states and item table, the retriever's queries and keys, the weights; None where they are not given."""
 
 
 def catalogue_cross_entropy(
@@ -31,7 +34,7 @@ def catalogue_cross_entropy(
 
     The logits are those of SASRec, states @ tableᵀ, or of the retriever, log Σ_k exp(queries_k @ keysᵀ), or of both,
     their sum weighted by ``weights_2``. It equals `torch.nn.functional.cross_entropy` of them up to rounding, and has
-    first derivatives only. Under autocast the products are of its type, all else is of float32.
+    first derivatives only. Under autocast the products are of its type, everything else is float32.
 
     Args:
         targets_N: The targets.
@@ -44,26 +47,36 @@ def catalogue_cross_entropy(
     if torch.is_autocast_enabled(device):
         kind = torch.get_autocast_dtype(device)
         factors = tuple(None if factor is None else factor.to(kind) for factor in factors)
-    loss: Tensor = _CatalogueCrossEntropy.apply(targets_N, *factors, weights_2)
+    loss: Tensor = _CatalogueCrossEntropy.apply(targets_N, *factors, weights_2)  # type: ignore[no-untyped-call]
     return loss
+
+
+class _Context(Protocol):
+    """What autograd keeps between the two passes."""
+
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: Factors
+    dtypes: tuple[torch.dtype | None, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
     """The gradients are computed with the loss; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, targets_N: Tensor, *factors: Tensor | None) -> Tensor:
+    def forward(ctx: _Context, targets_N: Tensor, *factors: Tensor | None) -> Tensor:
         """The loss."""
         with torch.autocast(targets_N.device.type, enabled=False):
             loss, gradients = _loss_and_gradients(targets_N, *factors, needed=ctx.needs_input_grad[1:])
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = [None if factor is None else factor.dtype for factor in factors]
+        ctx.dtypes = tuple(None if factor is None else factor.dtype for factor in factors)
         return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """What flows to the factors and the weights."""
+    def backward(ctx: _Context, gradient: Tensor) -> Factors:
+        """The gradients of the factors and the weights."""
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return None, *(None if saved is None else (gradient * saved).to(dtype) for saved, dtype in found)
 
@@ -77,25 +90,26 @@ def _loss_and_gradients(
     weights_2: Tensor | None,
     *,
     needed: tuple[bool, ...],
-) -> tuple[Tensor, list[Tensor | None]]:
+) -> tuple[Tensor, Factors]:
     """The mean loss, and its gradient by each factor that needs one."""
     factors = (hidden_Nd, table_Id, queries_NKe, keys_Ie, weights_2)
-    gradients = [
-        _widen(torch.zeros_like(factor)) if need else None for factor, need in zip(factors, needed, strict=True)
-    ]
+    gradients = tuple(
+        _widen(torch.zeros_like(factor)) if need and factor is not None else None
+        for factor, need in zip(factors, needed, strict=True)
+    )
     by_hidden_Nd, by_table_Id, by_queries_NKe, by_keys_Ie, by_weights_2 = gradients
-    sasrec_weight, retriever_weight = (1.0, 1.0) if weights_2 is None else weights_2
+    parts: list[_SasrecLogits | _RetrieverLogits] = []
+    if hidden_Nd is not None and table_Id is not None:
+        parts.append(_SasrecLogits(hidden_Nd, table_Id, by_hidden_Nd, by_table_Id))
+    if queries_NKe is not None and keys_Ie is not None:
+        parts.append(_RetrieverLogits(queries_NKe, keys_Ie, by_queries_NKe, by_keys_Ie))
     losses = []
-    for here in _slices(len(targets_N), len(keys_Ie if table_Id is None else table_Id), targets_N.device.type):
+    for here in _slices(len(targets_N), parts[0].num_items, targets_N.device.type):
         targets_n1 = targets_N[here, None]
-        if table_Id is not None:
-            sasrec_nI = logits_nI = _widen(hidden_Nd[here] @ table_Id.T)
-        if keys_Ie is not None:
-            parts = [_widen(query_ne @ keys_Ie.T).exp_() for query_ne in queries_NKe[here].unbind(1)]
-            sum_nI = sum(parts[1:], parts[0])
-            retriever_nI = logits_nI = sum_nI.log()
+        scores = [part.forward(here) for part in parts]
+        logits_nI = scores[0]
         if weights_2 is not None:
-            logits_nI = (sasrec_nI * sasrec_weight).addcmul_(retriever_nI, retriever_weight)
+            logits_nI = (scores[0] * weights_2[0]).addcmul_(scores[1], weights_2[1])
         log_total_n1 = logits_nI.logsumexp(1, keepdim=True)
         losses.append((log_total_n1 - logits_nI.gather(1, targets_n1))[:, 0])
         if not any(needed):
@@ -103,26 +117,71 @@ def _loss_and_gradients(
         by_logits_nI = logits_nI.sub_(log_total_n1).exp_()  # the probabilities, less 1 where the target is
         by_logits_nI.scatter_(1, targets_n1, by_logits_nI.gather(1, targets_n1) - 1)
         if by_weights_2 is not None:
-            for index, scores_nI in enumerate((sasrec_nI, retriever_nI)):
+            for index, scores_nI in enumerate(scores):
                 by_weights_2[index] += torch.dot(by_logits_nI.flatten(), scores_nI.flatten())
-        if by_hidden_Nd is not None:
-            by_sasrec_nI = by_logits_nI.to(table_Id.dtype)
-            by_hidden_Nd[here] = sasrec_weight * (by_sasrec_nI @ table_Id)
-            _add_product(by_table_Id, by_sasrec_nI.T, sasrec_weight * hidden_Nd[here])
-        if by_queries_NKe is not None:
-            by_sum_nI = by_logits_nI.div_(sum_nI)
-            for index, part_nI in enumerate(parts):
-                by_product_nI = part_nI.mul_(by_sum_nI).to(keys_Ie.dtype)
-                by_queries_NKe[here, index] = retriever_weight * (by_product_nI @ keys_Ie)
-                _add_product(by_keys_Ie, by_product_nI.T, retriever_weight * queries_NKe[here, index])
+        for index, part in enumerate(parts):
+            part.backward(here, by_logits_nI, 1.0 if weights_2 is None else weights_2[index])
     for gradient in gradients:
         if gradient is not None:
             gradient.div_(len(targets_N))
     return torch.cat(losses).mean(), gradients
 
 
+class _SasrecLogits:
+    """SASRec's logits, slice by slice, and the gradients through them."""
+
+    def __init__(
+        self, hidden_Nd: Tensor, table_Id: Tensor, by_hidden_Nd: Tensor | None, by_table_Id: Tensor | None
+    ) -> None:
+        self.hidden_Nd, self.table_Id = hidden_Nd, table_Id
+        self.by_hidden_Nd, self.by_table_Id = by_hidden_Nd, by_table_Id
+        self.num_items = len(table_Id)
+
+    def forward(self, here: slice) -> Tensor:
+        """The logits of a slice."""
+        return _widen(self.hidden_Nd[here] @ self.table_Id.T)
+
+    def backward(self, here: slice, by_logits_nI: Tensor, weight: float | Tensor) -> None:
+        """Write the slice's part of the gradients that are needed."""
+        by_product_nI = by_logits_nI.to(self.table_Id.dtype)
+        if self.by_hidden_Nd is not None:
+            self.by_hidden_Nd[here] = weight * (by_product_nI @ self.table_Id)
+        if self.by_table_Id is not None:
+            _add_product(self.by_table_Id, by_product_nI.T, weight * self.hidden_Nd[here])
+
+
+class _RetrieverLogits:
+    """The retriever's logits, slice by slice, and the gradients through them."""
+
+    def __init__(
+        self, queries_NKe: Tensor, keys_Ie: Tensor, by_queries_NKe: Tensor | None, by_keys_Ie: Tensor | None
+    ) -> None:
+        self.queries_NKe, self.keys_Ie = queries_NKe, keys_Ie
+        self.by_queries_NKe, self.by_keys_Ie = by_queries_NKe, by_keys_Ie
+        self.num_items = len(keys_Ie)
+        self.exponentials: list[Tensor] = []
+
+    def forward(self, here: slice) -> Tensor:
+        """The logits of a slice, whose exponentials are kept for `backward`."""
+        self.exponentials = [_widen(query_ne @ self.keys_Ie.T).exp_() for query_ne in self.queries_NKe[here].unbind(1)]
+        self.sum_nI = sum(self.exponentials[1:], self.exponentials[0])
+        return self.sum_nI.log()
+
+    def backward(self, here: slice, by_logits_nI: Tensor, weight: float | Tensor) -> None:
+        """Write the slice's part of the gradients that are needed; it overwrites ``by_logits_nI``."""
+        if self.by_queries_NKe is None and self.by_keys_Ie is None:
+            return
+        by_sum_nI = by_logits_nI.div_(self.sum_nI)
+        for index, exponential_nI in enumerate(self.exponentials):
+            by_product_nI = exponential_nI.mul_(by_sum_nI).to(self.keys_Ie.dtype)
+            if self.by_queries_NKe is not None:
+                self.by_queries_NKe[here, index] = weight * (by_product_nI @ self.keys_Ie)
+            if self.by_keys_Ie is not None:
+                _add_product(self.by_keys_Ie, by_product_nI.T, weight * self.queries_NKe[here, index])
+
+
 def _slices(num_rows: int, num_items: int, device: str) -> Iterator[slice]:
-    size = max(LEAST_ROWS, (CPU_SLICE if device == "cpu" else ACCELERATOR_SLICE) // num_items)
+    size = max(MINIMUM_ROWS, (CPU_SLICE if device == "cpu" else ACCELERATOR_SLICE) // num_items)
     return (slice(start, start + size) for start in range(0, num_rows, size))
 
 

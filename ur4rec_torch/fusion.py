@@ -4,6 +4,7 @@ Shapes: N positions, I items.
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,9 @@ class RankFusion(nn.Module):
 
     def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
         """Sums of 1 / (60 + rank), (N, I)."""
-        reciprocal = [1 / (RANK_CONSTANT + 1 + _ranks(scores_NI)).float() for scores_NI in (sasrec_NI, retriever_NI)]
-        return _nan_unless_finite(reciprocal[0] + reciprocal[1], sasrec_NI, retriever_NI)
+        ranks = (_ranks(scores_NI) for scores_NI in (sasrec_NI, retriever_NI))
+        sasrec, retriever = (1 / (RANK_CONSTANT + 1 + ranks_NI).float() for ranks_NI in ranks)
+        return _nan_unless_finite(sasrec + retriever, sasrec_NI, retriever_NI)
 
 
 class CascadeFusion(nn.Module):
@@ -62,7 +64,7 @@ class CascadeFusion(nn.Module):
     It has no parameters and passes no gradients.
 
     Args:
-        size: How many are re-ordered.
+        size: The number of items that are re-ordered.
     """
 
     def __init__(self, size: int) -> None:
@@ -74,10 +76,13 @@ class CascadeFusion(nn.Module):
         ranks_NI = _ranks(sasrec_NI)
         is_top_NI = ranks_NI < self.size
         among_top_NI = _ranks(retriever_NI.masked_fill(~is_top_NI, -torch.inf))
-        return _nan_unless_finite(-torch.where(is_top_NI, among_top_NI, ranks_NI).float(), sasrec_NI, retriever_NI)
+        fused_NI = -torch.where(is_top_NI, among_top_NI, ranks_NI).float()
+        return _nan_unless_finite(fused_NI, sasrec_NI, retriever_NI)
 
 
-FUSIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+Fusion: TypeAlias = LogitFusion | WeightedFusion | RankFusion | CascadeFusion
+
+FUSIONS: dict[str, Callable[[ModelConfig], Fusion]] = {
     "logit": lambda config: LogitFusion(),
     "weighted": lambda config: WeightedFusion(),
     "rank": lambda config: RankFusion(),

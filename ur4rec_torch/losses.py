@@ -4,66 +4,25 @@ Shapes: B rows, L positions of a row, N positions with a target, d width, K pref
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import reduce
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ur4rec.config import TrainerConfig
+from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
+from ur4rec.training import arrays
 from ur4rec_torch.catalogue_loss import catalogue_cross_entropy
 from ur4rec_torch.fusion import LogitFusion
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.ur4rec import UR4Rec
 
-
-class StepInputs(NamedTuple):
-    """A training batch on the device."""
-
-    items_BL: Tensor
-    """Histories, right-padded."""
-    positions_N: Tensor
-    """Where a target is, counted over all rows: row · L + position."""
-    targets_N: Tensor
-    """The targets there."""
-    users_B: Tensor | None = None
-    """Whose histories they are; None for a model without user texts."""
-
-
-class Component(NamedTuple):
-    """One component of what is minimised; see `ur4rec.training.components`."""
-
-    loss: Tensor
-    """The loss itself."""
-    weight: float
-    """Its weight."""
-
-
-class Outputs(NamedTuple):
-    """What the modules that were run said where a target is; None where that was not needed."""
-
-    hidden_Nd: Tensor | None = None
-    """SASRec's states."""
-    preferences_NKd: Tensor | None = None
-    """The retriever's preference vectors."""
-    sasrec_NI: Tensor | None = None
-    """SASRec's logits, where they are kept."""
-    retriever_NI: Tensor | None = None
-    """The retriever's logits, where they are kept."""
-
-
-class StepLosses(NamedTuple):
-    """The losses of a step."""
-
-    total: Tensor
-    """What is minimised."""
-    modules: dict[str, Tensor]
-    """The raw primary loss of each module for which it was computed, detached."""
-    components: dict[str, Component]
-    """What the total is made of, by name."""
-    outputs: Outputs
-    """What the losses were computed from."""
+StepInputs: TypeAlias = arrays.StepInputs[Tensor]
+Component: TypeAlias = arrays.Component[Tensor]
+Outputs: TypeAlias = arrays.Outputs[Tensor]
+StepLosses: TypeAlias = arrays.StepLosses[Tensor]
 
 
 def cross_entropy(
@@ -80,18 +39,19 @@ def sampled_softmax(
 
     All items are equally likely to be drawn, so the usual correction of the logits is a constant and left out.
     """
-    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config.num_negatives)
-    logits_NM = torch.cat([positive_N[:, None], negative_NM.masked_fill(~is_negative_NM, -torch.inf)], dim=1)
-    return (logits_NM.logsumexp(1) - positive_N).mean()
+    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config)
+    scores_NM = torch.cat([positive_N[:, None], negative_NM.masked_fill(~is_negative_NM, -torch.inf)], dim=1)
+    return (scores_NM.logsumexp(1) - positive_N).mean()
 
 
 def generalised_binary_cross_entropy(
     hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
 ) -> Tensor:
     """Binary cross-entropy against drawn items, calibrated (gBCE; Petrov & Macdonald, RecSys 2023)."""
-    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config.num_negatives)
+    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config)
     negative_N = (F.softplus(negative_NM) * is_negative_NM).sum(1)
-    return (config.gbce_beta(len(table_Id)) * F.softplus(-positive_N) + negative_N).mean()
+    losses_N = config.gbce_beta(len(table_Id)) * F.softplus(-positive_N) + negative_N
+    return losses_N.mean()
 
 
 def binary_cross_entropy(
@@ -102,7 +62,8 @@ def binary_cross_entropy(
     A drawn item that is the target or in the row's history counts for nothing.
     """
     positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL)
-    return (F.softplus(-positive_N) + F.softplus(negative_N) * is_negative_N).mean()
+    losses_N = F.softplus(-positive_N) + F.softplus(negative_N) * is_negative_N
+    return losses_N.mean()
 
 
 def bayesian_personalised_ranking(
@@ -110,7 +71,8 @@ def bayesian_personalised_ranking(
 ) -> Tensor:
     """The target above one uniformly drawn item (BPR; Rendle et al., UAI 2009), masked as in `binary_cross_entropy`."""
     positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL)
-    return (F.softplus(negative_N - positive_N) * is_negative_N).mean()
+    losses_N = F.softplus(negative_N - positive_N) * is_negative_N
+    return losses_N.mean()
 
 
 SEQUENCE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, TrainerConfig], Tensor]] = {
@@ -145,37 +107,60 @@ def separate_loss(
         keeps_scores: As for `fused_loss`.
     """
     losses: dict[str, Component] = {}
-    outputs = Outputs()
+    outputs: Outputs = Outputs()
     if "sasrec" in modules:
-        hidden_Nd, table_Id = _states(model, inputs), model.sasrec.item_table()
-        rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
-        if keeps_scores and config.sasrec_loss == "ce":
-            outputs = outputs._replace(sasrec_NI=model.sasrec.score(hidden_Nd, table_Id))
-            loss = F.cross_entropy(outputs.sasrec_NI, inputs.targets_N)
-        else:
-            loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config)
+        loss, outputs = _sasrec_loss(model, config, inputs, outputs, keeps_scores=keeps_scores)
         losses["sasrec"] = Component(loss, config.sasrec_loss_weight)
-        outputs = outputs._replace(hidden_Nd=hidden_Nd)
     if "retriever" in modules:
-        preferences_NKd = _preferences(model, inputs, catalogue)
-        if keeps_scores:
-            outputs = outputs._replace(retriever_NI=model.retriever.score(preferences_NKd, catalogue.keys_Id))
-            loss = F.cross_entropy(outputs.retriever_NI, inputs.targets_N)
-        else:
-            queries_NKd = model.retriever.scale(preferences_NKd)
-            loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
+        assert catalogue is not None
+        loss, outputs = _retriever_loss(model, inputs, catalogue, outputs, keeps_scores=keeps_scores)
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
-        outputs = outputs._replace(preferences_NKd=preferences_NKd)
     primary = {name: loss.detach() for name, (loss, _) in losses.items()}
-    if len(losses) == 2 and any(True for _ in model.fusion.parameters()):
-        if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
-            scores_NI = model.fusion(outputs.sasrec_NI.detach(), outputs.retriever_NI.detach())
-            loss = F.cross_entropy(scores_NI, inputs.targets_N)
-        else:
-            factors = (hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id)
-            loss = _fused(model, *(factor.detach() for factor in factors), inputs.targets_N)
-        losses["fused"] = Component(loss, 1.0)
-    return StepLosses(sum(weight * loss for loss, weight in losses.values()), primary, losses, outputs)
+    if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
+        assert catalogue is not None
+        losses["fused"] = Component(_fusion_loss(model, inputs, catalogue, outputs), 1.0)
+    total = reduce(torch.add, (weight * loss for loss, weight in losses.values()))
+    return StepLosses(total, primary, losses, outputs)
+
+
+def _sasrec_loss(
+    model: UR4Rec, config: TrainerConfig, inputs: StepInputs, outputs: Outputs, *, keeps_scores: bool
+) -> tuple[Tensor, Outputs]:
+    """SASRec's own loss, and the outputs with what it was computed from."""
+    hidden_Nd, table_Id = _states(model, inputs), model.sasrec.item_table()
+    if keeps_scores and config.sasrec_loss == "ce":
+        scores_NI = model.sasrec.score(hidden_Nd, table_Id)
+        outputs = outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NI)
+        return F.cross_entropy(scores_NI, inputs.targets_N), outputs
+    rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
+    loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config)
+    return loss, outputs._replace(hidden_Nd=hidden_Nd)
+
+
+def _retriever_loss(
+    model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs, *, keeps_scores: bool
+) -> tuple[Tensor, Outputs]:
+    """The retriever's own loss, and the outputs with what it was computed from."""
+    preferences_NKd = _preferences(model, inputs, catalogue)
+    if keeps_scores:
+        scores_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
+        outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NI)
+        return F.cross_entropy(scores_NI, inputs.targets_N), outputs
+    queries_NKd = model.retriever.scale(preferences_NKd)
+    loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
+    return loss, outputs._replace(preferences_NKd=preferences_NKd)
+
+
+def _fusion_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> Tensor:
+    """Cross-entropy of the fusion of both modules' detached outputs: it trains the fusion weights alone."""
+    if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
+        scores_NI = model.fusion(outputs.sasrec_NI.detach(), outputs.retriever_NI.detach())
+        return F.cross_entropy(scores_NI, inputs.targets_N)
+    assert outputs.hidden_Nd is not None
+    assert outputs.preferences_NKd is not None
+    hidden_Nd, table_Id = outputs.hidden_Nd.detach(), model.sasrec.item_table().detach()
+    preferences_NKd, keys_Id = outputs.preferences_NKd.detach(), catalogue.keys_Id.detach()
+    return _fused(model, hidden_Nd, table_Id, preferences_NKd, keys_Id, inputs.targets_N)
 
 
 def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps_scores: bool = False) -> StepLosses:
@@ -198,11 +183,12 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
         total = F.cross_entropy(model.fusion(*scores), inputs.targets_N)
     else:
         total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
-    return StepLosses(total, dict.fromkeys(MODULES, total.detach()), {"fused": Component(total, 1.0)}, outputs)
+    primary = dict.fromkeys(MODULES, total.detach())
+    return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Tensor, Tensor]:
-    """The logits of both modules, (N, I) each: of a module that was not run without gradients."""
+    """The logits of both modules, (N, I) each: of a module that was not run, computed now and without gradients."""
     hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
     if sasrec_NI is None:
         with torch.set_grad_enabled(hidden_Nd is not None):
@@ -230,19 +216,21 @@ def _fused(
 
 def _states(model: UR4Rec, inputs: StepInputs) -> Tensor:
     """SASRec's states where a target is, (N, d)."""
-    return model.sasrec(inputs.items_BL).flatten(0, 1)[inputs.positions_N]
+    hidden_BLd: Tensor = model.sasrec(inputs.items_BL)
+    return hidden_BLd.flatten(0, 1)[inputs.positions_N]
 
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:
     """The retriever's preference vectors where a target is, (N, K, d)."""
-    return model.retriever(inputs.items_BL, catalogue, inputs.users_B).flatten(0, 1)[inputs.positions_N]
+    preferences_BLKd: Tensor = model.retriever(inputs.items_BL, catalogue, inputs.users_B)
+    return preferences_BLKd.flatten(0, 1)[inputs.positions_N]
 
 
 def _against_drawn(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, num_negatives: int
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, config: TrainerConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of the target and of items drawn for the whole batch, and which of these are not the target."""
-    negatives_M = torch.randint(len(table_Id), (num_negatives,), device=targets_N.device)
+    """Scores of the targets, (N,), and of M drawn items, (N, M), and which of these are not the target."""
+    negatives_M = torch.randint(len(table_Id), (config.num_negatives,), device=targets_N.device)
     positive_N = (hidden_Nd * table_Id[targets_N]).sum(1).float()
     negative_NM = (hidden_Nd @ table_Id[negatives_M].T).float()
     return positive_N, negative_NM, negatives_M != targets_N[:, None]
@@ -251,7 +239,7 @@ def _against_drawn(
 def _against_one(
     hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of the target and of one item drawn for it, and whether that is neither the target nor in the history."""
+    """Scores of the targets and of one drawn item each, and which of these are new to the row, all (N,)."""
     negatives_N = torch.randint(len(table_Id), targets_N.shape, device=targets_N.device)
     positive_N = (hidden_Nd * table_Id[targets_N]).sum(1).float()
     negative_N = (hidden_Nd * table_Id[negatives_N]).sum(1).float()

@@ -4,27 +4,20 @@ Shapes: B rows, L positions, N positions with a target, M entries of the bank, K
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ur4rec.training import arrays
 from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS
 from ur4rec_torch.losses import StepInputs
 
 _EMPTY = -1
 
 
-class LastTargets(NamedTuple):
-    """The last target of each row."""
-
-    index_B: Tensor
-    """Which of the N targets it is; any in a row without a target."""
-    items_B: Tensor
-    """The target."""
-    is_real_B: Tensor
-    """Whether the row has a target."""
+LastTargets: TypeAlias = arrays.LastTargets[Tensor]
 
 
 def find_last_targets(inputs: StepInputs) -> LastTargets:
@@ -42,16 +35,16 @@ class MemoryBank:
     It belongs to the trainer, starts empty, and is neither read nor written while the retriever is frozen.
 
     Args:
-        size: Entries; the oldest give way.
+        size: The number of entries it can hold; then the oldest are overwritten.
         dim: Width of a key.
-        temperature: Of the loss.
+        temperature: Cosines are divided by it.
         device: Where it lives.
     """
 
     def __init__(self, size: int, dim: int, temperature: float, device: torch.device) -> None:
         self.size = size
         self.temperature = temperature
-        # one place more than entries: what is not to be kept is written there, so that all shapes are constant
+        # One place more than entries: what is not to be kept is written there, so that all shapes are constant.
         self._items = torch.full((size + 1,), _EMPTY, dtype=torch.int32, device=device)
         self._keys = torch.zeros(size + 1, dim, device=device)
         self._cursor = torch.zeros((), dtype=torch.int32, device=device)
@@ -76,7 +69,7 @@ class MemoryBank:
         return (loss_B * last.is_real_B).sum() / last.is_real_B.sum()
 
     def write(self, items_B: Tensor, keys_Bd: Tensor, is_kept_B: Tensor) -> None:
-        """Append the rows that are to be kept, in their order; of more than the bank holds, the newest."""
+        """Append the rows that are to be kept, in their order; of more than it holds, the newest."""
         count_B = is_kept_B.cumsum(0)
         is_kept_B = is_kept_B & (count_B > count_B[-1] - self.size)
         places_B = torch.where(is_kept_B, (self._cursor + count_B - 1) % self.size, self.size)
@@ -89,7 +82,7 @@ class MemoryBank:
         return {BANK_ITEMS: self._items[:-1], BANK_KEYS: self._keys[:-1], BANK_CURSOR: self._cursor}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._items[:-1].copy_(state[BANK_ITEMS])
         self._keys[:-1].copy_(state[BANK_KEYS])
         self._cursor.copy_(state[BANK_CURSOR])

@@ -1,38 +1,21 @@
-"""The preference retriever: reads a history's texts, says what is wanted, and finds items whose texts answer it.
+"""The preference retriever: reads a history's texts, predicts what is wanted, and finds items whose texts match it.
 
 Shapes: B rows, L positions, T width of text vectors, d width of the preference space, K queries, N positions, I items,
 J = I + 1 items with the padding, U users, M = L + 1 texts with the user's own.
 """
 
-from typing import NamedTuple
+from functools import reduce
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ur4rec.config import ModelConfig
+from ur4rec.training import arrays
 
-
-class UserMemory(NamedTuple):
-    """What the retriever knows of users from their preference texts, one row each."""
-
-    values_Ud: Tensor
-    """What is gathered from the text."""
-    content_UK: Tensor
-    """How much each query attends to it, before softmax; -inf where there is no text."""
-
-
-class Catalogue(NamedTuple):
-    """What the retriever knows of every item: the same for all histories until one of its parameters changes."""
-
-    keys_Id: Tensor
-    """As a candidate: its projected text, of unit length."""
-    values_Jd: Tensor
-    """As part of a history: what is gathered from it."""
-    content_JK: Tensor
-    """As part of a history: how much each query attends to it, before recency and softmax."""
-    users: UserMemory | None = None
-    """What it knows of every user, and last of somebody without a text; None where that is not computed ahead."""
+UserMemory: TypeAlias = arrays.UserMemory[Tensor]
+Catalogue: TypeAlias = arrays.Catalogue[Tensor]
 
 
 class PreferenceRetriever(nn.Module):
@@ -43,7 +26,7 @@ class PreferenceRetriever(nn.Module):
     gathers, projected and normalised, is one preference vector.
 
     Where users have preference texts, each position may also look at its user's: one more text, whose recency is the
-    learned user_bias[k]. It is masked for a user without a text, who is scored as if nobody had one.
+    learned user_bias[k]. It is masked for a user without a text, who is scored as if no user had one.
 
     A candidate with the projected, normalised text c is scored by the preferences it retrieves::
 
@@ -53,6 +36,9 @@ class PreferenceRetriever(nn.Module):
     Σ_k w_k · (preference_k · c / τ) plus the entropy of w, at most log K more than the attention's own score, and its
     gradient with respect to the cosine of preference k is w_k / τ. It needs one exponential per preference and item.
     """
+
+    item_text_vectors: Tensor
+    user_text_vectors: Tensor
 
     def __init__(
         self, config: ModelConfig, item_text_vectors_IT: Tensor, user_text_vectors_UT: Tensor | None = None
@@ -95,8 +81,8 @@ class PreferenceRetriever(nn.Module):
 
         Args:
             items_BL: Histories, right-padded.
-            catalogue: What `catalogue` gave.
-            users_B: Whose they are; anything but the number of a user is somebody without a text.
+            catalogue: What `catalogue` returned.
+            users_B: Whose they are; anything but the number of a user is a user without a text.
         """
         values_BMd = F.embedding(items_BL, catalogue.values_Jd)
         content_BKL = F.embedding(items_BL, catalogue.content_JK).transpose(1, 2)
@@ -108,12 +94,13 @@ class PreferenceRetriever(nn.Module):
             logits_BKLM = torch.cat([logits_BKLM, content_BKL1], dim=-1)
         weights_BKLM = torch.softmax(logits_BKLM, dim=-1)
         gathered_BKLd = weights_BKLM @ self.dropout(values_BMd).unsqueeze(1)
-        return F.normalize(self.preference_projection(gathered_BKLd).transpose(1, 2), dim=-1)
+        preferences_BKLd: Tensor = self.preference_projection(gathered_BKLd)
+        return F.normalize(preferences_BKLd.transpose(1, 2), dim=-1)
 
     def score(self, preferences_NKd: Tensor, keys_Id: Tensor) -> Tensor:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
-        queries_KNd = self.scale(preferences_NKd).transpose(0, 1)
-        return sum((query_Nd @ keys_Id.T).float().exp() for query_Nd in queries_KNd).log()
+        logits_NI = ((query_Nd @ keys_Id.T).float() for query_Nd in self.scale(preferences_NKd).unbind(1))
+        return reduce(torch.add, (each_NI.exp() for each_NI in logits_NI)).log()
 
     def scale(self, preferences_NKd: Tensor) -> Tensor:
         """Preference vectors over τ: their products with items' keys are exponents."""
@@ -121,14 +108,14 @@ class PreferenceRetriever(nn.Module):
 
     def _look_up(self, users_B: Tensor, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""
-        nobody = len(self.user_text_vectors) - 1
-        rows_B = torch.where((users_B >= 0) & (users_B < nobody), users_B, nobody)
+        no_text = len(self.user_text_vectors) - 1
+        rows_B = torch.where((users_B >= 0) & (users_B < no_text), users_B, no_text)
         if catalogue.users is None:
             return self._user_memory(self.user_text_vectors[rows_B])
         return UserMemory(*(F.embedding(rows_B, each) for each in catalogue.users))
 
     def _user_memory(self, texts_UT: Tensor) -> UserMemory:
-        """Project user texts; a vector of zeros is none."""
+        """Project user texts; a vector of zeros is no text."""
         keys_Ud = self.key_projection(texts_UT)
         content_UK = keys_Ud @ self.queries.weight.T / keys_Ud.shape[1] ** 0.5 + self.user_bias
         is_missing_U1 = (texts_UT == 0).all(1, keepdim=True)

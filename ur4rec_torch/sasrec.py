@@ -25,10 +25,11 @@ class SelfAttention(nn.Module):
         """Attend from each position to itself and the ones before it."""
         query, key, value = (self._split(part(inputs_BLd)) for part in (self.query, self.key, self.value))
         attended_BHLh = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.output(attended_BHLh.transpose(1, 2).flatten(2))
+        output_BLd: Tensor = self.output(attended_BHLh.transpose(1, 2).flatten(2))
+        return output_BLd
 
     def _split(self, projected_BLd: Tensor) -> Tensor:
-        return projected_BLd.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return projected_BLd.reshape(*projected_BLd.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -41,7 +42,8 @@ class FeedForward(nn.Module):
 
     def forward(self, inputs_BLd: Tensor) -> Tensor:
         """Expand, rectify, contract."""
-        return self.outer(F.relu(self.inner(inputs_BLd)))
+        output_BLd: Tensor = self.outer(F.relu(self.inner(inputs_BLd)))
+        return output_BLd
 
 
 class Block(nn.Module):
@@ -57,8 +59,9 @@ class Block(nn.Module):
 
     def forward(self, inputs_BLd: Tensor) -> Tensor:
         """Attention, then the feed-forward layers, each added to its input."""
-        hidden_BLd = inputs_BLd + self.dropout(self.attention(self.attention_norm(inputs_BLd)))
-        return hidden_BLd + self.dropout(self.feedforward(self.feedforward_norm(hidden_BLd)))
+        hidden_BLd: Tensor = inputs_BLd + self.dropout(self.attention(self.attention_norm(inputs_BLd)))
+        output_BLd: Tensor = hidden_BLd + self.dropout(self.feedforward(self.feedforward_norm(hidden_BLd)))
+        return output_BLd
 
 
 class SASRec(nn.Module):
@@ -82,12 +85,17 @@ class SASRec(nn.Module):
         self.dropout = nn.Dropout(config.sasrec_dropout)
 
     def forward(self, items_BL: Tensor) -> Tensor:
-        """The state of each position, (B, L, d): what the sequence up to there says about the next item."""
-        hidden_BLd = self.item_embedding(items_BL) + self.position_embedding.weight[: items_BL.shape[1]]
+        """The state of each position, (B, L, d): what the sequence up to there says about the next item.
+
+        Args:
+            items_BL: Sequences of items.
+        """
+        hidden_BLd: Tensor = self.item_embedding(items_BL) + self.position_embedding.weight[: items_BL.shape[1]]
         hidden_BLd = self.dropout(hidden_BLd)
         for block in self.blocks:
             hidden_BLd = block(hidden_BLd)
-        return self.final_norm(hidden_BLd)
+        states_BLd: Tensor = self.final_norm(hidden_BLd)
+        return states_BLd
 
     def item_table(self) -> Tensor:
         """The embeddings that states are scored against, (I, d): without the padding row."""

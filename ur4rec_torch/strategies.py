@@ -4,6 +4,7 @@ Shapes: B rows, L positions, N positions with a target, I items, K preference ve
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -38,7 +39,7 @@ def diversity_loss(preferences_NKd: Tensor) -> Tensor:
     with torch.autocast(preferences_NKd.device.type, enabled=False):  # a factorisation needs all of float32
         vectors_NKd = preferences_NKd.float()
         ridge_KK = DIVERSITY_RIDGE * torch.eye(vectors_NKd.shape[1], device=vectors_NKd.device)
-        factor_NKK = torch.linalg.cholesky_ex(vectors_NKd @ vectors_NKd.mT + ridge_KK).L
+        factor_NKK: Tensor = torch.linalg.cholesky_ex(vectors_NKd @ vectors_NKd.mT + ridge_KK).L
         return -2 * factor_NKK.diagonal(dim1=1, dim2=2).log().sum(1).mean()
 
 
@@ -46,7 +47,8 @@ def distillation_loss(student_NI: Tensor, teacher_NI: Tensor, temperature: float
     """T² · KL(softmax(teacher / T) || softmax(student / T)), a mean over positions; the teacher is detached."""
     student_NI = F.log_softmax(student_NI / temperature, dim=1)
     teacher_NI = F.log_softmax(teacher_NI.detach() / temperature, dim=1)
-    return temperature**2 * F.kl_div(student_NI, teacher_NI, log_target=True, reduction="batchmean")
+    divergence: Tensor = F.kl_div(student_NI, teacher_NI, log_target=True, reduction="batchmean")
+    return temperature**2 * divergence
 
 
 class Context(NamedTuple):
@@ -100,14 +102,15 @@ class Strategies:
         if self.uncertainty is not None:
             losses = losses._replace(total=self.uncertainty.total(components))
         elif added:
-            losses = losses._replace(total=losses.total + sum(weight * loss for loss, weight in added.values()))
+            further = reduce(torch.add, (weight * loss for loss, weight in added.values()))
+            losses = losses._replace(total=losses.total + further)
         return losses._replace(components=components)
 
     def finish(self, losses: StepLosses, learning_rate: float) -> dict[str, Tensor]:
         """After the update: fill the bank, move the log-variances. They stay if the loss is not finite.
 
         Args:
-            losses: What `apply` gave.
+            losses: What `apply` returned.
             learning_rate: Of the log-variances.
 
         Returns:
@@ -122,7 +125,7 @@ class Strategies:
             return metrics
         with torch.no_grad():
             is_finite = torch.isfinite(losses.total)
-            if self._entries is not None:
+            if self.bank is not None and self._entries is not None:
                 items_B, keys_Bd, is_real_B = self._entries
                 self.bank.write(items_B, keys_Bd, is_real_B & is_finite)
             if self.uncertainty is not None:
@@ -135,7 +138,7 @@ class Strategies:
         return {name: array for part in self._parts() for name, array in part.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for part in self._parts():
             part.load_state_dict(state)
 
@@ -143,22 +146,20 @@ class Strategies:
         """The further components, in their order; one of weight 0 is not computed."""
         self._entries = None
         added: dict[str, Component] = {}
+        inputs, weights, preferences_NKd = context.inputs, context.weights, losses.outputs.preferences_NKd
         if "retriever" in context.modules:
-            preferences_NKd, keys_Id, weights = (
-                losses.outputs.preferences_NKd,
-                context.catalogue.keys_Id,
-                context.weights,
-            )
+            assert preferences_NKd is not None
+            assert context.catalogue is not None
+            keys_Id = context.catalogue.keys_Id
             if weights.consistency:
-                loss = consistency_loss(preferences_NKd, context.inputs, keys_Id)
+                loss = consistency_loss(preferences_NKd, inputs, keys_Id)
                 added["consistency"] = Component(loss, weights.consistency)
             if self.bank is not None:
-                last = find_last_targets(context.inputs)
+                last = find_last_targets(inputs)
                 self._entries = (last.items_B, keys_Id[last.items_B].detach(), last.is_real_B)
                 if weights.contrastive:
-                    added["contrastive"] = Component(
-                        self.bank.loss(preferences_NKd, keys_Id, last), weights.contrastive
-                    )
+                    loss = self.bank.loss(preferences_NKd, keys_Id, last)
+                    added["contrastive"] = Component(loss, weights.contrastive)
             if weights.diversity:
                 added["diversity"] = Component(diversity_loss(preferences_NKd), weights.diversity)
         if self.needs_both(context.is_joint):
@@ -167,10 +168,11 @@ class Strategies:
 
     def _distillation(self, losses: StepLosses, context: Context) -> Tensor:
         """Each module that trains learns from the other one's scores."""
+        assert context.catalogue is not None
         sasrec_NI, retriever_NI = both_scores(context.model, context.inputs, context.catalogue, losses.outputs)
         pairs = {"sasrec": (sasrec_NI, retriever_NI), "retriever": (retriever_NI, sasrec_NI)}
         temperature = self._config.kd_temperature
-        return sum(distillation_loss(*pairs[module], temperature) for module in context.modules)
+        return reduce(torch.add, (distillation_loss(*pairs[module], temperature) for module in context.modules))
 
     def _parts(self) -> list[MemoryBank | UncertaintyWeights]:
         return [part for part in (self.bank, self.uncertainty) if part is not None]

@@ -1,6 +1,7 @@
 """Uncertainty weighting: the weight of each loss component is learned; see `ur4rec.training.components`."""
 
 from collections.abc import Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -21,19 +22,20 @@ class UncertaintyWeights:
 
     def total(self, components: Mapping[str, Component]) -> Tensor:
         """What is minimised: the sum of exp(−s) · weight · loss + s / 2."""
-        return sum(
-            (-self.log_variances[name]).exp() * weight * loss + self.log_variances[name] / 2
-            for name, (loss, weight) in components.items()
+        present = {name: self.log_variances[name] for name in components}
+        terms = (
+            (-present[name]).exp() * weight * loss + present[name] / 2 for name, (loss, weight) in components.items()
         )
+        return reduce(torch.add, terms)
 
     def metrics(self, components: Mapping[str, Component]) -> dict[str, Tensor]:
-        """What the epoch reports: the part of the log-variances themselves, and each component's weight."""
+        """What the epoch reports: the log-variances' own part of the total, and each component's weight."""
         present = {name: self.log_variances[name] for name in components}
         weights = {weight_name(name): (-log_variance).exp() for name, log_variance in present.items()}
-        return {loss_name(UNCERTAINTY): sum(present.values()) / 2, **weights}
+        return {loss_name(UNCERTAINTY): reduce(torch.add, present.values()) / 2, **weights}
 
     def update(self, components: Mapping[str, Component], is_finite: Tensor, learning_rate: float) -> None:
-        """A step of gradient descent on those of the components present, if the step's loss is finite."""
+        """Take a step of gradient descent on those of the components present, if the step's loss is finite."""
         for name, (loss, weight) in components.items():
             before = self.log_variances[name]
             gradient = 0.5 - (-before).exp() * weight * loss.detach()
@@ -44,6 +46,6 @@ class UncertaintyWeights:
         return {LOG_VARIANCES: torch.stack([self.log_variances[name] for name in COMPONENTS])}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for name, log_variance in zip(COMPONENTS, state[LOG_VARIANCES], strict=True):
             self.log_variances[name] = log_variance.to(self.log_variances[name].device)

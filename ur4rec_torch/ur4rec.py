@@ -4,6 +4,7 @@ Shapes: B rows, L positions, T width of text vectors, I items, U users.
 """
 
 from collections.abc import Iterable
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ur4rec.checks import check_choice
-from ur4rec.config import SCORERS, ModelConfig
-from ur4rec.errors import ConfigurationError
+from ur4rec.config import SCORERS, ModelConfig, ModelSettings
+from ur4rec.training.text_vectors import check_text_vectors
 from ur4rec_torch.fusion import FUSIONS
 from ur4rec_torch.retriever import Catalogue, PreferenceRetriever
 from ur4rec_torch.sasrec import SASRec
@@ -47,13 +48,17 @@ class UR4Rec(nn.Module):
         *,
         user_text_vectors: ArrayLike | None = None,
         seed: int = 0,
-        **settings: object,
+        **settings: Unpack[ModelSettings],
     ) -> None:
         super().__init__()
-        num_users = 0 if user_text_vectors is None else len(user_text_vectors)
-        self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)  # type: ignore[arg-type]
-        vectors_IT = _check_vectors("item", item_text_vectors, num_items, self.config)
-        vectors_UT = _check_vectors("user", user_text_vectors, num_users, self.config) if num_users else None
+        users = None if user_text_vectors is None else np.asarray(user_text_vectors, np.float32)
+        num_users = 0 if users is None else len(users)
+        self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)
+        dim = self.config.text_embedding_dim
+        vectors_IT = torch.tensor(check_text_vectors("item", item_text_vectors, count=num_items, dim=dim))
+        vectors_UT = None
+        if users is not None and num_users:
+            vectors_UT = torch.tensor(check_text_vectors("user", users, count=num_users, dim=dim))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.sasrec = SASRec(self.config)
@@ -77,8 +82,8 @@ class UR4Rec(nn.Module):
         Args:
             items_BL: Histories, right-padded.
             scorer: ``fused``, or one module alone: ``sasrec``, ``retriever``.
-            catalogue: What `PreferenceRetriever.catalogue` gave, where it is at hand.
-            users_B: Whose histories they are, for a model with user texts; None is nobody that it knows.
+            catalogue: What `PreferenceRetriever.catalogue` returned, if it has been computed already.
+            users_B: Whose histories they are, for a model with user texts; None is a user without a text.
 
         Raises:
             UnknownNameError: There is no such scorer.
@@ -92,13 +97,13 @@ class UR4Rec(nn.Module):
         catalogue: Catalogue | None = None,
         users_B: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The scores of several scorers by name, as `score` gives them; each module is run once."""
+        """The scores of several scorers by name, as `score` returns them; each module is run once."""
         wanted = dict.fromkeys(scorers)
         for scorer in wanted:
             check_choice("scorer", scorer, SCORERS)
         last_B = (items_BL != self.config.num_items).sum(1).clamp(min=1) - 1
         rows_B = torch.arange(len(items_BL), device=items_BL.device)
-        found = {}
+        found: dict[str, Tensor] = {}
         if wanted.keys() & {"sasrec", "fused"}:
             hidden_Bd = self.sasrec(items_BL)[rows_B, last_B]
             found["sasrec"] = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
@@ -119,18 +124,3 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
         if module.padding_idx is not None:
             nn.init.zeros_(module.weight[module.padding_idx])
-
-
-def _check_vectors(kind: str, text_vectors: ArrayLike, count: int, config: ModelConfig) -> Tensor:
-    vectors = torch.as_tensor(np.asarray(text_vectors, np.float32))
-    expected = (count, config.text_embedding_dim)
-    if tuple(vectors.shape) != expected:
-        raise ConfigurationError(
-            f"{kind}_text_vectors must have the shape (num_{kind}s, text_embedding_dim) = {expected}, "
-            f"got {tuple(vectors.shape)}; give vectors of these {kind}s or set text_embedding_dim"
-        )
-    if not torch.isfinite(vectors).all():
-        raise ConfigurationError(
-            f"{kind}_text_vectors must be finite, got NaN or infinite values; encode the texts anew"
-        )
-    return vectors.clone()

@@ -17,7 +17,7 @@ SIZES = {"slices": 8 * 23, "one slice": 2**18}
 
 def set_size(monkeypatch, size):
     """Logits of a slice, which may have few rows."""
-    monkeypatch.setattr(catalogue_loss, "LEAST_ROWS", 1)
+    monkeypatch.setattr(catalogue_loss, "MINIMUM_ROWS", 1)
     monkeypatch.setattr(catalogue_loss, "CPU_SLICE", size)
     monkeypatch.setattr(catalogue_loss, "ACCELERATOR_SLICE", size)
 

@@ -14,7 +14,7 @@ FORMS = {"sasrec": NAMES[:2], "retriever": NAMES[2:4], "both": NAMES}
 @pytest.fixture(params=[16, 2**10], ids=["slices", "one slice"])
 def _size(request, monkeypatch):
     monkeypatch.setattr(catalogue_loss, "CPU_SLICE", 1)
-    monkeypatch.setattr(catalogue_loss, "LEAST_ROWS", request.param)
+    monkeypatch.setattr(catalogue_loss, "MINIMUM_ROWS", request.param)
 
 
 def draw_factors(dtype=torch.float64, num_rows=37, num_items=23):

@@ -74,6 +74,12 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     return jax.jit(traced, **options)
 
 
+def split_model(model: UR4Rec) -> tuple[nnx.GraphDef[UR4Rec], dict[str, Any], dict[str, Any]]:
+    """The model without its arrays, its parameters by part, and its buffers."""
+    graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(*rest)
+
+
 @lru_cache(maxsize=8)
 def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...]) -> Functions:
     steps = {fused: Step(graphdef, config, fused, parts) for fused in (False, True)}
@@ -104,5 +110,4 @@ def _scores(
     *,
     scorers: tuple[str, ...],
 ) -> dict[str, Array]:
-    """The users are left out for a model that has no texts of theirs, so that they cause no further compilation."""
     return nnx.merge(graphdef, params, buffers).scores(items_BL, scorers, catalogue, users_B)

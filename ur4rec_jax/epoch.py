@@ -18,12 +18,13 @@ from ur4rec.data.batches import Batch
 from ur4rec.schedule.curriculum import CurriculumWeights
 from ur4rec.schedule.stages import MODULES, TURNS
 from ur4rec.training.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
+from ur4rec.training.records import StepReport
 from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.memory_bank import MemoryBank
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.step import Step, StepReport, TrainState, write
+from ur4rec_jax.step import Step, TrainState, write
 from ur4rec_jax.strategies import BankEntries
 
 _METRICS = (*map(loss_name, (*COMPONENTS, UNCERTAINTY)), *map(weight_name, COMPONENTS))
@@ -72,7 +73,7 @@ class EpochLog(NamedTuple):
 class EpochStep(NamedTuple):
     """A step of a finished epoch, on the host."""
 
-    losses: StepReport
+    report: StepReport[Any]
     """Its losses, as numbers."""
     decision: Decision | None
     """What the schedule decided after it; None where one turn trains throughout."""
@@ -165,7 +166,11 @@ class Epoch:
             inputs_S: What the steps take.
         """
         machine = self._machine
-        begin = None if machine is None else machine.load_state_dict({**saved["alternator"], **saved})
+        begin = (
+            None
+            if machine is None
+            else machine.load_state_dict({**saved["alternator"], "pending_losses": saved["pending_losses"]})
+        )
         state = EpochState(train, begin, catalogue, jnp.array(False))
         state, log = self._run(state, buffers, key, inputs_S)
         kept = None if state.is_stale else state.catalogue
@@ -173,7 +178,8 @@ class Epoch:
             return EpochResult(state.train, kept, self._steps(log, [None] * len(log.total)), None)
         steps = self._steps(log, machine.decisions(log.decision))
         end = machine.state_dict(state.machine)
-        return EpochResult(state.train, kept, steps, {"pending_losses": end.pop("pending_losses"), "alternator": end})
+        schedule = {**saved, "pending_losses": end.pop("pending_losses"), "alternator": end}
+        return EpochResult(state.train, kept, steps, schedule)
 
     def _steps(self, log: EpochLog, decisions: Sequence[Decision | None]) -> list[EpochStep]:
         steps = []

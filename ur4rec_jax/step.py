@@ -191,7 +191,7 @@ def _adamw(part: str, weight_decay: float) -> optax.GradientTransformationExtraA
 
 
 def _clip_scale(grads: Any, clip_norm: float) -> Array:
-    """What gradients are multiplied with so that their norm is at most ``clip_norm``, as PyTorch does it."""
+    """The factor of the gradients with which their norm is at most ``clip_norm``, as PyTorch does it."""
     norm = jnp.sqrt(sum(jnp.square(grad).sum() for grad in jax.tree.leaves(grads)))
     return jnp.minimum(clip_norm / (norm + 1e-6), 1.0)
 

@@ -194,9 +194,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         alternator, turn, delay = self.alternator, find_stage(self.stage).turn, self.config.loss_delay
         key = (self._is_fused, self._distils, alternator.fingerprint(), turn, delay)
         if key not in self._functions.epochs:
-            machine = None if turn else DeviceAlternator(alternator.modules, alternator.rule, delay=delay)
+            schedule = turn or DeviceAlternator(alternator.modules, alternator.rule, delay=delay)
             step, project = self._functions.steps[self._is_fused], self._functions.project
-            self._functions.epochs[key] = Epoch(step, machine, turn, project, distils=self._distils)
+            self._functions.epochs[key] = Epoch(step, schedule, project, distils=self._distils)
         epoch: Epoch = self._functions.epochs[key]
         return epoch
 

@@ -105,10 +105,21 @@ _BuildScorer = Callable[..., Scorer]  # in Backend the name Scorer is the attrib
 class Backend(Protocol):
     """The package of a backend; its classes take the arguments that their docstrings list."""
 
-    UR4Rec: Callable[..., Model]
-    JointTrainer: Callable[..., Trainer]
-    Scorer: _BuildScorer
-    load_model: Callable[[str | Path], Model]
+    @property
+    def UR4Rec(self) -> Callable[..., Model]:  # noqa: N802
+        """The class of the model."""
+
+    @property
+    def JointTrainer(self) -> Callable[..., Trainer]:  # noqa: N802
+        """The class of the trainer."""
+
+    @property
+    def Scorer(self) -> _BuildScorer:  # noqa: N802
+        """The class of the scorer."""
+
+    @property
+    def load_model(self) -> Callable[[str | Path], Model]:
+        """Loads the model of a checkpoint."""
 
 
 def load_backend(name: str) -> Backend:

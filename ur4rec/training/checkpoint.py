@@ -86,8 +86,8 @@ def write_checkpoint(path: str | Path, arrays: Mapping[str, bytes], state: Mappi
         state: JSON values.
     """
     document = {"version": VERSION, "sha256": {name: _digest(content) for name, content in arrays.items()}, **state}
-    text = json.dumps({**document, "checksum": _checksum(document)}, indent=1)
-    write_directory(Path(path), {**arrays, STATE_FILE: text.encode()})
+    state_json = json.dumps({**document, "checksum": _checksum(document)}, indent=1)
+    write_directory(Path(path), {**arrays, STATE_FILE: state_json.encode()})
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, bytes], dict[str, Any]]:

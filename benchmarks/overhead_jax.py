@@ -32,7 +32,7 @@ from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import TrainBatches
 from ur4rec.schedule.stages import MODULES
 from ur4rec_jax import catalogue_loss
-from ur4rec_jax.compiled import compiled, functions_of
+from ur4rec_jax.compiled import compiled, functions_of, split_model
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.epoch import Epoch, EpochLog, EpochState, StepInput, stack_inputs
 from ur4rec_jax.losses import separate_loss
@@ -97,7 +97,7 @@ def epoch_rows(rounds: int, setting: Setting) -> Iterator[Row]:
 def scan(setting: Setting, trainer: Any, kind: type[Epoch]) -> Callable[[], None]:
     """An epoch of steps on the device, from the same weights, batches and schedule whenever it is called."""
     functions, machine_or_none = trainer._functions, trainer._epoch()._machine if kind is Epoch else None
-    run = kind(functions.steps[True], machine_or_none, None if machine_or_none else "sasrec", functions.project)._run
+    run = kind(functions.steps[True], machine_or_none or "sasrec", functions.project)._run
     batches = list(setting.loader)
     rates, no_curriculum = [trainer._learning_rates(0)] * len(batches), [None] * len(batches)
     inputs_S = jax.device_put(
@@ -134,8 +134,7 @@ def retriever_rows(rounds: int, setting: Setting) -> Iterator[Row]:
 
     by_hand = compiled(step, donate_argnums=(0, 1))
     start = trainer.model
-    graphdef, params, buffers = nnx.split(start, nnx.Param, ...)
-    params, buffers = nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)
+    graphdef, params, buffers = split_model(start)
     rest = {name: part for name, part in params.items() if name != "retriever"}
     state = [params["retriever"], optimizer.init(params["retriever"])]
     key = jax.random.key(SEED)

@@ -1,27 +1,17 @@
-"""Checkpoints of a JAX run: arrays to safetensors and back. What backends share is in `ur4rec.training.checkpoint`.
+"""The arrays of a JAX run's checkpoint, from pytrees and back; see `ur4rec.training.checkpoint`."""
 
-Arrays have PyTorch's names and layout, so either backend loads what the other saved, optimizer state included.
-"""
-
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import optax  # type: ignore[import-untyped]
 from flax import nnx
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
-from safetensors.numpy import save as save_safetensors
 
 from adapters.optax import AlternatingState
-from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError
-from ur4rec.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, check_same, read_checkpoint, write_checkpoint
+from ur4rec.training.checkpoint import Arrays, load_checkpoint
 from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, LOG_VARIANCES
 from ur4rec_jax.memory_bank import MemoryBank
 from ur4rec_jax.step import TrainState
@@ -33,61 +23,29 @@ _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 _BANK = (BANK_ITEMS, BANK_KEYS, BANK_CURSOR)
 
 
-class Loaded(NamedTuple):
-    """A checkpoint that fits."""
-
-    weights: dict[str, NDArray[Any]]
-    """Parameters and buffers by their canonical names."""
-    moments: dict[str, NDArray[Any]]
-    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``; and what the
-    strategies keep, by the names of `ur4rec.training.components`."""
-    state: dict[str, Any]
-    """Everything else."""
-
-
-def save(
-    path: str | Path,
-    train_state: TrainState,
-    buffers: Any,
-    payoffs: Mapping[str, NDArray[Any]],
-    state: Mapping[str, Any],
-) -> None:
-    """Write a checkpoint; ``path`` never holds half of one."""
-    weights = {**export_weights(train_state.params), **export_weights(buffers)}
-    moments: dict[str, NDArray[Any]] = {}
+def export_arrays(train_state: TrainState, buffers: Any) -> tuple[Arrays, Arrays]:
+    """The weights and moments of a `ur4rec.training.checkpoint.Checkpoint`."""
+    moments = _export_strategies(train_state.strategies)
     for inner in train_state.optimizers.inner_states.values():
         moments |= _export_adam(inner[0])
-    moments |= _export_strategies(train_state.strategies) | payoffs
-    write_checkpoint(path, {MODEL_FILE: save_safetensors(weights), OPTIMIZER_FILE: save_safetensors(moments)}, state)
+    return {**export_weights(train_state.params), **export_weights(buffers)}, moments
 
 
-def load(path: str | Path, model_config: ModelConfig, trainer_config: TrainerConfig) -> Loaded:
-    """Read a checkpoint of the same configuration; nothing is changed yet.
-
-    Raises:
-        CheckpointError: It is missing, damaged, or of another version or configuration.
-    """
-    loaded = _read(path)
-    check_same("model", loaded.state["model"], asdict(model_config))
-    check_same("training configuration", loaded.state["trainer"], asdict(trainer_config))
-    return loaded
-
-
-def restore(loaded: Loaded, train_state: TrainState, buffers: Any) -> tuple[TrainState, Any]:
-    """The training state and the buffers of a checkpoint, in the structure of these.
+def restore_arrays(weights: Arrays, moments: Arrays, train_state: TrainState, buffers: Any) -> tuple[TrainState, Any]:
+    """What `export_arrays` gave, in the structure of this training state and these buffers.
 
     Raises:
         CheckpointError: The arrays do not fit the model.
     """
     buffer_names = export_weights(buffers).keys()
-    kept = {name: array for name, array in loaded.weights.items() if name in buffer_names}
-    trained = {name: array for name, array in loaded.weights.items() if name not in buffer_names}
+    kept = {name: array for name, array in weights.items() if name in buffer_names}
+    trained = {name: array for name, array in weights.items() if name not in buffer_names}
     inner_states = {
-        part: (_import_adam(part, inner[0], loaded.moments), *inner[1:])
+        part: (_import_adam(part, inner[0], moments), *inner[1:])
         for part, inner in train_state.optimizers.inner_states.items()
     }
     params = import_weights(train_state.params, trained)
-    strategies = _import_strategies(train_state.strategies, loaded.moments)
+    strategies = _import_strategies(train_state.strategies, moments)
     return TrainState(params, AlternatingState(inner_states), strategies), import_weights(buffers, kept)
 
 
@@ -97,26 +55,13 @@ def load_model(path: str | Path) -> UR4Rec:
     Raises:
         CheckpointError: It is missing, damaged or of another version.
     """
-    loaded = _read(path)
-    config = ModelConfig(**loaded.state["model"])
-    vectors_IT = loaded.weights["retriever.item_text_vectors"][: config.num_items]
-    vectors_UT = loaded.weights["retriever.user_text_vectors"][: config.num_users] if config.num_users else None
-    settings = {name: value for name, value in asdict(config).items() if name not in ("num_items", "num_users")}
-    graphdef, state = nnx.split(
-        nnx.eval_shape(lambda: UR4Rec(config.num_items, vectors_IT, user_text_vectors=vectors_UT, **settings))
-    )
-    return nnx.merge(graphdef, import_weights(nnx.to_pure_dict(state), loaded.weights))
+    loaded = load_checkpoint(path)
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: UR4Rec(**loaded.model_arguments())))
+    model: UR4Rec = nnx.merge(graphdef, import_weights(nnx.to_pure_dict(state), loaded.weights))
+    return model
 
 
-def _read(path: str | Path) -> Loaded:
-    arrays, state = read_checkpoint(path)
-    try:
-        return Loaded(load_safetensors(arrays[MODEL_FILE]), load_safetensors(arrays[OPTIMIZER_FILE]), state)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} must hold safetensors, got something else ({error})") from error
-
-
-def _export_adam(adam: optax.ScaleByAdamState) -> dict[str, NDArray[Any]]:
+def _export_adam(adam: optax.ScaleByAdamState) -> Arrays:
     """As PyTorch keeps it: nothing before the first update, and the count beside each parameter."""
     if not int(adam.count):
         return {}
@@ -125,9 +70,7 @@ def _export_adam(adam: optax.ScaleByAdamState) -> dict[str, NDArray[Any]]:
     return moments | {f"{name}/step": np.asarray(adam.count, np.float32) for name in named["exp_avg"]}
 
 
-def _import_adam(
-    part: str, adam: optax.ScaleByAdamState, moments: Mapping[str, NDArray[Any]]
-) -> optax.ScaleByAdamState:
+def _import_adam(part: str, adam: optax.ScaleByAdamState, moments: Arrays) -> optax.ScaleByAdamState:
     own = {key: value for key, value in moments.items() if key.startswith(f"{part}.")}
     if not own:
         return optax.ScaleByAdamState(
@@ -138,7 +81,7 @@ def _import_adam(
     if len(steps) != 1:
         raise CheckpointError(
             f"all parameters of {part!r} must have had the same number of updates, got {sorted(steps)}; "
-            "parameters frozen by hand in PyTorch cannot go on in JAX"
+            "parameters frozen by hand in PyTorch cannot continue in JAX"
         )
     fields = {
         field: import_weights(
@@ -150,9 +93,9 @@ def _import_adam(
     return optax.ScaleByAdamState(jnp.asarray(int(steps.pop()), adam.count.dtype), **fields)
 
 
-def _export_strategies(strategies: StrategyState) -> dict[str, NDArray[Any]]:
+def _export_strategies(strategies: StrategyState) -> Arrays:
     """What the strategies keep, by its names in a checkpoint."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     if strategies.bank is not None:
         arrays |= dict(zip(_BANK, strategies.bank, strict=True))
     if strategies.log_variances_C is not None:
@@ -160,7 +103,7 @@ def _export_strategies(strategies: StrategyState) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(array) for name, array in arrays.items()}
 
 
-def _import_strategies(strategies: StrategyState, arrays: Mapping[str, NDArray[Any]]) -> StrategyState:
+def _import_strategies(strategies: StrategyState, arrays: Arrays) -> StrategyState:
     """What `_export_strategies` gave, in the structure of these."""
     bank, log_variances_C = strategies
     if bank is not None:

@@ -30,7 +30,7 @@ _STEP_SETTINGS = (
     "use_uncertainty_weighting",
     "bf16",
 )
-"""What a training step is compiled for; the other settings are its arguments, or none of its business."""
+"""What a training step is compiled for; the other settings are its arguments, or do not concern it."""
 
 
 class Functions(NamedTuple):
@@ -64,7 +64,7 @@ def functions_of(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: t
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit`, with matrix products in full float32 on every device, as in PyTorch: TF32 would tell the two apart."""
+    """`jax.jit`, with matrix products in full float32 on every device, as in PyTorch: TF32 would make them differ."""
 
     @wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
@@ -72,6 +72,13 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
             return function(*args, **kwargs)
 
     return jax.jit(traced, **options)
+
+
+def split_model(model: UR4Rec) -> tuple[nnx.GraphDef[UR4Rec], dict[str, Any], dict[str, Any]]:
+    """The model without its arrays, its parameters by part, and its buffers."""
+    graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
+    (buffers,) = rest
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)
 
 
 @lru_cache(maxsize=8)
@@ -104,5 +111,4 @@ def _scores(
     *,
     scorers: tuple[str, ...],
 ) -> dict[str, Array]:
-    """The users are left out for a model that has no texts of theirs, so that they cause no further compilation."""
     return nnx.merge(graphdef, params, buffers).scores(items_BL, scorers, catalogue, users_B)

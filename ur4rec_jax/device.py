@@ -1,7 +1,10 @@
 """The device: which one, and how a batch gets there."""
 
+from typing import Any
+
 import jax
 import numpy as np
+from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.data.batches import Batch
@@ -38,13 +41,13 @@ def to_inputs(
 ) -> StepInputs:
     """A batch with the places of its targets, as a step takes it; it moves to the device then.
 
-    A step is compiled anew for every number of places, so they are filled up to one of two: all positions, or as many
-    as there usually are at most.
+    A step is compiled again for every number of places, so they are filled up to one of two: all positions, or the
+    usual maximum.
 
     Args:
         batch: The batch.
         num_items: The padding index.
-        usual_targets: How many targets there usually are at most; None is as many as positions.
+        usual_targets: The usual maximum of the number of targets; None is the number of positions.
         with_users: Whether the model has user texts.
     """
     targets = np.asarray(batch[1], np.int32).ravel()
@@ -53,9 +56,15 @@ def to_inputs(
     positions_N, targets_N = np.zeros(length, np.int32), np.full(length, num_items, np.int32)
     positions_N[: len(found)], targets_N[: len(found)] = found, targets[found]
     users_B = np.asarray(batch[2], np.int32) if with_users else None
-    return StepInputs(np.asarray(batch[0], np.int32), positions_N, targets_N, users_B)
+    inputs: tuple[Any, ...] = (np.asarray(batch[0], np.int32), positions_N, targets_N, users_B)
+    return StepInputs(*inputs)
 
 
-def to_indices(values: ArrayLike | None) -> NDArray[np.int32] | None:
-    """Whole numbers; None stays None."""
-    return None if values is None else np.asarray(values, np.int32)
+def to_indices(values: ArrayLike) -> NDArray[np.int32]:
+    """Whole numbers."""
+    return np.asarray(values, np.int32)
+
+
+def to_host(array: Array) -> NDArray[Any]:
+    """The same array in NumPy."""
+    return np.asarray(array)

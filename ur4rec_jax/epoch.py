@@ -1,4 +1,4 @@
-"""Many steps in one `jax.lax.scan`: the schedule runs on the device, and the host hears of it afterwards.
+"""Many steps in one `jax.lax.scan`: the schedule runs on the device, and the host reads its log afterwards.
 
 Shapes: S steps of the epoch, M modules.
 """
@@ -18,12 +18,13 @@ from ur4rec.data.batches import Batch
 from ur4rec.schedule.curriculum import CurriculumWeights
 from ur4rec.schedule.stages import MODULES, TURNS
 from ur4rec.training.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
+from ur4rec.training.records import StepReport
 from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.memory_bank import MemoryBank
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.step import Step, StepReport, TrainState, write
+from ur4rec_jax.step import Step, TrainState, write
 from ur4rec_jax.strategies import BankEntries
 
 _METRICS = (*map(loss_name, (*COMPONENTS, UNCERTAINTY)), *map(weight_name, COMPONENTS))
@@ -72,7 +73,7 @@ class EpochLog(NamedTuple):
 class EpochStep(NamedTuple):
     """A step of a finished epoch, on the host."""
 
-    losses: StepReport
+    report: StepReport[Any]
     """Its losses, as numbers."""
     decision: Decision | None
     """What the schedule decided after it; None where one turn trains throughout."""
@@ -105,10 +106,12 @@ def stack_inputs(
     inputs = [to_inputs(batch, num_items, usual_targets, with_users=with_users) for batch in batches]
     if len({len(each.targets_N) for each in inputs}) > 1:
         inputs = [to_inputs(batch, num_items, with_users=with_users) for batch in batches]
+    steps_S: Any = np.arange(first_step, first_step + len(batches), dtype=np.int32)
+    rates_S: dict[str, Any] = {name: np.array([each[name] for each in rates], np.float32) for name in rates[0]}
     return StepInput(
         jax.tree.map(lambda *arrays: np.stack(arrays), *inputs),
-        np.arange(first_step, first_step + len(batches), dtype=np.int32),
-        {name: np.array([step_rates[name] for step_rates in rates], np.float32) for name in rates[0]},
+        steps_S,
+        rates_S,
         None if None in curricula else CurriculumWeights(*np.array(curricula, np.float32).T),
     )
 
@@ -118,8 +121,7 @@ class Epoch:
 
     Args:
         step: The training step.
-        machine: Decides who trains; None if it is always the same.
-        turn: What trains if there is no machine.
+        schedule: Decides who trains; or the turn that trains throughout.
         project: Gives the retriever's catalogue from parameters and buffers.
         distils: Whether the modules learn from each other.
     """
@@ -127,16 +129,15 @@ class Epoch:
     def __init__(
         self,
         step: Step,
-        machine: DeviceAlternator | None,
-        turn: str | None,
+        schedule: DeviceAlternator | str,
         project: Callable[[Any, Any], Catalogue],
         *,
         distils: bool = False,
     ) -> None:
         self._step = step
         self._distils = distils
-        self._machine = machine
-        self._turns = (turn,) if machine is None else machine.modules
+        self._machine = None if isinstance(schedule, str) else schedule
+        self._turns = (schedule,) if isinstance(schedule, str) else schedule.modules
         self._project = project
         self._run = compiled(self._scan, donate_argnames="state")
 
@@ -153,7 +154,7 @@ class Epoch:
         buffers: Any,
         key: Array,
         inputs_S: StepInput,
-    ) -> "EpochResult":
+    ) -> EpochResult:
         """Train on all steps' inputs, in one call of the device.
 
         Args:
@@ -165,7 +166,11 @@ class Epoch:
             inputs_S: What the steps take.
         """
         machine = self._machine
-        begin = None if machine is None else machine.load_state_dict({**saved["alternator"], **saved})
+        begin = (
+            None
+            if machine is None
+            else machine.load_state_dict({**saved["alternator"], "pending_losses": saved["pending_losses"]})
+        )
         state = EpochState(train, begin, catalogue, jnp.array(False))
         state, log = self._run(state, buffers, key, inputs_S)
         kept = None if state.is_stale else state.catalogue
@@ -173,7 +178,8 @@ class Epoch:
             return EpochResult(state.train, kept, self._steps(log, [None] * len(log.total)), None)
         steps = self._steps(log, machine.decisions(log.decision))
         end = machine.state_dict(state.machine)
-        return EpochResult(state.train, kept, steps, {"pending_losses": end.pop("pending_losses"), "alternator": end})
+        schedule = {**saved, "pending_losses": end.pop("pending_losses"), "alternator": end}
+        return EpochResult(state.train, kept, steps, schedule)
 
     def _steps(self, log: EpochLog, decisions: Sequence[Decision | None]) -> list[EpochStep]:
         steps = []
@@ -192,12 +198,13 @@ class Epoch:
         return jax.lax.scan(partial(self._one, buffers, key), state, inputs_S)
 
     def _one(self, buffers: Any, key: Array, state: EpochState, given: StepInput) -> tuple[EpochState, EpochLog]:
-        if self._machine is None:
+        before = state.machine
+        if self._machine is None or before is None:
             return self._switch(None, buffers, key, state, given)
-        active = state.machine.active
+        active = before.active
         state, log = self._switch(active, buffers, key, state, given)
-        told = log.losses_M if self._step.fused else log.losses_M[active]
-        machine, decision = self._machine.step(state.machine, told, jnp.isfinite(log.total))
+        observed = log.losses_M if self._step.fused else log.losses_M[active]
+        machine, decision = self._machine.step(before, observed, jnp.isfinite(log.total))
         return state._replace(machine=machine), log._replace(decision=decision)
 
     def _switch(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import optax  # type: ignore[import-untyped]
 from flax import nnx
 from jax import Array
 
@@ -18,6 +18,7 @@ from ur4rec.config import TrainerConfig
 from ur4rec.schedule.curriculum import WITHOUT_CURRICULUM, CurriculumWeights
 from ur4rec.schedule.stages import BOTH, MODULES, TURNS
 from ur4rec.training.components import UNCERTAINTY
+from ur4rec.training.records import StepReport
 from ur4rec_jax.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.strategies import BankEntries, Context, Strategies, StrategyState
@@ -36,17 +37,6 @@ class TrainState(NamedTuple):
     """The state of each part's optimizer."""
     strategies: StrategyState
     """What the strategies keep."""
-
-
-class StepReport(NamedTuple):
-    """What a step tells of itself."""
-
-    total: Array
-    """The loss that was minimised."""
-    modules: dict[str, Array]
-    """The raw primary loss of each module for which it was computed."""
-    metrics: dict[str, Array]
-    """What else the epoch averages, by name; NaN does not count."""
 
 
 class Step:
@@ -100,7 +90,7 @@ class Step:
         *,
         turn: str,
         distils: bool = False,
-    ) -> tuple[TrainState, StepReport, BankEntries | None]:
+    ) -> tuple[TrainState, StepReport[Array], BankEntries | None]:
         """One step, without effect if the loss is not finite; the memory bank is only read: `write` is to follow.
 
         Args:
@@ -163,6 +153,7 @@ class Step:
             if catalogue is None and (self.fused or "retriever" in modules):
                 catalogue = model.retriever.catalogue(with_users=False)
             if self.fused:
+                assert catalogue is not None
                 losses = fused_loss(model, inputs, modules, catalogue, rngs, keeps_scores=distils)
             else:
                 losses = separate_loss(model, config, inputs, modules, catalogue, rngs, keeps_scores=distils)
@@ -174,11 +165,11 @@ class Step:
 
 
 def write(state: TrainState, entries: BankEntries | None) -> TrainState:
-    """The state with the entries of a step in its memory bank; None are of a step that writes nothing."""
-    if entries is None:
+    """The state with the entries of a step in its memory bank; None is a step that writes nothing."""
+    bank = state.strategies.bank
+    if entries is None or bank is None:
         return state
-    bank = state.strategies.bank.write(*entries)
-    return state._replace(strategies=state.strategies._replace(bank=bank))
+    return state._replace(strategies=state.strategies._replace(bank=bank.write(*entries)))
 
 
 def random_numbers(key: Array) -> nnx.Rngs:
@@ -200,7 +191,7 @@ def _adamw(part: str, weight_decay: float) -> optax.GradientTransformationExtraA
 
 
 def _clip_scale(grads: Any, clip_norm: float) -> Array:
-    """What gradients are multiplied with so that their norm is at most ``clip_norm``, as PyTorch does it."""
+    """The factor of the gradients with which their norm is at most ``clip_norm``, as PyTorch does it."""
     norm = jnp.sqrt(sum(jnp.square(grad).sum() for grad in jax.tree.leaves(grads)))
     return jnp.minimum(clip_norm / (norm + 1e-6), 1.0)
 

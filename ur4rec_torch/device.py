@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,9 +43,14 @@ def to_device(batch: Batch, num_items: int, device: torch.device, *, with_users:
     return StepInputs(*(_send(array, device) for array in arrays))
 
 
-def to_indices(values: ArrayLike | None, device: torch.device) -> Tensor | None:
-    """Whole numbers on the device; None stays None."""
-    return None if values is None else torch.as_tensor(np.asarray(values, np.int64), device=device)
+def to_indices(values: ArrayLike, device: torch.device) -> Tensor:
+    """Whole numbers on the device."""
+    return torch.as_tensor(np.asarray(values, np.int64), device=device)
+
+
+def to_host(tensor: Tensor) -> NDArray[Any]:
+    """The array of a tensor, without its gradient."""
+    return np.asarray(tensor.detach().cpu().contiguous())
 
 
 def _send(array: NDArray[np.int64], device: torch.device) -> Tensor:

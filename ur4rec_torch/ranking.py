@@ -1,49 +1,12 @@
-"""Ranks of evaluation targets, computed on the device.
+"""Ranks of a batch of evaluation targets, computed on the device.
 
-Shapes: B rows, L positions, I items, M coordinates of seen items.
+Shapes: B rows, I items, M coordinates of seen items.
 """
 
-from collections.abc import Callable, Iterable
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ur4rec.data.batches import EvaluationBatch
-from ur4rec.errors import DataError, NonFiniteError
-from ur4rec_torch.device import to_indices
-
-
-def rank_loader(
-    scores: Callable[[Tensor, Tensor | None], dict[str, Tensor]],
-    loader: Iterable[EvaluationBatch],
-    device: torch.device,
-) -> dict[str, NDArray[np.int64]]:
-    """The rank of every target by each scorer, in the loader's order; the host reads them once, at the end.
-
-    Args:
-        scores: Maps histories (B, L) and their users (B,), None where the batch names none, to scores (B, I) by scorer.
-        loader: Evaluation batches.
-        device: Where to score.
-
-    Raises:
-        NonFiniteError: A target or a candidate has a score that is NaN or infinite.
-        DataError: The loader is empty.
-    """
-    ranks: dict[str, list[Tensor]] = {}
-    all_finite = torch.ones((), dtype=torch.bool, device=device)
-    for batch in loader:
-        found = scores(to_indices(batch.items_BL, device), to_indices(batch.users_B, device))
-        for scorer, scores_BI in found.items():
-            ranks_B, finite = rank_batch(scores_BI, batch)
-            ranks.setdefault(scorer, []).append(ranks_B)
-            all_finite = all_finite & finite
-    if not ranks:
-        raise DataError("evaluation needs at least one batch, got an empty loader")
-    if not all_finite:
-        raise NonFiniteError("scores must be finite, got NaN or infinite ones; lower the learning rate and train anew")
-    return {scorer: torch.cat(parts).cpu().numpy() for scorer, parts in ranks.items()}
 
 
 def rank_batch(scores_BI: Tensor, batch: EvaluationBatch) -> tuple[Tensor, Tensor]:

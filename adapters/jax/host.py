@@ -13,13 +13,15 @@ from alternator.checks import check_integer
 
 Losses = ArrayLike | Mapping[str, ArrayLike]
 """The active module's loss, or losses by module."""
+VERSION = 1
+"""The version of the saved state."""
 
 
 class HostAlternator:
-    """The core's `Alternator`, told losses that are still on the device, and reading them late.
+    """The core's `Alternator` for losses that are still on the device: it reads them late.
 
-    Call `observe` with the arrays of each step right after starting it; the host then goes on to the next step while
-    the device works, and reads the losses ``delay`` steps later, when they have long been there.
+    Call `observe` with the arrays of each step right after starting it; the host then continues with the next step
+    while the device works, and reads the losses ``delay`` steps later, when they have arrived.
 
     Args:
         alternator: Decides.
@@ -51,7 +53,7 @@ class HostAlternator:
     def observe(self, losses: Losses, *, updated: bool = True) -> Decision:
         """Set the losses of a step on their way to the host, record those that are due, and decide who trains next.
 
-        An empty mapping tells the alternator nothing: you record what it needs.
+        An empty mapping gives the alternator no losses: you record what it needs.
 
         Raises:
             UnknownModuleError: A name that is no module.
@@ -78,19 +80,21 @@ class HostAlternator:
     def state_dict(self) -> dict[str, Any]:
         """The alternator's state and the losses under way, JSON-safe."""
         pending = [{name: repr(float(value)) for name, value in losses.items()} for _, losses in self._pending]
-        return {"alternator": self.alternator.state_dict(), "pending_losses": pending}
+        return {"version": VERSION, "alternator": self.alternator.state_dict(), "pending_losses": pending}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken.
+        """Continue exactly where `state_dict` was taken, here or in `adapters.torch.AlternatingOptimizer`.
 
         Raises:
             StateError: The state is of another configuration, or damaged; nothing has been changed then.
         """
         try:
-            pending = [{name: float(text) for name, text in step.items()} for step in state["pending_losses"]]
-            saved = state["alternator"]
+            version, saved = state["version"], state["alternator"]
+            pending = [{name: float(value) for name, value in step.items()} for step in state["pending_losses"]]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StateError(f"the state is damaged ({type(error).__name__}: {error}); load an intact one") from error
+        if version != VERSION:
+            raise StateError(f"state version must be {VERSION}, got {version!r}; load it with that release")
         self.alternator.load_state_dict(saved)
         self._pending = deque(enumerate(pending, self.alternator.step - len(pending) + 1))
 

@@ -420,7 +420,7 @@ class AlternatingOptimizer:
             if state["version"] != VERSION:
                 raise StateError(f"state version must be {VERSION}, got {state['version']!r}; save it anew")
             pending = [{name: float(text) for name, text in step.items()} for step in state["pending_losses"]]
-            user_frozen, inference = set(state["user_frozen"]), set(state["inference"])
+            user_frozen, inference = set(state.get("user_frozen", ())), set(state.get("inference", ()))
             if "optimizers" in state and len(state["optimizers"]) != len(self._optimizers):
                 saved, here = len(state["optimizers"]), len(self._optimizers)
                 raise StateError(f"the state has {saved} optimizers, but here are {here}; build the same ones")

@@ -4,20 +4,14 @@ Shapes: B rows of a batch, I items, T targets, P evaluation points.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.evaluation.metrics import negative_log_likelihood, summarise, target_ranks
-
-
-class Scorer(Protocol):
-    """What `JointTrainer` offers in both backends."""
-
-    def score(self, items_BL: ArrayLike) -> NDArray[np.float32]:
-        """Scores of every item as the next one of the histories."""
+from ur4rec.training.backend import Scorer
 
 
 class RankedTargets(NamedTuple):

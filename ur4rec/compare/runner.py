@@ -22,6 +22,7 @@ from ur4rec.runs.prepared import PreparedData
 from ur4rec.runs.provenance import machine_facts, run_facts, source_commit
 from ur4rec.schedule.names import parse_schedule
 from ur4rec.schedule.stages import MODULES
+from ur4rec.training.backend import Trainer
 from ur4rec.training.records import StepRecord
 
 
@@ -101,7 +102,7 @@ class ArmRun:
             arrays[f"{split}_nll_PT"] = np.array([outcome.nll_T for outcome in outcomes], np.float32)
         return arrays
 
-    def _evaluate(self, trainer: Any) -> None:
+    def _evaluate(self, trainer: Trainer) -> None:
         point: dict[str, Any] = {
             "step": len(self.ledger.turns),
             "updates": self.ledger.updates,

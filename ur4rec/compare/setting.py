@@ -11,7 +11,7 @@ from ur4rec.data import Interactions, load_dataset, sample_users, synthetic, wit
 from ur4rec.data.batches import Batch, TrainBatches
 from ur4rec.runs.prepared import PreparedData, prepare_data
 from ur4rec.schedule.names import Schedule, parse_schedule
-from ur4rec.training.backend import load_backend
+from ur4rec.training.backend import Trainer, load_backend
 
 
 def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -> PreparedData:
@@ -40,7 +40,7 @@ def _load(
     return without_texts(interactions) if blank_texts else interactions
 
 
-def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, seed: int, **settings: Any) -> Any:
+def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, seed: int, **settings: Any) -> Trainer:
     """A `JointTrainer` of the study's backend with the initial weights of a seed.
 
     Args:
@@ -81,7 +81,7 @@ class Course:
         ledger: Where steps are charged.
     """
 
-    def __init__(self, trainer: Any, batches: TrainBatches, ledger: Ledger) -> None:
+    def __init__(self, trainer: Trainer, batches: TrainBatches, ledger: Ledger) -> None:
         self._trainer = trainer
         self._batches = batches
         self._ledger = ledger

@@ -1,4 +1,4 @@
-"""Tells a `Payoff` schedule what each module's training was worth on held-out targets; the same in both backends.
+"""Measures for a `Payoff` schedule what each module's training was worth on held-out targets.
 
 Shapes: B held-out targets, I items, G groups.
 """
@@ -24,7 +24,7 @@ class PayoffProbe:
     """Measures payoffs in the course of a tenure, and records them.
 
     It measures after ``min_steps`` steps, and again when as many have passed since, or a quarter of the tenure if that
-    is more: what has paid for long is asked less often, so that the cost of measuring fades.
+    is more: what has paid for long is measured less often, so that the cost of measuring fades.
 
     A module's snapshot is what it scores the held-out histories with, so a measurement costs one forward pass of what
     has trained; mixed snapshots are fused, and the loss is the targets' negative log-likelihood, the mean of each
@@ -56,7 +56,7 @@ class PayoffProbe:
         """How often the held-out histories have been scored by a module, which is what measuring costs."""
 
     def before_step(self) -> None:
-        """Measure and record, if it is time; at the beginning of a tenure, start anew."""
+        """Measure and record, if it is time; at the beginning of a tenure, start from scratch."""
         stats = self._alternator.stats()
         tenure, (number, measured) = stats.steps_since_switch, self._position
         if self._payoffs is None:
@@ -79,7 +79,7 @@ class PayoffProbe:
         return {_POSITION: np.array(self._position, np.int32), **snapshots}
 
     def load_state_dict(self, arrays: Mapping[str, ArrayLike]) -> None:
-        """Go on exactly where `state_dict` was taken; other arrays are left alone."""
+        """Continue exactly where `state_dict` was taken; other arrays are left alone."""
         if _POSITION not in arrays:
             return
         before = {name: np.asarray(arrays[f"{PREFIX}{name}"]) for name in MODULES}
@@ -103,7 +103,7 @@ def build_probe(
     score: Callable[[ArrayLike, str, ArrayLike | None], NDArray[np.float32]],
     fuse: Callable[[ArrayLike, ArrayLike], ArrayLike],
 ) -> PayoffProbe | None:
-    """What tells a `Payoff` schedule its payoffs; None for every other schedule.
+    """What measures the payoffs of a `Payoff` schedule; None for every other schedule.
 
     Args:
         alternator: The schedule.

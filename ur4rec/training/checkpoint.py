@@ -1,14 +1,22 @@
 """Checkpoints: a directory of arrays and one JSON file, written whole, checksummed and versioned; no pickle.
 
 ``model.safetensors`` and ``optimizer.safetensors`` hold arrays, ``state.json`` the rest with the SHA-256 of both.
+Arrays have PyTorch's names and layout, so either backend loads what the other saved, optimizer state included.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError
 from ur4rec.files import write_directory
 
@@ -17,18 +25,69 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
+Arrays = dict[str, NDArray[Any]]
+
+
+class Checkpoint(NamedTuple):
+    """The content of a checkpoint."""
+
+    weights: Arrays
+    """Parameters and buffers by their names in the model."""
+    moments: Arrays
+    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``; and what the
+    strategies and the payoff probe keep, by the names of `ur4rec.training.components` and
+    `ur4rec.schedule.payoff_probe`."""
+    state: dict[str, Any]
+    """JSON values: configuration, counters, schedule."""
+
+    def check_settings(self, model: ModelConfig, trainer: TrainerConfig) -> None:
+        """Refuse a checkpoint of another configuration.
+
+        Raises:
+            CheckpointError: Naming every setting that differs.
+        """
+        check_same("model", self.state["model"], asdict(model))
+        check_same("training configuration", self.state["trainer"], asdict(trainer))
+
+    def model_arguments(self) -> dict[str, Any]:
+        """The arguments of `UR4Rec` for a model of this shape, text vectors included; its weights are to be loaded."""
+        settings = asdict(ModelConfig(**self.state["model"]))
+        num_items, num_users = settings["num_items"], settings.pop("num_users")
+        vectors_UT = self.weights["retriever.user_text_vectors"][:num_users] if num_users else None
+        vectors_IT = self.weights["retriever.item_text_vectors"][:num_items]
+        return {**settings, "item_text_vectors": vectors_IT, "user_text_vectors": vectors_UT}
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; ``path`` never holds half of one. An earlier checkpoint there is replaced."""
+    arrays = {MODEL_FILE: checkpoint.weights, OPTIMIZER_FILE: checkpoint.moments}
+    write_checkpoint(path, {name: save_safetensors(content) for name, content in arrays.items()}, checkpoint.state)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or of another version.
+    """
+    files, state = read_checkpoint(path)
+    try:
+        return Checkpoint(load_safetensors(files[MODEL_FILE]), load_safetensors(files[OPTIMIZER_FILE]), state)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} must hold safetensors, got something else ({error})") from error
+
 
 def write_checkpoint(path: str | Path, arrays: Mapping[str, bytes], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; ``path`` never holds half of one. An earlier checkpoint there is replaced.
+    """Write the files of a checkpoint; see `save_checkpoint`.
 
     Args:
         path: The directory to make.
         arrays: The content of `MODEL_FILE` and `OPTIMIZER_FILE`.
-        state: JSON values: configuration, counters, schedule.
+        state: JSON values.
     """
     document = {"version": VERSION, "sha256": {name: _digest(content) for name, content in arrays.items()}, **state}
-    text = json.dumps({**document, "checksum": _checksum(document)}, indent=1)
-    write_directory(Path(path), {**arrays, STATE_FILE: text.encode()})
+    state_json = json.dumps({**document, "checksum": _checksum(document)}, indent=1)
+    write_directory(Path(path), {**arrays, STATE_FILE: state_json.encode()})
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -37,7 +37,7 @@ class LateSteps:
 
     Args:
         on_step: Called with each complete record, in order.
-        max_nonfinite_losses: So many non-finite losses in a row are an error.
+        max_nonfinite_losses: This number of non-finite losses in a row is an error.
     """
 
     def __init__(self, on_step: Callable[[StepRecord], object] | None, max_nonfinite_losses: int) -> None:
@@ -71,8 +71,8 @@ class LateSteps:
 
         Args:
             epoch: The number of the epoch.
-            start: Steps of it that are done. If they are those that were added up last, the totals go on from there.
-            num_steps: Steps that are to come; None if that is not known.
+            start: The number of its steps that are done. If they were added up last, the totals continue from there.
+            num_steps: The number of steps to come; None if that is not known.
             shown: Whether to show a bar; None is only on a terminal.
         """
         self.flush()
@@ -92,7 +92,7 @@ class LateSteps:
         return {"nonfinite_streak": self._nonfinite_streak, "epoch_totals": self._totals.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that `state_dict` gave."""
+        """Continue from a state that `state_dict` gave."""
         self._nonfinite_streak = state["nonfinite_streak"]
         self._totals = EpochTotals.from_state(state["epoch_totals"])
 

@@ -1,12 +1,26 @@
-"""The decision log of a run: one row per training step, as in ``decisions.csv``."""
+"""What is kept of a training step: its report, and its row of the decision log, as in ``decisions.csv``."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from alternator import Decision
 from ur4rec.schedule.stages import MODULES
 
 FIELDS = ("step", "stage", "active", "next", "reason", "value", "limit", *(f"{name}_loss" for name in MODULES))
+
+ArrayT = TypeVar("ArrayT")
+"""An array of a backend."""
+
+
+class StepReport(NamedTuple, Generic[ArrayT]):
+    """The losses of a training step, as scalars that may still be on the device."""
+
+    total: ArrayT
+    """The loss that was minimised."""
+    modules: Mapping[str, ArrayT]
+    """The raw primary loss of each module for which it was computed."""
+    metrics: Mapping[str, ArrayT]
+    """What else the epoch averages, by the metric's name (see `ur4rec.training.components`); NaN does not count."""
 
 
 class StepRecord(NamedTuple):

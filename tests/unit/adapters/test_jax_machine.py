@@ -352,9 +352,24 @@ def test_the_host_resumes_with_losses_under_way():
         first.observe(row)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert [second.observe(row) for row in rows[25:]] == expected[25:]
-    for damaged in ({}, {"alternator": {}, "pending_losses": [3]}, {"pending_losses": []}):
+    for damage in ({"alternator": None}, {"pending_losses": [3]}, {"pending_losses": [{"a": "many"}]}):
         with pytest.raises(StateError, match="damaged"):
-            second.load_state_dict(damaged)
+            second.load_state_dict({**first.state_dict(), **damage})
+    with pytest.raises(StateError, match="damaged"):
+        second.load_state_dict({})
+    with pytest.raises(StateError, match="state version must be 1, got 2"):
+        second.load_state_dict({**first.state_dict(), "version": 2})
+
+
+def test_the_hosts_state_is_that_of_every_adapter():
+    """A checkpoint's schedule crosses from PyTorch, whose adapter adds what the user froze there."""
+    machine, other = (HostAlternator(Alternator(MODULES, PLATEAU)) for _ in range(2))
+    for row in LOSSES[:25]:
+        machine.observe(dict(zip(MODULES, row, strict=True)))
+    state = machine.state_dict()
+    assert state.keys() == {"version", "alternator", "pending_losses"}
+    other.load_state_dict({**state, "user_frozen": ["a.0.weight"], "inference": []})
+    assert other.state_dict() == state
 
 
 @pytest.mark.parametrize(

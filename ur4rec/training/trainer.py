@@ -1,0 +1,360 @@
+"""The trainer that both backends share: stages, epochs, the schedule, the log of steps and the checkpoint's document.
+
+Shapes: B rows, I items.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from alternator import Alternator, Decision, Rule
+from ur4rec.config import TrainerConfig, check_joint_loss
+from ur4rec.data.batches import Batch, EvaluationBatch
+from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
+from ur4rec.schedule.curriculum import CurriculumWeights, curriculum_weights
+from ur4rec.schedule.learning_rate import learning_rates
+from ur4rec.schedule.payoff_probe import build_probe
+from ur4rec.schedule.stages import JOINT_STAGES, MODULES, check_num_steps, find_stage
+from ur4rec.training.backend import Model
+from ur4rec.training.checkpoint import Arrays, Checkpoint, load_checkpoint, save_checkpoint
+from ur4rec.training.late_steps import LateStep, LateSteps, Reader
+from ur4rec.training.progress import count_steps
+from ur4rec.training.records import ArrayT, StepRecord, StepReport
+from ur4rec.training.scorer import BaseScorer
+
+ModelT = TypeVar("ModelT", bound=Model)
+DeviceT = TypeVar("DeviceT")
+
+
+class Adapter(Protocol):
+    """What applies a schedule to the modules of a backend."""
+
+    @property
+    def alternator(self) -> Alternator:
+        """The schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the schedule, JSON-safe, losses under way included."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken, in this backend or another."""
+
+
+class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
+    """Trains a UR4Rec model through the four stages.
+
+    A step asks the schedule who trains, runs what the loss needs, and updates what is active; the freeze contract of
+    `adapters` holds for the rest. Dropout and sampled negatives are functions of (seed, step). A backend says how
+    the model is held and scored, how a step updates it, and which arrays a checkpoint keeps.
+
+    Args:
+        model: The model.
+        device: ``auto`` is an accelerator where there is one.
+        rule: Any switching rule for joint_finetune; by default the original one with the two ``adaptive_*`` numbers.
+        progress: Whether to show a bar per epoch; None is only on a terminal.
+        probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth.
+        on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
+        **settings: The fields of `TrainerConfig`.
+
+    Attributes:
+        adaptive_alternating: The schedule of joint_finetune; None with ``use_adaptive_alternating=False``.
+        config: The settings.
+        device: The device.
+        model: The model.
+        num_steps: The length of the stage; None if that was not given.
+        stage: The stage.
+        stage_step: The number of training steps in this stage so far.
+        step: The number of training steps so far, over all stages.
+
+    Raises:
+        ConfigurationError: A setting is out of range, or two do not go together.
+    """
+
+    backend: ClassVar[str]
+    """The name of the backend, kept in checkpoints."""
+    device: DeviceT
+    _alternating: Adapter
+
+    def __init__(
+        self,
+        model: ModelT,
+        *,
+        device: str | DeviceT = "auto",
+        rule: Rule | None = None,
+        progress: bool | None = None,
+        probe: EvaluationBatch | None = None,
+        on_step: Callable[[StepRecord], object] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.config = TrainerConfig(**settings)
+        check_joint_loss(self.config.joint_loss, model.config.fusion)
+        self.step = 0
+        self.adaptive_alternating: ModuleAlternator | None = None
+        self._model_config = model.config
+        self._rule = rule
+        self._probe = probe
+        self._progress = progress
+        self._log = LateSteps(on_step, self.config.max_nonfinite_losses)
+        self._set_up(model, device)
+        self.set_training_stage("joint_finetune")
+
+    @property
+    def alternator(self) -> Alternator:
+        """Whatever schedule runs now, parity included."""
+        return self._alternating.alternator
+
+    @property
+    def num_probe_forwards(self) -> int:
+        """How often a module has scored the held-out targets of a `Payoff` rule in this stage."""
+        return 0 if self._payoffs is None else self._payoffs.num_forwards
+
+    def set_training_stage(
+        self, stage: str, num_steps: int | None = None, *, position: Callable[[], float] | None = None
+    ) -> None:
+        """Enter a stage. Optimizer state lives on; the schedule and the learning rates start from scratch.
+
+        Args:
+            stage: ``pretrain_sasrec``, ``pretrain_retriever``, ``joint_finetune`` or ``end_to_end``.
+            num_steps: Length of the stage, over which the learning rates fall to 0; None keeps them constant.
+            position: Returns at each step how far the stage has come, in steps, for a stage whose end is a budget of
+                something else; by default the steps trained in it. Only the learning rates follow it.
+
+        Raises:
+            ConfigurationError: The backend or the held-out targets do not fit the schedule; nothing has changed then.
+            UnknownNameError: There is no such stage; the message lists the four.
+        """
+        found = find_stage(stage)
+        check_num_steps(num_steps)
+        alternator = build_alternator(found, self.config, self._rule)
+        self._check_stage(alternator, position)
+        payoffs = build_probe(alternator, self._probe, self._model_config.fusion, self.score, self._fuse)
+        self._log.flush()
+        self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
+        self._position = position
+        self._payoffs = payoffs
+        if isinstance(alternator, ModuleAlternator):
+            self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
+        self._alternating = self._build_adapter(alternator)
+
+    def train_epoch(
+        self,
+        train_loader: Iterable[Batch],
+        epoch: int = 0,
+        *,
+        start: int = 0,
+        max_steps: int | None = None,
+        after_step: Callable[[], bool] | None = None,
+    ) -> dict[str, Any]:
+        """Train on the batches of one epoch.
+
+        An epoch that was left or saved in its middle continues there with ``start``; its metrics are then those of an
+        epoch that was never interrupted.
+
+        Args:
+            train_loader: Training batches; its ``set_epoch`` is called if it has one.
+            epoch: The number of the epoch.
+            start: The number of batches to leave out at its beginning, on which the run has trained already.
+            max_steps: Train on at most this number of batches.
+            after_step: Called after each step, where the trainer may be saved; True ends the call there.
+
+        Returns:
+            ``total_loss``, ``sasrec_loss``, ``retriever_loss`` and those of the other components that were computed
+            (means over the steps in which they were; see `ur4rec.training.components`),
+            ``steps`` in all and per turn, ``switches`` and ``nonfinite_steps`` of this epoch, ``adaptive_switch_count``
+            of the schedule so far, and the last learning rates.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        if hasattr(train_loader, "set_epoch"):
+            train_loader.set_epoch(epoch)
+        stop = None if max_steps is None else start + max_steps
+        with self._log.epoch(epoch, start, count_steps(train_loader, start, stop), self._progress) as totals:
+            self._train_batches(train_loader, islice(train_loader, start, stop), after_step)
+        rates = self._learning_rates(max(self.stage_step - 1, 0))
+        return {
+            **totals.metrics(),
+            "adaptive_switch_count": self.alternator.stats().switch_count,
+            **{f"{name}_lr": rates[name] for name in MODULES},
+        }
+
+    def train_step(self, batch: Batch) -> Decision:
+        """Train on one batch what the schedule says.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        if self._payoffs is not None:
+            self._payoffs.before_step()
+        active, rates = self.alternator.active, self._learning_rates(self.stage_step)
+        decision, report = self._update(batch, active, rates)
+        self._count_step(active, decision, report, rates)
+        return decision
+
+    def flush(self) -> None:
+        """Report the steps whose losses have not been read, waiting for the device.
+
+        Raises:
+            NonFiniteError: Too many losses in a row were not finite.
+        """
+        self._log.flush()
+
+    def save_checkpoint(self, path: str | Path, epoch: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
+        """Write everything that the run needs to continue exactly, as a directory that is whole or absent.
+
+        Args:
+            path: The directory to make.
+            epoch: The epoch that is finished, kept for `load_checkpoint` to return.
+            metrics: Its metrics, kept likewise.
+        """
+        self._log.flush()
+        weights, moments = self._export_arrays()
+        if self._payoffs is not None:
+            moments |= self._payoffs.state_dict()
+        state = {
+            "backend": self.backend,
+            "model": asdict(self._model_config),
+            "trainer": asdict(self.config),
+            "progress": {
+                "step": self.step,
+                "stage": self.stage,
+                "num_steps": self.num_steps,
+                "stage_step": self.stage_step,
+                "epoch": epoch,
+                **self._log.state_dict(),
+            },
+            "schedule": self._alternating.state_dict(),
+            "metrics": dict(metrics or {}),
+        }
+        save_checkpoint(path, Checkpoint(weights, moments, state))
+
+    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+        """Continue exactly where a checkpoint was saved.
+
+        Returns:
+            ``epoch`` and ``metrics`` as they were given to `save_checkpoint`.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or of another version or configuration.
+            StateError: It was saved with another switching rule.
+        """
+        loaded = load_checkpoint(path)
+        loaded.check_settings(self._model_config, self.config)
+        progress, schedule = loaded.state["progress"], loaded.state["schedule"]
+        self._check_schedule(progress["stage"], schedule["alternator"])
+        self._log.flush()
+        self._restore_arrays(loaded.weights, loaded.moments)
+        self.set_training_stage(progress["stage"], progress["num_steps"])
+        self._alternating.load_state_dict(schedule)
+        if self._payoffs is not None:
+            self._payoffs.load_state_dict(loaded.moments)
+        self.step, self.stage_step = progress["step"], progress["stage_step"]
+        self._log.load_state_dict(progress)
+        return {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
+
+    @abstractmethod
+    def _set_up(self, model: ModelT, device: str | DeviceT) -> None:
+        """Take over the model on a device, build its optimizers; the settings are known, the stage is not."""
+
+    @abstractmethod
+    def _build_adapter(self, alternator: Alternator) -> Adapter:
+        """What applies the schedule of a new stage; it takes the modules over from the adapter before."""
+
+    @abstractmethod
+    def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[ArrayT]]:
+        """Train a turn on one batch, with the learning rate of each part, and let the schedule decide.
+
+        Without effect if the loss is not finite. On the CPU the loss is at hand, and the step counts as skipped then.
+        An accelerator must not wait for it: the schedule, which cannot know yet, counts the step as trained there.
+        """
+
+    @abstractmethod
+    def _late(self, value: ArrayT) -> Reader:
+        """Sets a scalar on its way to the host and returns what reads it there."""
+
+    @abstractmethod
+    def _fuse(self, sasrec_BI: ArrayLike, retriever_BI: ArrayLike) -> NDArray[np.float32]:
+        """Fused scores of scores on the host."""
+
+    @abstractmethod
+    def _export_arrays(self) -> tuple[Arrays, Arrays]:
+        """The weights and moments of a `Checkpoint`. It is called before the state of the schedule is taken."""
+
+    @abstractmethod
+    def _restore_arrays(self, weights: Arrays, moments: Arrays) -> None:
+        """Take over the weights and moments of a `Checkpoint`.
+
+        Raises:
+            CheckpointError: They do not fit the model; nothing has been changed then.
+        """
+
+    def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
+        """Refuse the schedule of a stage if the backend, as it is set up, cannot run it."""
+
+    def _train_batches(
+        self, loader: Iterable[Batch], batches: Iterable[Batch], after_step: Callable[[], bool] | None
+    ) -> None:
+        """Train on batches of a loader, one after the other."""
+        for batch in batches:
+            self.train_step(batch)
+            if after_step is not None and after_step():
+                break
+
+    @property
+    def _is_joint(self) -> bool:
+        """Whether the stage is a joint one."""
+        return self.stage in JOINT_STAGES
+
+    @property
+    def _is_fused(self) -> bool:
+        """Whether the fused scores are trained: in a joint stage, if that is the joint loss."""
+        return self.config.joint_loss == "fused" and self._is_joint
+
+    @property
+    def _distils(self) -> bool:
+        """Whether the modules learn from each other: in a joint stage, if that is on."""
+        return self.config.use_knowledge_distillation and self.config.kd_weight > 0 and self._is_joint
+
+    @property
+    def _reads_users(self) -> bool:
+        """Whether the model has user texts."""
+        return self._model_config.num_users > 0
+
+    def _learning_rates(self, step: int) -> dict[str, float]:
+        """The learning rates at a step of the stage."""
+        return learning_rates(self.config, step if self._position is None else self._position(), self.num_steps)
+
+    def _curriculum(self, step: int) -> CurriculumWeights | None:
+        """The curriculum's weights at a step of the stage; None if it is off."""
+        if not self.config.use_curriculum_learning:
+            return None
+        return curriculum_weights(step, self.num_steps, warmup_steps=self.config.warmup_steps)
+
+    def _observed(self, active: str, total: ArrayT, modules: Mapping[str, ArrayT]) -> dict[str, ArrayT]:
+        """The losses of a step that the schedule observes: none where payoffs are measured in their place."""
+        return {} if self._payoffs is not None else {active: total, **modules}
+
+    def _count_step(
+        self, active: str, decision: Decision, report: StepReport[ArrayT], rates: Mapping[str, float]
+    ) -> None:
+        """Count a step and log it; its losses are read when they have arrived."""
+        self.step += 1
+        self.stage_step += 1
+        step = LateStep(
+            record=StepRecord.of_decision(self.step, self.stage, active, decision),
+            total=self._late(report.total),
+            losses={name: self._late(loss) for name, loss in report.modules.items()},
+            learning_rates=rates,
+            metrics={name: self._late(value) for name, value in report.metrics.items()},
+        )
+        self._log.add(step)
+
+    def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
+        """Refuse the schedule of another rule before anything has changed."""
+        build_alternator(find_stage(stage), self.config, self._rule).load_state_dict(saved)

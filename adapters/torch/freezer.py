@@ -243,20 +243,20 @@ class Freezer:
             StateError: It names parameters or submodules that are in none of the groups.
         """
         known = {key for group in self.groups.values() for key in (*group.parameters, *group.submodules)}
-        unknown = sorted({*state["user_frozen"], *state["inference"]} - known)
+        unknown = sorted({*state.get("user_frozen", ()), *state.get("inference", ())} - known)
         if unknown:
             raise StateError(f"the state belongs to another model: it names {listed(unknown)}, which this one has not")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the user's choices of a saved state; `apply` puts them into force.
+        """Take over the user's choices of a saved state, none if it has none; `apply` puts them into force.
 
         Raises:
             StateError: See `check_state`; nothing has been changed then.
         """
         self.check_state(state)
         for group in self.groups.values():
-            group.user_frozen = set(state["user_frozen"]) & set(group.parameters)
-            group.inference = set(state["inference"]) & set(group.submodules)
+            group.user_frozen = set(state.get("user_frozen", ())) & set(group.parameters)
+            group.inference = set(state.get("inference", ())) & set(group.submodules)
 
     def _trained(self) -> dict[str, set[str]]:
         """Per turn the names of the parameters that train in it."""

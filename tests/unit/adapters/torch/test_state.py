@@ -92,6 +92,15 @@ def test_what_the_user_froze_is_part_of_the_state():
     assert other.model["a"].training
 
 
+def test_a_state_of_another_adapter_has_nothing_that_the_user_froze():
+    state = Run().train(0, 5).alternating.state_dict()
+    other = Run()
+    other.model["a"][0].weight.requires_grad_(False)
+    other.alternating.load_state_dict({key: state[key] for key in ("version", "alternator", "pending_losses")})
+    assert other.alternating.state_dict() == state
+    assert state["user_frozen"] == state["inference"] == []
+
+
 def test_loading_applies_the_saved_turn():
     run = Run(Cycle(3)).train(0, 4)
     assert run.alternating.active == "b"

@@ -7,8 +7,8 @@ updates it freezes and activates, so that Lightning sees gradients only where so
 Design constraints:
 
 1. One step of the alternator per update, whatever Lightning accumulates, skips or validates in between.
-2. Decisions are made in ``on_train_batch_end``, before Lightning saves or validates: a checkpoint holds the step whole.
-3. What a training step returns is what the alternator is told; nothing is read from the device before its time.
+2. Decisions are made in ``on_train_batch_end``, before Lightning saves or validates: a checkpoint holds whole steps.
+3. What a training step returns is what the alternator records; nothing is read from the device before it has arrived.
 """
 
 import warnings
@@ -35,7 +35,7 @@ class AlternatingCallback(Callback):
     """Trains the module that the alternator chose within Lightning's loop; the freeze contract holds for all others.
 
     Hand it to the Trainer, before other callbacks that save checkpoints of their own, or return it from
-    ``configure_callbacks``. What ``training_step`` returns tells the alternator: its loss, or a dict with ``loss`` and
+    ``configure_callbacks``. What ``training_step`` returns is recorded: its loss, or a dict with ``loss`` and
     ``losses``, a mapping by name. Who trains next is ``alternator.active``.
 
     Automatic optimization takes one optimizer over all (its groups may differ); manual optimization takes any number,
@@ -96,7 +96,7 @@ class AlternatingCallback(Callback):
         self._delay = delay
         self._log = log
         self._loaded: dict[str, Any] | None = None
-        self._alternating: FollowedOptimizer | ManualOptimizer | None = None
+        self._loop: FollowedOptimizer | ManualOptimizer | None = None
         self._is_training = False
 
     @property
@@ -116,21 +116,21 @@ class AlternatingCallback(Callback):
 
         Args:
             loss: What to minimise.
-            losses: What the alternator is told, as in `adapters.torch.AlternatingOptimizer.step`; by default ``loss``.
+            losses: What to record, as in `adapters.torch.AlternatingOptimizer.step`; by default ``loss``.
 
         Raises:
             ConfigurationError: With automatic optimization, or outside of training.
-            LossError: The active name's loss is missing, a loss is no scalar, or ``loss`` reaches no active parameter.
-            FreezeError: A frozen module is in training mode, or the alternator was switched behind our back.
+            LossError: The active name's loss is missing, a loss is not a scalar, or ``loss`` reaches no active
+                parameter.
+            FreezeError: A frozen module is in training mode, or the alternator was switched outside the adapter.
         """
-        if not isinstance(self._alternating, ManualOptimizer) or not self._is_training:
+        if not isinstance(self._loop, ManualOptimizer) or not self._is_training:
             raise ConfigurationError(
                 "step() must be called in training_step with automatic_optimization=False; with automatic optimization "
                 "return the loss, Lightning then makes the step"
             )
-        decision = self._alternating.step(loss, losses)
-        assert decision is not None  # no accumulation here
-        self._log_decision(self._alternating.pl_module.trainer, decision)
+        decision = self._loop.step(loss, losses)
+        self._log_decision(self._loop.pl_module.trainer, decision)
         return decision
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -140,42 +140,42 @@ class AlternatingCallback(Callback):
             self._check_optimization(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Freeze and activate; go on where a loaded checkpoint was."""
-        self._alternating = self._build(trainer, pl_module)
+        """Freeze and activate; continue from a checkpoint if one was loaded."""
+        self._loop = self._build(trainer, pl_module)
         self._is_training = True
         if self._loaded is not None:
             state, self._loaded = self._loaded, None
-            self._alternating.load_state_dict(state)
+            self._loop.decisions.load_state_dict(state)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Frozen modules back to inference mode, should a hook or the end of a validation have changed it."""
-        if self._alternating is not None:
-            self._alternating.before_batch()
+        """Put frozen modules back in inference mode, in case a hook or the end of a validation changed that."""
+        if self._loop is not None:
+            self._loop.before_batch()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Check that what is frozen still is."""
-        if isinstance(self._alternating, FollowedOptimizer):
-            self._alternating.before_backward()
+        if isinstance(self._loop, FollowedOptimizer):
+            self._loop.before_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Nothing that is frozen has a gradient; Lightning clips after this."""
-        if isinstance(self._alternating, FollowedOptimizer):
-            self._alternating.before_update()
+        """Clear the gradients of what is frozen; Lightning clips after this."""
+        if isinstance(self._loop, FollowedOptimizer):
+            self._loop.before_update()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell the alternator the losses; decide and switch after an update."""
-        if not isinstance(self._alternating, FollowedOptimizer):
+        """Add the losses of the batch; decide and switch after an update."""
+        if not isinstance(self._loop, FollowedOptimizer):
             return
-        decision = self._alternating.after_batch(_losses_of(outputs, self.active, trainer.accumulate_grad_batches))
+        decision = self._loop.after_batch(_losses_of(outputs, self.active, trainer.accumulate_grad_batches))
         if decision is not None:
             self._log_decision(trainer, decision)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the last losses; unfreeze what you had not frozen."""
-        if self._alternating is not None:
-            self._alternating.flush()
+        if self._loop is not None:
+            self._loop.decisions.flush()
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -183,25 +183,25 @@ class AlternatingCallback(Callback):
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A checkpoint that was loaded for an evaluation is not one to go on from."""
+        """Forget a checkpoint that was loaded for an evaluation: training does not continue from it."""
         if stage != "fit":
             self._loaded = None
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint of Lightning holds of the schedule; JSON-safe. Empty before the first training."""
-        if self._alternating is None:
+        if self._loop is None:
             return self._loaded or {}
-        if self._is_training and self._alternating.is_accumulating:
+        if self._is_training and self._loop.is_accumulating:
             warnings.warn(
                 "a checkpoint should be saved between updates, but this one is in the middle of an accumulation, whose "
                 "gradients Lightning does not save: a run resumed from it differs from one never stopped; let "
                 "val_check_interval and every_n_train_steps end with an update",
                 stacklevel=2,
             )
-        return self._alternating.state_dict()
+        return self._loop.decisions.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from this state at the next start of training; `StateError` there if it is of another configuration."""
+        """Continue from this state at the next start of training, which refuses that of another configuration."""
         self._loaded = state_dict
 
     def _check_optimization(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -219,10 +219,10 @@ class AlternatingCallback(Callback):
     def _build(self, trainer: Trainer, pl_module: LightningModule) -> FollowedOptimizer | ManualOptimizer:
         modules = {name: _resolve(pl_module, source) for name, source in self._modules.items()}
         options: dict[str, Any] = {
+            "delay": self._delay,
             "model": pl_module,
             "turns": self._turns,
             "always": None if self._always is None else _resolve(pl_module, self._always),
-            "delay": self._delay,
         }
         if not pl_module.automatic_optimization:
             return ManualOptimizer(self._alternator, modules, pl_module, clip_norm=self._clip_norm, **options)
@@ -230,14 +230,14 @@ class AlternatingCallback(Callback):
         return FollowedOptimizer(self._alternator, modules, trainer.optimizers[0], loop_scaler=scaler, **options)
 
     def _release(self) -> None:
-        if self._alternating is not None and self._is_training:
+        if self._loop is not None and self._is_training:
             self._is_training = False
-            self._alternating.close()
+            self._loop.close()
 
     def _log_decision(self, trainer: Trainer, decision: Decision) -> None:
-        """Who trained in this step and each name's share, at switches and as often as the Trainer logs.
+        """Log who trained in this step and each name's share, at switches and as often as the Trainer logs.
 
-        It goes to the loggers directly: ``self.log`` in every step took longer than all else that the callback does.
+        It goes to the loggers directly: ``self.log`` in every step took longer than the rest of the callback.
         """
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not self._log or not trainer.loggers or not every or (not decision.switched and decision.step % every):
@@ -299,7 +299,7 @@ def _check_trainer(trainer: Trainer) -> None:
 
 
 def _losses_of(outputs: Any, active: str, num_batches: int) -> Mapping[str, Loss]:
-    """What a training step tells the alternator: its ``losses``, or its loss, which Lightning has divided."""
+    """What to record of a training step: its ``losses``, or its loss, which Lightning has divided."""
     if not outputs:
         return {}
     losses = outputs.get("losses")

@@ -1,6 +1,6 @@
-"""AlternatingOptimizer where Lightning steps the optimizer, and where a training step of the user's does."""
+"""The two loops behind `AlternatingCallback`: Lightning steps the optimizer, or the user's training step does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -9,15 +9,26 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from adapters.torch import AlternatingOptimizer
+from adapters.torch.checks import parameters_of
+from adapters.torch.decisions import Decisions
+from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
-from adapters.torch.stepping import parameters_of
+from adapters.torch.stepping import Stepper, skips_in_kernel
 from alternator import Alternator, ConfigurationError, Decision
 
 
-class _WithinLightning(AlternatingOptimizer):
-    """What both have in common."""
+class Loop:
+    """What both ways have in common: all that happens between batches.
+
+    Args:
+        freezer: Freezes and activates.
+        decisions: Has it apply what the alternator decides.
+    """
+
+    def __init__(self, freezer: Freezer, decisions: Decisions) -> None:
+        self.freezer = freezer
+        self.decisions = decisions
 
     @property
     def is_accumulating(self) -> bool:
@@ -25,29 +36,29 @@ class _WithinLightning(AlternatingOptimizer):
         return False
 
     def before_batch(self) -> None:
-        """Frozen modules to inference mode, whoever put them in training mode; and a switch that the user forced."""
-        if not self.is_accumulating and self._alternator.active != self._applied:
-            self.apply()
-        for module in self._turns[self._applied].frozen:
-            module.set_inference_mode()
+        """Apply a switch that the user forced, and put frozen modules back in inference mode."""
+        if not self.is_accumulating and self.decisions.alternator.active != self.freezer.applied:
+            self.decisions.apply()
+        self.freezer.set_frozen_inference_mode()
 
     def close(self) -> None:
         """Unfreeze what the user had not frozen."""
-        self.release()
+        self.freezer.release()
 
 
-class FollowedOptimizer(_WithinLightning):
-    """One optimizer that another loop calls backward for and steps: this one watches, counts and decides.
+class FollowedOptimizer(Loop):
+    """One optimizer for which Lightning calls backward and which it steps: this one watches, counts and decides.
 
-    The loop calls, in this order, `before_batch`, `before_backward` (unless the batch has no loss), `before_update`
+    The callback calls, in this order, `before_batch`, `before_backward` (unless the batch has no loss), `before_update`
     (where the optimizer is to step) and `after_batch`.
 
     Args:
         alternator: Decides who trains.
-        modules: Per module name an ``nn.Module``, or an iterable of parameters.
+        modules: Per module name an ``nn.Module``, or parameters.
         optimizer: The one over all.
+        delay: How many steps later losses are read.
         loop_scaler: The loop's GradScaler, if it has one.
-        options: As `AlternatingOptimizer` has them.
+        options: As `Freezer` has them.
     """
 
     def __init__(
@@ -56,12 +67,13 @@ class FollowedOptimizer(_WithinLightning):
         modules: Mapping[str, Parameters],
         optimizer: Optimizer,
         *,
+        delay: int,
         loop_scaler: GradScaler | None,
         **options: Any,
     ) -> None:
-        super().__init__(alternator, modules, optimizer, **options)
-        fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-        self._telling_scaler = loop_scaler if fused else None  # a fused optimizer skips inside its kernel
+        freezer = Freezer(alternator.modules, modules, optimizer, **options)
+        super().__init__(freezer, Decisions(alternator, freezer, delay))
+        self._watched_scaler = loop_scaler if skips_in_kernel(optimizer) else None
         self._scale = 0.0
         self._hook = optimizer.register_step_post_hook(lambda *_: self._note_step())
         self._open_window()
@@ -73,30 +85,30 @@ class FollowedOptimizer(_WithinLightning):
 
     def before_backward(self) -> None:
         """Refuse gradients for a frozen module in training mode."""
-        self._check_frozen()
+        self.decisions.check_applied()
         self._has_gradients = True
 
     def before_update(self) -> None:
         """Only what trains has gradients from here on, before they are clipped."""
         self._reached = True
         if self._has_gradients:
-            self._prepare_update()
-        if self._telling_scaler is not None:
-            self._scale = self._telling_scaler.get_scale()
+            self.freezer.prepare_update()
+        if self._watched_scaler is not None:
+            self._scale = self._watched_scaler.get_scale()
 
     def after_batch(self, losses: Mapping[str, Loss]) -> Decision | None:
-        """Tell the losses of the batch (none is fine); decide and switch if the optimizer has had its step."""
-        self._pending.add(self._check_losses(None, losses))
+        """Add the losses of the batch (there may be none); decide and switch if the optimizer has had its step."""
+        self.decisions.add(self.decisions.check_losses(None, losses))
         self._has_losses = True
         if not self._reached:
             return None
-        skipped = self._telling_scaler is not None and self._telling_scaler.get_scale() < self._scale
+        skipped = self._watched_scaler is not None and self._watched_scaler.get_scale() < self._scale
         updated = self._has_gradients and self._stepped and not skipped
         self._open_window()
-        return self._advance(updated)
+        return self.decisions.close_step(updated=updated)
 
     def close(self) -> None:
-        """Unfreeze what the user had not frozen, and watch the optimizer no longer."""
+        """Unfreeze what the user had not frozen, and stop watching the optimizer."""
         self._hook.remove()
         super().close()
 
@@ -107,15 +119,17 @@ class FollowedOptimizer(_WithinLightning):
         self._stepped = True
 
 
-class ManualOptimizer(_WithinLightning):
+class ManualOptimizer(Loop):
     """Backward and the optimizers' steps go through Lightning, which counts them and sets the precision.
 
     Args:
         alternator: Decides who trains.
-        modules: Per module name an ``nn.Module``, or an iterable of parameters.
+        modules: Per module name an ``nn.Module``, or parameters.
         pl_module: Its optimizers and schedulers are found by the parameters that they hold.
         always: What trains in every step.
-        options: As `AlternatingOptimizer` has them.
+        clip_norm: Clip the gradients of what trains to this total norm.
+        delay: How many steps later losses are read.
+        options: As `Freezer` has them.
     """
 
     def __init__(
@@ -125,6 +139,8 @@ class ManualOptimizer(_WithinLightning):
         pl_module: LightningModule,
         *,
         always: Parameters | None,
+        clip_norm: float | None,
+        delay: int,
         **options: Any,
     ) -> None:
         self.pl_module = pl_module
@@ -133,33 +149,46 @@ class ManualOptimizer(_WithinLightning):
         self._wrapped = {id(each.optimizer): each for each in wrapped}
         optimizers = [each.optimizer for each in wrapped]
         if len(optimizers) == 1:
-            super().__init__(alternator, modules, optimizers[0], always=always, **options)
-            return
-        shared = [] if always is None else _parameters(always)
-        owned = {name: _holder(optimizers, _parameters(module), shared) for name, module in modules.items()}
-        extra = [each for each in optimizers if not any(each is optimizer for optimizer in owned.values())]
-        if len(extra) > (always is not None):
-            raise ConfigurationError(
-                f"every optimizer must hold parameters of a module, but {len(extra)} of {len(optimizers)} hold none; "
-                "leave them out, or declare what one of them trains with always="
-            )
-        super().__init__(
-            alternator,
-            modules,
-            {name: optimizer for name, optimizer in owned.items() if optimizer is not None},
-            always=(always, extra[0]) if always is not None and extra else always,
-            schedulers=_own_schedulers(pl_module, owned),
-            **options,
-        )
+            schedulers: dict[str, LRScheduler] = {}
+            freezer = Freezer(alternator.modules, modules, optimizers[0], always=always, **options)
+        else:
+            owned, extra = _assign(optimizers, modules, always)
+            schedulers = _own_schedulers(pl_module, owned)
+            group = always if always is None or extra is None else (always, extra)
+            freezer = Freezer(alternator.modules, modules, owned, always=group, **options)
+        self._stepper = Stepper(freezer, schedulers=schedulers, clip_norm=clip_norm, step=self._step_wrapped)
+        super().__init__(freezer, Decisions(alternator, freezer, delay))
 
-    def backward(self, loss: Tensor) -> None:
-        """As Lightning does it."""
+    def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
+        """Backward, update of what is active, decision and switch; see `AlternatingCallback.step`."""
+        named = self.decisions.check_losses(loss, losses)
+        self.decisions.check_applied()
         self.pl_module.manual_backward(loss)
+        self.freezer.prepare_update()
+        updated = self._stepper.update(self.freezer.applied)
+        self.decisions.add(named)
+        return self.decisions.close_step(updated=updated)
 
-    def _step_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
+    def _step_wrapped(self, optimizers: Sequence[Optimizer]) -> Sequence[Optimizer]:
         for optimizer in optimizers:
             self._wrapped[id(optimizer)].step()
         return optimizers
+
+
+def _assign(
+    optimizers: Sequence[Optimizer], modules: Mapping[str, Parameters], always: Parameters | None
+) -> tuple[dict[str, Optimizer], Optimizer | None]:
+    """Per module the optimizer that holds its parameters, and the one of the always group if that has its own."""
+    shared = [] if always is None else _parameters(always)
+    holders = {name: _holder(optimizers, _parameters(module), shared) for name, module in modules.items()}
+    owned = {name: optimizer for name, optimizer in holders.items() if optimizer is not None}
+    extra = [each for each in optimizers if not any(each is optimizer for optimizer in owned.values())]
+    if len(extra) > (always is not None):
+        raise ConfigurationError(
+            f"every optimizer must hold parameters of a module, but {len(extra)} of {len(optimizers)} hold none; "
+            "leave them out, or declare what one of them trains with always="
+        )
+    return owned, extra[0] if extra else None
 
 
 def _parameters(module: Parameters) -> list[nn.Parameter]:
@@ -167,14 +196,14 @@ def _parameters(module: Parameters) -> list[nn.Parameter]:
 
 
 def _holder(
-    optimizers: list[Optimizer], parameters: list[nn.Parameter], shared: list[nn.Parameter]
+    optimizers: Sequence[Optimizer], parameters: list[nn.Parameter], shared: list[nn.Parameter]
 ) -> Optimizer | None:
     """The first optimizer that holds one of these parameters, the shared ones aside."""
     own = {id(parameter) for parameter in parameters} - {id(parameter) for parameter in shared}
     return next((each for each in optimizers if any(id(parameter) in own for parameter in parameters_of(each))), None)
 
 
-def _own_schedulers(pl_module: LightningModule, owned: Mapping[str, Optimizer | None]) -> dict[str, LRScheduler]:
+def _own_schedulers(pl_module: LightningModule, owned: Mapping[str, Optimizer]) -> dict[str, LRScheduler]:
     """Per module the scheduler of its optimizer; one that needs a metric, or drives several modules, is the user's."""
     schedulers: dict[str, LRScheduler] = {}
     for config in pl_module.trainer.lr_scheduler_configs:

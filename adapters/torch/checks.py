@@ -11,8 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adapters.contract import ALWAYS, check_disjoint, check_names
 from adapters.torch.modules import Freezable
-from adapters.torch.parallel.ddp import unwrapped
-from adapters.torch.stepping import parameters_of
+from adapters.torch.wrappers import unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
 
@@ -39,6 +38,11 @@ def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) ->
             f"every trainable parameter of the model must belong to a module, but {listed(orphans)} belongs to none; "
             "add it to one, freeze it, or declare it with always="
         )
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All parameters of all groups of an optimizer."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def check_optimizers(modules: Collection[str], optimizers: Optimizers, extra: Optimizer | None) -> list[Optimizer]:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 
 from torch import nn
 
-from adapters.torch.parallel.ddp import shells, unwrapped
+from adapters.torch.wrappers import shells, unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
 

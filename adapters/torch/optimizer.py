@@ -2,18 +2,10 @@
 
 The freeze contract: while a module is frozen its parameters, its optimizer state, its scheduler and its normalisation
 buffers do not change by a single bit; its gradients are neither computed nor counted in clipping; and when it is active
-again it goes on exactly as if the frozen steps had not happened. See docs/freezing.md.
-
-Design constraints:
-
-1. An optimizer skips a parameter whose gradient is None, and only then. So frozen means ``requires_grad=False``, no
-   gradient left over, and an optimizer that is not stepped where it has nothing else to train.
-2. Modes and ``requires_grad`` change between steps only, never inside a forward pass or a compiled region.
-3. What the user froze, or put in inference mode, is the user's and stays.
+again it continues exactly as if the frozen steps had not happened. See docs/freezing.md.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, float64, nn, tensor
@@ -21,51 +13,25 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from adapters.contract import ALWAYS, FreezeError, check_turns
-from adapters.torch.checks import (
-    Optimizers,
-    check_coverage,
-    check_optimizers,
-    check_ownership,
-    check_schedulers,
-    warn_of_recompiles,
-)
-from adapters.torch.losses import LocalLosses, Loss, PendingLosses, check_scalar
-from adapters.torch.modules import Between, Freezable, Parameters
-from adapters.torch.parallel.ddp import check_reduced, check_wrappers, find_wrappers
-from adapters.torch.parallel.fsdp import check_sharded, find_sharded, reshard, whole
-from adapters.torch.parallel.ranks import Ranks, check_single, group_of
-from adapters.torch.stepping import clip, parameters_of, step
-from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
-from alternator.checks import check_integer, listed
+from adapters.contract import FreezeError
+from adapters.torch.checks import Optimizers
+from adapters.torch.decisions import Decisions, refusing_damage
+from adapters.torch.freezer import Freezer
+from adapters.torch.losses import Loss
+from adapters.torch.modules import Parameters
+from adapters.torch.stepping import Stepper
+from alternator import Alternator, Decision
+from alternator.checks import check_integer
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.nn.parallel import DistributedDataParallel
-
-VERSION = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Turn:
-    """What one name of the alternator trains."""
-
-    modules: tuple[Freezable, ...]
-    active: tuple[Freezable, ...]  # the modules and the always group
-    frozen: tuple[Freezable, ...]
-    own_parameters: tuple[nn.Parameter, ...]  # of the modules, the always group aside
-    active_parameters: tuple[nn.Parameter, ...]  # of the modules and the always group
-    frozen_parameters: tuple[nn.Parameter, ...]
-    frozen_submodules: tuple[tuple[str, nn.Module], ...]
-    optimizers: tuple[tuple[Optimizer, tuple[nn.Parameter, ...]], ...]  # each with its parameters that train
-    schedulers: tuple[LRScheduler, ...]
 
 
 class AlternatingOptimizer:
     """Steps the optimizers of the active modules; the freeze contract holds for all others.
 
     Build it once, after the optimizers; from then on call `step` where you would call ``loss.backward()`` and
-    ``optimizer.step()``, and `train` and `eval` where you would call them on the model. Forward passes are yours.
+    ``optimizer.step()``, and `train` and `eval` where you would call them on the model. You run the forward passes.
 
     Args:
         alternator: Decides who trains.
@@ -77,7 +43,7 @@ class AlternatingOptimizer:
         always: What trains in every step (fusion or uncertainty weights, a shared embedding): a module or parameters
             that one of the optimizers covers, or a pair of these and an optimizer of their own.
         schedulers: Per module name (or ``"always"``) a scheduler, stepped after each update of that module only.
-        clip_norm: Clip the gradients of all that trains in the step, the always group included, to this total norm.
+        clip_norm: Clip the gradients of what trains in the step, the always group included, to this total norm.
         scaler: A GradScaler for float16. A step that it skips counts as skipped (``updated=False``).
         accumulate: Micro-steps per update. Gradients and recorded losses are their means.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
@@ -123,90 +89,74 @@ class AlternatingOptimizer:
         check_integer("delay", delay, 0)
         if check_ranks_every is not None:
             check_integer("check_ranks_every", check_ranks_every, 1)
-        if clip_norm is not None and not clip_norm > 0:
-            raise ConfigurationError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
-        self._alternator = alternator
-        self._clip_norm = clip_norm
+        self._freezer = Freezer(
+            alternator.modules,
+            modules,
+            optimizers,
+            model=model,
+            turns=turns,
+            always=always,
+            process_group=process_group,
+            check_ranks_every=check_ranks_every,
+        )
+        self._stepper = Stepper(self._freezer, schedulers=schedulers, clip_norm=clip_norm, scaler=scaler)
         self._scaler = scaler
         self._accumulate = accumulate
-        self._schedulers = dict(schedulers or {})
-        members = check_turns(alternator.modules, modules, turns)
-        group, extra = _split_pair(always)
-        self._sharded = find_sharded([model, *modules.values(), group])
-        reshard(self._sharded)
-        self._groups = _gather(modules, group)
-        check_ownership(self._groups, model)
-        self._between = Between(model, self._groups.values())
-        self._optimizers = check_optimizers(modules, optimizers, extra)
-        self._uncovered = check_coverage(self._groups, optimizers, self._optimizers)
-        check_schedulers(self._groups, self._schedulers, self._optimizers)
-        warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
-        self._parameters = _parameters_of(self._groups.values())
-        self._turns = {name: self._plan(turn) for name, turn in members.items()}
-        wrappers = find_wrappers([model, *modules.values(), group])
-        parameters = {key: value for group in self._groups.values() for key, value in group.parameters.items()}
-        if self._sharded:
-            self._unreduced = whole(self._sharded, parameters)
-            process_group = check_sharded(self._sharded, parameters, process_group, with_ddp=bool(wrappers))
-        else:
-            self._unreduced = check_wrappers(wrappers, parameters, self._trained()) if wrappers else {}
-            process_group = group_of(wrappers, process_group)
-        self._ranks = self._build_ranks(wrappers, process_group, check_ranks_every)
-        self._pending = PendingLosses(delay, LocalLosses if self._ranks is None else self._ranks.send)
         self._micro_step = 0
-        self._grad_norm: Tensor | None = None
-        self._apply()
+        self._decisions = Decisions(alternator, self._freezer, delay)
 
     @property
     def alternator(self) -> Alternator:
         """The alternator that decides."""
-        return self._alternator
+        return self._decisions.alternator
 
     @property
     def active(self) -> str:
         """The name that trains next: a module's, or a turn's."""
-        return self._alternator.active
+        return self.alternator.active
 
     @property
     def active_modules(self) -> tuple[str, ...]:
         """The modules that train next, the always group aside."""
-        return tuple(module.name for module in self._turns[self.active].modules)
+        return self._freezer.turns[self.active].modules
 
     @property
     def grad_norm(self) -> Tensor | None:
         """Total norm of the last update's gradients before clipping, on its device; None without ``clip_norm``."""
-        return self._grad_norm
+        return self._stepper.grad_norm
 
     def step(self, loss: Tensor | None = None, losses: Mapping[str, Loss] | None = None) -> Decision | None:
         """Backward, update of what is active, decision and switch: all that follows the forward pass.
 
         Args:
             loss: What to minimise. None if you have called `backward` yourself.
-            losses: What the alternator is told: losses by name, the active name's among them. By default ``loss``; an
-                empty mapping tells it nothing (you record what it needs).
+            losses: What to record: losses by name, the active name's among them. By default ``loss``; with an empty
+                mapping nothing is recorded (you record what the rule needs).
 
         Returns:
             The decision; None after a micro-step that updates nothing (``accumulate`` above 1).
 
         Raises:
-            LossError: The active name's loss is missing, a loss is no scalar, or ``loss`` reaches no active parameter.
-            UnknownModuleError: ``losses`` has a name that the alternator has not.
-            FreezeError: A frozen module is in training mode, or the alternator was switched behind our back.
+            LossError: The active name's loss is missing, a loss is not a scalar, or ``loss`` reaches no active
+                parameter.
+            UnknownModuleError: ``losses`` has a name that the alternator does not have.
+            FreezeError: A frozen module is in training mode, or the alternator was switched outside the adapter.
         """
-        named = self._check_losses(loss, losses)
-        self._check_frozen()
+        named = self._decisions.check_losses(loss, losses)
+        self._decisions.check_applied()
         if loss is not None:
             self.backward(loss)
         if self._micro_step + 1 < self._accumulate:
             self._micro_step += 1
-            self._pending.add(named)
+            self._decisions.add(named)
             return None
-        updated = self._update()
-        self._pending.add(named)
-        return self._advance(updated)
+        self._freezer.prepare_update()
+        updated = self._stepper.update(self._freezer.applied)
+        self._decisions.add(named)
+        return self._close_step(updated)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss / accumulate``, scaled if there is a scaler; `step` without ``loss`` goes on."""
+        """Add the gradients of ``loss / accumulate``, scaled by the scaler; then call `step` without ``loss``."""
         if self._accumulate > 1:
             loss = loss / self._accumulate
         if self._scaler is not None:
@@ -219,193 +169,80 @@ class AlternatingOptimizer:
         Gradients of the step are dropped, those of its earlier micro-steps included.
 
         Args:
-            losses: What the alternator is told: the active name's loss, or losses by name; None tells it nothing.
+            losses: What to record: the active name's loss, or losses by name; None records nothing.
         """
         if losses is not None:
             named = losses if isinstance(losses, Mapping) else {self.active: losses}
-            self._pending.add(self._check_losses(None, named))
-        return self._advance(updated=False)
+            self._decisions.add(self._decisions.check_losses(None, named))
+        return self._close_step(updated=False)
 
     def mean_over_ranks(self, value: Loss) -> Tensor:
-        """The mean of a scalar over all processes, which must all call this; the scalar itself if there is one alone.
+        """The mean of a scalar over all processes, which must all call this; the scalar itself if there is only one.
 
-        For what all must decide alike: whether to `skip` a loss that is not finite, a held-out loss for the alternator.
+        For what all processes must decide alike: whether to `skip` a loss that is not finite, or a held-out loss for
+        the alternator.
         """
-        if self._ranks is not None:
-            return self._ranks.mean(value)
+        if self._freezer.ranks is not None:
+            return self._freezer.ranks.mean(value)
         return value.detach() if isinstance(value, Tensor) else tensor(float(value), dtype=float64)
 
     def zero_grad(self) -> None:
         """Set all gradients to None, as `step` does after each update."""
-        for parameter in self._parameters:
-            parameter.grad = None
+        self._freezer.zero_grad()
 
     def train(self) -> None:
         """Training mode for what is active, inference for what is frozen: call it where you called model.train()."""
-        turn = self._turns[self._applied]
-        self._between.set_training_mode()
-        for module in turn.frozen:
-            module.set_inference_mode()
-        for module in turn.active:
-            module.set_training_mode()
+        self._freezer.train()
 
     def eval(self) -> None:
         """Inference mode for all modules: call it where you called model.eval()."""
-        self._between.set_inference_mode()
-        for group in self._groups.values():
-            group.set_inference_mode()
+        self._freezer.eval()
 
     def force(self, name: str) -> Decision:
         """Start a new tenure of a name now, as `Alternator.force` does."""
         self._check_boundary("force")
-        decision = self._alternator.force(name)
-        if self._ranks is not None:
-            self._ranks.check_decision(decision)
-        self.apply()
-        return decision
+        return self._decisions.force(name)
 
     def apply(self) -> None:
         """Set gradients and modes to what the alternator says. Needed only if you switch the alternator yourself."""
         self._check_boundary("apply")
-        self._remember()
-        self._apply()
+        self._decisions.apply()
 
     def release(self) -> None:
         """Unfreeze what the user had not frozen, so that another AlternatingOptimizer can take the modules over."""
         self._check_boundary("release")
-        self._remember()
-        reshard(self._sharded)
-        for group in self._groups.values():
-            group.activate()
+        self._freezer.release()
 
     def flush(self) -> None:
-        """Record the losses that are still under way; call it at the end of training to see them all."""
-        for computed_in, name, value in self._pending.flush():
-            self._alternator.record(name, value, step=computed_in)
+        """Record the losses that are still pending; call it at the end of training to see them all."""
+        self._decisions.flush()
 
     def state_dict(self, *, include_optimizers: bool = False) -> dict[str, Any]:
-        """Everything of the schedule: alternator, losses under way, what the user froze. JSON-safe.
+        """Everything of the schedule: alternator, pending losses, what the user froze. JSON-safe.
 
         Args:
-            include_optimizers: Add the states of optimizers, schedulers and scaler (tensors, so no JSON).
+            include_optimizers: Add the states of optimizers, schedulers and scaler (tensors, so not JSON).
 
         Raises:
             FreezeError: In the middle of an accumulation, whose gradients are not saved.
         """
         self._check_boundary("state_dict")
-        self._remember()
-        groups = self._groups.values()
-        state: dict[str, Any] = {
-            "version": VERSION,
-            "alternator": self._alternator.state_dict(),
-            "pending_losses": self._pending.state(),
-            "user_frozen": sorted(key for group in groups for key in group.user_frozen),
-            "inference": sorted(key for group in groups for key in group.inference),
-        }
-        if include_optimizers:
-            state["optimizers"] = [optimizer.state_dict() for optimizer in self._optimizers]
-            state["schedulers"] = {name: scheduler.state_dict() for name, scheduler in self._schedulers.items()}
-            state["scaler"] = None if self._scaler is None else self._scaler.state_dict()
-        return state
+        return {**self._decisions.state_dict(), **(self._stepper.state_dict() if include_optimizers else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken; the model's own state is yours to load.
+        """Continue exactly where `state_dict` was taken; loading the model's own state is up to you.
 
         Raises:
             StateError: The state is damaged or of another configuration; nothing has been changed then.
         """
-        pending, user_frozen, inference = self._check_state(state)
-        self._alternator.load_state_dict(state["alternator"])
+        with refusing_damage():
+            self._decisions.check_state(state)
+            if "optimizers" in state:
+                self._stepper.check_state(state)
+        self._decisions.load_state_dict(state)
         self._micro_step = 0
-        self._pending.load(pending, self._alternator.step)
-        for group in self._groups.values():
-            group.user_frozen = user_frozen & set(group.parameters)
-            group.inference = inference & set(group.submodules)
-        self._apply()
         if "optimizers" in state:
-            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-            for name, scheduler in self._schedulers.items():
-                scheduler.load_state_dict(state["schedulers"][name])
-            if self._scaler is not None:
-                self._scaler.load_state_dict(state["scaler"])
-
-    def _plan(self, members: tuple[str, ...]) -> _Turn:
-        active = tuple(group for name, group in self._groups.items() if name in (*members, ALWAYS))
-        frozen = tuple(group for name, group in self._groups.items() if name not in (*members, ALWAYS))
-        training = {id(parameter) for parameter in _parameters_of(active)}
-        shares = [(each, tuple(p for p in parameters_of(each) if id(p) in training)) for each in self._optimizers]
-        modules = tuple(self._groups[name] for name in members)
-        return _Turn(
-            modules=modules,
-            active=active,
-            frozen=frozen,
-            own_parameters=_parameters_of(modules),
-            active_parameters=_parameters_of(active),
-            frozen_parameters=_parameters_of(frozen),
-            frozen_submodules=tuple(item for group in frozen for item in group.submodules.items()),
-            optimizers=tuple(share for share in shares if share[1]),
-            schedulers=tuple(each for name, each in self._schedulers.items() if name in (*members, ALWAYS)),
-        )
-
-    def _trained(self) -> dict[str, set[str]]:
-        """Per turn the names of the parameters that train in it."""
-        return {
-            name: {key for group in turn.active for key in group.parameters if key not in group.user_frozen}
-            for name, turn in self._turns.items()
-        }
-
-    def _build_ranks(
-        self, wrappers: list["DistributedDataParallel"], group: "ProcessGroup | None", check_every: int | None
-    ) -> Ranks | None:
-        parameters = {name: tuple(module.parameters.values()) for name, module in self._groups.items()}
-        return None if group is None else Ranks(group, wrappers, self._turns, parameters, check_every)
-
-    def _remember(self) -> None:
-        """Keep what the user froze, unfroze, or put in inference mode since the last switch."""
-        for group in self._turns[self._applied].active:
-            group.remember_active()
-        for group in self._turns[self._applied].frozen:
-            group.remember_frozen()
-
-    def _apply(self) -> None:
-        self._applied = self._alternator.active
-        turn = self._turns[self._applied]
-        reshard(self._sharded)
-        for group in turn.frozen:
-            group.freeze()
-        for group in turn.active:
-            group.activate()
-        if self._ranks is not None:
-            self._ranks.align_buffers(submodule for _, submodule in turn.frozen_submodules)
-
-    def _check_losses(self, loss: Tensor | None, losses: Mapping[str, Loss] | None) -> dict[str, Loss]:
-        if losses is None:
-            if loss is None:
-                raise LossError("step() needs a loss: give the loss, or losses= if you have called backward() yourself")
-            losses = {self.active: loss}
-        for name, value in losses.items():
-            if name not in self._turns:
-                raise UnknownModuleError(name, self._alternator.modules)
-            check_scalar(name, value)
-        if losses and self.active not in losses:
-            raise LossError(f"the loss of the active module {self.active!r} is missing; got only {tuple(losses)}")
-        return dict(losses)
-
-    def _check_frozen(self) -> None:
-        if self._ranks is None:
-            check_single()
-        if self._alternator.active != self._applied:
-            raise FreezeError(
-                f"the alternator says {self._alternator.active!r}, but {self._applied!r} is applied: switch with "
-                "force() of the AlternatingOptimizer, or call its apply() before the forward pass"
-            )
-        training = [key for key, submodule in self._turns[self._applied].frozen_submodules if submodule.training]
-        if training:
-            raise FreezeError(
-                f"a frozen module must be in inference mode, but {listed(training)} is in training mode: call train() "
-                "of the AlternatingOptimizer where you call model.train()"
-            )
+            self._stepper.load_state_dict(state)
 
     def _check_boundary(self, what: str) -> None:
         if self._micro_step:
@@ -414,97 +251,6 @@ class AlternatingOptimizer:
                 "finish the step or call skip()"
             )
 
-    def _check_state(self, state: Mapping[str, Any]) -> tuple[list[dict[str, float]], set[str], set[str]]:
-        """The losses under way and the user's choices in a saved state, once it is known to be whole."""
-        try:
-            if state["version"] != VERSION:
-                raise StateError(f"state version must be {VERSION}, got {state['version']!r}; save it anew")
-            pending = [{name: float(text) for name, text in step.items()} for step in state["pending_losses"]]
-            user_frozen, inference = set(state.get("user_frozen", ())), set(state.get("inference", ()))
-            if "optimizers" in state and len(state["optimizers"]) != len(self._optimizers):
-                saved, here = len(state["optimizers"]), len(self._optimizers)
-                raise StateError(f"the state has {saved} optimizers, but here are {here}; build the same ones")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, StateError):
-                raise
-            raise StateError(f"the state is damaged ({type(error).__name__}: {error}); load an intact one") from error
-        groups = self._groups.values()
-        known = {*self._turns, *(key for group in groups for key in (*group.parameters, *group.submodules))}
-        unknown = sorted({*user_frozen, *inference, *(name for losses in pending for name in losses)} - known)
-        if unknown:
-            raise StateError(f"the state belongs to another model: it names {listed(unknown)}, which this one has not")
-        return pending, user_frozen, inference
-
-    def _update(self) -> bool:
-        """Clip, step the optimizers that have gradients, and their schedulers; False if the scaler skipped one."""
-        self._prepare_update()
-        turn = self._turns[self._applied]
-        stepping = [each for each, share in turn.optimizers if any(p.grad is not None for p in share)]
-        if self._clip_norm is not None:
-            self._grad_norm = clip(stepping, self._clip_norm, self._scaler)
-        updated = self._step_optimizers(stepping)
-        for scheduler in turn.schedulers:
-            if any(scheduler.optimizer is optimizer for optimizer in updated):
-                scheduler.step()
-        return len(updated) == len(stepping)
-
-    def _prepare_update(self) -> None:
-        """Only what trains has gradients, and it has some."""
-        turn = self._turns[self._applied]
-        if self._ranks is not None:
-            self._ranks.check_reduced()
-        for parameter in turn.frozen_parameters:
-            parameter.grad = None  # whoever computed it
-        for parameter in turn.active_parameters:
-            if not parameter.requires_grad:
-                parameter.grad = None
-        self._check_reach(turn)
-
-    def _step_optimizers(self, optimizers: list[Optimizer]) -> list[Optimizer]:
-        """Step each; returns those that updated."""
-        return step(optimizers, self._scaler)
-
-    def _check_reach(self, turn: _Turn) -> None:
-        if all(parameter.grad is None for parameter in turn.own_parameters):
-            raise LossError(
-                f"the loss reaches no parameter of {self._applied!r}, which is active: give a loss that depends on it, "
-                "or call skip() if this step has nothing for it"
-            )
-        check_reduced(self._unreduced)
-        unfrozen = [name for name, parameter in self._uncovered.items() if parameter.requires_grad]
-        if unfrozen:
-            raise ConfigurationError(
-                f"a parameter that trains must be in an optimizer, but {listed(unfrozen)} was unfrozen and is in none: "
-                "build the optimizer over all parameters, frozen ones too"
-            )
-
-    def _advance(self, updated: bool) -> Decision:
-        self.zero_grad()
+    def _close_step(self, updated: bool) -> Decision:
         self._micro_step = 0
-        for computed_in, name, value in self._pending.close_step(self._alternator.step + 1):
-            self._alternator.record(name, value, step=computed_in)
-        decision = self._alternator.advance(updated=updated)
-        if self._ranks is not None:
-            self._ranks.check_decision(decision)
-        if self._alternator.active != self._applied:
-            self.apply()
-        return decision
-
-
-def _parameters_of(groups: Iterable[Freezable]) -> tuple[nn.Parameter, ...]:
-    return tuple(parameter for group in groups for parameter in group.parameters.values())
-
-
-def _gather(modules: Mapping[str, Parameters], always: Parameters | None) -> dict[str, Freezable]:
-    """The modules, and the always group if there is one; what is declared always belongs to no module."""
-    if always is None:
-        return {name: Freezable(name, module) for name, module in modules.items()}
-    group = Freezable(ALWAYS, always)
-    taken = {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
-    return {**{name: Freezable(name, module, taken) for name, module in modules.items()}, ALWAYS: group}
-
-
-def _split_pair(always: Parameters | tuple[Parameters, Optimizer] | None) -> tuple[Parameters | None, Optimizer | None]:
-    if isinstance(always, tuple) and len(always) == 2 and isinstance(always[1], Optimizer):
-        return always
-    return always, None
+        return self._decisions.close_step(updated=updated)

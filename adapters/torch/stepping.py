@@ -1,16 +1,101 @@
-"""Stepping optimizers, with a GradScaler or without one, and telling which of them updated."""
+"""Clipping gradients and stepping the optimizers and schedulers of a turn, with a GradScaler or without one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from adapters.torch.checks import check_schedulers, parameters_of
+from adapters.torch.freezer import Freezer
+from alternator import ConfigurationError, StateError
+
+
+class Stepper:
+    """Steps what has gradients: the optimizers of the applied turn, each followed by its scheduler.
+
+    Args:
+        freezer: Knows the turns and holds the optimizers.
+        schedulers: Per module name (or ``"always"``) a scheduler, stepped after each update of that module only.
+        clip_norm: Clip the gradients of all that trains to this total norm.
+        scaler: A GradScaler for float16, which skips updates whose gradients are not finite.
+        step: Steps optimizers and returns those that updated; by default `step_optimizers`.
+
+    Raises:
+        ConfigurationError: A scheduler drives what is not its module's, or ``clip_norm`` is not positive.
+    """
+
+    def __init__(
+        self,
+        freezer: Freezer,
+        *,
+        schedulers: Mapping[str, LRScheduler] | None = None,
+        clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
+        step: Callable[[Sequence[Optimizer]], Sequence[Optimizer]] | None = None,
+    ) -> None:
+        if clip_norm is not None and not clip_norm > 0:
+            raise ConfigurationError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
+        self._optimizers = freezer.optimizers
+        self._schedulers = dict(schedulers or {})
+        check_schedulers(freezer.groups, self._schedulers, self._optimizers)
+        self._clip_norm = clip_norm
+        self._scaler = scaler
+        self._step = partial(step_optimizers, scaler=scaler) if step is None else step
+        self._shares = {name: _shares(self._optimizers, turn.active_parameters) for name, turn in freezer.turns.items()}
+        self._turn_schedulers = {
+            name: [scheduler for key, scheduler in self._schedulers.items() if turn.trains(key)]
+            for name, turn in freezer.turns.items()
+        }
+        self.grad_norm: Tensor | None = None
+        """Total norm of the last update's gradients before clipping, on its device; None without ``clip_norm``."""
+
+    def update(self, name: str) -> bool:
+        """Clip and step for the turn of this name; False if the scaler skipped an optimizer."""
+        stepping = [each for each, share in self._shares[name] if any(p.grad is not None for p in share)]
+        if self._clip_norm is not None:
+            self.grad_norm = clip(stepping, self._clip_norm, self._scaler)
+        updated = self._step(stepping)
+        for scheduler in self._turn_schedulers[name]:
+            if any(scheduler.optimizer is optimizer for optimizer in updated):
+                scheduler.step()
+        return len(updated) == len(stepping)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of optimizers, schedulers and scaler: tensors, so not JSON."""
+        return {
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self._schedulers.items()},
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state of a different number of optimizers.
+
+        Raises:
+            StateError: With both numbers.
+        """
+        saved, here = len(state["optimizers"]), len(self._optimizers)
+        if saved != here:
+            raise StateError(f"the state has {saved} optimizers, but here are {here}; build the same ones")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for name, scheduler in self._schedulers.items():
+            scheduler.load_state_dict(state["schedulers"][name])
+        if self._scaler is not None:
+            self._scaler.load_state_dict(state["scaler"])
 
 
 def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler | None) -> Tensor:
     """Clip the gradients of these optimizers to a total norm; returns the norm before.
 
-    Parameters without a gradient (frozen ones) have no part in it.
+    Parameters without a gradient (frozen ones) do not count.
     """
     if scaler is not None:
         for optimizer in optimizers:
@@ -19,27 +104,29 @@ def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler |
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded parameters
 
 
-def step(optimizers: Sequence[Optimizer], scaler: GradScaler | None) -> list[Optimizer]:
+def step_optimizers(optimizers: Sequence[Optimizer], scaler: GradScaler | None) -> list[Optimizer]:
     """Step each optimizer; returns those that updated. A scaler skips those with infinite or NaN gradients."""
     if scaler is None:
         for optimizer in optimizers:
             optimizer.step()
         return list(optimizers)
-    # A fused optimizer skips inside its kernel: only the scale tells, at the price of waiting for the device.
-    fused = any(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers)
+    fused = any(skips_in_kernel(optimizer) for optimizer in optimizers)
     scale = scaler.get_scale() if fused else 0.0
     updated = [optimizer for optimizer in optimizers if _runs(optimizer, scaler)]
     scaler.update()
     return [] if fused and scaler.get_scale() < scale else updated
 
 
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """All parameters of all groups."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def skips_in_kernel(optimizer: Optimizer) -> bool:
+    """Whether the optimizer is a fused one, whose kernel skips a step of a GradScaler without the host's knowing.
+
+    Only a lower scale shows that it did, and reading that waits for the device.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def _runs(optimizer: Optimizer, scaler: GradScaler) -> bool:
-    """Whether the scaler lets the optimizer run: it tells nobody, so a hook listens."""
+    """Step the optimizer through the scaler, and find out with a hook whether it ran: the scaler does not say."""
     runs: list[bool] = []
     hook = optimizer.register_step_post_hook(lambda *_: runs.append(True))
     try:
@@ -47,3 +134,12 @@ def _runs(optimizer: Optimizer, scaler: GradScaler) -> bool:
     finally:
         hook.remove()
     return bool(runs)
+
+
+def _shares(
+    optimizers: Sequence[Optimizer], training: Sequence[nn.Parameter]
+) -> list[tuple[Optimizer, tuple[nn.Parameter, ...]]]:
+    """Each optimizer that holds parameters that train, with these parameters."""
+    ids = {id(parameter) for parameter in training}
+    shares = [(each, tuple(p for p in parameters_of(each) if id(p) in ids)) for each in optimizers]
+    return [share for share in shares if share[1]]

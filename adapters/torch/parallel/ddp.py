@@ -1,12 +1,12 @@
-"""Wrappers around modules: what is inside, and which of several processes can train in turns.
+"""Modules in DistributedDataParallel (DDP): which of them can train in turns.
 
-What DistributedDataParallel (DDP) does with frozen parameters, measured with torch 2.13 and held in
-tests/unit/adapters/test_torch_distributed.py:
+What DDP does with frozen parameters, measured with torch 2.13 and checked by
+tests/unit/adapters/torch/test_distributed.py:
 
-- it averages gradients of what required them when it was built, and of nothing else, without a word;
+- it averages gradients of what required them when it was built, and silently of nothing else;
 - a backward pass that reaches some of these but not all leaves it waiting, unless it was built with
   ``find_unused_parameters=True``; one that reaches none does no harm;
-- with ``static_graph=True`` it takes the parameters of its first backward pass for those of all.
+- with ``static_graph=True`` it assumes that every backward pass reaches the parameters that the first one reached.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,36 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from alternator import ConfigurationError
 from alternator.checks import listed
-
-REFUSED = ("FullyShardedDataParallel", "DataParallel")
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside the wrappers of ``torch.compile`` and DDP; others are refused.
-
-    Raises:
-        ConfigurationError: Naming the wrapper.
-    """
-    for submodule in module.modules():
-        if not {kind.__name__ for kind in type(submodule).__mro__}.isdisjoint(REFUSED):
-            raise ConfigurationError(
-                "modules must be plain, compiled, in DistributedDataParallel or under fully_shard, got a "
-                f"{type(submodule).__name__}, under which frozen modules are not known to stay as they are; use one of "
-                "those"
-            )
-    while (inside := _inside(module)) is not None:
-        module = inside
-    return module
-
-
-def shells(module: nn.Module) -> list[DistributedDataParallel]:
-    """The DDP wrappers that `unwrapped` takes off."""
-    found = []
-    while (inside := _inside(module)) is not None:
-        if isinstance(module, DistributedDataParallel):
-            found.append(module)
-        module = inside
-    return found
 
 
 def find_wrappers(given: Iterable[object]) -> list[DistributedDataParallel]:
@@ -64,7 +34,7 @@ def check_wrappers(
     parameters: Mapping[str, nn.Parameter],
     turns: Mapping[str, Collection[str]],
 ) -> dict[str, nn.Parameter]:
-    """Refuse wrappers under which a frozen module hangs its process, or an active one drifts from other processes'.
+    """Refuse wrappers that wait forever for a frozen module, or let an active one drift apart between processes.
 
     Args:
         wrappers: All DDP wrappers.
@@ -72,7 +42,7 @@ def check_wrappers(
         turns: Per turn the names of the parameters that train in it.
 
     Returns:
-        The parameters whose gradients nobody averages: frozen ones, which must stay so.
+        The parameters whose gradients no wrapper averages: all frozen, and they must stay frozen.
 
     Raises:
         ConfigurationError: Naming the wrapper's option, or the parameter.
@@ -144,11 +114,3 @@ def _check_trains_as_one(own: list[Tensor], names: Mapping[int, str], turns: Map
                 "others must not wait for the frozen ones, but find_unused_parameters is False; set it to True, or "
                 "wrap each module by itself"
             )
-
-
-def _inside(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, DistributedDataParallel):
-        inside: nn.Module | None = module.module
-    else:
-        inside = getattr(module, "_orig_mod", None)
-    return inside

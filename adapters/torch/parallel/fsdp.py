@@ -1,8 +1,9 @@
 """Modules that ``fully_shard`` (FSDP2) has spread over processes: what they need to be frozen in turns.
 
 FSDP2 takes ``requires_grad`` from the sharded parameter when it gathers the whole one, and a module that no backward
-pass has reached may stay gathered: switched meanwhile, it would be as before. So all are sharded again before anything
-is switched. Measured with torch 2.13 and held in tests/unit/adapters/test_torch_sharding.py.
+pass has reached may stay gathered: switched in that state, it would train or freeze as before the switch. So all are
+sharded again before anything is switched. Measured with torch 2.13 and checked by
+tests/unit/adapters/torch/test_sharding.py.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Several processes that train one model: losses averaged, so that every rank decides the same; and checks of that."""
+"""Processes that train one model together: losses averaged so that every rank decides the same, and checks of that."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -13,40 +14,54 @@ from torch import Tensor, nn
 
 from adapters.contract import FreezeError
 from adapters.torch.losses import LateCopy, Loss
+from adapters.torch.parallel.ddp import check_reduced
+from adapters.torch.parallel.fsdp import reshard
 from alternator import ConfigurationError, Decision
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How modules are spread over processes."""
+
+    wrappers: Sequence[DistributedDataParallel] = ()
+    """The DDP wrappers; none if users average gradients themselves."""
+    sharded: Sequence[Any] = ()
+    """The modules under ``fully_shard``."""
+    unreduced: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    """The parameters whose gradients nobody averages, by name: they must stay frozen."""
+
+
 class Ranks:
-    """What must be the same in every process of a group: the losses that are decided by, and the buffers of the frozen.
+    """What must be the same in every process of a group: the losses behind each decision, and frozen buffers.
 
     Args:
         group: The processes.
-        wrappers: The DDP wrappers of the modules; none if users average gradients themselves.
-        names: What losses may be named.
-        parameters: Per module its parameters.
+        names: The names that losses may have.
+        modules: Per module its parameters.
+        spread: How the modules are spread over the processes.
         check_every: Compare decisions and parameters every this many decisions; None is never.
 
     Raises:
-        ConfigurationError: This process is not of the group.
+        ConfigurationError: This process is not in the group.
     """
 
     def __init__(
         self,
         group: dist.ProcessGroup,
-        wrappers: Sequence[DistributedDataParallel],
         names: Iterable[str],
-        parameters: Mapping[str, Sequence[nn.Parameter]],
+        modules: Mapping[str, Sequence[nn.Parameter]],
+        spread: Spread,
         check_every: int | None,
     ) -> None:
         if dist.get_rank(group) < 0:
             raise ConfigurationError("process_group must hold this process, got one that does not; give another")
         self._group = group
-        self._wrappers = wrappers
         self._names = tuple(names)
-        self._parameters = parameters
+        self._modules = modules
+        self._spread = spread
         self._check_every = check_every
         self._num_decisions = 0
         self._digest = b""
@@ -63,31 +78,37 @@ class Ranks:
         return total / dist.get_world_size(self._group)
 
     def align_buffers(self, submodules: Iterable[nn.Module]) -> None:
-        """Take over the first rank's buffers now, as DDP would in the next forward pass, when they must not change."""
-        aligned = {id(buffer) for wrapper in self._wrappers for buffer in _broadcast_buffers(wrapper)}
+        """Copy the first rank's buffers now: DDP would in the next forward pass, when they must not change any more."""
+        aligned = {id(buffer) for wrapper in self._spread.wrappers for buffer in _broadcast_buffers(wrapper)}
         first = dist.get_global_rank(self._group, 0)
         for submodule in submodules:
             for buffer in submodule.buffers(recurse=False):
                 if id(buffer) in aligned:
                     dist.broadcast(buffer, src=first, group=self._group)
 
+    def reshard(self) -> None:
+        """Shard parameters again that a forward pass has left gathered; must come before anything is switched."""
+        reshard(self._spread.sharded)
+
     def check_reduced(self) -> None:
         """Refuse an update whose gradients have not been averaged.
 
         Raises:
             FreezeError: A wrapper is in ``no_sync()``.
+            ConfigurationError: A parameter trains whose gradients no wrapper averages.
         """
-        if not all(wrapper.require_backward_grad_sync for wrapper in self._wrappers):
+        check_reduced(self._spread.unreduced)
+        if not all(wrapper.require_backward_grad_sync for wrapper in self._spread.wrappers):
             raise FreezeError(
                 "an update must have gradients that are averaged across ranks, but a DistributedDataParallel is in "
                 "no_sync(): leave that before the forward pass of the last micro-step"
             )
 
     def check_decision(self, decision: Decision) -> None:
-        """Take note of a decision; when it is due, compare all since the start, and the parameters.
+        """Note a decision; every ``check_every`` decisions compare all since the start, and the parameters.
 
         Raises:
-            FreezeError: Ranks differ: on every rank, with what each says.
+            FreezeError: Ranks differ; raised on every rank, with the decision of each.
         """
         if self._check_every is None:
             return
@@ -98,7 +119,7 @@ class Ranks:
             self._compare(decision)
 
     def _compare(self, decision: Decision) -> None:
-        bits = {name: _bits(parameters) for name, parameters in self._parameters.items()} if self._wrappers else {}
+        bits = {name: _bits(parameters) for name, parameters in self._modules.items()} if self._spread.wrappers else {}
         every = [(self._digest, decision.explain(), bits)] * dist.get_world_size(self._group)
         dist.all_gather_object(every, (self._digest, decision.explain(), bits), group=self._group)
         digests, said, bits_of_ranks = zip(*every, strict=True)
@@ -118,18 +139,18 @@ class Ranks:
                 )
 
     def _differing(self, every: Sequence[object]) -> str:
-        """Which ranks differ from the first, as words; none if none."""
+        """Which ranks differ from the first, in words; empty if none does."""
         ranks = dist.get_process_group_ranks(self._group)
         differing = [str(rank) for rank, each in zip(ranks, every, strict=True) if each != every[0]]
         return f"rank {', '.join(differing)} differ from rank {ranks[0]}'s" if differing else ""
 
     @property
     def _device(self) -> torch.device:
-        return next(each.device for parameters in self._parameters.values() for each in parameters)
+        return next(each.device for parameters in self._modules.values() for each in parameters)
 
 
 class AveragedLosses:
-    """The means over all ranks of one step's losses, under way; a rank without a loss has no part in its mean.
+    """The means over all ranks of one step's losses, not yet read; a rank that has no loss does not count in its mean.
 
     Args:
         losses: This rank's.
@@ -142,7 +163,9 @@ class AveragedLosses:
         self, losses: Mapping[str, Loss], names: tuple[str, ...], group: dist.ProcessGroup, device: torch.device
     ) -> None:
         self._names = names
-        sums_2N = torch.zeros(2, len(names), dtype=torch.float64, device=device)  # of losses, and how many gave one
+        sums_2N = torch.zeros(
+            2, len(names), dtype=torch.float64, device=device
+        )  # sums of losses, and counts of ranks that gave one
         for name, value in losses.items():
             sums_2N[0, names.index(name)] = value.detach().squeeze() if isinstance(value, Tensor) else value
             sums_2N[1, names.index(name)] = 1
@@ -168,44 +191,6 @@ class AveragedLosses:
         self._copy = LateCopy(self._sums_2N)
 
 
-def group_of(
-    wrappers: Sequence[DistributedDataParallel], process_group: dist.ProcessGroup | None
-) -> dist.ProcessGroup | None:
-    """The processes that must decide the same: those given, else those of the wrappers; None is this one alone.
-
-    Raises:
-        ConfigurationError: The wrappers have different ones, or there are several processes and nothing to tell which
-            of them train together.
-    """
-    if process_group is not None:
-        return process_group
-    groups = {id(wrapper.process_group): wrapper.process_group for wrapper in wrappers}
-    if len(groups) > 1:
-        raise ConfigurationError(
-            f"all DistributedDataParallel wrappers must have one process group, got {len(groups)}; say with "
-            "process_group= which ranks must decide the same"
-        )
-    if groups:
-        return next(iter(groups.values()))
-    check_single()
-    return None
-
-
-def check_single() -> None:
-    """Refuse to train alone where there are several processes: each would decide by its own losses.
-
-    Raises:
-        ConfigurationError: With what to give.
-    """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise ConfigurationError(
-            f"{dist.get_world_size()} processes must decide the same, but none of modules and model= is in "
-            "DistributedDataParallel or under fully_shard; wrap the model, then give the wrapper as model= (or each "
-            "module's in modules). If you average gradients yourself, give process_group=; for processes that train "
-            "apart, one of this process alone"
-        )
-
-
 def _broadcast_buffers(wrapper: DistributedDataParallel) -> list[Tensor]:
     if not getattr(wrapper, "forward_sync_buffers", getattr(wrapper, "broadcast_buffers", True)):
         return []
@@ -214,14 +199,14 @@ def _broadcast_buffers(wrapper: DistributedDataParallel) -> list[Tensor]:
 
 
 def _listed_by_rank(said: Sequence[str]) -> str:
-    """What the ranks say, the same said once.
+    """What the ranks say, each different string once.
 
     Example:
         >>> _listed_by_rank(["a", "b", "a"])
         "'a' (2 ranks), 'b' (1 rank)"
     """
     counts = Counter(said)
-    return ", ".join(f"{text!r} ({count} rank{'s' * (count > 1)})" for text, count in counts.most_common(3))
+    return ", ".join(f"{each!r} ({count} rank{'s' * (count > 1)})" for each, count in counts.most_common(3))
 
 
 def _bits(parameters: Sequence[nn.Parameter]) -> list[int]:

@@ -21,7 +21,7 @@ from adapters.jax import DeviceAlternator
 from alternator import Alternator, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Trend, rules
 from alternator.rules._regression import robust_gain
 
-TRACES = Path(__file__).parents[2] / "traces"
+TRACES = Path(__file__).parents[3] / "traces"
 NUM_TRACES = 500
 
 

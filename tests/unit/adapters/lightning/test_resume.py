@@ -8,7 +8,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from alternator import Alternator, Cycle, StateError
 from tests.conformance.freeze_contract_torch import same_bits
-from tests.lightning_runs import NAMES, NUM_STEPS, ManualTowers, Recorded, Steps, Towers, callback, fit, trainer
+from tests.unit.adapters.lightning.lightning_runs import (
+    NAMES,
+    NUM_STEPS,
+    ManualTowers,
+    Recorded,
+    Steps,
+    Towers,
+    callback,
+    fit,
+    trainer,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),

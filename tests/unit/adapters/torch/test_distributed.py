@@ -16,8 +16,8 @@ from adapters.torch.losses import LocalLosses
 from adapters.torch.parallel.ranks import Ranks
 from alternator import Alternator, ConfigurationError, Cycle, Plateau
 from tests.conformance.freeze_contract_torch import adamw, same_bits
-from tests.unit.adapters.ranks_run import NAMES, NUM_STEPS, RULE, Model, Run, batch, check_refusal, frozen_stays
-from tests.unit.adapters.two_ranks import NUM_RANKS, TwoRanks
+from tests.unit.adapters.torch.ranks_run import NAMES, NUM_STEPS, RULE, Model, Run, batch, check_refusal, frozen_stays
+from tests.unit.adapters.torch.two_ranks import NUM_RANKS, TwoRanks
 
 WRAPPINGS = ("whole", "each")
 
@@ -286,7 +286,7 @@ def test_a_compiled_wrapper(ranks):
 
 
 def local_losses(run):
-    run.alternating._pending._send = LocalLosses
+    run.alternating._decisions._pending._send = LocalLosses
 
 
 def moved_parameter(run):

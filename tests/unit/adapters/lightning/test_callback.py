@@ -13,7 +13,18 @@ from adapters.lightning import AlternatingCallback, FreezeError
 from adapters.torch import AlternatingOptimizer
 from alternator import Alternator, ConfigurationError, Cycle, LossError, UnknownModuleError
 from tests.conformance.freeze_contract_torch import adamw, batch, optimizer_state, same_bits, tower_loss
-from tests.lightning_runs import NAMES, NUM_STEPS, ManualTowers, Recorded, Steps, Towers, callback, fit, plain, trainer
+from tests.unit.adapters.lightning.lightning_runs import (
+    NAMES,
+    NUM_STEPS,
+    ManualTowers,
+    Recorded,
+    Steps,
+    Towers,
+    callback,
+    fit,
+    plain,
+    trainer,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
 

@@ -8,11 +8,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from adapters.torch import AlternatingOptimizer, optimizer
+from adapters.torch import AlternatingOptimizer
+from adapters.torch.parallel.ranks import Ranks
 from alternator import Alternator, Cycle
 from tests.conformance.freeze_contract_torch import adamw, same_bits
-from tests.unit.adapters.ranks_run import NAMES, NUM_STEPS, SHARDINGS, Model, Run, check_refusal, frozen_stays
-from tests.unit.adapters.two_ranks import TwoRanks
+from tests.unit.adapters.torch.ranks_run import NAMES, NUM_STEPS, SHARDINGS, Model, Run, check_refusal, frozen_stays
+from tests.unit.adapters.torch.two_ranks import TwoRanks
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +63,13 @@ def test_clipping_by_the_norm_of_all_shards(ranks):
 
 
 def without_reshard(rank):
-    kept = optimizer.reshard
-    optimizer.reshard = lambda _: None
+    Ranks.reshard, kept = (lambda _: None), Ranks.reshard
     try:
         Run(rank, "shard each", norm=False, rule=Cycle(3)).train()
     except (RuntimeError, ValueError) as error:
         return str(error)
     finally:
-        optimizer.reshard = kept
+        Ranks.reshard = kept
     return "nothing"
 
 

@@ -8,7 +8,7 @@ from adapters.lightning import AlternatingCallback
 from adapters.torch import AlternatingOptimizer
 from alternator import Alternator, ConfigurationError, Cycle, LossError
 from tests.conformance.freeze_contract_torch import adamw, same_bits, tower_loss
-from tests.lightning_runs import (
+from tests.unit.adapters.lightning.lightning_runs import (
     NAMES,
     NUM_STEPS,
     ManualTowers,

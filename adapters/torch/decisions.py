@@ -1,0 +1,161 @@
+"""Losses to the alternator, decisions to the freezer: what surrounds an update, whoever steps the optimizers."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from adapters.contract import FreezeError
+from adapters.torch.freezer import Freezer
+from adapters.torch.losses import LocalLosses, Loss, PendingLosses, check_scalar
+from alternator import Alternator, Decision, LossError, StateError, UnknownModuleError
+from alternator.checks import listed
+
+VERSION = 1
+
+
+class Decisions:
+    """Records losses late, lets the alternator decide, and has the freezer apply what it decided.
+
+    Args:
+        alternator: Decides who trains.
+        freezer: Applies it; what the alternator says now is applied at once.
+        delay: How many steps later losses are read.
+    """
+
+    def __init__(self, alternator: Alternator, freezer: Freezer, delay: int) -> None:
+        self.alternator = alternator
+        """Decides who trains."""
+        self._freezer = freezer
+        self._pending = PendingLosses(delay, LocalLosses if freezer.ranks is None else freezer.ranks.send)
+        freezer.apply(alternator.active)
+
+    def check_losses(self, loss: Tensor | None, losses: Mapping[str, Loss] | None) -> dict[str, Loss]:
+        """The losses of a step by name: those given, or ``loss`` under the active name.
+
+        Raises:
+            LossError: There is none, the active name's is missing, or one is not a scalar.
+            UnknownModuleError: A name is not one of the alternator's.
+        """
+        if losses is None:
+            if loss is None:
+                raise LossError("step() needs a loss: give the loss, or losses= if you have called backward() yourself")
+            losses = {self.alternator.active: loss}
+        for name, value in losses.items():
+            if name not in self._freezer.turns:
+                raise UnknownModuleError(name, self.alternator.modules)
+            check_scalar(name, value)
+        if losses and self.alternator.active not in losses:
+            raise LossError(
+                f"the loss of the active module {self.alternator.active!r} is missing; got only {tuple(losses)}"
+            )
+        return dict(losses)
+
+    def check_applied(self) -> None:
+        """Refuse a step in which another module than the active one would train.
+
+        Raises:
+            FreezeError: The alternator was switched outside the adapter, or a frozen module is in training mode.
+        """
+        active, applied = self.alternator.active, self._freezer.applied
+        if active != applied:
+            raise FreezeError(
+                f"the alternator says {active!r}, but {applied!r} is applied: switch with force() of the "
+                "AlternatingOptimizer, or call its apply() before the forward pass"
+            )
+        self._freezer.check_modes()
+
+    def add(self, losses: Mapping[str, Loss]) -> None:
+        """Add the losses of a micro-step, as `check_losses` returns them, to the means of the step."""
+        self._pending.add(losses)
+
+    def close_step(self, *, updated: bool) -> Decision:
+        """End the step: drop its gradients, record the losses that are due, decide, and switch if so decided."""
+        self._freezer.zero_grad()
+        self._record(self._pending.close_step(self.alternator.step + 1))
+        decision = self.alternator.advance(updated=updated)
+        self._check_ranks(decision)
+        if self.alternator.active != self._freezer.applied:
+            self.apply()
+        return decision
+
+    def force(self, name: str) -> Decision:
+        """Start a new tenure of a name now, as `Alternator.force` does."""
+        decision = self.alternator.force(name)
+        self._check_ranks(decision)
+        self.apply()
+        return decision
+
+    def apply(self) -> None:
+        """Apply what the alternator says, keeping what the user has frozen or unfrozen meanwhile."""
+        self._freezer.remember()
+        self._freezer.apply(self.alternator.active)
+
+    def flush(self) -> None:
+        """Record the losses that are still pending."""
+        self._record(self._pending.flush())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The alternator, the pending losses and what the user froze; JSON-safe."""
+        return {
+            "version": VERSION,
+            "alternator": self.alternator.state_dict(),
+            "pending_losses": self._pending.state(),
+            **self._freezer.state_dict(),
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a damaged state or one of another model; the alternator's part is checked when it is loaded.
+
+        Raises:
+            StateError: With what is wrong.
+        """
+        if state["version"] != VERSION:
+            raise StateError(f"state version must be {VERSION}, got {state['version']!r}; save it again")
+        pending = _floats(state["pending_losses"])
+        unknown = sorted({name for losses in pending for name in losses} - set(self._freezer.turns))
+        if unknown:
+            raise StateError(f"the state belongs to another model: it names {listed(unknown)}, which this one has not")
+        self._freezer.check_state(state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken.
+
+        Raises:
+            StateError: The state is damaged or of another configuration; nothing has been changed then.
+        """
+        with refusing_damage():
+            self.check_state(state)
+            saved = state["alternator"]
+        self.alternator.load_state_dict(saved)
+        self._pending.load(_floats(state["pending_losses"]), self.alternator.step)
+        self._freezer.load_state_dict(state)
+        self._freezer.apply(self.alternator.active)
+
+    def _record(self, losses: Iterator[tuple[int, str, float]]) -> None:
+        for computed_in, name, value in losses:
+            self.alternator.record(name, value, step=computed_in)
+
+    def _check_ranks(self, decision: Decision) -> None:
+        if self._freezer.ranks is not None:
+            self._freezer.ranks.check_decision(decision)
+
+
+@contextmanager
+def refusing_damage() -> Iterator[None]:
+    """Turn the errors of a state that is not what `state_dict` returned into one that says so.
+
+    Raises:
+        StateError: The state is damaged.
+    """
+    try:
+        yield
+    except StateError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StateError(f"the state is damaged ({type(error).__name__}: {error}); load an intact one") from error
+
+
+def _floats(pending: list[dict[str, str]]) -> list[dict[str, float]]:
+    return [{name: float(value) for name, value in losses.items()} for losses in pending]

@@ -1,0 +1,304 @@
+"""Freezing and activating the modules of a model, turn by turn. `Freezer` decides nothing and steps nothing.
+
+Design constraints:
+
+1. An optimizer skips a parameter whose gradient is None, and only then. So frozen means ``requires_grad=False``, no
+   gradient left over, and an optimizer that is not stepped where it has nothing else to train.
+2. Modes and ``requires_grad`` change between steps only, never inside a forward pass or a compiled region.
+3. What the user froze, or put in inference mode, is the user's choice and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from adapters.contract import ALWAYS, FreezeError, check_turns
+from adapters.torch.checks import Optimizers, check_coverage, check_optimizers, check_ownership, warn_of_recompiles
+from adapters.torch.modules import Between, Freezable, Parameters
+from adapters.torch.parallel.fsdp import find_sharded, reshard
+from adapters.torch.parallel.group import check_single, join
+from alternator import ConfigurationError, LossError, StateError
+from alternator.checks import listed
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from adapters.torch.parallel.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What one name of the alternator trains, and what it leaves frozen."""
+
+    modules: tuple[str, ...]
+    """The names of the modules that train, the always group aside."""
+    active: tuple[Freezable, ...]
+    """These modules and the always group."""
+    frozen: tuple[Freezable, ...]
+    own_parameters: tuple[nn.Parameter, ...]
+    """Those of the modules, the always group aside."""
+    active_parameters: tuple[nn.Parameter, ...]
+    frozen_parameters: tuple[nn.Parameter, ...]
+    frozen_submodules: tuple[tuple[str, nn.Module], ...]
+
+    def trains(self, name: str) -> bool:
+        """Whether the group of this name, a module or the always group, trains."""
+        return name == ALWAYS or name in self.modules
+
+
+class Freezer:
+    """Freezes what does not train and activates what does, keeping what the user froze or put in inference mode.
+
+    Nothing is switched before the first `apply`. See `adapters.torch.AlternatingOptimizer` for the arguments.
+
+    Args:
+        names: The names that can be applied: the alternator's.
+        modules: Per module name an ``nn.Module`` or parameters.
+        optimizers: One optimizer per module name, or one over all; checked, not stepped.
+        model: The model that holds all modules.
+        turns: Per name the modules that train together; by default each name is a module.
+        always: What trains in every turn.
+        process_group: The processes that train this model together.
+        check_ranks_every: Compare decisions and parameters across ranks after this many decisions each.
+
+    Raises:
+        ConfigurationError: Names, ownership or coverage are wrong; the message says which and what to do.
+
+    Example:
+        >>> import torch
+        >>> encoder, head = torch.nn.Linear(4, 3), torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()])
+        >>> freezer = Freezer(("encoder", "head"), {"encoder": encoder, "head": head}, optimizer)
+        >>> freezer.apply("head")
+        >>> encoder.weight.requires_grad, encoder.training, head.weight.requires_grad
+        (False, False, True)
+        >>> freezer.release()
+        >>> encoder.weight.requires_grad, encoder.training
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        modules: Mapping[str, Parameters],
+        optimizers: Optimizers,
+        *,
+        model: nn.Module | None = None,
+        turns: Mapping[str, str | Iterable[str]] | None = None,
+        always: Parameters | tuple[Parameters, Optimizer] | None = None,
+        process_group: ProcessGroup | None = None,
+        check_ranks_every: int | None = None,
+    ) -> None:
+        members = check_turns(names, modules, turns)
+        group, extra = _split_pair(always)
+        given = [model, *modules.values(), group]
+        with_others = process_group is not None or _is_distributed()
+        if with_others:
+            reshard(find_sharded(given))  # so that the groups hold the parameters that optimizers step
+        self.groups = _gather(modules, group)
+        """The modules and the always group, by name."""
+        check_ownership(self.groups, model)
+        self.optimizers = check_optimizers(modules, optimizers, extra)
+        """All optimizers, each once."""
+        self._uncovered = check_coverage(self.groups, optimizers, self.optimizers)
+        warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
+        self._between = Between(model, self.groups.values())
+        self._parameters = _parameters_of(self.groups.values())
+        self.turns = {name: _plan(self.groups, turn) for name, turn in members.items()}
+        """What each name trains."""
+        self.ranks: Ranks | None = None
+        """The processes that train together; None if this one trains alone."""
+        if with_others:
+            named = {name: module.parameters for name, module in self.groups.items()}
+            self.ranks = join(given, named, self._trained(), process_group, check_ranks_every)
+        self._applied = names[0]
+
+    @property
+    def applied(self) -> str:
+        """The name that `apply` was given last."""
+        return self._applied
+
+    @property
+    def turn(self) -> Turn:
+        """What the applied name trains."""
+        return self.turns[self._applied]
+
+    def apply(self, name: str) -> None:
+        """Freeze what this name does not train, and activate what it does."""
+        self._applied = name
+        turn = self.turn
+        if self.ranks is not None:
+            self.ranks.reshard()
+        for group in turn.frozen:
+            group.freeze()
+        for group in turn.active:
+            group.activate()
+        if self.ranks is not None:
+            self.ranks.align_buffers(submodule for _, submodule in turn.frozen_submodules)
+
+    def remember(self) -> None:
+        """Keep what the user froze, unfroze or put in inference mode since the last `apply`; comes before the next."""
+        for group in self.turn.active:
+            group.remember_active()
+        for group in self.turn.frozen:
+            group.remember_frozen()
+
+    def release(self) -> None:
+        """Unfreeze what the user had not frozen."""
+        self.remember()
+        if self.ranks is not None:
+            self.ranks.reshard()
+        for group in self.groups.values():
+            group.activate()
+
+    def train(self) -> None:
+        """Training mode for what is active, inference mode for what is frozen."""
+        self._between.set_training_mode()
+        self.set_frozen_inference_mode()
+        for module in self.turn.active:
+            module.set_training_mode()
+
+    def eval(self) -> None:
+        """Inference mode for all."""
+        self._between.set_inference_mode()
+        for group in self.groups.values():
+            group.set_inference_mode()
+
+    def set_frozen_inference_mode(self) -> None:
+        """Inference mode for what is frozen, whatever has put it in training mode; the rest stays as it is."""
+        for module in self.turn.frozen:
+            module.set_inference_mode()
+
+    def zero_grad(self) -> None:
+        """Set all gradients to None."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def check_modes(self) -> None:
+        """Refuse a forward pass that has changed what is frozen.
+
+        Raises:
+            FreezeError: A frozen module is in training mode.
+            ConfigurationError: Several processes have been started since this was built.
+        """
+        if self.ranks is None and _is_distributed():
+            check_single()
+        training = [key for key, submodule in self.turn.frozen_submodules if submodule.training]
+        if training:
+            raise FreezeError(
+                f"a frozen module must be in inference mode, but {listed(training)} is in training mode: call train() "
+                "of the AlternatingOptimizer where you call model.train()"
+            )
+
+    def prepare_update(self) -> None:
+        """Clear gradients that must not be stepped; to be called after the backward pass and before clipping.
+
+        Raises:
+            LossError: Nothing that the applied name trains has a gradient.
+            ConfigurationError: A parameter was unfrozen that no optimizer steps, or whose gradients are not averaged.
+            FreezeError: Gradients have not been averaged across ranks.
+        """
+        turn = self.turn
+        if self.ranks is not None:
+            self.ranks.check_reduced()
+        for parameter in turn.frozen_parameters:
+            parameter.grad = None  # whoever computed it
+        for parameter in turn.active_parameters:
+            if not parameter.requires_grad:
+                parameter.grad = None
+        self._check_reach(turn)
+
+    def _check_reach(self, turn: Turn) -> None:
+        if all(parameter.grad is None for parameter in turn.own_parameters):
+            raise LossError(
+                f"the loss reaches no parameter of {self._applied!r}, which is active: give a loss that depends on it, "
+                "or call skip() if this step has nothing for it"
+            )
+        unfrozen = [name for name, parameter in self._uncovered.items() if parameter.requires_grad]
+        if unfrozen:
+            raise ConfigurationError(
+                f"a parameter that trains must be in an optimizer, but {listed(unfrozen)} was unfrozen and is in none: "
+                "build the optimizer over all parameters, frozen ones too"
+            )
+
+    def state_dict(self) -> dict[str, list[str]]:
+        """What the user froze and put in inference mode; JSON-safe."""
+        self.remember()
+        groups = self.groups.values()
+        return {
+            "user_frozen": sorted(key for group in groups for key in group.user_frozen),
+            "inference": sorted(key for group in groups for key in group.inference),
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state of another model.
+
+        Raises:
+            StateError: It names parameters or submodules that are in none of the groups.
+        """
+        known = {key for group in self.groups.values() for key in (*group.parameters, *group.submodules)}
+        unknown = sorted({*state.get("user_frozen", ()), *state.get("inference", ())} - known)
+        if unknown:
+            raise StateError(f"the state belongs to another model: it names {listed(unknown)}, which this one has not")
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the user's choices of a saved state, none if it has none; `apply` puts them into force.
+
+        Raises:
+            StateError: See `check_state`; nothing has been changed then.
+        """
+        self.check_state(state)
+        for group in self.groups.values():
+            group.user_frozen = set(state.get("user_frozen", ())) & set(group.parameters)
+            group.inference = set(state.get("inference", ())) & set(group.submodules)
+
+    def _trained(self) -> dict[str, set[str]]:
+        """Per turn the names of the parameters that train in it."""
+        return {
+            name: {key for group in turn.active for key in group.parameters if key not in group.user_frozen}
+            for name, turn in self.turns.items()
+        }
+
+
+def _plan(groups: Mapping[str, Freezable], modules: tuple[str, ...]) -> Turn:
+    active = tuple(group for name, group in groups.items() if name in (*modules, ALWAYS))
+    frozen = tuple(group for name, group in groups.items() if name not in (*modules, ALWAYS))
+    return Turn(
+        modules=modules,
+        active=active,
+        frozen=frozen,
+        own_parameters=_parameters_of(groups[name] for name in modules),
+        active_parameters=_parameters_of(active),
+        frozen_parameters=_parameters_of(frozen),
+        frozen_submodules=tuple(item for group in frozen for item in group.submodules.items()),
+    )
+
+
+def _parameters_of(groups: Iterable[Freezable]) -> tuple[nn.Parameter, ...]:
+    return tuple(parameter for group in groups for parameter in group.parameters.values())
+
+
+def _gather(modules: Mapping[str, Parameters], always: Parameters | None) -> dict[str, Freezable]:
+    """The modules, and the always group if there is one; what is declared always belongs to no module."""
+    if always is None:
+        return {name: Freezable(name, module) for name, module in modules.items()}
+    group = Freezable(ALWAYS, always)
+    taken = {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
+    return {**{name: Freezable(name, module, taken) for name, module in modules.items()}, ALWAYS: group}
+
+
+def _split_pair(always: Parameters | tuple[Parameters, Optimizer] | None) -> tuple[Parameters | None, Optimizer | None]:
+    if isinstance(always, tuple) and len(always) == 2 and isinstance(always[1], Optimizer):
+        return always
+    return always, None
+
+
+def _is_distributed() -> bool:
+    """Whether there is a process group, without which nothing can be in DDP or under ``fully_shard``."""
+    return dist.is_available() and dist.is_initialized()

@@ -1,1 +1,1 @@
-"""The adapters, one framework a file: torch, optax, nnx, jax. This package imports none of them."""
+"""The adapters, one package per framework. Importing this one imports none of them."""

@@ -23,11 +23,11 @@ def check_turns(
     Args:
         names: The alternator's names.
         modules: The names of the modules.
-        turns: Per name of the alternator the modules that train in it; None is each module by itself.
+        turns: Per name of the alternator the modules that train in it; None means that each name is a module.
 
     Raises:
         ConfigurationError: The names do not match, a turn is empty or names a module twice, or a module never trains.
-        UnknownModuleError: A turn names a module that there is not.
+        UnknownModuleError: A turn names a module that does not exist.
 
     Example:
         >>> check_turns(("a", "both"), ("a", "b"), {"a": "a", "both": ("a", "b")})
@@ -40,7 +40,7 @@ def check_turns(
         if set(names) != set(known):
             raise ConfigurationError(
                 f"the alternator's names {names} must be the names of the modules {known}; rename one of them, "
-                "or say with turns= which modules each name trains"
+                "or give turns=, the modules that each name trains"
             )
         return {name: (name,) for name in names}
     if set(turns) != set(names):

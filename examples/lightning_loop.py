@@ -21,7 +21,7 @@ class Regression(LightningModule):
         self.head = nn.Linear(32, 1)
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """The loss, which the alternator is told too."""
+        """The loss, which the alternator records too."""
         x_BD, y_B1 = batch
         return (self.head(self.encoder(x_BD)) - y_B1).square().mean()
 
@@ -37,7 +37,7 @@ class Regression(LightningModule):
 
 def main(num_epochs: int = 10) -> dict[str, float]:
     """Fit a small regression; returns the validation losses before and after, and what the schedule did."""
-    torch.set_num_threads(1)  # networks this small are faster so
+    torch.set_num_threads(1)  # faster for networks this small
     torch.manual_seed(0)
     model = Regression()
     alternator = Alternator(("encoder", "head"))  # names of attributes of the model

@@ -87,8 +87,8 @@ class DeviceAlternator:
         modules: As for `Alternator`: the names, in order.
         rule: As for `Alternator`; a rule of your own needs a device version, see `device_step`.
         nonfinite_limit: As for `Alternator`.
-        delay: Losses given to `step` count so many steps later. 0 is the core's `observe`; 1 makes the decisions of
-            adapters that read losses one step late.
+        delay: The number of steps after which losses given to `step` count. 0 is the core's `observe`; 1 decides as
+            adapters do that read losses one step late.
         dtype: The type in which losses are kept: float32, or float64 under x64; by default the widest enabled.
 
     Raises:
@@ -146,11 +146,11 @@ class DeviceAlternator:
         Args:
             state: The state.
             losses: The active module's loss; or an array with the losses of all modules, in order; or a mapping with
-                those of some. A mapping without the active module's tells nothing about it, which is no error here.
+                those of some. A mapping may lack the active module's; then nothing is recorded for it.
             updated: False if the update was skipped.
 
         Raises:
-            UnknownModuleError: A mapping has a name that is no module.
+            UnknownModuleError: A mapping has a name that is not a module.
             LossError: The losses have another shape.
         """
         values_N, known_N = self._spread(state, losses)
@@ -168,7 +168,7 @@ class DeviceAlternator:
         """Append a loss to a module's ring at once, whatever the delay. It counts no step and decides nothing.
 
         Raises:
-            UnknownModuleError: A name or a static index that is no module.
+            UnknownModuleError: A name or a static index that is not a module.
         """
         known_N = jnp.arange(len(self.modules)) == self._find(module)
         return _record(state, jnp.where(known_N, jnp.asarray(value, self._dtype), 0), known_N)
@@ -193,7 +193,7 @@ class DeviceAlternator:
         """Start a new tenure of a module now, as `Alternator.force`.
 
         Raises:
-            UnknownModuleError: A name or a static index that is no module.
+            UnknownModuleError: A name or a static index that is not a module.
         """
         target = jnp.asarray(self._find(module), jnp.int32)
         mine_N = jnp.arange(len(self.modules)) == state.active
@@ -209,13 +209,13 @@ class DeviceAlternator:
         ]
 
     def to_host(self, state: DeviceState) -> Alternator:
-        """An `Alternator` that goes on where the state is: its counts, statistics and decisions."""
+        """An `Alternator` that continues from the state: its counts, statistics and decisions."""
         host = Alternator(self.modules, self.rule, nonfinite_limit=self._nonfinite_limit)
         host.load_state_dict(self.state_dict(state))
         return host
 
     def state_dict(self, state: DeviceState) -> dict[str, Any]:
-        """The state as `Alternator.state_dict` would have it, JSON-safe; losses still under way are added to it."""
+        """The state as `Alternator.state_dict` would have it, JSON-safe; pending losses are added to it."""
         plain = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), state)
         counts = {name.removesuffix("_N"): value for name, value in plain._asdict().items() if name in _COUNTS}
         lengths = plain.ring_lengths_N
@@ -302,14 +302,14 @@ class DeviceAlternator:
         values_DN = np.zeros((self._delay, len(self.modules)))
         known_DN = np.zeros(values_DN.shape, bool)
         if len(saved) > self._delay:
-            raise StateError(f"the state has losses of {len(saved)} steps under way, but delay is {self._delay}")
+            raise StateError(f"the state has pending losses of {len(saved)} steps, but delay is {self._delay}")
         try:
             for row, losses in enumerate(saved, start=self._delay - len(saved)):
-                for name, text in losses.items():
+                for name, value in losses.items():
                     column = self.modules.index(name)
-                    values_DN[row, column], known_DN[row, column] = float(text), True
+                    values_DN[row, column], known_DN[row, column] = float(value), True
         except (ValueError, AttributeError, TypeError) as error:
-            raise StateError(f"the losses under way are damaged ({error}); load an intact state") from error
+            raise StateError(f"the pending losses are damaged ({error}); load an intact state") from error
         return values_DN, known_DN
 
 

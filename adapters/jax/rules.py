@@ -1,4 +1,4 @@
-"""The core's rules as pure functions of arrays, one per rule. Each says the same as its rule, in the same order.
+"""The core's rules as pure functions of arrays, one per rule. Each decides as its rule does, in the same order.
 
 A rule of your own runs on a device once its function is registered::
 
@@ -22,7 +22,7 @@ from alternator import ConfigurationError, Cycle, Gain, Patience, Payoff, Platea
 from alternator.rules._looks import MIN_LOSSES
 from alternator.rules.payoff import MAX_DOUBLINGS
 
-REASONS: Final[tuple[str, ...]] = tuple(text for name, text in vars(Reason).items() if name.isupper())
+REASONS: Final[tuple[str, ...]] = tuple(code for name, code in vars(Reason).items() if name.isupper())
 """The codes of `Reason`, by the integer that stands for each on a device."""
 _FOREVER = 2**31 - 1
 
@@ -40,7 +40,7 @@ class DeviceFacts(NamedTuple):
         updates: Updated steps counted so far.
         trained_at_N: Per module, the value of ``updates`` when it last trained.
         rings_NR: Per module, its newest finite losses; the newest is the last.
-        ring_lengths_N: How many of these are losses; what is left of them is undefined.
+        ring_lengths_N: The number of these that are losses; the entries before them are undefined.
     """
 
     step: jax.Array
@@ -56,12 +56,12 @@ class DeviceFacts(NamedTuple):
 
     @property
     def num_modules(self) -> int:
-        """How many modules alternate."""
+        """The number of modules that alternate."""
         return self.trained_at_N.shape[0]
 
 
 class DeviceVerdict(NamedTuple):
-    """What a rule says: `alternator.Verdict` as arrays.
+    """What a rule decides: `alternator.Verdict` as arrays.
 
     Attributes:
         switch: Whether another module takes over.
@@ -84,7 +84,7 @@ def reason_code(reason: str) -> int:
     """The integer that stands for a reason on a device.
 
     Raises:
-        ConfigurationError: The reason is none of `Reason`: a text of your own has no number.
+        ConfigurationError: The reason is not one of `Reason`: a string of your own has no number.
     """
     if reason not in REASONS:
         raise ConfigurationError(f"a reason on the device must be a code of Reason, got {reason!r}")
@@ -165,7 +165,7 @@ def _trend(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerd
 
 
 def _look(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdict]:
-    """Fit the line: the new state and a verdict; the latter is meant if it switches."""
+    """Fit the line: the new state and a verdict, which counts only if it switches."""
     ring_R = facts.rings_NR[facts.active]
     count = jnp.minimum(facts.observed, rule.window)
     scale = rule.horizon * facts.observed.astype(ring_R.dtype) / facts.tenure
@@ -201,8 +201,8 @@ def _patience(rule: Patience, state: Any, facts: DeviceFacts) -> tuple[Any, Devi
         best=jnp.where(forgets_N, jnp.inf, state.best),
         smoothed=jnp.where(forgets_N, jnp.inf, state.smoothed),
     )
-    state, bad, hears = _judge(rule, state, facts)
-    out = hears & (bad > rule.patience)
+    state, bad, is_new = _judge(rule, state, facts)
+    out = is_new & (bad > rule.patience)
     longest = _FOREVER if rule.max_steps is None else rule.max_steps
     late, cooling = ~out & (facts.tenure >= longest), state.cooldown[facts.active]
     state = state._replace(bad=jnp.where(out, 0, bad), cooldown=jnp.where(out & mine_N, rule.cooldown, state.cooldown))
@@ -214,7 +214,7 @@ def _patience(rule: Patience, state: Any, facts: DeviceFacts) -> tuple[Any, Devi
 
 
 def _judge(rule: Patience, state: Any, facts: DeviceFacts) -> tuple[Any, jax.Array, jax.Array]:
-    """The detector's steps for the losses that are new, up to one that switches; its bad losses, and if any is new."""
+    """The detector's steps for the new losses, up to one that switches; its bad losses, and whether any is new."""
     ring_R, active = facts.rings_NR[facts.active], facts.active
     size = ring_R.shape[0]
     new = jnp.minimum(facts.observed - state.seen, size)
@@ -272,7 +272,7 @@ def _gain(rule: Gain, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdic
 
 
 def _measure(rule: Gain, state: Any, facts: DeviceFacts, others: jax.Array) -> tuple[Any, jax.Array]:
-    """The active module's score anew, and who trains next: the best other if it is better."""
+    """The active module's score measured again, and who trains next: the best other if it is better."""
     ring_R, active = facts.rings_NR[facts.active], facts.active
     rate, _ = robust_gain(ring_R, jnp.minimum(facts.observed, rule.window))
     cost = jnp.asarray(rule.costs or (1.0,) * facts.num_modules, ring_R.dtype)[active]

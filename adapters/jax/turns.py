@@ -43,7 +43,7 @@ class Turns:
 
         Raises:
             ConfigurationError: A turn is empty or names a module twice, a module is in none, or a name is reserved.
-            UnknownModuleError: A turn names a module that there is not.
+            UnknownModuleError: A turn names a module that does not exist.
         """
         known = tuple(modules)
         if not known:
@@ -57,8 +57,8 @@ class Turns:
         """The index of a turn: an int for a static `active`, the array itself for a traced one.
 
         Raises:
-            UnknownModuleError: A static `active` that is no turn's name or index.
-            ConfigurationError: A traced one that is no integer scalar.
+            UnknownModuleError: A static `active` that is not a turn's name or index.
+            ConfigurationError: A traced one that is not an integer scalar.
         """
         if isinstance(active, jax.core.Tracer):
             return self._check_traced(active)

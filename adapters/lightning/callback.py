@@ -112,7 +112,7 @@ class AlternatingCallback(Callback):
     def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
         """Backward, update of what is active, decision and switch; in a training step with manual optimization.
 
-        Schedulers of optimizers that hold one module step with it. All others, and those that need a metric, are yours.
+        Schedulers of optimizers that hold one module step with it. You step all others, and those that need a metric.
 
         Args:
             loss: What to minimise.

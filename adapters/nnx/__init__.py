@@ -1,4 +1,4 @@
-"""Flax NNX: an `nnx.Optimizer` of which only the active modules move, and gradients for these alone."""
+"""Flax NNX: an `nnx.Optimizer` that moves the active modules only, and gradients for these alone."""
 
 from adapters.nnx.optimizer import AlternatingOptimizer
 

@@ -23,7 +23,7 @@ class Layout:
     params: tuple[tuple[str, str], ...]
     """(name, module) of every array of the parameters, in the order of their state's leaves."""
     others: tuple[tuple[str, tuple[str, ...]], ...]
-    """(name, modules) of every other array of the model that belongs to modules, but random streams."""
+    """(name, modules) of every other array of the model that belongs to modules, random streams aside."""
 
     @property
     def labels(self) -> dict[str, str]:
@@ -31,7 +31,7 @@ class Layout:
         return dict(self.params)
 
     def flat(self, state: PyTree) -> dict[str, jax.Array]:
-        """The arrays of a state of the parameters, or of one of their gradients, by name."""
+        """The arrays of a state of parameters or of gradients, by name."""
         return dict(zip(self.labels, jax.tree.leaves(state), strict=True))
 
     def unflat(self, arrays: dict[str, jax.Array], like: PyTree) -> PyTree:
@@ -64,7 +64,7 @@ def layout_of(model: nnx.Module, wrt: Any, modules: tuple[str, ...], always: tup
         ConfigurationError: The model has no such attribute; a parameter belongs to two modules or to none.
     """
     attributes = (*((name, name) for name in modules), *((ALWAYS, name) for name in always))
-    held: dict[int, dict[str, None]] = {}  # per variable its modules; a shared one in the always group is of that alone
+    held: dict[int, dict[str, None]] = {}  # per variable its modules; the always group owns its variables alone
     for module, attribute in reversed(attributes):
         for variable in _variables(_find(model, attribute)):
             owners = held.setdefault(id(variable), {})

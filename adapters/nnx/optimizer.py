@@ -1,8 +1,8 @@
-"""Flax NNX: an `nnx.Optimizer` of which only the active modules move, and gradients for these alone.
+"""Flax NNX: an `nnx.Optimizer` that moves the active modules only, and gradients for these alone.
 
 The freeze contract: while a module is frozen its parameters, its optimizer state and its normalisation statistics do
 not change by a single bit; its gradients are neither computed nor counted in clipping; it runs in inference mode; and
-when it is active again it goes on exactly as if the frozen steps had not happened.
+when it is active again it continues exactly as if the frozen steps had not happened.
 
 Modules are attributes of the model, so there are no labels to write. Both functions work on the split state inside, so
 they serve `nnx.jit`, where the model is updated in place, and pure code under `jax.jit` that splits and merges itself.
@@ -40,7 +40,7 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         turns: Names that stand for several modules; by default each name is a module.
         always: An attribute, or several, that train at every step, with their optimizer, such as
             ``("fusion", optax.adam(1e-3))``. A parameter that two modules share must be among them.
-        accumulate: Update once per so many calls, with the mean gradient; a change of `active` waits for the boundary.
+        accumulate: The number of calls per update, which uses the mean gradient; a change of `active` waits for it.
 
     Raises:
         ConfigurationError: The model has no such attribute, or one without parameters; a parameter belongs to no module
@@ -144,7 +144,7 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
 
         Raises:
             ConfigurationError: Gradients of what is active are missing.
-            UnknownModuleError: A static `active` that is no turn.
+            UnknownModuleError: A static `active` that is not a turn.
         """
         params = nnx.state(model, self.wrt)
         given = self._complete(dict(named_leaves(gradients)), self._layout.flat(params), active)

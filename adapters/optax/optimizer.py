@@ -1,8 +1,8 @@
 """optax: one optimizer over all modules, of which only the active ones move.
 
 The freeze contract: while a module is frozen its parameters, moments, step counts and schedules do not change by a
-single bit; its gradients are neither computed nor counted in clipping; and when it is active again it goes on exactly
-as if the frozen steps had not happened.
+single bit; its gradients are neither computed nor counted in clipping; and when it is active again it continues
+exactly as if the frozen steps had not happened.
 
 Each module has a transformation of its own, which sees only the module's parameters and gradients and is not called
 while the module is frozen. The turn to train, `active`, is static (a name or an index: one compilation per turn, and
@@ -30,7 +30,7 @@ class AccumulationState(NamedTuple):
     """Micro-steps since the last update.
 
     Attributes:
-        micro_step: How many gradients have been accumulated for the next update.
+        micro_step: The number of gradients accumulated for the next update.
         active: Index of the turn that they belong to.
         gradients: Their running mean, in the structure of the parameters; zero for what is frozen.
     """
@@ -64,10 +64,10 @@ def alternating(
 
     Its ``update(gradients, state, params, active=...)`` takes the turn that trains: a name or an index (static: make it
     a static argument of your jitted step), or a traced int32 index. For what is frozen the updates are zero, and the
-    inner state stays as it is; its gradients are not looked at. Apply the updates with `apply_updates`.
+    inner state stays as it is; its gradients are ignored. Apply the updates with `apply_updates`.
 
     A traced `active` outside the turns trains nothing, the always group included; under `jax.experimental.checkify` it
-    is an error. Wrapped in `optax.MultiSteps`, the `active` of the last micro-step rules all: use ``accumulate``.
+    is an error. Wrapped in `optax.MultiSteps`, the `active` of the last micro-step applies to all: use ``accumulate``.
 
     Args:
         transforms: Per module, its optimizer, in the order of the alternator's modules. Other keyword arguments of
@@ -76,13 +76,13 @@ def alternating(
             from parameters to it. Parameters labelled `ALWAYS` train at every step, those labelled `FROZEN` never.
         turns: Names that stand for several modules, in the order of the alternator's; by default each name is a module.
         always: The optimizer of the parameters labelled `ALWAYS` (fusion or uncertainty weights).
-        accumulate: Update once per so many calls, with the mean gradient. A change of `active` takes effect with the
-            next update's first call: until then take gradients for `in_force` (state, active).
+        accumulate: The number of calls per update, which uses the mean gradient. A change of `active` takes effect with
+            the next update's first call: until then take gradients for `in_force` (state, active).
 
     Raises:
         ConfigurationError: A turn is wrong; and by ``init``: a parameter without a label, a label without an optimizer,
             a module without a parameter.
-        UnknownModuleError: By ``update``: a static `active` that is no turn.
+        UnknownModuleError: By ``update``: a static `active` that is not a turn.
 
     Example:
         >>> params = {"encoder": jnp.ones(2), "head": jnp.ones(2)}
@@ -299,6 +299,6 @@ def _is_masked(node: Any) -> bool:
 
 
 def _zero(leaf: Any) -> jax.Array:
-    """Minus zero: the number that changes no other when it is added, 0.0 and -0.0 included."""
+    """Minus zero: adding it changes no number, 0.0 and -0.0 included."""
     zeros = jnp.zeros_like(leaf)
     return -zeros if jnp.issubdtype(zeros.dtype, jnp.inexact) else zeros

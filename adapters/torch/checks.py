@@ -1,4 +1,4 @@
-"""Checks of what the user hands to the PyTorch adapter: ownership, coverage, schedulers; each says what to do."""
+"""Checks of what the user gives the PyTorch adapter: ownership, coverage, schedulers; each error has the remedy."""
 
 import sys
 import warnings

@@ -20,7 +20,7 @@ class Decisions:
 
     Args:
         alternator: Decides who trains.
-        freezer: Applies it; what the alternator says now is applied at once.
+        freezer: Applies the decisions; the name that is active now is applied at once.
         delay: How many steps later losses are read.
     """
 
@@ -88,7 +88,7 @@ class Decisions:
         return decision
 
     def apply(self) -> None:
-        """Apply what the alternator says, keeping what the user has frozen or unfrozen meanwhile."""
+        """Apply the active name, keeping what the user has frozen or unfrozen since the last switch."""
         self._freezer.remember()
         self._freezer.apply(self.alternator.active)
 
@@ -97,7 +97,7 @@ class Decisions:
         self._record(self._pending.flush())
 
     def state_dict(self) -> dict[str, Any]:
-        """The alternator, the pending losses and what the user froze; JSON-safe."""
+        """The alternator's state, the pending losses and what the user froze; JSON-safe."""
         return {
             "version": VERSION,
             "alternator": self.alternator.state_dict(),
@@ -116,7 +116,9 @@ class Decisions:
         pending = _floats(state["pending_losses"])
         unknown = sorted({name for losses in pending for name in losses} - set(self._freezer.turns))
         if unknown:
-            raise StateError(f"the state belongs to another model: it names {listed(unknown)}, which this one has not")
+            raise StateError(
+                f"the state belongs to another model: it names {listed(unknown)}, which this one does not have"
+            )
         self._freezer.check_state(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -245,7 +245,9 @@ class Freezer:
         known = {key for group in self.groups.values() for key in (*group.parameters, *group.submodules)}
         unknown = sorted({*state.get("user_frozen", ()), *state.get("inference", ())} - known)
         if unknown:
-            raise StateError(f"the state belongs to another model: it names {listed(unknown)}, which this one has not")
+            raise StateError(
+                f"the state belongs to another model: it names {listed(unknown)}, which this one does not have"
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the user's choices of a saved state, none if it has none; `apply` puts them into force.

@@ -14,7 +14,7 @@ Loss = Tensor | float
 
 
 class LateCopy:
-    """A copy of a tensor that is under way to the host; `wait` waits only if it has not arrived.
+    """A copy of a tensor on its way to the host; `wait` waits only if it has not arrived.
 
     From CUDA it is copied into pinned memory without blocking and marked with an event; elsewhere it is cloned.
     """
@@ -37,7 +37,7 @@ class LateCopy:
 
 
 class LateScalar:
-    """A copy of one scalar that is under way to the host, see `LateCopy`."""
+    """A copy of one scalar on its way to the host, see `LateCopy`."""
 
     def __init__(self, value: Loss) -> None:
         self._copy = LateCopy(value) if isinstance(value, Tensor) else None
@@ -49,7 +49,7 @@ class LateScalar:
 
 
 class LateLosses(Protocol):
-    """The losses of one step, under way to the host."""
+    """The losses of one step, on their way to the host."""
 
     def read(self) -> dict[str, float]:
         """The losses by name."""
@@ -67,11 +67,11 @@ class LocalLosses:
 
 
 class PendingLosses:
-    """The losses of the last steps, each under the name it belongs to, and the sums of the step being accumulated.
+    """The losses of the last steps, by name, and the sums of the step that is being accumulated.
 
     Args:
         delay: How many steps later a step's losses are read.
-        send: Sets the losses of a step out for the host.
+        send: Starts copying the losses of a step to the host.
     """
 
     def __init__(self, delay: int, send: Callable[[Mapping[str, Loss]], LateLosses] = LocalLosses) -> None:
@@ -91,14 +91,14 @@ class PendingLosses:
                 self._sums[name] = (detached, 1)
 
     def close_step(self, step: int) -> Iterator[tuple[int, str, float]]:
-        """End the step of this number: its means set out for the host; those that are due are yielded, oldest first."""
+        """End the step of this number: copy its means to the host; yields the losses that are due, oldest first."""
         means = {name: total if count == 1 else total / count for name, (total, count) in self._sums.items()}
         self._steps.append((step, self._send(means)))
         self._sums = {}
         return self._read(self._delay)
 
     def flush(self) -> Iterator[tuple[int, str, float]]:
-        """All that is still under way, oldest first."""
+        """All that are still pending, oldest first."""
         return self._read(0)
 
     def _read(self, keep: int) -> Iterator[tuple[int, str, float]]:
@@ -108,18 +108,18 @@ class PendingLosses:
                 yield step, name, value
 
     def state(self) -> list[dict[str, str]]:
-        """The losses under way, as texts that give the same floats back (JSON has no NaN)."""
+        """The pending losses, as strings from which the same floats can be read (JSON has no NaN)."""
         return [{name: repr(value) for name, value in losses.read().items()} for _, losses in self._steps]
 
     def load(self, state: list[dict[str, float]], step: int) -> None:
-        """Replace the losses under way by those of `state`, of which the last are of this step."""
+        """Replace the pending losses by those of `state`, of which the last belong to this step."""
         first = step - len(state) + 1
         self._steps = deque(enumerate(map(LocalLosses, state), first))
         self._sums = {}
 
 
 def check_scalar(name: str, value: object) -> None:
-    """Refuse a loss that is no real scalar, without reading it from its device.
+    """Refuse a loss that is not a real scalar, without reading it from its device.
 
     Raises:
         LossError: Naming the module and what was given.

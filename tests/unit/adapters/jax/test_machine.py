@@ -32,7 +32,7 @@ LOSSES = (1.0 + 0.03 * np.random.default_rng(0).standard_normal((60, 3))).astype
 
 
 def host_decisions(rule, losses, *, delay=0, updated=None, modules=MODULES):
-    """The core, told each step's losses ``delay`` steps late."""
+    """The core, which gets each step's losses ``delay`` steps late."""
     host = Alternator(modules, rule)
     decisions = []
     for step in range(len(losses)):
@@ -123,7 +123,7 @@ def test_losses_under_way_are_saved_too():
 
 @pytest.mark.parametrize(
     ("pending", "message"),
-    [([{}, {}], "losses of 2 steps under way, but delay is 1"), ([{"x": "1.0"}], "damaged"), ([3], "damaged")],
+    [([{}, {}], "pending losses of 2 steps, but delay is 1"), ([{"x": "1.0"}], "damaged"), ([3], "damaged")],
 )
 def test_damaged_losses_under_way(pending, message):
     machine = DeviceAlternator(MODULES, PLATEAU, delay=1)
@@ -323,7 +323,7 @@ def test_a_wrong_delay(delay):
 
 
 def test_reasons_cover_the_cores():
-    assert set(REASONS) == {text for name, text in vars(Reason).items() if name.isupper()}
+    assert set(REASONS) == {code for name, code in vars(Reason).items() if name.isupper()}
     assert all(REASONS[reason_code(reason)] == reason for reason in REASONS)
     with pytest.raises(ConfigurationError, match="must be a code of Reason, got 'target'"):
         reason_code("target")

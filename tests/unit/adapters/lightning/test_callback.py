@@ -265,7 +265,7 @@ def test_a_frozen_module_in_training_mode_within_the_step_is_refused():
 
 
 class Kept(Logger):
-    """Keeps what it is told."""
+    """Keeps what it is given."""
 
     name = version = "kept"
 

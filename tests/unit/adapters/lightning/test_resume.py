@@ -1,4 +1,4 @@
-"""A Trainer that goes on from a checkpoint ends with the same decisions and bits as one that never stopped."""
+"""A Trainer that continues from a checkpoint ends with the same decisions and bits as one that never stopped."""
 
 import json
 
@@ -27,8 +27,8 @@ pytestmark = [
 ]
 
 
-def stop_and_go_on(tmp_path, at, model=Towers, **options):
-    """The run never stopped, and one of which the checkpoint after update `at` is loaded into everything anew."""
+def stop_and_continue(tmp_path, at, model=Towers, **options):
+    """A run never stopped, and one resumed in new objects from the checkpoint after update `at`."""
     saving = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=at, save_top_k=-1)
     whole = fit(model(), callbacks=[saving], **options, enable_checkpointing=True)
     went_on = fit(model(), **options, ckpt_path=tmp_path / f"step={at}.ckpt")
@@ -44,20 +44,20 @@ def same_end(whole, went_on, at):
 @pytest.mark.parametrize("model", [Towers, ManualTowers])
 @pytest.mark.parametrize("at", [1, 2, 3, 7, 11, NUM_STEPS, NUM_STEPS + 5])
 def test_from_any_step(tmp_path, at, model):
-    assert same_end(*stop_and_go_on(tmp_path, at, model, max_epochs=2), at)
+    assert same_end(*stop_and_continue(tmp_path, at, model, max_epochs=2), at)
 
 
 @pytest.mark.parametrize("delay", [0, 2])
 def test_with_losses_under_way(tmp_path, delay):
-    assert same_end(*stop_and_go_on(tmp_path, 5, given={"delay": delay}), 5)
+    assert same_end(*stop_and_continue(tmp_path, 5, given={"delay": delay}), 5)
 
 
 def test_between_validations(tmp_path):
-    assert same_end(*stop_and_go_on(tmp_path, 7, max_epochs=2, val=Steps(2), val_check_interval=4), 7)
+    assert same_end(*stop_and_continue(tmp_path, 7, max_epochs=2, val=Steps(2), val_check_interval=4), 7)
 
 
 def test_while_accumulating(tmp_path):
-    assert same_end(*stop_and_go_on(tmp_path, 3, max_epochs=3, accumulate_grad_batches=2), 3)
+    assert same_end(*stop_and_continue(tmp_path, 3, max_epochs=3, accumulate_grad_batches=2), 3)
 
 
 def test_from_a_checkpoint_of_a_validation(tmp_path):

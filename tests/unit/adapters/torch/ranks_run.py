@@ -91,7 +91,7 @@ def other(name):
 
 
 def frozen_stays(run, num_steps=NUM_STEPS):
-    """Train, and tell whether each frozen module stayed as it was from one switch to the next."""
+    """Train; returns whether each frozen module stayed as it was from one switch to the next."""
     stayed = True
     frozen, kept = "", None
     for step in range(num_steps):

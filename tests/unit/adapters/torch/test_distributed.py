@@ -237,7 +237,7 @@ def test_all_ranks_skip_a_loss_that_is_not_finite_on_one(ranks, wrapping):
     assert same_bits(weights0, weights1)
 
 
-def told(rank):
+def recorded(rank):
     run = Run(rank, rule=Plateau(min_steps=50), delay=0)
     run.alternating.step(run.loss(0), {"a": 1.0 + rank, **({"b": torch.tensor([3.0])} if rank else {})})
     run.alternating.step(run.loss(1), {"a": torch.tensor(0.5 + rank, dtype=torch.bfloat16)})
@@ -247,7 +247,7 @@ def told(rank):
 
 
 def test_a_loss_that_only_one_rank_has_is_taken_as_it_is(ranks):
-    assert ranks.run(told) == [([[1.5, 1.0], [3.0]], 5.0)] * 2
+    assert ranks.run(recorded) == [([[1.5, 1.0], [3.0]], 5.0)] * 2
 
 
 def averaged_by_hand(rank):

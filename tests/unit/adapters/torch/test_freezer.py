@@ -153,7 +153,7 @@ def test_the_state_of_another_model_is_refused_and_changes_nothing():
     _, freezer = build()
     freezer.apply("a")
     for damage in ({"user_frozen": ["c.weight"], "inference": []}, {"user_frozen": ["a.0.bias"], "inference": ["c"]}):
-        with pytest.raises(StateError, match=r"names 'c.*which this one has not"):
+        with pytest.raises(StateError, match=r"names 'c.*which this one does not have"):
             freezer.load_state_dict(damage)
     assert freezer.state_dict() == {"user_frozen": [], "inference": []}
 

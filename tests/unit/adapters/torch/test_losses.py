@@ -98,9 +98,9 @@ def test_a_loss_computed_before_a_tenure_is_not_heard_by_it():
 
 def test_the_recorded_loss_is_a_copy():
     alternating, modules = build(Plateau())
-    told = torch.tensor(2.0)
-    alternating.step(losses_of(modules, 0)["a"], {"a": told})
-    told.fill_(7.0)
+    given = torch.tensor(2.0)
+    alternating.step(losses_of(modules, 0)["a"], {"a": given})
+    given.fill_(7.0)
     alternating.flush()
     assert alternating.alternator.loss_history("a") == [2.0]
 

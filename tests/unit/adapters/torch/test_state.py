@@ -1,4 +1,4 @@
-"""Saving and loading: resumed mid-tenure a run goes on as if never stopped."""
+"""Saving and loading: resumed mid-tenure a run continues as if never stopped."""
 
 import copy
 import io
@@ -71,10 +71,10 @@ def test_the_state_of_the_schedule_is_json():
     run = Run().train(0, 3)
     run.alternating.skip({"a": float("nan"), "b": float("inf")})
     state = run.alternating.state_dict()
-    text = json.dumps(state, allow_nan=False)
-    assert json.loads(text) == state
+    saved = json.dumps(state, allow_nan=False)
+    assert json.loads(saved) == state
     other = Run().train(0, 3)
-    other.alternating.load_state_dict(json.loads(text))
+    other.alternating.load_state_dict(json.loads(saved))
     assert other.alternating.state_dict() == state
 
 
@@ -119,7 +119,7 @@ def test_loading_applies_the_saved_turn():
         (lambda state: state.pop("pending_losses"), "the state is damaged"),
         (lambda state: state.update(pending_losses=[{"a": "many"}]), "the state is damaged"),
         (lambda state: state.update(pending_losses=[{"c": "1.0"}]), "belongs to another model: it names 'c'"),
-        (lambda state: state.update(user_frozen=["a.9.weight"]), "it names 'a.9.weight', which this one has not"),
+        (lambda state: state.update(user_frozen=["a.9.weight"]), "it names 'a.9.weight', which this one does not have"),
         (lambda state: state["alternator"].pop("counts"), "the state is damaged"),
         (lambda state: state.update(optimizers=[{}]), "the state has 1 optimizers, but here are 2"),
     ],

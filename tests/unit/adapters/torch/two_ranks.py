@@ -17,7 +17,7 @@ TIMEOUT = 50.0
 
 
 class TwoRanks:
-    """Runs functions of a module on both ranks; started when first used, and anew after a case that failed."""
+    """Runs functions of a module on both ranks; started when first used, and again after a case that failed."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -12,7 +12,7 @@ A step minimises the sum over its components of weight · loss::
     distillation    kd_weight                                T² · KL(teacher || student), of each module that trains
 
 A component whose weight is 0 in a step is absent from it. The metric ``<component>_loss`` is the loss without its
-weight. Under `fused`, ``sasrec_loss`` and ``retriever_loss`` are what the schedule observes: the fused loss.
+weight. Under `fused`, ``sasrec_loss`` and ``retriever_loss`` are what the schedule observes, which is the fused loss.
 
 **Uncertainty weighting** (Kendall, Gal & Cipolla, CVPR 2018) minimises the sum of exp(−s) · weight · loss + s / 2
 instead, with a log-variance s per component that starts at 0. The metric ``uncertainty_loss`` is the sum of s / 2 over

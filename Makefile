@@ -33,6 +33,7 @@ test: $(VENV)/.dev  ## run all tests, lint, types and import rules
 	$(BIN)/ruff format --check $(FILES)
 	$(BIN)/ruff check $(FILES)
 	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term -q
 
@@ -40,6 +41,7 @@ check: $(VENV)/.dev  ## lint, types and import rules, without the tests
 	$(BIN)/ruff format --check $(FILES)
 	$(BIN)/ruff check $(FILES)
 	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.dev  ## format the code and mend what lint can mend

@@ -9,16 +9,17 @@ vectors.
 """
 
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import CustomVJPPrimal
 
 CPU_SLICE, ACCELERATOR_SLICE = 2**19, 2**26
 """Logits of a slice: as many as fit a core's caches, and as many as keep an accelerator busy."""
 MINIMUM_ROWS = 64
-"""Rows of a slice at least, however large the catalogue."""
+"""The minimum number of rows of a slice, however large the catalogue."""
 
 Factors: TypeAlias = tuple[Array | None, ...]
 """SASRec's states and item table, the retriever's queries and keys, the weights; None where they are not given."""
@@ -54,7 +55,7 @@ def _catalogue_cross_entropy(targets_N: Array, factors: Factors) -> Array:
     return _loss_and_gradients(targets_N, *factors, needed=(False,) * len(factors))[0]
 
 
-def _forward(targets_N: Any, factors: Any) -> tuple[Array, Factors]:
+def _forward(targets_N: CustomVJPPrimal, factors: tuple[CustomVJPPrimal | None, ...]) -> tuple[Array, Factors]:
     """The gradients are computed with the loss; backward only scales them."""
     needed = tuple(factor is not None and factor.perturbed for factor in factors)
     values = (None if factor is None else factor.value for factor in factors)

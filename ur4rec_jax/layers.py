@@ -1,16 +1,16 @@
 """Flax's layers with PyTorch's constants and this project's initial weights, so that both backends are one model."""
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 _normal = nnx.initializers.normal(0.02)
 
 
-def normal_with_padding(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def normal_with_padding(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Initial weights of an embedding table whose last row is padding."""
     return _normal(key, shape, dtype).at[-1].set(0)
 

@@ -23,10 +23,10 @@ def export_weights(tree: Any) -> dict[str, NDArray[Any]]:
 
 
 def import_weights(tree: Any, weights: Mapping[str, NDArray[Any]]) -> Any:
-    """A tree like this one with the arrays that `export_weights` gives.
+    """A tree like this one with the arrays that `export_weights` returns.
 
     Raises:
-        CheckpointError: A name is missing or unknown, or a shape is another.
+        CheckpointError: A name is missing or unknown, or a shape differs.
     """
     named = {canonical_name(path): (path, leaf) for path, leaf in _leaves(tree)}
     if different := sorted(set(named) ^ set(weights)):

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 CPU_SLICE, ACCELERATOR_SLICE = 2**17, 2**26
 """Logits of a slice: as many as fit a core's cache, and as many as keep an accelerator busy."""
 MINIMUM_ROWS = 64
-"""Rows of a slice at least, however large the catalogue."""
+"""The minimum number of rows of a slice, however large the catalogue."""
 
 Factors: TypeAlias = tuple[Tensor | None, ...]
 """SASRec's states and item table, the retriever's queries and keys, the weights; None where they are not given."""

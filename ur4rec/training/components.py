@@ -8,7 +8,7 @@ A step minimises the sum over its components of weight · loss::
     fused           1                                        cross-entropy of the fused scores
     consistency     of the curriculum                        squared distance of wanted from read, both normalised
     contrastive     of the curriculum, else its full weight  the memory bank's, a mean over rows
-    diversity       of the curriculum                        −log det of the preference vectors' likeness
+    diversity       of the curriculum                        −log det of the preference vectors' similarity
     distillation    kd_weight                                T² · KL(teacher || student), of each module that trains
 
 A component whose weight is 0 in a step is absent from it. The metric ``<component>_loss`` is the loss without its
@@ -32,9 +32,9 @@ RANK_CONSTANT = 60
 LOG_VARIANCES = f"{UNCERTAINTY}.log_variances"
 """Its name in a checkpoint: float32, one per component, in the order of `COMPONENTS`."""
 BANK_ITEMS = "memory_bank.items"
-"""Its name in a checkpoint: int32, (memory_bank_size,); -1 where the bank is not filled yet."""
+"""Its name in a checkpoint: int32, (memory_bank_size,); -1 where the bank has no entry yet."""
 BANK_KEYS = "memory_bank.keys"
-"""Its name in a checkpoint: float32, (memory_bank_size, retriever_output_dim); 0 where it is not filled yet."""
+"""Its name in a checkpoint: float32, (memory_bank_size, retriever_output_dim); 0 where it has no entry yet."""
 BANK_CURSOR = "memory_bank.cursor"
 """Its name in a checkpoint: int32, a scalar: where the next entry goes, 0 to memory_bank_size - 1."""
 

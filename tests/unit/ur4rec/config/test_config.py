@@ -1,8 +1,17 @@
 """Settings: what is refused, with which words, and what follows from them."""
 
+from typing import get_type_hints
+
 import pytest
 
-from ur4rec.config import SEQUENCE_LOSSES, ModelConfig, TrainerConfig, check_joint_loss
+from ur4rec.config import (
+    SEQUENCE_LOSSES,
+    ModelConfig,
+    ModelSettings,
+    TrainerConfig,
+    TrainerSettings,
+    check_joint_loss,
+)
 from ur4rec.errors import ConfigurationError
 
 
@@ -57,3 +66,10 @@ def test_gbces_power_is_the_papers_with_a_sampling_rate_of_at_most_one(num_negat
     for t in (0.0, 0.3, 1.0):
         expected = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
         assert TrainerConfig(num_negatives=num_negatives, gbce_t=t).gbce_beta(100) == pytest.approx(expected)
+
+
+def test_keyword_arguments_have_the_types_of_the_fields():
+    fields = get_type_hints(ModelConfig)
+    assert fields.pop("num_items") is fields.pop("num_users") is int
+    assert get_type_hints(ModelSettings) == fields
+    assert get_type_hints(TrainerSettings) == get_type_hints(TrainerConfig)

@@ -1,4 +1,23 @@
-"""Decides, step by step, which module of a model trains next. Standard library only."""
+"""Decides, step by step, which module of a model trains next. Standard library only.
+
+An `Alternator` counts steps, keeps the newest losses of each module and asks a rule; every call returns a `Decision`
+that can explain itself:
+
+    >>> from alternator import Alternator, Trend
+    >>> alternator = Alternator(("encoder", "head"), rule=Trend())
+    >>> alternator.observe({"encoder": 0.71, "head": 0.52}).explain()
+    'step 1: encoder trains on (tenure 1 of 20)'
+
+* Rules: `Trend` for new work, `Payoff`, `Gain`, `Patience`, `Plateau` (the original method), and the controls `Cycle`
+  and `RandomTenure`. A rule of your own is a frozen dataclass with the members of `Rule`; it reads `Facts` and returns
+  a `Verdict`, with a code of `Reason` or a string of its own.
+* `Payoffs` measures what a `Payoff` rule decides by.
+* `replay` shows what a rule would have decided on recorded losses.
+* All errors are `AlternatorError`, which is a `ValueError`.
+
+The adapters (packages `adapters.torch`, `adapters.lightning`, `adapters.jax`, `adapters.optax` and `adapters.nnx`)
+freeze and train what an alternator decides.
+"""
 
 from alternator.decision import Decision
 from alternator.errors import (

@@ -87,6 +87,13 @@ class Alternator:
     def observe(self, losses: SupportsFloat | Mapping[str, SupportsFloat], *, updated: bool = True) -> Decision:
         """Record the losses of a step, count the step, and decide which module trains next.
 
+        Example:
+            >>> alternator = Alternator(("encoder", "head"))
+            >>> alternator.observe(0.7).active
+            'encoder'
+            >>> alternator.observe({"encoder": 0.6, "head": 0.4}, updated=False).step
+            2
+
         Args:
             losses: The active module's loss, or a mapping with the losses of some or all modules, the active one among
                 them. Any scalars that you trust: training losses, losses on held-out data.
@@ -107,6 +114,12 @@ class Alternator:
 
     def record(self, module: str, value: SupportsFloat, *, step: int | None = None) -> None:
         """Append a loss to a module's ring. This counts no step and decides nothing.
+
+        Example:
+            >>> alternator = Alternator(("encoder", "head"))
+            >>> alternator.record("encoder", 0.7)
+            >>> alternator.advance().explain()
+            'step 1: encoder trains on (tenure 1 of 5)'
 
         Args:
             module: The module that the loss belongs to.
@@ -156,6 +169,10 @@ class Alternator:
     def force(self, module: str) -> Decision:
         """Start a new tenure of a module now, for debugging. This counts no step and is not in ``switch_count``.
 
+        Example:
+            >>> Alternator(("encoder", "head")).force("head").explain()
+            'step 0: encoder → head (forced)'
+
         Raises:
             UnknownModuleError: There is no module of that name.
         """
@@ -176,7 +193,14 @@ class Alternator:
         return list(self._facts.rings[self._find(module)])
 
     def stats(self) -> Stats:
-        """Typed counts of everything so far."""
+        """Counts of everything so far.
+
+        Example:
+            >>> alternator = Alternator(("encoder", "head"))
+            >>> decision = alternator.observe(0.7)
+            >>> alternator.stats().modules["encoder"].training_steps
+            1
+        """
         total = sum(self._training_steps)
         return Stats(
             total_steps=self._facts.step,
@@ -231,6 +255,13 @@ class Alternator:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume exactly where `state_dict` was called.
+
+        Example:
+            >>> first, second = (Alternator(("encoder", "head")) for _ in range(2))
+            >>> decision = first.observe(0.7)
+            >>> second.load_state_dict(first.state_dict())
+            >>> second.step
+            1
 
         Raises:
             StateError: The state is of another version or configuration (the message says what differs), or it is

@@ -86,6 +86,22 @@ class Rule(Protocol):
     """A switching rule: a frozen dataclass with these three members.
 
     Validate in ``__post_init__`` and refuse what could never switch. `Alternator` calls `step` once per step.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from alternator import Alternator
+        >>> class NoState(NamedTuple): ...
+        >>> @dataclass(frozen=True)
+        ... class EveryStep:
+        ...     ring_size: int = 0
+        ...
+        ...     def init(self, num_modules):
+        ...         return NoState()
+        ...
+        ...     def step(self, state, facts):
+        ...         return state, Verdict(True, "every step", facts.tenure, 1)
+        >>> Alternator(("encoder", "head"), rule=EveryStep()).advance().explain()
+        'step 1: encoder → head (every step: 1 against 1)'
     """
 
     @property

@@ -1,4 +1,4 @@
-"""Typed counts of an alternator: who trained, how much, and what was lost."""
+"""Stats: how much each module of an alternator has trained, and what was skipped."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,34 +6,34 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleStats:
-    """Counts of one module."""
+    """Counts of one module; see `Alternator.stats`."""
 
     training_steps: int
-    """Steps in which the module was active and its optimizer updated."""
+    """The number of steps in which the module was active and its optimizer updated it."""
     training_ratio: float
-    """Its share: training steps over the sum of all modules' training steps (0 before the first)."""
+    """Its training steps divided by those of all modules together, 0 to 1 (0 before the first)."""
     skipped_steps: int
-    """Steps in which it was active and its optimizer skipped the update."""
+    """The number of steps in which it was active and its optimizer skipped the update."""
     nonfinite_losses: int
-    """NaN and infinite losses recorded for it."""
+    """The number of NaN and infinite losses recorded for it."""
     staleness: int
-    """Updated steps since it last trained."""
+    """The number of updated steps, of any module, since it last trained."""
     recent_loss: float | None
     """Its newest finite loss, None before the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """Counts of the whole alternator."""
+    """Counts of a whole alternator; see `Alternator.stats`."""
 
     total_steps: int
-    """Steps counted, skipped ones included."""
+    """The number of steps counted, including skipped ones."""
     current_module: str
     """The module that trains next."""
     steps_since_switch: int
-    """Updated steps of the current tenure."""
+    """The number of updated steps of the current tenure."""
     switch_count: int
-    """Switches made by the rule or by non-finite losses; forced ones are not counted."""
+    """The number of switches made by the rule or because of non-finite losses; forced ones are not counted."""
     modules: dict[str, ModuleStats]
     """Counts per module, in order."""
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 SCORE_TOLERANCE = 1e-5
-"""Of the largest score."""
+"""The maximum difference of two scores, relative to the largest score."""
 CURVE_TOLERANCE = 1e-4
-"""Relative."""
+"""The maximum relative difference of two losses."""
 
 
 def same_scores(ours: np.ndarray, theirs: np.ndarray) -> None:

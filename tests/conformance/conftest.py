@@ -10,7 +10,7 @@ collect_ignore_glob = [
     if missing(backend)
     for pattern in patterns
 ]
-"""Doctests are looked for in every file, and these cannot be imported."""
+"""Files that cannot be imported, so that pytest must not look for doctests in them."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

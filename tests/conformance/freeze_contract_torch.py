@@ -145,7 +145,7 @@ def train_alone(make_optimizer: MakeOptimizer, *, one_optimizer: bool) -> dict[s
 
 
 def turns() -> list[str]:
-    """Who trains in each step."""
+    """The module that trains in each step."""
     cycle = [name for name, tenure in TENURES.items() for _ in range(tenure)]
     return [cycle[step % len(cycle)] for step in range(NUM_STEPS)]
 

@@ -12,7 +12,7 @@ Snapshot = dict[str, dict[str, np.ndarray]]
 
 
 class Unsupported(Exception):  # noqa: N818
-    """Raised by a mutant for what the naive way that it shows has nothing to say about. No backend may raise it."""
+    """Raised by a mutant for a case that its naive way has nothing to do with. No backend may raise it."""
 
 
 class Harness(Protocol):
@@ -39,7 +39,7 @@ class Harness(Protocol):
         ...
 
     def snapshot(self) -> Snapshot:
-        """Copies of all that belongs to each module (and to ``always``), bit for bit.
+        """Copies of everything that belongs to each module (and to ``always``), bit for bit.
 
         Keys begin with the clause that they fall under: ``parameters/``, ``optimizer/`` (moments, step counts),
         ``schedule/`` (whatever the learning rate depends on) and, but for the always group, ``buffers/``.
@@ -47,7 +47,7 @@ class Harness(Protocol):
         ...
 
     def computed(self) -> set[str]:
-        """The groups for whose parameters the last step computed gradients other than zero, or left some over."""
+        """The groups for whose parameters the last step computed gradients other than zero, or left some behind."""
         ...
 
     def own_losses(self, batch: Batch) -> dict[str, float]:

@@ -70,7 +70,7 @@ class GatedGradients(NaiveProgram):
 
 
 class FreezeThenAdamw(AllGradients):
-    """chain(freeze, adamw): gradients are computed, then masked to zero, and AdamW steps and decays all the same."""
+    """chain(freeze, adamw): gradients are computed, then masked to zero, and AdamW steps and decays anyway."""
 
     def update(self, gradients: PyTree, state: PyTree, params: PyTree, active: str) -> Update:
         return super().update(only(active, gradients), state, params, active)

@@ -44,9 +44,9 @@ class Setup:
     coupled: bool = True
     """What is minimised, see above."""
     clip_norm: float | None = None
-    """Greatest norm of the gradients of what trains."""
+    """Maximum norm of the gradients of what trains."""
     delay: int = 0
-    """How many steps later losses are read."""
+    """The number of steps after which losses are read."""
 
     compiled: bool = False
     """Whether to compile where that is a choice, and so count traces."""

@@ -105,7 +105,7 @@ class ForgetsOptimizer(ReferenceHarness):
 
 
 class ForgetsPending(ReferenceHarness):
-    """Losses under way are not saved."""
+    """Losses that are still to be read are not saved."""
 
     def load(self, saved: Any) -> None:
         super().load(saved)
@@ -181,7 +181,7 @@ class ForgetsToForce(ReferenceHarness):
 
 
 class AlwaysTakesTurns(ReferenceHarness):
-    """What should always train does so only with the first turn."""
+    """What should always train trains only with the first turn."""
 
     def step(self, batch: Batch, losses: Mapping[str, float] | None = None, *, updated: bool = True) -> Decision:
         kept = copy.deepcopy((self.mix_N, self.optimizer.get(ALWAYS)))
@@ -200,7 +200,7 @@ class TrainsFirstOfTurn(ReferenceHarness):
 
 
 class AcceptsAnyName(ReferenceHarness):
-    """Losses of unknown names are dropped in silence."""
+    """Losses of unknown names are dropped silently."""
 
     def step(self, batch: Batch, losses: Mapping[str, float] | None = None, *, updated: bool = True) -> Decision:
         if losses is not None:
@@ -217,7 +217,7 @@ class OtherError(ReferenceHarness):
 
 
 class UpdatesSkipped(ReferenceHarness):
-    """A skipped update is carried out all the same."""
+    """A skipped update is carried out anyway."""
 
     def step(self, batch: Batch, losses: Mapping[str, float] | None = None, *, updated: bool = True) -> Decision:
         if not updated:

@@ -94,6 +94,14 @@ def build_interactions(
 
     Raises:
         DataError: No interaction is left.
+
+    Example:
+        >>> data = build_interactions(
+        ...     users=["u2", "u1", "u2"], items=["b", "b", "a"], timestamps=np.array([3, 1, 2]),
+        ...     titles={"a": "Apple"}, texts={}, name="shop", source="by hand",
+        ... )
+        >>> data.user_ids, data.item_ids, data.titles, [row.tolist() for row in data.sequences]
+        (['u2', 'u1'], ['b', 'a'], ['b', 'Apple'], [[1, 0], [0]])
     """
     item_codes, item_names = _number(np.asarray(items, dtype=object))
     kept = np.bincount(item_codes, minlength=len(item_names))[item_codes] >= min_item_interactions

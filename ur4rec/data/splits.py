@@ -98,6 +98,12 @@ def global_temporal(interactions: Interactions, q: float = 0.9) -> Split:
     Raises:
         ConfigurationError: q is not inside (0, 1).
         DataError: A period has no target.
+
+    Example:
+        >>> from ur4rec.data import synthetic
+        >>> split = global_temporal(synthetic(num_users=50, num_items=60), q=0.8)
+        >>> split.name, len(split.train)
+        ('global-temporal-0.8', 50)
     """
     if not 0 < q < 1:
         raise ConfigurationError(f"q must be inside (0, 1), got {q!r}")

@@ -1,4 +1,4 @@
-"""The golden traces: what `Plateau` decided once must stay so, to the step."""
+"""The golden traces: what `Plateau` once decided must stay the same, to the step."""
 
 import json
 from pathlib import Path

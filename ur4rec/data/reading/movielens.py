@@ -13,19 +13,8 @@ from ur4rec.data.interactions import Interactions, build_interactions
 from ur4rec.data.reading.tables import Table, TextFormat, read_text_table, require_columns
 
 _GENRES_100K = (
-    *(
-        "unknown",
-        "Action",
-        "Adventure",
-        "Animation",
-        "Children's",
-        "Comedy",
-        "Crime",
-        "Documentary",
-        "Drama",
-        "Fantasy",
-    ),
-    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
+    *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
 _RATINGS = ("user_id", "item_id", "rating", "timestamp")
 _ITEMS_100K = ("item_id", "title", "release_date", "video_release_date", "url", *_GENRES_100K)

@@ -1,4 +1,4 @@
-"""Gain: who learns most per cost trains, and nobody waits too long."""
+"""Gain: the module that learns most per cost trains, and none waits too long."""
 
 import math
 import random
@@ -6,6 +6,7 @@ import random
 import pytest
 
 from alternator import Alternator, ConfigurationError, Gain, Reason
+from tests.unit.alternator.runs import shares
 
 
 def train(alternator, rates, num_steps, noise=0.0):
@@ -18,10 +19,6 @@ def train(alternator, rates, num_steps, noise=0.0):
         losses = {name: math.exp(-rates[name] * own[name]) * (1 + noise * draw.gauss(0, 1)) for name in rates}
         decisions.append(alternator.observe(losses))
     return decisions
-
-
-def shares(alternator):
-    return {name: module.training_ratio for name, module in alternator.stats().modules.items()}
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])

@@ -1,4 +1,4 @@
-"""Rules by name: what commands accept, and what they answer to mistakes."""
+"""Rules by name: what commands accept, and how they answer mistakes."""
 
 import pytest
 

@@ -46,7 +46,7 @@ def cuts(scheduler, loss):
 
 
 def switches_of(settings, trace):
-    """Whether the rule switches, loss by loss, if the same module always goes on."""
+    """Whether the rule switches, loss by loss, if the same module always continues."""
     alternator = Alternator(("a", "b"), Patience(**settings))
     switched = []
     for loss in trace:

@@ -6,6 +6,7 @@ from math import inf
 import pytest
 
 from alternator import Alternator, ConfigurationError, Payoff, Payoffs, Reason
+from tests.unit.alternator.runs import shares
 
 TURNS = {"both": ("left", "right"), "left": ("left",), "right": ("right",)}
 GROUPS = 8
@@ -30,10 +31,6 @@ def train(alternator, worth, num_steps, noise=0.05):
 
 def build(**settings):
     return Alternator(tuple(TURNS), Payoff(**{"costs": (3, 2, 2), "groups": GROUPS, "min_steps": 5} | settings))
-
-
-def shares(alternator):
-    return {name: module.training_ratio for name, module in alternator.stats().modules.items()}
 
 
 def test_all_train_together_while_both_pay():

@@ -20,16 +20,7 @@ from alternator.rules._regression import (
     rises,
     robust_gain,
 )
-
-
-def noisy(seed, count, slope=0.0, noise=0.1, rho=0.0, offset=0.0):
-    """Losses offset + exp(-slope·t)·(1 + noise·AR(1))."""
-    draw = random.Random(seed)
-    losses, error = [], draw.gauss(0, 1)
-    for step in range(count):
-        losses.append(offset + math.exp(-slope * step) * (1 + noise * error))
-        error = rho * error + math.sqrt(1 - rho * rho) * draw.gauss(0, 1)
-    return losses
+from tests.unit.alternator.runs import noisy
 
 
 @given(

@@ -8,18 +8,9 @@ import pytest
 
 from alternator import Alternator, ConfigurationError, Reason, Trend
 from alternator.rules._looks import look_spacing
+from tests.unit.alternator.runs import noisy
 
 LONG = Trend(max_steps=None)
-
-
-def noisy(seed, num_steps, slope, noise, rho=0.0):
-    """exp(-slope·t)·(1 + noise·AR(1))."""
-    draw = random.Random(seed)
-    losses, error = [], draw.gauss(0, 1)
-    for step in range(num_steps):
-        losses.append(math.exp(-slope * step) * (1 + noise * error))
-        error = rho * error + math.sqrt(1 - rho * rho) * draw.gauss(0, 1)
-    return losses
 
 
 def first_switch(losses, rule=LONG):

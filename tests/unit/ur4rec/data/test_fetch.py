@@ -58,7 +58,7 @@ def write(directory, files):
 
 @pytest.fixture
 def tiny(tmp_path):
-    """A tiny ml-1m, known by its checksums."""
+    """A tiny ml-1m with its checksums."""
     directory = write(tmp_path / "reference", OFFICIAL)
     data = read_movielens("ml-1m", directory, min_item_interactions=1, source="test")
     return BuiltIn(

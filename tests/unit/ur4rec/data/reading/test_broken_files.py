@@ -1,4 +1,4 @@
-"""Broken files of the user's: one line that says where, or an acceptance that docs/data.md states; nothing half-loaded.
+"""The user's broken files: refused in one line that says where, or accepted as docs/data.md says; never half-loaded.
 
 Each file goes through the command, which must end with exit code 2 and one line, or load every row.
 """

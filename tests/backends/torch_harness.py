@@ -1,0 +1,226 @@
+"""The PyTorch backend; see `tests.backends.harness`."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+import ur4rec_torch
+from tests.backends.harness import Arrays, Inputs, Losses
+from ur4rec.config import TrainerConfig
+from ur4rec.data.batches import Batch
+from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS
+from ur4rec_torch import catalogue_loss, losses, strategies
+from ur4rec_torch.device import seeded, to_device
+from ur4rec_torch.losses import Component, StepInputs
+from ur4rec_torch.memory_bank import MemoryBank, find_last_targets
+from ur4rec_torch.uncertainty import UncertaintyWeights
+
+CPU = torch.device("cpu")
+
+
+class TorchBackend:
+    """See `harness.Backend`."""
+
+    name = "torch"
+    package = ur4rec_torch
+    tolerance = {"rtol": 1e-7, "atol": 1e-7}  # noqa: RUF012
+
+    def part(self, file: str) -> Any:
+        return import_module(f"ur4rec_torch.{file}")
+
+    def array(self, values: ArrayLike) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values))
+
+    def call(self, function: Callable[..., Any], *arrays: ArrayLike) -> Any:
+        with torch.no_grad():
+            return _numpy(function(*map(self.array, arrays)))
+
+    def value_and_gradients(
+        self, function: Callable[..., Any], *arrays: NDArray[Any], wide: bool = False
+    ) -> tuple[float, list[NDArray[Any]]]:
+        dtype = torch.float64 if wide else torch.float32
+        tensors = [torch.tensor(array, dtype=dtype, requires_grad=True) for array in arrays]
+        value = function(*tensors)
+        value.backward()
+        return value.item(), [_numpy(torch.zeros_like(t) if t.grad is None else t.grad) for t in tensors]
+
+    def check_gradients(self, function: Callable[..., Any], *arrays: NDArray[Any]) -> None:
+        tensors = [torch.tensor(array, dtype=torch.float64, requires_grad=True) for array in arrays]
+        assert torch.autograd.gradcheck(function, tensors)
+
+    def inference(self, model: Any) -> Any:
+        return model.eval()
+
+    def weights(self, module: Any) -> Arrays:
+        return {name: tensor.numpy().copy() for name, tensor in module.state_dict().items()}
+
+    def set_weights(self, module: Any, weights: Mapping[str, ArrayLike]) -> None:
+        tensors = {name: torch.tensor(np.asarray(values, np.float32)) for name, values in weights.items()}
+        module.load_state_dict(module.state_dict() | tensors)
+
+    def gradients(self, model: Any, function: Callable[[Any], Any]) -> Arrays:
+        model.zero_grad()
+        function(model).backward()
+        return {name: _numpy(value.grad) for name, value in model.named_parameters() if value.grad is not None}
+
+    def set_slices(self, monkeypatch: Any, num_rows: int, num_items: int) -> None:
+        monkeypatch.setattr(catalogue_loss, "CPU_SLICE", 1)
+        monkeypatch.setattr(catalogue_loss, "LEAST_ROWS", num_rows)
+
+    def draw_items(self, seed: int, num: int, num_items: int) -> NDArray[np.int64]:
+        with seeded(0, seed, CPU):
+            return torch.randint(num_items, (num,)).numpy()
+
+    def sequence_loss(self, name: str, arrays: Sequence[NDArray[Any]], config: TrainerConfig, seed: int = 0) -> float:
+        with seeded(0, seed, CPU):
+            return losses.SEQUENCE_LOSSES[name](*map(torch.from_numpy, arrays), config).item()
+
+    def step_losses(self, model: Any, config: TrainerConfig, batch: Batch, modules: tuple[str, ...]) -> Losses:
+        found = _step_losses(model, config, batch, modules)
+        assert not any(loss.requires_grad for loss in found.modules.values())
+        return Losses(found.total.item(), {name: loss.item() for name, loss in found.modules.items()})
+
+    def step_gradients(self, model: Any, config: TrainerConfig, batch: Batch, modules: tuple[str, ...]) -> Arrays:
+        return self.gradients(model, lambda model: _step_losses(model, config, batch, modules).total)
+
+    def consistency(
+        self, inputs: Inputs, preferences_NKd: NDArray[Any], keys_Id: NDArray[Any]
+    ) -> tuple[float, list[NDArray[Any]]]:
+        given = _inputs(inputs)
+        return self.value_and_gradients(
+            lambda preferences, keys: strategies.consistency_loss(preferences, given, keys), preferences_NKd, keys_Id
+        )
+
+    def diversity(self, inputs: Inputs, preferences_NKd: NDArray[Any]) -> float:
+        return strategies.diversity_loss(torch.from_numpy(preferences_NKd)).item()
+
+    def distillation(
+        self, student_NI: NDArray[Any], teacher_NI: NDArray[Any], temperature: float
+    ) -> tuple[float, list[NDArray[Any]]]:
+        return self.value_and_gradients(
+            lambda student, teacher: strategies.distillation_loss(student, teacher, temperature), student_NI, teacher_NI
+        )
+
+    def memory_bank(self, size: int, dim: int, temperature: float) -> "TorchBank":
+        return TorchBank(MemoryBank(size, dim, temperature, CPU))
+
+    def uncertainty(self) -> "TorchUncertainty":
+        return TorchUncertainty()
+
+    def to_inference_mode(self, trainer: Any) -> None:
+        trainer.model.eval()
+
+    def act_like_an_accelerator(self, trainer: Any) -> None:
+        trainer._loss_at_hand = False
+
+    def set_trainer_weights(self, trainer: Any, weights: Mapping[str, ArrayLike]) -> None:
+        self.set_weights(trainer.model, weights)
+
+    def forget_catalogue(self, trainer: Any) -> None:
+        trainer._kept_catalogue = None
+
+    def watch_catalogue(self, trainer: Any) -> list[int]:
+        steps, compute = [], trainer.model.retriever.catalogue
+
+        def watched(**options: Any) -> Any:
+            if not torch.is_grad_enabled():
+                steps.append(trainer.step)
+            return compute(**options)
+
+        trainer.model.retriever.catalogue = watched
+        return steps
+
+    def num_scorings(self, targets: Iterable[Any]) -> int:
+        return len(list(targets))
+
+
+class TorchBank:
+    """See `harness.Bank`."""
+
+    num_compilations = None
+
+    def __init__(self, bank: MemoryBank) -> None:
+        self.bank = bank
+
+    def step(self, inputs: Inputs, preferences_NKd: NDArray[Any], keys_Id: NDArray[Any]) -> float:
+        last, keys = find_last_targets(_inputs(inputs)), torch.from_numpy(keys_Id)
+        loss = self.bank.loss(torch.from_numpy(preferences_NKd), keys, last)
+        self.bank.write(last.items_B, keys[last.items_B], last.is_real_B)
+        return loss.item()
+
+    def gradients(
+        self, inputs: Inputs, preferences_NKd: NDArray[Any], keys_Id: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        last = find_last_targets(_inputs(inputs))
+        preferences, keys = (torch.tensor(array, requires_grad=True) for array in (preferences_NKd, keys_Id))
+        self.bank.loss(preferences, keys, last).backward()
+        assert not self.bank.state_dict()[BANK_KEYS].requires_grad
+        return _numpy(preferences.grad), _numpy(keys.grad)
+
+    def arrays(self) -> tuple[NDArray[Any], NDArray[Any], int]:
+        state = self.bank.state_dict()
+        return state[BANK_ITEMS].numpy(), state[BANK_KEYS].numpy(), state[BANK_CURSOR].item()
+
+
+class TorchUncertainty:
+    """See `harness.Uncertainty`."""
+
+    def __init__(self) -> None:
+        self.weights = UncertaintyWeights(CPU)
+
+    def total(self, components: Mapping[str, tuple[float, float]]) -> float:
+        return self.weights.total(_components(components)).item()
+
+    def metrics(self, components: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        return {name: value.item() for name, value in self.weights.metrics(_components(components)).items()}
+
+    def update(self, components: Mapping[str, tuple[float, float]], *, is_finite: bool, learning_rate: float) -> None:
+        self.weights.update(_components(components), torch.tensor(is_finite), learning_rate)
+
+    def log_variances(self) -> dict[str, float]:
+        return {name: value.item() for name, value in self.weights.log_variances.items()}
+
+
+def _numpy(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {name: _numpy(value) for name, value in found.items()}
+    if isinstance(found, tuple):
+        return tuple(map(_numpy, found))
+    return found.detach().numpy().copy()
+
+
+def _inputs(inputs: Inputs) -> StepInputs:
+    return StepInputs(*map(torch.from_numpy, inputs))
+
+
+def _components(components: Mapping[str, tuple[float, float]]) -> dict[str, Component]:
+    return {name: Component(torch.tensor(loss), weight) for name, (loss, weight) in components.items()}
+
+
+def _step_losses(model: Any, config: TrainerConfig, batch: Batch, modules: tuple[str, ...]) -> Any:
+    inputs, catalogue = to_device(batch, model.config.num_items, CPU), model.retriever.catalogue()
+    if config.joint_loss == "fused":
+        return losses.fused_loss(model, inputs, catalogue)
+    return losses.separate_loss(model, config, inputs, modules, catalogue if "retriever" in modules else None)
+
+
+def applied_rates(trainer: Any) -> dict[str, float]:
+    """The learning rates of the optimizers."""
+    return {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer._optimizers.items()}
+
+
+def poison(trainer: Any, monkeypatch: Any, steps: set[int]) -> None:
+    """Make the fused loss of a trainer NaN in some steps."""
+    module = import_module("ur4rec_torch.trainer")
+    compute = module.fused_loss
+
+    def poisoned(*arguments: Any, **options: Any) -> Any:
+        found = compute(*arguments, **options)
+        return found._replace(total=found.total * math.nan) if trainer.step in steps else found
+
+    monkeypatch.setattr(module, "fused_loss", poisoned)

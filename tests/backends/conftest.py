@@ -24,7 +24,7 @@ collect_ignore_glob = [
 
 
 def pytest_generate_tests(metafunc):
-    """A test that asks for a backend, or for what one makes, runs with each; in ``test_NAME_only_*`` with that alone."""
+    """A test that asks for a backend or what it makes runs with each, in ``test_NAME_only_*`` with that alone."""
     if "backend" in metafunc.fixturenames:
         only = [name for name in BACKENDS if f"test_{name}_only_" in metafunc.module.__name__]
         metafunc.parametrize("backend", only or list(BACKENDS), indirect=True, scope="session")

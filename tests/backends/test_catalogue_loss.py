@@ -1,4 +1,4 @@
-"""The cross-entropy in slices against that of the whole logits in plain NumPy: values, gradients, and what is frozen."""
+"""The cross-entropy in slices against that of the whole logits in plain NumPy: value, gradients, what is frozen."""
 
 import math
 

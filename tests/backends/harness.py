@@ -4,6 +4,7 @@ The tests speak NumPy; `Backend` is where a framework is spoken, and the only pl
 Shapes: B rows, L positions, N positions with a target, I items, K preference vectors, d width.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
@@ -204,6 +205,10 @@ class Backend(Protocol):
         """Do not wait for a step's loss, as on a device that computes while the host goes on."""
         ...
 
+    def spoil(self, trainer: Any, monkeypatch: Any, steps: Iterable[int]) -> None:
+        """Make the fused loss of a trainer NaN in some steps of the host."""
+        ...
+
     def set_trainer_weights(self, trainer: Any, weights: Mapping[str, ArrayLike]) -> None:
         """Replace some weights of a trainer's model between two steps."""
         ...
@@ -227,10 +232,13 @@ def snapshot(trainer: Any) -> Arrays:
     A weight has its canonical name; its moments and its count of updates add ``/exp_avg``, ``/exp_avg_sq`` and
     ``/step`` to it, and are absent before the first update.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        trainer.save_checkpoint(Path(directory) / "step")
-        files = [load_file(path) for path in sorted((Path(directory) / "step").glob("*.safetensors"))]
-    return {name: array for arrays in files for name, array in arrays.items()}
+    return _saved(trainer)[0]
+
+
+def schedule(trainer: Any) -> dict[str, Any]:
+    """The state of a trainer's schedule as it is in a checkpoint."""
+    saved: dict[str, Any] = _saved(trainer)[1]["schedule"]
+    return saved
 
 
 def bits(trainer: Any, *parts: str) -> Arrays:
@@ -267,10 +275,13 @@ def train(trainer: Any, batches: Iterable[Batch]) -> list[Any]:
     return [trainer.train_step(batch) for batch in batches]
 
 
-def without_targets(batch: Batch) -> Batch:
-    """A batch whose loss is 0/0: not a number."""
-    padding = batch.targets_BL.max()
-    return Batch(np.full_like(batch.items_BL, padding), np.full_like(batch.targets_BL, padding), batch.users_B)
+def _saved(trainer: Any) -> tuple[Arrays, dict[str, Any]]:
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "step"
+        trainer.save_checkpoint(directory)
+        files = [load_file(path) for path in sorted(directory.glob("*.safetensors"))]
+        state: dict[str, Any] = json.loads((directory / "state.json").read_text())
+    return {name: array for arrays in files for name, array in arrays.items()}, state
 
 
 def _of(arrays: Arrays, parts: Iterable[str]) -> Arrays:

@@ -124,6 +124,14 @@ class JaxBackend:
     def act_like_an_accelerator(self, trainer: Any) -> None:
         trainer._loss_at_hand = False
 
+    def spoil(self, trainer: Any, monkeypatch: Any, steps: Iterable[int]) -> None:
+        train_step, spoiled = trainer.train_step, set(steps)
+
+        def step(batch: Batch) -> Any:
+            return train_step(without_targets(batch) if trainer.step in spoiled else batch)
+
+        monkeypatch.setattr(trainer, "train_step", step)
+
     def set_trainer_weights(self, trainer: Any, weights: Mapping[str, ArrayLike]) -> None:
         trainer._state = trainer._state._replace(params=_replaced(trainer._state.params, weights))
 
@@ -201,6 +209,17 @@ class JaxUncertainty:
 
     def log_variances(self) -> dict[str, float]:
         return dict(zip(COMPONENTS, self.log_variances_C.tolist(), strict=True))
+
+
+def leaves(trainer: Any) -> list[NDArray[Any]]:
+    """What training changes, also where a checkpoint is refused because losses were not finite."""
+    return [np.copy(leaf) for leaf in jax.tree.leaves(trainer._state)]
+
+
+def without_targets(batch: Batch) -> Batch:
+    """A batch whose loss is 0/0: not a number."""
+    padding = batch.targets_BL.max()
+    return Batch(np.full_like(batch.items_BL, padding), np.full_like(batch.targets_BL, padding), batch.users_B)
 
 
 def filled_up(inputs: Inputs, num_items: int, *arrays_N: NDArray[Any]) -> tuple[Any, ...]:

@@ -118,6 +118,19 @@ class TorchBackend:
     def act_like_an_accelerator(self, trainer: Any) -> None:
         trainer._loss_at_hand = False
 
+    def spoil(self, trainer: Any, monkeypatch: Any, steps: Iterable[int]) -> None:
+        module, compute, spoiled = import_module("ur4rec_torch.trainer"), losses.fused_loss, set(steps)
+
+        def fused_loss(*arguments: Any, **options: Any) -> Any:
+            found = compute(*arguments, **options)
+            if trainer.step not in spoiled:
+                return found
+            (name, (loss, weight)) = next(iter(found.components.items()))
+            components = {name: Component(loss * math.nan, weight)}
+            return found._replace(total=found.total * math.nan, components=components)
+
+        monkeypatch.setattr(module, "fused_loss", fused_loss)
+
     def set_trainer_weights(self, trainer: Any, weights: Mapping[str, ArrayLike]) -> None:
         self.set_weights(trainer.model, weights)
 
@@ -212,15 +225,3 @@ def _step_losses(model: Any, config: TrainerConfig, batch: Batch, modules: tuple
 def applied_rates(trainer: Any) -> dict[str, float]:
     """The learning rates of the optimizers."""
     return {name: optimizer.param_groups[0]["lr"] for name, optimizer in trainer._optimizers.items()}
-
-
-def poison(trainer: Any, monkeypatch: Any, steps: set[int]) -> None:
-    """Make the fused loss of a trainer NaN in some steps."""
-    module = import_module("ur4rec_torch.trainer")
-    compute = module.fused_loss
-
-    def poisoned(*arguments: Any, **options: Any) -> Any:
-        found = compute(*arguments, **options)
-        return found._replace(total=found.total * math.nan) if trainer.step in steps else found
-
-    monkeypatch.setattr(module, "fused_loss", poisoned)

@@ -104,6 +104,8 @@ class Backend(Protocol):
     """`ur4rec_torch` or `ur4rec_jax`."""
     tolerance: dict[str, float]
     """Within which two ways to compute the same in the widest type of `value_and_gradients` agree."""
+    same_scores: dict[str, float]
+    """Within which a model gives the scores that its trainer gives: a compiler may order sums differently."""
 
     def part(self, file: str) -> Any:
         """A module of the package by its file's name, which is the same in both."""
@@ -207,10 +209,6 @@ class Backend(Protocol):
 
     def spoil(self, trainer: Any, monkeypatch: Any, steps: Iterable[int]) -> None:
         """Make the fused loss of a trainer NaN in some steps of the host."""
-        ...
-
-    def set_trainer_weights(self, trainer: Any, weights: Mapping[str, ArrayLike]) -> None:
-        """Replace some weights of a trainer's model between two steps."""
         ...
 
     def forget_catalogue(self, trainer: Any) -> None:

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from alternator import Cycle, Patience, Plateau
+from alternator import Cycle, Patience, Payoff, Plateau
 from tests.backends.harness import bits, equal, schedule, updates
 from tests.backends.jax_harness import leaves, without_targets
-from ur4rec.errors import NonFiniteError
+from ur4rec.errors import ConfigurationError, NonFiniteError
 from ur4rec_jax.epoch import stack_inputs
 
 PLANS = {
@@ -111,3 +111,9 @@ def test_steps_of_an_epoch_have_inputs_of_one_shape_and_their_own_numbers(loader
         np.testing.assert_array_equal(inputs_S.inputs.items_BL, [batch.items_BL for batch in batches])
         assert inputs_S.step.tolist() == list(range(7, 7 + len(batches)))
         assert inputs_S.learning_rates["sasrec"].tolist() == [rate["sasrec"] for rate in rates]
+
+
+def test_a_whole_epoch_on_the_device_cannot_measure(make_trainer, targets):
+    rule = Payoff(costs=(1.0, 0.6, 0.5), groups=4)
+    with pytest.raises(ConfigurationError, match="needs the host"):
+        make_trainer(rule=rule, probe=next(iter(targets)), on_device=True)

@@ -20,7 +20,10 @@ from safetensors.numpy import load_file
 from ur4rec.config import TrainerConfig
 from ur4rec.data.batches import Batch
 
-Arrays = dict[str, NDArray[Any]]
+Array = NDArray[Any]
+Arrays = dict[str, Array]
+Components = Mapping[str, tuple[float, float]]
+"""Losses and their weights by name."""
 
 PARTS = ("sasrec", "retriever", "fusion")
 STRATEGIES = ("memory_bank", "uncertainty")
@@ -47,9 +50,9 @@ def load(name: str) -> "Backend":
 class Inputs(NamedTuple):
     """A training batch as the losses see it, where all positions are real."""
 
-    items_BL: NDArray[np.int64]
-    positions_N: NDArray[np.int64]
-    targets_N: NDArray[np.int64]
+    items_BL: Array
+    positions_N: Array
+    targets_N: Array
 
 
 class Losses(NamedTuple):
@@ -65,35 +68,28 @@ class Bank(Protocol):
     num_compilations: int | None
     """How often its step was compiled; None where nothing is."""
 
-    def step(self, inputs: Inputs, preferences_NKd: NDArray[Any], keys_Id: NDArray[Any]) -> float:
+    def step(self, inputs: Inputs, preferences_NKd: Array, keys_Id: Array) -> float:
         """The loss of a batch, which is written afterwards."""
-        ...
 
-    def gradients(
-        self, inputs: Inputs, preferences_NKd: NDArray[Any], keys_Id: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
+    def gradients(self, inputs: Inputs, preferences_NKd: Array, keys_Id: Array) -> tuple[Array, Array]:
         """Of the loss, by the preferences and by the keys."""
-        ...
 
-    def arrays(self) -> tuple[NDArray[Any], NDArray[Any], int]:
+    def arrays(self) -> tuple[Array, Array, int]:
         """Items, keys and cursor as in a checkpoint."""
-        ...
 
 
 class Uncertainty(Protocol):
-    """Uncertainty weights. Components are (loss, weight) by name."""
+    """Uncertainty weights."""
 
-    def total(self, components: Mapping[str, tuple[float, float]]) -> float: ...
+    def total(self, components: Components) -> float: ...
 
-    def metrics(self, components: Mapping[str, tuple[float, float]]) -> dict[str, float]: ...
+    def metrics(self, components: Components) -> dict[str, float]: ...
 
-    def update(self, components: Mapping[str, tuple[float, float]], *, is_finite: bool, learning_rate: float) -> None:
+    def update(self, components: Components, *, is_finite: bool, learning_rate: float) -> None:
         """A step of gradient descent."""
-        ...
 
     def log_variances(self) -> dict[str, float]:
         """All of them by component."""
-        ...
 
 
 class Backend(Protocol):
@@ -109,19 +105,16 @@ class Backend(Protocol):
 
     def part(self, file: str) -> Any:
         """A module of the package by its file's name, which is the same in both."""
-        ...
 
     def array(self, values: ArrayLike) -> Any:
         """An array of the framework."""
-        ...
 
     def call(self, function: Callable[..., Any], *arrays: ArrayLike) -> Any:
         """A function of arrays, run without gradients; its result, or the tuple or dictionary of them, as NumPy."""
-        ...
 
     def value_and_gradients(
-        self, function: Callable[..., Any], *arrays: NDArray[Any], wide: bool = False
-    ) -> tuple[float, list[NDArray[Any]]]:
+        self, function: Callable[..., Any], *arrays: Array, wide: bool = False
+    ) -> tuple[float, list[Array]]:
         """A scalar function of arrays and its gradients; zeros where there is none.
 
         Args:
@@ -129,99 +122,74 @@ class Backend(Protocol):
             *arrays: Of floats.
             wide: Whether to compute in the widest type that the framework has by default, rather than in float32.
         """
-        ...
 
-    def check_gradients(self, function: Callable[..., Any], *arrays: NDArray[Any]) -> None:
+    def check_gradients(self, function: Callable[..., Any], *arrays: Array) -> None:
         """The framework's own check against finite differences."""
-        ...
 
     def inference(self, model: Any) -> Any:
         """The model in inference mode."""
-        ...
 
     def weights(self, module: Any) -> Arrays:
         """Parameters and buffers of a model or a part of it, by canonical name, as the package exports them."""
-        ...
 
     def set_weights(self, module: Any, weights: Mapping[str, ArrayLike]) -> None:
         """Replace some of `weights`."""
-        ...
 
     def gradients(self, model: Any, function: Callable[[Any], Any]) -> Arrays:
         """The gradients of a scalar function of a model, by canonical name, of those parameters that get one."""
-        ...
 
     # losses
 
     def set_slices(self, monkeypatch: Any, num_rows: int, num_items: int) -> None:
         """Let the catalogue's cross-entropy take this number of rows at a time."""
-        ...
 
-    def draw_items(self, seed: int, num: int, num_items: int) -> NDArray[np.int64]:
+    def draw_items(self, seed: int, num: int, num_items: int) -> Array:
         """The negatives that `sequence_loss` draws under this seed."""
-        ...
 
-    def sequence_loss(self, name: str, arrays: Sequence[NDArray[Any]], config: TrainerConfig, seed: int = 0) -> float:
+    def sequence_loss(self, name: str, arrays: Sequence[Array], config: TrainerConfig, seed: int = 0) -> float:
         """One of ``SEQUENCE_LOSSES`` of states, item table, targets and histories."""
-        ...
 
     def step_losses(self, model: Any, config: TrainerConfig, batch: Batch, modules: tuple[str, ...]) -> Losses:
         """What a step minimises under the joint loss of the configuration."""
-        ...
 
     def step_gradients(self, model: Any, config: TrainerConfig, batch: Batch, modules: tuple[str, ...]) -> Arrays:
         """The gradients of `step_losses`, of those parameters that get one."""
-        ...
 
     # strategies
 
-    def consistency(
-        self, inputs: Inputs, preferences_NKd: NDArray[Any], keys_Id: NDArray[Any]
-    ) -> tuple[float, list[NDArray[Any]]]:
+    def consistency(self, inputs: Inputs, preferences_NKd: Array, keys_Id: Array) -> tuple[float, list[Array]]:
         """The loss, and its gradients by the preferences and by the keys."""
-        ...
 
-    def diversity(self, inputs: Inputs, preferences_NKd: NDArray[Any]) -> float: ...
+    def diversity(self, inputs: Inputs, preferences_NKd: Array) -> float: ...
 
-    def distillation(
-        self, student_NI: NDArray[Any], teacher_NI: NDArray[Any], temperature: float
-    ) -> tuple[float, list[NDArray[Any]]]:
+    def distillation(self, student_NI: Array, teacher_NI: Array, temperature: float) -> tuple[float, list[Array]]:
         """The loss, and its gradients by the student and by the teacher."""
-        ...
 
     def memory_bank(self, size: int, dim: int, temperature: float) -> Bank:
         """An empty one."""
-        ...
 
     def uncertainty(self) -> Uncertainty:
         """As at the beginning."""
-        ...
 
     # trainers
 
     def to_inference_mode(self, trainer: Any) -> None:
         """Leave the trainer's model in inference mode, if the framework has modes."""
-        ...
 
     def act_like_an_accelerator(self, trainer: Any) -> None:
         """Do not wait for a step's loss, as on a device that computes while the host goes on."""
-        ...
 
     def spoil(self, trainer: Any, monkeypatch: Any, steps: Iterable[int]) -> None:
         """Make the fused loss of a trainer NaN in some steps of the host."""
-        ...
 
     def forget_catalogue(self, trainer: Any) -> None:
         """Throw away what is kept of a frozen retriever."""
-        ...
 
     def watch_catalogue(self, trainer: Any) -> list[int]:
         """A list that gets the trainer's step whenever the catalogue of a frozen retriever is computed."""
-        ...
 
     def num_scorings(self, targets: Iterable[Any]) -> int:
         """How often a module's ``score`` is entered while these are ranked for the first time: per batch or shape."""
-        ...
 
 
 def snapshot(trainer: Any) -> Arrays:

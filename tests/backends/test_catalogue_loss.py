@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests import strategy_reference as reference
+from tests.backends import reference
 from tests.backends.catalogue_factors import NAMES, catalogue_loss, draw_factors
 
 FORMS = {"sasrec": NAMES[:2], "retriever": NAMES[2:4], "both": NAMES}

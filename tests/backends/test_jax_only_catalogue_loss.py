@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import strategy_reference as reference
+from tests.backends import reference
 from tests.backends.catalogue_factors import NAMES, catalogue_loss, draw_factors
 
 NUM_FILLED = 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests import strategy_reference as reference
+from tests.backends import reference
 from ur4rec.config import TrainerConfig
 from ur4rec.data import Sequences
 from ur4rec.data.batches import TrainBatches

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests import strategy_reference as reference
+from tests.backends import reference
 from ur4rec.config import SEQUENCE_LOSSES, TrainerConfig
 from ur4rec.schedule.stages import MODULES
 

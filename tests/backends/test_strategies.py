@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests import strategy_reference as reference
+from tests.backends import reference
 from tests.backends.harness import Inputs
 from ur4rec.config import FUSIONS, ModelConfig
 

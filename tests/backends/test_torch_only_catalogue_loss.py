@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests import strategy_reference as reference
+from tests.backends import reference
 from tests.backends.catalogue_factors import NAMES, catalogue_loss, draw_factors
 
 

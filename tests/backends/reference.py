@@ -1,4 +1,4 @@
-"""The strategies, sampled losses and fusions in plain NumPy (float64, with loops): what both backends must compute.
+"""Losses, strategies and fusions in plain NumPy (float64, with loops): what both backends must compute.
 
 Shapes: B rows, L positions, N positions with a target (row · L + position, ascending), I items, K preference vectors,
 d width, M drawn negatives. None of the arrays holds anything that only fills up.
@@ -142,7 +142,7 @@ def contrastive_loss(preferences_NKd, positions_N, length, targets_N, keys_Id, b
 
 
 class Bank:
-    """The newest so many (item, key) pairs, the oldest first."""
+    """The newest (item, key) pairs, at most ``size`` of them, the oldest first."""
 
     def __init__(self, size):
         self.size, self.entries, self.written = size, [], 0

@@ -7,10 +7,6 @@ only for releases that know them. Tests that need the optimising compiler start 
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-import pytest
-
-pytest.register_assert_rewrite("tests.payoff_tests")
-
 
 def jaxlib_version() -> str:
     try:

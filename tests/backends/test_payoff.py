@@ -1,12 +1,10 @@
-"""A Payoff schedule: measured on held-out targets, told to the schedule, frozen and resumed exactly.
-
-The tests of both backends: a module that imports them runs them with the trainers of its own `conftest.py`.
-"""
+"""A Payoff schedule: measured on held-out targets, reported to the schedule, frozen and resumed exactly."""
 
 import numpy as np
 import pytest
 
 from alternator import Payoff, Reason
+from tests.backends.harness import train
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import negative_log_likelihood
 from ur4rec.schedule.stages import MODULES
@@ -19,34 +17,30 @@ def probe(targets):
     return next(iter(targets))
 
 
-def run(trainer, batches):
-    return [trainer.train_step(batch) for batch in batches]
-
-
-def test_payoffs_are_the_falls_of_the_held_out_loss(make_trainer, batch_stream, probe):
+def test_payoffs_are_the_falls_of_the_held_out_loss(backend, make_trainer, batch_stream, probe):
     """Against a computation from the outside: module scores before and after, mixed and fused."""
     trainer = make_trainer(rule=RULE, probe=probe, sasrec_lr=3e-3, retriever_lr=3e-3)
     trainer.set_training_stage("joint_finetune")
     before = {name: trainer.score(probe.items_BL, name) for name in MODULES}
-    run(trainer, batch_stream(0, 3))
-    after = {name: trainer.score(probe.items_BL, name) for name in MODULES}
-    told = {}
-    trainer.alternator.record = lambda turn, value: told.setdefault(turn, []).append(value)
-    trainer._payoffs.before_step()
+    train(trainer, batch_stream(0, 3))
+    after, fusion = {name: trainer.score(probe.items_BL, name) for name in MODULES}, trainer.model.fusion
 
     def losses_of(**mixed):
         scores = {**before, **mixed}
-        nll_B = negative_log_likelihood(trainer._fuse(scores["sasrec"], scores["retriever"]), probe.targets_B)
-        return nll_B.reshape(4, -1).mean(1)
+        fused_BI = backend.call(fusion, scores["sasrec"], scores["retriever"])
+        return negative_log_likelihood(fused_BI, probe.targets_B).reshape(4, -1).mean(1)
 
     expected = {
         "both": losses_of() - losses_of(**after),
         "sasrec": losses_of() - losses_of(sasrec=after["sasrec"]),
         "retriever": losses_of() - losses_of(retriever=after["retriever"]),
     }
-    assert told.keys() == expected.keys()
+    reported = {}
+    trainer.alternator.record = lambda turn, value: reported.setdefault(turn, []).append(value)
+    train(trainer, batch_stream(3, 1))  # which is measured before it trains
+    assert reported.keys() == expected.keys()
     for turn, values in expected.items():
-        np.testing.assert_allclose(told[turn], values / 3, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(reported[turn], values / 3, rtol=1e-9, atol=1e-12)
     assert abs(expected["both"]).min() > 0
 
 
@@ -69,18 +63,18 @@ def test_it_begins_jointly_and_goes_on_exactly_after_a_resume(make_trainer, batc
     whole, first, second = (make_trainer(rule=RULE, probe=probe, retriever_lr=3e-2) for _ in range(3))
     for trainer in (whole, first):
         trainer.set_training_stage("joint_finetune", num_steps=30)
-    expected = run(whole, batch_stream(0, 30))
+    expected = train(whole, batch_stream(0, 30))
     assert expected[0].previous == "both"
     assert {decision.reason for decision in expected if decision.switched} & {Reason.IDLE, Reason.STALE}
-    run(first, batch_stream(0, 14))
+    train(first, batch_stream(0, 14))
     first.save_checkpoint(tmp_path / "checkpoint")
     second.load_checkpoint(tmp_path / "checkpoint")
-    assert run(second, batch_stream(14, 16)) == expected[14:]
+    assert train(second, batch_stream(14, 16)) == expected[14:]
     np.testing.assert_array_equal(second.score(probe.items_BL), whole.score(probe.items_BL))
     assert whole.num_probe_forwards >= 2 * len([d for d in expected if d.previous == "both"]) // 3
 
 
-def test_what_cannot_be_measured_is_refused(make_trainer, targets, probe):
+def test_what_cannot_be_measured_is_refused(make_trainer, probe):
     with pytest.raises(ConfigurationError, match="needs probe=, a batch of at least 4 held-out targets, got none"):
         make_trainer(rule=RULE)
     with pytest.raises(ConfigurationError, match="at least 99 held-out targets, got 16"):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from alternator import Cycle, Patience, Plateau
-from ur4rec.data.batches import Batch
-from ur4rec.errors import NonFiniteError
+from alternator import Cycle, Patience, Payoff, Plateau
+from tests.backends.harness import bits, equal, schedule, updates
+from tests.backends.jax_harness import leaves, without_targets
+from ur4rec.errors import ConfigurationError, NonFiniteError
 from ur4rec_jax.epoch import stack_inputs
 
 PLANS = {
@@ -25,8 +26,8 @@ def run(make_trainer, loader, on_device, joint_loss):
         trainer.set_training_stage(stage, num_steps=epochs * len(loader))
         metrics += [trainer.train_epoch(loader, epoch) for epoch in range(epochs)]
         if stage == "joint_finetune":
-            schedule = trainer._alternating.state_dict()
-    return trainer, records, metrics, schedule
+            last = schedule(trainer)
+    return trainer, records, metrics, last
 
 
 @pytest.mark.parametrize("joint_loss", ["fused", "separate"])
@@ -44,12 +45,12 @@ def test_it_is_what_the_host_does_step_by_step(make_trainer, loader, joint_loss)
     np.testing.assert_allclose(device[0].score([[1, 2]]), host[0].score([[1, 2]]), rtol=1e-3, atol=1e-4)
 
 
-def test_frozen_modules_keep_their_bits(make_trainer, loader, bits, same_bits):
+def test_frozen_modules_keep_their_bits(make_trainer, loader):
     trainer = make_trainer(rule=Cycle(100), on_device=True)
     before = bits(trainer, "retriever")
     trainer.train_epoch(loader)
-    assert same_bits(bits(trainer, "retriever"), before)
-    assert bits(trainer, "sasrec")["sasrec/step"] == len(loader)
+    assert equal(bits(trainer, "retriever"), before)
+    assert updates(trainer, "sasrec") == {"sasrec": {len(loader)}}
 
 
 def test_epochs_and_steps_may_take_turns(make_trainer, loader):
@@ -59,8 +60,8 @@ def test_epochs_and_steps_may_take_turns(make_trainer, loader):
         trainer.train_step(loader.batch(1, 0))
         trainer.train_epoch(loader, 1)
     assert mixed.step == plain.step == 2 * len(loader) + 1
-    schedules = [trainer._alternating.state_dict() for trainer in (mixed, plain)]
-    losses = [schedule.pop("pending_losses") for schedule in schedules]
+    schedules = [schedule(trainer) for trainer in (mixed, plain)]
+    losses = [each.pop("pending_losses") for each in schedules]
     assert schedules[0]["alternator"]["counts"].pop("rings") != []
     assert schedules[1]["alternator"]["counts"].pop("rings") != []
     assert schedules[0] == schedules[1]
@@ -79,19 +80,19 @@ class Batches(list):
         self.usual_targets = usual_targets
 
 
-def test_losses_that_are_not_finite_skip_the_update_and_too_many_stop_the_run(make_trainer, loader, bits, same_bits):
-    good, padding = list(loader), loader.num_items
-    bad = Batch(*(np.full_like(array, padding) for array in good[0]))
+def test_losses_that_are_not_finite_skip_the_update_and_too_many_stop_the_run(make_trainer, loader):
+    good = list(loader)
+    bad = without_targets(good[0])
     trainer = make_trainer(rule=Cycle(100), on_device=True, max_nonfinite_losses=3)
     metrics = trainer.train_epoch(Batches([*good[:-2], bad, bad], loader.usual_targets))
     assert metrics["nonfinite_steps"] == 2
     assert trainer.alternator.get_stats()["sasrec_skipped_steps"] == 2
-    assert bits(trainer)["sasrec/step"] == len(good) - 2
+    assert updates(trainer, "sasrec") == {"sasrec": {len(good) - 2}}
     assert all(np.isfinite(array).all() for array in bits(trainer).values())
-    before = bits(trainer)
+    before = leaves(trainer)
     with pytest.raises(NonFiniteError, match="losses must be finite, got nan in the last 3 steps"):
         trainer.train_epoch(Batches([bad] * len(good), loader.usual_targets))
-    assert same_bits(bits(trainer), before)
+    assert all(np.array_equal(mine, other) for mine, other in zip(leaves(trainer), before, strict=True))
 
 
 def test_an_epoch_without_batches_is_no_step(make_trainer):
@@ -110,3 +111,9 @@ def test_steps_of_an_epoch_have_inputs_of_one_shape_and_their_own_numbers(loader
         np.testing.assert_array_equal(inputs_S.inputs.items_BL, [batch.items_BL for batch in batches])
         assert inputs_S.step.tolist() == list(range(7, 7 + len(batches)))
         assert inputs_S.learning_rates["sasrec"].tolist() == [rate["sasrec"] for rate in rates]
+
+
+def test_a_whole_epoch_on_the_device_cannot_measure(make_trainer, targets):
+    rule = Payoff(costs=(1.0, 0.6, 0.5), groups=4)
+    with pytest.raises(ConfigurationError, match="needs the host"):
+        make_trainer(rule=rule, probe=next(iter(targets)), on_device=True)

@@ -1,4 +1,4 @@
-"""The strategies, sampled losses and fusions in plain NumPy (float64, with loops): what both backends must compute.
+"""Losses, strategies and fusions in plain NumPy (float64, with loops): what both backends must compute.
 
 Shapes: B rows, L positions, N positions with a target (row · L + position, ascending), I items, K preference vectors,
 d width, M drawn negatives. None of the arrays holds anything that only fills up.
@@ -20,6 +20,36 @@ def normalise(vectors):
 
 def softplus(values):
     return np.logaddexp(0, values)
+
+
+def catalogue_loss(factors, targets_N):
+    """The cross-entropy of the whole logits, and its gradients; factors that are left out of the logits have none.
+
+    Args:
+        factors: By name: SASRec's ``hidden`` (N, d) and ``table`` (I, d), the retriever's ``queries`` (N, K, d) and
+            ``keys`` (I, d), and the ``weights`` of the two, 1 by default.
+        targets_N: The targets.
+    """
+    rows, scores, shares_NKI = np.arange(len(targets_N)), {}, None
+    if "hidden" in factors:
+        scores["sasrec"] = factors["hidden"] @ factors["table"].T
+    if "queries" in factors:
+        products_NKI = np.einsum("nke,ie->nki", factors["queries"], factors["keys"])
+        scores["retriever"] = np.log(np.exp(products_NKI).sum(axis=1))
+        shares_NKI = np.exp(products_NKI - scores["retriever"][:, None])
+    weights = dict(zip(scores, factors.get("weights", np.ones(2)), strict=False))
+    logs_NI = log_softmax(sum(weights[name] * each for name, each in scores.items()))
+    slopes_NI = np.exp(logs_NI) / len(rows)
+    slopes_NI[rows, targets_N] -= 1 / len(rows)
+    gradients = {"weights": np.array([(slopes_NI * each).sum() for each in scores.values()])}
+    if "hidden" in factors:
+        own_NI = weights["sasrec"] * slopes_NI
+        gradients |= {"hidden": own_NI @ factors["table"], "table": own_NI.T @ factors["hidden"]}
+    if "queries" in factors:
+        own_NKI = weights["retriever"] * slopes_NI[:, None] * shares_NKI
+        gradients["queries"] = np.einsum("nki,ie->nke", own_NKI, factors["keys"])
+        gradients["keys"] = np.einsum("nki,nke->ie", own_NKI, factors["queries"])
+    return -logs_NI[rows, targets_N].mean(), {name: gradients[name] for name in factors}
 
 
 def sampled_loss(hidden_Nd, table_Id, targets_N, negatives_M):
@@ -112,7 +142,7 @@ def contrastive_loss(preferences_NKd, positions_N, length, targets_N, keys_Id, b
 
 
 class Bank:
-    """The newest so many (item, key) pairs, the oldest first."""
+    """The newest (item, key) pairs, at most ``size`` of them, the oldest first."""
 
     def __init__(self, size):
         self.size, self.entries, self.written = size, [], 0

@@ -1,0 +1,96 @@
+"""One small model, its data and its trainers in every backend.
+
+All tests share these shapes and, where they can, the settings: JAX compiles a step once for all of them.
+"""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from tests.backends.harness import BACKENDS, installed, load
+from ur4rec.data import leave_one_out, synthetic
+from ur4rec.data.batches import EvaluationBatches, TrainBatches
+
+MAX_SEQ_LEN = 8
+
+collect_ignore_glob = [
+    pattern
+    for backend, patterns in {"torch": ("*torch_*.py",), "jax": ("*jax_*.py",)}.items()
+    if backend not in installed()
+    for pattern in patterns
+]
+"""Doctests are looked for in every file, and these cannot be imported."""
+
+
+def pytest_generate_tests(metafunc):
+    """A test that asks for a backend or what it makes runs with each, in ``test_NAME_only_*`` with that alone."""
+    if "backend" in metafunc.fixturenames:
+        only = [name for name in BACKENDS if f"test_{name}_only_" in metafunc.module.__name__]
+        metafunc.parametrize("backend", only or list(BACKENDS), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def backend(request):
+    """A `harness.Backend`."""
+    if request.param not in installed():
+        pytest.skip(f"{request.param} is not installed")
+    return load(request.param)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    if find_spec("torch") is not None:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def split():
+    return leave_one_out(synthetic(num_users=60, num_items=60, mean_length=12))
+
+
+@pytest.fixture(scope="session")
+def make_model(backend, split):
+    """Builds small models; keyword arguments are settings of the model."""
+
+    def make(**settings):
+        vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 12)).astype(np.float32)
+        sizes = {"sasrec_hidden_dim": 16, "sasrec_num_heads": 2, "retriever_output_dim": 8, "retriever_num_queries": 3}
+        shape = {"text_embedding_dim": 12, "max_seq_len": MAX_SEQ_LEN, "sasrec_num_blocks": 1, **sizes}
+        return backend.package.UR4Rec(split.num_items, vectors_IT, **{**shape, "sasrec_dropout": 0.2, **settings})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_trainer(backend, make_model):
+    """Builds trainers of small models; keyword arguments are settings of the trainer."""
+
+    def make(*, model=None, fusion="logit", **settings):
+        model = model or make_model(fusion=fusion)
+        return backend.package.JointTrainer(model, **{"device": "cpu", "progress": False, **settings})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def loader(split):
+    return TrainBatches(split.train, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16, seed=0)
+
+
+@pytest.fixture(scope="session")
+def targets(split):
+    return EvaluationBatches(split.validation, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16)
+
+
+@pytest.fixture(scope="session")
+def batch_stream(loader):
+    """Batches by a step's number, over as many epochs as it takes."""
+
+    def stream(first, count):
+        for step in range(first, first + count):
+            yield loader.batch(step // len(loader), step % len(loader))
+
+    return stream

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from alternator.recordings.log import StepRecord
 from ur4rec.cli.tables import results_table
 from ur4rec.evaluation.results import build_result
 from ur4rec.runs.plot import _smooth, plot_schedule
-from ur4rec.training.records import FIELDS, StepRecord
 
 
 def records(num_steps):
@@ -18,13 +18,6 @@ def records(num_steps):
         active = "sasrec" if step % 20 < 10 else "retriever"
         losses = {active: 5 / step if step != 7 else float("nan")}
         yield StepRecord(step, stage, active, active, "min_steps", 1, 5, losses)
-
-
-def test_a_row_has_the_columns_of_decisions_csv():
-    row = StepRecord(3, "joint_finetune", "sasrec", "retriever", "steady", 0.001, 0.01, {"sasrec": 0.5}).row()
-    assert set(row) <= set(FIELDS)
-    assert row["sasrec_loss"] == 0.5
-    assert (row["active"], row["next"]) == ("sasrec", "retriever")
 
 
 def test_the_table_shows_every_metric():

@@ -9,12 +9,13 @@ from typing import Any, Generic, Protocol, TypeVar
 from ur4rec.errors import DataError
 
 T = TypeVar("T")
+TIn = TypeVar("TIn", contravariant=True)
 
 
-class Writer(Protocol[T]):
+class Writer(Protocol[TIn]):
     """Turns records into lines, one each."""
 
-    def __call__(self, records: Sequence[T], *, header: bool) -> str:
+    def __call__(self, records: Sequence[TIn], *, header: bool) -> str:
         """The lines of the records, after that of the header if it is wanted."""
 
 

@@ -108,7 +108,7 @@ def read_measurements(content: str) -> list[Measurement]:
         2.0
     """
     return [
-        Measurement(int(row[0]), row[1], row[2], *map(float, row[3:]))  # type: ignore[call-arg]
+        Measurement(int(row[0]), row[1], row[2], *map(float, row[3:]))
         for row in list(csv.reader(io.StringIO(content)))[1:]
     ]
 

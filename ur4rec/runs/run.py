@@ -124,7 +124,7 @@ class TrainingRun:
                 self._run_epoch(epoch, plan[epoch])
                 if epoch + 1 < len(plan) and plan[epoch + 1] != plan[epoch]:
                     self._draw()
-            for log in (self.decisions, self.payoffs):
+            for log in self._logs:
                 log.write()
             self._write_results()
             self._draw()
@@ -144,7 +144,7 @@ class TrainingRun:
         check_same("run", saved["run"], self._identity)
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
-        for log, state in zip((self.decisions, self.payoffs), saved["logs"], strict=True):
+        for log, state in zip(self._logs, saved["logs"], strict=True):
             log.load_state_dict(state)
         self._watch.restore(self.trainer.alternator, self.payoffs.records)
         self.events.restore(self.decisions.records)
@@ -153,6 +153,10 @@ class TrainingRun:
     def _record(self, record: StepRecord) -> None:
         self.decisions.records.append(record)
         self.events.step(record)
+
+    @property
+    def _logs(self) -> tuple[AppendedLog[Any], ...]:
+        return self.decisions, self.payoffs
 
     @property
     def _epoch_steps(self) -> int:
@@ -257,14 +261,14 @@ class TrainingRun:
         """Save the run as it is now, the checkpoint last: so whatever it stands for is there when it is."""
         with self.directory.new_checkpoint(self.trainer.step, best=best) as path:
             self.trainer.flush()
-            for log in (self.decisions, self.payoffs):
+            for log in self._logs:
                 log.write()
             state = {
                 "run": self._identity,
                 "epochs": self.epochs,
                 "seconds": self._seconds,
                 "results": {name: result.to_json(ranks=True) for name, result in self.results.items()},
-                "logs": [self.decisions.state_dict(), self.payoffs.state_dict()],
+                "logs": [log.state_dict() for log in self._logs],
             }
             self.trainer.save_checkpoint(path, epoch=epoch, metrics=state)
         self._saved_step = self.trainer.step

@@ -16,7 +16,7 @@ from alternator.recordings.log import StepRecord
 from ur4rec.files import write_whole
 from ur4rec.runs.measurements import Measurement
 from ur4rec.runs.plot_reasons import COLOURS, NAMES, comparisons, draw_comparisons, draw_payoffs, spans
-from ur4rec.schedule.stages import MODULES, TURNS
+from ur4rec.schedule.stages import BOTH, MODULES, TURNS
 
 
 def plot_schedule(
@@ -62,22 +62,30 @@ def plot_schedule(
 
 def _draw_losses(axes: Axes, records: Sequence[StepRecord]) -> None:
     width = max(5, len(records) // 100)
-    for module in MODULES:
-        for number, part in enumerate(_stages_with(module, records)):
-            steps, values = np.array([(record.step, record.losses[module]) for record in part]).T
-            axes.plot(steps, values, color=COLOURS[module], alpha=0.25, linewidth=0.5)
-            name = NAMES[module] if number == 0 else None
-            axes.plot(steps, _smooth(values, width), color=COLOURS[module], linewidth=1.5, label=name)
+    for turn in TURNS:
+        for number, part in enumerate(_stages_with(turn, records)):
+            steps, values = np.array(part).T
+            axes.plot(steps, values, color=COLOURS[turn], alpha=0.25, linewidth=0.5)
+            name = None if number else f"{NAMES[turn]} (one loss)" if turn == BOTH else NAMES[turn]
+            axes.plot(steps, _smooth(values, width), color=COLOURS[turn], linewidth=1.5, label=name)
     axes.set_ylabel("training loss")
     if axes.has_data():
         axes.legend(loc="upper right", title=f"mean of {width} losses", fontsize=8, title_fontsize=8, framealpha=0.8)
 
 
-def _stages_with(module: str, records: Sequence[StepRecord]) -> list[list[StepRecord]]:
-    """The steps with a finite loss of a module, stage by stage."""
+def _stages_with(turn: str, records: Sequence[StepRecord]) -> list[list[tuple[int, float]]]:
+    """Steps and finite losses of a module, stage by stage; those of both where they share one."""
     parts = [list(part) for _, part in groupby(records, key=lambda record: record.stage)]
-    found = [[record for record in part if math.isfinite(record.losses.get(module, math.nan))] for part in parts]
+    found = [[(record.step, loss) for record in part if math.isfinite(loss := _loss(turn, record))] for part in parts]
     return [part for part in found if part]
+
+
+def _loss(turn: str, record: StepRecord) -> float:
+    """The loss that a turn had in a step; NaN if it had none of its own."""
+    losses = [record.losses.get(module, math.nan) for module in MODULES]
+    if losses[0] == losses[1]:
+        return losses[0] if turn == BOTH else math.nan
+    return record.losses.get(turn, math.nan)
 
 
 def _smooth(values: NDArray[Any], width: int) -> NDArray[Any]:
@@ -110,7 +118,7 @@ def _draw_validation(axes: Axes, epochs: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(steps, values, color=COLOURS[scorer], marker="o", markersize=3, label=NAMES[scorer])
     axes.set_ylabel("validation NDCG@10")
     if epochs:
-        axes.legend(loc="lower right", fontsize=8, framealpha=0.8)
+        axes.legend(loc="upper left", fontsize=8, framealpha=0.8)
 
 
 def _draw_stages(axes: Axes, records: Sequence[StepRecord], *, named: bool) -> None:

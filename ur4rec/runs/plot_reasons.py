@@ -17,8 +17,8 @@ from ur4rec.schedule.stages import BOTH, MODULES, TURNS
 COLOURS = {"sasrec": "#1f77b4", "retriever": "#d95f02", "fused": "#2a2a2a", BOTH: "#7570b3"}
 NAMES = {"sasrec": "SASRec", "retriever": "retriever", "fused": "fused", BOTH: "both"}
 _LIMIT: dict[str, Any] = {"color": "0.25", "linewidth": 1.0, "linestyle": "--"}
-MAX_RATIO = 50
-"""Values that differ by more than this factor are drawn on a logarithmic scale."""
+MAX_RATIO = 5
+"""Values that are larger than their limit by more than this factor are drawn on a logarithmic scale."""
 
 
 class Kind(NamedTuple):
@@ -84,8 +84,8 @@ def draw_comparisons(axes: Axes, compared: Comparisons | None) -> None:
     axes.plot(steps, limits, label=kind.limit, **_LIMIT)
     axes.plot([], [], "D", color="0.5", markersize=4, label="switch")
     axes.set_ylabel(kind.value)
-    _scale(axes, [record.value for record in records] + limits)
-    axes.legend(loc="upper right", fontsize=8, framealpha=0.8)
+    _scale(axes, [record.value for record in records], limits)
+    axes.legend(loc="upper left", fontsize=8, framealpha=0.8)
 
 
 def draw_payoffs(axes: Axes, measurements: Sequence[Measurement], records: Sequence[StepRecord]) -> None:
@@ -115,17 +115,16 @@ def draw_payoffs(axes: Axes, measurements: Sequence[Measurement], records: Seque
         for number, (start, length) in enumerate(spans(left_out)):
             label = f"{NAMES[module]} left out" if number == 0 else None
             axes.axvspan(start, start + length, color=COLOURS[module], alpha=0.15, linewidth=0, label=label)
-    limits = [each for each in joint if each.module == MODULES[0]]
-    axes.plot([each.step for each in limits], [each.limit for each in limits], label="limit", **_LIMIT)
+    limits = {each.step: each.limit for each in joint}
+    axes.plot([*limits], [*limits.values()], label="limit", **_LIMIT)
     axes.set_ylabel("payoff per cost\n(held-out loss)")
-    _scale(axes, [each.payoff for each in joint])
+    _scale(axes, [each.payoff for each in joint], [*limits.values()])
     axes.legend(
-        loc="upper right",
+        loc="upper left",
         fontsize=8,
         framealpha=0.8,
         title="left out when its whole bar is below the limit",
         title_fontsize=8,
-        ncols=2,
     )
 
 
@@ -144,8 +143,8 @@ def _points(records: Sequence[StepRecord]) -> tuple[list[int], list[float]]:
     return [record.step for record in records], [record.value for record in records]
 
 
-def _scale(axes: Axes, values: Sequence[float]) -> None:
-    """A scale on which small and large values can be told apart."""
-    sizes: NDArray[Any] = np.abs([value for value in values if value])
-    if sizes.size and sizes.max() > MAX_RATIO * np.median(sizes):
-        axes.set_yscale("symlog", linthresh=float(np.median(sizes)))
+def _scale(axes: Axes, values: Sequence[float], limits: Sequence[float]) -> None:
+    """A scale on which values far above and near the limit can be told apart."""
+    sizes = sorted(abs(limit) for limit in limits if limit)
+    if sizes and max(map(abs, values)) > MAX_RATIO * (typical := sizes[len(sizes) // 2]):
+        axes.set_yscale("symlog", linthresh=typical)

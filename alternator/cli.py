@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from alternator.errors import AlternatorError, ConfigurationError
+from alternator.errors import AlternatorError, ConfigurationError, LossError
 from alternator.recordings.event_files import is_event_path, read_events
 from alternator.recordings.plot import plot_replay
 from alternator.recordings.replay import replay
 from alternator.recordings.sweep import parse_grid, sweep
-from alternator.recordings.tables import LossTable, read_losses
+from alternator.recordings.tables import LossTable, Where, read_losses
 from alternator.recordings.text import render_replay, render_sweep
 from alternator.rules.help import render_rules
 from alternator.rules.named import rule_from_settings
@@ -23,9 +23,12 @@ Show when a rule would have switched on recorded losses, and why it would have h
 
 LOSSES is one of
   a CSV file with a header, one row per step, a column "step" and one column of losses per module
-  the decisions.csv of a run (the losses of its stage joint_finetune are used)
-  a TensorBoard event file or a directory of them
+  the decision log of a run (decisions.csv), or the directory that it is in
+  a TensorBoard event file, or a directory of them
 An empty cell is a loss that was not computed.
+
+A decision log may hold several stages. By default the rows of those are used in which who trains, or the reason,
+changes from row to row, as elsewhere nothing was decided; --where chooses others.
 """
 _REPLAY_EXAMPLES = """\
 examples:
@@ -34,14 +37,17 @@ examples:
   alternator replay losses.csv --rule trend --set min_gain=0.02 max_steps=None
   alternator replay losses.csv --rule plateau --sweep threshold=0.005,0.01,0.02 min_steps=3,5,10
   alternator replay losses.csv --plot replay.png
+  alternator replay runs/demo --where stage=joint_finetune       the run in that directory, rows of one stage
   alternator replay runs/gan --modules generator=loss/g,critic=loss/d
   alternator rules                                               all rules and their parameters
 
 It never switches? Read "Why it held": the most frequent reason is the parameter to change.
 """
 
-
-_LONGEST_ERROR = 1000
+LOG_NAME = "decisions.csv"
+"""The file in the directory of a run that is replayed."""
+_MAX_ERROR = 1000
+"""The number of characters of an error at most."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0; 2 for anything that the user can mend; or 1 where nobody reads the output any more, as in ``| head``.
+        0; 2 for anything that the user can fix; 1 where nobody reads the output any more, as in ``| head``.
     """
     try:
         try:
@@ -72,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
         text = arguments.run(arguments)
     except (AlternatorError, OSError) as error:
         line = " ".join(str(error).split())
-        print(f"alternator: {line[:_LONGEST_ERROR]}", file=sys.stderr)
+        print(f"alternator: {line[:_MAX_ERROR]}", file=sys.stderr)
         return 2
     print(text)
     return 0
@@ -97,11 +103,13 @@ def _add_replay(commands: "argparse._SubParsersAction[_Parser]") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("losses", type=Path, metavar="LOSSES", help="CSV file, decisions.csv, or TensorBoard event files")
+    add("losses", type=Path, metavar="LOSSES", help="CSV file, decision log, event file, or a directory with one")
     add("--rule", default="trend", help="name of the rule (default: trend); 'alternator rules' lists them")
     add("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="parameters of the rule")
     add("--sweep", nargs="+", action="extend", default=[], metavar="NAME=V,V", help="try all combinations, as a table")
     add("--modules", metavar="NAME,NAME", help="columns to use, in the order of turns; or NAME=COLUMN,NAME=COLUMN")
+    where = "use only the rows with this value in a column that is not a loss, e.g. stage=joint; repeatable"
+    add("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help=where)
     add("--delay", type=int, default=0, help="steps that losses arrive late (default: 0; training loops often have 1)")
     add("--plot", type=Path, metavar="FILE.png", help="draw losses, turns and switches (needs matplotlib)")
     add("--json", action="store_true", help="print JSON")
@@ -115,7 +123,7 @@ def _run_replay(arguments: argparse.Namespace) -> str:
         raise ConfigurationError(
             "payoff decides by payoffs, which recorded losses do not hold, so it cannot be replayed; choose another"
         )
-    table = _read_table(arguments.losses, _parse_modules(arguments.modules))
+    table = _read_table(arguments.losses, _parse_modules(arguments.modules), _parse_where(arguments.where))
     if arguments.sweep:
         if arguments.plot:
             raise ConfigurationError("--plot draws one replay, not a sweep; choose the parameters with --set")
@@ -128,8 +136,30 @@ def _run_replay(arguments: argparse.Namespace) -> str:
     return _to_json(result.to_dict()) if arguments.json else render_replay(table, result, all_switches=arguments.all)
 
 
-def _read_table(path: Path, modules: Mapping[str, str] | None) -> LossTable:
-    return read_events(path, modules) if is_event_path(path) else read_losses(path, modules)
+def _read_table(path: Path, modules: Mapping[str, str] | None, where: Where) -> LossTable:
+    if (path / LOG_NAME).is_file():
+        path = path / LOG_NAME
+    if is_event_path(path):
+        if where:
+            raise ConfigurationError(
+                f"--where chooses rows of a CSV file, but {path} holds TensorBoard events; drop it"
+            )
+        return read_events(path, modules)
+    if path.is_dir():
+        raise LossError(
+            f"{path} must hold a decision log ({LOG_NAME}) or TensorBoard event files (*tfevents*), it holds neither; "
+            "give the file itself"
+        )
+    return read_losses(path, modules, where)
+
+
+def _parse_where(conditions: Sequence[str]) -> list[tuple[str, str]]:
+    """``column=value`` pairs."""
+    pairs = [condition.partition("=") for condition in conditions]
+    for (column, equals, _), condition in zip(pairs, conditions, strict=True):
+        if not column or not equals:
+            raise ConfigurationError(f"--where must read COLUMN=VALUE, got {condition!r}")
+    return [(column.strip(), value.strip()) for column, _, value in pairs]
 
 
 def _parse_modules(text: str | None) -> dict[str, str] | None:

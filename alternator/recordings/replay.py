@@ -55,7 +55,7 @@ class Replay:
     shares: dict[str, float]
     """Per module, its share of all steps."""
     longest_wait: dict[str, int]
-    """Per module, the most steps in a row in which it would not have trained."""
+    """Per module, the longest row of steps in which it would not have trained."""
     holds: dict[str, int]
     """Why the rule held, in words, and how often; the most frequent first."""
     last_decision: str
@@ -99,7 +99,7 @@ def replay(
         rule: The rule; `Plateau`, the original method, by default.
         modules: The modules in the order of turns; by default those of ``losses``.
         steps: Numbers of the steps, for the report; 1, 2, ... by default.
-        delay: So many steps late the rule sees a loss. Training loops that read losses late have 1.
+        delay: The number of steps by which the rule sees a loss late. Training loops that read losses late have 1.
         nonfinite_limit: As for `Alternator`.
 
     Raises:
@@ -139,7 +139,7 @@ def _check_columns(
     numbers = tuple(range(1, num_rows + 1) if steps is None else steps)
     if len({*lengths.values(), len(numbers)}) > 1 or num_rows == 0:
         raise LossError(
-            f"losses must have one row or more, equally many for each module; got {lengths} for {len(numbers)} steps"
+            f"losses must have one row or more, the same number for each module; got {lengths} for {len(numbers)} steps"
         )
     return columns, numbers
 

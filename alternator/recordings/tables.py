@@ -1,20 +1,24 @@
-"""Reading recorded losses: a CSV with a column per module, or the decision log of a run."""
+"""Reading recorded losses: a CSV file with a column per module, or the decision log of a run."""
 
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from alternator.errors import LossError
+from alternator.recordings.log import is_log, loss_columns
 
-STAGE = "joint_finetune"
-"""The stage of a run in which modules alternate; rows of other stages are left out."""
-MOST_STEPS = 2**53
+MAX_STEP = 2**53
 """The largest number of a step: what a plot can draw."""
-_LOG_COLUMNS = frozenset({"step", "stage", "active", "next", "reason"})
-_SUFFIX = "_loss"
+MAX_VALUES = 10
+"""The number of values of a column that an error lists at most."""
+Cells = dict[str, str]
+"""The cells of a row, by column."""
+Where = Sequence[tuple[str, str]]
+"""Columns and values that choose rows: any of the values of a column, and that for every column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,48 +31,79 @@ class LossTable:
     """Per module one value per step, None where it has none."""
     recorded: tuple[str, ...] | None = None
     """Per step, the module that trained in the recorded run, if known."""
-    left_out: int = 0
-    """Rows of other stages."""
+    where: tuple[tuple[str, str], ...] = ()
+    """The columns and values by which the rows were chosen."""
+    stages: dict[str, int] = field(default_factory=dict)
+    """The stages of a decision log and the number of rows of each, chosen or not."""
 
 
-def read_losses(path: Path, modules: Mapping[str, str] | None = None) -> LossTable:
+def read_losses(path: Path, modules: Mapping[str, str] | None = None, where: Where = ()) -> LossTable:
     """Read a CSV file.
 
     It has a header and one row per step: a column ``step`` (optional; rows count from 1 without it) and a column of
     losses per module. An empty cell is a loss that was not computed, and nan, inf or 1e400 one that was not finite.
-    Steps may repeat or go back: they only name the rows. The ``decisions.csv`` of a run is known by its columns step,
-    stage, active, next and reason; its losses are in columns such as ``sasrec_loss``.
+    Steps may repeat or go back: they only name the rows. A decision log (`alternator.recordings.log`) is recognised by
+    its columns step, stage, active, next and reason; its losses are in columns such as ``encoder_loss``.
 
     Args:
         path: The file.
         modules: Name of each module and its column; by default all columns of losses, by their names.
+        where: Use only the rows with these values, as in ``[("stage", "joint")]``. By default all rows; of a decision
+            log with several stages those in which who trains, or the reason, changes from row to row, if there are any:
+            elsewhere nothing was decided.
 
     Raises:
         LossError: The file cannot be read, or it is malformed; the message names the file, the line and the column.
     """
     (_, names), *rows = _read_rows(path)
     header = [name.strip() for name in names]
-    is_log = set(header) >= _LOG_COLUMNS
-    columns = _choose_columns(path, header, modules, is_log)
-    steps: list[int] = []
-    losses: dict[str, list[float | None]] = {name: [] for name in columns}
-    recorded: list[str] = []
-    for line, values in rows:
-        cells = _match(path, line, header, values)
-        if is_log and cells["stage"] != STAGE:
-            continue
-        steps.append(_parse_step(path, line, cells["step"]) if "step" in cells else len(steps) + 1)
-        recorded.append(cells.get("active", ""))
-        for name, column in columns.items():
-            losses[name].append(_parse_loss(path, line, column, cells[column]))
-    if not steps:
-        raise LossError(f"{path}: no row of losses" + (f" in stage {STAGE}, where modules alternate" if is_log else ""))
+    columns = _choose_columns(path, header, modules, {column for column, _ in where})
+    table = [(line, _match(path, line, header, values)) for line, values in rows]
+    stages = Counter(cells["stage"] for _, cells in table) if is_log(header) else {}
+    where = where or [("stage", stage) for stage in _deciding_stages(table, stages)]
+    chosen = [(line, cells) for line, cells in table if _is_chosen(cells, where)]
+    if not chosen:
+        raise LossError(f"{path}: no row of losses" + _describe_missing(table, where))
     return LossTable(
-        steps=tuple(steps),
-        losses=losses,
-        recorded=tuple(recorded) if is_log else None,
-        left_out=len(rows) - len(steps),
+        steps=tuple(
+            _parse_step(path, line, cells["step"]) if "step" in cells else number
+            for number, (line, cells) in enumerate(chosen, 1)
+        ),
+        losses={
+            name: [_parse_loss(path, line, column, cells[column]) for line, cells in chosen]
+            for name, column in columns.items()
+        },
+        recorded=tuple(cells["active"] for _, cells in chosen) if is_log(header) else None,
+        where=tuple(where),
+        stages=dict(stages),
     )
+
+
+def _deciding_stages(table: Sequence[tuple[int, Cells]], stages: Mapping[str, int]) -> list[str]:
+    """The stages in which who trains, or the reason, changes; none where that chooses nothing."""
+    decided: dict[str, set[tuple[str, str, str]]] = {stage: set() for stage in stages}
+    for _, cells in table if len(stages) > 1 else ():
+        decided[cells["stage"]].add((cells["active"], cells["next"], cells["reason"]))
+    found = [stage for stage, decisions in decided.items() if len(decisions) > 1]
+    return found if len(found) < len(stages) else []
+
+
+def _is_chosen(cells: Cells, where: Where) -> bool:
+    accepted: dict[str, set[str]] = {}
+    for column, value in where:
+        accepted.setdefault(column, set()).add(value)
+    return all(cells[column] in values for column, values in accepted.items())
+
+
+def _describe_missing(table: Sequence[tuple[int, Cells]], where: Where) -> str:
+    """Which conditions were not met, and which values would have been."""
+    if not where or not table:
+        return ""
+    conditions = " ".join(f"{column}={value}" for column, value in where)
+    column = where[0][0]
+    found = sorted({cells[column] for _, cells in table})
+    shown = ", ".join(found[:MAX_VALUES]) + (", ..." if len(found) > MAX_VALUES else "")
+    return f" where {conditions}; column {column!r} has {shown}"
 
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
@@ -107,8 +142,9 @@ def _read_text(path: Path) -> str:
 
 
 def _choose_columns(
-    path: Path, header: Sequence[str], modules: Mapping[str, str] | None, is_log: bool
+    path: Path, header: Sequence[str], modules: Mapping[str, str] | None, conditions: set[str]
 ) -> Mapping[str, str]:
+    """The column of each module; columns of conditions are none unless they are named as such, which is refused."""
     known = set(header)
     if len(known) < len(header):
         raise LossError(f"{path}: columns must have different names, got {', '.join(header)}")
@@ -116,23 +152,25 @@ def _choose_columns(
         raise LossError(
             f"{path}: every column must have a name, but column {header.index('') + 1} has none; name it or drop it"
         )
-    if is_log:
-        found = {column.removesuffix(_SUFFIX): column for column in header if column.endswith(_SUFFIX)}
+    if is_log(header):
+        found = loss_columns(header)
     else:
-        found = {column: column for column in header if column != "step"}
+        found = {column: column for column in header if column != "step" and column not in conditions}
     chosen = found if modules is None else {name: found.get(column, column) for name, column in modules.items()}
-    for column in chosen.values():
+    for column in (*chosen.values(), *conditions):
         if column not in known:
             raise LossError(f"{path} has no column {column!r}; it has {', '.join(header)}")
     if len(chosen) < 2:
         raise LossError(f"{path}: two or more columns of losses are needed, one per module; got {', '.join(chosen)}")
+    for column in conditions & {*chosen.values()}:
+        raise LossError(f"{path}: --where needs a column that is not a loss, got {column!r}; name another")
     return chosen
 
 
 def _match(path: Path, line: int, header: Sequence[str], values: Sequence[str]) -> dict[str, str]:
     if len(values) != len(header):
         raise LossError(f"{path}, line {line}: a row must have {len(header)} cells, got {len(values)}")
-    return dict(zip(header, values, strict=True))
+    return dict(zip(header, map(str.strip, values), strict=True))
 
 
 def _parse_step(path: Path, line: int, text: str) -> int:
@@ -140,13 +178,15 @@ def _parse_step(path: Path, line: int, text: str) -> int:
         step = int(_plain(text))
     except ValueError:
         raise LossError(f"{path}, line {line}, column 'step': {text!r} is not a whole number") from None
-    if abs(step) > MOST_STEPS:
-        raise LossError(f"{path}, line {line}, column 'step': {step} is beyond {MOST_STEPS}; number the steps anew")
+    if abs(step) > MAX_STEP:
+        raise LossError(
+            f"{path}, line {line}, column 'step': {step} is beyond {MAX_STEP}; number the steps again from 1"
+        )
     return step
 
 
 def _parse_loss(path: Path, line: int, column: str, text: str) -> float | None:
-    if not text.strip():
+    if not text:
         return None
     try:
         return float(_plain(text))
@@ -155,7 +195,7 @@ def _parse_loss(path: Path, line: int, column: str, text: str) -> float | None:
 
 
 def _plain(text: str) -> str:
-    """The text, without what Python reads in numbers but files do not mean: 1_000."""
+    """The string, without what Python reads in numbers but files do not mean: 1_000."""
     if "_" in text:
         raise ValueError(text)
     return text

@@ -1,14 +1,14 @@
-"""Replays as text: what a person reads in the shell."""
+"""Replays in words: what a person reads in the shell."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
 
 from alternator.recordings.replay import CAVEAT, Replay
 from alternator.recordings.sweep import SweepRow
-from alternator.recordings.tables import STAGE, LossTable
+from alternator.recordings.tables import LossTable
 
-MOST_SWITCHES = 20
-"""More switches than this are cut short."""
+MAX_SWITCHES = 20
+"""The number of switches that are listed at most."""
 
 
 def render_replay(table: LossTable, result: Replay, *, all_switches: bool = False) -> str:
@@ -38,19 +38,28 @@ def render_sweep(rows: Sequence[SweepRow]) -> str:
 
 
 def _render_head(table: LossTable, result: Replay) -> list[str]:
-    stage = f" of stage {STAGE} ({table.left_out} of other stages left out)" if table.recorded is not None else ""
+    steps = f"{len(result.steps)} steps, {result.steps[0]} to {result.steps[-1]}"
     return [
-        f"Losses   {len(result.steps)} steps{stage}, {result.steps[0]} to {result.steps[-1]}; "
-        f"modules {', '.join(result.modules)}",
+        f"Losses   {steps}; modules {', '.join(result.modules)}",
+        *([_wrap(f"Rows     {_describe_rows(table)}", indent=9)] if table.where or len(table.stages) > 1 else []),
         _wrap(f"Rule     {result.rule}", indent=9),
     ]
+
+
+def _describe_rows(table: LossTable) -> str:
+    """Which rows were used, and which there are."""
+    used = " ".join(f"{column}={value}" for column, value in table.where) or "all"
+    if len(table.stages) < 2:
+        return used
+    stages = ", ".join(f"{stage} ({count})" for stage, count in table.stages.items())
+    return f"{used}; the log has the stages {stages}: choose with --where stage={next(iter(table.stages))}"
 
 
 def _render_switches(result: Replay, all_switches: bool) -> list[str]:
     count = len(result.switches)
     if count == 0:
         return [f"It would never have switched. {_capital(result.last_decision)}."]
-    shown = result.switches if all_switches else result.switches[:MOST_SWITCHES]
+    shown = result.switches if all_switches else result.switches[:MAX_SWITCHES]
     rows = [
         [f"  step {switch.step}", f"{switch.previous} → {switch.active}", switch.why + _mark(switch.all_plateaued)]
         for switch in shown
@@ -83,7 +92,7 @@ def _render_notes(result: Replay) -> list[str]:
     if result.blind_steps:
         notes.append(
             f"Blind in {result.blind_steps} of {len(result.steps)} steps: the record has no loss of the module that "
-            "would have trained (it was frozen then). The rule learnt nothing there and is slower than it would be."
+            "would have trained (it was frozen then). The rule learned nothing there and is slower than it would be."
         )
     broken = [f"{count} of {name}" for name, count in result.nonfinite_losses.items() if count]
     if broken:

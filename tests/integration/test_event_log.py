@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from alternator.recordings.log import StepRecord
 from tests.integration.tiny_run import TINY, mistaken
 from ur4rec.runs.event_log import EventLog, check_event_logs, open_event_log
 from ur4rec.schedule.stages import MODULES, TURNS
-from ur4rec.training.records import StepRecord
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def test_asked_to_stop_a_run_finishes_its_step_and_says_how_to_go_on(tmp_path, t
     assert run_in_child(backend, directory.path, tmp_path / "log", Moment(4, 0), cache, (asked,)) == 128 + asked
     assert saved_step(directory) == 5
     line = (tmp_path / "log.stderr").read_text()
-    assert line == f"stopped after step 5, saved; go on with: ur4rec train --resume '{directory.path}'\n"
+    assert line == f"stopped after step 5, saved; continue with: ur4rec train --resume '{directory.path}'\n"
 
 
 def test_asked_twice_a_run_stops_at_once(tmp_path):

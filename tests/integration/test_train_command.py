@@ -2,11 +2,14 @@
 
 import json
 import subprocess
+from contextlib import redirect_stdout
+from io import StringIO
 from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
 
+from alternator.cli import main as alternator_main
 from tests.integration.tiny_run import COMMAND, ENVIRONMENT, TINY, ur4rec
 from ur4rec.cli import app
 
@@ -33,6 +36,8 @@ def test_the_run_directory_holds_everything(run):
     assert files == {"model.safetensors", "optimizer.safetensors", "state.json"}
     assert "fused" in printed
     assert str(out) in printed
+    assert "Payoff trained both modules" in printed
+    assert "ur4rec compare --dataset synthetic" in printed
 
 
 def test_metrics_name_every_scorer_and_beat_popularity(run):
@@ -60,6 +65,20 @@ def test_decisions_say_who_trained_and_why(run):
     assert all(later[2] == earlier[3] for earlier, later in pairwise(joint))
 
 
+def test_what_was_measured_is_kept(run):
+    header, *rows = lines_of(run[0] / "payoffs.csv")
+    assert header == "step,active,module,payoff,limit,stderr,z"
+    judged = [row for row in lines_of(run[0] / "decisions.csv") if row.split(",")[4] in ("pays", "unconfirmed", "idle")]
+    assert rows
+    assert {row.split(",")[0] for row in rows} == {row.split(",")[0] for row in judged}
+
+
+def test_a_run_is_replayed_by_its_directory(run):
+    with redirect_stdout(StringIO()) as printed:
+        assert alternator_main(["replay", str(run[0]), "--rule", "plateau"]) == 0
+    assert "stage=joint_finetune" in printed.getvalue()
+
+
 def test_a_second_run_is_the_same_to_the_bit_and_so_is_a_resumed_one(run, tmp_path):
     out, _ = run
     stopped = tmp_path / "run"
@@ -77,7 +96,8 @@ def test_a_second_run_is_the_same_to_the_bit_and_so_is_a_resumed_one(run, tmp_pa
         process.wait()
     done = ur4rec("train", "--resume", stopped, "--quiet")
     assert done.returncode == 0, done.stderr
-    assert (stopped / "decisions.csv").read_bytes() == (out / "decisions.csv").read_bytes()
+    for name in ("decisions.csv", "payoffs.csv"):
+        assert (stopped / name).read_bytes() == (out / name).read_bytes()
     latest = (out / "checkpoint" / "LATEST").read_text().strip()
     for name in ("model.safetensors", "optimizer.safetensors"):
         resumed, whole = (each / "checkpoint" / latest / name for each in (stopped, out))

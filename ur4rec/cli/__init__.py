@@ -1,5 +1,5 @@
 """The command `ur4rec`."""
 
-from ur4rec.cli.commands import app, main
+from ur4rec.cli.app import app, main
 
 __all__ = ["app", "main"]

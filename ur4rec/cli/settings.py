@@ -1,9 +1,23 @@
-"""The settings of model and trainer as text, from their own docstrings."""
+"""``ur4rec settings``: the settings of model and trainer, from their own docstrings."""
+
+from typing import Annotated
+
+import typer
 
 from alternator.rules.help import field_docs, render_setting
+from ur4rec.cli.errors import one_line_errors
+from ur4rec.cli.options import PRESET_NAMES
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS
 from ur4rec.runs.presets import PRESETS, preset
+
+
+def settings(
+    preset_name: Annotated[str, typer.Option("--preset", help=f"Show its values: {PRESET_NAMES}.")] = "default",
+) -> None:
+    """List what --set takes: every setting of model and trainer, its value and its meaning."""
+    with one_line_errors():
+        print(render_settings(preset_name))
 
 
 def render_settings(preset_name: str) -> str:

@@ -3,29 +3,31 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS
 from ur4rec.data.batches import EvaluationBatch, EvaluationBatches
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import popularity_ranks
 from ur4rec.evaluation.results import CRITERION, K_LIST, Result, build_result
+from ur4rec.runs.appended import AppendedLog
 from ur4rec.runs.config import RunConfig
-from ur4rec.runs.decision_log import DecisionLog
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.event_log import EventLog
+from ur4rec.runs.measurements import PayoffWatch, read_measurements, write_measurements
 from ur4rec.runs.plot import plot_schedule
 from ur4rec.runs.prepared import PreparedData
 from ur4rec.runs.provenance import run_facts
 from ur4rec.runs.signals import Stopped
 from ur4rec.schedule.names import parse_schedule, resolve_schedule
+from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend
 from ur4rec.training.checkpoint import check_same
-from ur4rec.training.records import StepRecord
 
 _JOINT_ROWS = ("fused", {"sasrec": "SASRec in it", "retriever": "retriever in it", "fused": "fused"})
 TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
@@ -48,7 +50,9 @@ class TrainingRun:
         progress: Whether to show a progress bar per epoch; None is only on a terminal.
 
     Attributes:
-        events: Told of every step and epoch; set it before training to log them.
+        decisions: The decision log: one record per step.
+        payoffs: What a `Payoff` schedule has measured; empty for every other one.
+        events: Receives every step and epoch; set it before training to log them.
 
     Raises:
         AlternatorError: The backend is missing, or a setting does not fit.
@@ -64,7 +68,9 @@ class TrainingRun:
         self.config = config
         self.prepared = prepared
         self.directory = directory
-        self.decisions = DecisionLog(directory.path / "decisions.csv")
+        self.decisions = AppendedLog(directory.path / "decisions.csv", partial(write_log, modules=MODULES), read_log)
+        self.payoffs = AppendedLog(directory.path / "payoffs.csv", write_measurements, read_measurements)
+        self._watch = PayoffWatch()
         self.epochs: list[dict[str, Any]] = []
         self.results: dict[str, Result] = {}
         self._seconds = 0.0
@@ -96,7 +102,7 @@ class TrainingRun:
     def train(self, *, stop: Callable[[], bool] = lambda: False) -> list[Result]:
         """Train through all stages; after every epoch the run is validated and saved, after every stage drawn.
 
-        After `resume` it goes on with the next step, and ends as if it had never stopped.
+        After `resume` it continues with the next step, and ends as if it had never stopped.
 
         Args:
             stop: Asked after every step, and while targets are ranked, whether to save and stop.
@@ -111,15 +117,15 @@ class TrainingRun:
         """
         self._stop = stop
         with self.directory.locked():
-            if not self.results:
+            if not self.trainer.step:
                 self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
-                self._add_popularity()
             plan = self.config.plan
             for epoch in range(len(self.epochs), len(plan)):
                 self._run_epoch(epoch, plan[epoch])
                 if epoch + 1 < len(plan) and plan[epoch + 1] != plan[epoch]:
                     self._draw()
-            self.decisions.write()
+            for log in self._logs:
+                log.write()
             self._write_results()
             self._draw()
         return list(self.results.values())
@@ -138,13 +144,19 @@ class TrainingRun:
         check_same("run", saved["run"], self._identity)
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
-        self.decisions.load(self.trainer.step, saved["decisions_sha256"])
+        for log, state in zip(self._logs, saved["logs"], strict=True):
+            log.load_state_dict(state)
+        self._watch.restore(self.trainer.alternator, self.payoffs.records)
         self.events.restore(self.decisions.records)
         self._saved_step = self.trainer.step
 
     def _record(self, record: StepRecord) -> None:
         self.decisions.records.append(record)
         self.events.step(record)
+
+    @property
+    def _logs(self) -> tuple[AppendedLog[Any], ...]:
+        return self.decisions, self.payoffs
 
     @property
     def _epoch_steps(self) -> int:
@@ -168,6 +180,8 @@ class TrainingRun:
             self._raise_if_stopped()
             trained = time.perf_counter()
             ranks = self._rank(self._validation, SCORERS)
+            if not self.results:
+                self._add_popularity()
             best = self._keep_best(epoch, stage, ranks)
         except Stopped:
             self._save_within(epoch, started)
@@ -194,7 +208,8 @@ class TrainingRun:
         self.trainer.set_training_stage("end_to_end" if joint else stage, num_steps=num_steps)
 
     def _after_step(self, epoch: int, started: float) -> bool:
-        """Save where it is time for it; at the end of the epoch the validation comes first."""
+        """Keep what was measured, and save if it is time; at the end of the epoch the validation comes first."""
+        self.payoffs.records += self._watch.after_step(self.trainer.alternator, self.trainer.step)
         every = self.config.checkpoint_every
         due = every > 0 and self.trainer.step - self._saved_step >= every
         if due and self._epoch_steps < len(self.prepared.train):
@@ -246,24 +261,31 @@ class TrainingRun:
         """Save the run as it is now, the checkpoint last: so whatever it stands for is there when it is."""
         with self.directory.new_checkpoint(self.trainer.step, best=best) as path:
             self.trainer.flush()
-            self.decisions.write()
+            for log in self._logs:
+                log.write()
             state = {
                 "run": self._identity,
                 "epochs": self.epochs,
                 "seconds": self._seconds,
                 "results": {name: result.to_json(ranks=True) for name, result in self.results.items()},
-                "decisions_sha256": self.decisions.sha256,
+                "logs": [log.state_dict() for log in self._logs],
             }
             self.trainer.save_checkpoint(path, epoch=epoch, metrics=state)
         self._saved_step = self.trainer.step
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What must be the same when the run goes on."""
+        """What must be the same when the run is resumed."""
         return {**self.config.decisive(), "split_hash": self.prepared.split.hash}
 
     def _draw(self) -> None:
-        plot_schedule(self.directory.path / "schedule.png", self.decisions.records, self.epochs, self._title())
+        plot_schedule(
+            self.directory.path / "schedule.png",
+            self.decisions.records,
+            self.payoffs.records,
+            self.epochs,
+            self._title(),
+        )
 
     def _metrics(self) -> dict[str, Any]:
         return {

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
 
-from alternator import LossError, replay
+from alternator import Alternator, Cycle, LossError, replay
 from alternator.cli import main
+from alternator.recordings.log import StepRecord, read_log
+from alternator.recordings.log import write_log as log_of
 from alternator.recordings.tables import read_losses
-from alternator.recordings.text import MOST_SWITCHES
+from alternator.recordings.text import MAX_SWITCHES
 from alternator.rules.help import field_docs
 from alternator.rules.named import RULES
 
@@ -80,7 +82,7 @@ def test_replay_answers_in_words(run, tmp_path):
     assert "more (--all shows them)" in out
     assert "cannot know" in out
     every = run("replay", tmp_path / "losses.csv", "--rule", "plateau", "--all")[1]
-    assert every.count("\n  step ") > MOST_SWITCHES == out.count("\n  step ")
+    assert every.count("\n  step ") > MAX_SWITCHES == out.count("\n  step ")
 
 
 def test_the_default_rule_is_the_recommended_one_and_it_says_why_it_never_switched(run, tmp_path):
@@ -102,15 +104,72 @@ def test_a_rule_that_switches_always_has_no_holds(run, tmp_path):
 def test_replay_reads_the_decision_log_of_a_run(run, tmp_path):
     path = write_log(tmp_path / "decisions.csv")
     _, out, _ = run("replay", path, "--rule", "plateau")
-    assert (
-        "100 steps of stage joint_finetune (10 of other stages left out), 11 to 110; modules sasrec, retriever" in out
-    )
+    assert "Losses   100 steps, 11 to 110; modules sasrec, retriever" in out
+    rows = "stage=joint_finetune; the log has the stages pretrain_sasrec (10), joint_finetune (100): choose with"
+    assert f"Rows     {rows}\n         --where stage=pretrain_sasrec" in out
     assert "Blind in" in out
     table = read_losses(path)
     assert table.recorded[:2] == ("sasrec", "sasrec")
     assert table.losses["retriever"][:2] == [None, None]
     chosen = read_losses(path, {"r": "retriever", "s": "sasrec_loss"})
     assert chosen.losses == {"r": table.losses["retriever"], "s": table.losses["sasrec"]}
+
+
+def test_where_chooses_the_rows_of_a_log(run, tmp_path):
+    path = write_log(tmp_path / "decisions.csv")
+    _, out, _ = run("replay", path, "--where", "stage=pretrain_sasrec")
+    assert "Losses   10 steps, 1 to 10" in out
+    assert "Rows     stage=pretrain_sasrec;" in out
+    table = read_losses(path, where=[("active", "retriever"), ("stage", "joint_finetune"), ("stage", "other")])
+    assert set(table.recorded) == {"retriever"}
+    assert len(table.steps) == 51
+    both = run("replay", path, "--where", "stage=pretrain_sasrec", "--where", "stage=joint_finetune")[1]
+    assert "Losses   110 steps, 1 to 110" in both
+    code, _, err = run("replay", path, "--where", "stage=joint")
+    assert code == 2
+    assert "no row of losses where stage=joint; column 'stage' has joint_finetune, pretrain_sasrec" in err
+    assert (
+        "no row of losses where step=0; column 'step' has 1, 10, 100, " in run("replay", path, "--where", "step=0")[2]
+    )
+
+
+def test_where_chooses_the_rows_of_any_csv(run, tmp_path):
+    path = write_csv(tmp_path / "losses.csv", 4, "phase,a,b")
+    assert "Losses   1 steps, 1 to 1; modules a, b\nRows     phase=3" in run("replay", path, "--where", "phase=3")[1]
+
+
+def test_by_default_the_stages_in_which_something_was_decided_are_used(tmp_path):
+    header = "step,stage,active,next,reason,value,limit,a_loss,b_loss\n"
+    held = "1,warm-up,a,a,stage,1,1,5,\n2,warm-up,a,a,stage,2,2,5,\n"
+    decided = "3,joint,both,both,min_steps,1,2,1,1\n4,joint,both,both,pays,3,1,1,1\n"
+    path = tmp_path / "decisions.csv"
+    path.write_text(header + held + decided)
+    table = read_losses(path)
+    assert (table.steps, table.where) == ((3, 4), (("stage", "joint"),))
+    assert table.stages == {"warm-up": 2, "joint": 2}
+    for content in (held, held + held.replace("warm-up", "later")):
+        path.write_text(header + content)
+        assert len(read_losses(path).steps) == content.count("\n")
+
+
+def test_the_directory_of_a_run_is_replayed_by_its_log(run, tmp_path):
+    path = write_log(tmp_path / "decisions.csv")
+    assert run("replay", tmp_path) == run("replay", path)
+
+
+def test_a_log_is_written_and_read_for_any_modules():
+    alternator = Alternator(("g", "d"), Cycle((1, 2)))
+    records = []
+    for step in range(1, 5):
+        active = alternator.active
+        record = StepRecord.of_decision(step, "", active, alternator.observe(1 / step))
+        records.append(record._replace(losses={active: 1 / step, "d": float("inf")}))
+    text = log_of(records, ("g", "d"))
+    assert text.startswith(
+        "step,stage,active,next,reason,value,limit,g_loss,d_loss\n1,,g,d,scheduled,1.0,1.0,1.0,inf\n"
+    )
+    assert read_log(text) == records
+    assert text == log_of(records[:2], ("g", "d")) + log_of(records[2:], ("g", "d"), header=False)
 
 
 def test_non_finite_losses_are_reported(run, tmp_path):
@@ -170,6 +229,8 @@ def test_tensorboard_events_are_read(run, tmp_path):
     assert (code, err) == (0, "")
     assert "40 steps, 0 to 39; modules a, b" in out
     assert run("replay", next(folder.glob("*tfevents*")), *options)[1] == out
+    code, _, err = run("replay", folder, "--where", "stage=a")
+    assert (code, "holds TensorBoard events; drop it" in err) == (2, True)
     code, _, err = run("replay", folder)
     assert code == 2
     assert "two or more scalars are needed, one per module; it has loss/a, loss/b, lr" in err
@@ -212,14 +273,14 @@ def test_a_missing_extra_is_named(run, tmp_path, monkeypatch):
         ("step,a,b\n1,2," + "x" * 100_000, "line 2, column 'b': 'xxx"),
         ("step,a,b\n1,\0,3\n", "line 2: must be UTF-8 text, got the byte 0x00; is it a CSV file?"),
         ("step,a,b\n1,1_0,3\n", "line 2, column 'a': '1_0' is not a number"),
-        (f"step,a,b\n{2**60},1,3\n", f"line 2, column 'step': {2**60} is beyond {2**53}; number the steps anew"),
+        (
+            f"step,a,b\n{2**60},1,3\n",
+            f"line 2, column 'step': {2**60} is beyond {2**53}; number the steps again from 1",
+        ),
         ('"a\nb"\n1\n', "two or more columns of losses are needed, one per module; got a b"),
         ("step;a;b\n1;2;3\n", "two or more columns of losses are needed, one per module; got step;a;b"),
         (",".join(f"c{i}" for i in range(50_000)), "no row of losses"),
-        (
-            "step,stage,active,next,reason,a_loss,b_loss\n1,end_to_end,both,both,stage,1,1\n",
-            "no row of losses in stage",
-        ),
+        ("step,stage,active,next,reason,a_loss,b_loss\n", "no row of losses"),
         ("step,stage,active,next,reason,a_loss\n1,joint_finetune,a,a,x,1\n", "two or more columns of losses"),
     ],
 )
@@ -251,6 +312,9 @@ def test_a_malformed_csv_is_one_line_and_exit_code_2(run, tmp_path, content, mes
         (["--delay", "x"], "argument --delay: invalid int value: 'x' (see alternator replay --help)"),
         (["--plot", "no/such/folder/x.png"], "the plot no/such/folder/x.png cannot be written"),
         (["--plot", "x.nonsense"], "the plot x.nonsense cannot be written"),
+        (["--where", "phase=1"], "has no column 'phase'; it has step, a, b"),
+        (["--where", "stage"], "--where must read COLUMN=VALUE, got 'stage'"),
+        (["--where", "a=1", "--modules", "a,b"], "--where needs a column that is not a loss, got 'a'; name another"),
         (["--unknown"], "unrecognized arguments: --unknown"),
     ],
 )
@@ -269,7 +333,8 @@ def test_files_that_cannot_be_read(run, tmp_path):
         code, _, err = run("replay", tmp_path / "binary.csv")
         assert code == 2
         assert f"binary.csv, line {line}: must be UTF-8 text, got the byte 0x" in err
-    assert "cannot be read: Is a directory" in run("replay", tmp_path)[2]
+    err = run("replay", tmp_path)[2]
+    assert f"{tmp_path} must hold a decision log (decisions.csv) or TensorBoard event files (*tfevents*)" in err
     code, _, err = run("replay", "x" * 5000)
     assert (code, err.count("\n")) == (2, 1)
     assert "File name too long" in err

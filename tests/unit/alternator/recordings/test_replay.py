@@ -87,7 +87,7 @@ def test_modules_choose_columns_and_their_order():
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ({"a": [1.0], "b": [1.0, 2.0]}, {}, LossError, "equally many for each module; got {'a': 1, 'b': 2}"),
+        ({"a": [1.0], "b": [1.0, 2.0]}, {}, LossError, "the same number for each module; got {'a': 1, 'b': 2}"),
         ({"a": [], "b": []}, {}, LossError, "must have one row or more"),
         ({"a": [1.0], "b": [1.0]}, {"steps": [1, 2]}, LossError, "for 2 steps"),
         ({"a": [1.0], "b": [1.0]}, {"modules": ("a", "c")}, LossError, "no losses of module 'c'; got those of"),

@@ -1,15 +1,18 @@
-"""The results table and the picture of the schedule."""
+"""The results table and the picture of a run."""
 
 import io
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
+from alternator.recordings.log import StepRecord
 from ur4rec.cli.tables import results_table
 from ur4rec.evaluation.results import build_result
+from ur4rec.runs.measurements import Measurement
 from ur4rec.runs.plot import _smooth, plot_schedule
-from ur4rec.training.records import FIELDS, StepRecord
+from ur4rec.runs.plot_reasons import KINDS, comparisons, draw_comparisons, draw_payoffs
 
 
 def records(num_steps):
@@ -18,13 +21,6 @@ def records(num_steps):
         active = "sasrec" if step % 20 < 10 else "retriever"
         losses = {active: 5 / step if step != 7 else float("nan")}
         yield StepRecord(step, stage, active, active, "min_steps", 1, 5, losses)
-
-
-def test_a_row_has_the_columns_of_decisions_csv():
-    row = StepRecord(3, "joint_finetune", "sasrec", "retriever", "steady", 0.001, 0.01, {"sasrec": 0.5}).row()
-    assert set(row) <= set(FIELDS)
-    assert row["sasrec_loss"] == 0.5
-    assert (row["active"], row["next"]) == ("sasrec", "retriever")
 
 
 def test_the_table_shows_every_metric():
@@ -36,12 +32,57 @@ def test_the_table_shows_every_metric():
     assert text.count("NDCG") == 3
 
 
+def epochs(num_steps):
+    scores = {scorer: {"ndcg@10": 0.1} for scorer in ("sasrec", "retriever", "fused")}
+    return [{"step": step, "stage": "x", "validation": scores} for step in range(60, num_steps + 1, 60)]
+
+
 @pytest.mark.parametrize("num_steps", [0, 1, 120])
 def test_the_picture_is_drawn_for_any_length(tmp_path, num_steps):
-    scores = {"ndcg@10": 0.1}
-    epochs = [{"step": 60, "stage": "x", "validation": dict.fromkeys(("sasrec", "retriever", "fused"), scores)}]
-    plot_schedule(tmp_path / "schedule.png", list(records(num_steps)), epochs[: num_steps // 60], "a run")
+    plot_schedule(tmp_path / "schedule.png", list(records(num_steps)), (), epochs(num_steps), "a run")
     assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("reason", sorted({reason for kind in KINDS for reason in kind.reasons}))
+def test_the_picture_shows_what_a_rule_compared(tmp_path, reason):
+    steps = [record._replace(reason=reason if record.step > 20 else "min_steps") for record in records(60)]
+    compared = comparisons(steps)
+    assert reason in compared.kind.reasons
+    assert [record.step for record in compared.records] == list(range(21, 61))
+    plot_schedule(tmp_path / "schedule.png", steps, (), epochs(60), "a run")
+    figure = Figure()
+    axes = figure.subplots()
+    draw_comparisons(axes, compared)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["SASRec", "retriever", compared.kind.limit, "switch"]
+
+
+def test_numbers_of_different_kinds_are_not_mixed():
+    steps = [record._replace(reason="waiting" if record.step % 3 else "changing") for record in records(60)]
+    compared = comparisons(steps)
+    assert compared.kind.limit == "patience"
+    assert {record.reason for record in compared.records} == {"waiting"}
+    assert comparisons([record._replace(reason="scheduled") for record in steps]) is None
+
+
+def test_the_picture_shows_payoffs_and_who_was_left_out(tmp_path):
+    def measurement(step, module, payoff):
+        return Measurement(step, "both", module, payoff, 0.1, 0.05, 1.0)
+
+    pairs = [(step, module) for step in (5, 10, 15) for module in ("sasrec", "retriever")]
+    measurements = [measurement(step, module, 2 if module == "sasrec" else 0.01) for step, module in pairs]
+    measurements.append(Measurement(40, "sasrec", "sasrec", 1.0, 0.01, 0.0, 0.0))
+    steps = [
+        StepRecord(step, "joint_finetune", "both" if step <= 20 else "sasrec", "x", "pays", 1, 1, {"sasrec": 1.0})
+        for step in range(1, 61)
+    ]
+    plot_schedule(tmp_path / "schedule.png", steps, measurements, epochs(60), "a run")
+    axes = Figure().subplots()
+    draw_payoffs(axes, measurements, steps)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert set(labels) == {"SASRec", "retriever", "retriever left out", "limit"}
+    (span,) = axes.patches
+    assert (span.get_x(), span.get_width()) == (20, 40)
 
 
 def test_smoothing_is_a_trailing_mean():

@@ -1,0 +1,35 @@
+"""The command `ur4rec`: its commands, put together.
+
+Each command imports what it needs when it runs, so that ``--help`` and mistakes are answered at once.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from ur4rec.cli.arguments import ManyValues
+from ur4rec.cli.compare import compare
+from ur4rec.cli.convert import convert
+from ur4rec.cli.data import data
+from ur4rec.cli.evaluate import evaluate, recommend
+from ur4rec.cli.settings import settings
+from ur4rec.cli.train import train
+
+app = typer.Typer(
+    name="ur4rec",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # paragraphs are filled to the width of the terminal
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train UR4Rec (SASRec + a text preference retriever) with adaptive alternating training.",
+    epilog="Start with: ur4rec train --dataset synthetic --preset smoke --out runs/smoke",
+)
+for command in (train, data, evaluate, recommend, convert, settings):
+    app.command()(command)
+app.command(cls=ManyValues)(compare)
+
+
+def main(run: Callable[[], Any] = app) -> None:
+    """The entry point of the command."""
+    run()

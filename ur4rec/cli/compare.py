@@ -1,0 +1,126 @@
+"""``ur4rec compare``."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ur4rec.cli.errors import one_line_errors
+from ur4rec.cli.options import (
+    PRESET_NAMES,
+    Backend,
+    BatchSize,
+    DataDirectory,
+    Dataset,
+    Encoder,
+    Quiet,
+    Settings,
+    console,
+    log_to_stderr,
+    sort_settings,
+)
+from ur4rec.compare.arms import ARMS_HELP
+from ur4rec.runs.config import RunConfig
+
+COMPARISON_ADVICE = "to compare parity, joint and adaptive training on this data (ml-100k: about three minutes)"
+
+
+def compare(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study to continue, to extend by --arms and --seeds, or to report on.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of a new study; give it again to continue it.")] = None,
+    arms: Annotated[list[str] | None, typer.Option(help=f"What is compared: {ARMS_HELP}. Parity always is.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(help="Seeds of weights, data order and dropout. Default: 0 1 2.")
+    ] = None,
+    updates: Annotated[
+        int | None,
+        typer.Option(
+            help="Budget of each run: this number of module updates, or the cost of this number of parity steps."
+        ),
+    ] = None,
+    budgets: Annotated[
+        list[str] | None, typer.Option(help="What is equal for all arms: updates, cost. Default: each in turn.")
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Evaluate after this number of updates. Default: a tenth of the budget.")
+    ] = None,
+    dataset: Dataset = None,
+    num_users: Annotated[
+        int | None, typer.Option(help="Use only this number of users, drawn with a fixed seed.")
+    ] = None,
+    blank_texts: Annotated[
+        bool, typer.Option("--blank-texts", help="The same text for every item: the retriever can learn nothing.")
+    ] = False,
+    joint_loss: Annotated[
+        str | None, typer.Option(help="fused (default), or separate: the modules do not touch, the null control.")
+    ] = None,
+    backend: Backend = None,
+    preset_name: Annotated[
+        str | None,
+        typer.Option("--preset", help=f"Sizes: {PRESET_NAMES}. Default: smoke for synthetic, else demo."),
+    ] = None,
+    pretrain: Annotated[int | None, typer.Option(help="Steps of each pretraining stage first. Default: none.")] = None,
+    settings: Settings = None,
+    batch_size: BatchSize = None,
+    encoder: Encoder = None,
+    device: Annotated[str | None, typer.Option(help="Where to train. Default: cpu.")] = None,
+    jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    data_dir: DataDirectory = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing; report what is there.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare schedules from the same weights and data, at equal module updates and at equal cost.
+
+    The cost of each kind of step is timed first, alone, and then charged per step, so that a busy machine does not
+    decide. Every arm runs once per seed and budget. Finished runs are kept: stop it with Ctrl-C and give the same
+    command to continue, or add arms and seeds later. The report (report.md, report.html, report.json) has the test
+    metrics at the best validation point, and intervals of the differences over users and seeds.
+
+    Example: ur4rec compare --dataset synthetic --arms joint 2:1 plateau matched:plateau --updates 200 --out runs/study
+    """
+    from rich.markdown import Markdown
+
+    from ur4rec.compare.command import open_study
+    from ur4rec.compare.report import write_report
+    from ur4rec.compare.workers import run_study
+
+    with one_line_errors():
+        log_to_stderr(quiet)
+        given = {
+            "dataset": dataset,
+            "num_users": num_users,
+            "blank_texts": blank_texts or None,
+            "updates": updates,
+            "eval_every": eval_every,
+            "joint_loss": joint_loss,
+            "backend": backend,
+            "preset": preset_name,
+            "pretrain": pretrain,
+            "batch_size": batch_size,
+            "encoder": encoder,
+            "device": device,
+            **{name: values for name, values in sort_settings(settings or []).items() if values},
+        }
+        directory = open_study(study, out, given, arms=arms or (), seeds=seeds or (), budgets=budgets or ())
+        if not report_only:
+            run_study(directory, jobs=jobs, data_dir=data_dir, quiet=quiet)
+        text = write_report(directory)
+        if not quiet:
+            console.print(Markdown(text))
+        console.print(f"the report is {directory.path / 'report.html'}, also as .md and .json")
+
+
+def comparison_command(config: RunConfig) -> str:
+    """The command that compares schedules on the data of a run.
+
+    Example:
+        >>> print(comparison_command(RunConfig(dataset="synthetic")))
+        ur4rec compare --dataset synthetic --backend torch --arms parity joint payoff --budgets cost --updates 300 --seeds 0 1 --jobs 2 --out runs/compare
+    """  # noqa: E501
+    return (
+        f"ur4rec compare --dataset {shlex.quote(config.dataset)} --backend {config.backend} "
+        "--arms parity joint payoff --budgets cost --updates 300 --seeds 0 1 --jobs 2 --out runs/compare"
+    )

@@ -1,0 +1,58 @@
+"""``ur4rec data``."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from ur4rec.cli.errors import one_line_errors
+from ur4rec.cli.options import AsJson, DataDirectory, console, print_json
+from ur4rec.errors import ConfigurationError
+
+
+def data(
+    name: Annotated[str | None, typer.Argument(metavar="DATASET", help="As --dataset.", show_default=False)] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A dataset as for train. Default: ml-100k.", show_default=False)
+    ] = None,
+    data_dir: DataDirectory = None,
+    as_json: AsJson = False,
+    texts_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-user-texts",
+            metavar="FILE",
+            help="Write a file for train --user-texts: the last 20 titles of each user's training prefix.",
+        ),
+    ] = None,
+) -> None:
+    """Fetch a dataset, check it, and print its counts and hashes."""
+    from ur4rec.data import describe, leave_one_out, load_dataset
+    from ur4rec.text.users import texts_of_prefixes, write_user_texts
+
+    with one_line_errors():
+        if name is not None and dataset is not None:
+            raise ConfigurationError(
+                f"a dataset must be named once, got {name!r} and --dataset {dataset!r}; leave one out"
+            )
+        interactions = load_dataset(name or dataset or "ml-100k", directory=data_dir)
+        if texts_file is not None:
+            texts = texts_of_prefixes(leave_one_out(interactions), interactions)
+            write_user_texts(texts_file, interactions.user_ids, texts)
+        facts: dict[str, Any] = {
+            "dataset": interactions.name,
+            "source": interactions.source,
+            **describe(interactions),
+            "interactions_hash": interactions.hash,
+            "leave_one_out_hash": leave_one_out(interactions).hash,
+        }
+        if as_json:
+            print_json(facts)
+            return
+        table = Table(show_header=False)
+        table.add_column()
+        table.add_column(overflow="fold")  # a hash is of use only whole
+        for name, value in facts.items():
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        console.print(table)

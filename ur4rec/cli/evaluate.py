@@ -1,0 +1,73 @@
+"""``ur4rec evaluate`` and ``ur4rec recommend``: what a trained run is good for."""
+
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ur4rec.cli.errors import one_line_errors
+from ur4rec.cli.options import AsJson, DataDirectory, Run, console, print_json
+from ur4rec.errors import ConfigurationError
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best (by validation) or latest.")] = "best",
+    data_dir: DataDirectory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the whole catalogue for every target with a run's checkpoint, and print Hit@k and NDCG@k."""
+    from ur4rec.cli.tables import metrics_table
+    from ur4rec.runs.directory import RunDirectory
+    from ur4rec.runs.evaluate import evaluate_run
+
+    with one_line_errors():
+        directory = RunDirectory.open_existing(run)
+        rows = evaluate_run(directory, split=split, checkpoint=checkpoint, data_dir=data_dir)
+        if as_json:
+            print_json(rows)
+        else:
+            console.print(metrics_table(f"{run}, {checkpoint} checkpoint, {split} targets", rows))
+
+
+def recommend(
+    run: Run,
+    user: Annotated[str | None, typer.Option(help="A user id of the dataset.")] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--item", help="An item of a history, oldest first: an id, a title, or a part of one. Repeatable."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(help="The number of items.")] = 10,
+    data_dir: DataDirectory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a user, or somebody with a history of your own, is likely to choose next.
+
+    The three columns are the probabilities, among items that are not in the history, that SASRec, the retriever and
+    both fused give an item to be the next one.
+    """
+    from ur4rec.runs.directory import RunDirectory
+    from ur4rec.runs.recommend import Recommender
+
+    with one_line_errors():
+        if (user is None) == (not history):
+            raise ConfigurationError("give either --user ID or one or more --item TITLE")
+        recommender = Recommender(RunDirectory.open_existing(run), data_dir=data_dir)
+        items = recommender.history_of(user) if user is not None else recommender.find_items(history or [])
+        found = recommender.recommend(items, top=top, user_id=user)
+        if as_json:
+            print_json([each._asdict() for each in found])
+            return
+        titles = [recommender.interactions.titles[item] for item in items[-3:]]
+        table = Table(title=f"after {len(items)} items, the last: {', '.join(titles)}", box=SIMPLE_HEAD)
+        for name, justify in (("#", "right"), ("title", "left"), ("SASRec", "right"), ("retriever", "right")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        table.add_column("fused", justify="right")
+        for place, each in enumerate(found, 1):
+            shares = [f"{each.probabilities[scorer]:.2%}" for scorer in ("sasrec", "retriever", "fused")]
+            table.add_row(str(place), each.title, *shares)
+        console.print(table)

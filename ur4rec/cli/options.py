@@ -1,0 +1,86 @@
+"""What several commands share: options, their values, and where output goes."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from alternator.rules.named import parse_value
+from ur4rec.errors import ConfigurationError
+from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS
+from ur4rec.runs.presets import PRESETS
+
+console = Console()
+
+Dataset = Annotated[
+    str | None,
+    typer.Option(
+        help="ml-100k, ml-1m, synthetic, a directory of RecBole atomic files (NAME.inter, NAME.item), or a CSV or "
+        "Parquet file with the columns user, item, timestamp. Default: the preset's, ml-100k.",
+    ),
+]
+DataDirectory = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where to look for a built-in dataset before it is downloaded.")
+]
+Run = Annotated[Path, typer.Argument(help="A run directory: the --out of train.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting of the model or the trainer, e.g. --set sasrec_lr=0.003; 'ur4rec settings' lists them. "
+        "Repeatable.",
+    ),
+]
+BatchSize = Annotated[int | None, typer.Option(help="Rows of a training batch. Default: the preset's.")]
+Encoder = Annotated[
+    str | None, typer.Option(help="Text encoder: auto, tfidf, the name of a sentence-transformers model, or a path.")
+]
+Backend = Annotated[str | None, typer.Option(help="torch (the default) or jax.")]
+PRESET_NAMES = ", ".join(PRESETS)
+
+
+def parse_epochs(pairs: list[str]) -> dict[str, int]:
+    """``stage=number`` pairs."""
+    epochs = dict(_split_pair(pair, "--epochs") for pair in pairs)
+    for stage, number in epochs.items():
+        if not number.isdecimal():
+            raise ConfigurationError(f"--epochs {stage} must be a whole number of at least 0, got {number!r}")
+    return {stage: int(number) for stage, number in epochs.items()}
+
+
+def sort_settings(pairs: list[str]) -> dict[str, dict[str, Any]]:
+    """``name=value`` pairs, sorted into those of the model and those of the trainer."""
+    sorted_settings: dict[str, dict[str, Any]] = {"model": {}, "trainer": {}}
+    for name, value in (_split_pair(pair, "--set") for pair in pairs):
+        if name not in (*MODEL_SETTINGS, *TRAINER_SETTINGS):
+            raise ConfigurationError(
+                f"unknown setting {name!r}; expected one of {sorted((*MODEL_SETTINGS, *TRAINER_SETTINGS))}"
+            )
+        sorted_settings["model" if name in MODEL_SETTINGS else "trainer"][name] = parse_value(value)
+    return sorted_settings
+
+
+def _split_pair(pair: str, option: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not equals:
+        raise ConfigurationError(f"{option} must read name=value, got {pair!r}")
+    return name.strip(), value.strip()
+
+
+def print_json(content: object) -> None:
+    """Print JSON, nothing else, for other programs."""
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def log_to_stderr(quiet: bool) -> None:
+    """Send what libraries report to stderr."""
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("alternator").setLevel(logging.WARNING)  # the progress bar and decisions.csv say it better

@@ -1,0 +1,184 @@
+"""``ur4rec train``."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ur4rec.cli.compare import COMPARISON_ADVICE, comparison_command
+from ur4rec.cli.errors import one_line_errors, stderr
+from ur4rec.cli.options import (
+    PRESET_NAMES,
+    Backend,
+    BatchSize,
+    DataDirectory,
+    Dataset,
+    Encoder,
+    Overwrite,
+    Quiet,
+    Settings,
+    console,
+    log_to_stderr,
+    parse_epochs,
+    sort_settings,
+)
+from ur4rec.errors import ConfigurationError
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.presets import preset
+from ur4rec.schedule.names import SCHEDULE_HELP
+from ur4rec.schedule.stages import STAGES
+from ur4rec.training.backend import load_backend
+
+if TYPE_CHECKING:
+    from ur4rec.evaluation.results import Result
+    from ur4rec.runs.run import TrainingRun
+
+
+def train(
+    context: typer.Context,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the new run: config.json, metrics.json, decisions.csv, schedule.png, ..."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Continue the run in this directory where it stopped, with its own settings.")
+    ] = None,
+    dataset: Dataset = None,
+    backend: Backend = None,
+    schedule: Annotated[
+        str | None, typer.Option(help=f"Who trains in the joint stage: {SCHEDULE_HELP}. Default: auto.")
+    ] = None,
+    preset_name: Annotated[
+        str, typer.Option("--preset", help=f"Sizes and lengths: {PRESET_NAMES}; smoke takes seconds.")
+    ] = "default",
+    epochs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE=N", help=f"Epochs of a stage ({', '.join(STAGES)}); 0 leaves it out. Repeatable."),
+    ] = None,
+    settings: Settings = None,
+    batch_size: BatchSize = None,
+    encoder: Encoder = None,
+    user_texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON file, user id to preference text: further memory of the retriever."),
+    ] = None,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Train although the user texts name held-out items.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    data_dir: DataDirectory = None,
+    checkpoint_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEPS", help="Save every STEPS steps too (default: 500); 0: only at the end of an epoch."
+        ),
+    ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Log losses, who trains and each module's share of the updates at every step: tensorboard or wandb. "
+            "Repeatable."
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train through the four stages, validate after every epoch, and print the results on the test targets.
+
+    pretrain_sasrec and pretrain_retriever train one module each; joint_finetune trains one of them or both in each
+    step, as the schedule decides; end_to_end trains both. What was decided in each step, and why, is in decisions.csv;
+    schedule.png shows it. Ctrl-C saves the run; --resume continues it.
+    """
+    from ur4rec.runs.directory import RunDirectory
+    from ur4rec.runs.event_log import check_event_logs, open_event_log
+    from ur4rec.runs.prepared import prepare
+    from ur4rec.runs.run import TrainingRun
+
+    with one_line_errors():
+        log_to_stderr(quiet)
+        check_event_logs(log or [])
+        progress = False if quiet else None
+        if resume is not None:
+            refuse_settings(context)
+            directory = RunDirectory.open_existing(resume)
+            config = RunConfig.from_json(directory.read_json("config.json"))
+            run = TrainingRun(config, prepare(config, directory=data_dir), directory, progress=progress)
+        elif out is None:
+            raise ConfigurationError("give --out DIR for a new run, or --resume DIR to continue one")
+        else:
+            config = preset(
+                preset_name,
+                dataset=dataset,
+                backend=backend,
+                schedule=schedule,
+                batch_size=batch_size,
+                encoder=encoder,
+                **user_text_settings(user_texts),
+                allow_leakage=allow_leakage,
+                seed=seed,
+                device=device,
+                checkpoint_every=checkpoint_every,
+                epochs=parse_epochs(epochs or []),
+                **sort_settings(settings or []),
+            )
+            load_backend(config.backend)
+            run = TrainingRun(config, prepare(config, directory=data_dir), RunDirectory(out), progress=progress)
+            RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
+        with open_event_log(log or [], run.directory.path) as run.events:
+            results = train_until_stopped(run, resume=resume is not None)
+        print_outcome(run, results)
+
+
+def user_text_settings(path: Path | None) -> dict[str, str]:
+    """Where the user texts are, and what they must stay."""
+    if path is None:
+        return {}
+    from ur4rec.text.users import hash_file
+
+    return {"user_texts": str(path.resolve()), "user_texts_hash": hash_file(path)}
+
+
+def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
+    """Print the metrics, what was decided and why, where everything is, and what to try next."""
+    from ur4rec.cli.tables import results_table
+    from ur4rec.runs.verdict import explain_decisions
+
+    console.print(results_table(results))
+    console.print(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records), highlight=False)
+    path = run.directory.path
+    console.print(f"everything is in {path}: look at {path / 'schedule.png'}")
+    console.print(f"{COMPARISON_ADVICE}:", highlight=False)
+    console.print(comparison_command(run.config), markup=False, highlight=False, soft_wrap=True)
+
+
+def refuse_settings(context: typer.Context) -> None:
+    """Refuse what --resume cannot respect: a run continues with its own settings."""
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(str(parameter.name))) is not None
+        and source.name == "COMMANDLINE"
+        and parameter.name not in ("resume", "data_dir", "quiet", "log")
+    ]
+    if given:
+        raise ConfigurationError(
+            f"--resume continues in its directory with the run's own settings; leave out {', '.join(given)}"
+        )
+
+
+def train_until_stopped(run: "TrainingRun", *, resume: bool) -> "list[Result]":
+    """Train; after Ctrl-C or SIGTERM say how to continue, and exit as if the signal had ended the process."""
+    from ur4rec.runs.signals import Stopped, stop_on_signals
+
+    with run.directory.locked(), stop_on_signals() as stop:
+        try:
+            if resume:
+                run.resume()
+            return run.train(stop=stop)
+        except Stopped as stopped:
+            assert stop.number is not None
+            command = f"ur4rec train --resume {shlex.quote(str(run.directory.path))}"
+            stderr.print(f"stopped after step {stopped.step}, saved; continue with: {command}", markup=False)
+            raise typer.Exit(128 + stop.number) from None

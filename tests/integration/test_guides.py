@@ -73,12 +73,12 @@ def test_the_loop_on_the_first_page():
 def test_lightning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     automatic, manual = [
-        block for block in blocks_of("docs/embedding.md") if "LightningModule" in block or "(Model)" in block
+        block for block in blocks_of("docs/training-loop.md") if "LightningModule" in block or "(Model)" in block
     ]
     rows = TensorDataset(torch.randn(400, 4), torch.randn(400, 1))
-    names = run_blocks("docs/embedding.md", [automatic], {"loader": DataLoader(rows, batch_size=8)})
+    names = run_blocks("docs/training-loop.md", [automatic], {"loader": DataLoader(rows, batch_size=8)})
     assert names["alternator"].step == names["trainer"].global_step == 150
-    assert run_blocks("docs/embedding.md", [manual], names)["alternator"].step == 150
+    assert run_blocks("docs/training-loop.md", [manual], names)["alternator"].step == 150
 
 
 def test_measuring_payoffs():

@@ -64,11 +64,6 @@ def test_every_setting_is_listed_with_its_meaning():
     assert listed["sasrec_lr"] == "Peak learning rate of SASRec."
 
 
-def test_the_loop_on_the_first_page():
-    names = run_blocks("README.md", blocks_of("README.md")[:1], two_towers())
-    assert names["alternating"].alternator.stats().total_steps == 60
-
-
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_lightning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 PACKAGES := alternator adapters ur4rec ur4rec_torch ur4rec_jax
-FILES := $(PACKAGES) tests benchmarks examples
+FILES := $(PACKAGES) tests benchmarks examples docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check docs format bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,14 +37,17 @@ test: $(VENV)/.dev  ## run all tests, lint, types and import rules
 	$(BIN)/lint-imports --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term -q
 
-check: $(VENV)/.dev  ## lint, types and import rules, without the tests
+check: docs  ## lint, types, import rules and documentation, without the tests
 	$(BIN)/ruff format --check $(FILES)
 	$(BIN)/ruff check $(FILES)
 	$(BIN)/mypy
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
 
-format: $(VENV)/.dev  ## format the code and mend what lint can mend
+docs: $(VENV)/.dev  ## build the documentation into site/; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+format: $(VENV)/.dev  ## format the code and fix what lint can fix
 	$(BIN)/ruff format $(FILES)
 	$(BIN)/ruff check --fix $(FILES)
 
@@ -53,4 +56,4 @@ bench: $(VENV)/.dev  ## run the benchmarks that take minutes (see benchmarks/REA
 	$(BIN)/python benchmarks/rules.py
 
 clean:  ## remove the environment, runs and caches
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

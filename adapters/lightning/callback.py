@@ -2,7 +2,7 @@
 
 With automatic optimization Lightning runs backward, clips and steps the optimizer, and the callback follows: between
 updates it freezes and activates, so that Lightning sees gradients only where something trains. With manual optimization
-`AlternatingCallback.step` does a whole step. See docs/embedding.md.
+`AlternatingCallback.step` does a whole step. See docs/training-loop.md.
 
 Design constraints:
 

@@ -64,21 +64,16 @@ def test_every_setting_is_listed_with_its_meaning():
     assert listed["sasrec_lr"] == "Peak learning rate of SASRec."
 
 
-def test_the_loop_on_the_first_page():
-    names = run_blocks("README.md", blocks_of("README.md")[:1], two_towers())
-    assert names["alternating"].alternator.stats().total_steps == 60
-
-
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_lightning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     automatic, manual = [
-        block for block in blocks_of("docs/embedding.md") if "LightningModule" in block or "(Model)" in block
+        block for block in blocks_of("docs/training-loop.md") if "LightningModule" in block or "(Model)" in block
     ]
     rows = TensorDataset(torch.randn(400, 4), torch.randn(400, 1))
-    names = run_blocks("docs/embedding.md", [automatic], {"loader": DataLoader(rows, batch_size=8)})
+    names = run_blocks("docs/training-loop.md", [automatic], {"loader": DataLoader(rows, batch_size=8)})
     assert names["alternator"].step == names["trainer"].global_step == 150
-    assert run_blocks("docs/embedding.md", [manual], names)["alternator"].step == 150
+    assert run_blocks("docs/training-loop.md", [manual], names)["alternator"].step == 150
 
 
 def test_measuring_payoffs():

@@ -2,7 +2,7 @@
 
 from tests.guide_blocks import blocks_of, run_blocks
 
-GUIDE = "docs/embedding-jax.md"
+GUIDE = "docs/jax.md"
 
 
 def test_the_guide_runs(capsys):

@@ -30,7 +30,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 import torch
 from overhead import RESULTS, machine
-from peers_curves import METRICS, Epoch, Run
+from peers_curves import METRICS, Epoch, SystemRun
 from peers_report import save
 
 from ur4rec.cache import cache_directory
@@ -348,7 +348,7 @@ class Study:
         self._plan = plan
         self._sitting = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
-    def run(self, systems: dict[str, str], seeds: int, peer_seeds: int) -> list[Run]:
+    def run(self, systems: dict[str, str], seeds: int, peer_seeds: int) -> list[SystemRun]:
         """All runs: ours one after the other, while RecBole's process trains."""
         wanted = [(system, seed) for system in systems for seed in range(seeds)]
         slow = [("RecBole", seed) for seed in range(peer_seeds)]
@@ -356,7 +356,7 @@ class Study:
             beside = pool.submit(self._train_missing, [(name, "", seed) for name, seed in slow])
             self._train_missing([(system, systems[system], seed) for system, seed in wanted])
             beside.result()
-        return [Run.from_json(json.loads(self._file(*each).read_text())) for each in [*wanted, *slow]]
+        return [SystemRun.from_json(json.loads(self._file(*each).read_text())) for each in [*wanted, *slow]]
 
     def _train_missing(self, runs: list[tuple[str, str, int]]) -> None:
         for system, package, seed in runs:
@@ -388,7 +388,7 @@ class Study:
             print(f"{system}, seed {seed}, epoch {len(done)}: {took['processor']:.1f} s ({took['wall']:.1f}), {found}")
             sys.stdout.flush()
             yield epoch
-        run = Run(system=system, seed=seed, sitting=self._sitting, about=about, epochs=done)
+        run = SystemRun(system=system, seed=seed, sitting=self._sitting, about=about, epochs=done)
         write_whole(self._file(system, seed), json.dumps(run.to_json()).encode())
 
     def _file(self, system: str, seed: int) -> Path:

@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ur4rec.compare.evaluation import evaluate
+from ur4rec.compare.plots import to_png
+from ur4rec.compare.report import compact_json
+from ur4rec.compare.runner import evaluate
 from ur4rec.compare.statistics import Resamples
 from ur4rec.compare.workers import one_thread_processes
 from ur4rec.evaluation.metrics import ndcg
@@ -297,7 +299,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         axes.set_xlabel(f"{LABELS[metric]}: difference in %")
         axes.set_yticks(range(len(shown)), [f"{row['arm']} (against {row['baseline']})" for row in shown], fontsize=8)
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    file.write_bytes(to_png(figure, dpi=120))
     pyplot.close(figure)
 
 
@@ -323,8 +325,11 @@ def build_study(results: dict[Job, dict[str, Any]], command: str) -> dict[str, A
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """A run without the figures of each user, which stay in the work folder."""
-    return {**result, "best": {name: value for name, value in result["best"].items() if name != "per_user"}}
+    """A run in short: its settings are those of its arm, and the figures of each user stay in the work folder."""
+    best = {name: value for name, value in result["best"].items() if name != "per_user"}
+    validation = [epoch["validation"]["ndcg@10"] for epoch in result["epochs"]]
+    run = {name: result[name] for name in ("arm", "backend", "seed")}
+    return {**run, "best": best, "validation_ndcg@10": validation}
 
 
 def fill_in(page: Path, text: str) -> None:
@@ -365,7 +370,7 @@ def main(arguments: list[str] | None = None) -> int:
     hardware = f"cpu{multiprocessing.cpu_count()}" + ("-quick" if options.quick else "")
     stem = options.out / f"strategies_{hardware}_{study['about']['date']}"
     text = render(study)
-    write_whole(stem.with_suffix(".json"), (json.dumps(study, ensure_ascii=False) + "\n").encode())
+    write_whole(stem.with_suffix(".json"), (compact_json(study) + "\n").encode())
     write_whole(stem.with_suffix(".md"), f"# Do the strategies help?\n\n{text}".encode())
     first = next(iter(study["comparisons"].values()))
     write_file(stem.with_suffix(".png"), lambda file: plot(first, file))

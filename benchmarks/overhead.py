@@ -54,7 +54,7 @@ class Row:
     unit: str
     """``×`` for ratios."""
     bar: float | None
-    """At most this much is allowed; None where the figure is for information."""
+    """The maximum that is allowed; None where the figure is for information only."""
     detail: str
     """The two absolute medians, or how it was measured."""
 

@@ -116,9 +116,9 @@ class Requirement:
 
     scenario: Scenario
     hold: float | None = None
-    """Least share of the runs that hold."""
+    """Minimum share of the runs that hold."""
     delay: int | None = None
-    """Most steps, in the median, until it switches."""
+    """Maximum of the median steps until it switches."""
 
     def check(self, cell: Cell) -> tuple[str, str, bool]:
         """The bar, the figure, and whether it is kept."""
@@ -476,7 +476,7 @@ def _render_recorded(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def processor() -> str:
-    """The processor's name where the system tells."""
+    """The processor's name where the system reports it."""
     file = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in file.read_text().splitlines() if line.startswith("model name")]
     return names[0] if file.exists() and names else platform.machine()

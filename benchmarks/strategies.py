@@ -3,8 +3,8 @@
 The model is that of the preset `demo` (`smoke` in quick mode), joint from the start: both modules train in every step
 of one `end_to_end` stage, so that every strategy acts in every step. All runs of a seed share data order and initial
 weights; each is tested at its best epoch by validation. Finished runs are kept in the work folder and skipped, so that
-the same command goes on after a stop. The strategies are run in every backend, the losses and fusions in the first one:
-they are the same functions in both, which the tests hold together.
+the same command continues after a stop. The strategies are run in every backend, the losses and fusions in the first
+one: they are the same functions in both, which tests compare.
 
 Shapes: T test targets (users), S runs (seeds of each backend).
 """
@@ -175,7 +175,7 @@ def read_result(job: Job, work: Path) -> dict[str, Any] | None:
 
 
 def run_all(jobs: list[Job], work: Path, processes: int) -> None:
-    """Run what is missing: in so many processes of one thread each, or in this one."""
+    """Run what is missing, in ``processes`` processes of one thread each, or in this one if it is 1."""
     missing = [job for job in jobs if read_result(job, work) is None]
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="run", disable=None) as bar:
         for job in _finished(missing, work, processes):
@@ -223,7 +223,7 @@ def compare(results: dict[Job, dict[str, Any]], backends: list[str]) -> list[dic
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """What the intervals allow to say; a lower NLL is better.
+    """What the intervals allow us to conclude; a lower NLL is better.
 
     Example:
         >>> verdict({"ndcg@10": {"low": 0.01, "high": 0.2}, "nll": {"low": -0.01, "high": 0.02}})

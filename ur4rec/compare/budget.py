@@ -27,7 +27,7 @@ class StepCosts:
     """Of one module's scores of the held-out targets on which a schedule measures."""
 
     def parity(self, num_steps: int) -> float:
-        """The cost of so many steps of parity, each the first of its tenure."""
+        """The cost of this number of parity steps, each the first of its tenure."""
         return sum(self.first[MODULES[step % 2]] for step in range(num_steps))
 
 
@@ -97,7 +97,7 @@ class Course:
     It is what a trainer iterates over: a step's turn is known when its batch is asked for, and charged after it.
 
     Args:
-        trainer: Whose schedule says what a step trains.
+        trainer: Its schedule decides what a step trains.
         batches: All batches; step n takes the n-th, whoever trains, so that every arm of a seed sees the same data.
         ledger: Where steps are charged.
     """

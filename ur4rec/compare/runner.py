@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ur4rec.compare.arms import schedule_text, with_costs
+from ur4rec.compare.arms import schedule_string, with_costs
 from ur4rec.compare.budget import Course, Ledger, StepCosts, describe_turns
 from ur4rec.compare.study import StudyConfig
 from ur4rec.data import Interactions, load_dataset, sample_users, synthetic, without_texts
@@ -104,8 +104,8 @@ class ArmRun:
     ) -> None:
         self.study = study
         self.key = key
-        text = key.arm if original is None else schedule_text(key.arm, turns=original["turns"], seed=key.seed)
-        self.schedule = with_costs(text, costs.later)
+        schedule = key.arm if original is None else schedule_string(key.arm, turns=original["turns"], seed=key.seed)
+        self.schedule = with_costs(schedule, costs.later)
         self.prepared = prepare_study(study, key.seed, data_dir)
         self.ledger = Ledger(study.updates, costs, key.basis)
         self.records: list[StepRecord] = []
@@ -117,7 +117,7 @@ class ArmRun:
         """Train and evaluate to the end of the budget.
 
         Returns:
-            What is kept as JSON; a run whose losses or scores stop being finite ends there and says so.
+            What is kept as JSON; a run whose losses or scores stop being finite ends there, with an ``error``.
         """
         started, error = time.perf_counter(), None
         trainer = build_trainer(self.study, self.prepared, self.schedule, self.key.seed, on_step=self.records.append)

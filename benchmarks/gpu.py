@@ -40,7 +40,7 @@ MAX_SEQ_LEN = 50
 
 
 class Setting:
-    """Random sequences of a shape: what is measured does not depend on what they say.
+    """Random sequences of a shape: what is measured does not depend on their content.
 
     Args:
         device: Where to train.
@@ -117,7 +117,7 @@ def synchronise(setting: Setting) -> None:
 
 
 def peak_mebibytes(setting: Setting, step: Callable[[Any], object], batch: Any) -> float | None:
-    """The most memory that a step holds, what lives before it included; None on the CPU."""
+    """Peak memory of a step, including what was allocated before it; None on the CPU."""
     if setting.device == "cpu":
         return None
     synchronise(setting)

@@ -54,7 +54,7 @@ class Row:
     unit: str
     """``×`` for ratios."""
     bar: float | None
-    """At most this much is allowed; None where the figure is for information."""
+    """The maximum that is allowed; None where the figure is for information only."""
     detail: str
     """The two absolute medians, or how it was measured."""
 
@@ -351,6 +351,8 @@ def plot(rows: list[Row], file: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot
 
+    from ur4rec.compare.plots import to_png
+
     ratios = [row for row in rows if row.unit == "×"][::-1]
     figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(ratios) + 1.5))
     for position, row in enumerate(ratios):
@@ -362,7 +364,7 @@ def plot(rows: list[Row], file: Path) -> None:
     axes.axvline(1, color="grey", linestyle=":")
     axes.set_xlabel("times the cost of what it is compared with (black: the bar)")
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    file.write_bytes(to_png(figure, dpi=120))
     pyplot.close(figure)
 
 

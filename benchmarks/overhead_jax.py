@@ -166,11 +166,11 @@ def retriever_rows(rounds: int, setting: Setting) -> Iterator[Row]:
 def count_flops(function: Callable[..., Any], *arguments: Any, **static: Any) -> float:
     """Floating-point operations of what `compiled` gave, by XLA's count.
 
-    XLA counts the body of a loop once: so the catalogue's loss is of one slice here.
+    XLA counts the body of a loop once, so the catalogue's loss is computed in one slice here.
     """
-    anew = jax.jit(lambda *arguments: function.__wrapped__(*arguments, **static))
+    recompiled = jax.jit(lambda *arguments: function.__wrapped__(*arguments, **static))
     with mock.patch.multiple(catalogue_loss, CPU_SLICE=sys.maxsize, ACCELERATOR_SLICE=sys.maxsize):
-        return float(anew.lower(*arguments).compile().cost_analysis()["flops"])
+        return float(recompiled.lower(*arguments).compile().cost_analysis()["flops"])
 
 
 def backend_rows(rounds: int, setting: Setting) -> Iterator[Row]:

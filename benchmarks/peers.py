@@ -6,7 +6,7 @@ the user has seen. RecBole keeps its own defaults: batches of 2,048 prefixes, Ad
 train side by side in one process each, with one thread, and both clocks are kept.
 
 RecBole runs in an environment of its own, made on the first call. Finished runs are kept in the cache, so that a call
-that was interrupted goes on with what is missing; `--fresh` forgets them. It takes about an hour.
+that was interrupted continues with what is missing; `--fresh` discards them. It takes about an hour.
 """
 
 import argparse
@@ -30,7 +30,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 import torch
 from overhead import RESULTS, machine
-from peers_curves import METRICS, Epoch, Run
+from peers_curves import METRICS, Epoch, SystemRun
 from peers_report import save
 
 from ur4rec.cache import cache_directory
@@ -44,7 +44,7 @@ from ur4rec.files import write_whole
 
 MAX_SEQ_LEN = 50
 PEER_PATIENCE = 20
-"""Of a peer that does not stop by itself."""
+"""Epochs without a better validation after which a peer that does not stop by itself is stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Plan:
     shifted: bool = True
     """Ours: whether windows are cut elsewhere in every epoch."""
     peer_epochs: int = 300
-    """RecBole: at most so many; it stops ten after its best."""
+    """RecBole: the maximum; it stops ten epochs after its best."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -228,7 +228,7 @@ class PeerRun:
     Args:
         name: Which peer.
         task: The data.
-        plan: Dropout and the most epochs.
+        plan: Dropout and the maximum number of epochs.
         seed: Counted from the peer's first.
 
     Attributes:
@@ -252,7 +252,7 @@ class PeerRun:
             cwd=self._folder,
             env={**variables, "OMP_NUM_THREADS": "1"},
         )
-        first = self._hear()
+        first = self._receive()
         assert first is not None, f"{name} did not start: see {self._folder / 'messages.txt'}"
         for part, rows in first["tested"].items():
             check_tested(getattr(task.split, part), rows, part)
@@ -263,20 +263,20 @@ class PeerRun:
         batches = {part: task_batches(self._task, part) for part in ("validation", "test")}
         while True:
             print("", file=self._process.stdin, flush=True)
-            heard = self._hear()
-            if heard is None:
+            message = self._receive()
+            if message is None:
                 if self._process.wait():
                     raise RuntimeError(f"the peer failed: see {self._folder / 'messages.txt'}")
                 return
-            file = self._folder / f"epoch-{heard['epoch']}.npz"
+            file = self._folder / f"epoch-{message['epoch']}.npz"
             ranks = {}
             with np.load(file) as kept:
                 for part, scored in kept.items():
                     ranks |= {(part, name): rank_scores(scored, each) for name, each in batches[part].items()}
             file.unlink()
-            self._compare(ranks, heard["own_ndcg"])
+            self._compare(ranks, message["own_ndcg"])
             seconds = {
-                part: dict(zip(("wall", "processor"), both, strict=True)) for part, both in heard["seconds"].items()
+                part: dict(zip(("wall", "processor"), both, strict=True)) for part, both in message["seconds"].items()
             }
             yield build_epoch(ranks, seconds["train"], seconds["validation"])
 
@@ -285,7 +285,7 @@ class PeerRun:
         self._process.kill()
         self._process.wait()
 
-    def _hear(self) -> dict[str, Any] | None:
+    def _receive(self) -> dict[str, Any] | None:
         line = self._process.stdout.readline()
         return json.loads(line) if line else None
 
@@ -348,7 +348,7 @@ class Study:
         self._plan = plan
         self._sitting = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
-    def run(self, systems: dict[str, str], seeds: int, peer_seeds: int) -> list[Run]:
+    def run(self, systems: dict[str, str], seeds: int, peer_seeds: int) -> list[SystemRun]:
         """All runs: ours one after the other, while RecBole's process trains."""
         wanted = [(system, seed) for system in systems for seed in range(seeds)]
         slow = [("RecBole", seed) for seed in range(peer_seeds)]
@@ -356,7 +356,7 @@ class Study:
             beside = pool.submit(self._train_missing, [(name, "", seed) for name, seed in slow])
             self._train_missing([(system, systems[system], seed) for system, seed in wanted])
             beside.result()
-        return [Run.from_json(json.loads(self._file(*each).read_text())) for each in [*wanted, *slow]]
+        return [SystemRun.from_json(json.loads(self._file(*each).read_text())) for each in [*wanted, *slow]]
 
     def _train_missing(self, runs: list[tuple[str, str, int]]) -> None:
         for system, package, seed in runs:
@@ -388,7 +388,7 @@ class Study:
             print(f"{system}, seed {seed}, epoch {len(done)}: {took['processor']:.1f} s ({took['wall']:.1f}), {found}")
             sys.stdout.flush()
             yield epoch
-        run = Run(system=system, seed=seed, sitting=self._sitting, about=about, epochs=done)
+        run = SystemRun(system=system, seed=seed, sitting=self._sitting, about=about, epochs=done)
         write_whole(self._file(system, seed), json.dumps(run.to_json()).encode())
 
     def _file(self, system: str, seed: int) -> Path:
@@ -400,7 +400,7 @@ class Study:
 
 
 def until_best(epochs: Iterable[Epoch], patience: int) -> Iterator[Epoch]:
-    """Epochs until neither scoring has had a better validation for so many: for a peer that does not stop by itself."""
+    """Epochs until neither scoring has improved for ``patience`` of them: for a peer that does not stop by itself."""
     best: dict[str, float] = {}
     waited = 0
     for epoch in epochs:
@@ -428,7 +428,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dropout", type=float, default=Plan.dropout, help="dropout of both")
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="epochs of ours")
     parser.add_argument("--learning-rate", type=float, default=Plan.learning_rate, help="peak learning rate of ours")
-    parser.add_argument("--peer-epochs", type=int, default=Plan.peer_epochs, help="the most epochs of RecBole")
+    parser.add_argument("--peer-epochs", type=int, default=Plan.peer_epochs, help="maximum number of RecBole's epochs")
     parser.add_argument("--work", type=Path, default=cache_directory() / "peers", help="where runs are kept")
     parser.add_argument("--fresh", action="store_true", help="forget the runs that are finished")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")

@@ -32,7 +32,7 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SystemRun:
     """One system trained once."""
 
     system: str
@@ -51,7 +51,7 @@ class Run:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Run":
+    def from_json(cls, content: Mapping[str, Any]) -> "SystemRun":
         """The run that `to_json` gave."""
         return cls(**{**content, "epochs": [Epoch(**epoch) for epoch in content["epochs"]]})
 
@@ -69,12 +69,12 @@ class Run:
         return curve.index(max(curve))
 
 
-def seconds_to(run: Run, target: float, scoring: str, clock: str) -> float | None:
+def seconds_to(run: SystemRun, target: float, scoring: str, clock: str) -> float | None:
     """Seconds of training until validation NDCG@10 first reached the target; None if it never did.
 
     Example:
         >>> epochs = [tiny_epoch(2.0, quality) for quality in (0.1, 0.3, 0.2)]
-        >>> run = Run(system="ours", seed=0, sitting="", about={}, epochs=epochs)
+        >>> run = SystemRun(system="ours", seed=0, sitting="", about={}, epochs=epochs)
         >>> seconds_to(run, 0.2, "filtered", "wall"), seconds_to(run, 0.4, "filtered", "wall")
         (4.0, None)
     """
@@ -94,7 +94,7 @@ def tiny_epoch(seconds: float, quality: float) -> Epoch:
     )
 
 
-def time_ratio(run: Run, peer: Run, scoring: str, clock: str, part: float = 1.0) -> float | None:
+def time_ratio(run: SystemRun, peer: SystemRun, scoring: str, clock: str, part: float = 1.0) -> float | None:
     """Time to a part of the peer's best validation NDCG@10, ours over theirs; None if ours never gets there."""
     target = part * max(peer.curve(scoring))
     ours, theirs = (seconds_to(each, target, scoring, clock) for each in (run, peer))
@@ -102,7 +102,7 @@ def time_ratio(run: Run, peer: Run, scoring: str, clock: str, part: float = 1.0)
 
 
 def time_ratios(
-    runs: Sequence[Run], peers: Sequence[Run], scoring: str, clock: str, part: float = 1.0
+    runs: Sequence[SystemRun], peers: Sequence[SystemRun], scoring: str, clock: str, part: float = 1.0
 ) -> dict[str, Any]:
     """The ratios of all pairs of runs, and their median if every run got there."""
     each = [time_ratio(run, peer, scoring, clock, part) for run in runs for peer in peers]
@@ -110,13 +110,13 @@ def time_ratios(
     return {"each": each, "median": median}
 
 
-def per_user(run: Run, scoring: str, metric: str) -> NDArray[np.float64]:
+def per_user(run: SystemRun, scoring: str, metric: str) -> NDArray[np.float64]:
     """The metric of each user on test, at the run's best validation by the same scoring."""
     ranks = np.asarray(run.epochs[run.best(scoring)].test_ranks[scoring], np.float64)
     return ndcg(ranks, 10) if metric == "ndcg@10" else (ranks <= 10).astype(np.float64)
 
 
-def quality(runs: Sequence[Run], scoring: str, metric: str) -> dict[str, float]:
+def quality(runs: Sequence[SystemRun], scoring: str, metric: str) -> dict[str, float]:
     """Mean over the runs of a test metric, and its standard deviation over seeds."""
     values = [float(per_user(run, scoring, metric).mean()) for run in runs]
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -124,7 +124,7 @@ def quality(runs: Sequence[Run], scoring: str, metric: str) -> dict[str, float]:
 
 
 def difference(
-    runs: Sequence[Run], peers: Sequence[Run], scoring: str, metric: str, draws: int = 2000
+    runs: Sequence[SystemRun], peers: Sequence[SystemRun], scoring: str, metric: str, draws: int = 2000
 ) -> dict[str, float]:
     """Test metric of ours minus theirs with a 95% interval: a bootstrap over seeds of either and over users, paired."""
     ours_RU, theirs_PU = (np.stack([per_user(run, scoring, metric) for run in side]) for side in (runs, peers))

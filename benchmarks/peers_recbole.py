@@ -3,7 +3,7 @@
     python benchmarks/peers_recbole.py FOLDER --seed 2020 --epochs 300
 
 FOLDER holds `peers/peers.inter` (the interactions as an atomic file) and `items.json` (their names in canonical order).
-Each epoch prints a line of JSON and leaves `epoch-N.npz`, the scores of every item for all users; the first line tells
+Each epoch prints a line of JSON and leaves `epoch-N.npz`, the scores of every item for all users; the first line states
 what RecBole tests on. After each line the program waits for one on its standard input: a peer may take its turn.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# RecBole 1.2.1 speaks of names that NumPy 2 no longer has, and imports a tuner that no run needs.
+# RecBole 1.2.1 uses names that NumPy 2 removed, and imports a tuner that no run needs.
 REMOVED = {"bool": "bool_", "int": "int_", "float": "float64", "complex": "complex128", "object": "object_"}
 REMOVED |= {"str": "str_", "long": "int_", "unicode": "str_", "float_": "float64", "complex_": "complex128"}
 REMOVED |= {"unicode_": "str_"}
@@ -107,11 +107,11 @@ def scores(model: Any, data: Any, columns: np.ndarray) -> np.ndarray:
 
 
 def say(**message: Any) -> None:
-    """One line out, then wait for the turn."""
+    """Print one line, then wait for our turn."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
     if not sys.stdin.readline():
-        sys.exit("the other end is gone")
+        sys.exit("the benchmark has ended")
 
 
 def parse_arguments(documentation: str) -> argparse.Namespace:

@@ -67,7 +67,7 @@ def tested(fed: pd.DataFrame, whole: pd.DataFrame, users: list[str]) -> dict[str
 
 
 def main() -> None:
-    """Train epoch by epoch until the other end has had enough."""
+    """Train epoch by epoch until the benchmark ends the process."""
     options = parse_arguments(__doc__)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")

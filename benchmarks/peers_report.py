@@ -1,14 +1,15 @@
 """What `peers.py` writes: JSON, tables and a plot."""
 
 import datetime
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from peers_curves import CLOCKS, METRICS, SCORINGS, Run, difference, quality, seconds_to, time_ratios
+from peers_curves import CLOCKS, METRICS, SCORINGS, SystemRun, difference, quality, seconds_to, time_ratios
+
+from ur4rec.compare.report import compact_json
 
 PEER = "RecBole"
 PEERS = (PEER, "RecTools")
@@ -20,9 +21,9 @@ BAR = 1 / 3
 COLOURS = {"ours": "tab:blue", "ours in JAX": "tab:green", PEER: "tab:red", "RecTools": "tab:orange"}
 
 
-def compare(runs: Sequence[Run]) -> dict[str, Any]:
+def compare(runs: Sequence[SystemRun]) -> dict[str, Any]:
     """Everything that is reported: figures of each system, and comparisons of each of ours with each peer."""
-    by_system: dict[str, list[Run]] = {}
+    by_system: dict[str, list[SystemRun]] = {}
     for run in runs:
         by_system.setdefault(run.system, []).append(run)
     return {
@@ -37,7 +38,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def figures(runs: Sequence[Run]) -> dict[str, Any]:
+def figures(runs: Sequence[SystemRun]) -> dict[str, Any]:
     """Quality and seconds of one system."""
     epochs = [epoch for run in runs for epoch in run.epochs]
     return {
@@ -55,7 +56,7 @@ def figures(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def comparison(runs: Sequence[Run], peers: Sequence[Run], *, bars: bool) -> dict[str, Any]:
+def comparison(runs: Sequence[SystemRun], peers: Sequence[SystemRun], *, bars: bool) -> dict[str, Any]:
     """One of ours against a peer: time to its best, and the difference on test."""
     rows: list[dict[str, Any]] = []
     for part, scoring, clock in product(PARTS, SCORINGS, CLOCKS):
@@ -209,12 +210,14 @@ def _kept(row: Mapping[str, Any]) -> str:
     return {None: "", True: "yes", False: "**no**"}[row["kept"]]
 
 
-def plot(runs: Sequence[Run], file: Path) -> None:
+def plot(runs: Sequence[SystemRun], file: Path) -> None:
     """Validation NDCG@10 against processor seconds, with either scoring."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot
+
+    from ur4rec.compare.plots import to_png
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharex=True)
     for panel, scoring in zip(axes, SCORINGS, strict=True):
@@ -230,11 +233,13 @@ def plot(runs: Sequence[Run], file: Path) -> None:
         panel.set_ylabel("validation NDCG@10")
         panel.legend()
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    file.write_bytes(to_png(figure, dpi=120))
     pyplot.close(figure)
 
 
-def save(runs: Sequence[Run], folder: Path, hardware: str, about: Mapping[str, Any], command: str) -> tuple[str, bool]:
+def save(
+    runs: Sequence[SystemRun], folder: Path, hardware: str, about: Mapping[str, Any], command: str
+) -> tuple[str, bool]:
     """Write JSON, Markdown and plot; returns the Markdown, and whether every bar is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"peers_{hardware}_{datetime.datetime.now(datetime.UTC).date()}"
@@ -243,7 +248,7 @@ def save(runs: Sequence[Run], folder: Path, hardware: str, about: Mapping[str, A
         {**run.to_json(), "epochs": [{**vars(epoch), "test_ranks": None} for epoch in run.epochs]} for run in runs
     ]
     text = table(result)
-    stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    stem.with_suffix(".json").write_text(compact_json(result) + "\n")
     stem.with_suffix(".md").write_text(text)
     plot(runs, stem.with_suffix(".png"))
     kept = all(row["kept"] is not False for each in result["comparisons"] for row in [*each["time"], *each["test"]])

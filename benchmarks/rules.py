@@ -7,7 +7,6 @@ without ``max_steps``, so that nothing but the losses ends a tenure.
 
 import argparse
 import datetime
-import json
 import math
 import platform
 import statistics
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from alternator import Alternator, Cycle, Gain, Patience, Plateau, RandomTenure, Rule, Trend, replay
 from alternator.recordings.tables import read_losses
 from alternator.rules._regression import least_squares
+from ur4rec.compare.report import compact_json
 
 SEED = 0
 RESULTS = Path(__file__).parent / "results"
@@ -105,9 +105,9 @@ class Cell:
     """Share of the runs that switched because the loss rises."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite delay (most runs never switched) is text."""
+        """Plain JSON values; an infinite delay (most runs never switched) is a string, and the scenario is by name."""
         delay = str(self.delay) if self.delay == math.inf else self.delay
-        return {**asdict(self), "name": self.scenario.name, "delay": delay}
+        return {**asdict(self), "scenario": self.scenario.name, "delay": delay}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +116,9 @@ class Requirement:
 
     scenario: Scenario
     hold: float | None = None
-    """Least share of the runs that hold."""
+    """Minimum share of the runs that hold."""
     delay: int | None = None
-    """Most steps, in the median, until it switches."""
+    """Maximum of the median steps until it switches."""
 
     def check(self, cell: Cell) -> tuple[str, str, bool]:
         """The bar, the figure, and whether it is kept."""
@@ -307,6 +307,8 @@ def plot(points: list[dict[str, Any]], file: Path) -> None:
     """False switches against delay, one curve per family."""
     from matplotlib.figure import Figure
 
+    from ur4rec.compare.plots import to_png
+
     figure = Figure(figsize=(12, 5.2), layout="constrained")
     for axes, (noise, slope) in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS, strict=True):
         for family in FAMILIES:
@@ -325,7 +327,7 @@ def plot(points: list[dict[str, Any]], file: Path) -> None:
     figure.axes[0].set_ylabel("share of runs that switch within 1,000 steps of falling loss")
     figure.suptitle("Better is lower and further left")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    figure.savefig(file, dpi=130)
+    file.write_bytes(to_png(figure, dpi=130))
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -378,8 +380,8 @@ def _rows(header: list[str], body: Iterable[Iterable[object]]) -> list[str]:
 
 def _cells_table(cells: list[dict[str, Any]]) -> list[str]:
     """A row per scenario, a column per rule: false switches and delay."""
-    names = list(dict.fromkeys(cell["name"] for cell in cells))
-    found = {(cell["name"], cell["rule"]): cell for cell in cells}
+    names = list(dict.fromkeys(cell["scenario"] for cell in cells))
+    found = {(cell["scenario"], cell["rule"]): cell for cell in cells}
     body = []
     for name in names:
         row = [name]
@@ -474,7 +476,7 @@ def _render_recorded(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def processor() -> str:
-    """The processor's name where the system tells."""
+    """The processor's name where the system reports it."""
     file = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in file.read_text().splitlines() if line.startswith("model name")]
     return names[0] if file.exists() and names else platform.machine()
@@ -496,7 +498,7 @@ def main(arguments: list[str] | None = None) -> int:
     stem = options.out / f"rules_{hardware}_{datetime.datetime.now(datetime.UTC).date()}"
     options.out.mkdir(parents=True, exist_ok=True)
     text = render(study, about)
-    stem.with_suffix(".json").write_text(json.dumps({"machine": about, **study}, indent=1, ensure_ascii=False) + "\n")
+    stem.with_suffix(".json").write_text(compact_json({"machine": about, **study}) + "\n")
     stem.with_suffix(".md").write_text(text)
     plot(study["trade_off"], stem.with_suffix(".png"))
     print(text.split("## A drop")[0])

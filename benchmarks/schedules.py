@@ -1,8 +1,9 @@
 """Does adaptive win?  `python benchmarks/schedules.py --study NAME` runs a study of schedules and writes its report.
 
-The engine is that of `ur4rec compare`. Finished runs are kept in ``benchmarks/studies/NAME`` and committed: anybody can
-make the report again from them, and the same command goes on with a study that is not complete. Give another --work to
-run it all anew. The report goes to ``benchmarks/results/schedules_NAME_cpuN_DATE`` as .md, .html, .json and plots.
+The engine is that of `ur4rec compare`. The finished runs of the committed studies are in ``benchmarks/studies/NAME``,
+packed into one file: anybody can make the report again from them (``--report-only``), and the same command continues a
+study that is not complete. Give another --work to run everything from scratch. The report goes to
+``benchmarks/results/schedules_NAME_cpuN_DATE`` as .md, .json and plots.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from alternator import AlternatorError
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.report import write_report
 from ur4rec.compare.study import StudyConfig
+from ur4rec.compare.summary import pack_study
 from ur4rec.compare.workers import run_study
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +37,7 @@ BY_HAND = (
 LESS_RETRIEVER = ("sequence:(('both',1),('sasrec',2))", "sequence:(('both',100),('sasrec',10000))")
 """The same for MovieLens-100K, where fixed ratios do better the less the retriever is trained."""
 ONLY_SASREC = "sequence:(('sasrec',1),)"
-"""What somebody would choose who knows that the texts tell nothing."""
+"""What somebody would choose who knows that the texts carry no information."""
 SEEDS = (0, 1, 2, 3, 4)
 
 COSTLY_RETRIEVER = {
@@ -45,9 +47,9 @@ COSTLY_RETRIEVER = {
 }
 """One module learns ten times faster, and costs more.
 
-An item's text tells its cluster and users stay in theirs, so that the retriever soon knows most of what there is, while
-SASRec with a small learning rate has to learn 400 items one by one. The retriever has eight queries: a step of both
-costs twice one of SASRec.
+An item's text gives away its cluster and users stay in theirs, so that the retriever soon knows most of what there is,
+while SASRec with a small learning rate has to learn 400 items one by one. The retriever has eight queries: a step of
+both costs twice as much as one of SASRec.
 """
 
 STUDIES = {
@@ -109,23 +111,27 @@ def main() -> None:
         extra = [word for arm in arguments.arms for word in ("--arms", arm)]
         extra += [word for seed in arguments.seeds for word in ("--seeds", str(seed))]
         command = shlex.join(["python", "benchmarks/schedules.py", "--study", name, *extra])
-        prefix = RESULTS / f"schedules_{name}_cpu{os.cpu_count()}_{datetime.date.today()}"
-        write_report(directory, prefix, command)
+        prefix = arguments.out / f"schedules_{name}_cpu{os.cpu_count()}_{datetime.date.today()}"
+        if arguments.pack:
+            pack_study(directory)
+        write_report(directory, prefix, command, brief=True)
     except AlternatorError as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {prefix}.md, .html, .json and plots")
+    print(f"wrote {prefix}.md, .json and plots")
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--study", required=True, choices=STUDIES, help="which of the committed studies")
+    parser.add_argument("--study", required=True, choices=STUDIES, help="one of the committed studies")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--arms", nargs="+", default=[], help="further arms, such as a rule of yours")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="further seeds")
     parser.add_argument("--work", type=Path, default=STUDIES_PATH, help="where runs are kept")
     parser.add_argument("--data-dir", type=Path, help="where to look for MovieLens before it is downloaded")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the report")
     parser.add_argument("--report-only", action="store_true", help="run nothing, report what is there")
+    parser.add_argument("--pack", action="store_true", help="pack the finished runs into one file, to commit them")
     return parser.parse_args()
 
 

@@ -3,8 +3,8 @@
 The model is that of the preset `demo` (`smoke` in quick mode), joint from the start: both modules train in every step
 of one `end_to_end` stage, so that every strategy acts in every step. All runs of a seed share data order and initial
 weights; each is tested at its best epoch by validation. Finished runs are kept in the work folder and skipped, so that
-the same command goes on after a stop. The strategies are run in every backend, the losses and fusions in the first one:
-they are the same functions in both, which the tests hold together.
+the same command continues after a stop. The strategies are run in every backend, the losses and fusions in the first
+one: they are the same functions in both, which tests compare.
 
 Shapes: T test targets (users), S runs (seeds of each backend).
 """
@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ur4rec.compare.evaluation import evaluate
+from ur4rec.compare.plots import to_png
+from ur4rec.compare.report import compact_json
+from ur4rec.compare.runner import evaluate
 from ur4rec.compare.statistics import Resamples
 from ur4rec.compare.workers import one_thread_processes
 from ur4rec.evaluation.metrics import ndcg
@@ -173,7 +175,7 @@ def read_result(job: Job, work: Path) -> dict[str, Any] | None:
 
 
 def run_all(jobs: list[Job], work: Path, processes: int) -> None:
-    """Run what is missing: in so many processes of one thread each, or in this one."""
+    """Run what is missing, in ``processes`` processes of one thread each, or in this one if it is 1."""
     missing = [job for job in jobs if read_result(job, work) is None]
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit="run", disable=None) as bar:
         for job in _finished(missing, work, processes):
@@ -221,7 +223,7 @@ def compare(results: dict[Job, dict[str, Any]], backends: list[str]) -> list[dic
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """What the intervals allow to say; a lower NLL is better.
+    """What the intervals allow us to conclude; a lower NLL is better.
 
     Example:
         >>> verdict({"ndcg@10": {"low": 0.01, "high": 0.2}, "nll": {"low": -0.01, "high": 0.02}})
@@ -297,7 +299,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         axes.set_xlabel(f"{LABELS[metric]}: difference in %")
         axes.set_yticks(range(len(shown)), [f"{row['arm']} (against {row['baseline']})" for row in shown], fontsize=8)
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    file.write_bytes(to_png(figure, dpi=120))
     pyplot.close(figure)
 
 
@@ -323,8 +325,11 @@ def build_study(results: dict[Job, dict[str, Any]], command: str) -> dict[str, A
 
 
 def summary(result: dict[str, Any]) -> dict[str, Any]:
-    """A run without the figures of each user, which stay in the work folder."""
-    return {**result, "best": {name: value for name, value in result["best"].items() if name != "per_user"}}
+    """A run in short: its settings are those of its arm, and the figures of each user stay in the work folder."""
+    best = {name: value for name, value in result["best"].items() if name != "per_user"}
+    validation = [epoch["validation"]["ndcg@10"] for epoch in result["epochs"]]
+    run = {name: result[name] for name in ("arm", "backend", "seed")}
+    return {**run, "best": best, "validation_ndcg@10": validation}
 
 
 def fill_in(page: Path, text: str) -> None:
@@ -365,7 +370,7 @@ def main(arguments: list[str] | None = None) -> int:
     hardware = f"cpu{multiprocessing.cpu_count()}" + ("-quick" if options.quick else "")
     stem = options.out / f"strategies_{hardware}_{study['about']['date']}"
     text = render(study)
-    write_whole(stem.with_suffix(".json"), (json.dumps(study, ensure_ascii=False) + "\n").encode())
+    write_whole(stem.with_suffix(".json"), (compact_json(study) + "\n").encode())
     write_whole(stem.with_suffix(".md"), f"# Do the strategies help?\n\n{text}".encode())
     first = next(iter(study["comparisons"].values()))
     write_file(stem.with_suffix(".png"), lambda file: plot(first, file))

@@ -1,4 +1,4 @@
-"""`ur4rec compare` as users give it: a study in a process of its own, found finished, and reported on anew."""
+"""`ur4rec compare` as users give it: a study in a process of its own, found finished, and reported on again."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The benchmark of accelerators, on the CPU: it measures what it says, and says what does not hold."""
+"""The benchmark of accelerators, on the CPU: it measures what it claims, and reports what does not hold."""
 
 import json
 from importlib import import_module

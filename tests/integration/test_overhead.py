@@ -1,4 +1,4 @@
-"""The benchmark of overhead, in its quick form: it measures, judges and writes what it says."""
+"""The benchmark of overhead, in its quick form: it measures, judges and writes what it claims."""
 
 import json
 import runpy

@@ -24,7 +24,7 @@ def benchmark():
 def make_run(benchmark):
     def make(system, seed, seconds, qualities, **about):
         epochs = [benchmark.peers_curves.tiny_epoch(seconds, quality) for quality in qualities]
-        return benchmark.peers_curves.Run(system=system, seed=seed, sitting="now", about=about, epochs=epochs)
+        return benchmark.peers_curves.SystemRun(system=system, seed=seed, sitting="now", about=about, epochs=epochs)
 
     return make
 
@@ -59,7 +59,7 @@ def test_quality_per_user_is_what_the_library_says_of_the_ranks(benchmark, make_
 
 def test_a_run_comes_back_from_its_file(benchmark, make_run):
     run = make_run("ours", 1, 1.5, [0.1, 0.2])
-    assert benchmark.peers_curves.Run.from_json(json.loads(json.dumps(run.to_json()))) == run
+    assert benchmark.peers_curves.SystemRun.from_json(json.loads(json.dumps(run.to_json()))) == run
 
 
 def test_the_report_says_which_bars_are_kept(benchmark, make_run, tmp_path):

@@ -26,7 +26,7 @@ ARMS_HELP = (
 
 
 def original_of(arm: str) -> str | None:
-    """The arm that this one is a control of; None if it stands for itself.
+    """The arm that this one is a control of; None if it is not a control.
 
     Example:
         >>> original_of("matched:plateau"), original_of("shuffled:payoff"), original_of("plateau")
@@ -38,20 +38,20 @@ def original_of(arm: str) -> str | None:
     return None
 
 
-def schedule_text(arm: str, *, turns: Mapping[str, Any] = _ANY_TURNS, seed: int = 0) -> str:
+def schedule_string(arm: str, *, turns: Mapping[str, Any] = _ANY_TURNS, seed: int = 0) -> str:
     """The schedule that an arm runs.
 
     Args:
         arm: The arm.
-        turns: Who trained when in the run that a control belongs to, as `ur4rec.compare.budget.describe_turns` says it.
+        turns: Who trained when in the run that a control belongs to; see `ur4rec.compare.budget.describe_turns`.
         seed: Seed of the control's draws.
 
     Example:
-        >>> schedule_text("matched:plateau", turns={"mean_tenure": 12.5}, seed=3)
+        >>> schedule_string("matched:plateau", turns={"mean_tenure": 12.5}, seed=3)
         'random_tenure,mean=12.5,seed=3'
-        >>> schedule_text("shuffled:payoff", turns={"tenures": [["both", 20], ["sasrec", 5]]})
+        >>> schedule_string("shuffled:payoff", turns={"tenures": [["both", 20], ["sasrec", 5]]})
         "sequence:(('both', 20), ('sasrec', 5))"
-        >>> schedule_text("3:1")
+        >>> schedule_string("3:1")
         '3:1'
     """
     if arm.startswith(MATCHED):
@@ -103,7 +103,7 @@ def check_arms(arms: Sequence[str]) -> None:
         original = original_of(arm)
         if original is not None and (original not in arms or original == JOINT):
             raise ConfigurationError(f"{arm!r} needs an arm {original!r} that switches; add it or leave {arm!r} out")
-        parse_schedule(schedule_text(arm))
+        parse_schedule(schedule_string(arm))
 
 
 def slug(arm: str) -> str:

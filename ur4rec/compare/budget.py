@@ -1,11 +1,13 @@
 """Budgets: what each step is charged, what is spent, and where the learning rate is by then."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from ur4rec.data.batches import Batch, TrainBatches
 from ur4rec.schedule.stages import MODULES, TURNS
+from ur4rec.training.backend import Trainer
 
 BASES = ("updates", "cost")
 """What can be held equal: module updates, or seconds of computation."""
@@ -26,7 +28,7 @@ class StepCosts:
     """Of one module's scores of the held-out targets on which a schedule measures."""
 
     def parity(self, num_steps: int) -> float:
-        """The cost of so many steps of parity, each the first of its tenure."""
+        """The cost of this number of parity steps, each the first of its tenure."""
         return sum(self.first[MODULES[step % 2]] for step in range(num_steps))
 
 
@@ -88,6 +90,37 @@ class Ledger:
         later = bool(self.turns) and self.turns[-1] == turn
         seconds = (self._costs.later if later else self._costs.first)[turn]
         return {"updates": len(TURNS[turn]), "cost": seconds}
+
+
+class Course:
+    """The training batches of a run in order, from one evaluation to the next, each step charged.
+
+    It is what a trainer iterates over: a step's turn is known when its batch is asked for, and charged after it.
+
+    Args:
+        trainer: Its schedule decides what a step trains.
+        batches: All batches; step n takes the n-th, whoever trains, so that every arm of a seed sees the same data.
+        ledger: Where steps are charged.
+    """
+
+    def __init__(self, trainer: Trainer, batches: TrainBatches, ledger: Ledger) -> None:
+        self._trainer = trainer
+        self._batches = batches
+        self._ledger = ledger
+        self.until = 1.0
+
+    @property
+    def usual_targets(self) -> int:
+        """As for `TrainBatches`: a backend that compiles takes it for a constant shape."""
+        return self._batches.usual_targets
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self._ledger.fits(turn := self._trainer.alternator.active, self.until):
+            epoch, index = divmod(len(self._ledger.turns), len(self._batches))
+            probed = self._trainer.num_probe_forwards
+            yield self._batches.batch(epoch, index)
+            self._ledger.charge(turn)
+            self._ledger.charge_probes(self._trainer.num_probe_forwards - probed)
 
 
 def describe_turns(turns: Sequence[str]) -> dict[str, Any]:

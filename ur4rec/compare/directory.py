@@ -1,4 +1,4 @@
-"""The directory of a study: its configuration, the costs, and one file per finished run, each whole or not there."""
+"""The directory of a study: its configuration, the costs, and its finished runs, each whole or absent."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.compare.arms import PARITY, slug
+from ur4rec.compare.packed import KeptTargets, PackedRuns, write_packed
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
 from ur4rec.errors import ConfigurationError, DataError
@@ -16,7 +17,10 @@ from ur4rec.files import write_file, write_whole
 
 
 class StudyDirectory:
-    """``study.json``, ``costs.json`` and ``runs/ARM/BUDGET-seed-N.json`` with an ``.npz`` of the targets beside it.
+    """``study.json``, ``costs.json`` and the runs: one pair of files each as they finish, all in one once packed.
+
+    A loose run is ``runs/ARM/BUDGET-seed-N.json`` with an ``.npz`` of what every target got at every point; packed runs
+    are in ``runs.parquet``. A loose run takes precedence over a packed one.
 
     Args:
         path: The directory. Open it with `begin` or `reopen`.
@@ -26,6 +30,7 @@ class StudyDirectory:
     def __init__(self, path: Path, study: StudyConfig) -> None:
         self.path = path
         self.study = study
+        self._packed = PackedRuns(path / "runs.parquet")
 
     @classmethod
     def begin(cls, path: Path, study: StudyConfig) -> "StudyDirectory":
@@ -81,18 +86,22 @@ class StudyDirectory:
 
     def is_done(self, key: RunKey) -> bool:
         """Whether a run is finished and kept."""
+        return self.is_loose(key) or key in self._packed
+
+    def is_loose(self, key: RunKey) -> bool:
+        """Whether a finished run has files of its own, which hold what every target got at every point."""
         return self._run_file(key).is_file()
 
     def missing(self) -> list[RunKey]:
-        """The runs that are to be done."""
+        """The runs that have yet to be done."""
         return [key for key in self.keys() if not self.is_done(self.key_of(*key))]
 
     def read_run(self, key: RunKey) -> dict[str, Any]:
         """What a finished run reported."""
-        return _read_json(self._run_file(key))
+        return _read_json(self._run_file(key)) if self.is_loose(key) else self._packed.report(key)
 
     def read_arrays(self, key: RunKey) -> dict[str, NDArray[Any]]:
-        """What a finished run gave every target.
+        """What every target got at every point of a loose run, and its training losses.
 
         Raises:
             DataError: The file is missing or damaged.
@@ -103,6 +112,42 @@ class StudyDirectory:
                 return {name: arrays[name] for name in arrays.files}
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path} is damaged ({error}); remove it and its .json, and compare again") from error
+
+    def read_targets(self, key: RunKey) -> KeptTargets:
+        """What every test target got at the best validation point of a finished run.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        if not self.is_loose(key):
+            return self._packed.targets(key)
+        best = self.read_run(key)["best"]
+        if best is None:
+            return KeptTargets.of(np.array([]), np.array([]))
+        arrays = self.read_arrays(key)
+        return KeptTargets.of(arrays["test_ranks_PT"][best], arrays["test_nll_PT"][best])
+
+    def kept_time_ratios(self, basis: str) -> dict[str, Any]:
+        """By arm, what `pack` kept of a budget."""
+        return dict(self._packed.time_ratios.get(basis, {}))
+
+    def pack(self, time_ratios: Mapping[str, Any]) -> None:
+        """Move all finished runs into ``runs.parquet``: what the report uses of them.
+
+        Args:
+            time_ratios: By budget and arm, what can no longer be computed from packed runs; see `PackedRuns`.
+        """
+        keys = [*dict.fromkeys([*(key for key, _ in self.runs()), *self._packed.keys])]
+        targets = [self.read_targets(key) for key in keys]
+        write_packed(self.path / "runs.parquet", [self.read_run(key) for key in keys], targets, time_ratios)
+        self._packed = PackedRuns(self.path / "runs.parquet")
+        for file in [self._run_file(key) for key in keys if self.is_loose(key)]:
+            file.unlink()
+            file.with_suffix(".npz").unlink()
+            if not any(file.parent.iterdir()):
+                file.parent.rmdir()
+        if (self.path / "runs").is_dir() and not any((self.path / "runs").iterdir()):
+            (self.path / "runs").rmdir()
 
     def write_run(self, key: RunKey, report: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep a finished run; it counts as finished once its JSON is there, which comes last."""

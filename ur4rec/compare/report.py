@@ -29,13 +29,17 @@ REFERENCES = {
 }
 
 
-def write_report(directory: StudyDirectory, prefix: Path | None = None, command: str | None = None) -> str:
+def write_report(
+    directory: StudyDirectory, prefix: Path | None = None, command: str | None = None, *, brief: bool = False
+) -> str:
     """Write ``PREFIX.md``, ``.html``, ``.json`` and the plots from whatever runs are finished.
 
     Args:
         directory: The study.
         prefix: Where, without an ending; by default ``report`` in the directory.
         command: What a reader runs to get the same; by default `ur4rec compare` with the study's settings.
+        brief: For a repository that keeps the runs: no page of HTML, and JSON on one line, of five significant digits,
+            without the curves, which are in the runs.
 
     Returns:
         The Markdown.
@@ -59,9 +63,37 @@ def write_report(directory: StudyDirectory, prefix: Path | None = None, command:
     text = render_markdown(summary, {f"{prefix.name}-{name}.png": title for name, (_, title) in plots.items()})
     pictures = {f"{prefix.name}-{name}.png": picture for name, (picture, _) in plots.items()}
     write_whole(prefix.with_name(prefix.name + ".md"), text.encode())
-    write_whole(prefix.with_name(prefix.name + ".html"), render_page(text, pictures).encode())
-    write_whole(prefix.with_name(prefix.name + ".json"), (json.dumps(summary, indent=1) + "\n").encode())
+    if not brief:
+        write_whole(prefix.with_name(prefix.name + ".html"), render_page(text, pictures).encode())
+    numbers = compact_json(_without_curves(summary)) if brief else json.dumps(summary, indent=1)
+    write_whole(prefix.with_name(prefix.name + ".json"), f"{numbers}\n".encode())
     return text
+
+
+def compact_json(content: Any) -> str:
+    """JSON on one line, with floats of five significant digits.
+
+    Example:
+        >>> compact_json({"mean": 0.123456789, "seeds": (0, 1)})
+        '{"mean":0.12346,"seeds":[0,1]}'
+    """
+    return json.dumps(_shortened(content), separators=(",", ":"), ensure_ascii=False)
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _shortened(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_shortened(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _without_curves(summary: Mapping[str, Any]) -> dict[str, Any]:
+    budgets = {
+        basis: {name: value for name, value in budget.items() if name != "curves"}
+        for basis, budget in summary["budgets"].items()
+    }
+    return {**summary, "budgets": budgets}
 
 
 def compare_command(study: StudyConfig) -> str:
@@ -169,6 +201,11 @@ def _budget_section(budget: Mapping[str, Any], basis: str) -> list[str]:
             "without 1; below 1 is sooner; ∞ is never):",
             _table(["arm", "to 95% of its NDCG@10", "to 100%", "to its NLL"], rows),
         ]
+    if without := [arm for arm in arms if arm != PARITY and arm not in budget["time_ratios"]]:
+        sections.append(
+            f"Without that interval, because only some of their runs are packed: {', '.join(without)}. Packed runs do "
+            "not hold what every target got at every point."
+        )
     sections += ["How they trained, and what parity's final validation quality took them:", _table(_COLUMNS, behaviour)]
     return sections
 

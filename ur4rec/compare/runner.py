@@ -1,28 +1,30 @@
 """One run of a study: an arm, a seed, a budget; trained, evaluated at every point, and kept.
 
-Shapes: P evaluation points, S steps, M modules, T targets.
+Shapes: B rows of a batch, I items, L positions, P evaluation points, S steps, M modules, T targets.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.compare.arms import schedule_text, with_costs
-from ur4rec.compare.budget import Ledger, StepCosts, describe_turns
-from ur4rec.compare.evaluation import RankedTargets, evaluate
-from ur4rec.compare.setting import Course, build_trainer, joint_stage, prepare_study
+from ur4rec.compare.arms import schedule_string, with_costs
+from ur4rec.compare.budget import Course, Ledger, StepCosts, describe_turns
 from ur4rec.compare.study import StudyConfig
+from ur4rec.data import Interactions, load_dataset, sample_users, synthetic, without_texts
+from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import NonFiniteError
+from ur4rec.evaluation.metrics import negative_log_likelihood, summarise, target_ranks
 from ur4rec.evaluation.results import CRITERION
-from ur4rec.runs.prepared import PreparedData
+from ur4rec.runs.prepared import PreparedData, prepare_data
 from ur4rec.runs.provenance import machine_facts, run_facts, source_commit
-from ur4rec.schedule.names import parse_schedule
+from ur4rec.schedule.names import Schedule, parse_schedule
 from ur4rec.schedule.stages import MODULES
-from ur4rec.training.backend import Trainer
+from ur4rec.training.backend import Scorer, Trainer, load_backend
 from ur4rec.training.records import StepRecord
 
 
@@ -35,6 +37,40 @@ class RunKey(NamedTuple):
     """The seed."""
     basis: str
     """The budget that is held equal: ``updates`` or ``cost``."""
+
+
+class RankedTargets(NamedTuple):
+    """What one set of targets got."""
+
+    ranks_T: NDArray[np.int32]
+    """The rank of each target among the items that its user has not seen."""
+    nll_T: NDArray[np.float32]
+    """Minus the log-probability of each target: a softmax of the scores over the whole catalogue."""
+
+    def summary(self) -> dict[str, float]:
+        """Hit@10, NDCG@10 and the mean NLL."""
+        metrics = summarise(self.ranks_T, (10,))
+        return {
+            "hit@10": metrics["hit@10"],
+            "ndcg@10": metrics["ndcg@10"],
+            "nll": float(self.nll_T.mean(dtype=np.float64)),
+        }
+
+
+def evaluate(trainer: Scorer, batches: Iterable[EvaluationBatch]) -> RankedTargets:
+    """Score every target's history once, fused, and take rank and likelihood from the same scores.
+
+    Raises:
+        NonFiniteError: A score that counts is NaN or infinite.
+    """
+    ranks, likelihoods = [], []
+    for batch in batches:
+        scores_BI = np.asarray(trainer.score(batch.items_BL))[: batch.num_valid]
+        targets_B = batch.targets_B[: batch.num_valid]
+        seen = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
+        ranks.append(target_ranks(scores_BI, targets_B, *seen))
+        likelihoods.append(negative_log_likelihood(scores_BI, targets_B))
+    return RankedTargets(np.concatenate(ranks).astype(np.int32), np.concatenate(likelihoods).astype(np.float32))
 
 
 class ArmRun:
@@ -61,8 +97,8 @@ class ArmRun:
     ) -> None:
         self.study = study
         self.key = key
-        text = key.arm if original is None else schedule_text(key.arm, turns=original["turns"], seed=key.seed)
-        self.schedule = with_costs(text, costs.later)
+        schedule = key.arm if original is None else schedule_string(key.arm, turns=original["turns"], seed=key.seed)
+        self.schedule = with_costs(schedule, costs.later)
         self.prepared = prepare_study(study, key.seed, data_dir)
         self.ledger = Ledger(study.updates, costs, key.basis)
         self.records: list[StepRecord] = []
@@ -74,7 +110,7 @@ class ArmRun:
         """Train and evaluate to the end of the budget.
 
         Returns:
-            What is kept as JSON; a run whose losses or scores stop being finite ends there and says so.
+            What is kept as JSON; a run whose losses or scores stop being finite ends there, with an ``error``.
         """
         started, error = time.perf_counter(), None
         trainer = build_trainer(self.study, self.prepared, self.schedule, self.key.seed, on_step=self.records.append)
@@ -128,6 +164,62 @@ class ArmRun:
             "seconds": seconds,
             "facts": study_facts(self.prepared, self.study),
         }
+
+
+def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -> PreparedData:
+    """Data, split and batches of one seed; the data is read once per process.
+
+    Raises:
+        UR4RecError: The data cannot be had or is malformed, or a setting does not fit it.
+    """
+    data = tuple(sorted(study.data.items()))
+    interactions = _load(study.dataset, data, study.num_users, study.user_seed, study.blank_texts, data_dir)
+    return prepare_data(study.run_config("parity", seed), interactions)
+
+
+@lru_cache(maxsize=1)
+def _load(
+    dataset: str,
+    data: tuple[tuple[str, Any], ...],
+    num_users: int | None,
+    user_seed: int,
+    blank_texts: bool,
+    data_dir: Path | None,
+) -> Interactions:
+    interactions = synthetic(**dict(data)) if data else load_dataset(dataset, directory=data_dir)
+    if num_users is not None:
+        interactions = sample_users(interactions, num_users, user_seed)
+    return without_texts(interactions) if blank_texts else interactions
+
+
+def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, seed: int, **settings: Any) -> Trainer:
+    """A `JointTrainer` of the study's backend with the initial weights of a seed.
+
+    Args:
+        study: The study.
+        prepared: Its data.
+        schedule: Who trains in the joint stage.
+        seed: Of weights, dropout and sampled negatives.
+        **settings: Further arguments of the trainer.
+    """
+    config, parsed = study.run_config(schedule, seed), parse_schedule(schedule)
+    backend = load_backend(study.backend)
+    model = backend.UR4Rec(prepared.split.num_items, prepared.item_text_vectors_IT, seed=seed, **config.model)
+    return backend.JointTrainer(
+        model,
+        device=study.device,
+        rule=parsed.rule,
+        probe=prepared.probe() if parsed.measures else None,
+        seed=seed,
+        progress=False,
+        **settings,
+        **config.trainer,
+    )
+
+
+def joint_stage(schedule: Schedule) -> str:
+    """The stage in which a schedule trains."""
+    return "end_to_end" if schedule.rule is None else "joint_finetune"
 
 
 def study_facts(prepared: PreparedData, study: StudyConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from alternator.checks import check_integer
 from ur4rec.checks import check_choice
-from ur4rec.compare.arms import PARITY, check_arms, schedule_text
+from ur4rec.compare.arms import PARITY, check_arms, schedule_string
 from ur4rec.compare.budget import BASES
 from ur4rec.config import JOINT_LOSSES
 from ur4rec.errors import ConfigurationError
@@ -33,7 +33,7 @@ class StudyConfig:
     data: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `ur4rec.data.synthetic`, for the dataset of that name."""
     num_users: int | None = None
-    """Train, validate and test on so many users, drawn with ``user_seed``; None is all of them."""
+    """Train, validate and test on this number of users, drawn with ``user_seed``; None is all of them."""
     user_seed: int = 0
     """Seed of the drawn users."""
     blank_texts: bool = False
@@ -46,7 +46,7 @@ class StudyConfig:
     """Module updates of the budget; a step that trains both modules is two. Also the number of steps of parity, whose
     cost is the budget at equal cost."""
     eval_every: int = 40
-    """Evaluate each time that so many updates (or their part of the cost) have been spent."""
+    """Evaluate whenever this number of updates (or their part of the cost) has been spent."""
     budgets: tuple[str, ...] = BASES
     """What is held equal: ``updates``, ``cost``, or each in turn."""
     pretrain: int = 0
@@ -71,8 +71,8 @@ class StudyConfig:
     def __post_init__(self) -> None:
         check_arms(self.arms)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
-        for name, least in {"updates": 2, "eval_every": 1, "pretrain": 0}.items():
-            check_integer(name, getattr(self, name), least)
+        for name, minimum in {"updates": 2, "eval_every": 1, "pretrain": 0}.items():
+            check_integer(name, getattr(self, name), minimum)
         if self.eval_every > self.updates:
             raise ConfigurationError(f"eval_every must be at most updates ({self.updates}), got {self.eval_every}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -95,7 +95,7 @@ class StudyConfig:
             self.preset,
             dataset=self.dataset,
             backend=self.backend,
-            schedule=schedule_text(schedule),
+            schedule=schedule_string(schedule),
             batch_size=self.batch_size,
             encoder=self.encoder,
             seed=seed,

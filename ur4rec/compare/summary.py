@@ -1,4 +1,4 @@
-"""What came out of a study, as numbers: per arm, and each arm against the references.
+"""The results of a study as numbers: per arm, and each arm against the references.
 
 Shapes: S seeds, T targets.
 """
@@ -44,7 +44,7 @@ class Arm(NamedTuple):
 
 
 def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
-    """Everything that the report says, as plain JSON values.
+    """Everything that the report shows, as plain JSON values.
 
     Raises:
         DataError: Parity has no finished run yet.
@@ -55,7 +55,7 @@ def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
         arms = {arm: _collect(directory, arm, basis) for arm in study.arms}
         arms = {arm: found for arm, found in arms.items() if found.runs}
         if PARITY not in arms:
-            raise DataError(f"{directory.path} has no finished run of parity yet; let the comparison go on")
+            raise DataError(f"{directory.path} has no finished run of parity yet; continue the comparison")
         budgets[basis] = _summarise_budget(directory, arms, basis)
     runs = [run for _, run in directory.runs()]
     return {
@@ -90,7 +90,7 @@ def _summarise_budget(directory: StudyDirectory, arms: Mapping[str, Arm], basis:
         "target": final,
         "arms": {arm: _summarise_arm(found, final) for arm, found in arms.items()},
         "differences": _differences(directory, arms, tuned),
-        "time_ratios": _time_ratios(directory, arms),
+        "time_ratios": _time_ratios(directory, arms, basis),
         "curves": {arm: {str(seed): _curve(run) for seed, run in found.runs.items()} for arm, found in arms.items()},
     }
 
@@ -174,8 +174,28 @@ def _differences(directory: StudyDirectory, arms: Mapping[str, Arm], tuned: str)
     return table
 
 
-def _time_ratios(directory: StudyDirectory, arms: Mapping[str, Arm]) -> dict[str, Any]:
-    """Each arm's cost to parity's final validation quality, by parity's, with an interval; None for infinite."""
+def pack_study(directory: StudyDirectory) -> None:
+    """Pack a study's finished runs, with the intervals that need every target at every point.
+
+    Raises:
+        DataError: Parity has no finished run yet.
+    """
+    kept: dict[str, Any] = {}
+    for basis, budget in summarise_study(directory)["budgets"].items():
+        seeds = {arm: found["seeds"] for arm, found in budget["arms"].items()}
+        kept[basis] = {
+            arm: {"seeds": [seed for seed in seeds[arm] if seed in seeds[PARITY]], "ratios": ratios}
+            for arm, ratios in budget["time_ratios"].items()
+        }
+    directory.pack(kept)
+
+
+def _time_ratios(directory: StudyDirectory, arms: Mapping[str, Arm], basis: str) -> dict[str, Any]:
+    """Each arm's cost to parity's final validation quality, by parity's, with an interval; None for infinite.
+
+    Computed from loose runs and kept for packed ones; arms that have some of each are left out.
+    """
+    kept = directory.kept_time_ratios(basis)
     curves = {arm: _curves_per_target(directory, found) for arm, found in arms.items()}
 
     @cache
@@ -189,21 +209,30 @@ def _time_ratios(directory: StudyDirectory, arms: Mapping[str, Arm]) -> dict[str
         return {name: draws.curves(each) for name, each in stacked.items()}
 
     table: dict[str, Any] = {}
-    for arm in arms:
-        seeds = tuple(seed for seed in curves[arm] if seed in curves[PARITY])
+    for arm, found in arms.items():
+        seeds = tuple(seed for seed in found.runs if seed in arms[PARITY].runs)
+        loose = [seed in curves[each] for each in (arm, PARITY) for seed in seeds]
         if arm == PARITY or not seeds:
             continue
-        ours, theirs = resampled(arm, seeds), resampled(PARITY, seeds)
-        found = {f"{part:.0%}": time_ratio(ours[CRITERION], theirs[CRITERION], part) for part in sorted(PARTS)}
-        found["nll"] = time_ratio(ours["nll"], theirs["nll"])
-        table[arm] = {name: [each if np.isfinite(each) else None for each in ratio] for name, ratio in found.items()}
+        if all(loose):
+            table[arm] = _time_ratio(resampled(arm, seeds), resampled(PARITY, seeds))
+        elif not any(loose) and kept.get(arm, {}).get("seeds") == list(seeds):
+            table[arm] = kept[arm]["ratios"]
     return table
 
 
+def _time_ratio(arm: Mapping[str, ResampledCurves], parity: Mapping[str, ResampledCurves]) -> dict[str, Any]:
+    found = {f"{part:.0%}": time_ratio(arm[CRITERION], parity[CRITERION], part) for part in sorted(PARTS)}
+    found["nll"] = time_ratio(arm["nll"], parity["nll"])
+    return {name: [each if np.isfinite(each) else None for each in ratio] for name, ratio in found.items()}
+
+
 def _curves_per_target(directory: StudyDirectory, arm: Arm) -> dict[int, dict[str, Curves]]:
-    """By seed: validation NDCG@10, and minus the NLL, of every target at every point, against cost."""
+    """By seed: validation NDCG@10, and minus the NLL, of every target at every point, against cost; of loose runs."""
     found = {}
     for seed, run in arm.runs.items():
+        if not directory.is_loose(arm.keys[seed]):
+            continue
         arrays = directory.read_arrays(arm.keys[seed])
         ndcg_PT = ndcg(arrays["validation_ranks_PT"], 10)
         cost_P = np.array([point["cost"] for point in run["points"]])
@@ -226,14 +255,10 @@ def _stack_curves(by_seed: Sequence[Mapping[str, Curves]]) -> dict[str, Curves]:
 def _per_target(directory: StudyDirectory, arm: Arm) -> dict[int, dict[str, NDArray[Any]]]:
     """By seed: each metric of every test target at the best validation point."""
     found = {}
-    for seed, run in arm.runs.items():
-        arrays = directory.read_arrays(arm.keys[seed])
-        ranks_T = arrays["test_ranks_PT"][run["best"]]
-        found[seed] = {
-            "hit@10": (ranks_T <= 10).astype(float),
-            "ndcg@10": ndcg(ranks_T, 10),
-            "nll": arrays["test_nll_PT"][run["best"]],
-        }
+    for seed in arm.runs:
+        targets = directory.read_targets(arm.keys[seed])
+        hits_T = (targets.ranks_T <= 10).astype(float)
+        found[seed] = {"hit@10": hits_T, "ndcg@10": ndcg(targets.ranks_T, 10), "nll": targets.nll_T}
     return found
 
 

@@ -44,7 +44,7 @@ def run_study(directory: StudyDirectory, *, jobs: int = 1, data_dir: Path | None
         quiet: Whether to show no progress.
 
     Raises:
-        StudyInterruptedError: Ctrl-C, or a process died; run it again to go on.
+        StudyInterruptedError: Ctrl-C, or a process died; run it again to continue.
         AlternatorError: A setting does not fit, or the data cannot be had.
     """
     if not directory.missing():
@@ -104,7 +104,7 @@ def _run_arms(
             for future in done:
                 finished += 1
                 bar.update()
-                _tell(f"{finished} of {total}", running.pop(future), future.result())
+                _log(f"{finished} of {total}", running.pop(future), future.result())
 
 
 def _is_ready(directory: StudyDirectory, key: RunKey) -> bool:
@@ -112,7 +112,7 @@ def _is_ready(directory: StudyDirectory, key: RunKey) -> bool:
     return original is None or directory.is_done(directory.key_of(original, key.seed, key.basis))
 
 
-def _tell(place: str, key: RunKey, report: Mapping[str, Any]) -> None:
+def _log(place: str, key: RunKey, report: Mapping[str, Any]) -> None:
     if report["best"] is None:
         quality = report["error"]
     else:
@@ -144,7 +144,7 @@ def one_thread_processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
             process.terminate()
         if isinstance(error, (KeyboardInterrupt, BrokenProcessPool)):
             what = "a process died" if isinstance(error, BrokenProcessPool) else "stopped"
-            raise StudyInterruptedError(f"{what}; finished runs are kept: give the same command to go on") from error
+            raise StudyInterruptedError(f"{what}; finished runs are kept: give the same command to continue") from error
         raise
     finally:
         pool.shutdown(cancel_futures=True)

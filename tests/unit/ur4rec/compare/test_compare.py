@@ -3,7 +3,6 @@
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +11,10 @@ from scipy.special import log_softmax
 from tests.unit.ur4rec.compare.tiny_study import COSTS, tiny_study
 from ur4rec.compare import workers
 from ur4rec.compare.arms import original_of
-from ur4rec.compare.budget import Ledger
+from ur4rec.compare.budget import Course, Ledger
 from ur4rec.compare.costs import KINDS, measure_costs, read_costs
-from ur4rec.compare.directory import StudyDirectory
-from ur4rec.compare.evaluation import evaluate
 from ur4rec.compare.report import compare_command, write_report
-from ur4rec.compare.runner import RunKey
-from ur4rec.compare.setting import Course, build_trainer, prepare_study
+from ur4rec.compare.runner import RunKey, build_trainer, evaluate, prepare_study
 from ur4rec.compare.workers import run_one
 from ur4rec.data import sample_users, synthetic
 from ur4rec.errors import ConfigurationError
@@ -257,17 +253,3 @@ def test_a_retriever_with_blank_texts_says_nothing_and_is_left_out(tmp_path, bac
     assert turns["retriever"] == 0
     assert "--blank-texts" in compare_command(directory.study)
     assert "--blank-texts" not in compare_command(tiny_study(tmp_path / "t").study)
-
-
-STUDIES = Path(__file__).parents[4] / "benchmarks" / "studies"
-RESULTS = STUDIES.with_name("results")
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in STUDIES.iterdir()))
-def test_committed_studies_have_the_runs_that_their_reports_tell_of(name):
-    """Whoever doubts a report can make it again: none of its runs is left out of the repository."""
-    directory = StudyDirectory.reopen(STUDIES / name)
-    (report,) = RESULTS.glob(f"schedules_{name}_cpu*.json")
-    told = json.loads(report.read_text())["runs"]
-    assert told == {"finished": len(list(directory.runs())), "planned": len(directory.keys())}
-    assert all(directory.read_arrays(key)["test_ranks_PT"].size for key, _ in directory.runs())

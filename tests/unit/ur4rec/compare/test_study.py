@@ -5,7 +5,7 @@ import pytest
 from alternator import RandomTenure
 from tests.unit.ur4rec.compare.tiny_study import TINY, tiny_study
 from ur4rec.cli.arguments import repeat_options
-from ur4rec.compare.arms import check_arms, ratio_of, schedule_text, slug
+from ur4rec.compare.arms import check_arms, ratio_of, schedule_string, slug
 from ur4rec.compare.command import open_study
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.runner import RunKey
@@ -19,13 +19,15 @@ from ur4rec.schedule.stages import STAGES
 
 
 def test_a_matched_arm_is_random_tenures_with_the_measured_mean():
-    text = schedule_text("matched:trend,min_gain=0.02", turns={"mean_tenure": 7.25}, seed=4)
+    text = schedule_string("matched:trend,min_gain=0.02", turns={"mean_tenure": 7.25}, seed=4)
     assert parse_schedule(text).rule == RandomTenure(mean=7.25, seed=4)
 
 
 def test_a_shuffled_arm_has_the_tenures_of_its_original_in_another_order():
     tenures = [["both", 20], *([turn, length] for length in range(1, 9) for turn in ("sasrec", "both"))]
-    rules = [parse_schedule(schedule_text("shuffled:x", turns={"tenures": tenures}, seed=seed)).rule for seed in (0, 1)]
+    rules = [
+        parse_schedule(schedule_string("shuffled:x", turns={"tenures": tenures}, seed=seed)).rule for seed in (0, 1)
+    ]
     originals = tuple(map(tuple, tenures))
     assert all(sorted(rule.tenures) == sorted(originals) for rule in rules)
     assert len({originals, *(rule.tenures for rule in rules)}) == 3

@@ -354,7 +354,7 @@ def plot(rows: list[Row], file: Path) -> None:
     from ur4rec.compare.plots import to_png
 
     ratios = [row for row in rows if row.unit == "×"][::-1]
-    figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(ratios) + 1.5))
+    figure, axes = pyplot.subplots(figsize=(9, 0.5 * len(ratios) + 1.5), layout="constrained")
     for position, row in enumerate(ratios):
         errors = [[row.value - row.low], [row.high - row.value]]
         axes.barh(position, row.value, xerr=errors, color="tab:green" if row.passes else "tab:red", capsize=3)
@@ -363,8 +363,7 @@ def plot(rows: list[Row], file: Path) -> None:
     axes.set_yticks(range(len(ratios)), [f"{row.name}\nagainst {row.against}" for row in ratios], fontsize=7)
     axes.axvline(1, color="grey", linestyle=":")
     axes.set_xlabel("times the cost of what it is compared with (black: the bar)")
-    figure.tight_layout()
-    file.write_bytes(to_png(figure, dpi=120))
+    file.write_bytes(to_png(figure))
     pyplot.close(figure)
 
 

@@ -219,7 +219,7 @@ def plot(runs: Sequence[SystemRun], file: Path) -> None:
 
     from ur4rec.compare.plots import to_png
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharex=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharex=True, layout="constrained")
     for panel, scoring in zip(axes, SCORINGS, strict=True):
         for run in runs:
             label = run.system if run.seed == 0 else None
@@ -232,8 +232,7 @@ def plot(runs: Sequence[SystemRun], file: Path) -> None:
         panel.set_xlabel("processor seconds of training")
         panel.set_ylabel("validation NDCG@10")
         panel.legend()
-    figure.tight_layout()
-    file.write_bytes(to_png(figure, dpi=120))
+    file.write_bytes(to_png(figure))
     pyplot.close(figure)
 
 

@@ -327,7 +327,7 @@ def plot(points: list[dict[str, Any]], file: Path) -> None:
     figure.axes[0].set_ylabel("share of runs that switch within 1,000 steps of falling loss")
     figure.suptitle("Better is lower and further left")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
-    file.write_bytes(to_png(figure, dpi=130))
+    file.write_bytes(to_png(figure))
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

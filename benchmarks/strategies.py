@@ -284,7 +284,9 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot
 
-    figure, all_axes = pyplot.subplots(1, len(METRICS), figsize=(12, 0.35 * len(rows) + 1.5), sharey=True)
+    figure, all_axes = pyplot.subplots(
+        1, len(METRICS), figsize=(12, 0.35 * len(rows) + 1.5), sharey=True, layout="constrained"
+    )
     shown = [row for row in rows if any("low" in row.get(metric, {}) for metric in METRICS)][::-1]
     for metric, axes in zip(METRICS, all_axes, strict=True):
         for position, row in enumerate(shown):
@@ -298,8 +300,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xlabel(f"{LABELS[metric]}: difference in %")
         axes.set_yticks(range(len(shown)), [f"{row['arm']} (against {row['baseline']})" for row in shown], fontsize=8)
-    figure.tight_layout()
-    file.write_bytes(to_png(figure, dpi=120))
+    file.write_bytes(to_png(figure))
     pyplot.close(figure)
 
 

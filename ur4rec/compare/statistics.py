@@ -49,7 +49,7 @@ class Resamples:
     Args:
         num_seeds: Seeds.
         num_users: Users.
-        num_resamples: How many resamples.
+        num_resamples: Number of resamples.
         seed: Seed of the draws.
 
     Example:
@@ -76,7 +76,7 @@ class Resamples:
         )
 
     def relative_difference(self, arm_ST: NDArray[Any], reference_ST: NDArray[Any]) -> Interval:
-        """By what part the arm's mean is above the reference's, with the percentile interval.
+        """How far the arm's mean is above the reference's, relative to it, with the percentile interval.
 
         NaN where the reference's mean is 0.
         """
@@ -109,10 +109,10 @@ class ResampledCurves(NamedTuple):
 
 
 def time_ratio(arm: ResampledCurves, reference: ResampledCurves, part: float = 1.0) -> Interval:
-    """What an arm spends to come to a part of the reference's final quality, by what the reference spends on it.
+    """What an arm spends to reach a part of the reference's final quality, divided by what the reference spends on it.
 
-    Infinite where the arm never comes to it, NaN where the reference does not. Of each resample the mean curves are
-    looked at, as in `spent_to_reach`, and the target is its own.
+    Infinite where the arm never reaches it, NaN where the reference does not. Each resample has its own mean curves,
+    read as in `spent_to_reach`, and its own target.
     """
     ratios_R = _time_ratios(arm.resamples, reference.resamples, part)
     low, high = np.quantile(ratios_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
@@ -136,9 +136,9 @@ def _time_ratios(arm: _MeanCurves, reference: _MeanCurves, part: float) -> NDArr
 
 
 def spent_to_reach(spent: Sequence[float], quality: Sequence[float], target: float) -> float | None:
-    """What had been spent when a curve first came to a target, by straight lines between its points; None if never.
+    """What had been spent when a curve first reached a target, with straight lines between its points; None if never.
 
-    A target that the first point already has is taken to be reached there.
+    A target that the first point already reaches counts as reached there.
 
     Example:
         >>> spent_to_reach([10, 20, 30], [0.1, 0.2, 0.4], 0.3)

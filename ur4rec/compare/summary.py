@@ -123,7 +123,7 @@ def _summarise_arm(arm: Arm, target: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _to_target(runs: Sequence[RunReport], target: Mapping[str, float]) -> dict[str, Any]:
-    """Updates and cost at which the mean curve over seeds first comes to parity's final quality."""
+    """Updates and cost at which the mean curve over seeds first reaches parity's final quality."""
     length = min(len(run["points"]) for run in runs)
     mean = {
         key: np.mean([[point[key] for point in run["points"][:length]] for run in runs], axis=0)
@@ -241,7 +241,7 @@ def _curves_per_target(directory: StudyDirectory, arm: Arm) -> dict[int, dict[st
 
 
 def _stack_curves(by_seed: Sequence[Mapping[str, Curves]]) -> dict[str, Curves]:
-    """Those of several seeds, as far as all of them came."""
+    """Those of several seeds, up to the last point that all of them reached."""
     length = min(len(each[CRITERION].spent_SP) for each in by_seed)
     return {
         name: Curves(

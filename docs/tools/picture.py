@@ -8,7 +8,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 
 import adapters.torch
@@ -26,11 +25,11 @@ switches: list[Decision] = []
 class Recorder(adapters.torch.AlternatingOptimizer):
     """Keeps what each step of the program looked like."""
 
-    def step(self, loss: torch.Tensor, **rest: Any) -> Decision | None:
+    def step(self, *arguments: Any, **options: Any) -> Decision | None:
         """A step, recorded."""
-        losses.append(loss.item())
+        losses.append(arguments[0].item())
         trained.append(self.active)
-        decision = super().step(loss, **rest)
+        decision = super().step(*arguments, **options)
         if decision is not None and decision.switched:
             switches.append(decision)
         return decision

@@ -41,7 +41,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 def help_of_alternator() -> str:
     """What the command says of itself, for each of its subcommands."""
-    environment = {**os.environ, "COLUMNS": "100"}
+    environment = {**os.environ, "COLUMNS": "94"}
     parts = []
     for arguments in (["replay", "--help"], ["rules"]):
         command = [sys.executable, "-m", "alternator", *arguments]

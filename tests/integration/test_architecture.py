@@ -1,4 +1,4 @@
-"""docs/architecture.md names files and functions: each exists, and each journey passes them in the order that it gives."""
+"""docs/architecture.md names files and functions: each exists, and a journey passes them in the order that it gives."""
 
 import ast
 import json

@@ -25,7 +25,7 @@ class Regression(LightningModule):
 
 
 def main() -> None:
-    callback = AlternatingCallback(Alternator(("encoder", "head"), Cycle(2)), clip_norm=1.0)
+    callback = AlternatingCallback(Alternator(("encoder", "head"), Cycle(2)))
     Trainer(accelerator="cpu", max_steps=2, callbacks=[callback], barebones=True).fit(Regression(), range(2))
     assert_type(callback.alternator, Alternator)
     assert_type(callback.active, str)

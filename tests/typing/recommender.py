@@ -13,7 +13,7 @@ from ur4rec.evaluation.popularity import popularity_scores
 
 
 def main() -> None:
-    interactions = synthetic(num_users=20, num_items=30)
+    interactions = synthetic(num_users=40, num_items=60)
     assert_type(interactions, Interactions)
     split = leave_one_out(interactions)
     assert_type(split, Split)

@@ -16,7 +16,7 @@ from ur4rec_torch import JointTrainer, Scorer, UR4Rec, load_model
 
 
 def main() -> None:
-    split = leave_one_out(synthetic(num_users=20, num_items=30))
+    split = leave_one_out(synthetic(num_users=40, num_items=60))
     text_vectors_IT = np.eye(split.num_items)
     model = UR4Rec(
         split.num_items, text_vectors_IT, text_embedding_dim=split.num_items, fusion="weighted", max_seq_len=8

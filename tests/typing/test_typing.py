@@ -1,5 +1,6 @@
-"""The client programs of this folder are what a user writes: mypy accepts them, and refuses a planted mistake."""
+"""The client programs of this folder are what a user writes: they run, and mypy accepts them but no planted mistake."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,12 @@ def test_client_programs_of_every_public_api_are_typed():
     done = mypy(*CLIENTS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"no issues found in {len(CLIENTS)} source files" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda path: path.stem)
+def test_client_program_runs(client):
+    runpy.run_path(str(client), run_name="__main__")
 
 
 def test_every_package_has_a_client_program():

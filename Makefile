@@ -26,7 +26,7 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 
 setup: $(VENV)/.dev  ## create .venv with everything that tests and checks need
 
-demo: $(VENV)/.demo-$(BACKEND)  ## train UR4Rec on MovieLens-100K through all four stages (BACKEND=torch|jax)
+demo: $(VENV)/.demo-$(BACKEND)  ## train UR4Rec on MovieLens-100K and say who trained when, and why (BACKEND=torch|jax)
 	OMP_NUM_THREADS=1 $(BIN)/ur4rec train --backend $(BACKEND) --dataset ml-100k --preset demo --out runs/demo --overwrite
 
 test: $(VENV)/.dev  ## run all tests, lint, types and import rules

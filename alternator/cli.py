@@ -162,11 +162,11 @@ def _parse_where(conditions: Sequence[str]) -> list[tuple[str, str]]:
     return [(column.strip(), value.strip()) for column, _, value in pairs]
 
 
-def _parse_modules(text: str | None) -> dict[str, str] | None:
+def _parse_modules(columns: str | None) -> dict[str, str] | None:
     """``a,b`` or ``a=column,b=column``: the column of each module."""
-    if text is None:
+    if columns is None:
         return None
-    pairs = [item.partition("=") for item in text.split(",")]
+    pairs = [item.partition("=") for item in columns.split(",")]
     return {name: column or name for name, _, column in pairs}
 
 

@@ -28,21 +28,21 @@ class SweepRow:
         return {"settings": self.settings, "result": result, "refusal": self.refusal}
 
 
-def parse_grid(texts: Iterable[str]) -> dict[str, list[object]]:
-    """The values of each parameter from texts such as ``threshold=0.005,0.01``.
+def parse_grid(settings: Iterable[str]) -> dict[str, list[object]]:
+    """The values of each parameter from strings such as ``threshold=0.005,0.01``.
 
     Raises:
-        ConfigurationError: A text without ``=`` or without values.
+        ConfigurationError: A string without ``=`` or without values.
 
     Example:
         >>> parse_grid(["threshold=0.005,0.01", "mode=min,max", "steps=1,(3, 1)"])
         {'threshold': [0.005, 0.01], 'mode': ['min', 'max'], 'steps': [1, (3, 1)]}
     """
     grid = {}
-    for text in texts:
-        name, _, values = text.partition("=")
+    for setting in settings:
+        name, _, values = setting.partition("=")
         if not name or not values:
-            raise ConfigurationError(f"a sweep must read name=value,value,..., got {text!r}")
+            raise ConfigurationError(f"a sweep must read name=value,value,..., got {setting!r}")
         try:
             grid[name] = list(ast.literal_eval(f"[{values}]"))
         except (ValueError, SyntaxError):

@@ -23,7 +23,7 @@ from ur4rec.cli.options import (
 from ur4rec.compare.arms import ARMS_HELP
 from ur4rec.runs.config import RunConfig
 
-COMPARISON_ADVICE = "to compare parity, joint and adaptive training on this data (ml-100k: about three minutes)"
+COMPARISON_ADVICE = "To compare parity, joint and adaptive training on this data (ml-100k: about three minutes)"
 
 
 def compare(

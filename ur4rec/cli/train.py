@@ -148,7 +148,7 @@ def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
     console.print(results_table(results))
     console.print(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records), highlight=False)
     path = run.directory.path
-    console.print(f"everything is in {path}: look at {path / 'schedule.png'}")
+    console.print(f"Everything is in {path}: look at {path / 'schedule.png'}")
     console.print(f"{COMPARISON_ADVICE}:", highlight=False)
     console.print(comparison_command(run.config), markup=False, highlight=False, soft_wrap=True)
 

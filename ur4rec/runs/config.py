@@ -14,8 +14,8 @@ from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import BACKENDS
 
 _CHANGEABLE = ("backend", "device", "checkpoint_every", "user_texts", "allow_leakage")
-MOST_EPOCHS = 100_000
-"""The most epochs of a stage."""
+MAX_EPOCHS = 100_000
+"""The number of epochs of a stage at most."""
 _FROM_DATA = ("num_items", "num_users")
 MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
 """What may be set of a model; the rest comes from the data."""
@@ -52,7 +52,7 @@ class RunConfig:
     allow_leakage: bool = False
     """Whether to train although the user texts name held-out items more often than chance: `ur4rec.text.leakage`."""
     min_item_interactions: int | None = None
-    """Items with fewer interactions are dropped; None is the dataset's own custom (5 for ml-1m, else 1)."""
+    """Items with fewer interactions are dropped; None is the dataset's usual number (5 for ml-1m, else 1)."""
     seed: int = 0
     """Seed of weights, data order, dropout and sampled negatives."""
     device: str = "auto"
@@ -67,10 +67,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name in ("dataset", "backend", "schedule", "encoder", "device"):
-            _check_text(name, getattr(self, name))
+            _check_string(name, getattr(self, name))
         for name in ("user_texts", "user_texts_hash"):
             if getattr(self, name) is not None:
-                _check_text(name, getattr(self, name))
+                _check_string(name, getattr(self, name))
         if not isinstance(self.allow_leakage, bool):
             raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
         for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
@@ -86,8 +86,8 @@ class RunConfig:
         check_integer("checkpoint_every", self.checkpoint_every, 0)
         for stage, epochs in self.epochs.items():
             check_integer(f"epochs of {stage}", epochs, 0)
-            if epochs > MOST_EPOCHS:
-                raise ConfigurationError(f"epochs of {stage} must be at most {MOST_EPOCHS}, got {epochs}")
+            if epochs > MAX_EPOCHS:
+                raise ConfigurationError(f"epochs of {stage} must be at most {MAX_EPOCHS}, got {epochs}")
         if not any(self.epochs.values()):
             raise ConfigurationError(f"epochs must be above 0 for some stage, got {dict(self.epochs)}")
 
@@ -101,7 +101,7 @@ class RunConfig:
         return ModelConfig(num_items=num_items, **self.model)
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that a run must keep when it goes on; the others may change without changing what it is."""
+        """The settings that a run must keep when it is resumed; the others may change without changing what it is."""
         return {name: value for name, value in self.to_json().items() if name not in _CHANGEABLE}
 
     def to_json(self) -> dict[str, Any]:
@@ -121,9 +121,9 @@ class RunConfig:
         return cls(**{name: value for name, value in content.items() if name in known})
 
 
-def _check_text(name: str, value: object) -> None:
+def _check_string(name: str, value: object) -> None:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ConfigurationError(f"{name} must be a text that is not empty, got {value!r}")
+        raise ConfigurationError(f"{name} must be a string that is not empty, got {value!r}")
 
 
 def _check_mapping(name: str, value: object, known: Collection[str]) -> None:

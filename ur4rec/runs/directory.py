@@ -76,7 +76,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this directory; what a crash left half-written is removed.
+        """Keep other processes from training in this directory; what a crash left incomplete is removed.
 
         Raises:
             ConfigurationError: Another process trains in it.
@@ -96,7 +96,7 @@ class RunDirectory:
             self._lock.release()
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint; None if the run has not come to its first.
+        """The newest checkpoint; None if the run has not reached its first.
 
         Raises:
             DataError: ``LATEST`` names none.
@@ -104,7 +104,7 @@ class RunDirectory:
         return self._checkpoint("LATEST")
 
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint of the best validation; None if the run has not come to its first.
+        """The checkpoint of the best validation; None if the run has not reached its first.
 
         Raises:
             DataError: ``BEST`` names none.
@@ -116,7 +116,7 @@ class RunDirectory:
 
         Raises:
             UnknownNameError: ``which`` is neither.
-            DataError: The run has not come to its first checkpoint, or it is not there any more.
+            DataError: The run has not reached its first checkpoint, or it is not there any more.
         """
         check_choice("checkpoint", which, ("best", "latest"))
         path = self._checkpoint(which.upper())
@@ -152,7 +152,9 @@ class RunDirectory:
         target = pointer.read_bytes().decode(errors="replace").strip()
         if not re.fullmatch(r"step-\d+(\.\d)?", target) or not (pointer.parent / target).is_dir():
             there = sorted(each.name for each in pointer.parent.glob("step-*"))
-            raise DataError(f"{pointer} must name a checkpoint beside it (one of {there}), got {target!r}; mend it")
+            raise DataError(
+                f"{pointer} must name a checkpoint beside it (one of {there}), got {target!r}; name one of them"
+            )
         return pointer.parent / target
 
     def _remove_all(self) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation of a finished run: its checkpoint, its data, and every target ranked anew."""
+"""Evaluation of a finished run: its checkpoint, its data, and every target ranked again."""
 
 from dataclasses import replace
 from pathlib import Path

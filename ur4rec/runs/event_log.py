@@ -82,9 +82,9 @@ KINDS = tuple(_NEEDED)
 class EventLog:
     """Scalars of steps and epochs, for every writer.
 
-    A step tells ``step/MODULE_loss``, ``active/MODULE`` (1 where it trained) and ``share/MODULE``, its part of the
-    module updates of the stage so far. An epoch tells ``validation/SCORER/METRIC``, ``component/NAME`` for every loss
-    that it averaged, and ``learning_rate/MODULE``. A run that goes on writes the steps since its last checkpoint again,
+    A step has ``step/MODULE_loss``, ``active/MODULE`` (1 where it trained) and ``share/MODULE``, its part of the
+    module updates of the stage so far. An epoch has ``validation/SCORER/METRIC``, ``component/NAME`` for every loss
+    that it averaged, and ``learning_rate/MODULE``. A run that is resumed writes the steps since its last checkpoint again,
     with the same values.
 
     Args:
@@ -105,7 +105,7 @@ class EventLog:
         self._updates = dict.fromkeys(MODULES, 0)
 
     def restore(self, records: Sequence[StepRecord]) -> None:
-        """Go on after these steps: the shares of their last stage are known."""
+        """Continue after these steps: the shares of their last stage are known."""
         for record in records:
             self._count(record)
 

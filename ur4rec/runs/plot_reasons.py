@@ -74,15 +74,19 @@ def draw_comparisons(axes: Axes, compared: Comparisons | None) -> None:
     kind, records = compared
     for turn in TURNS:
         own = [record for record in records if record.active == turn]
-        held = [record for record in own if record.next == record.active]
-        switched = [record for record in own if record.next != record.active]
-        size = 2 if len(records) > 500 else 3
-        label = NAMES[turn] if own else None
-        axes.plot(*_points(held or switched), ".", color=COLOURS[turn], markersize=size, alpha=0.8, label=label)
-        axes.plot(*_points(switched), "D", color=COLOURS[turn], markersize=4, markeredgecolor="white", mew=0.4)
+        if not own:
+            continue
+        axes.plot(*_points([each for each in own if each.next == turn]), ".", color=COLOURS[turn], markersize=3)
+        switches = [each for each in own if each.next != turn]
+        axes.plot(*_points(switches), "D", color=COLOURS[turn], markersize=5, markeredgecolor="white", mew=0.4)
+        axes.plot([], [], "o", color=COLOURS[turn], markersize=5, label=NAMES[turn])
     steps, limits = _points([record._replace(value=record.limit) for record in records])
-    axes.plot(steps, limits, label=kind.limit, **_LIMIT)
-    axes.plot([], [], "D", color="0.5", markersize=4, label="switch")
+    if len(set(limits)) == 1:
+        axes.plot(steps, limits, label=kind.limit, **_LIMIT)
+    else:  # of each decision its own: a line would join what was not compared
+        axes.plot(steps, limits, "_", color=_LIMIT["color"], markersize=7, label=kind.limit)
+    if any(record.next != record.active for record in records):
+        axes.plot([], [], "D", color="0.5", markersize=5, label="switch")
     axes.set_ylabel(kind.value)
     _scale(axes, [record.value for record in records], limits)
     axes.legend(loc="upper left", fontsize=8, framealpha=0.8)

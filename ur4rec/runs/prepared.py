@@ -126,7 +126,7 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
 
 
 def _read_user_texts(config: RunConfig, interactions: Interactions) -> list[str]:
-    """The text of each user, from the very file that the run began with."""
+    """The text of each user, from the file that the run began with."""
     assert config.user_texts is not None
     path = Path(config.user_texts)
     if config.user_texts_hash not in (None, found := hash_file(path)):

@@ -1,4 +1,4 @@
-"""Recommendations from a finished run: the items that a user or a history is likely to go on with."""
+"""Recommendations from a finished run: the items that a user or a history is likely to choose next."""
 
 import difflib
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ class Recommender:
     def recommend(
         self, history_L: NDArray[np.int32], *, top: int = 10, user_id: str | None = None
     ) -> list[Recommendation]:
-        """The items that a history is most likely to go on with, best first; its own items are left out.
+        """The items that a history is most likely to continue with, best first; its own items are left out.
 
         Args:
             history_L: Canonical item indices, oldest first.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run finishes its step, is saved, and ends; asked a second time, it ends at once."""
+"""Ctrl-C and SIGTERM: a run finishes its step, is saved, and ends; asked again, it ends at once."""
 
 import signal
 from collections.abc import Iterator

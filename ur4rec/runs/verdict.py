@@ -56,7 +56,7 @@ def _explain_switches(joint: Sequence[StepRecord]) -> str:
     holds = Counter(record.reason for record in joint if record.next == record.active).most_common(1)
     stay = "; ".join(f"its most frequent reason to stay was: {label(reason)} ({count})" for reason, count in holds)
     if not switches:
-        return f"It never switched; {stay}."
+        return f"{stay[0].upper()}{stay[1:]}."
     because = ", ".join(f"{label(reason)} ({count})" for reason, count in switches)
     return f"It switched because: {because}{'; ' if stay else ''}{stay}."
 

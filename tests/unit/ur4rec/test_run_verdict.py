@@ -57,7 +57,7 @@ def test_other_rules_name_their_reasons():
         "because: scheduled (2); its most frequent reason to stay was: scheduled (1)."
     )
     told = explain_decisions("trend", joint("sasrec", "sasrec", reason="improving"), ())
-    assert told.endswith("It never switched; its most frequent reason to stay was: still improving (2).")
+    assert told.endswith("with no switch. Its most frequent reason to stay was: still improving (2).")
 
 
 def test_where_nothing_was_decided_it_says_so():

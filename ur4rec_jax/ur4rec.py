@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
-from ur4rec.checks import check_choice
+from alternator.checks import check_choice
 from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.training.text_vectors import check_text_vectors
 from ur4rec_jax.fusion import FUSIONS

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ur4rec.checks import check_choice
+from alternator.checks import check_choice
 from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.training.text_vectors import check_text_vectors
 from ur4rec_torch.fusion import FUSIONS

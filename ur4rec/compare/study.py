@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from alternator.checks import check_integer
-from ur4rec.checks import check_choice
+from alternator.checks import check_choice, check_integer
 from ur4rec.compare.arms import PARITY, check_arms, schedule_string
 from ur4rec.compare.budget import BASES
 from ur4rec.config import JOINT_LOSSES

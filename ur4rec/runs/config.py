@@ -5,8 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from alternator.checks import check_integer
-from ur4rec.checks import check_choice
+from alternator.checks import check_choice, check_integer
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError
 from ur4rec.schedule.names import parse_schedule

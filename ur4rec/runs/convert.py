@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from ur4rec.checks import check_choice
+from alternator.checks import check_choice
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.training.backend import BACKENDS, load_backend

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ur4rec.checks import check_choice
+from alternator.checks import check_choice
 from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.files import SCRATCH_PREFIX, write_whole
 

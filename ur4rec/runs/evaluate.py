@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ur4rec.checks import check_choice
+from alternator.checks import check_choice
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.results import K_LIST
 from ur4rec.runs.config import RunConfig

@@ -7,8 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from alternator.checks import check_choice
 from alternator.recordings.log import StepRecord
-from ur4rec.checks import check_choice
 from ur4rec.config import SCORERS
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import MODULES, TURNS

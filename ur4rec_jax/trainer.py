@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.late_steps import Reader
 from ur4rec.training.records import StepReport
 from ur4rec.training.scorer import ScoreFunction
-from ur4rec.training.trainer import BaseTrainer
+from ur4rec.training.trainer import BaseTrainer, TrainerArguments
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_inputs
@@ -73,7 +73,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     _rank_batch = staticmethod(rank_batch)
     _to_host = staticmethod(to_host)
 
-    def __init__(self, model: UR4Rec, *, on_device: bool = False, **arguments: Any) -> None:
+    def __init__(
+        self, model: UR4Rec, *, on_device: bool = False, **arguments: Unpack[TrainerArguments[jax.Device]]
+    ) -> None:
         self._on_device = on_device
         super().__init__(model, **arguments)
 

@@ -47,6 +47,8 @@ def misuse(model: UR4Rec, trainer: JointTrainer, batch: Batch) -> None:
     UR4Rec(30, [[0.0]], fusion=1)  # type: ignore[arg-type]
     UR4Rec(30, [[0.0]], sasrec_hidden=64)  # type: ignore[call-arg]
     JointTrainer(model, rule="trend")  # type: ignore[arg-type]
+    JointTrainer(model, sasrec_lr="high")  # type: ignore[arg-type]
+    JointTrainer(model, sasrec_rate=1e-3)  # type: ignore[call-arg]
     model.score([[3, 1, 4]])  # type: ignore[arg-type]
     trainer.set_training_stage(1)  # type: ignore[arg-type]
     trainer.train_epoch(batch, epoch="0")  # type: ignore[arg-type]

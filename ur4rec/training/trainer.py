@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alternator import Alternator, Decision, Rule
-from ur4rec.config import TrainerConfig, check_joint_loss
+from ur4rec.config import TrainerConfig, TrainerSettings, check_joint_loss
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
 from ur4rec.schedule.curriculum import CurriculumWeights, curriculum_weights
@@ -44,6 +44,16 @@ class Adapter(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken, in this backend or another."""
+
+
+class TrainerArguments(TrainerSettings, Generic[DeviceT], total=False):
+    """The keyword arguments of `BaseTrainer`."""
+
+    device: str | DeviceT
+    rule: Rule | None
+    progress: bool | None
+    probe: EvaluationBatch | None
+    on_step: Callable[[StepRecord], object] | None
 
 
 class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
@@ -90,7 +100,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         progress: bool | None = None,
         probe: EvaluationBatch | None = None,
         on_step: Callable[[StepRecord], object] | None = None,
-        **settings: Any,
+        **settings: Unpack[TrainerSettings],
     ) -> None:
         self.config = TrainerConfig(**settings)
         check_joint_loss(self.config.joint_loss, model.config.fusion)

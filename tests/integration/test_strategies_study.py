@@ -1,4 +1,4 @@
-"""The comparison of the strategies in small: it runs, continues where it stopped, and concludes what intervals allow."""
+"""The comparison of the strategies in small: it runs, continues where it stopped, concludes what intervals allow."""
 
 import json
 

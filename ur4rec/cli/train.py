@@ -1,6 +1,7 @@
 """``ur4rec train``."""
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,7 +99,8 @@ def train(
 
     with one_line_errors():
         log_to_stderr(quiet)
-        check_event_logs(log or [])
+        if log:
+            check_event_logs(log)
         progress = False if quiet else None
         if resume is not None:
             refuse_settings(context)
@@ -126,7 +128,7 @@ def train(
             load_backend(config.backend)
             run = TrainingRun(config, prepare(config, directory=data_dir), RunDirectory(out), progress=progress)
             RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
-        with open_event_log(log or [], run.directory.path) as run.events:
+        with open_event_log(log, run.directory.path) if log else nullcontext() as run.events:
             results = train_until_stopped(run, resume=resume is not None)
         print_outcome(run, results)
 

@@ -19,7 +19,7 @@ from ur4rec.runs.appended import AppendedLog
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.event_log import EventLog
-from ur4rec.runs.measurements import PayoffWatch, read_measurements, write_measurements
+from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
 from ur4rec.runs.plot import plot_schedule
 from ur4rec.runs.prepared import PreparedData
 from ur4rec.runs.provenance import run_facts
@@ -50,8 +50,6 @@ class TrainingRun:
         progress: Whether to show a progress bar per epoch; None is only on a terminal.
 
     Attributes:
-        decisions: The decision log: one record per step.
-        payoffs: What a `Payoff` schedule has measured; empty for every other one.
         events: Receives every step and epoch; set it before training to log them.
 
     Raises:
@@ -68,14 +66,11 @@ class TrainingRun:
         self.config = config
         self.prepared = prepared
         self.directory = directory
-        self.decisions = AppendedLog(directory.path / "decisions.csv", partial(write_log, modules=MODULES), read_log)
-        self.payoffs = AppendedLog(directory.path / "payoffs.csv", write_measurements, read_measurements)
-        self._watch = PayoffWatch()
         self.epochs: list[dict[str, Any]] = []
         self.results: dict[str, Result] = {}
         self._seconds = 0.0
         self._saved_step = 0
-        self.events = EventLog()
+        self.events: EventLog | None = None
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
         self._validation = prepared.evaluation(prepared.split.validation)
@@ -147,12 +142,28 @@ class TrainingRun:
         for log, state in zip(self._logs, saved["logs"], strict=True):
             log.load_state_dict(state)
         self._watch.restore(self.trainer.alternator, self.payoffs.records)
-        self.events.restore(self.decisions.records)
+        if self.events is not None:
+            self.events.restore(self.decisions.records)
         self._saved_step = self.trainer.step
 
     def _record(self, record: StepRecord) -> None:
         self.decisions.records.append(record)
-        self.events.step(record)
+        if self.events is not None:
+            self.events.step(record)
+
+    @cached_property
+    def decisions(self) -> AppendedLog[StepRecord]:
+        """The decision log: one record per step."""
+        return AppendedLog(self.directory.path / "decisions.csv", partial(write_log, modules=MODULES), read_log)
+
+    @cached_property
+    def payoffs(self) -> AppendedLog[Measurement]:
+        """What a `Payoff` schedule has measured; empty for every other one."""
+        return AppendedLog(self.directory.path / "payoffs.csv", write_measurements, read_measurements)
+
+    @cached_property
+    def _watch(self) -> PayoffWatch:
+        return PayoffWatch()
 
     @property
     def _logs(self) -> tuple[AppendedLog[Any], ...]:
@@ -198,7 +209,8 @@ class TrainingRun:
             }
         )
         self._seconds = 0.0
-        self.events.epoch(self.epochs[-1])
+        if self.events is not None:
+            self.events.epoch(self.epochs[-1])
         self._write_results()
         self._save(epoch, best=best)
 

@@ -9,19 +9,23 @@ Design constraints:
 3. A missing framework is an error that names the extra; a *broken* one shows its own error.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from alternator import Alternator
 from ur4rec.config import SCORERS, ModelConfig
-from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import ConfigurationError
+
+if TYPE_CHECKING:  # a configuration names a backend, and is parsed without data or arrays
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from ur4rec.data.batches import Batch, EvaluationBatch
 
 BACKENDS = {"torch": ("ur4rec_torch", ("torch",)), "jax": ("ur4rec_jax", ("jax", "flax", "optax"))}
 

@@ -43,9 +43,12 @@ def test_the_picture_is_drawn_for_any_length(tmp_path, num_steps):
     assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("switches", [False, True])
 @pytest.mark.parametrize("reason", sorted({reason for kind in KINDS for reason in kind.reasons}))
-def test_the_picture_shows_what_a_rule_compared(tmp_path, reason):
+def test_the_picture_shows_what_a_rule_compared(tmp_path, reason, switches):
     steps = [record._replace(reason=reason if record.step > 20 else "min_steps") for record in records(60)]
+    last = {"sasrec": "retriever", "retriever": "sasrec"}[steps[-1].active] if switches else steps[-1].active
+    steps[-1] = steps[-1]._replace(next=last)
     compared = comparisons(steps)
     assert reason in compared.kind.reasons
     assert [record.step for record in compared.records] == list(range(21, 61))
@@ -54,7 +57,7 @@ def test_the_picture_shows_what_a_rule_compared(tmp_path, reason):
     axes = figure.subplots()
     draw_comparisons(axes, compared)
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["SASRec", "retriever", compared.kind.limit, "switch"]
+    assert labels == ["SASRec", "retriever", compared.kind.limit, *(["switch"] if switches else [])]
 
 
 def test_numbers_of_different_kinds_are_not_mixed():

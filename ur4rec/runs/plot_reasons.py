@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from math import isfinite
+from math import ceil, isfinite, log10
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,4 +151,4 @@ def _scale(axes: Axes, values: Sequence[float], limits: Sequence[float]) -> None
     """A scale on which values far above and near the limit can be told apart."""
     sizes = sorted(abs(limit) for limit in limits if limit)
     if sizes and max(map(abs, values)) > MAX_RATIO * (typical := sizes[len(sizes) // 2]):
-        axes.set_yscale("symlog", linthresh=typical)
+        axes.set_yscale("symlog", linthresh=10.0 ** ceil(log10(typical)))  # a power of ten: no tick just above 0

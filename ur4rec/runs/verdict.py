@@ -85,5 +85,5 @@ def _explain_payoffs(rule: Payoff, joint: Sequence[StepRecord], measurements: Se
         )
     return (
         f"In {measured} no module's training surely paid less than {share} {rule.confirmations} times in a row "
-        f"(lowest: {where}, {-lowest.margin:.1f} standard errors below that limit; {rule.z:.1f} are sure)."
+        f"(lowest: {where}, {-lowest.margin:.1f} standard errors below that limit, where {rule.z:.1f} count)."
     )

@@ -32,7 +32,7 @@ def test_a_module_that_paid_too_little_once():
     told = explain_decisions("payoff", joint("both"), [measured(20, "sasrec", 0.9), measured(40, "retriever", 0.1)])
     assert told.endswith(
         "In 2 measurements no module's training surely paid less than 30% of what both together paid per unit of cost "
-        "2 times in a row (lowest: the retriever after step 40, 2.0 standard errors below that limit; 1.0 are sure)."
+        "2 times in a row (lowest: the retriever after step 40, 2.0 standard errors below that limit, where 1.0 count)."
     )
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 from flax import nnx
 
@@ -225,3 +226,24 @@ def test_a_model_whose_parameters_changed_is_refused():
         optimizer.value_and_grad(loss)(model, INPUTS, active="head")
     with pytest.raises(ConfigurationError, match="parameters that it had when the optimizer was built"):
         optimizer.update(model, nnx.state(model, nnx.Param), active="head")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_it_resumes_from_a_checkpoint(accumulate, tmp_path):
+    def build():
+        return alternating(model := Model(), OPTIMIZERS["partition-path"], accumulate=accumulate), model
+
+    def train(optimizer, model, turns):
+        for active in turns:
+            _, gradients = optimizer.value_and_grad(loss)(model, INPUTS, active=active)
+            optimizer.update(model, gradients, active=active)
+
+    pair, resumed = build(), build()
+    train(*pair, ("encoder", "encoder", "head"))
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", nnx.state(pair))
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        nnx.update(resumed, checkpointer.restore(tmp_path / "state", nnx.state(resumed)))
+    for each in (pair, resumed):
+        train(*each, ("head", "encoder", "encoder"))
+    assert bits(nnx.state(resumed)) == bits(nnx.state(pair))

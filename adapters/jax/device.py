@@ -26,7 +26,7 @@ from alternator.state import dump_state, parse_state
 class DeviceState(NamedTuple):
     """Everything that decides what comes next, as arrays; the names are those of the core's saved state.
 
-    Legend: N modules, R the rule's ring size, D the delay.
+    Legend: N modules, R the rule's ring size, D the delay (1 where it is 0: Orbax saves no arrays of size zero).
     """
 
     step: jax.Array
@@ -224,7 +224,7 @@ class DeviceAlternator:
         pending = [
             {name: repr(value) for name, value, known in zip(self.modules, values, knowns, strict=True) if known}
             for values, knowns in zip(plain.pending_DN, plain.pending_known_DN, strict=True)
-        ]
+        ][: self._delay]
         saved = self._host.state_dict()
         return dump_state(saved["configuration"], counts, rule_state) | {"pending_losses": pending}
 
@@ -299,7 +299,7 @@ class DeviceAlternator:
         )
 
     def _load_pending(self, saved: Any) -> tuple[np.ndarray, np.ndarray]:
-        values_DN = np.zeros((self._delay, len(self.modules)))
+        values_DN = np.zeros((max(self._delay, 1), len(self.modules)))
         known_DN = np.zeros(values_DN.shape, bool)
         if len(saved) > self._delay:
             raise StateError(f"the state has pending losses of {len(saved)} steps, but delay is {self._delay}")

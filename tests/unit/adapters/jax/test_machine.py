@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 from adapters.jax import REASONS, DeviceAlternator, DeviceVerdict, HostAlternator, device_step, reason_code
@@ -152,12 +153,30 @@ def test_the_three_forms_of_losses():
     assert int(decision.step) == 1
 
 
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_state_is_saved_by_orbax(delay, tmp_path):
+    machine = DeviceAlternator(MODULES, PLATEAU, delay=delay)
+    state, _ = jax.lax.scan(machine.step, machine.init(), jnp.asarray(LOSSES[:7]))
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "state", machine.init())
+    assert machine.state_dict(restored) == machine.state_dict(state)
+    logs = [jax.lax.scan(machine.step, each, jnp.asarray(LOSSES[7:]))[1] for each in (state, restored)]
+    assert machine.decisions(logs[0]) == machine.decisions(logs[1])
+
+
 @pytest.mark.parametrize(
     ("losses", "error", "message"),
     [
         ({"x": 1.0}, UnknownModuleError, r"unknown module 'x'; expected one of \('a', 'b', 'c'\)"),
         (np.zeros(2), LossError, r"one scalar, or one per module \(3\), got the shape \(2,\)"),
         ({"a": np.zeros(2)}, LossError, "a loss must be a real scalar"),
+        ({"b": jnp.zeros(1)}, LossError, r"real scalar, got float32\[1\] for 'b'; reduce it with \.mean"),
+        (jnp.complex64(1.0), LossError, r"got complex64\[\] for the active module; take its \.real"),
+        (np.zeros(3, complex), LossError, r"losses must be real, got complex ones of shape \(3,\)"),
+        ({"a": 1j}, LossError, r"got 1j for 'a'"),
+        (None, LossError, "got None for the active module"),
     ],
 )
 def test_wrong_losses(losses, error, message):

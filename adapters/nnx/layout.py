@@ -9,6 +9,7 @@ import optax  # type: ignore[import-untyped]
 from flax import nnx
 
 from adapters.contract import ALWAYS, check_disjoint
+from adapters.jax.turns import has_gradient
 from alternator import ConfigurationError
 from alternator.checks import listed
 
@@ -65,7 +66,8 @@ def layout_of(model: nnx.Module, wrt: Any, modules: tuple[str, ...], always: tup
     """Find the modules by attribute, and the owner of each parameter.
 
     Raises:
-        ConfigurationError: The model has no such attribute; a parameter belongs to two modules or to none.
+        ConfigurationError: The model has no such attribute; a parameter belongs to two modules or to none, or has no
+            gradient.
     """
     attributes = (*((name, name) for name in modules), *((ALWAYS, name) for name in always))
     held: dict[int, dict[str, None]] = {}  # per variable its modules; the always group owns its variables alone
@@ -86,6 +88,7 @@ def layout_of(model: nnx.Module, wrt: Any, modules: tuple[str, ...], always: tup
             f"every parameter of the model must belong to a module, but {listed(unowned)} belongs to none of "
             f"{modules}; name its attribute in transforms or always=, or leave it out with wrt="
         )
+    _check_gradients(params)
     return Layout(
         attributes,
         tuple((path, next(iter(held[id(variable)]))) for path, variable in _variables_by_path(model, params)),
@@ -134,6 +137,15 @@ def _value(variable: nnx.Variable[Any]) -> Any:
     """The value as it is: an array, None, a mask or a tree."""
     (structure,) = jax.tree.structure(variable).children()  # type: ignore[attr-defined]
     return jax.tree.unflatten(structure, jax.tree.leaves(variable))
+
+
+def _check_gradients(params: PyTree) -> None:
+    without = [f"{leaf.dtype} {named(path)!r}" for path, leaf in leaves_by_path(params) if not has_gradient(leaf)]
+    if without:
+        raise ConfigurationError(
+            f"what trains must be real or complex numbers, got {', '.join(without[:3])}; leave it out with wrt=, or "
+            "hold it in an nnx.Variable of another type"
+        )
 
 
 def _variables_by_path(model: nnx.Module, state: PyTree) -> list[tuple[Path, Any]]:

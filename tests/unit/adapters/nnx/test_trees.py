@@ -100,6 +100,12 @@ def bits(tree):
     }
 
 
+@nnx.jit(static_argnames="active")
+def train(model, optimizer, active):
+    _, gradients = optimizer.value_and_grad(loss)(model, INPUTS, active=active)
+    optimizer.update(model, gradients, active=active)
+
+
 def alternating(model, transform, **arguments):
     transforms = dict.fromkeys(MODULES, transform)
     return AlternatingOptimizer(model, transforms, always=("scale", optax.sgd(0.1)), **arguments)
@@ -152,8 +158,7 @@ def test_what_is_mapped_to_zero_stays_to_the_bit(name):
     optimizer = alternating(model, transform, accumulate=2)
     before = bits(nnx.state(model))
     for active in ("encoder", "encoder", "head", "head"):
-        _, gradients = optimizer.value_and_grad(loss)(model, INPUTS, active=active)
-        optimizer.update(model, gradients, active=active)
+        train(model, optimizer, active)
     after = bits(nnx.state(model))
     assert {path for path in before if before[path] == after[path]} == {path for path in before if "bias" in path}
 
@@ -230,20 +235,33 @@ def test_a_model_whose_parameters_changed_is_refused():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_it_resumes_from_a_checkpoint(accumulate, tmp_path):
-    def build():
-        return alternating(model := Model(), OPTIMIZERS["partition-path"], accumulate=accumulate), model
-
-    def train(optimizer, model, turns):
-        for active in turns:
-            _, gradients = optimizer.value_and_grad(loss)(model, INPUTS, active=active)
-            optimizer.update(model, gradients, active=active)
-
-    pair, resumed = build(), build()
-    train(*pair, ("encoder", "encoder", "head"))
+    model = Model()
+    pair = model, alternating(model, OPTIMIZERS["partition-path"], accumulate=accumulate)
+    resumed = nnx.clone(pair)
+    for active in ("encoder", "encoder", "head"):
+        train(*pair, active)
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", nnx.state(pair))
     with orbax.checkpoint.StandardCheckpointer() as checkpointer:
         nnx.update(resumed, checkpointer.restore(tmp_path / "state", nnx.state(resumed)))
     for each in (pair, resumed):
-        train(*each, ("head", "encoder", "encoder"))
+        for active in ("head", "encoder", "encoder"):
+            train(*each, active)
     assert bits(nnx.state(resumed)) == bits(nnx.state(pair))
+
+
+@pytest.mark.parametrize(("value", "kind"), [(jnp.arange(3), "int32"), (jax.random.key(0), r"key<fry>")])
+def test_what_has_no_gradient_is_refused_or_left_out(value, kind):
+    class Ids(nnx.Param):
+        pass
+
+    model = Model()
+    model.encoder.ids = Ids(value)
+    transforms = dict.fromkeys(MODULES, optax.adamw(0.1))
+    with pytest.raises(ConfigurationError, match=rf"got {kind} 'encoder\.ids'; leave it out with wrt="):
+        alternating(model, optax.adamw(0.1))
+    wrt = nnx.All(nnx.Param, nnx.Not(Ids))
+    optimizer = AlternatingOptimizer(model, transforms, wrt=wrt, always=("scale", optax.sgd(0.1)))
+    for active in MODULES:
+        train(model, optimizer, active)
+    assert (model.encoder.ids[...] == value).all()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from adapters.jax.host import Losses
+from adapters.jax.losses import Losses, check_scalar
 from adapters.jax.rules import REASONS, DeviceFacts, DeviceVerdict, device_step, reason_code
 from alternator import Alternator, ConfigurationError, Decision, LossError, Reason, Rule, StateError, UnknownModuleError
 from alternator.checks import check_integer
@@ -26,7 +26,7 @@ from alternator.state import dump_state, parse_state
 class DeviceState(NamedTuple):
     """Everything that decides what comes next, as arrays; the names are those of the core's saved state.
 
-    Legend: N modules, R the rule's ring size, D the delay.
+    Legend: N modules, R the rule's ring size, D the delay (1 where it is 0: Orbax saves no arrays of size zero).
     """
 
     step: jax.Array
@@ -151,7 +151,7 @@ class DeviceAlternator:
 
         Raises:
             UnknownModuleError: A mapping has a name that is not a module.
-            LossError: The losses have another shape.
+            LossError: The losses have another shape, or are not real.
         """
         values_N, known_N = self._spread(state, losses)
         if self._delay == 0:
@@ -169,7 +169,9 @@ class DeviceAlternator:
 
         Raises:
             UnknownModuleError: A name or a static index that is not a module.
+            LossError: The loss is not a real scalar.
         """
+        check_scalar(repr(module) if isinstance(module, str) else "a module", value)
         known_N = jnp.arange(len(self.modules)) == self._find(module)
         return _record(state, jnp.where(known_N, jnp.asarray(value, self._dtype), 0), known_N)
 
@@ -224,7 +226,7 @@ class DeviceAlternator:
         pending = [
             {name: repr(value) for name, value, known in zip(self.modules, values, knowns, strict=True) if known}
             for values, knowns in zip(plain.pending_DN, plain.pending_known_DN, strict=True)
-        ]
+        ][: self._delay]
         saved = self._host.state_dict()
         return dump_state(saved["configuration"], counts, rule_state) | {"pending_losses": pending}
 
@@ -267,10 +269,13 @@ class DeviceAlternator:
             for name in losses:
                 if name not in self.modules:
                     raise UnknownModuleError(name, self.modules)
+                check_scalar(repr(name), losses[name])
             given = [jnp.asarray(losses.get(name, 0), self._dtype) for name in self.modules]
-            if any(value.shape != () for value in given):
-                raise LossError(f"a loss must be a real scalar, got shapes {[value.shape for value in given]}")
             return jnp.stack(given), jnp.array([name in losses for name in self.modules])
+        if np.shape(losses) == ():
+            check_scalar("the active module", losses)
+        elif np.iscomplexobj(losses):
+            raise LossError(f"losses must be real, got complex ones of shape {np.shape(losses)}; take their .real")
         values = jnp.asarray(losses, self._dtype)
         if values.shape == ():
             return jnp.full(count, values), jnp.arange(count) == state.active
@@ -299,7 +304,7 @@ class DeviceAlternator:
         )
 
     def _load_pending(self, saved: Any) -> tuple[np.ndarray, np.ndarray]:
-        values_DN = np.zeros((self._delay, len(self.modules)))
+        values_DN = np.zeros((max(self._delay, 1), len(self.modules)))
         known_DN = np.zeros(values_DN.shape, bool)
         if len(saved) > self._delay:
             raise StateError(f"the state has pending losses of {len(saved)} steps, but delay is {self._delay}")

@@ -5,14 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
-from jax.typing import ArrayLike
 
+from adapters.jax.losses import Losses, check_scalar
 from alternator import Alternator, Decision, LossError, StateError, UnknownModuleError
 from alternator.checks import check_integer
 
-Losses = ArrayLike | Mapping[str, ArrayLike]
-"""The active module's loss, or losses by module."""
 VERSION = 1
 """The version of the saved state."""
 
@@ -57,14 +54,18 @@ class HostAlternator:
 
         Raises:
             UnknownModuleError: A name that is no module.
-            LossError: The active module's loss is missing, or a loss is no scalar.
+            LossError: The active module's loss is missing, or a loss is not a real scalar; nothing is counted then.
         """
         named = dict(losses) if isinstance(losses, Mapping) else {self.active: losses}
         for name, value in named.items():
             if name not in self.alternator.modules:
                 raise UnknownModuleError(name, self.alternator.modules)
-            if np.size(value) != 1:
-                raise LossError(f"a loss must be a real scalar, got the shape {np.shape(value)} for {name!r}")
+            check_scalar(repr(name), value)
+            if isinstance(value, jax.core.Tracer):
+                raise LossError(
+                    f"the loss of {name!r} must have been computed, got a traced one; call observe outside jit, or use "
+                    "DeviceAlternator inside it"
+                )
             if isinstance(value, jax.Array):
                 value.copy_to_host_async()
         if named and self.active not in named:

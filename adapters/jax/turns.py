@@ -108,7 +108,8 @@ def owners_of(
         optional: Further labels, which need not have one.
 
     Raises:
-        ConfigurationError: A parameter without a label, a label without a module, or a module without a parameter.
+        ConfigurationError: A parameter without a label, a label without a module, a module without a parameter, or a
+            module with integers, keys or what else has no gradient.
 
     Example:
         >>> owners_of({"tower": {"w": 1.0, "b": 2.0}, "scale": 3.0}, {"tower": "tower", "scale": "frozen"}, ("tower",))
@@ -130,7 +131,22 @@ def owners_of(
             )
     if empty := [name for name in modules if name not in owners]:
         raise ConfigurationError(f"every module must have a parameter, but no parameter is labelled {listed(empty)}")
+    for position, (owner, leaf) in enumerate(zip(owners, jax.tree.leaves(params), strict=True)):
+        if owner != FROZEN and not has_gradient(leaf):
+            raise ConfigurationError(
+                f"what trains must be real or complex numbers, got {_dtype(leaf)} for {_paths(params)[position]} of "
+                f"{owner!r}; label it {FROZEN!r}"
+            )
     return owners
+
+
+def has_gradient(leaf: Any) -> bool:
+    """Whether an array is of real or complex numbers; integers and typed random keys are not."""
+    return bool(jnp.issubdtype(_dtype(leaf), jnp.inexact))
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
 def _unlabelled(labels: PyTree, params: PyTree) -> list[str]:

@@ -5,38 +5,43 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import optax  # type: ignore[import-untyped]
 from flax import nnx
 
 from adapters.contract import ALWAYS, check_disjoint
+from adapters.jax.turns import has_gradient
 from alternator import ConfigurationError
 from alternator.checks import listed
 
 PyTree = Any
+Path = tuple[Any, ...]
+"""The keys from the model to an array of it, without the attribute that holds a variable's value."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of a model's variables and their modules. Hashable, as everything static in NNX must be."""
+    """The paths of a model's variables and their modules. Hashable, as everything static in NNX must be."""
 
     attributes: tuple[tuple[str, str], ...]
     """(module, attribute of the model), of the always group too."""
-    params: tuple[tuple[str, str], ...]
-    """(name, module) of every array of the parameters, in the order of their state's leaves."""
-    others: tuple[tuple[str, tuple[str, ...]], ...]
-    """(name, modules) of every other array of the model that belongs to modules, random streams aside."""
+    params: tuple[tuple[Path, str], ...]
+    """(path, module) of every array of the parameters, in the order of their state's leaves."""
+    others: tuple[tuple[Path, tuple[str, ...]], ...]
+    """(path, modules) of every other array of the model that belongs to modules, random streams aside."""
 
-    @property
-    def labels(self) -> dict[str, str]:
-        """The module of each parameter."""
-        return dict(self.params)
+    def labels(self, params: PyTree) -> PyTree:
+        """The module of each parameter, as a tree like the parameters'.
 
-    def flat(self, state: PyTree) -> dict[str, jax.Array]:
-        """The arrays of a state of parameters or of gradients, by name."""
-        return dict(zip(self.labels, jax.tree.leaves(state), strict=True))
-
-    def unflat(self, arrays: dict[str, jax.Array], like: PyTree) -> PyTree:
-        """The state that `flat` took apart."""
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name, _ in self.params])
+        Raises:
+            ConfigurationError: The parameters are not those of the model when the optimizer was built.
+        """
+        known, given = dict(self.params), [path for path, _ in leaves_by_path(params)]
+        if changed := [named(path) for path in {*known} ^ {*given}]:
+            raise ConfigurationError(
+                "the model must have the parameters that it had when the optimizer was built, but "
+                f"{listed(sorted(changed))} differs; build the optimizer again"
+            )
+        return jax.tree.unflatten(jax.tree.structure(params), [known[path] for path in given])
 
     def set_inference_mode(self, model: nnx.Module, trained: Iterable[str]) -> None:
         """Dropout off, normalisation statistics fixed in every module that does not train."""
@@ -48,11 +53,11 @@ class Layout:
 
     def restore(self, before: PyTree, after: PyTree, trained: Iterable[str]) -> PyTree:
         """The state ``after``, with what belongs to frozen modules, and what variables there are, as ``before``."""
-        owners, new = dict(self.others), dict(named_leaves(after))
+        owners, new = dict(self.others), dict(leaves_by_path(after))
         moving = set(trained)
         leaves = [
-            old if name in owners and moving.isdisjoint(owners[name]) else new[name]
-            for name, old in named_leaves(before)
+            old if path in owners and moving.isdisjoint(owners[path]) else new[path]
+            for path, old in leaves_by_path(before)
         ]
         return jax.tree.unflatten(jax.tree.structure(before), leaves)
 
@@ -61,7 +66,8 @@ def layout_of(model: nnx.Module, wrt: Any, modules: tuple[str, ...], always: tup
     """Find the modules by attribute, and the owner of each parameter.
 
     Raises:
-        ConfigurationError: The model has no such attribute; a parameter belongs to two modules or to none.
+        ConfigurationError: The model has no such attribute; a parameter belongs to two modules or to none, or has no
+            gradient.
     """
     attributes = (*((name, name) for name in modules), *((ALWAYS, name) for name in always))
     held: dict[int, dict[str, None]] = {}  # per variable its modules; the always group owns its variables alone
@@ -72,51 +78,91 @@ def layout_of(model: nnx.Module, wrt: Any, modules: tuple[str, ...], always: tup
                 owners[module] = None
     params, others = nnx.state(model, wrt), nnx.state(model, nnx.Not(nnx.Any(wrt, nnx.RngState)))
     owned: dict[str, dict[int, str]] = {module: {} for module, _ in attributes}
-    for name, variable in _named_variables(model, params):
+    for path, variable in _variables_by_path(model, params):
         for module in held.get(id(variable), ()):
-            owned[module][id(variable)] = name
+            owned[module][id(variable)] = named(path)
     check_disjoint(owned)
-    unowned = [name for name, variable in _named_variables(model, params) if id(variable) not in held]
+    unowned = [named(path) for path, variable in _variables_by_path(model, params) if id(variable) not in held]
     if unowned:
         raise ConfigurationError(
             f"every parameter of the model must belong to a module, but {listed(unowned)} belongs to none of "
             f"{modules}; name its attribute in transforms or always=, or leave it out with wrt="
         )
+    _check_gradients(params)
     return Layout(
         attributes,
-        tuple((name, next(iter(held[id(variable)]))) for name, variable in _named_variables(model, params)),
+        tuple((path, next(iter(held[id(variable)]))) for path, variable in _variables_by_path(model, params)),
         tuple(
-            (name, tuple(held[id(variable)]))
-            for name, variable in _named_variables(model, others)
+            (path, tuple(held[id(variable)]))
+            for path, variable in _variables_by_path(model, others)
             if id(variable) in held
         ),
     )
 
 
-def named_leaves(state: PyTree) -> list[tuple[str, Any]]:
-    """The arrays of a state with their names, such as ``encoder.layers.0.kernel``."""
-    return [
-        (".".join(str(key) for key in _keys(path)), leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]
-    ]
+def leaves_by_path(state: PyTree) -> list[tuple[Path, Any]]:
+    """The arrays of a state with their paths."""
+    return [(_keys(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]]
 
 
-def _named_variables(model: nnx.Module, state: PyTree) -> list[tuple[str, Any]]:
+def named(path: Path) -> str:
+    """The name of an array in messages, such as ``encoder.layers.0.kernel``."""
+    return ".".join(map(str, path))
+
+
+def pure(tree: PyTree) -> PyTree:
+    """The tree with every variable replaced by its value: what optimizers are given in updates."""
+    return jax.tree.map(lambda node: _value(node) if is_variable(node) else node, tree, is_leaf=is_variable)
+
+
+def mask_whole(tree: PyTree) -> PyTree:
+    """The tree with `optax.MaskedNode` in place of each variable whose value is masked."""
+    return jax.tree.map(
+        lambda node: optax.MaskedNode() if is_variable(node) and _is_masked(_value(node)) else node,
+        tree,
+        is_leaf=is_variable,
+    )
+
+
+def is_variable(node: Any) -> bool:
+    """Whether a node of a tree is a variable."""
+    return isinstance(node, nnx.Variable)
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _value(variable: nnx.Variable[Any]) -> Any:
+    """The value as it is: an array, None, a mask or a tree."""
+    (structure,) = jax.tree.structure(variable).children()  # type: ignore[attr-defined]
+    return jax.tree.unflatten(structure, jax.tree.leaves(variable))
+
+
+def _check_gradients(params: PyTree) -> None:
+    without = [f"{leaf.dtype} {named(path)!r}" for path, leaf in leaves_by_path(params) if not has_gradient(leaf)]
+    if without:
+        raise ConfigurationError(
+            f"what trains must be real or complex numbers, got {', '.join(without[:3])}; leave it out with wrt=, or "
+            "hold it in an nnx.Variable of another type"
+        )
+
+
+def _variables_by_path(model: nnx.Module, state: PyTree) -> list[tuple[Path, Any]]:
     """The variables of the model, in the order of the leaves of a state of it."""
     found = []
-    for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]:
-        keys, node = _keys(path), model
-        for key in keys:
+    for path, _ in leaves_by_path(state):
+        node = model
+        for key in path:
             if isinstance(node, nnx.Variable):
                 break
             node = _child(node, key)
-        found.append((".".join(map(str, keys)), node))
+        found.append((path, node))
     return found
 
 
-def _keys(path: tuple[Any, ...]) -> list[Any]:
-    """The keys of a path through a state; the attribute that holds a variable's value is left out."""
-    return [getattr(entry, "key", getattr(entry, "idx", None)) for entry in path if not hasattr(entry, "name")]
+def _keys(path: tuple[Any, ...]) -> Path:
+    return tuple(getattr(entry, "key", getattr(entry, "idx", None)) for entry in path if not hasattr(entry, "name"))
 
 
 def _child(node: Any, key: Any) -> Any:

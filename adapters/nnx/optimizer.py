@@ -19,7 +19,7 @@ from flax import nnx
 
 from adapters.contract import ALWAYS
 from adapters.jax.turns import Active, PyTree, Turns
-from adapters.nnx.layout import layout_of, named_leaves
+from adapters.nnx.layout import layout_of, leaves_by_path, mask_whole, named, pure
 from adapters.optax import active_value_and_grad, alternating, apply_updates, in_force
 from alternator import ConfigurationError
 from alternator.checks import listed
@@ -84,16 +84,14 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         self._modules = tuple(transforms)
         every_step = (names,) if isinstance(names, str) else tuple(names)
         self._layout = layout = layout_of(model, wrt, self._modules, every_step)
-        inner = alternating(transforms, layout.labels, turns=turns, always=transform, accumulate=accumulate)
-
-        def init(params: PyTree) -> PyTree:
-            return inner.init(layout.flat(params))
-
-        def update(updates: PyTree, state: PyTree, params: PyTree, **arguments: Any) -> tuple[PyTree, PyTree]:
-            moved, new_state = inner.update(layout.flat(updates), state, layout.flat(params), **arguments)
-            return layout.unflat(moved, updates), new_state
-
-        super().__init__(model, optax.GradientTransformationExtraArgs(init, update), wrt=wrt)
+        tx = alternating(
+            {name: _of_variables(name, each) for name, each in transforms.items()},
+            layout.labels,
+            turns=turns,
+            always=None if transform is None else _of_variables(ALWAYS, transform),
+            accumulate=accumulate,
+        )
+        super().__init__(model, tx, wrt=wrt)
 
     def value_and_grad(
         self, losses: Callable[..., Any] | Mapping[str, Callable[..., Any]], *, has_aux: bool = False
@@ -121,14 +119,13 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
             parts: Any = nnx.split(model, self.wrt, ...)
             graphdef, params, rest = parts
             pure = {
-                name: partial(self._evaluate, loss, graphdef, params, trained.get(name, ()), has_aux)
+                name: partial(self._evaluate, loss, graphdef, trained.get(name, ()), has_aux)
                 for name, loss in per_turn.items()
             }
             gradients = active_value_and_grad(pure, self._layout.labels, self._modules, turns=turns, has_aux=True)
-            flat = self._layout.flat(params)
-            (value, (after, aux)), flat_gradients = gradients(flat, rest, args, kwargs, active=active)
+            (value, (after, aux)), of_params = gradients(params, rest, args, kwargs, active=active)
             nnx.update(model, after)
-            return ((value, aux) if has_aux else value), self._layout.unflat(flat_gradients, params)
+            return ((value, aux) if has_aux else value), of_params
 
         return evaluate
 
@@ -146,54 +143,65 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
             ConfigurationError: Gradients of what is active are missing.
             UnknownModuleError: A static `active` that is not a turn.
         """
-        params = nnx.state(model, self.wrt)
-        given = self._complete(dict(named_leaves(gradients)), self._layout.flat(params), active)
-        updates, new_state = self.tx.update(
-            self._layout.unflat(given, params), self._state(), params, active=active, **extra_args
-        )
+        params = pure(nnx.state(model, self.wrt))
+        given = self._complete(gradients, params, active)
+        updates, new_state = self.tx.update(given, pure(self.opt_state), params, active=active, **pure(extra_args))
         nnx.update(model, apply_updates(params, updates))
-        variables = jax.tree.leaves(self.opt_state, is_leaf=_is_variable)
-        for variable, value in zip(variables, jax.tree.leaves(new_state), strict=True):
-            variable[...] = value
+        nnx.update(self.opt_state, nnx.state(new_state))
         self.step[...] += 1
 
     def in_force(self, active: Active) -> int | jax.Array:
         """The index of the turn that the next `update` is for; it differs from `active` only inside an accumulation."""
-        return in_force(self._state(), self._turns.find(active))
-
-    def _state(self) -> PyTree:
-        """The optimizer state as arrays."""
-        return jax.tree.map(lambda variable: variable[...], self.opt_state, is_leaf=_is_variable)
+        return in_force(pure(self.opt_state), self._turns.find(active))
 
     def _evaluate(
         self,
         loss: Callable[..., Any],
         graphdef: Any,
-        like: PyTree,
         trained: tuple[str, ...],
         has_aux: bool,
-        params: dict[str, jax.Array],
+        params: PyTree,
         rest: PyTree,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Any, tuple[PyTree, Any]]:
         """The loss of the model in one turn; what the model holds besides parameters, and auxiliary data."""
         inner = jax.tree.map(lambda array: array, rest)  # variables of this trace, which the loss may change
-        model = nnx.merge(graphdef, self._layout.unflat(params, like), inner)
+        model = nnx.merge(graphdef, params, inner)
         self._layout.set_inference_mode(model, trained)
         result = loss(model, *args, **kwargs)
         value, aux = result if has_aux else (result, None)
         return value, (self._layout.restore(rest, nnx.state(model), trained), aux)
 
-    def _complete(
-        self, given: dict[str, jax.Array], params: dict[str, jax.Array], active: Active
-    ) -> dict[str, jax.Array]:
+    def _complete(self, gradients: PyTree, params: PyTree, active: Active) -> PyTree:
+        """The gradients in the tree of the parameters, zeros for what is missing."""
         index = self._turns.find(active)
         trained = self._turns.trained[index] if isinstance(index, int) else (*self._modules, ALWAYS)
-        if missing := [name for name, module in self._layout.params if name not in given and module in trained]:
+        given = dict(leaves_by_path(gradients))
+        if missing := [named(path) for path, module in self._layout.params if path not in given and module in trained]:
             raise ConfigurationError(f"gradients must hold all that is active, but {listed(missing)} is missing")
-        return {name: given[name] if name in given else jnp.zeros_like(param) for name, param in params.items()}
+        leaves = [given[path] if path in given else jnp.zeros_like(param) for path, param in leaves_by_path(params)]
+        return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
+def _of_variables(name: str, transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The transformation for trees of variables, whose metadata its state keeps, as in plain Flax."""
+    extended = optax.with_extra_args_support(transform)
+
+    def init(params: PyTree) -> PyTree:
+        try:
+            return mask_whole(transform.init(mask_whole(params)))
+        except AttributeError as error:
+            if not isinstance(error.obj, optax.MaskedNode):
+                raise
+            raise ConfigurationError(
+                f"an optimizer must read its own parameters only, but that of {name!r} reads .{error.name} of what "
+                "other modules train, which is masked; make its mask with jax.tree.map, which passes over what is "
+                "masked, or give it as a tree"
+            ) from error
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, PyTree]:
+        moved, new_state = extended.update(mask_whole(updates), state, mask_whole(params), **extra_args)
+        return moved, mask_whole(new_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
 from adapters.contract import ALWAYS
-from adapters.jax.turns import Active, PyTree, Turns, owners_of
+from adapters.jax.turns import Active, PyTree, Turns, has_gradient, owners_of
 from alternator import ConfigurationError
 from alternator.checks import check_integer
 
@@ -137,13 +137,18 @@ def in_force(state: AlternatingState, active: int | jax.Array) -> int | jax.Arra
 def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     """Add the updates, and leave a parameter whose update is zero as it is, to the bit.
 
-    Use it in place of `optax.apply_updates`: XLA flushes subnormal weights to 0 when it adds a zero to them.
+    Use it in place of `optax.apply_updates`: XLA flushes subnormal weights to 0 when it adds a zero to them, and typed
+    random keys among the parameters cannot be added.
 
     Example:
         >>> apply_updates(jnp.array([-0.0, 1.0]), jnp.array([0.0, 0.5]))
         Array([-0. ,  1.5], dtype=float32)
     """
-    return jax.tree.map(lambda p, u: jnp.where(u == 0, p, jnp.asarray(p + u, jnp.result_type(p))), params, updates)
+    return jax.tree.map(
+        lambda p, u: jnp.where(u == 0, p, jnp.asarray(p + u, jnp.result_type(p))) if _is_number(u) else p,
+        params,
+        updates,
+    )
 
 
 def active_value_and_grad(
@@ -238,12 +243,12 @@ class _Step:
         trains = [jnp.asarray(self.turns.trains(owner, current)) for owner in self.owners]
         old, structure = jax.tree.flatten(so_far.gradients)
         mean = [
-            jnp.where(train, (m + (g - m) / (micro_step + 1)).astype(m.dtype), m)
+            jnp.where(train, (m + (g - m) / (micro_step + 1)).astype(m.dtype), m) if has_gradient(m) else m
             for train, m, g in zip(trains, old, jax.tree.leaves(gradients), strict=True)
         ]
         index = jnp.where(last, current, -1)
         updates, (new_states, _) = self.update(jax.tree.unflatten(structure, mean), states, index)
-        kept = jax.tree.unflatten(structure, [jnp.where(last, 0, m) for m in mean])
+        kept = jax.tree.unflatten(structure, [jnp.where(last, 0, m) if has_gradient(m) else m for m in mean])
         return updates, AlternatingState(new_states, AccumulationState((micro_step + 1) % every, current, kept))
 
     def _gate(self, trains: bool | jax.Array, name: str, gradients: PyTree, state: Any) -> tuple[PyTree, Any]:
@@ -298,7 +303,14 @@ def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _zero(leaf: Any) -> jax.Array:
+def _is_number(leaf: Any) -> bool:
+    """Whether it can be added: typed random keys and JAX's gradients of integers (float0) cannot."""
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.number))
+
+
+def _zero(leaf: Any) -> Any:
     """Minus zero: adding it changes no number, 0.0 and -0.0 included."""
+    if not _is_number(leaf):
+        return leaf
     zeros = jnp.zeros_like(leaf)
-    return -zeros if jnp.issubdtype(zeros.dtype, jnp.inexact) else zeros
+    return -zeros if has_gradient(zeros) else zeros

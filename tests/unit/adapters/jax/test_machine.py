@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 from adapters.jax import REASONS, DeviceAlternator, DeviceVerdict, HostAlternator, device_step, reason_code
@@ -152,18 +153,42 @@ def test_the_three_forms_of_losses():
     assert int(decision.step) == 1
 
 
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_state_is_saved_by_orbax(delay, tmp_path):
+    machine = DeviceAlternator(MODULES, PLATEAU, delay=delay)
+    state, _ = jax.lax.scan(machine.step, machine.init(), jnp.asarray(LOSSES[:7]))
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "state", machine.init())
+    assert machine.state_dict(restored) == machine.state_dict(state)
+    logs = [jax.lax.scan(machine.step, each, jnp.asarray(LOSSES[7:]))[1] for each in (state, restored)]
+    assert machine.decisions(logs[0]) == machine.decisions(logs[1])
+
+
 @pytest.mark.parametrize(
     ("losses", "error", "message"),
     [
         ({"x": 1.0}, UnknownModuleError, r"unknown module 'x'; expected one of \('a', 'b', 'c'\)"),
         (np.zeros(2), LossError, r"one scalar, or one per module \(3\), got the shape \(2,\)"),
         ({"a": np.zeros(2)}, LossError, "a loss must be a real scalar"),
+        ({"b": jnp.zeros(1)}, LossError, r"real scalar, got float32\[1\] for 'b'; reduce it with \.mean"),
+        (jnp.complex64(1.0), LossError, r"got complex64\[\] for the active module; take its \.real"),
+        (np.zeros(3, complex), LossError, r"losses must be real, got complex ones of shape \(3,\)"),
+        ({"a": 1j}, LossError, r"got 1j for 'a'"),
+        (None, LossError, "got None for the active module"),
     ],
 )
 def test_wrong_losses(losses, error, message):
     machine = DeviceAlternator(MODULES, PLATEAU)
     with pytest.raises(error, match=message):
         machine.step(machine.init(), losses)
+
+
+def test_a_wrong_loss_is_not_recorded():
+    machine = DeviceAlternator(MODULES, PLATEAU)
+    with pytest.raises(LossError, match=r"got float32\[1\] for 'b'; reduce it"):
+        machine.record(machine.init(), "b", jnp.zeros(1))
 
 
 def test_force_and_record_by_name_index_and_tracer():
@@ -378,12 +403,27 @@ def test_the_hosts_state_is_that_of_every_adapter():
         ({"x": 1.0}, UnknownModuleError, "unknown module 'x'"),
         ({"b": 1.0}, LossError, "the loss of the active module 'a' is missing"),
         ({"a": np.zeros(2)}, LossError, "a loss must be a real scalar"),
+        (np.zeros(1), LossError, r"real scalar, got float64\[1\] for 'a'; reduce it with \.mean\(\)"),
+        ({"a": jnp.ones((1, 1))}, LossError, r"got float32\[1, 1\] for 'a'; reduce it"),
+        (jnp.complex64(1.0), LossError, r"got complex64\[\] for 'a'; take its \.real"),
+        (np.complex128(1.0), LossError, r"got complex128\[\] for 'a'; take its \.real"),
+        ({"a": 0.5, "b": 1j}, LossError, "got 1j for 'b'; give a number or an array"),
+        (None, LossError, "got None for 'a'; give a number"),
+        pytest.param(10**400, LossError, "for 'a'; give a number", id="huge"),
+        (jax.random.key(0), LossError, r"got key<fry>\[\] for 'a'; give a number"),
     ],
 )
 def test_wrong_losses_on_the_host(losses, error, message):
     machine = HostAlternator(Alternator(MODULES, PLATEAU))
     with pytest.raises(error, match=message):
         machine.observe(losses)
+    assert machine.alternator.stats().total_steps == 0
+
+
+def test_a_traced_loss_is_refused_on_the_host():
+    machine = HostAlternator(Alternator(MODULES, PLATEAU))
+    with pytest.raises(LossError, match=r"'a' must have been computed, got a traced one; call observe outside jit"):
+        jax.jit(machine.observe)(1.0)
     assert machine.alternator.stats().total_steps == 0
 
 

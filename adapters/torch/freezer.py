@@ -23,6 +23,7 @@ from adapters.torch.checks import Optimizers, check_coverage, check_optimizers, 
 from adapters.torch.modules import Between, Freezable, Parameters
 from adapters.torch.parallel.fsdp import find_sharded, reshard
 from adapters.torch.parallel.group import check_single, join
+from adapters.torch.storage import check_storage
 from alternator import ConfigurationError, LossError, StateError
 from alternator.checks import listed
 
@@ -104,6 +105,7 @@ class Freezer:
         self.groups = _gather(modules, group)
         """The modules and the always group, by name."""
         check_ownership(self.groups, model)
+        check_storage(self.groups)
         self.optimizers = check_optimizers(modules, optimizers, extra)
         """All optimizers, each once."""
         self._uncovered = check_coverage(self.groups, optimizers, self.optimizers)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from adapters.torch.wrappers import shells, unwrapped
 from alternator import ConfigurationError
@@ -24,7 +25,7 @@ class Freezable:
         excluded: The ``id`` of parameters and submodules that belong to the always group.
 
     Raises:
-        ConfigurationError: There are no parameters, or the module has a wrapper that is refused.
+        ConfigurationError: There are no parameters, some are lazy, or the module has a wrapper that is refused.
     """
 
     def __init__(self, name: str, module: nn.Module | Iterable[nn.Parameter], excluded: Collection[int] = ()) -> None:
@@ -33,6 +34,11 @@ class Freezable:
         parameters = _named_parameters(name, module if self.root is None else self.root)
         if not parameters:
             raise ConfigurationError(f"a module must have parameters, but {name!r} has none; leave it out")
+        lazy = [key for key, parameter in parameters.items() if is_lazy(parameter)]
+        if lazy:
+            raise ConfigurationError(
+                f"a parameter must be initialized, but {listed(lazy)} is lazy; run one forward pass before this is built"
+            )
         submodules = {} if self.root is None else {_join(name, key): sub for key, sub in self.root.named_modules()}
         self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
         self.submodules = {key: submodule for key, submodule in submodules.items() if id(submodule) not in excluded}

@@ -10,6 +10,7 @@ Design constraints:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,6 @@ class Turn:
     active: tuple[Freezable, ...]
     """These modules and the always group."""
     frozen: tuple[Freezable, ...]
-    own_parameters: tuple[nn.Parameter, ...]
-    """Those of the modules, the always group aside."""
     active_parameters: tuple[nn.Parameter, ...]
     frozen_parameters: tuple[nn.Parameter, ...]
     frozen_submodules: tuple[tuple[str, nn.Module], ...]
@@ -119,6 +118,7 @@ class Freezer:
         if with_others:
             named = {name: module.parameters for name, module in self.groups.items()}
             self.ranks = join(given, named, self._trained(), process_group, check_ranks_every)
+        self._reported: set[str] = set()
         self._applied = names[0]
 
     @property
@@ -201,6 +201,8 @@ class Freezer:
     def prepare_update(self) -> None:
         """Clear gradients that must not be stepped; to be called after the backward pass and before clipping.
 
+        Warns, once per module, if a module of the turn has no gradient while another has some.
+
         Raises:
             LossError: Nothing that the applied name trains has a gradient.
             ConfigurationError: A parameter was unfrozen that no optimizer steps, or whose gradients are not averaged.
@@ -217,16 +219,31 @@ class Freezer:
         self._check_reach(turn)
 
     def _check_reach(self, turn: Turn) -> None:
-        if all(parameter.grad is None for parameter in turn.own_parameters):
-            raise LossError(
-                f"the loss reaches no parameter of {self._applied!r}, which is active: give a loss that depends on it, "
-                "or call skip() if this step has nothing for it"
-            )
+        unreached = [group for group in turn.active if all(p.grad is None for p in group.parameters.values())]
+        if unreached:
+            self._report_unreached(turn, unreached)
         unfrozen = [name for name, parameter in self._uncovered.items() if parameter.requires_grad]
         if unfrozen:
             raise ConfigurationError(
                 f"a parameter that trains must be in an optimizer, but {listed(unfrozen)} was unfrozen and is in none: "
                 "build the optimizer over all parameters, frozen ones too"
+            )
+
+    def _report_unreached(self, turn: Turn, unreached: Iterable[Freezable]) -> None:
+        if {group.name for group in unreached} >= set(turn.modules):
+            raise LossError(
+                f"the loss reaches no parameter of {self._applied!r}, which is active: give a loss that depends on it, "
+                "or call skip() if this step has nothing for it"
+            )
+        silent = {group.name for group in unreached if len(group.user_frozen) < len(group.parameters)}
+        new = sorted(silent - self._reported)
+        self._reported |= silent
+        if new:
+            warnings.warn(
+                f"the loss must reach every module that trains in the turn {self._applied!r}, but no parameter of "
+                f"{listed(new)} has a gradient, so it does not train in this step (reported once): give a loss that "
+                "depends on it, checkpoint with use_reentrant=False, or leave it out of the turn",
+                stacklevel=5,
             )
 
     def state_dict(self) -> dict[str, list[str]]:
@@ -277,7 +294,6 @@ def _plan(groups: Mapping[str, Freezable], modules: tuple[str, ...]) -> Turn:
         modules=modules,
         active=active,
         frozen=frozen,
-        own_parameters=_parameters_of(groups[name] for name in modules),
         active_parameters=_parameters_of(active),
         frozen_parameters=_parameters_of(frozen),
         frozen_submodules=tuple(item for group in frozen for item in group.submodules.items()),

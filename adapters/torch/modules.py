@@ -37,7 +37,7 @@ class Freezable:
         lazy = [key for key, parameter in parameters.items() if is_lazy(parameter)]
         if lazy:
             raise ConfigurationError(
-                f"a parameter must be initialized, but {listed(lazy)} is lazy; run one forward pass before this is built"
+                f"a parameter must be initialized, but {listed(lazy)} is lazy; run a forward pass before this is built"
             )
         submodules = {} if self.root is None else {_join(name, key): sub for key, sub in self.root.named_modules()}
         self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}

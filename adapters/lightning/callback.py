@@ -134,6 +134,11 @@ class AlternatingCallback(Callback):
         self._log_decision(self._loop.pl_module.trainer, decision)
         return decision
 
+    def apply(self) -> None:
+        """Accept what you have written to frozen modules, and apply a switch of the alternator, between two batches."""
+        if self._loop is not None and self._is_training and not self._loop.is_accumulating:
+            self._loop.decisions.apply()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything is built."""
         if stage == "fit":

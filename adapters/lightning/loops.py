@@ -188,7 +188,7 @@ class ManualOptimizer(Loop):
         """
         if self._was_bypassed:
             raise ConfigurationError(
-                "optimizers must be stepped by AlternatingCallback.step(loss), but training_step has stepped one itself, "
+                "optimizers must be stepped by AlternatingCallback.step(loss), but training_step has stepped one, "
                 "so no module was chosen: call it in place of manual_backward() and optimizer.step()"
             )
 

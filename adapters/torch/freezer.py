@@ -25,6 +25,7 @@ from adapters.torch.modules import Between, Freezable, Parameters
 from adapters.torch.parallel.fsdp import find_sharded, reshard
 from adapters.torch.parallel.group import check_single, join
 from adapters.torch.storage import check_storage
+from adapters.torch.watch import Watch, check_silent_writers, check_written
 from alternator import ConfigurationError, LossError, StateError
 from alternator.checks import listed
 
@@ -105,11 +106,13 @@ class Freezer:
         """The modules and the always group, by name."""
         check_ownership(self.groups, model)
         check_storage(self.groups)
+        check_silent_writers(self.groups)
         self.optimizers = check_optimizers(modules, optimizers, extra)
         """All optimizers, each once."""
         self._uncovered = check_coverage(self.groups, optimizers, self.optimizers)
         warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
         self._between = Between(model, self.groups.values())
+        self._watches = {name: Watch(module, model) for name, module in self.groups.items()}
         self._parameters = _parameters_of(self.groups.values())
         self.turns = {name: _plan(self.groups, turn) for name, turn in members.items()}
         """What each name trains."""
@@ -143,6 +146,11 @@ class Freezer:
             group.activate()
         if self.ranks is not None:
             self.ranks.align_buffers(submodule for _, submodule in turn.frozen_submodules)
+        exempt = frozenset() if self.ranks is None else self.ranks.aligned_buffers
+        for group in turn.active:
+            self._watches[group.name].stop()
+        for group in turn.frozen:
+            self._watches[group.name].start(exempt)
 
     def remember(self) -> None:
         """Keep what the user froze, unfroze or put in inference mode since the last `apply`; comes before the next."""
@@ -157,6 +165,7 @@ class Freezer:
         if self.ranks is not None:
             self.ranks.reshard()
         for group in self.groups.values():
+            self._watches[group.name].stop()
             group.activate()
 
     def train(self) -> None:
@@ -186,17 +195,29 @@ class Freezer:
         """Refuse a forward pass that has changed what is frozen.
 
         Raises:
-            FreezeError: A frozen module is in training mode.
+            FreezeError: A frozen module is in training mode (buffers that this has changed are put back), or has been
+                written.
             ConfigurationError: Several processes have been started since this was built.
         """
         if self.ranks is None and _is_distributed():
             check_single()
         training = [key for key, submodule in self.turn.frozen_submodules if submodule.training]
         if training:
+            left = [name for watch in self._watches.values() for name in watch.restore()]
             raise FreezeError(
                 f"a frozen module must be in inference mode, but {listed(training)} is in training mode: call train() "
-                "of the AlternatingOptimizer where you call model.train()"
+                "of the AlternatingOptimizer where you call model.train(). Normalisation statistics and other small "
+                f"buffers are as they were{f'; {listed(left)} has been written' if left else ''}"
             )
+        self.check_written()
+
+    def check_written(self) -> None:
+        """Refuse what has been written while frozen, by a forward pass, an optimizer or anything else.
+
+        Raises:
+            FreezeError: With the names and the remedies.
+        """
+        check_written(self._watches.values(), self._applied)
 
     def prepare_update(self) -> None:
         """Clear gradients that must not be stepped; to be called after the backward pass and before clipping.

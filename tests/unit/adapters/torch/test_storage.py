@@ -111,5 +111,7 @@ def test_meta_fake_and_empty_parameters_share_nothing():
 
 
 def test_parameters_that_are_not_initialized_are_refused():
-    with pytest.raises(ConfigurationError, match=r"must be initialized, but 'a.weight', 'a.bias' is lazy; run one"):
+    with pytest.raises(
+        ConfigurationError, match=r"must be initialized, but 'a.weight', 'a.bias' is lazy; run a forward"
+    ):
         build({name: nn.LazyLinear(4) for name in "ab"})

@@ -20,7 +20,15 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adapters.contract import ALWAYS, FreezeError, check_turns
-from adapters.torch.checks import Optimizers, check_coverage, check_optimizers, check_ownership, warn_of_recompiles
+from adapters.torch.checks import (
+    Optimizers,
+    check_coverage,
+    check_optimizers,
+    check_ownership,
+    check_trainable,
+    parameters_of,
+    warn_of_recompiles,
+)
 from adapters.torch.modules import Between, Freezable, Parameters
 from adapters.torch.parallel.fsdp import find_sharded, reshard
 from adapters.torch.parallel.group import check_single, join
@@ -109,7 +117,12 @@ class Freezer:
         check_silent_writers(self.groups)
         self.optimizers = check_optimizers(modules, optimizers, extra)
         """All optimizers, each once."""
-        self._uncovered = check_coverage(self.groups, optimizers, self.optimizers)
+        self._model = model
+        self._given_optimizers = optimizers
+        check_trainable(self.groups)
+        self._cover()
+        self.num_refreshes = 0
+        """How often modules or optimizers were found to have other parameters than before."""
         warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
         self._between = Between(model, self.groups.values())
         self._watches = {name: Watch(module, model) for name, module in self.groups.items()}
@@ -137,19 +150,59 @@ class Freezer:
     def apply(self, name: str) -> None:
         """Freeze what this name does not train, and activate what it does."""
         self._applied = name
-        turn = self.turn
         if self.ranks is not None:
             self.ranks.reshard()
+        self.refresh()
+        turn = self.turn
         for group in turn.frozen:
             group.freeze()
         for group in turn.active:
             group.activate()
         if self.ranks is not None:
             self.ranks.align_buffers(submodule for _, submodule in turn.frozen_submodules)
+        self._watch()
+
+    def refresh(self) -> None:
+        """Look at modules and optimizers again: what has been added since trains, and is frozen, with its module.
+
+        `apply` does so, and `prepare_update` if an optimizer has other groups than before.
+
+        Raises:
+            ConfigurationError: As when this was built; or several processes train together.
+        """
+        changed = self._look_again()
+        self._between.look_again(self.groups.values())
+        if not changed and self._num_param_groups == _count_groups(self.optimizers):
+            return
+        if changed and self.ranks is not None:
+            raise ConfigurationError(
+                f"modules must keep their parameters where several processes train together, but {listed(changed)} has "
+                "others now: call release(), wrap the model again and build this again"
+            )
+        check_ownership(self.groups, self._model)
+        check_storage(self.groups)
+        check_silent_writers(self.groups)
+        self._cover()
+        self._parameters = _parameters_of(self.groups.values())
+        self.turns = {name: _plan(self.groups, turn.modules) for name, turn in self.turns.items()}
+        self.num_refreshes += 1
+
+    def _look_again(self) -> list[str]:
+        """The names of the groups that have other parameters or submodules than before."""
+        always = self.groups.get(ALWAYS)
+        changed = [ALWAYS] if always is not None and always.look_again() else []
+        taken = _ids_of(always)
+        return [*changed, *(name for name, group in self.groups.items() if name != ALWAYS and group.look_again(taken))]
+
+    def _cover(self) -> None:
+        self._uncovered = check_coverage(self.groups, self._given_optimizers, self.optimizers)
+        self._num_param_groups = _count_groups(self.optimizers)
+
+    def _watch(self) -> None:
         exempt = frozenset() if self.ranks is None else self.ranks.aligned_buffers
-        for group in turn.active:
+        for group in self.turn.active:
             self._watches[group.name].stop()
-        for group in turn.frozen:
+        for group in self.turn.frozen:
             self._watches[group.name].start(exempt)
 
     def remember(self) -> None:
@@ -229,6 +282,8 @@ class Freezer:
             ConfigurationError: A parameter was unfrozen that no optimizer steps, or whose gradients are not averaged.
             FreezeError: Gradients have not been averaged across ranks.
         """
+        if self._num_param_groups != _count_groups(self.optimizers):
+            self._take_new_groups()
         turn = self.turn
         if self.ranks is not None:
             self.ranks.check_reduced()
@@ -239,15 +294,25 @@ class Freezer:
                 parameter.grad = None
         self._check_reach(turn)
 
+    def _take_new_groups(self) -> None:
+        """Within a step: keeps the gradients of what is active."""
+        self.remember()
+        self.refresh()
+        for group in self.turn.frozen:
+            group.freeze()
+        self._watch()
+
     def _check_reach(self, turn: Turn) -> None:
         unreached = [group for group in turn.active if all(p.grad is None for p in group.parameters.values())]
         if unreached:
             self._report_unreached(turn, unreached)
         unfrozen = [name for name, parameter in self._uncovered.items() if parameter.requires_grad]
+        covered = {id(p) for each in self.optimizers for p in parameters_of(each)} if unfrozen else set()
+        unfrozen = [name for name in unfrozen if id(self._uncovered[name]) not in covered]
         if unfrozen:
             raise ConfigurationError(
                 f"a parameter that trains must be in an optimizer, but {listed(unfrozen)} was unfrozen and is in none: "
-                "build the optimizer over all parameters, frozen ones too"
+                "build the optimizer over all parameters, frozen ones too, or add it with add_param_group()"
             )
 
     def _report_unreached(self, turn: Turn, unreached: Iterable[Freezable]) -> None:
@@ -330,8 +395,17 @@ def _gather(modules: Mapping[str, Parameters], always: Parameters | None) -> dic
     if always is None:
         return {name: Freezable(name, module) for name, module in modules.items()}
     group = Freezable(ALWAYS, always)
-    taken = {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
+    taken = _ids_of(group)
     return {**{name: Freezable(name, module, taken) for name, module in modules.items()}, ALWAYS: group}
+
+
+def _ids_of(group: Freezable | None) -> set[int]:
+    """The ``id`` of its parameters and submodules."""
+    return set() if group is None else {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
+
+
+def _count_groups(optimizers: Iterable[Optimizer]) -> int:
+    return sum(len(optimizer.param_groups) for optimizer in optimizers)
 
 
 def _split_pair(always: Parameters | tuple[Parameters, Optimizer] | None) -> tuple[Parameters | None, Optimizer | None]:

@@ -321,7 +321,8 @@ class Freezer:
                 f"the loss reaches no parameter of {self._applied!r}, which is active: give a loss that depends on it, "
                 "or call skip() if this step has nothing for it"
             )
-        silent = {group.name for group in unreached if len(group.user_frozen) < len(group.parameters)}
+        trainable = {group.name for group in unreached if len(group.user_frozen) < len(group.parameters)}
+        silent = trainable - {ALWAYS}  # which may well have no part in some turn
         new = sorted(silent - self._reported)
         self._reported |= silent
         if new:

@@ -202,7 +202,7 @@ TENURE = 5
 
 
 class Towers:
-    """Two towers, a batch, and two ways to train the very same weights in turns, ``a`` first."""
+    """Two towers, a batch, and two ways to train them in turns, ``a`` first; one way for each instance."""
 
     def __init__(self, width: int, batch_size: int) -> None:
         torch.manual_seed(SEED)
@@ -247,14 +247,15 @@ def adapter_rows(rounds: int, milliseconds: float = 5.0) -> Iterator[Row]:
     while milliseconds_of(width, batch_size) < milliseconds:
         batch_size = int(batch_size * 1.25)
     against = "two optimizers by hand"
-    towers, smallest = Towers(width, batch_size), Towers(4, 2)
+    towers, plain = Towers(width, batch_size), Towers(width, batch_size)
+    smallest, plain_smallest = Towers(4, 2), Towers(4, 2)
     calls = 2 * TENURE
     name = f"adapters.torch, step of {milliseconds:g} ms"
-    yield side_by_side(name, against, towers.adapted, towers.by_hand, rounds=rounds, calls=calls, bar=1.02)
+    yield side_by_side(name, against, towers.adapted, plain.by_hand, rounds=rounds, calls=calls, bar=1.02)
     name = f"by hand again, step of {milliseconds:g} ms: the error of this measurement"
-    yield side_by_side(name, against, towers.by_hand, towers.by_hand, rounds=rounds, calls=calls, bar=None)
+    yield side_by_side(name, against, plain.by_hand, plain.by_hand, rounds=rounds, calls=calls, bar=None)
     name = "adapters.torch, smallest step"
-    yield side_by_side(name, against, smallest.adapted, smallest.by_hand, rounds=rounds, calls=calls, bar=None)
+    yield side_by_side(name, against, smallest.adapted, plain_smallest.by_hand, rounds=rounds, calls=calls, bar=None)
 
 
 def milliseconds_of(width: int, batch_size: int) -> float:

@@ -39,7 +39,8 @@ class AlternatingCallback(Callback):
     ``losses``, a mapping by name. Who trains next is ``alternator.active``.
 
     Automatic optimization takes one optimizer over all (its groups may differ); manual optimization takes any number,
-    and its ``training_step`` calls `step`. Modules are as you had them before training starts and after it ends.
+    and its ``training_step`` calls `step`; one that steps an optimizer itself is refused. Modules are as you had them
+    before training starts and after it ends.
 
     Args:
         alternator: Decides who trains.
@@ -133,6 +134,11 @@ class AlternatingCallback(Callback):
         self._log_decision(self._loop.pl_module.trainer, decision)
         return decision
 
+    def apply(self) -> None:
+        """Accept what you have written to frozen modules, and apply a switch of the alternator, between two batches."""
+        if self._loop is not None and self._is_training and not self._loop.is_accumulating:
+            self._loop.decisions.apply()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything is built."""
         if stage == "fit":
@@ -166,6 +172,8 @@ class AlternatingCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the losses of the batch; decide and switch after an update."""
+        if isinstance(self._loop, ManualOptimizer):
+            self._loop.after_batch()
         if not isinstance(self._loop, FollowedOptimizer):
             return
         decision = self._loop.after_batch(_losses_of(outputs, self.active, trainer.accumulate_grad_batches))

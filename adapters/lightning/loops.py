@@ -158,6 +158,8 @@ class ManualOptimizer(Loop):
             freezer = Freezer(alternator.modules, modules, owned, always=group, **options)
         self._stepper = Stepper(freezer, schedulers=schedulers, clip_norm=clip_norm, step=self._step_wrapped)
         super().__init__(freezer, Decisions(alternator, freezer, delay))
+        self._is_stepping = self._was_bypassed = False
+        self._hooks = [optimizer.register_step_post_hook(lambda *_: self._note_step()) for optimizer in optimizers]
 
     def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
         """Backward, update of what is active, decision and switch; see `AlternatingCallback.step`."""
@@ -170,9 +172,34 @@ class ManualOptimizer(Loop):
         return self.decisions.close_step(updated=updated)
 
     def _step_wrapped(self, optimizers: Sequence[Optimizer]) -> Sequence[Optimizer]:
-        for optimizer in optimizers:
-            self._wrapped[id(optimizer)].step()
+        self._is_stepping = True
+        try:
+            for optimizer in optimizers:
+                self._wrapped[id(optimizer)].step()
+        finally:
+            self._is_stepping = False
         return optimizers
+
+    def after_batch(self) -> None:
+        """Refuse a batch in which an optimizer was stepped by other means than `step`.
+
+        Raises:
+            ConfigurationError: With what to call.
+        """
+        if self._was_bypassed:
+            raise ConfigurationError(
+                "optimizers must be stepped by AlternatingCallback.step(loss), but training_step has stepped one, "
+                "so no module was chosen: call it in place of manual_backward() and optimizer.step()"
+            )
+
+    def close(self) -> None:
+        """Unfreeze what the user had not frozen, and stop watching the optimizers."""
+        for hook in self._hooks:
+            hook.remove()
+        super().close()
+
+    def _note_step(self) -> None:
+        self._was_bypassed = self._was_bypassed or not self._is_stepping
 
 
 def _assign(

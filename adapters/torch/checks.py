@@ -72,7 +72,7 @@ def check_coverage(
     """Each parameter is in exactly one optimizer, its module's; returned are those that the user froze and left out.
 
     Raises:
-        ConfigurationError: One is in none, in two, or in no module; or a module has nothing to train.
+        ConfigurationError: One is in none, in two, or in no module.
     """
     uncovered: dict[str, nn.Parameter] = {}
     for module, group in groups.items():
@@ -91,12 +91,22 @@ def _check_group(module: str, group: Freezable, optimizers: Iterable[Optimizer])
             f"the optimizer of {module!r} must cover it, but {listed(never)} is not in it and would never train: build "
             "it over all parameters of the module (was it built while they were frozen?)"
         )
-    if len(group.user_frozen) == len(group.parameters) and module != ALWAYS:
-        raise ConfigurationError(
-            f"a module must have something to train, but every parameter of {module!r} is frozen or declared always; "
-            "unfreeze some before this is built (release() of an earlier AlternatingOptimizer does), or leave it out"
-        )
     return without
+
+
+def check_trainable(groups: Mapping[str, Freezable]) -> None:
+    """Each module has something to train.
+
+    Raises:
+        ConfigurationError: Everything in one is frozen, or declared always.
+    """
+    for module, group in groups.items():
+        if len(group.user_frozen) == len(group.parameters) and module != ALWAYS:
+            raise ConfigurationError(
+                f"a module must have something to train, but every parameter of {module!r} is frozen or declared "
+                "always; unfreeze some before this is built (release() of an earlier AlternatingOptimizer does), or "
+                "leave it out"
+            )
 
 
 def _check_once(parameters: list[nn.Parameter], groups: Mapping[str, Freezable]) -> None:

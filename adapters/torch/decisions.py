@@ -73,6 +73,7 @@ class Decisions:
     def close_step(self, *, updated: bool) -> Decision:
         """End the step: drop its gradients, record the losses that are due, decide, and switch if so decided."""
         self._freezer.zero_grad()
+        self._freezer.check_written()
         self._record(self._pending.close_step(self.alternator.step + 1))
         decision = self.alternator.advance(updated=updated)
         self._check_ranks(decision)
@@ -82,6 +83,7 @@ class Decisions:
 
     def force(self, name: str) -> Decision:
         """Start a new tenure of a name now, as `Alternator.force` does."""
+        self._freezer.check_written()
         decision = self.alternator.force(name)
         self._check_ranks(decision)
         self.apply()

@@ -10,6 +10,7 @@ Design constraints:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,20 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adapters.contract import ALWAYS, FreezeError, check_turns
-from adapters.torch.checks import Optimizers, check_coverage, check_optimizers, check_ownership, warn_of_recompiles
+from adapters.torch.checks import (
+    Optimizers,
+    check_coverage,
+    check_optimizers,
+    check_ownership,
+    check_trainable,
+    parameters_of,
+    warn_of_recompiles,
+)
 from adapters.torch.modules import Between, Freezable, Parameters
 from adapters.torch.parallel.fsdp import find_sharded, reshard
 from adapters.torch.parallel.group import check_single, join
+from adapters.torch.storage import check_storage
+from adapters.torch.watch import Watch, check_silent_writers, check_written
 from alternator import ConfigurationError, LossError, StateError
 from alternator.checks import listed
 
@@ -41,8 +52,6 @@ class Turn:
     active: tuple[Freezable, ...]
     """These modules and the always group."""
     frozen: tuple[Freezable, ...]
-    own_parameters: tuple[nn.Parameter, ...]
-    """Those of the modules, the always group aside."""
     active_parameters: tuple[nn.Parameter, ...]
     frozen_parameters: tuple[nn.Parameter, ...]
     frozen_submodules: tuple[tuple[str, nn.Module], ...]
@@ -104,11 +113,19 @@ class Freezer:
         self.groups = _gather(modules, group)
         """The modules and the always group, by name."""
         check_ownership(self.groups, model)
+        check_storage(self.groups)
+        check_silent_writers(self.groups)
         self.optimizers = check_optimizers(modules, optimizers, extra)
         """All optimizers, each once."""
-        self._uncovered = check_coverage(self.groups, optimizers, self.optimizers)
+        self._model = model
+        self._given_optimizers = optimizers
+        check_trainable(self.groups)
+        self._cover()
+        self.num_refreshes = 0
+        """How often modules or optimizers were found to have other parameters than before."""
         warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
         self._between = Between(model, self.groups.values())
+        self._watches = {name: Watch(module, model) for name, module in self.groups.items()}
         self._parameters = _parameters_of(self.groups.values())
         self.turns = {name: _plan(self.groups, turn) for name, turn in members.items()}
         """What each name trains."""
@@ -117,6 +134,7 @@ class Freezer:
         if with_others:
             named = {name: module.parameters for name, module in self.groups.items()}
             self.ranks = join(given, named, self._trained(), process_group, check_ranks_every)
+        self._reported: set[str] = set()
         self._applied = names[0]
 
     @property
@@ -132,15 +150,60 @@ class Freezer:
     def apply(self, name: str) -> None:
         """Freeze what this name does not train, and activate what it does."""
         self._applied = name
-        turn = self.turn
         if self.ranks is not None:
             self.ranks.reshard()
+        self.refresh()
+        turn = self.turn
         for group in turn.frozen:
             group.freeze()
         for group in turn.active:
             group.activate()
         if self.ranks is not None:
             self.ranks.align_buffers(submodule for _, submodule in turn.frozen_submodules)
+        self._watch()
+
+    def refresh(self) -> None:
+        """Look at modules and optimizers again: what has been added since trains, and is frozen, with its module.
+
+        `apply` does so, and `prepare_update` if an optimizer has other groups than before.
+
+        Raises:
+            ConfigurationError: As when this was built; or several processes train together.
+        """
+        changed = self._look_again()
+        self._between.look_again(self.groups.values())
+        if not changed and self._num_param_groups == _count_groups(self.optimizers):
+            return
+        if changed and self.ranks is not None:
+            raise ConfigurationError(
+                f"modules must keep their parameters where several processes train together, but {listed(changed)} has "
+                "others now: call release(), wrap the model again and build this again"
+            )
+        check_ownership(self.groups, self._model)
+        check_storage(self.groups)
+        check_silent_writers(self.groups)
+        self._cover()
+        self._parameters = _parameters_of(self.groups.values())
+        self.turns = {name: _plan(self.groups, turn.modules) for name, turn in self.turns.items()}
+        self.num_refreshes += 1
+
+    def _look_again(self) -> list[str]:
+        """The names of the groups that have other parameters or submodules than before."""
+        always = self.groups.get(ALWAYS)
+        changed = [ALWAYS] if always is not None and always.look_again() else []
+        taken = _ids_of(always)
+        return [*changed, *(name for name, group in self.groups.items() if name != ALWAYS and group.look_again(taken))]
+
+    def _cover(self) -> None:
+        self._uncovered = check_coverage(self.groups, self._given_optimizers, self.optimizers)
+        self._num_param_groups = _count_groups(self.optimizers)
+
+    def _watch(self) -> None:
+        exempt = frozenset() if self.ranks is None else self.ranks.aligned_buffers
+        for group in self.turn.active:
+            self._watches[group.name].stop()
+        for group in self.turn.frozen:
+            self._watches[group.name].start(exempt)
 
     def remember(self) -> None:
         """Keep what the user froze, unfroze or put in inference mode since the last `apply`; comes before the next."""
@@ -155,6 +218,7 @@ class Freezer:
         if self.ranks is not None:
             self.ranks.reshard()
         for group in self.groups.values():
+            self._watches[group.name].stop()
             group.activate()
 
     def train(self) -> None:
@@ -184,26 +248,42 @@ class Freezer:
         """Refuse a forward pass that has changed what is frozen.
 
         Raises:
-            FreezeError: A frozen module is in training mode.
+            FreezeError: A frozen module is in training mode (buffers that this has changed are put back), or has been
+                written.
             ConfigurationError: Several processes have been started since this was built.
         """
         if self.ranks is None and _is_distributed():
             check_single()
         training = [key for key, submodule in self.turn.frozen_submodules if submodule.training]
         if training:
+            left = [name for watch in self._watches.values() for name in watch.restore()]
             raise FreezeError(
                 f"a frozen module must be in inference mode, but {listed(training)} is in training mode: call train() "
-                "of the AlternatingOptimizer where you call model.train()"
+                "of the AlternatingOptimizer where you call model.train(). Normalisation statistics and other small "
+                f"buffers are as they were{f'; {listed(left)} has been written' if left else ''}"
             )
+        self.check_written()
+
+    def check_written(self) -> None:
+        """Refuse what has been written while frozen, by a forward pass, an optimizer or anything else.
+
+        Raises:
+            FreezeError: With the names and the remedies.
+        """
+        check_written(self._watches.values(), self._applied)
 
     def prepare_update(self) -> None:
         """Clear gradients that must not be stepped; to be called after the backward pass and before clipping.
+
+        Warns, once per module, if a module of the turn has no gradient while another has some.
 
         Raises:
             LossError: Nothing that the applied name trains has a gradient.
             ConfigurationError: A parameter was unfrozen that no optimizer steps, or whose gradients are not averaged.
             FreezeError: Gradients have not been averaged across ranks.
         """
+        if self._num_param_groups != _count_groups(self.optimizers):
+            self._take_new_groups()
         turn = self.turn
         if self.ranks is not None:
             self.ranks.check_reduced()
@@ -214,17 +294,43 @@ class Freezer:
                 parameter.grad = None
         self._check_reach(turn)
 
+    def _take_new_groups(self) -> None:
+        """Within a step: keeps the gradients of what is active."""
+        self.remember()
+        self.refresh()
+        for group in self.turn.frozen:
+            group.freeze()
+        self._watch()
+
     def _check_reach(self, turn: Turn) -> None:
-        if all(parameter.grad is None for parameter in turn.own_parameters):
+        unreached = [group for group in turn.active if all(p.grad is None for p in group.parameters.values())]
+        if unreached:
+            self._report_unreached(turn, unreached)
+        unfrozen = [name for name, parameter in self._uncovered.items() if parameter.requires_grad]
+        covered = {id(p) for each in self.optimizers for p in parameters_of(each)} if unfrozen else set()
+        unfrozen = [name for name in unfrozen if id(self._uncovered[name]) not in covered]
+        if unfrozen:
+            raise ConfigurationError(
+                f"a parameter that trains must be in an optimizer, but {listed(unfrozen)} was unfrozen and is in none: "
+                "build the optimizer over all parameters, frozen ones too, or add it with add_param_group()"
+            )
+
+    def _report_unreached(self, turn: Turn, unreached: Iterable[Freezable]) -> None:
+        if {group.name for group in unreached} >= set(turn.modules):
             raise LossError(
                 f"the loss reaches no parameter of {self._applied!r}, which is active: give a loss that depends on it, "
                 "or call skip() if this step has nothing for it"
             )
-        unfrozen = [name for name, parameter in self._uncovered.items() if parameter.requires_grad]
-        if unfrozen:
-            raise ConfigurationError(
-                f"a parameter that trains must be in an optimizer, but {listed(unfrozen)} was unfrozen and is in none: "
-                "build the optimizer over all parameters, frozen ones too"
+        trainable = {group.name for group in unreached if len(group.user_frozen) < len(group.parameters)}
+        silent = trainable - {ALWAYS}  # which may well have no part in some turn
+        new = sorted(silent - self._reported)
+        self._reported |= silent
+        if new:
+            warnings.warn(
+                f"the loss must reach every module that trains in the turn {self._applied!r}, but no parameter of "
+                f"{listed(new)} has a gradient, so it does not train in this step (reported once): give a loss that "
+                "depends on it, checkpoint with use_reentrant=False, or leave it out of the turn",
+                stacklevel=5,
             )
 
     def state_dict(self) -> dict[str, list[str]]:
@@ -275,7 +381,6 @@ def _plan(groups: Mapping[str, Freezable], modules: tuple[str, ...]) -> Turn:
         modules=modules,
         active=active,
         frozen=frozen,
-        own_parameters=_parameters_of(groups[name] for name in modules),
         active_parameters=_parameters_of(active),
         frozen_parameters=_parameters_of(frozen),
         frozen_submodules=tuple(item for group in frozen for item in group.submodules.items()),
@@ -291,8 +396,17 @@ def _gather(modules: Mapping[str, Parameters], always: Parameters | None) -> dic
     if always is None:
         return {name: Freezable(name, module) for name, module in modules.items()}
     group = Freezable(ALWAYS, always)
-    taken = {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
+    taken = _ids_of(group)
     return {**{name: Freezable(name, module, taken) for name, module in modules.items()}, ALWAYS: group}
+
+
+def _ids_of(group: Freezable | None) -> set[int]:
+    """The ``id`` of its parameters and submodules."""
+    return set() if group is None else {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
+
+
+def _count_groups(optimizers: Iterable[Optimizer]) -> int:
+    return sum(len(optimizer.param_groups) for optimizer in optimizers)
 
 
 def _split_pair(always: Parameters | tuple[Parameters, Optimizer] | None) -> tuple[Parameters | None, Optimizer | None]:

@@ -1,8 +1,9 @@
 """One module, frozen or active: requires_grad, gradients and training modes, the user's own choices kept."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from adapters.torch.wrappers import shells, unwrapped
 from alternator import ConfigurationError
@@ -24,22 +25,39 @@ class Freezable:
         excluded: The ``id`` of parameters and submodules that belong to the always group.
 
     Raises:
-        ConfigurationError: There are no parameters, or the module has a wrapper that is refused.
+        ConfigurationError: There are no parameters, some are lazy, or the module has a wrapper that is refused.
     """
 
     def __init__(self, name: str, module: nn.Module | Iterable[nn.Parameter], excluded: Collection[int] = ()) -> None:
         self.name = name
         self.root = unwrapped(module) if isinstance(module, nn.Module) else None
-        parameters = _named_parameters(name, module if self.root is None else self.root)
-        if not parameters:
-            raise ConfigurationError(f"a module must have parameters, but {name!r} has none; leave it out")
-        submodules = {} if self.root is None else {_join(name, key): sub for key, sub in self.root.named_modules()}
-        self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
-        self.submodules = {key: submodule for key, submodule in submodules.items() if id(submodule) not in excluded}
         self._shells = shells(module) if isinstance(module, nn.Module) else []
-        self._others = [submodule for submodule in submodules.values() if id(submodule) in excluded]
+        self._take(_named_parameters(name, module if self.root is None else self.root), excluded)
+        self.user_frozen: set[str] = set()
         self.inference = self._in_inference_mode()
         self.remember_active()
+
+    def look_again(self, excluded: Collection[int] = ()) -> bool:
+        """Find what has been added to the module, or taken out, since this was built; False if nothing has.
+
+        What is new trains if it requires gradients; of what was there before the user's choices stay.
+        """
+        if self.root is None:
+            return False
+        parameters, submodules = self.parameters, self.submodules
+        frozen = {id(parameters[key]) for key in self.user_frozen}
+        known = {id(parameter) for parameter in parameters.values()}
+        inference = {id(submodules[key]) for key in self.inference}
+        self._take(_named_parameters(self.name, self.root), excluded)
+        if _are_same(parameters, self.parameters) and _are_same(submodules, self.submodules):
+            return False
+        self.user_frozen = {
+            key
+            for key, parameter in self.parameters.items()
+            if (id(parameter) in frozen if id(parameter) in known else not parameter.requires_grad)
+        }
+        self.inference = {key for key, submodule in self.submodules.items() if id(submodule) in inference}
+        return True
 
     def remember_active(self) -> None:
         """Take the user's choices from how the active module is now.
@@ -76,6 +94,19 @@ class Freezable:
         """Put the submodules in training mode, but for those that the user put in inference mode."""
         self._set_modes(self.inference)
 
+    def _take(self, parameters: dict[str, nn.Parameter], excluded: Collection[int]) -> None:
+        if not parameters:
+            raise ConfigurationError(f"a module must have parameters, but {self.name!r} has none; leave it out")
+        lazy = [key for key, parameter in parameters.items() if is_lazy(parameter)]
+        if lazy:
+            raise ConfigurationError(
+                f"a parameter must be initialized, but {listed(lazy)} is lazy; run a forward pass before this is built"
+            )
+        inside = {} if self.root is None else {_join(self.name, key): sub for key, sub in self.root.named_modules()}
+        self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
+        self.submodules = {key: submodule for key, submodule in inside.items() if id(submodule) not in excluded}
+        self._others = [submodule for submodule in inside.values() if id(submodule) in excluded]
+
     def _in_inference_mode(self) -> set[str]:
         return {key for key, submodule in self.submodules.items() if not submodule.training}
 
@@ -102,10 +133,15 @@ class Between:
     """
 
     def __init__(self, model: nn.Module | None, modules: Iterable[Freezable]) -> None:
-        owned = {id(submodule) for module in modules for submodule in module.submodules.values()}
-        inside = [] if model is None else [*shells(model), *unwrapped(model).modules()]
-        self._submodules = [submodule for submodule in inside if id(submodule) not in owned]
+        self._model = model
+        self.look_again(modules)
         self._inference = self._in_inference_mode()
+
+    def look_again(self, modules: Iterable[Freezable]) -> None:
+        """Find what has been added to the model, or taken out."""
+        owned = {id(submodule) for module in modules for submodule in module.submodules.values()}
+        inside = [] if self._model is None else [*shells(self._model), *unwrapped(self._model).modules()]
+        self._submodules = [submodule for submodule in inside if id(submodule) not in owned]
 
     def set_inference_mode(self) -> None:
         """Put it in inference mode; what of it the user had put there before stays so."""
@@ -135,6 +171,10 @@ def _named_parameters(name: str, module: nn.Module | Iterable[nn.Parameter]) -> 
             f"a module must be an nn.Module or an iterable of nn.Parameter; {listed(wrong)} is not"
         )
     return parameters
+
+
+def _are_same(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
+    return before.keys() == now.keys() and all(before[key] is now[key] for key in before)
 
 
 def _join(name: str, key: str) -> str:

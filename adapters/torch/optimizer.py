@@ -204,7 +204,14 @@ class AlternatingOptimizer:
         return self._decisions.force(name)
 
     def apply(self) -> None:
-        """Set gradients and modes to what the alternator says. Needed only if you switch the alternator yourself."""
+        """Set gradients and modes to what the alternator says, for the modules and optimizers as they are now.
+
+        Needed if you switch the alternator yourself, or have written something frozen. What you have added to a module
+        or an optimizer is found at the next switch too.
+
+        Raises:
+            ConfigurationError: As when this was built, if modules or optimizers have changed since.
+        """
         self._check_boundary("apply")
         self._decisions.apply()
 

@@ -45,7 +45,8 @@ class Stepper:
         self._clip_norm = clip_norm
         self._scaler = scaler
         self._step = partial(step_optimizers, scaler=scaler) if step is None else step
-        self._shares = {name: _shares(self._optimizers, turn.active_parameters) for name, turn in freezer.turns.items()}
+        self._freezer = freezer
+        self._find_shares()
         self._turn_schedulers = {
             name: [scheduler for key, scheduler in self._schedulers.items() if turn.trains(key)]
             for name, turn in freezer.turns.items()
@@ -55,6 +56,8 @@ class Stepper:
 
     def update(self, name: str) -> bool:
         """Clip and step for the turn of this name; False if the scaler skipped an optimizer."""
+        if self._num_refreshes != self._freezer.num_refreshes:
+            self._find_shares()
         stepping = [each for each, share in self._shares[name] if any(p.grad is not None for p in share)]
         if self._clip_norm is not None:
             self.grad_norm = clip(stepping, self._clip_norm, self._scaler)
@@ -63,6 +66,11 @@ class Stepper:
             if any(scheduler.optimizer is optimizer for optimizer in updated):
                 scheduler.step()
         return len(updated) == len(stepping)
+
+    def _find_shares(self) -> None:
+        self._num_refreshes = self._freezer.num_refreshes
+        turns = self._freezer.turns.items()
+        self._shares = {name: _shares(self._optimizers, turn.active_parameters) for name, turn in turns}
 
     def state_dict(self) -> dict[str, Any]:
         """The states of optimizers, schedulers and scaler: tensors, so not JSON."""

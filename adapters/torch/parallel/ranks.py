@@ -77,9 +77,14 @@ class Ranks:
         dist.all_reduce(total, group=self._group)
         return total / dist.get_world_size(self._group)
 
+    @property
+    def aligned_buffers(self) -> frozenset[int]:
+        """The ``id`` of the buffers that DDP copies from the first rank in each forward pass."""
+        return frozenset(id(buffer) for wrapper in self._spread.wrappers for buffer in _broadcast_buffers(wrapper))
+
     def align_buffers(self, submodules: Iterable[nn.Module]) -> None:
         """Copy the first rank's buffers now: DDP would in the next forward pass, when they must not change any more."""
-        aligned = {id(buffer) for wrapper in self._spread.wrappers for buffer in _broadcast_buffers(wrapper)}
+        aligned = self.aligned_buffers
         first = dist.get_global_rank(self._group, 0)
         for submodule in submodules:
             for buffer in submodule.buffers(recurse=False):

@@ -2,10 +2,17 @@
 
 XLA reads its flags when JAX is first used, and ends the process at one that it does not know: so they are set here, and
 only for releases that know them. Tests that need the optimising compiler start a process of their own.
+
+No test may depend on how busy the machine is: examples of hypothesis have no deadline.
 """
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 
 def jaxlib_version() -> str:

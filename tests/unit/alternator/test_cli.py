@@ -381,7 +381,7 @@ CELLS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(["step,a,b\n", "a,b\r\n", " step , a,b\n", ""]), st.lists(st.sampled_from([*CELLS, ",", ",", "\n"]))
 )

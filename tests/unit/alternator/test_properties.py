@@ -17,7 +17,7 @@ rules = pytest.mark.parametrize("name", sorted(RULES))
 
 @rules
 @given(steps=STEPS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_step_is_credited_to_one_module_and_shares_sum_to_one(name, steps):
     alternator = make(name)
     for loss, updated in steps:
@@ -36,7 +36,7 @@ def test_every_step_is_credited_to_one_module_and_shares_sum_to_one(name, steps)
 
 @rules
 @given(steps=STEPS, stop=st.integers(0, 80))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_resume_anywhere_is_never_stopped(name, steps, stop):
     whole = make(name)
     decisions = [whole.observe(loss, updated=updated) for loss, updated in steps]
@@ -50,7 +50,7 @@ def test_resume_anywhere_is_never_stopped(name, steps, stop):
 @given(
     steps=STEPS, min_steps=st.integers(1, 9), window=st.integers(3, 8), threshold=st.floats(1e-9, 10, allow_nan=False)
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_rule_switches_twice_within_min_steps(steps, min_steps, window, threshold):
     alternator = Alternator(("a", "b"), Plateau(threshold=threshold, min_steps=min_steps, window=window))
     updates = 0

@@ -80,7 +80,7 @@ def train_by_hand(schedule, one_optimizer):
     return {name: module.state_dict() for name, module in modules.items()}
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(st.lists(st.sampled_from(list(TURNS)), min_size=1, max_size=8), st.booleans(), st.integers(0, 2))
 def test_any_schedule_of_three_modules_equals_training_each_alone(schedule, one_optimizer, delay):
     modules = {name: tower(seed) for seed, name in enumerate(NAMES)}

@@ -56,7 +56,7 @@ class Run:
         return self
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(st.integers(0, NUM_STEPS), st.integers(0, 2))
 def test_a_resumed_run_equals_one_never_stopped(stop, delay):
     whole = Run(delay=delay).train(0, NUM_STEPS)

@@ -7,13 +7,18 @@ import time
 import traceback
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 NUM_RANKS = 2
-TIMEOUT = 50.0
-"""Seconds that a case may take on a busy machine."""
+MAX_IDLE = 60.0
+"""Seconds in which a rank must compute something: one that waits for ever does not, one on a busy machine does."""
+WORK = 0.05
+"""Seconds of processor time that count as having computed something."""
+MAX_WAIT = 900.0
+"""Seconds that one rank waits for the other, whatever that one does."""
 
 
 class TwoRanks:
@@ -30,25 +35,29 @@ class TwoRanks:
             self.start()
         for tasks in self.tasks:
             tasks.put((case, args))
-        answers = self.collect(time.monotonic() + TIMEOUT)
+        answers = self.collect()
         failed = [f"rank {rank}: {answers.get(rank, (False, 'no answer'))[1]}" for rank in range(NUM_RANKS)]
         if not all(answers.get(rank, (False,))[0] for rank in range(NUM_RANKS)):
             self.stop()
             raise AssertionError("\n".join(failed))
         return [answers[rank][1] for rank in range(NUM_RANKS)]
 
-    def collect(self, deadline):
-        answers = {}
+    def collect(self):
+        answers, watched = {}, [psutil.Process(process.pid) for process in self.processes]
+        computed, deadline, is_failing = 0.0, time.monotonic() + MAX_IDLE, False
         while len(answers) < NUM_RANKS and time.monotonic() < deadline:
             try:
                 rank, passed, value = self.answers.get(timeout=0.2)
             except queue.Empty:
                 if not all(process.is_alive() for process in self.processes):
                     break
+                total = sum(sum(process.cpu_times()[:2]) for process in watched)
+                if total - computed > WORK and not is_failing:
+                    computed, deadline = total, time.monotonic() + MAX_IDLE
                 continue
             answers[rank] = (passed, value)
             if not passed:  # the other rank may wait for this one
-                deadline = min(deadline, time.monotonic() + 5)
+                deadline, is_failing = min(deadline, time.monotonic() + 5), True
         return answers
 
     def start(self):
@@ -77,7 +86,7 @@ def work(rank, meeting, tasks, answers):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=NUM_RANKS, timeout=timedelta(seconds=TIMEOUT)
+        "gloo", init_method=meeting, rank=rank, world_size=NUM_RANKS, timeout=timedelta(seconds=MAX_WAIT)
     )
     while True:
         case, args = tasks.get()

@@ -31,7 +31,7 @@ from tests.unit.alternator.runs import noisy
     offset=st.sampled_from([0.0, -5.0, 1e3, -1e5]),
     unit=st.sampled_from([1.0, 1e-30, 1e30]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_slope_and_standard_error_agree_with_scipy(count, seed, slope, noise, offset, unit):
     losses = [loss * unit for loss in noisy(seed, count, slope, noise, offset=offset)]
     expected = linregress(np.arange(count), losses)
@@ -95,7 +95,7 @@ def test_a_line_that_ends_at_zero_has_a_finite_rate():
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=10, max_size=90))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_finite_losses_give_finite_numbers(losses):
     gain = robust_gain(losses)
     assert math.isfinite(gain.rate)

@@ -65,7 +65,7 @@ def check(name, num_modules, steps, nonfinite_limit):
         st.tuples(st.lists(LOSSES, min_size=1, max_size=4), st.booleans(), st.integers(1, 40)), min_size=1, max_size=8
     ),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_sequence_found_starves_a_module(name, num_modules, nonfinite_limit, pieces):
     modules = MODULES[:num_modules]
     steps = [

@@ -71,7 +71,8 @@ def alternating(
 
     Args:
         transforms: Per module, its optimizer, in the order of the alternator's modules. Other keyword arguments of
-            ``update`` are forwarded to those that take them.
+            ``update`` are forwarded to those that take them: trees like the parameters' with everything else masked,
+            and the ``value_fn`` of a line search, which takes all parameters, as a function of the module's own.
         labels: The module of each parameter: a tree of names that is a prefix of the parameters' tree, or a function
             from parameters to it. Parameters labelled `ALWAYS` train at every step, those labelled `FROZEN` never.
         turns: Names that stand for several modules, in the order of the alternator's; by default each name is a module.
@@ -254,7 +255,7 @@ class _Step:
     def _gate(self, trains: bool | jax.Array, name: str, gradients: PyTree, state: Any) -> tuple[PyTree, Any]:
         def move() -> tuple[PyTree, Any]:
             own = None if self.params is None else _keep(self.params, self.owners, name)
-            updates, new_state = self.optimizers[name].update(gradients, state, own, **self.extra_args)
+            updates, new_state = self.optimizers[name].update(gradients, state, own, **self._arguments_of(name))
             return updates, new_state
 
         if isinstance(trains, bool):
@@ -262,6 +263,28 @@ class _Step:
         shapes, _ = jax.eval_shape(move)
         updates, new_state = jax.lax.cond(trains, move, lambda: (jax.tree.map(_zero, shapes), state))
         return updates, new_state
+
+    def _arguments_of(self, name: str) -> dict[str, Any]:
+        """The extra arguments as a module's optimizer needs them: trees masked, ``value_fn`` of its own parameters."""
+        structure: Any = jax.tree.structure(self.params)
+        given = dict(self.extra_args)
+        for key, value in given.items():
+            if self.params is not None and jax.tree.structure(value) == structure:
+                given[key] = _keep(value, self.owners, name)
+        if "value_fn" in given and self.params is not None:
+            given["value_fn"] = self._with_the_others(given["value_fn"])
+        return given
+
+    def _with_the_others(self, value_fn: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of a module's parameters that is ``value_fn`` with those of the others as they are."""
+        leaves, structure = jax.tree.flatten(self.params)
+
+        def of_own(own: PyTree, *args: Any, **kwargs: Any) -> Any:
+            given = jax.tree.leaves(own, is_leaf=_is_masked)
+            filled = [old if _is_masked(new) else new for new, old in zip(given, leaves, strict=True)]
+            return value_fn(jax.tree.unflatten(structure, filled), *args, **kwargs)
+
+        return of_own
 
     def _merge(self, like: PyTree, per_module: dict[str, PyTree]) -> PyTree:
         leaves, structure = jax.tree.flatten(like)

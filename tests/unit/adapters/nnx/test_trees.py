@@ -265,3 +265,29 @@ def test_what_has_no_gradient_is_refused_or_left_out(value, kind):
     for active in MODULES:
         train(model, optimizer, active)
     assert (model.encoder.ids[...] == value).all()
+
+
+def test_a_line_search_evaluates_the_model():
+    model = Model()
+    optimizer = alternating(model, optax.lbfgs(memory_size=3))
+
+    @nnx.jit(static_argnames="active")
+    def step(model, optimizer, active):
+        graphdef, _ = nnx.split(model)
+        value, gradients = optimizer.value_and_grad(loss)(model, INPUTS, active=active)
+        optimizer.update(
+            model,
+            gradients,
+            active=active,
+            value=value,
+            grad=gradients,
+            value_fn=lambda params: loss(nnx.merge(graphdef, params), INPUTS),
+        )
+        return value
+
+    head = bits(nnx.state(model.head))
+    values = [float(step(model, optimizer, "encoder")) for _ in range(3)]
+    assert bits(nnx.state(model.head)) == head
+    values += [float(step(model, optimizer, "head")) for _ in range(3)]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < values[0] / 4

@@ -121,6 +121,7 @@ class Freezer:
         self._given_optimizers = optimizers
         check_trainable(self.groups)
         self._cover()
+        self._is_stale = False
         self.num_refreshes = 0
         """How often modules or optimizers were found to have other parameters than before."""
         warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
@@ -165,20 +166,16 @@ class Freezer:
     def refresh(self) -> None:
         """Look at modules and optimizers again: what has been added since trains, and is frozen, with its module.
 
-        `apply` does so, and `prepare_update` if an optimizer has other groups than before.
+        `apply` does so, and `prepare_update` if an optimizer has other groups than before. Where several processes
+        train together only optimizers are: wrappers know no parameters but those with which they were built.
 
         Raises:
-            ConfigurationError: As when this was built; or several processes train together.
+            ConfigurationError: As when this was built.
         """
-        changed = self._look_again()
-        self._between.look_again(self.groups.values())
-        if not changed and self._num_param_groups == _count_groups(self.optimizers):
+        changed = self.ranks is None and self._look_again()
+        self._is_stale = self._is_stale or changed or self._num_param_groups != _count_groups(self.optimizers)
+        if not self._is_stale:
             return
-        if changed and self.ranks is not None:
-            raise ConfigurationError(
-                f"modules must keep their parameters where several processes train together, but {listed(changed)} has "
-                "others now: call release(), wrap the model again and build this again"
-            )
         check_ownership(self.groups, self._model)
         check_storage(self.groups)
         check_silent_writers(self.groups)
@@ -186,13 +183,16 @@ class Freezer:
         self._parameters = _parameters_of(self.groups.values())
         self.turns = {name: _plan(self.groups, turn.modules) for name, turn in self.turns.items()}
         self.num_refreshes += 1
+        self._is_stale = False  # only here: what is refused stays refused until it has been put right
 
-    def _look_again(self) -> list[str]:
-        """The names of the groups that have other parameters or submodules than before."""
+    def _look_again(self) -> bool:
+        """Whether a group has other parameters or submodules than before."""
         always = self.groups.get(ALWAYS)
-        changed = [ALWAYS] if always is not None and always.look_again() else []
+        changed = [always is not None and always.look_again()]
         taken = _ids_of(always)
-        return [*changed, *(name for name, group in self.groups.items() if name != ALWAYS and group.look_again(taken))]
+        changed += [group.look_again(taken) for name, group in self.groups.items() if name != ALWAYS]
+        self._between.look_again(self.groups.values())
+        return any(changed)
 
     def _cover(self) -> None:
         self._uncovered = check_coverage(self.groups, self._given_optimizers, self.optimizers)

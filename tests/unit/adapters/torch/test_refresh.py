@@ -69,11 +69,16 @@ def test_a_layer_added_to_an_active_module_trains_at_once_and_is_frozen_with_it(
 
 
 def test_a_layer_without_an_optimizer_is_refused_at_the_next_switch():
-    modules, _, alternating = build()
+    modules, optimizers, alternating = build()
     modules["b"].grow()
     alternating.step(loss(modules))
     with pytest.raises(ConfigurationError, match=r"'b.1.weight', 'b.1.bias' is not in it and would never train"):
         alternating.force("b")
+    with pytest.raises(ConfigurationError, match="would never train"):
+        alternating.apply()
+    optimizers["b"].add_param_group({"params": modules["b"][1].parameters()})
+    alternating.apply()
+    alternating.step(loss(modules))
 
 
 def test_a_layer_in_the_optimizer_of_another_module_is_refused():

@@ -18,7 +18,7 @@ MAX_IDLE = 60.0
 WORK = 0.05
 """Seconds of processor time that count as having computed something."""
 MAX_WAIT = 900.0
-"""Seconds that one rank waits for the other, whatever that one does."""
+"""Seconds that a case may take in all, whatever the ranks do."""
 
 
 class TwoRanks:
@@ -44,8 +44,9 @@ class TwoRanks:
 
     def collect(self):
         answers, watched = {}, [psutil.Process(process.pid) for process in self.processes]
-        computed, deadline, is_failing = 0.0, time.monotonic() + MAX_IDLE, False
-        while len(answers) < NUM_RANKS and time.monotonic() < deadline:
+        computed, is_failing = 0.0, False
+        deadline, ceiling = time.monotonic() + MAX_IDLE, time.monotonic() + MAX_WAIT
+        while len(answers) < NUM_RANKS and time.monotonic() < min(deadline, ceiling):
             try:
                 rank, passed, value = self.answers.get(timeout=0.2)
             except queue.Empty:

@@ -23,7 +23,7 @@ from ur4rec.cli.options import (
 from ur4rec.compare.arms import ARMS_HELP
 from ur4rec.runs.config import RunConfig
 
-COMPARISON_ADVICE = "To compare parity, joint and adaptive training on this data (ml-100k: about three minutes)"
+COMPARISON_ADVICE = "To compare parity, joint and adaptive training on this data (ml-100k: three minutes or so on two cores)"
 
 
 def compare(
@@ -118,9 +118,9 @@ def comparison_command(config: RunConfig) -> str:
 
     Example:
         >>> print(comparison_command(RunConfig(dataset="synthetic")))
-        ur4rec compare --dataset synthetic --backend torch --arms parity joint payoff --budgets cost --updates 300 --seeds 0 1 --jobs 2 --out runs/compare
+        ur4rec compare --dataset synthetic --backend torch --arms parity joint payoff --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare
     """  # noqa: E501
     return (
         f"ur4rec compare --dataset {shlex.quote(config.dataset)} --backend {config.backend} "
-        "--arms parity joint payoff --budgets cost --updates 300 --seeds 0 1 --jobs 2 --out runs/compare"
+        "--arms parity joint payoff --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare"
     )

@@ -24,7 +24,7 @@ from ur4rec.compare.arms import ARMS_HELP
 from ur4rec.runs.config import RunConfig
 
 COMPARISON_ADVICE = (
-    "To compare parity, joint and adaptive training on this data (ml-100k: three minutes or so on two cores)"
+    "To compare parity, joint and adaptive training on this data (ml-100k: three to five minutes on two cores)"
 )
 
 

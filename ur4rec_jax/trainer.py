@@ -22,18 +22,17 @@ from alternator import Alternator, Decision, Payoff
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import TURNS, find_stage
+from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
-from ur4rec.training.late_steps import Reader
-from ur4rec.training.records import StepReport
 from ur4rec.training.scorer import ScoreFunction
+from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer, TrainerArguments
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_inputs
 from ur4rec_jax.epoch import Epoch, stack_inputs
-from ur4rec_jax.ranking import rank_batch
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.scorer import scores_of
+from ur4rec_jax.scorer import rank_batch, scores_of
 from ur4rec_jax.step import PARTS
 from ur4rec_jax.ur4rec import UR4Rec
 

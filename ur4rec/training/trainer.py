@@ -8,25 +8,31 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, Unpack
+from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alternator import Alternator, Decision, Rule
+from alternator.recordings.log import StepRecord
 from ur4rec.config import TrainerConfig, TrainerSettings, check_joint_loss
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
-from ur4rec.schedule.curriculum import CurriculumWeights, curriculum_weights
-from ur4rec.schedule.learning_rate import learning_rates
 from ur4rec.schedule.payoff_probe import build_probe
-from ur4rec.schedule.stages import JOINT_STAGES, MODULES, check_num_steps, find_stage
+from ur4rec.schedule.stages import (
+    JOINT_STAGES,
+    MODULES,
+    CurriculumWeights,
+    check_num_steps,
+    curriculum_weights,
+    find_stage,
+    learning_rates,
+)
+from ur4rec.training.arrays import ArrayT, StepReport
 from ur4rec.training.backend import Model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, load_checkpoint, save_checkpoint
-from ur4rec.training.late_steps import LateStep, LateSteps, Reader
-from ur4rec.training.progress import count_steps
-from ur4rec.training.records import ArrayT, StepRecord, StepReport
 from ur4rec.training.scorer import BaseScorer
+from ur4rec.training.step_log import LateStep, LateSteps, Reader, count_steps
 
 ModelT = TypeVar("ModelT", bound=Model)
 DeviceT = TypeVar("DeviceT")
@@ -368,3 +374,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
         """Refuse the schedule of another rule before anything has changed."""
         build_alternator(find_stage(stage), self.config, self._rule).load_state_dict(saved)
+
+
+AnyTrainer: TypeAlias = BaseTrainer[Any, Any, Any]
+"""The trainer of one backend or the other."""

@@ -163,21 +163,26 @@ class Hold:
         return state, Verdict(False, "stage", facts.tenure, facts.tenure)
 
 
-def joint_alternator(config: TrainerConfig, rule: Rule | None = None) -> ModuleAlternator:
-    """The schedule of joint_finetune: a rule of your own, the original one, or parity.
+def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = None) -> Alternator:
+    """The schedule of a stage: it holds the stage's turn, or alternates by a rule given, the original one or parity.
 
     `Payoff` chooses among the turns both, sasrec and retriever; a rule with an attribute ``turns`` among those; every
     other rule between the two modules.
 
     Example:
-        >>> joint_alternator(TrainerConfig(use_adaptive_alternating=False)).rule
+        >>> joint = find_stage("joint_finetune")
+        >>> build_alternator(joint, TrainerConfig(use_adaptive_alternating=False)).rule
         Cycle(steps=1)
-        >>> joint_alternator(TrainerConfig(adaptive_switch_threshold=0.02)).rule
+        >>> build_alternator(joint, TrainerConfig(adaptive_switch_threshold=0.02)).rule
         Plateau(threshold=0.02, min_steps=5, window=10)
 
     Raises:
         ConfigurationError: A rule is given although use_adaptive_alternating is False.
     """
+    if stage.turn is not None:
+        alternator = Alternator((*MODULES, BOTH), Hold())
+        alternator.force(stage.turn)
+        return alternator
     if not config.use_adaptive_alternating:
         if rule is not None:
             raise ConfigurationError(
@@ -188,16 +193,3 @@ def joint_alternator(config: TrainerConfig, rule: Rule | None = None) -> ModuleA
         rule = Plateau(threshold=config.adaptive_switch_threshold, min_steps=config.adaptive_min_steps)
     turns = (BOTH, *MODULES) if isinstance(rule, Payoff) else getattr(rule, "turns", MODULES)
     return ModuleAlternator(turns, rule)
-
-
-def stage_alternator(stage: Stage) -> Alternator:
-    """The schedule of a stage without switching: it holds the stage's turn."""
-    assert stage.turn is not None
-    alternator = Alternator((*MODULES, BOTH), Hold())
-    alternator.force(stage.turn)
-    return alternator
-
-
-def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = None) -> Alternator:
-    """The schedule of a stage: `joint_alternator` where it alternates, else `stage_alternator`."""
-    return joint_alternator(config, rule) if stage.turn is None else stage_alternator(stage)

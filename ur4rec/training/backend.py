@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
+from alternator import Alternator
 from ur4rec.config import ModelConfig
 from ur4rec.errors import ConfigurationError
 
@@ -35,6 +36,20 @@ class Model(Protocol):
     @property
     def config(self) -> ModelConfig:
         """Its shape."""
+
+
+class Adapter(Protocol):
+    """What applies a schedule to the modules of a backend."""
+
+    @property
+    def alternator(self) -> Alternator:
+        """The schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the schedule, JSON-safe, losses under way included."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken, in this backend or another."""
 
 
 class Backend(Protocol):

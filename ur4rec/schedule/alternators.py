@@ -170,6 +170,7 @@ def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = No
     other rule between the two modules.
 
     Example:
+        >>> from ur4rec.schedule.stages import find_stage
         >>> joint = find_stage("joint_finetune")
         >>> build_alternator(joint, TrainerConfig(use_adaptive_alternating=False)).rule
         Cycle(steps=1)

@@ -97,32 +97,28 @@ class RunDirectory:
         finally:
             self._lock.release()
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint; None if the run has not reached its first.
-
-        Raises:
-            DataError: ``LATEST`` names none.
-        """
-        return self._checkpoint("LATEST")
-
-    def best_checkpoint(self) -> Path | None:
-        """The checkpoint of the best validation; None if the run has not reached its first.
-
-        Raises:
-            DataError: ``BEST`` names none.
-        """
-        return self._checkpoint("BEST")
-
-    def require_checkpoint(self, which: str = "best") -> Path:
-        """The ``best`` or the ``latest`` checkpoint.
+    def checkpoint(self, which: str = "best") -> Path | None:
+        """The ``best`` checkpoint, by validation, or the ``latest``; None if the run has not reached its first.
 
         Raises:
             UnknownNameError: ``which`` is neither.
-            DataError: The run has not reached its first checkpoint, or it is not there any more.
+            DataError: ``BEST`` or ``LATEST`` names none.
         """
         check_choice("checkpoint", which, ("best", "latest"))
-        path = self._checkpoint(which.upper())
-        if path is None:
+        pointer = self.path / "checkpoint" / which.upper()
+        if not pointer.exists():
+            return None
+        target = pointer.read_bytes().decode(errors="replace").strip()
+        if not re.fullmatch(r"step-\d+(\.\d)?", target) or not (pointer.parent / target).is_dir():
+            there = sorted(each.name for each in pointer.parent.glob("step-*"))
+            raise DataError(
+                f"{pointer} must name a checkpoint beside it (one of {there}), got {target!r}; name one of them"
+            )
+        return pointer.parent / target
+
+    def require_checkpoint(self, which: str = "best") -> Path:
+        """As `checkpoint`, but a run that has not reached its first is a `DataError` too."""
+        if (path := self.checkpoint(which)) is None:
             raise DataError(f"{self.path} has no {which} checkpoint yet; let its run finish an epoch first")
         return path
 
@@ -137,27 +133,15 @@ class RunDirectory:
         folder = self.path / "checkpoint"
         folder.mkdir(exist_ok=True)
         # What a pointer names is never replaced: not by what is saved at the same step later, as after a validation.
-        named = {self.latest_checkpoint(), self.best_checkpoint()}
+        named = {self.checkpoint("best"), self.checkpoint("latest")}
         path = next(path for suffix in ("", ".1", ".2") if (path := folder / f"step-{step}{suffix}") not in named)
         yield path
         for name in ("BEST", "LATEST") if best else ("LATEST",):
             write_whole(folder / name, f"{path.name}\n".encode())
-        kept = {self.latest_checkpoint(), self.best_checkpoint()}
+        kept = {self.checkpoint("best"), self.checkpoint("latest")}
         for each in folder.glob("step-*"):
             if each not in kept:
                 shutil.rmtree(each)
-
-    def _checkpoint(self, name: str) -> Path | None:
-        pointer = self.path / "checkpoint" / name
-        if not pointer.exists():
-            return None
-        target = pointer.read_bytes().decode(errors="replace").strip()
-        if not re.fullmatch(r"step-\d+(\.\d)?", target) or not (pointer.parent / target).is_dir():
-            there = sorted(each.name for each in pointer.parent.glob("step-*"))
-            raise DataError(
-                f"{pointer} must name a checkpoint beside it (one of {there}), got {target!r}; name one of them"
-            )
-        return pointer.parent / target
 
     def _remove_all(self) -> None:
         for each in self.path.iterdir():

@@ -79,7 +79,8 @@ class TrainingRun:
         self.results: dict[str, Result] = {}
         self._seconds = 0.0
         self._saved_step = 0
-        self.events: EventLog | None = None
+        self._watch = PayoffWatch()
+        self.events = EventLog()
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
         self._validation = prepared.evaluation(prepared.split.validation)
@@ -140,8 +141,8 @@ class TrainingRun:
         Raises:
             AlternatorError: The checkpoint or the decision log is damaged, or of another configuration or other data.
         """
-        self.directory.best_checkpoint()  # a BEST that names none is refused now, not when the next one is saved
-        checkpoint = self.directory.latest_checkpoint()
+        self.directory.checkpoint("best")  # a BEST that names none is refused now, not when the next one is saved
+        checkpoint = self.directory.checkpoint("latest")
         if checkpoint is None:
             return
         saved = self.trainer.load_checkpoint(checkpoint)["metrics"]
@@ -151,14 +152,12 @@ class TrainingRun:
         for log, state in zip(self._logs, saved["logs"], strict=True):
             log.load_state_dict(state)
         self._watch.restore(self.trainer.alternator, self.payoffs.records)
-        if self.events is not None:
-            self.events.restore(self.decisions.records)
+        self.events.restore(self.decisions.records)
         self._saved_step = self.trainer.step
 
     def _record(self, record: StepRecord) -> None:
         self.decisions.records.append(record)
-        if self.events is not None:
-            self.events.step(record)
+        self.events.step(record)
 
     @cached_property
     def decisions(self) -> AppendedLog[StepRecord]:
@@ -169,10 +168,6 @@ class TrainingRun:
     def payoffs(self) -> AppendedLog[Measurement]:
         """What a `Payoff` schedule has measured; empty for every other one."""
         return AppendedLog(self.directory.path / "payoffs.csv", write_measurements, read_measurements)
-
-    @cached_property
-    def _watch(self) -> PayoffWatch:
-        return PayoffWatch()
 
     @property
     def _logs(self) -> tuple[AppendedLog[Any], ...]:
@@ -218,8 +213,7 @@ class TrainingRun:
             }
         )
         self._seconds = 0.0
-        if self.events is not None:
-            self.events.epoch(self.epochs[-1])
+        self.events.epoch(self.epochs[-1])
         self._write_results()
         self._save(epoch, best=best)
 

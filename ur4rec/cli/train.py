@@ -3,7 +3,7 @@
 import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -104,7 +104,8 @@ def train(
 
     with one_line_errors():
         log_to_stderr(quiet)
-        check_event_logs(log or ())
+        if log:
+            check_event_logs(log)
         progress = False if quiet else None
         if resume is not None:
             refuse_settings(context)
@@ -132,7 +133,7 @@ def train(
             load_backend(config.backend)
             run = TrainingRun(config, prepare(config, directory=data_dir), RunDirectory(out), progress=progress)
             RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
-        with open_event_log(log or (), run.directory.path) as run.events:
+        with open_event_log(log, run.directory.path) if log else nullcontext() as run.events:
             results = train_until_stopped(run, resume=resume is not None)
         print_outcome(run, results)
 

@@ -79,8 +79,7 @@ class TrainingRun:
         self.results: dict[str, Result] = {}
         self._seconds = 0.0
         self._saved_step = 0
-        self._watch = PayoffWatch()
-        self.events = EventLog()
+        self.events: EventLog | None = None
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
         self._validation = prepared.evaluation(prepared.split.validation)
@@ -152,12 +151,14 @@ class TrainingRun:
         for log, state in zip(self._logs, saved["logs"], strict=True):
             log.load_state_dict(state)
         self._watch.restore(self.trainer.alternator, self.payoffs.records)
-        self.events.restore(self.decisions.records)
+        if self.events is not None:
+            self.events.restore(self.decisions.records)
         self._saved_step = self.trainer.step
 
     def _record(self, record: StepRecord) -> None:
         self.decisions.records.append(record)
-        self.events.step(record)
+        if self.events is not None:
+            self.events.step(record)
 
     @cached_property
     def decisions(self) -> AppendedLog[StepRecord]:
@@ -168,6 +169,10 @@ class TrainingRun:
     def payoffs(self) -> AppendedLog[Measurement]:
         """What a `Payoff` schedule has measured; empty for every other one."""
         return AppendedLog(self.directory.path / "payoffs.csv", write_measurements, read_measurements)
+
+    @cached_property
+    def _watch(self) -> PayoffWatch:
+        return PayoffWatch()
 
     @property
     def _logs(self) -> tuple[AppendedLog[Any], ...]:
@@ -213,7 +218,8 @@ class TrainingRun:
             }
         )
         self._seconds = 0.0
-        self.events.epoch(self.epochs[-1])
+        if self.events is not None:
+            self.events.epoch(self.epochs[-1])
         self._write_results()
         self._save(epoch, best=best)
 

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 import ur4rec_jax
 import ur4rec_torch
 from ur4rec.data.batches import TrainBatches
-from ur4rec.data.sequences import Sequences
+from ur4rec.data.interactions import Sequences
 from ur4rec.schedule.stages import MODULES, TURNS
 from ur4rec_torch.device import to_device
 

@@ -33,14 +33,13 @@ from overhead import RESULTS, machine
 from peers_curves import METRICS, Epoch, SystemRun
 from peers_report import save
 
-from ur4rec.cache import cache_directory
 from ur4rec.data import Interactions, Split, Targets, leave_one_out
 from ur4rec.data.batches import EvaluationBatches, TrainBatches
-from ur4rec.data.sequences import Sequences
+from ur4rec.data.interactions import Sequences
 from ur4rec.data.sources import load_dataset
 from ur4rec.errors import DataError
 from ur4rec.evaluation.metrics import rank_batches, summarise
-from ur4rec.files import write_whole
+from ur4rec.files import cache_directory, write_whole
 
 MAX_SEQ_LEN = 50
 PEER_PATIENCE = 20

@@ -12,11 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ur4rec_torch
 from ur4rec.config import TrainerConfig
-from ur4rec.schedule.curriculum import FULL, WITHOUT_CURRICULUM
+from ur4rec.schedule.stages import FULL, WITHOUT_CURRICULUM
 from ur4rec_torch.device import to_device
 from ur4rec_torch.losses import SEQUENCE_LOSSES, StepInputs
-from ur4rec_torch.memory_bank import MemoryBank, find_last_targets
-from ur4rec_torch.strategies import consistency_loss, distillation_loss, diversity_loss
+from ur4rec_torch.strategies import MemoryBank, consistency_loss, distillation_loss, diversity_loss, find_last_targets
 
 LEARNING_RATES = {"sasrec": 1e-3, "retriever": 1e-4, "fusion": 1e-2}
 """The trainer's."""

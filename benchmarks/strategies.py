@@ -26,15 +26,13 @@ from tqdm import tqdm
 
 from ur4rec.compare.plots import to_png
 from ur4rec.compare.report import compact_json
-from ur4rec.compare.runner import evaluate
+from ur4rec.compare.runner import evaluate, machine_facts, source_commit
 from ur4rec.compare.statistics import Resamples
 from ur4rec.compare.workers import one_thread_processes
 from ur4rec.evaluation.metrics import ndcg
 from ur4rec.files import write_file, write_whole
-from ur4rec.runs.config import RunConfig
-from ur4rec.runs.prepared import PreparedData, prepare
-from ur4rec.runs.presets import preset
-from ur4rec.runs.provenance import machine_facts, run_facts, source_commit
+from ur4rec.runs.config import RunConfig, preset
+from ur4rec.runs.prepared import PreparedData, prepare, run_facts
 from ur4rec.training.backend import BACKENDS, load_backend
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ NEW = {
     "adapters.optax.new": ("torch", "The JAX side knows no torch"),
     "adapters.jax.new": ("adapters.optax", "Layers of the adapters"),
     "ur4rec.data.new": ("torch", "ur4rec knows no framework"),
-    "ur4rec.config.new": ("ur4rec.data.splits", "The layers of ur4rec"),
+    "ur4rec.schedule.new": ("ur4rec.training.trainer", "The layers of ur4rec"),
     "ur4rec_torch.new": ("ur4rec_jax", "Imports point one way"),
     "alternator.rules.new": ("numpy", "The core imports no third party"),
 }

@@ -13,7 +13,7 @@ FORBIDDEN = {
     "alternator": {"numpy", "torch", "jax", "pandas", "matplotlib", "tensorboard", "ur4rec", "adapters"},
     "adapters": {"numpy", "torch", "jax", "alternator"},
     "ur4rec.config": FRAMEWORKS | HEAVY,
-    "ur4rec.schedule.names": FRAMEWORKS | HEAVY | {"ur4rec.schedule.payoff_probe"},
+    "ur4rec.schedule.alternators": FRAMEWORKS | HEAVY | {"ur4rec.schedule.payoff_probe"},
     "ur4rec.runs.config": FRAMEWORKS | HEAVY | {"ur4rec.schedule.payoff_probe"},
     "ur4rec.runs.run": FRAMEWORKS,
     "ur4rec.cli": FRAMEWORKS,

@@ -1,4 +1,4 @@
-"""Files and directories that are written whole or not at all, and the hash of a content."""
+"""Files and directories that are written whole or not at all, their hash, and where the cache is."""
 
 import hashlib
 import os
@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from ur4rec.errors import CacheError
 
 SCRATCH_PREFIX = ".partial-"
 """The prefix of the names of files that are being written, or that a crash has left half-written."""
@@ -72,3 +74,39 @@ def _flush(path: Path) -> None:
     """Make sure that the content is on the disk before a name points to it."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+ENVIRONMENT_VARIABLE = "ADAPTIVE_ALTERNATOR_CACHE"
+
+
+def cache_directory(cache_dir: str | Path | None = None) -> Path:
+    """The directory in which everything is cached.
+
+    The argument; else ``$ADAPTIVE_ALTERNATOR_CACHE``; else the folder ``adaptive-alternator`` in ``$XDG_CACHE_HOME`` or
+    ``~/.cache``.
+
+    Example:
+        >>> cache_directory("elsewhere").name
+        'elsewhere'
+    """
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    if named := os.environ.get(ENVIRONMENT_VARIABLE):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "adaptive-alternator"
+
+
+@contextmanager
+def refuse_unwritable(path: Path) -> Iterator[None]:
+    """Turn an error while writing to the cache into one that names the remedy.
+
+    Raises:
+        CacheError: It cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another cache directory, "
+            f"by argument or with ${ENVIRONMENT_VARIABLE}"
+        ) from error

@@ -15,17 +15,15 @@ from jax import Array
 from adapters.jax import DeviceAlternator, DeviceDecision, DeviceState
 from alternator import Decision
 from ur4rec.data.batches import Batch
-from ur4rec.schedule.curriculum import CurriculumWeights
-from ur4rec.schedule.stages import MODULES, TURNS
+from ur4rec.schedule.stages import MODULES, TURNS, CurriculumWeights
+from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
-from ur4rec.training.records import StepReport
 from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import StepInputs
-from ur4rec_jax.memory_bank import MemoryBank
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.step import Step, TrainState, write
-from ur4rec_jax.strategies import BankEntries
+from ur4rec_jax.strategies import BankEntries, MemoryBank
 
 _METRICS = (*map(loss_name, (*COMPONENTS, UNCERTAINTY)), *map(weight_name, COMPONENTS))
 """All that a step may report beside its losses."""

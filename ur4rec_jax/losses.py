@@ -17,9 +17,8 @@ from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
-from ur4rec_jax.fusion import LogitFusion
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.ur4rec import UR4Rec
+from ur4rec_jax.ur4rec import LogitFusion, UR4Rec
 
 StepInputs: TypeAlias = arrays.StepInputs[Array]
 Component: TypeAlias = arrays.Component[Array]

@@ -1,20 +1,38 @@
-"""Scorer: a trained model that ranks and scores, and nothing else.
+"""Scorer: a trained model that ranks and scores, and nothing else; ranks are computed on the device.
 
-Shapes: B rows, L positions, I items.
+Shapes: B rows, L positions, I items, M coordinates of seen items.
 """
 
 from contextlib import nullcontext
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from ur4rec.config import TrainerConfig
+from ur4rec.data.batches import EvaluationBatch
 from ur4rec.training.scorer import BaseScorer, ScoreFunction
 from ur4rec_jax.compiled import Functions, functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_indices
-from ur4rec_jax.ranking import rank_batch
 from ur4rec_jax.ur4rec import UR4Rec
+
+
+@jax.jit
+def rank_batch(scores_BI: Array, batch: EvaluationBatch) -> tuple[Array, Array]:
+    """Ranks of the targets, and whether all scores that count are finite.
+
+    The rank is 1 + the number of other unseen items that score at least as much as the target: ties count against us.
+    The target is never filtered. Rows and coordinates that only fill up are out of range and dropped.
+    """
+    rows_B = jnp.arange(len(scores_BI))
+    candidates_BI = jnp.ones(scores_BI.shape, bool)
+    candidates_BI = candidates_BI.at[batch.seen_rows_M, batch.seen_items_M].set(False, mode="drop")
+    candidates_BI = candidates_BI.at[rows_B, batch.targets_B].set(True)
+    counts_B1 = (rows_B < batch.num_valid)[:, None]
+    finite = (jnp.isfinite(scores_BI) | ~candidates_BI | ~counts_B1).all()
+    at_least_BI = candidates_BI & (scores_BI >= scores_BI[rows_B, batch.targets_B][:, None])
+    return at_least_BI.sum(1), finite
 
 
 class Scorer(BaseScorer[Array]):

@@ -15,10 +15,9 @@ from jax import Array
 
 from adapters.optax import AlternatingState, active_value_and_grad, alternating, apply_updates
 from ur4rec.config import TrainerConfig
-from ur4rec.schedule.curriculum import WITHOUT_CURRICULUM, CurriculumWeights
-from ur4rec.schedule.stages import BOTH, MODULES, TURNS
+from ur4rec.schedule.stages import BOTH, MODULES, TURNS, WITHOUT_CURRICULUM, CurriculumWeights
+from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import UNCERTAINTY
-from ur4rec.training.records import StepReport
 from ur4rec_jax.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.strategies import BankEntries, Context, Strategies, StrategyState

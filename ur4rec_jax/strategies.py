@@ -1,30 +1,145 @@
 """The strategies: further loss components, and what they keep between steps; see `ur4rec.training.components`.
 
-Shapes: B rows, L positions, N positions with a target (padded), I items, K preference vectors, d width, C components.
+Shapes: B rows, L positions, N positions with a target (padded), I items, K preference vectors, d width, C components,
+M entries of the memory bank.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from ur4rec.config import TrainerConfig
-from ur4rec.schedule.curriculum import CurriculumWeights
-from ur4rec.training.components import DIVERSITY_RIDGE, loss_name
+from ur4rec.schedule.stages import CurriculumWeights
+from ur4rec.training import arrays
+from ur4rec.training.components import COMPONENTS, DIVERSITY_RIDGE, UNCERTAINTY, loss_name, weight_name
 from ur4rec_jax.layers import normalize
 from ur4rec_jax.losses import Component, StepInputs, StepLosses, both_scores, mean_over_targets
-from ur4rec_jax.memory_bank import LastTargets, MemoryBank, find_last_targets
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.uncertainty import (
-    initial_log_variances,
-    uncertain_total,
-    uncertainty_metrics,
-    update_log_variances,
-)
 from ur4rec_jax.ur4rec import UR4Rec
+
+_EMPTY = -1
+
+
+LastTargets: TypeAlias = arrays.LastTargets[Array]
+
+
+def find_last_targets(inputs: StepInputs, num_items: int) -> LastTargets:
+    """The last target of each row."""
+    num_rows, length = inputs.items_BL.shape
+    rows_N, is_target_N = inputs.positions_N // length, inputs.targets_N < num_items
+    count_B = jnp.zeros(num_rows, jnp.int32).at[rows_N].add(is_target_N)
+    index_B = jnp.maximum(jnp.cumsum(count_B) - 1, 0)
+    return LastTargets(index_B, inputs.targets_N[index_B], count_B > 0)
+
+
+class MemoryBank(NamedTuple):
+    """A FIFO of (item, key) pairs: the projected, normalised text of past targets, as it was when they were targets.
+
+    It belongs to the trainer, starts empty, and is neither read nor written while the retriever is frozen.
+    """
+
+    items_M: Array
+    """The items; -1 where there is no entry yet."""
+    keys_Md: Array
+    """Their keys; 0 where there is none."""
+    cursor: Array
+    """Where the next entry goes."""
+
+    @classmethod
+    def empty(cls, size: int, dim: int) -> "MemoryBank":
+        """A bank without entries.
+
+        Args:
+            size: The number of entries it can hold; then the oldest are overwritten.
+            dim: Width of a key.
+        """
+        return cls(jnp.full(size, _EMPTY, jnp.int32), jnp.zeros((size, dim)), jnp.zeros((), jnp.int32))
+
+    def loss(self, preferences_NKd: Array, keys_Id: Array, last: LastTargets, temperature: float) -> Array:
+        """InfoNCE: what each row wants next, against its target's key and the bank's of other items; a mean over rows.
+
+        Args:
+            preferences_NKd: Preference vectors where a target is.
+            keys_Id: Keys of all items now; gradients reach the targets'.
+            last: Of the batch.
+            temperature: Cosines are divided by it.
+        """
+        queries_Bd = normalize(preferences_NKd[last.index_B].mean(1))
+        keys_Bd = keys_Id.at[last.items_B].get(mode="clip")
+        positive_B = (queries_Bd * keys_Bd).sum(1).astype(jnp.float32) / temperature
+        negative_BM = (queries_Bd @ self.keys_Md.astype(queries_Bd.dtype).T).astype(jnp.float32) / temperature
+        is_negative_BM = (self.items_M != last.items_B[:, None]) & (self.items_M != _EMPTY)
+        negative_BM = jnp.where(is_negative_BM, negative_BM, -jnp.inf)
+        largest_B = jax.lax.stop_gradient(jnp.maximum(positive_B, negative_BM.max(1)))
+        total_B = jnp.exp(positive_B - largest_B) + jnp.exp(negative_BM - largest_B[:, None]).sum(1)
+        loss_B = jnp.log(total_B) + largest_B - positive_B
+        return jnp.where(last.is_real_B, loss_B, 0).sum() / last.is_real_B.sum()
+
+    def write(self, items_B: Array, keys_Bd: Array, is_kept_B: Array) -> "MemoryBank":
+        """The bank with the rows that are to be kept, in their order; of more than it holds, the newest.
+
+        Example:
+            >>> bank = MemoryBank.empty(3, 1)
+            >>> bank = bank.write(jnp.array([5, 6, 7]), jnp.ones((3, 1)), jnp.array([True, False, True]))
+            >>> bank.items_M.tolist(), int(bank.cursor)
+            ([5, 7, -1], 2)
+        """
+        size, count_B = len(self.items_M), jnp.cumsum(is_kept_B)
+        is_kept_B = is_kept_B & (count_B > count_B[-1] - size)
+        places_B = jnp.where(is_kept_B, (self.cursor + count_B - 1) % size, size)  # out of range, so that it is dropped
+        return MemoryBank(
+            self.items_M.at[places_B].set(items_B, mode="drop"),
+            self.keys_Md.at[places_B].set(keys_Bd.astype(self.keys_Md.dtype), mode="drop"),
+            ((self.cursor + count_B[-1]) % size).astype(jnp.int32),
+        )
+
+
+def initial_log_variances() -> Array:
+    """One log-variance per component, each 0 at first. They belong to the trainer and train in every step."""
+    return jnp.zeros(len(COMPONENTS))
+
+
+def uncertain_total(components: Mapping[str, Component], log_variances_C: Array) -> Array:
+    """What is minimised: the sum of exp(−s) · weight · loss + s / 2."""
+    present = _present(components, log_variances_C)
+    terms = (jnp.exp(-present[name]) * weight * loss + present[name] / 2 for name, (loss, weight) in components.items())
+    return reduce(jnp.add, terms)
+
+
+def uncertainty_metrics(components: Mapping[str, Component], log_variances_C: Array) -> dict[str, Array]:
+    """What the epoch reports: the log-variances' own part of the total, and each component's weight."""
+    present = _present(components, log_variances_C)
+    weights = {
+        weight_name(name): jnp.where(weight == 0, jnp.nan, jnp.exp(-present[name]))
+        for name, (_, weight) in components.items()
+    }
+    return {loss_name(UNCERTAINTY): reduce(jnp.add, present.values()) / 2, **weights}
+
+
+def update_log_variances(
+    components: Mapping[str, Component], log_variances_C: Array, is_finite: Array, learning_rate: Array
+) -> Array:
+    """The log-variances after a step of gradient descent on those of the components present, if the loss is finite."""
+    moved_C = log_variances_C
+    for name, (loss, weight) in components.items():
+        place = COMPONENTS.index(name)
+        before = log_variances_C[place]
+        gradient = 0.5 - jnp.exp(-before) * weight * loss
+        after = jnp.where(is_finite & (weight != 0), before - learning_rate * gradient, before)
+        moved_C = moved_C.at[place].set(after)
+    return moved_C
+
+
+def _present(components: Mapping[str, Component], log_variances_C: Array) -> dict[str, Array]:
+    """The log-variances of the components; 0 for one that is absent."""
+    return {
+        name: jnp.where(weight == 0, 0, log_variances_C[COMPONENTS.index(name)])
+        for name, (_, weight) in components.items()
+    }
 
 
 def consistency_loss(preferences_NKd: Array, inputs: StepInputs, keys_Id: Array) -> Array:

@@ -18,26 +18,37 @@ from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from adapters.jax import DeviceAlternator, HostAlternator
-from alternator import Alternator, Decision, Payoff
-from ur4rec.data.batches import Batch
+from alternator import Alternator, Decision, Payoff, Rule
+from alternator.recordings.log import StepRecord
+from ur4rec.config import TrainerSettings
+from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import TURNS, find_stage
+from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
-from ur4rec.training.late_steps import Reader
-from ur4rec.training.records import StepReport
 from ur4rec.training.scorer import ScoreFunction
-from ur4rec.training.trainer import BaseTrainer, TrainerArguments
+from ur4rec.training.step_log import Reader
+from ur4rec.training.trainer import BaseTrainer
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_inputs
 from ur4rec_jax.epoch import Epoch, stack_inputs
-from ur4rec_jax.ranking import rank_batch
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.scorer import scores_of
+from ur4rec_jax.scorer import rank_batch, scores_of
 from ur4rec_jax.step import PARTS
 from ur4rec_jax.ur4rec import UR4Rec
 
 _LOGGER = logging.getLogger("alternator")
+
+
+class TrainerArguments(TrainerSettings, total=False):
+    """The keyword arguments of `BaseTrainer`, for type checkers."""
+
+    device: str | jax.Device
+    rule: Rule | None
+    progress: bool | None
+    probe: EvaluationBatch | None
+    on_step: Callable[[StepRecord], object] | None
 
 
 class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
@@ -73,9 +84,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     _rank_batch = staticmethod(rank_batch)
     _to_host = staticmethod(to_host)
 
-    def __init__(
-        self, model: UR4Rec, *, on_device: bool = False, **arguments: Unpack[TrainerArguments[jax.Device]]
-    ) -> None:
+    def __init__(self, model: UR4Rec, *, on_device: bool = False, **arguments: Unpack[TrainerArguments]) -> None:
         self._on_device = on_device
         super().__init__(model, **arguments)
 

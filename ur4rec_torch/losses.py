@@ -15,9 +15,8 @@ from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
 from ur4rec_torch.catalogue_loss import catalogue_cross_entropy
-from ur4rec_torch.fusion import LogitFusion
 from ur4rec_torch.retriever import Catalogue
-from ur4rec_torch.ur4rec import UR4Rec
+from ur4rec_torch.ur4rec import LogitFusion, UR4Rec
 
 StepInputs: TypeAlias = arrays.StepInputs[Tensor]
 Component: TypeAlias = arrays.Component[Tensor]

@@ -15,20 +15,18 @@ from torch import Tensor, nn
 from adapters.torch import AlternatingOptimizer, LateScalar
 from alternator import Alternator, Decision
 from ur4rec.data.batches import Batch
-from ur4rec.schedule.curriculum import WITHOUT_CURRICULUM
-from ur4rec.schedule.stages import MODULES, TURNS
+from ur4rec.schedule.stages import MODULES, TURNS, WITHOUT_CURRICULUM
+from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.components import UNCERTAINTY
-from ur4rec.training.late_steps import Reader
-from ur4rec.training.records import StepReport
 from ur4rec.training.scorer import ScoreFunction
+from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_torch.checkpoint import export_arrays, restore_arrays
 from ur4rec_torch.device import find_device, seeded, to_device, to_host
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
-from ur4rec_torch.ranking import rank_batch
 from ur4rec_torch.retriever import Catalogue
-from ur4rec_torch.scorer import scores_of
+from ur4rec_torch.scorer import rank_batch, scores_of
 from ur4rec_torch.strategies import Context, Strategies
 from ur4rec_torch.ur4rec import UR4Rec
 

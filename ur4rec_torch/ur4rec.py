@@ -1,10 +1,10 @@
 """UR4Rec: SASRec and a text preference retriever, and the fusion of their scores.
 
-Shapes: B rows, L positions, T width of text vectors, I items, U users.
+Shapes: B rows, L positions, N positions of which scores are fused, T width of text vectors, I items, U users.
 """
 
-from collections.abc import Iterable
-from typing import Unpack
+from collections.abc import Callable, Iterable
+from typing import TypeAlias, Unpack
 
 import numpy as np
 import torch
@@ -13,10 +13,100 @@ from torch import Tensor, nn
 
 from alternator.checks import check_choice
 from ur4rec.config import SCORERS, ModelConfig, ModelSettings
-from ur4rec.training.text_vectors import check_text_vectors
-from ur4rec_torch.fusion import FUSIONS
+from ur4rec.text.encoders import check_text_vectors
+from ur4rec.training.components import RANK_CONSTANT
 from ur4rec_torch.retriever import Catalogue, PreferenceRetriever
 from ur4rec_torch.sasrec import SASRec
+
+
+class LogitFusion(nn.Module):
+    """A weighted product of the two distributions: weights on log-probabilities.
+
+    What normalises each distribution is one number per position, the same for every item, so it changes neither the
+    softmax of the fused logits nor their order: the weighted sum of the logits is all that is computed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(2))
+
+    def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
+        """Fused logits, (N, I)."""
+        return self.weights[0] * sasrec_NI + self.weights[1] * retriever_NI
+
+
+class WeightedFusion(nn.Module):
+    """A mixture of the two distributions: weights on probabilities, which sum to one by a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(2))
+
+    def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
+        """Fused log-probabilities, (N, I)."""
+        log_weights = torch.log_softmax(self.weights, dim=0)
+        return torch.logaddexp(
+            torch.log_softmax(sasrec_NI, dim=1) + log_weights[0],
+            torch.log_softmax(retriever_NI, dim=1) + log_weights[1],
+        )
+
+
+class RankFusion(nn.Module):
+    """The sum of both modules' reciprocal ranks (Cormack, Clarke & Büttcher, SIGIR 2009).
+
+    It has no parameters and passes no gradients.
+    """
+
+    def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
+        """Sums of 1 / (60 + rank), (N, I)."""
+        ranks = (_ranks(scores_NI) for scores_NI in (sasrec_NI, retriever_NI))
+        sasrec, retriever = (1 / (RANK_CONSTANT + 1 + ranks_NI).float() for ranks_NI in ranks)
+        return _nan_unless_finite(sasrec + retriever, sasrec_NI, retriever_NI)
+
+
+class CascadeFusion(nn.Module):
+    """SASRec's top items in the retriever's order, above all others in SASRec's.
+
+    It has no parameters and passes no gradients.
+
+    Args:
+        size: The number of items that are re-ordered.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
+        """Minus the final rank, 0 for the best item, (N, I): no two items tie."""
+        ranks_NI = _ranks(sasrec_NI)
+        is_top_NI = ranks_NI < self.size
+        among_top_NI = _ranks(retriever_NI.masked_fill(~is_top_NI, -torch.inf))
+        fused_NI = -torch.where(is_top_NI, among_top_NI, ranks_NI).float()
+        return _nan_unless_finite(fused_NI, sasrec_NI, retriever_NI)
+
+
+Fusion: TypeAlias = LogitFusion | WeightedFusion | RankFusion | CascadeFusion
+
+FUSIONS: dict[str, Callable[[ModelConfig], Fusion]] = {
+    "logit": lambda config: LogitFusion(),
+    "weighted": lambda config: WeightedFusion(),
+    "rank": lambda config: RankFusion(),
+    "cascade": lambda config: CascadeFusion(config.cascade_size),
+}
+"""Each builds the fusion of a model."""
+
+
+def _ranks(scores_NI: Tensor) -> Tensor:
+    """The place of each item, 0 for the best, (N, I); equal scores in the order of item numbers."""
+    order_NI = scores_NI.argsort(dim=1, descending=True, stable=True)
+    places_I = torch.arange(scores_NI.shape[1], device=scores_NI.device)
+    return torch.empty_like(order_NI).scatter_(1, order_NI, places_I.expand_as(order_NI))
+
+
+def _nan_unless_finite(fused_NI: Tensor, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
+    """Scores that are not finite stay so: a rank would hide them."""
+    return fused_NI.masked_fill(~torch.isfinite(sasrec_NI + retriever_NI), torch.nan)
 
 
 class UR4Rec(nn.Module):

@@ -12,11 +12,11 @@ import ur4rec_jax
 from tests.backends.harness import Losses
 from ur4rec.data.batches import Batch
 from ur4rec.training.components import COMPONENTS
-from ur4rec_jax import catalogue_loss, losses, strategies, uncertainty
+from ur4rec_jax import catalogue_loss, losses, strategies
+from ur4rec_jax.checkpoint import export_weights, import_weights
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import Component, StepInputs
-from ur4rec_jax.memory_bank import MemoryBank, find_last_targets
-from ur4rec_jax.weights import export_weights, import_weights
+from ur4rec_jax.strategies import MemoryBank, find_last_targets
 
 
 class JaxBackend:
@@ -177,17 +177,17 @@ class JaxUncertainty:
     """See `harness.Uncertainty`."""
 
     def __init__(self):
-        self.log_variances_C = uncertainty.initial_log_variances()
+        self.log_variances_C = strategies.initial_log_variances()
 
     def total(self, components):
-        return float(uncertainty.uncertain_total(_components(components), self.log_variances_C))
+        return float(strategies.uncertain_total(_components(components), self.log_variances_C))
 
     def metrics(self, components):
-        found = uncertainty.uncertainty_metrics(_components(components), self.log_variances_C)
+        found = strategies.uncertainty_metrics(_components(components), self.log_variances_C)
         return {name: float(value) for name, value in found.items()}
 
     def update(self, components, *, is_finite, learning_rate):
-        self.log_variances_C = uncertainty.update_log_variances(
+        self.log_variances_C = strategies.update_log_variances(
             _components(components), self.log_variances_C, jnp.array(is_finite), jnp.float32(learning_rate)
         )
 

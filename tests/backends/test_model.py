@@ -93,7 +93,7 @@ def test_retriever_attends_as_its_formula_says(backend, make_model):
 def test_fusions_are_weighted_log_probabilities_and_weighted_probabilities(backend):
     sasrec_NI, retriever_NI = np.random.default_rng(0).normal(size=(2, 4, 7)).astype(np.float32)
     probabilities = softmax(sasrec_NI), softmax(retriever_NI)
-    logit, weighted = backend.part("fusion").LogitFusion(), backend.part("fusion").WeightedFusion()
+    logit, weighted = backend.part("ur4rec").LogitFusion(), backend.part("ur4rec").WeightedFusion()
     backend.set_weights(logit, {"weights": [0.7, 1.6]})
     backend.set_weights(weighted, {"weights": [0.3, -0.4]})
     product = np.exp(0.7 * np.log(probabilities[0]) + 1.6 * np.log(probabilities[1]))

@@ -8,8 +8,7 @@ import pytest
 from alternator import Cycle
 from tests.backends import reference
 from tests.backends.harness import bits, changed, equal, kept, train
-from ur4rec.schedule.curriculum import curriculum_weights
-from ur4rec.schedule.stages import MODULES
+from ur4rec.schedule.stages import MODULES, curriculum_weights
 from ur4rec.training.components import BANK_ITEMS, BANK_KEYS, COMPONENTS, LOG_VARIANCES
 
 JOINT_LOSSES = ["separate", "fused"]

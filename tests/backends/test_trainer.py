@@ -193,7 +193,7 @@ def test_an_epoch_may_start_late_and_end_early(make_trainer, loader):
 
 
 def test_the_bar_shows_losses_rates_who_trains_and_switches(make_trainer, loader, capsys, monkeypatch):
-    monkeypatch.setattr("ur4rec.training.progress.tqdm", partial(tqdm, mininterval=0))  # every step, however fast
+    monkeypatch.setattr("ur4rec.training.step_log.tqdm", partial(tqdm, mininterval=0))  # every step, however fast
     trainer = make_trainer(progress=True, rule=Cycle(1))
     trainer.train_epoch(loader, epoch=3)
     shown = capsys.readouterr().err

@@ -12,8 +12,7 @@ from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS
 from ur4rec_torch import catalogue_loss, losses, strategies
 from ur4rec_torch.device import seeded, to_device
 from ur4rec_torch.losses import Component, StepInputs
-from ur4rec_torch.memory_bank import MemoryBank, find_last_targets
-from ur4rec_torch.uncertainty import UncertaintyWeights
+from ur4rec_torch.strategies import MemoryBank, UncertaintyWeights, find_last_targets
 
 CPU = torch.device("cpu")
 

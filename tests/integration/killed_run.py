@@ -19,7 +19,7 @@ import numpy as np
 import torch._dynamo  # noqa: F401  (the first optimizer imports it: seconds)
 import typer
 
-from ur4rec.cli.errors import one_line_errors
+from ur4rec.cli.options import one_line_errors
 from ur4rec.cli.train import train_until_stopped
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import TrainBatches

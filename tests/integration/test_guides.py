@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.guide_blocks import blocks_of, run_blocks
 from ur4rec.cli.settings import render_settings
 from ur4rec.config import ModelConfig, TrainerConfig
-from ur4rec.runs.presets import PRESETS, preset
+from ur4rec.runs.config import PRESETS, preset
 
 ROOT = Path(__file__).parents[2]
 ABORTED_AT_EXIT = "terminate called without an active exception"

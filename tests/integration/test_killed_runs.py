@@ -54,7 +54,7 @@ def saved_step(directory):
     """The step of the newest checkpoint, which must be whole; so must be the best one."""
     steps = [
         read_checkpoint(path)[1]["progress"]["step"]
-        for path in (directory.latest_checkpoint(), directory.best_checkpoint())
+        for path in (directory.checkpoint("latest"), directory.checkpoint("best"))
         if path is not None
     ]
     return steps[0] if steps else 0
@@ -69,8 +69,8 @@ def without_times(content):
 
 def outcome(directory):
     """Weights, moments and decisions as bytes; schedule, totals and metrics as JSON."""
-    arrays, state = read_checkpoint(directory.latest_checkpoint())
-    best, _ = read_checkpoint(directory.best_checkpoint())
+    arrays, state = read_checkpoint(directory.checkpoint("latest"))
+    best, _ = read_checkpoint(directory.checkpoint("best"))
     files = {name: (directory.path / name).read_bytes() for name in ("decisions.csv", "test_ranks.csv")}
     parts = {name: state[name] for name in ("progress", "schedule", "metrics")}
     return {

@@ -3,16 +3,11 @@
 Each command imports what it needs when it runs, so that ``--help`` and mistakes are answered at once.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import typer
 
-from ur4rec.cli.arguments import ManyValues
-from ur4rec.cli.compare import compare
-from ur4rec.cli.convert import convert
+from ur4rec.cli.compare import ManyValues, compare
 from ur4rec.cli.data import data
-from ur4rec.cli.evaluate import evaluate, recommend
+from ur4rec.cli.evaluate import convert, evaluate, recommend
 from ur4rec.cli.settings import settings
 from ur4rec.cli.train import train
 
@@ -28,8 +23,5 @@ app = typer.Typer(
 for command in (train, data, evaluate, recommend, convert, settings):
     app.command()(command)
 app.command(cls=ManyValues)(compare)
-
-
-def main(run: Callable[[], Any] = app) -> None:
-    """The entry point of the command."""
-    run()
+main = app
+"""The entry point of the command."""

@@ -1,12 +1,13 @@
 """``ur4rec compare``."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from ur4rec.cli.errors import one_line_errors
 from ur4rec.cli.options import (
     PRESET_NAMES,
     Backend,
@@ -18,6 +19,7 @@ from ur4rec.cli.options import (
     Settings,
     console,
     log_to_stderr,
+    one_line_errors,
     sort_settings,
 )
 from ur4rec.compare.arms import ARMS_HELP
@@ -85,7 +87,7 @@ def compare(
     """
     from rich.markdown import Markdown
 
-    from ur4rec.compare.command import open_study
+    from ur4rec.compare.directory import open_study
     from ur4rec.compare.report import write_report
     from ur4rec.compare.workers import run_study
 
@@ -126,3 +128,33 @@ def comparison_command(config: RunConfig) -> str:
         f"ur4rec compare --dataset {shlex.quote(config.dataset)} --backend {config.backend} "
         "--arms parity joint payoff --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare"
     )
+
+
+MANY = ("--arms", "--seeds", "--budgets")
+
+
+class ManyValues(TyperCommand):
+    """A command whose `MANY` options take several values in a row: ``--seeds 0 1 2``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat such an option before each of its values, as click reads them."""
+        return super().parse_args(ctx, repeat_options(args))
+
+
+def repeat_options(args: Sequence[str], options: Sequence[str] = MANY) -> list[str]:
+    """Each value of an option with the option before it.
+
+    Example:
+        >>> repeat_options(["--seeds", "0", "1", "--jobs", "2"])
+        ['--seeds', '0', '--seeds', '1', '--jobs', '2']
+    """
+    repeated: list[str] = []
+    option, is_bare = "", False
+    for arg in args:
+        if arg.startswith("-"):
+            option, is_bare = arg if arg in options else "", True
+            repeated.append(arg)
+        else:
+            repeated += [option, arg] if option and not is_bare else [arg]
+            is_bare = False
+    return repeated

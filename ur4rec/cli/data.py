@@ -6,8 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from ur4rec.cli.errors import one_line_errors
-from ur4rec.cli.options import AsJson, DataDirectory, console, print_json
+from ur4rec.cli.options import AsJson, DataDirectory, console, one_line_errors, print_json
 from ur4rec.errors import ConfigurationError
 
 

@@ -1,13 +1,13 @@
-"""``ur4rec evaluate`` and ``ur4rec recommend``: what a trained run is good for."""
+"""``ur4rec evaluate``, ``recommend`` and ``convert``: what a trained run is good for."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ur4rec.cli.errors import one_line_errors
-from ur4rec.cli.options import AsJson, DataDirectory, Run, console, print_json
+from ur4rec.cli.options import AsJson, DataDirectory, Overwrite, Run, console, one_line_errors, print_json
 from ur4rec.errors import ConfigurationError
 
 
@@ -21,7 +21,7 @@ def evaluate(
     """Rank the whole catalogue for every target with a run's checkpoint, and print Hit@k and NDCG@k."""
     from ur4rec.cli.tables import metrics_table
     from ur4rec.runs.directory import RunDirectory
-    from ur4rec.runs.evaluate import evaluate_run
+    from ur4rec.runs.finished import evaluate_run
 
     with one_line_errors():
         directory = RunDirectory.open_existing(run)
@@ -51,7 +51,7 @@ def recommend(
     both fused give an item to be the next one.
     """
     from ur4rec.runs.directory import RunDirectory
-    from ur4rec.runs.recommend import Recommender
+    from ur4rec.runs.finished import Recommender
 
     with one_line_errors():
         if (user is None) == (not history):
@@ -71,3 +71,21 @@ def recommend(
             shares = [f"{each.probabilities[scorer]:.2%}" for scorer in ("sasrec", "retriever", "fused")]
             table.add_row(str(place), each.title, *shares)
         console.print(table)
+
+
+def convert(
+    run: Run,
+    to: Annotated[str, typer.Option(help="The backend of the new run: torch or jax.")],
+    out: Annotated[Path, typer.Option(help="The directory of the new run.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Hand a run to the other backend: weights, optimizer state and schedule, to evaluate or to continue.
+
+    model.safetensors has the same names and layout in both backends, so the file itself can be used elsewhere as it is.
+    """
+    from ur4rec.runs.directory import RunDirectory
+    from ur4rec.runs.finished import convert_run
+
+    with one_line_errors():
+        convert_run(RunDirectory.open_existing(run), to, out, overwrite=overwrite)
+        console.print(f"{out} is a {to} run: try ur4rec evaluate {out}")

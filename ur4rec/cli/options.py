@@ -1,18 +1,20 @@
-"""What several commands share: options, their values, and where output goes."""
+"""What several commands share: options, their values, where output goes, and errors in one line with exit code 2."""
 
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from alternator import AlternatorError
 from alternator.rules.named import parse_value
 from ur4rec.errors import ConfigurationError
-from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS
-from ur4rec.runs.presets import PRESETS
+from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS
 
 console = Console()
 
@@ -84,3 +86,31 @@ def log_to_stderr(quiet: bool) -> None:
     """Send what libraries report to stderr."""
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("alternator").setLevel(logging.WARNING)  # the progress bar and decisions.csv say it better
+
+
+MAX_LENGTH = 2000
+"""The number of characters of an error at most."""
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn the errors that users can fix into one line on stderr and exit code 2."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads the output any more, as in `| head`: click ends the command with exit code 1
+        raise
+    except AlternatorError as error:
+        _fail(str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _fail(f"a file cannot be read or written: {error.strerror or error}{where}; free space or choose another place")
+    except MemoryError as error:
+        _fail(f"there must be enough memory, there is not ({error}); choose smaller sizes")
+
+
+def _fail(message: str) -> None:
+    line = " ".join(message.split())[:MAX_LENGTH]
+    stderr.print("error: " + line, style="red", markup=False)
+    raise typer.Exit(2)

@@ -5,11 +5,9 @@ from typing import Annotated
 import typer
 
 from alternator.rules.help import field_docs, render_setting
-from ur4rec.cli.errors import one_line_errors
-from ur4rec.cli.options import PRESET_NAMES
+from ur4rec.cli.options import PRESET_NAMES, one_line_errors
 from ur4rec.config import ModelConfig, TrainerConfig
-from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS
-from ur4rec.runs.presets import PRESETS, preset
+from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS, preset
 
 
 def settings(

@@ -1,14 +1,16 @@
 """``ur4rec train``."""
 
 import shlex
-from contextlib import nullcontext
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ur4rec.cli.compare import COMPARISON_ADVICE, comparison_command
-from ur4rec.cli.errors import one_line_errors, stderr
 from ur4rec.cli.options import (
     PRESET_NAMES,
     Backend,
@@ -21,19 +23,22 @@ from ur4rec.cli.options import (
     Settings,
     console,
     log_to_stderr,
+    one_line_errors,
     parse_epochs,
     sort_settings,
+    stderr,
 )
 from ur4rec.errors import ConfigurationError
-from ur4rec.runs.config import RunConfig
-from ur4rec.runs.presets import preset
-from ur4rec.schedule.names import SCHEDULE_HELP
+from ur4rec.runs.config import RunConfig, preset
+from ur4rec.schedule.alternators import SCHEDULE_HELP
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import load_backend
 
 if TYPE_CHECKING:
     from ur4rec.evaluation.results import Result
     from ur4rec.runs.run import TrainingRun
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def train(
@@ -172,7 +177,7 @@ def refuse_settings(context: typer.Context) -> None:
 
 def train_until_stopped(run: "TrainingRun", *, resume: bool) -> "list[Result]":
     """Train; after Ctrl-C or SIGTERM say how to continue, and exit as if the signal had ended the process."""
-    from ur4rec.runs.signals import Stopped, stop_on_signals
+    from ur4rec.runs.run import Stopped
 
     with run.directory.locked(), stop_on_signals() as stop:
         try:
@@ -184,3 +189,38 @@ def train_until_stopped(run: "TrainingRun", *, resume: bool) -> "list[Result]":
             command = f"ur4rec train --resume {shlex.quote(str(run.directory.path))}"
             stderr.print(f"stopped after step {stopped.step}, saved; continue with: {command}", markup=False)
             raise typer.Exit(128 + stop.number) from None
+
+
+class StopRequest:
+    """Whether somebody has asked to stop.
+
+    Attributes:
+        number: The signal that asked; None if none has.
+    """
+
+    number: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self.number is not None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C or SIGTERM into a request; a second one ends the process as if there were no handler.
+
+    Only the main thread may do this.
+    """
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        request.number = number
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+
+    before = {each: signal.signal(each, ask) for each in _SIGNALS}
+    try:
+        yield request
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

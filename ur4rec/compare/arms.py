@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from ur4rec.errors import ConfigurationError
-from ur4rec.schedule.names import SEQUENCE, parse_schedule
-from ur4rec.schedule.sequence import shuffled
+from ur4rec.schedule.alternators import SEQUENCE, parse_schedule, shuffled
 from ur4rec.schedule.stages import BOTH, MODULES
 
 PARITY = "parity"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ur4rec.data.batches import Batch, TrainBatches
 from ur4rec.schedule.stages import MODULES, TURNS
-from ur4rec.training.backend import Trainer
+from ur4rec.training.trainer import AnyTrainer
 
 BASES = ("updates", "cost")
 """What can be held equal: module updates, or seconds of computation."""
@@ -103,7 +103,7 @@ class Course:
         ledger: Where steps are charged.
     """
 
-    def __init__(self, trainer: Trainer, batches: TrainBatches, ledger: Ledger) -> None:
+    def __init__(self, trainer: AnyTrainer, batches: TrainBatches, ledger: Ledger) -> None:
         self._trainer = trainer
         self._batches = batches
         self._ledger = ledger

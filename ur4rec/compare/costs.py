@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ur4rec.compare.budget import StepCosts
-from ur4rec.compare.runner import build_trainer, prepare_study, study_facts
+from ur4rec.compare.runner import build_trainer, machine_facts, prepare_study, study_facts
 from ur4rec.compare.study import StudyConfig
 from ur4rec.evaluation.metrics import negative_log_likelihood
-from ur4rec.runs.provenance import machine_facts
 from ur4rec.schedule.stages import BOTH, MODULES
 
 PROBE = "probe"

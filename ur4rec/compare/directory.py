@@ -1,7 +1,7 @@
 """The directory of a study: its configuration, the costs, and its finished runs, each whole or absent."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +186,48 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it and compare again") from error
+
+
+def open_study(
+    path: Path | None,
+    out: Path | None,
+    given: Mapping[str, Any],
+    *,
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    budgets: Sequence[str] = (),
+) -> StudyDirectory:
+    """The study that a command means: a new one, or an earlier one with what is added to it.
+
+    Args:
+        path: An earlier study.
+        out: Where a new one is to be, or an earlier one of the same conditions is.
+        given: The conditions that were given; None where they were not.
+        arms: Arms to compare; parity comes first in any case.
+        seeds: Seeds.
+        budgets: What is held equal.
+
+    Raises:
+        ConfigurationError: Both paths are given, or none; or the conditions are not those of the study.
+    """
+    if (path is None) == (out is None):
+        raise ConfigurationError("give either --out DIR for a new study, or the DIR of an earlier one")
+    conditions = {name: value for name, value in given.items() if value is not None}
+    chosen = {"arms": tuple(arms), "seeds": tuple(seeds), "budgets": tuple(budgets)}
+    chosen = {name: values for name, values in chosen.items() if values}
+    if path is not None:
+        there = StudyDirectory.reopen(path).study
+        return StudyDirectory.begin(
+            path, StudyConfig.from_json({**there.to_json(), **conditions, **_with_parity(chosen)})
+        )
+    assert out is not None
+    if "eval_every" not in conditions and "updates" in conditions:
+        conditions["eval_every"] = max(conditions["updates"] // 10, 1)
+    if "preset" not in conditions:
+        conditions["preset"] = "smoke" if conditions.get("dataset") == "synthetic" else "demo"
+    return StudyDirectory.begin(out, StudyConfig(**conditions, **_with_parity(chosen)))
+
+
+def _with_parity(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    arms = chosen.get("arms")
+    return {**chosen, "arms": (PARITY, *(arm for arm in arms if arm != PARITY))} if arms else dict(chosen)

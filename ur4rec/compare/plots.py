@@ -13,7 +13,7 @@ from PIL import Image
 
 from ur4rec.compare.arms import JOINT, MATCHED, PARITY, original_of, ratio_of
 from ur4rec.compare.directory import StudyDirectory
-from ur4rec.runs.plot_reasons import COLOURS, NAMES
+from ur4rec.runs.plot import COLOURS, NAMES
 from ur4rec.schedule.stages import BOTH, MODULES, TURNS
 
 NUM_COLOURS = 96

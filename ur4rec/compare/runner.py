@@ -3,6 +3,9 @@
 Shapes: B rows of a batch, I items, L positions, P evaluation points, S steps, M modules, T targets.
 """
 
+import os
+import platform
+import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -12,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from alternator.recordings.log import StepRecord
 from ur4rec.compare.arms import schedule_string, with_costs
 from ur4rec.compare.budget import Course, Ledger, StepCosts, describe_turns
 from ur4rec.compare.study import StudyConfig
@@ -20,12 +24,12 @@ from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import NonFiniteError
 from ur4rec.evaluation.metrics import negative_log_likelihood, summarise, target_ranks
 from ur4rec.evaluation.results import CRITERION
-from ur4rec.runs.prepared import PreparedData, prepare_data
-from ur4rec.runs.provenance import machine_facts, run_facts, source_commit
-from ur4rec.schedule.names import Schedule, parse_schedule
+from ur4rec.runs.prepared import PreparedData, prepare_data, run_facts
+from ur4rec.schedule.alternators import Schedule, parse_schedule
 from ur4rec.schedule.stages import MODULES
-from ur4rec.training.backend import Scorer, Trainer, load_backend
-from ur4rec.training.records import StepRecord
+from ur4rec.training.backend import load_backend
+from ur4rec.training.scorer import AnyScorer
+from ur4rec.training.trainer import AnyTrainer
 
 
 class RunKey(NamedTuple):
@@ -57,7 +61,7 @@ class RankedTargets(NamedTuple):
         }
 
 
-def evaluate(trainer: Scorer, batches: Iterable[EvaluationBatch]) -> RankedTargets:
+def evaluate(trainer: AnyScorer, batches: Iterable[EvaluationBatch]) -> RankedTargets:
     """Score every target's history once, fused, and take rank and likelihood from the same scores.
 
     Raises:
@@ -138,7 +142,7 @@ class ArmRun:
             arrays[f"{split}_nll_PT"] = np.array([outcome.nll_T for outcome in outcomes], np.float32)
         return arrays
 
-    def _evaluate(self, trainer: Trainer) -> None:
+    def _evaluate(self, trainer: AnyTrainer) -> None:
         point: dict[str, Any] = {
             "step": len(self.ledger.turns),
             "updates": self.ledger.updates,
@@ -192,7 +196,7 @@ def _load(
     return without_texts(interactions) if blank_texts else interactions
 
 
-def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, seed: int, **settings: Any) -> Trainer:
+def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, seed: int, **settings: Any) -> AnyTrainer:
     """A `JointTrainer` of the study's backend with the initial weights of a seed.
 
     Args:
@@ -239,3 +243,29 @@ def pretrain(study: StudyConfig, seed: int, path: Path, data_dir: Path | None = 
             trainer.train_epoch(prepared.train, epoch=epoch, max_steps=steps)
             left, epoch = left - steps, epoch + 1
     trainer.save_checkpoint(path)
+
+
+def machine_facts() -> dict[str, Any]:
+    """The processor, and how busy the machine is."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def source_commit() -> str | None:
+    """The git commit that this code was checked out at, with ``+`` if files have changed since; None elsewhere."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except OSError:
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+def _processor() -> str:
+    """The processor's name as the system has it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

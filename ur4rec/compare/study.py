@@ -10,8 +10,7 @@ from ur4rec.compare.arms import PARITY, check_arms, schedule_string
 from ur4rec.compare.budget import BASES
 from ur4rec.config import JOINT_LOSSES
 from ur4rec.errors import ConfigurationError
-from ur4rec.runs.config import RunConfig
-from ur4rec.runs.presets import preset
+from ur4rec.runs.config import RunConfig, preset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +37,7 @@ class StudyConfig:
     blank_texts: bool = False
     """Give every item the same text: a retriever that can learn nothing, to see what a schedule does about it."""
     arms: tuple[str, ...] = (PARITY,)
-    """Schedules, as `ur4rec.schedule.names` reads them, or ``matched:ARM``. Parity, the reference, must be one."""
+    """Schedules, as `ur4rec.schedule.alternators` reads them, or ``matched:ARM``; parity, the reference, is one."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each is a set of initial weights, a data order and dropout, the same for every arm."""
     updates: int = 400

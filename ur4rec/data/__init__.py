@@ -1,10 +1,9 @@
 """Data: interactions from built-in datasets, files or a generator, and their splits."""
 
 from ur4rec.data.describe import describe
-from ur4rec.data.interactions import Interactions, build_interactions
+from ur4rec.data.interactions import Interactions, Sequences, build_interactions
 from ur4rec.data.reading.formats import Columns
 from ur4rec.data.sample import sample_users, without_texts
-from ur4rec.data.sequences import Sequences
 from ur4rec.data.sources import load_dataset
 from ur4rec.data.splits import Split, Targets, global_temporal, leave_one_out
 from ur4rec.data.synthetic import synthetic

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alternator.checks import check_integer
-from ur4rec.data.sequences import Sequences
+from ur4rec.data.interactions import Sequences
 from ur4rec.data.splits import Targets
 from ur4rec.errors import ConfigurationError, DataError
 

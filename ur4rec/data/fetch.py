@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ur4rec.cache import refuse_unwritable
 from ur4rec.data.reading.movielens import LAYOUTS, find_layout
 from ur4rec.errors import CacheError, SourceError
-from ur4rec.files import hash_bytes, scratch_directory, write_directory
+from ur4rec.files import hash_bytes, refuse_unwritable, scratch_directory, write_directory
 
 logger = logging.getLogger(__name__)
 

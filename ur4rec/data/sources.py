@@ -4,13 +4,13 @@ import logging
 from pathlib import Path
 
 from alternator.checks import check_integer, cut
-from ur4rec.cache import cache_directory
 from ur4rec.data.fetch import BUILT_IN, BuiltIn, locate
 from ur4rec.data.interactions import Interactions
 from ur4rec.data.reading.formats import Columns, read_path
 from ur4rec.data.reading.movielens import read_movielens
 from ur4rec.data.synthetic import synthetic
 from ur4rec.errors import DataError, UnknownNameError
+from ur4rec.files import cache_directory
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def load_dataset(
 
     Args:
         name_or_path: A name, or a path of an existing file or directory.
-        cache_dir: Where downloads are cached; see `ur4rec.cache.cache_directory`.
+        cache_dir: Where downloads are cached; see `ur4rec.files.cache_directory`.
         directory: A directory with the files of the named dataset, in the official layout or as atomic files.
         min_item_interactions: Items with fewer interactions are dropped, once. Default: 5 for ml-1m, as in the tables
             that most papers compare with (6,040 users, 3,416 items, 999,611 interactions); 1 for everything else, so

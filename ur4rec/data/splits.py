@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.data.interactions import Interactions, hash_arrays
-from ur4rec.data.sequences import Sequences, offsets_from_lengths
+from ur4rec.data.interactions import Interactions, Sequences, hash_arrays, offsets_from_lengths
 from ur4rec.errors import ConfigurationError, DataError
 
 

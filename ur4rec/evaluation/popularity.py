@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.data.batches import EvaluationBatches
-from ur4rec.data.sequences import Sequences
+from ur4rec.data.interactions import Sequences
 from ur4rec.data.splits import Targets
 from ur4rec.evaluation.metrics import rank_batches
 

@@ -1,15 +1,17 @@
-"""The run directory: every file in it is written whole or not at all."""
+"""The run directory: every file in it is written whole or not at all, or is a log that is only appended to."""
 
 import csv
+import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -95,32 +97,28 @@ class RunDirectory:
         finally:
             self._lock.release()
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint; None if the run has not reached its first.
-
-        Raises:
-            DataError: ``LATEST`` names none.
-        """
-        return self._checkpoint("LATEST")
-
-    def best_checkpoint(self) -> Path | None:
-        """The checkpoint of the best validation; None if the run has not reached its first.
-
-        Raises:
-            DataError: ``BEST`` names none.
-        """
-        return self._checkpoint("BEST")
-
-    def require_checkpoint(self, which: str = "best") -> Path:
-        """The ``best`` or the ``latest`` checkpoint.
+    def checkpoint(self, which: str = "best") -> Path | None:
+        """The ``best`` checkpoint, by validation, or the ``latest``; None if the run has not reached its first.
 
         Raises:
             UnknownNameError: ``which`` is neither.
-            DataError: The run has not reached its first checkpoint, or it is not there any more.
+            DataError: ``BEST`` or ``LATEST`` names none.
         """
         check_choice("checkpoint", which, ("best", "latest"))
-        path = self._checkpoint(which.upper())
-        if path is None:
+        pointer = self.path / "checkpoint" / which.upper()
+        if not pointer.exists():
+            return None
+        target = pointer.read_bytes().decode(errors="replace").strip()
+        if not re.fullmatch(r"step-\d+(\.\d)?", target) or not (pointer.parent / target).is_dir():
+            there = sorted(each.name for each in pointer.parent.glob("step-*"))
+            raise DataError(
+                f"{pointer} must name a checkpoint beside it (one of {there}), got {target!r}; name one of them"
+            )
+        return pointer.parent / target
+
+    def require_checkpoint(self, which: str = "best") -> Path:
+        """As `checkpoint`, but a run that has not reached its first is a `DataError` too."""
+        if (path := self.checkpoint(which)) is None:
             raise DataError(f"{self.path} has no {which} checkpoint yet; let its run finish an epoch first")
         return path
 
@@ -135,27 +133,15 @@ class RunDirectory:
         folder = self.path / "checkpoint"
         folder.mkdir(exist_ok=True)
         # What a pointer names is never replaced: not by what is saved at the same step later, as after a validation.
-        named = {self.latest_checkpoint(), self.best_checkpoint()}
+        named = {self.checkpoint("best"), self.checkpoint("latest")}
         path = next(path for suffix in ("", ".1", ".2") if (path := folder / f"step-{step}{suffix}") not in named)
         yield path
         for name in ("BEST", "LATEST") if best else ("LATEST",):
             write_whole(folder / name, f"{path.name}\n".encode())
-        kept = {self.latest_checkpoint(), self.best_checkpoint()}
+        kept = {self.checkpoint("best"), self.checkpoint("latest")}
         for each in folder.glob("step-*"):
             if each not in kept:
                 shutil.rmtree(each)
-
-    def _checkpoint(self, name: str) -> Path | None:
-        pointer = self.path / "checkpoint" / name
-        if not pointer.exists():
-            return None
-        target = pointer.read_bytes().decode(errors="replace").strip()
-        if not re.fullmatch(r"step-\d+(\.\d)?", target) or not (pointer.parent / target).is_dir():
-            there = sorted(each.name for each in pointer.parent.glob("step-*"))
-            raise DataError(
-                f"{pointer} must name a checkpoint beside it (one of {there}), got {target!r}; name one of them"
-            )
-        return pointer.parent / target
 
     def _remove_all(self) -> None:
         for each in self.path.iterdir():
@@ -207,3 +193,82 @@ class RunDirectory:
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.path / name, text.getvalue().encode())
+
+
+T = TypeVar("T")
+TIn = TypeVar("TIn", contravariant=True)
+
+
+class Writer(Protocol[TIn]):
+    """Turns records into lines, one each."""
+
+    def __call__(self, records: Sequence[TIn], *, header: bool) -> str:
+        """The lines of the records, after that of the header if it is wanted."""
+
+
+class AppendedLog(Generic[T]):
+    """Records, and the CSV file that holds them.
+
+    The file may hold more than a checkpoint stands for: rows of steps that a crash undid, the last one perhaps in part.
+    They are cut off when the run is resumed. Without any record there is no file.
+
+    Args:
+        path: The file.
+        write: Turns records into lines.
+        read: Turns the content of a file back into records.
+
+    Attributes:
+        records: All records, in order; the last ones may not be written yet.
+    """
+
+    def __init__(self, path: Path, write: Writer[T], read: Callable[[str], list[T]]) -> None:
+        self.path = path
+        self.records: list[T] = []
+        self._to_lines, self._from_content = write, read
+        self._num_written = self._size = 0
+        self._digest = hashlib.sha256()
+
+    def write(self) -> None:
+        """Append the records that are new and have them on the disk; what else is behind the written rows is cut off.
+
+        Raises:
+            OSError: The disk is full or not writable; the rows that were written before are still there.
+        """
+        if not self.records and not self.path.exists():
+            return
+        content = self._to_lines(self.records[self._num_written :], header=not self._size).encode()
+        with self.path.open("ab") as file:
+            file.truncate(self._size)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self._size += len(content)
+        self._digest.update(content)
+        self._num_written = len(self.records)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is written, as plain JSON values."""
+        return {"num_records": self._num_written, "sha256": self._digest.hexdigest()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what the file held when `state_dict` was taken.
+
+        Raises:
+            DataError: The file is missing or damaged, or it holds fewer records.
+        """
+        count, content = state["num_records"], b""
+        if count:
+            content = b"".join(self._read().splitlines(keepends=True)[: count + 1])
+            if hashlib.sha256(content).hexdigest() != state["sha256"]:
+                raise DataError(
+                    f"{self.path} must hold the {count} rows that were saved, it is damaged: its SHA-256 is not the "
+                    "one in the checkpoint; restore it, or train from scratch"
+                )
+        self.records[:] = self._from_content(content.decode())
+        self._num_written, self._size, self._digest = count, len(content), hashlib.sha256(content)
+
+    def _read(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.path} must be a log of the run, it cannot be read ({error}); restore it") from error

@@ -1,22 +1,162 @@
 """The picture of a run: the losses, who trained when and why, and the validation."""
 
 import io
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from math import ceil, isfinite, log10, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from alternator import Reason
 from alternator.recordings.log import StepRecord
 from ur4rec.files import write_whole
 from ur4rec.runs.measurements import Measurement
-from ur4rec.runs.plot_reasons import COLOURS, NAMES, comparisons, draw_comparisons, draw_payoffs, spans
 from ur4rec.schedule.stages import BOTH, MODULES, TURNS
+
+COLOURS = {"sasrec": "#1f77b4", "retriever": "#d95f02", "fused": "#2a2a2a", BOTH: "#7570b3"}
+NAMES = {"sasrec": "SASRec", "retriever": "retriever", "fused": "fused", BOTH: "both"}
+_LIMIT: dict[str, Any] = {"color": "0.25", "linewidth": 1.0, "linestyle": "--"}
+MAX_RATIO = 5
+"""Values that are larger than their limit by more than this factor are drawn on a logarithmic scale."""
+
+
+class Kind(NamedTuple):
+    """Numbers that can be compared with each other, and the reasons that have them."""
+
+    value: str
+    """What the value is."""
+    limit: str
+    """What its limit is."""
+    reasons: frozenset[str]
+    """The reasons."""
+
+
+KINDS = (
+    Kind("change rate\nof the loss", "threshold", frozenset({Reason.CHANGING, Reason.STEADY})),
+    Kind("expected gain", "min_gain", frozenset({Reason.IMPROVING, Reason.UNSURE, Reason.PLATEAU, Reason.DIVERGING})),
+    Kind("gain per cost", "the other module's", frozenset({Reason.BEST_GAIN, Reason.LESS_GAIN})),
+    Kind("bad losses\nin a row", "patience", frozenset({Reason.WAITING, Reason.OUT_OF_PATIENCE})),
+)
+"""`Payoff` has its measurements. Reasons that only count steps or losses (min_steps, few_losses, ...) say nothing."""
+
+
+class Comparisons(NamedTuple):
+    """The decisions of one kind."""
+
+    kind: Kind
+    """The kind."""
+    records: list[StepRecord]
+    """The steps after which such numbers were compared."""
+
+
+def comparisons(records: Sequence[StepRecord]) -> Comparisons | None:
+    """The decisions of the kind that a log has most of; None if no rule compared anything.
+
+    Example:
+        >>> record = StepRecord(9, "joint", "sasrec", "retriever", "steady", 0.005, 0.01, {})
+        >>> comparisons([record]).kind.limit, comparisons([record._replace(reason="min_steps")])
+        ('threshold', None)
+    """
+    kinds = {reason: kind for kind in KINDS for reason in kind.reasons}
+    counts = Counter(kinds[record.reason] for record in records if record.reason in kinds)
+    if not counts:
+        return None
+    kind = counts.most_common(1)[0][0]
+    found = [each for each in records if each.reason in kind.reasons and isfinite(each.value) and isfinite(each.limit)]
+    return Comparisons(kind, found)
+
+
+def draw_comparisons(axes: Axes, compared: Comparisons | None) -> None:
+    """Draw the value and the limit of each decision, in the colour of who had trained."""
+    if compared is None:
+        return
+    kind, records = compared
+    for turn in TURNS:
+        own = [record for record in records if record.active == turn]
+        if not own:
+            continue
+        axes.plot(*_points([each for each in own if each.next == turn]), ".", color=COLOURS[turn], markersize=3)
+        switches = [each for each in own if each.next != turn]
+        axes.plot(*_points(switches), "D", color=COLOURS[turn], markersize=5, markeredgecolor="white", mew=0.4)
+        axes.plot([], [], "o", color=COLOURS[turn], markersize=5, label=NAMES[turn])
+    steps, limits = _points([record._replace(value=record.limit) for record in records])
+    if len(set(limits)) == 1:
+        axes.plot(steps, limits, label=kind.limit, **_LIMIT)
+    else:  # of each decision its own: a line would join what was not compared
+        axes.plot(steps, limits, "_", color=_LIMIT["color"], markersize=7, label=kind.limit)
+    if any(record.next != record.active for record in records):
+        axes.plot([], [], "D", color="0.5", markersize=5, label="switch")
+    axes.set_ylabel(kind.value)
+    _scale(axes, [record.value for record in records], limits)
+    axes.legend(loc="upper left", fontsize=8, framealpha=0.8)
+
+
+def draw_payoffs(axes: Axes, measurements: Sequence[Measurement], records: Sequence[StepRecord]) -> None:
+    """Draw what each module paid, the limit below which it is left out, and who was left out when."""
+    joint = [each for each in measurements if each.active == BOTH]
+    for module in MODULES:
+        own = [each for each in joint if each.module == module]
+        steps, values = [each.step for each in own], [each.payoff for each in own]
+        bars = [each.z * each.stderr for each in own]
+        axes.errorbar(
+            steps,
+            values,
+            yerr=bars,
+            color=COLOURS[module],
+            fmt="o-",
+            markersize=3,
+            linewidth=1,
+            elinewidth=2.5,
+            ecolor=(COLOURS[module], 0.35),
+            label=NAMES[module],
+        )
+        alone = [each for each in measurements if each.active == each.module == module]
+        axes.plot([each.step for each in alone], [each.payoff for each in alone], "x", color=COLOURS[module])
+        left_out = np.array([record.active in MODULES and record.active != module for record in records], dtype=bool)
+        deciding = {each.stage for each in records if each.step in {one.step for one in measurements}}
+        left_out &= np.array([record.stage in deciding for record in records], dtype=bool)
+        for number, (start, length) in enumerate(spans(left_out)):
+            label = f"{NAMES[module]} left out" if number == 0 else None
+            axes.axvspan(start, start + length, color=COLOURS[module], alpha=0.15, linewidth=0, label=label)
+    limits = {each.step: each.limit for each in joint}
+    axes.plot([*limits], [*limits.values()], label="limit", **_LIMIT)
+    axes.set_ylabel("payoff per cost\n(held-out loss)")
+    _scale(axes, [each.payoff for each in joint], [*limits.values()])
+    axes.legend(
+        loc="upper left",
+        fontsize=8,
+        framealpha=0.8,
+        title="left out when its whole bar is below the limit",
+        title_fontsize=8,
+    )
+
+
+def spans(chosen: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Start and length of each row of True.
+
+    Example:
+        >>> spans(np.array([True, True, False, True]))
+        [(0, 2), (3, 1)]
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen.astype(int), [0]]))).tolist()
+    return [(start, end - start) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def _points(records: Sequence[StepRecord]) -> tuple[list[int], list[float]]:
+    return [record.step for record in records], [record.value for record in records]
+
+
+def _scale(axes: Axes, values: Sequence[float], limits: Sequence[float]) -> None:
+    """A scale on which values far above and near the limit can be told apart."""
+    sizes = sorted(abs(limit) for limit in limits if limit)
+    if sizes and max(map(abs, values)) > MAX_RATIO * (typical := sizes[len(sizes) // 2]):
+        axes.set_yscale("symlog", linthresh=10.0 ** ceil(log10(typical)))  # a power of ten: no tick just above 0
 
 
 def plot_schedule(
@@ -76,16 +216,16 @@ def _draw_losses(axes: Axes, records: Sequence[StepRecord]) -> None:
 def _stages_with(turn: str, records: Sequence[StepRecord]) -> list[list[tuple[int, float]]]:
     """Steps and finite losses of a module, stage by stage; those of both where they share one."""
     parts = [list(part) for _, part in groupby(records, key=lambda record: record.stage)]
-    found = [[(record.step, loss) for record in part if math.isfinite(loss := _loss(turn, record))] for part in parts]
+    found = [[(record.step, loss) for record in part if isfinite(loss := _loss(turn, record))] for part in parts]
     return [part for part in found if part]
 
 
 def _loss(turn: str, record: StepRecord) -> float:
     """The loss that a turn had in a step; NaN if it had none of its own."""
-    losses = [record.losses.get(module, math.nan) for module in MODULES]
+    losses = [record.losses.get(module, nan) for module in MODULES]
     if losses[0] == losses[1]:
-        return losses[0] if turn == BOTH else math.nan
-    return record.losses.get(turn, math.nan)
+        return losses[0] if turn == BOTH else nan
+    return record.losses.get(turn, nan)
 
 
 def _smooth(values: NDArray[Any], width: int) -> NDArray[Any]:

@@ -1,8 +1,11 @@
 """What a run is made of before any framework is loaded: data, split, text vectors and batches."""
 
 import logging
+import platform
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from ur4rec.runs.config import RunConfig
 from ur4rec.text.encoders import encode_items, encode_users
 from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
 from ur4rec.text.users import hash_file, read_user_texts
+from ur4rec.training.backend import BACKENDS
 
 logger = logging.getLogger(__name__)
 
@@ -147,3 +151,27 @@ def _check_leakage(
         if test.leaks:
             logger.warning("the user texts leak, metrics will be too good: they name %s", describe_leakage(test))
     return tests
+
+
+def run_facts(prepared: PreparedData, backend: str) -> dict[str, Any]:
+    """Data, split and versions of a run."""
+    interactions, split = prepared.interactions, prepared.split
+    users_UT = prepared.user_text_vectors_UT
+    leakage = {test.targets: {**test._asdict(), "leaks": test.leaks} for test in prepared.leakage}
+    texts = {} if users_UT is None else {"user_texts": {"num_users": int(users_UT.any(1).sum()), "leakage": leakage}}
+    return {
+        "dataset": interactions.name,
+        "source": interactions.source,
+        "interactions_hash": interactions.hash,
+        "split": split.name,
+        "split_hash": split.hash,
+        "num_users": interactions.num_users,
+        "num_items": interactions.num_items,
+        "num_interactions": len(interactions),
+        **texts,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": {
+            package: metadata.version(package) for package in ("adaptive-alternator", "numpy", *BACKENDS[backend][1])
+        },
+    }

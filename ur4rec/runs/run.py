@@ -15,16 +15,13 @@ from ur4rec.data.batches import EvaluationBatch, EvaluationBatches
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import popularity_ranks
 from ur4rec.evaluation.results import CRITERION, K_LIST, Result, build_result
-from ur4rec.runs.appended import AppendedLog
 from ur4rec.runs.config import RunConfig
-from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.directory import AppendedLog, RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
 from ur4rec.runs.plot import plot_schedule
-from ur4rec.runs.prepared import PreparedData
-from ur4rec.runs.provenance import run_facts
-from ur4rec.runs.signals import Stopped
-from ur4rec.schedule.names import parse_schedule, resolve_schedule
+from ur4rec.runs.prepared import PreparedData, run_facts
+from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend
 from ur4rec.training.checkpoint import check_same
@@ -38,6 +35,18 @@ TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
 }
 """Per stage: the scorer whose validation chooses the epoch, and the rows of the results table that it fills."""
 Ranks = dict[str, NDArray[np.int64]]
+
+
+class Stopped(Exception):  # noqa: N818  (what was asked for is no error)
+    """The run was asked to stop, and is saved.
+
+    Args:
+        step: Training steps that are saved.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
 
 
 class TrainingRun:
@@ -131,8 +140,8 @@ class TrainingRun:
         Raises:
             AlternatorError: The checkpoint or the decision log is damaged, or of another configuration or other data.
         """
-        self.directory.best_checkpoint()  # a BEST that names none is refused now, not when the next one is saved
-        checkpoint = self.directory.latest_checkpoint()
+        self.directory.checkpoint("best")  # a BEST that names none is refused now, not when the next one is saved
+        checkpoint = self.directory.checkpoint("latest")
         if checkpoint is None:
             return
         saved = self.trainer.load_checkpoint(checkpoint)["metrics"]

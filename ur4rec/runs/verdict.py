@@ -7,7 +7,7 @@ from alternator import Payoff
 from alternator.reasons import label
 from alternator.recordings.log import StepRecord
 from ur4rec.runs.measurements import Measurement
-from ur4rec.schedule.names import parse_schedule
+from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import BOTH
 
 NAMES = {"sasrec": "SASRec", "retriever": "the retriever", BOTH: "both modules"}
@@ -18,7 +18,7 @@ def explain_decisions(schedule: str, records: Sequence[StepRecord], measurements
     """Who trained in how many joint steps, and why.
 
     Args:
-        schedule: The schedule of the run; see `ur4rec.schedule.names`.
+        schedule: The schedule of the run; see `ur4rec.schedule.alternators`.
         records: The decision log.
         measurements: What a `Payoff` schedule has measured; empty for every other one.
 

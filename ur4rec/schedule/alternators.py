@@ -1,12 +1,212 @@
-"""The alternator of each stage."""
+"""Schedules by name, as `--schedule` accepts them, and the alternator of each stage."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
-from alternator import Alternator, Cycle, Facts, Payoff, Plateau, Rule, Verdict
-from ur4rec.config import TrainerConfig
-from ur4rec.errors import ConfigurationError
-from ur4rec.schedule.stages import BOTH, MODULES, Stage
+from alternator import Alternator, Cycle, Facts, Payoff, Plateau, Reason, Rule, Verdict
+from alternator.rules.named import RULES, parse_value, rule_from_settings
+from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
+from ur4rec.errors import ConfigurationError, UnknownNameError
+from ur4rec.schedule.stages import BOTH, MODULES, TURNS, Stage
+
+
+class TurnSequenceState(NamedTuple):
+    """The index of the current tenure."""
+
+    current: int
+
+
+@dataclass(frozen=True)
+class TurnSequence:
+    """Tenures in a given order, from the start again after the last: to replay a schedule, or to shuffle one.
+
+    Raises:
+        ConfigurationError: There is no tenure, an unknown turn, or a length below 1.
+
+    Example:
+        >>> rule = TurnSequence((("both", 3), ("sasrec", 2), ("both", 1)))
+        >>> rule.turns, rule.tenures
+        (('both', 'sasrec', 'retriever'), (('both', 3), ('sasrec', 2), ('both', 1)))
+    """
+
+    tenures: tuple[tuple[str, int], ...]
+    """Turn and length in updated steps of each tenure."""
+
+    def __post_init__(self) -> None:
+        if not self.tenures:
+            raise ConfigurationError("tenures must be one or more pairs of turn and length, got none")
+        for turn, length in self.tenures:
+            if turn not in TURNS or isinstance(length, bool) or not isinstance(length, int) or length < 1:
+                raise ConfigurationError(
+                    f"tenures must be pairs of a turn {tuple(TURNS)} and a length of at least 1, got {(turn, length)}"
+                )
+
+    @cached_property
+    def turns(self) -> tuple[str, ...]:
+        """The turns that it alternates between, the first to train first."""
+        return tuple(dict.fromkeys((*(turn for turn, _ in self.tenures), *MODULES)))
+
+    @property
+    def ring_size(self) -> int:
+        """No losses are needed."""
+        return 0
+
+    def init(self, num_modules: int) -> TurnSequenceState:
+        """At the first tenure.
+
+        Raises:
+            ConfigurationError: The alternator has other turns.
+        """
+        if num_modules != len(self.turns):
+            raise ConfigurationError(f"a TurnSequence needs an alternator over {self.turns}, got {num_modules} modules")
+        return TurnSequenceState(0)
+
+    def step(self, state: TurnSequenceState, facts: Facts) -> tuple[TurnSequenceState, Verdict]:
+        """Hold to the end of the tenure, then start the next, which may be of the same turn."""
+        length = self.tenures[state.current][1]
+        if facts.tenure < length:
+            return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, length)
+        following = (state.current + 1) % len(self.tenures)
+        target = self.turns.index(self.tenures[following][0])
+        return TurnSequenceState(following), Verdict(True, Reason.SCHEDULED, facts.tenure, length, target=target)
+
+
+def shuffled(tenures: Sequence[tuple[str, int]], draws: Sequence[float]) -> tuple[tuple[str, int], ...]:
+    """The same tenures in another order: the first stays, the others change places with those of their parity.
+
+    So two modules still take turns, and a schedule that returns to joint training after each exception still does.
+
+    Args:
+        tenures: Turn and length of each.
+        draws: A random number for each.
+
+    Example:
+        >>> shuffled([("a", 1), ("b", 2), ("a", 3), ("b", 4), ("a", 5)], [0.1, 0.9, 0.8, 0.3, 0.2])
+        (('a', 1), ('b', 4), ('a', 5), ('b', 2), ('a', 3))
+    """
+    order = list(range(len(tenures)))
+    for first in (1, 2):
+        order[first::2] = sorted(order[first::2], key=lambda place: draws[place])
+    return tuple((turn, length) for turn, length in (tenures[place] for place in order))
+
+
+AUTO = "auto"
+JOINT = "joint"
+SEQUENCE = "sequence:"
+CHOICES = (AUTO, "adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
+
+STEP_COSTS = (1.0, 0.65, 0.7)
+"""The default costs of `payoff`, for a step of both modules, of SASRec and of the retriever: the demo's model on a
+CPU. `ur4rec compare` uses costs measured in its study."""
+
+SCHEDULE_HELP = (
+    "auto (payoff, or joint where there is nothing to measure payoffs on), adaptive (the original rule with its "
+    "defaults), parity (even steps SASRec, odd steps the retriever), "
+    "joint (both train in every step), A:B (A steps of SASRec, then B of the retriever), or a rule with its settings: "
+    "payoff, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' ('alternator rules' lists them), or by hand "
+    "\"sequence:(('both', 25), ('sasrec', 75))\""
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What trains in the joint stage."""
+
+    name: str
+    """The string that it was parsed from."""
+    rule: Rule | None
+    """The rule that switches; None where both modules train in every step."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it needs held-out targets to measure on."""
+        return isinstance(self.rule, Payoff)
+
+
+def resolve_schedule(text: str, *, fusion: str, num_targets: int) -> str:
+    """What ``auto`` stands for: `payoff`, the recommended rule, or `joint` where payoffs cannot be measured.
+
+    Args:
+        text: A schedule; any other than ``auto`` is returned unchanged.
+        fusion: How scores are fused: payoffs need likelihoods.
+        num_targets: The number of held-out targets available for measuring.
+
+    Example:
+        >>> [resolve_schedule("auto", fusion="weighted", num_targets=number) for number in (943, 3)]
+        ['payoff', 'joint']
+    """
+    if text != AUTO:
+        return text
+    rule = parse_schedule(AUTO).rule
+    assert isinstance(rule, Payoff)
+    return JOINT if what_payoffs_lack(rule, fusion, num_targets) else "payoff"
+
+
+def parse_schedule(text: str) -> Schedule:
+    """A schedule from its string; see `SCHEDULE_HELP`.
+
+    Raises:
+        ConfigurationError: An unknown name, or settings that the rule does not have or refuses.
+
+    Example:
+        >>> parse_schedule("3:1").rule
+        Cycle(steps=(3, 1))
+        >>> parse_schedule("plateau,threshold=0.02,min_steps=3").rule
+        Plateau(threshold=0.02, min_steps=3, window=10)
+        >>> parse_schedule("joint").rule is None
+        True
+    """
+    if text.startswith(SEQUENCE):
+        return Schedule(text, _parse_sequence(text.removeprefix(SEQUENCE)))
+    name, *settings = (part.strip() for part in re.split(r",(?=\s*[a-z_]+\s*=)", text))
+    ratio = re.fullmatch(r"(\d+):(\d+)", name)
+    if ratio:
+        return Schedule(text, Cycle((int(ratio[1]), int(ratio[2]))))
+    if name in (JOINT, "parity"):
+        if settings:
+            raise ConfigurationError(f"schedule {name!r} has no settings, got {', '.join(settings)}; leave them out")
+        return Schedule(text, None if name == JOINT else Cycle(1))
+    rule_name = {AUTO: "payoff", "adaptive": "plateau"}.get(name, name)
+    if rule_name not in RULES:
+        raise UnknownNameError("schedule", name, CHOICES)
+    if rule_name == "payoff" and not any(setting.startswith("costs") for setting in settings):
+        settings = [f"costs={STEP_COSTS}", *settings]
+    return Schedule(text, rule_from_settings(rule_name, settings))
+
+
+def what_payoffs_lack(rule: Payoff, fusion: str, num_targets: int) -> str:
+    """What a rule lacks to measure payoffs, in words for a message; empty where nothing is missing.
+
+    Args:
+        rule: The rule.
+        fusion: How scores are fused: payoffs need likelihoods.
+        num_targets: The number of held-out targets available for measuring.
+
+    Example:
+        >>> rule = Payoff(costs=(1.0, 0.7, 0.6), groups=16)
+        >>> what_payoffs_lack(rule, "weighted", 943)
+        ''
+        >>> what_payoffs_lack(rule, "weighted", 3)
+        'probe=, a batch of at least 16 held-out targets, got 3; give one, or fewer groups'
+    """
+    if num_targets < rule.groups:
+        return (
+            f"probe=, a batch of at least {rule.groups} held-out targets, got {num_targets or 'none'}; give one, or "
+            "fewer groups"
+        )
+    if fusion not in FUSIONS_WITH_GRADIENTS:
+        return f"a fusion that gives likelihoods, one of {FUSIONS_WITH_GRADIENTS}, got {fusion!r}"
+    return ""
+
+
+def _parse_sequence(text: str) -> TurnSequence:
+    value = parse_value(text)
+    if not isinstance(value, tuple) or not all(isinstance(each, tuple) and len(each) == 2 for each in value):
+        raise ConfigurationError(f"a sequence must read (('both', 20), ('sasrec', 5), ...), got {text!r}")
+    return TurnSequence(value)
 
 
 class ModuleAlternator(Alternator):
@@ -45,21 +245,27 @@ class Hold:
         return state, Verdict(False, "stage", facts.tenure, facts.tenure)
 
 
-def joint_alternator(config: TrainerConfig, rule: Rule | None = None) -> ModuleAlternator:
-    """The schedule of joint_finetune: a rule of your own, the original one, or parity.
+def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = None) -> Alternator:
+    """The schedule of a stage: it holds the stage's turn, or alternates by a rule given, the original one or parity.
 
     `Payoff` chooses among the turns both, sasrec and retriever; a rule with an attribute ``turns`` among those; every
     other rule between the two modules.
 
     Example:
-        >>> joint_alternator(TrainerConfig(use_adaptive_alternating=False)).rule
+        >>> from ur4rec.schedule.stages import find_stage
+        >>> joint = find_stage("joint_finetune")
+        >>> build_alternator(joint, TrainerConfig(use_adaptive_alternating=False)).rule
         Cycle(steps=1)
-        >>> joint_alternator(TrainerConfig(adaptive_switch_threshold=0.02)).rule
+        >>> build_alternator(joint, TrainerConfig(adaptive_switch_threshold=0.02)).rule
         Plateau(threshold=0.02, min_steps=5, window=10)
 
     Raises:
         ConfigurationError: A rule is given although use_adaptive_alternating is False.
     """
+    if stage.turn is not None:
+        alternator = Alternator((*MODULES, BOTH), Hold())
+        alternator.force(stage.turn)
+        return alternator
     if not config.use_adaptive_alternating:
         if rule is not None:
             raise ConfigurationError(
@@ -70,16 +276,3 @@ def joint_alternator(config: TrainerConfig, rule: Rule | None = None) -> ModuleA
         rule = Plateau(threshold=config.adaptive_switch_threshold, min_steps=config.adaptive_min_steps)
     turns = (BOTH, *MODULES) if isinstance(rule, Payoff) else getattr(rule, "turns", MODULES)
     return ModuleAlternator(turns, rule)
-
-
-def stage_alternator(stage: Stage) -> Alternator:
-    """The schedule of a stage without switching: it holds the stage's turn."""
-    assert stage.turn is not None
-    alternator = Alternator((*MODULES, BOTH), Hold())
-    alternator.force(stage.turn)
-    return alternator
-
-
-def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = None) -> Alternator:
-    """The schedule of a stage: `joint_alternator` where it alternates, else `stage_alternator`."""
-    return joint_alternator(config, rule) if stage.turn is None else stage_alternator(stage)

@@ -12,7 +12,7 @@ from alternator import Alternator, Payoff, Payoffs
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import negative_log_likelihood
-from ur4rec.schedule.names import what_payoffs_lack
+from ur4rec.schedule.alternators import what_payoffs_lack
 from ur4rec.schedule.stages import MODULES, TURNS
 
 PREFIX = "payoff."

@@ -1,8 +1,13 @@
-"""The four training stages, the modules and the turns: what trains in each."""
+"""The four training stages: who trains in each, and what changes with progress through one, the same in both backends.
 
+That is the learning rate, and the curriculum's weights of the retriever's losses.
+"""
+
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from alternator.checks import check_integer
+from ur4rec.config import TrainerConfig
 from ur4rec.errors import UnknownNameError
 
 MODULES = ("sasrec", "retriever")
@@ -45,7 +50,83 @@ def find_stage(name: str) -> Stage:
     return STAGES[name]
 
 
-def check_num_steps(num_steps: int | None) -> None:
-    """Refuse a stage length that is no positive integer."""
-    if num_steps is not None:
-        check_integer("num_steps", num_steps, 1)
+def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) -> dict[str, float]:
+    """The learning rate of each trained part at a step (0-based) of a stage.
+
+    It rises linearly over the warm-up and then falls along a cosine to 0 at ``num_steps``; where the length is not
+    given it stays at its peak after ``warmup_steps``. A function of progress through the stage, whichever module is
+    active, so that a module's share of the steps does not change its annealing.
+
+    Example:
+        >>> learning_rates(TrainerConfig(warmup_steps=2), step=0, num_steps=None)
+        {'sasrec': 0.0005, 'retriever': 5e-05, 'fusion': 0.005, 'uncertainty': 0.005}
+        >>> config = TrainerConfig(sasrec_lr=1.0, warmup=0.25)
+        >>> [round(learning_rates(config, step, num_steps=8)["sasrec"], 2) for step in range(9)]
+        [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07, 0.0]
+    """
+    rise = config.warmup_steps if num_steps is None else round(config.warmup * num_steps)
+    if step < rise:
+        factor = min((step + 1) / rise, 1.0)
+    elif num_steps is None:
+        factor = 1.0
+    else:
+        progress = min((step - rise) / max(num_steps - rise, 1), 1.0)
+        factor = 0.5 * (1 + math.cos(math.pi * progress))
+    return {
+        "sasrec": config.sasrec_lr * factor,
+        "retriever": config.retriever_lr * factor,
+        "fusion": config.fusion_lr * factor,
+        "uncertainty": config.uncertainty_lr * factor,
+    }
+
+
+WARMUP = 0.1
+"""The first part of a stage, with the retrieval loss alone."""
+RAMPS = {"consistency": (0.0, 0.3), "contrastive": (0.3, 0.6), "diversity": (0.6, 1.0)}
+"""Where in the rest of the stage each other weight rises from 0 to its full value."""
+
+
+class CurriculumWeights(NamedTuple):
+    """The weight of each of the retriever's losses; by default, as at the end of a stage."""
+
+    retrieval: float = 1.0
+    """Weight of the primary loss of the stage."""
+    consistency: float = 0.1
+    """Weight of the distance between the preference and the texts of the history."""
+    contrastive: float = 0.2
+    """Weight of the memory bank's loss."""
+    diversity: float = 0.05
+    """Weight of the similarity of the preference vectors to each other."""
+
+
+FULL = CurriculumWeights()
+RETRIEVAL_ALONE = CurriculumWeights(consistency=0.0, contrastive=0.0, diversity=0.0)
+WITHOUT_CURRICULUM = RETRIEVAL_ALONE._replace(contrastive=FULL.contrastive)
+"""The weights without a curriculum: the memory bank, if it is on, counts in full."""
+
+
+def curriculum_weights(step: int, num_steps: int | None, *, warmup_steps: int) -> CurriculumWeights:
+    """The weights at a step (0-based) of a stage.
+
+    The first 10% have the retrieval loss alone. Over the rest the others rise linearly one after the other:
+    consistency over its first 30%, contrastive over the next 30%, diversity over the last 40%.
+
+    Args:
+        step: The step.
+        num_steps: Length of the stage; None gives full weights after ``warmup_steps``.
+        warmup_steps: Steps with the retrieval loss alone, for a stage whose length is not given.
+
+    Example:
+        >>> curriculum_weights(9, 100, warmup_steps=0)
+        CurriculumWeights(retrieval=1.0, consistency=0.0, contrastive=0.0, diversity=0.0)
+        >>> curriculum_weights(37, 100, warmup_steps=0)
+        CurriculumWeights(retrieval=1.0, consistency=0.1, contrastive=0.0, diversity=0.0)
+        >>> curriculum_weights(100, 100, warmup_steps=0)
+        CurriculumWeights(retrieval=1.0, consistency=0.1, contrastive=0.2, diversity=0.05)
+    """
+    if num_steps is None:
+        return FULL if step >= warmup_steps else RETRIEVAL_ALONE
+    warmup = WARMUP * num_steps
+    progress = (step - warmup) / (num_steps - warmup)
+    risen = {name: min(max((progress - start) / (end - start), 0.0), 1.0) for name, (start, end) in RAMPS.items()}
+    return FULL._replace(**{name: getattr(FULL, name) * part for name, part in risen.items()})

@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from alternator.checks import check_integer
-from ur4rec.cache import cache_directory, refuse_unwritable
-from ur4rec.errors import DataError, EncoderError
-from ur4rec.files import scratch_directory, write_file
+from ur4rec.errors import ConfigurationError, DataError, EncoderError
+from ur4rec.files import cache_directory, refuse_unwritable, scratch_directory, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def encode_items(
         encoder: ``auto`` (see `resolve_encoder`), ``tfidf``, or a sentence-transformers model: a name or a local path.
         dim: Dimensions of the vectors. TF-IDF with fewer components is filled up with zeros; a model must have that
             number of dimensions.
-        cache_dir: Where vectors are cached; see `ur4rec.cache.cache_directory`.
+        cache_dir: Where vectors are cached; see `ur4rec.files.cache_directory`.
 
     Returns:
         (I, D) float32.
@@ -252,3 +251,33 @@ def _unit_rows(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:
     empty = np.linalg.norm(vectors_ID, axis=1) == 0
     filled = np.where(empty[:, None], neutral, vectors_ID)
     return np.asarray(filled / np.linalg.norm(filled, axis=1, keepdims=True), np.float32)
+
+
+def check_text_vectors(kind: str, text_vectors: ArrayLike, *, count: int, dim: int) -> NDArray[np.float32]:
+    """Text vectors as an array of float32, one row each.
+
+    Args:
+        kind: Whose texts they are, ``item`` or ``user``.
+        text_vectors: The vectors.
+        count: The number of vectors that there must be.
+        dim: The width that they must have.
+
+    Raises:
+        ConfigurationError: Their shape is another, or a value is not finite.
+
+    Example:
+        >>> check_text_vectors("item", [[0, 1], [1, 0]], count=2, dim=2).dtype
+        dtype('float32')
+    """
+    vectors = np.asarray(text_vectors, np.float32)
+    expected = (count, dim)
+    if vectors.shape != expected:
+        raise ConfigurationError(
+            f"{kind}_text_vectors must have the shape (num_{kind}s, text_embedding_dim) = {expected}, "
+            f"got {vectors.shape}; give vectors of these {kind}s or set text_embedding_dim"
+        )
+    if not np.isfinite(vectors).all():
+        raise ConfigurationError(
+            f"{kind}_text_vectors must be finite, got NaN or infinite values; encode the texts again"
+        )
+    return vectors

@@ -6,87 +6,100 @@ Shapes: B rows, L positions, N positions with a target (in JAX padded to a const
 preference vectors, I items, J = I + 1 items with the padding, U users.
 """
 
+from collections.abc import Mapping
 from typing import Generic, NamedTuple, TypeVar
 
-Array = TypeVar("Array")
+ArrayT = TypeVar("ArrayT")
+"""An array of a backend."""
 
 
-class UserMemory(NamedTuple, Generic[Array]):
+class UserMemory(NamedTuple, Generic[ArrayT]):
     """What the retriever knows of users from their preference texts, one row each."""
 
-    values_Ud: Array
+    values_Ud: ArrayT
     """What is gathered from the text."""
-    content_UK: Array
+    content_UK: ArrayT
     """How much each query attends to it, before softmax; -inf where there is no text."""
 
 
-class Catalogue(NamedTuple, Generic[Array]):
+class Catalogue(NamedTuple, Generic[ArrayT]):
     """What the retriever knows of every item: the same for all histories until one of its parameters changes."""
 
-    keys_Id: Array
+    keys_Id: ArrayT
     """As a candidate: its projected text, of unit length."""
-    values_Jd: Array
+    values_Jd: ArrayT
     """As part of a history: what is gathered from it."""
-    content_JK: Array
+    content_JK: ArrayT
     """As part of a history: how much each query attends to it, before recency and softmax."""
-    users: UserMemory[Array] | None = None
+    users: UserMemory[ArrayT] | None = None
     """What it knows of every user, and last of a user without a text; None where that is not computed ahead."""
 
 
-class StepInputs(NamedTuple, Generic[Array]):
+class StepInputs(NamedTuple, Generic[ArrayT]):
     """A training batch on the device."""
 
-    items_BL: Array
+    items_BL: ArrayT
     """Histories, right-padded."""
-    positions_N: Array
+    positions_N: ArrayT
     """Where a target is, counted over all rows: row · L + position; 0 where padded."""
-    targets_N: Array
+    targets_N: ArrayT
     """The targets there; I, the padding index, where padded."""
-    users_B: Array | None = None
+    users_B: ArrayT | None = None
     """Whose histories they are; None for a model without user texts."""
 
 
-class Component(NamedTuple, Generic[Array]):
+class Component(NamedTuple, Generic[ArrayT]):
     """One component of what is minimised; see `ur4rec.training.components`."""
 
-    loss: Array
+    loss: ArrayT
     """The loss itself."""
-    weight: float | Array
+    weight: float | ArrayT
     """Its weight. One that is traced may be 0: the component is absent then, and its loss is 0."""
 
 
-class Outputs(NamedTuple, Generic[Array]):
+class Outputs(NamedTuple, Generic[ArrayT]):
     """The outputs, where a target is, of the modules that were run; None where they were not needed."""
 
-    hidden_Nd: Array | None = None
+    hidden_Nd: ArrayT | None = None
     """SASRec's states."""
-    preferences_NKd: Array | None = None
+    preferences_NKd: ArrayT | None = None
     """The retriever's preference vectors."""
-    sasrec_NI: Array | None = None
+    sasrec_NI: ArrayT | None = None
     """SASRec's logits, where they are kept."""
-    retriever_NI: Array | None = None
+    retriever_NI: ArrayT | None = None
     """The retriever's logits, where they are kept."""
 
 
-class StepLosses(NamedTuple, Generic[Array]):
+class StepLosses(NamedTuple, Generic[ArrayT]):
     """The losses of a step."""
 
-    total: Array
+    total: ArrayT
     """What is minimised."""
-    modules: dict[str, Array]
+    modules: dict[str, ArrayT]
     """The raw primary loss of each module for which it was computed, detached."""
-    components: dict[str, Component[Array]]
+    components: dict[str, Component[ArrayT]]
     """What the total is made of, by name."""
-    outputs: Outputs[Array]
+    outputs: Outputs[ArrayT]
     """What the losses were computed from."""
 
 
-class LastTargets(NamedTuple, Generic[Array]):
+class LastTargets(NamedTuple, Generic[ArrayT]):
     """The last target of each row."""
 
-    index_B: Array
+    index_B: ArrayT
     """Which of the N targets it is; any in a row without a target."""
-    items_B: Array
+    items_B: ArrayT
     """The target."""
-    is_real_B: Array
+    is_real_B: ArrayT
     """Whether the row has a target."""
+
+
+class StepReport(NamedTuple, Generic[ArrayT]):
+    """The losses of a training step, as scalars that may still be on the device."""
+
+    total: ArrayT
+    """The loss that was minimised."""
+    modules: Mapping[str, ArrayT]
+    """The raw primary loss of each module for which it was computed."""
+    metrics: Mapping[str, ArrayT]
+    """What else the epoch averages, by the metric's name (see `ur4rec.training.components`); NaN does not count."""

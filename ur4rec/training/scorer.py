@@ -6,7 +6,7 @@ Shapes: B rows, L positions, I items.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,7 @@ from ur4rec.config import SCORERS
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import DataError, NonFiniteError
 from ur4rec.evaluation.metrics import summarise
-from ur4rec.training.records import ArrayT
+from ur4rec.training.arrays import ArrayT
 
 ScoreFunction = Callable[[ArrayLike, ArrayLike | None], Mapping[str, ArrayT]]
 """Maps histories (B, L) and their users (B,), None where nobody is named, to scores (B, I) on the device, by scorer."""
@@ -98,3 +98,7 @@ class BaseScorer(ABC, Generic[ArrayT]):
     def _concatenate(self, parts: Iterable[tuple[ArrayT, int]]) -> NDArray[np.int64]:
         """The ranks of all batches; only the first rows of each, as many as are given with it, count."""
         return np.concatenate([self._to_host(ranks_B)[:num_valid] for ranks_B, num_valid in parts]).astype(np.int64)
+
+
+AnyScorer: TypeAlias = BaseScorer[Any]
+"""The scorer of one backend or the other."""

@@ -4,56 +4,38 @@ Shapes: B rows, I items.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, Unpack
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alternator import Alternator, Decision, Rule
+from alternator.checks import check_integer
+from alternator.recordings.log import StepRecord
 from ur4rec.config import TrainerConfig, TrainerSettings, check_joint_loss
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
-from ur4rec.schedule.curriculum import CurriculumWeights, curriculum_weights
-from ur4rec.schedule.learning_rate import learning_rates
 from ur4rec.schedule.payoff_probe import build_probe
-from ur4rec.schedule.stages import JOINT_STAGES, MODULES, check_num_steps, find_stage
-from ur4rec.training.backend import Model
+from ur4rec.schedule.stages import (
+    JOINT_STAGES,
+    MODULES,
+    CurriculumWeights,
+    curriculum_weights,
+    find_stage,
+    learning_rates,
+)
+from ur4rec.training.arrays import ArrayT, StepReport
+from ur4rec.training.backend import Adapter, Model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, load_checkpoint, save_checkpoint
-from ur4rec.training.late_steps import LateStep, LateSteps, Reader
-from ur4rec.training.progress import count_steps
-from ur4rec.training.records import ArrayT, StepRecord, StepReport
 from ur4rec.training.scorer import BaseScorer
+from ur4rec.training.step_log import LateStep, LateSteps, Reader
 
 ModelT = TypeVar("ModelT", bound=Model)
 DeviceT = TypeVar("DeviceT")
-
-
-class Adapter(Protocol):
-    """What applies a schedule to the modules of a backend."""
-
-    @property
-    def alternator(self) -> Alternator:
-        """The schedule."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the schedule, JSON-safe, losses under way included."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken, in this backend or another."""
-
-
-class TrainerArguments(TrainerSettings, Generic[DeviceT], total=False):
-    """The keyword arguments of `BaseTrainer`."""
-
-    device: str | DeviceT
-    rule: Rule | None
-    progress: bool | None
-    probe: EvaluationBatch | None
-    on_step: Callable[[StepRecord], object] | None
 
 
 class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
@@ -140,7 +122,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             UnknownNameError: There is no such stage; the message lists the four.
         """
         found = find_stage(stage)
-        check_num_steps(num_steps)
+        if num_steps is not None:
+            check_integer("num_steps", num_steps, 1)
         alternator = build_alternator(found, self.config, self._rule)
         self._check_stage(alternator, position)
         payoffs = build_probe(alternator, self._probe, self._model_config.fusion, self.score, self._fuse)
@@ -185,7 +168,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         if hasattr(train_loader, "set_epoch"):
             train_loader.set_epoch(epoch)
         stop = None if max_steps is None else start + max_steps
-        with self._log.epoch(epoch, start, count_steps(train_loader, start, stop), self._progress) as totals:
+        expected = len(range(len(train_loader))[start:stop]) if isinstance(train_loader, Sized) else None
+        with self._log.epoch(epoch, start, expected, self._progress) as totals:
             self._train_batches(train_loader, islice(train_loader, start, stop), after_step)
         rates = self._learning_rates(max(self.stage_step - 1, 0))
         return {
@@ -257,7 +241,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         loaded = load_checkpoint(path)
         loaded.check_settings(self._model_config, self.config)
         progress, schedule = loaded.state["progress"], loaded.state["schedule"]
-        self._check_schedule(progress["stage"], schedule["alternator"])
+        # The schedule of another rule is refused before anything has changed.
+        build_alternator(find_stage(progress["stage"]), self.config, self._rule).load_state_dict(schedule["alternator"])
         self._log.flush()
         self._restore_arrays(loaded.weights, loaded.moments)
         self.set_training_stage(progress["stage"], progress["num_steps"])
@@ -365,6 +350,6 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         )
         self._log.add(step)
 
-    def _check_schedule(self, stage: str, saved: Mapping[str, Any]) -> None:
-        """Refuse the schedule of another rule before anything has changed."""
-        build_alternator(find_stage(stage), self.config, self._rule).load_state_dict(saved)
+
+AnyTrainer: TypeAlias = BaseTrainer[Any, Any, Any]
+"""The trainer of one backend or the other."""

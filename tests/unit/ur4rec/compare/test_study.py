@@ -4,17 +4,15 @@ import pytest
 
 from alternator import RandomTenure
 from tests.unit.ur4rec.compare.tiny_study import TINY, tiny_study
-from ur4rec.cli.arguments import repeat_options
+from ur4rec.cli.compare import repeat_options
 from ur4rec.compare.arms import check_arms, ratio_of, schedule_string, slug
-from ur4rec.compare.command import open_study
-from ur4rec.compare.directory import StudyDirectory
+from ur4rec.compare.directory import StudyDirectory, open_study
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
 from ur4rec.compare.summary import tuned_ratio
 from ur4rec.config import TrainerConfig
 from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.schedule.alternators import build_alternator
-from ur4rec.schedule.names import parse_schedule
+from ur4rec.schedule.alternators import build_alternator, parse_schedule
 from ur4rec.schedule.stages import STAGES
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ur4rec.cache import cache_directory
 from ur4rec.data import load_dataset
 from ur4rec.data.fetch import BUILT_IN, BuiltIn, download_archive, download_package, locate
 from ur4rec.data.reading.movielens import read_movielens
 from ur4rec.data.sources import load_built_in
 from ur4rec.errors import CacheError, ConfigurationError, DataError, SourceError, UnknownNameError
+from ur4rec.files import cache_directory
 
 OFFICIAL = {
     "ratings.dat": b"1::30::5::10\n1::20::3::11\n2::30::3::12\n2::10::3::13\n",

@@ -2,10 +2,10 @@
 
 import pytest
 
-from ur4rec.cache import cache_directory
 from ur4rec.data import describe, leave_one_out
 from ur4rec.data.fetch import BUILT_IN
 from ur4rec.data.sources import load_built_in
+from ur4rec.files import cache_directory
 
 EXPECTED = {
     "ml-100k": ((943, 1682, 100_000), "ff816e2291f9a61675200150b50575b0b6225b4ce2c2d4ec8a9eeb4dbc9f3078"),

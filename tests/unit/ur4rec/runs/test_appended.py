@@ -6,7 +6,7 @@ import pytest
 
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.errors import DataError
-from ur4rec.runs.appended import AppendedLog
+from ur4rec.runs.directory import AppendedLog
 
 RECORDS = [StepRecord(step, "joint", "a", "b", "steady", 0.5, 1.0, {"a": 1 / step}) for step in range(1, 7)]
 

@@ -15,7 +15,7 @@ for command in ((), ("train",), ("compare",), ("data",), ("settings",)):
 """
 CONFIGURATION = """
 from ur4rec.runs.config import RunConfig
-from ur4rec.runs.presets import preset
+from ur4rec.runs.config import preset
 RunConfig.from_json(preset("demo", schedule="plateau,threshold=0.02").to_json())
 """
 

@@ -11,8 +11,7 @@ from alternator.recordings.log import StepRecord
 from ur4rec.cli.tables import results_table
 from ur4rec.evaluation.results import build_result
 from ur4rec.runs.measurements import Measurement
-from ur4rec.runs.plot import _smooth, plot_schedule
-from ur4rec.runs.plot_reasons import KINDS, comparisons, draw_comparisons, draw_payoffs
+from ur4rec.runs.plot import KINDS, _smooth, comparisons, draw_comparisons, draw_payoffs, plot_schedule
 
 
 def records(num_steps):

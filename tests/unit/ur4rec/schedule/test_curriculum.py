@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ur4rec.schedule.curriculum import FULL, RETRIEVAL_ALONE, curriculum_weights
+from ur4rec.schedule.stages import FULL, RETRIEVAL_ALONE, curriculum_weights
 
 TARGETS = (1.0, 0.1, 0.2, 0.05)
 

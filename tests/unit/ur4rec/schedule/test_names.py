@@ -3,7 +3,7 @@
 import pytest
 
 from alternator import AlternatorError, Cycle, Payoff, Plateau, RandomTenure
-from ur4rec.schedule.names import STEP_COSTS, parse_schedule, resolve_schedule
+from ur4rec.schedule.alternators import STEP_COSTS, parse_schedule, resolve_schedule
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,64 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tqdm import tqdm
+
+from alternator.recordings.log import StepRecord
 from ur4rec.errors import NonFiniteError
-from ur4rec.training.epoch_totals import EpochTotals
-from ur4rec.training.progress import EpochProgress
-from ur4rec.training.records import StepRecord
+from ur4rec.schedule.stages import LABELS, TURNS
+
+
+@dataclass
+class EpochTotals:
+    """Sums and counts of the steps of an epoch, in the order of the steps, so that they are the same to the bit.
+
+    A checkpoint in the middle of the epoch carries them.
+    """
+
+    epoch: int
+    """The number of the epoch."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """The sum of each metric's finite values."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """How many they are."""
+    turns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TURNS, 0))
+    """Steps of each turn."""
+    switches: int = 0
+    """Switches so far."""
+    nonfinite: int = 0
+    """Steps whose loss was not finite."""
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return sum(self.turns.values())
+
+    def add(self, record: StepRecord, total_loss: float, metrics: Mapping[str, float]) -> None:
+        """Take in one step: its record, the loss that was minimised, and what else is averaged, by name."""
+        self.turns[record.active] += 1
+        self.switches += record.active != record.next
+        self.nonfinite += not math.isfinite(total_loss)
+        losses = {f"{module}_loss": loss for module, loss in record.losses.items()}
+        for name, value in (("total_loss", total_loss), *losses.items(), *metrics.items()):
+            if math.isfinite(value):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def metrics(self) -> dict[str, Any]:
+        """Means of the finite losses, and counts: steps per turn, switches, skipped steps."""
+        means = {name: self.sums[name] / self.counts[name] for name in self.sums}
+        return {
+            **means,
+            "steps": self.steps,
+            **{f"{turn}_steps": count for turn, count in self.turns.items()},
+            "switches": self.switches,
+            "nonfinite_steps": self.nonfinite,
+        }
+
 
 Reader = Callable[[], float]
 """Gives a loss that is on its way from the device; waits only if it has not arrived."""
@@ -43,7 +94,7 @@ class LateSteps:
     def __init__(self, on_step: Callable[[StepRecord], object] | None, max_nonfinite_losses: int) -> None:
         self._nonfinite_streak = 0
         self._totals = EpochTotals(epoch=0)
-        self._epoch: EpochProgress | None = None
+        self._bar: tqdm[Any] | None = None
         self._on_step = on_step
         self._nonfinite_limit = max_nonfinite_losses
         self._late: deque[LateStep] = deque()
@@ -79,22 +130,24 @@ class LateSteps:
         if (self._totals.epoch, self._totals.steps) != (epoch, start):
             self._totals = EpochTotals(epoch)
         expected = None if num_steps is None else self._totals.steps + num_steps
-        self._epoch = EpochProgress(self._totals, expected, shown)
-        try:
-            yield self._totals
-            self.flush()
-        finally:
-            self._epoch.close()
-            self._epoch = None
+        disable = None if shown is None else not shown
+        with tqdm(
+            total=expected, initial=self._totals.steps, desc=f"epoch {epoch}", disable=disable, unit="step"
+        ) as self._bar:
+            try:
+                yield self._totals
+                self.flush()
+            finally:
+                self._bar = None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values; flush before, as late steps are not in it."""
-        return {"nonfinite_streak": self._nonfinite_streak, "epoch_totals": self._totals.state_dict()}
+        return {"nonfinite_streak": self._nonfinite_streak, "epoch_totals": asdict(self._totals)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that `state_dict` gave."""
         self._nonfinite_streak = state["nonfinite_streak"]
-        self._totals = EpochTotals.from_state(state["epoch_totals"])
+        self._totals = EpochTotals(**deepcopy(state["epoch_totals"]))
 
     def _read(self, keep: int) -> None:
         while len(self._late) > keep:
@@ -103,9 +156,9 @@ class LateSteps:
     def _report(self, step: LateStep) -> None:
         total = step.total()
         record = step.record._replace(losses={name: read() for name, read in step.losses.items()})
-        if self._epoch is not None:
-            metrics = {name: read() for name, read in step.metrics.items()}
-            self._epoch.add(record, total, step.learning_rates, metrics)
+        if self._bar is not None:
+            self._totals.add(record, total, {name: read() for name, read in step.metrics.items()})
+            self._show(self._bar, record, total, step.learning_rates)
         if self._on_step is not None:
             self._on_step(record)
         self._nonfinite_streak = 0 if math.isfinite(total) else self._nonfinite_streak + 1
@@ -115,3 +168,12 @@ class LateSteps:
                 f"(to step {record.step}, {record.stage}, training {record.active}); "
                 "lower the learning rate or look for NaN in the data"
             )
+
+    def _show(self, bar: "tqdm[Any]", record: StepRecord, total: float, learning_rates: Mapping[str, float]) -> None:
+        if not bar.disable:
+            bar.set_postfix_str(
+                f"loss={total:.4f}, lr_s={learning_rates['sasrec']:.2e}, lr_r={learning_rates['retriever']:.2e}, "
+                f"train={LABELS[record.active]}, switch={self._totals.switches}",
+                refresh=False,
+            )
+            bar.update()

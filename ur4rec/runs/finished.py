@@ -1,19 +1,25 @@
-"""Recommendations from a finished run: the items that a user or a history is likely to choose next."""
+"""What a finished run is good for: it recommends, is evaluated again, or is handed to the other backend."""
 
 import difflib
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alternator.checks import check_choice
 from ur4rec.data import Interactions
 from ur4rec.data.sources import load_dataset
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+from ur4rec.evaluation.metrics import summarise
+from ur4rec.evaluation.results import K_LIST
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.training.backend import load_scorer
+from ur4rec.runs.prepared import prepare
+from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 
 
 class Recommendation(NamedTuple):
@@ -46,7 +52,7 @@ class Recommender:
         )
         directory.check_fact("interactions_hash", self.interactions.hash)
         self._scorer = load_scorer(config.backend, checkpoint)
-        self._max_seq_len: int = self._scorer.model.config.max_seq_len
+        self._max_seq_len = config.model_config(self.interactions.num_items).max_seq_len
 
     def history_of(self, user_id: str) -> NDArray[np.int32]:
         """All items of a user in order of time.
@@ -129,3 +135,56 @@ def _softmax_unseen(scores_I: NDArray[np.float32], seen: NDArray[np.int32]) -> N
     scores[seen] = -np.inf
     weights = np.exp(scores - scores.max())
     return np.asarray(weights / weights.sum())
+
+
+def evaluate_run(
+    directory: RunDirectory, *, split: str = "test", checkpoint: str = "best", data_dir: Path | None = None
+) -> dict[str, dict[str, float]]:
+    """Hit@k, NDCG@k and MRR of each scorer of a run.
+
+    Args:
+        directory: The run.
+        split: "test" or "validation".
+        checkpoint: "best" (by validation) or "latest".
+        data_dir: Where to look for the dataset's files before anything is downloaded.
+
+    Raises:
+        AlternatorError: An unknown split or checkpoint, no checkpoint yet, a damaged one, or not the run's data.
+    """
+    check_choice("split", split, ("test", "validation"))
+    config = RunConfig.from_json(directory.read_json("config.json"))
+    path = directory.require_checkpoint(checkpoint)
+    prepared = prepare(replace(config, user_texts=None), directory=data_dir)  # their vectors are in the checkpoint
+    directory.check_fact("split_hash", prepared.split.hash)
+    model = load_scorer(config.backend, path, config.device)
+    targets = prepared.evaluation(getattr(prepared.split, split))
+    return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in model.rank_all(targets).items()}
+
+
+def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: bool = False) -> RunDirectory:
+    """Copy a run so that another backend evaluates, recommends from or resumes it.
+
+    The other backend must load the best and the newest checkpoint before the copy is made.
+
+    Args:
+        directory: The run.
+        backend: "torch" or "jax".
+        out: The directory to make.
+        overwrite: Replace an earlier run there, but never the run itself.
+
+    Raises:
+        AlternatorError: An unknown or missing backend, a run without a checkpoint, a damaged one, or an ``out`` that
+            holds something.
+    """
+    check_choice("backend", backend, tuple(BACKENDS))
+    checkpoints = {directory.require_checkpoint(which) for which in ("best", "latest")}
+    load_model = load_backend(backend).load_model
+    for checkpoint in checkpoints:
+        load_model(checkpoint)
+    config = directory.read_json("config.json")
+    if out.resolve().is_relative_to(directory.path.resolve()):
+        raise ConfigurationError(f"--out must not be in the run's own directory, got {out}; choose another --out")
+    copy = RunDirectory.create(out, overwrite=overwrite)
+    shutil.copytree(directory.path, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    copy.write_json("config.json", {**config, "backend": backend})
+    return copy

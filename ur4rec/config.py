@@ -1,0 +1,243 @@
+"""The settings of the model and of the trainer, the same in both backends. Validated once, when built."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TypedDict
+
+from alternator.checks import check_choice, check_integer, check_positive, check_range, check_switch
+from ur4rec.errors import ConfigurationError
+
+FUSIONS = ("logit", "weighted", "rank", "cascade")
+JOINT_LOSSES = ("separate", "fused")
+SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
+SCORERS = ("fused", "sasrec", "retriever")
+FUSIONS_WITH_GRADIENTS = ("logit", "weighted")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of a UR4Rec model.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message states the rule, the value and the remedy.
+
+    Example:
+        >>> ModelConfig(num_items=1682, sasrec_hidden_dim=64, sasrec_num_heads=2).retriever_output_dim
+        256
+    """
+
+    num_items: int
+    """Items of the catalogue; they are numbered 0 to num_items - 1, and num_items itself is the padding index."""
+    num_users: int = 0
+    """Users whose preference texts the retriever knows; 0 for a model without user texts."""
+    sasrec_hidden_dim: int = 256
+    """Width of SASRec: of item embeddings, positions and blocks. A multiple of sasrec_num_heads."""
+    sasrec_num_blocks: int = 2
+    """Self-attention blocks of SASRec."""
+    sasrec_num_heads: int = 4
+    """Attention heads of each block."""
+    sasrec_dropout: float = 0.1
+    """Dropout of SASRec: on the embedded sequence and on what each block adds to it, while it trains."""
+    text_embedding_dim: int = 384
+    """Width of the frozen item text vectors."""
+    retriever_output_dim: int = 256
+    """Width of the preference space."""
+    retriever_num_queries: int = 4
+    """Learned queries, and so preference vectors at each position."""
+    retriever_dropout: float = 0.1
+    """Dropout of the retriever: on the projected text of the history, while it trains."""
+    retriever_temperature: float = 0.1
+    """Cosines are divided by it: lower is sharper. At least 0.02, so that exponentials stay finite in float32."""
+    max_seq_len: int = 50
+    """Maximum length of the history that the model reads; of a longer one, the newest items."""
+    fusion: str = "logit"
+    """How the two modules' scores become one: `logit` (weights on logits), `weighted` (on probabilities), `rank`
+    (reciprocal ranks) or `cascade` (the retriever re-orders SASRec's top); the last two pass no gradients."""
+    cascade_size: int = 100
+    """The number of SASRec's top items that the retriever re-orders under `cascade`."""
+
+    def __post_init__(self) -> None:
+        ranges = {"sasrec_dropout": (0, 1), "retriever_dropout": (0, 1), "retriever_temperature": (0.02, 10)}
+        _check_fields(self, {"num_items": 2, "num_users": 0}, ranges)
+        check_choice("fusion", self.fusion, FUSIONS)
+        if self.sasrec_hidden_dim % self.sasrec_num_heads:
+            raise ConfigurationError(
+                f"sasrec_hidden_dim must be a multiple of sasrec_num_heads ({self.sasrec_num_heads}), "
+                f"got {self.sasrec_hidden_dim}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Settings of a `JointTrainer`.
+
+    Raises:
+        ConfigurationError: A value is out of range; the message states the rule, the value and the remedy.
+
+    Example:
+        >>> TrainerConfig(sasrec_lr=3e-3).joint_loss
+        'fused'
+    """
+
+    sasrec_lr: float = 1e-3
+    """Peak learning rate of SASRec."""
+    retriever_lr: float = 1e-4
+    """Peak learning rate of the retriever."""
+    fusion_lr: float = 1e-2
+    """Peak learning rate of the fusion weights."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW for both modules; the fusion weights have none."""
+    clip_norm: float = 1.0
+    """Maximum norm of the gradients of everything that trains, taken together."""
+    warmup: float = 0.05
+    """Part of a stage over which the learning rate rises from 0 to its peak."""
+    warmup_steps: int = 100
+    """The length of the warm-up in steps, for a stage whose length is not given."""
+    sasrec_loss: str = "ce"
+    """Loss of SASRec on its own, so not under `fused`: `ce` (softmax over the whole catalogue), `sampled` (over the
+    target and drawn items), `gbce` (calibrated binary cross-entropy), `bce` or `bpr` (one drawn negative)."""
+    num_negatives: int = 256
+    """Uniformly drawn items of `sampled` and `gbce`, shared by the whole batch."""
+    gbce_t: float = 0.75
+    """Calibration of `gbce`: 0 is plain binary cross-entropy, 1 gives the probabilities of the whole catalogue."""
+    joint_loss: str = "fused"
+    """`fused` (cross-entropy of the fused scores) or `separate` (weighted sum of the two modules' losses)."""
+    sasrec_loss_weight: float = 1.0
+    """Weight of SASRec's loss under `separate`."""
+    retriever_loss_weight: float = 1.0
+    """Weight of the retriever's loss under `separate`."""
+    use_adaptive_alternating: bool = True
+    """In joint_finetune, switch by the losses; False means parity: even steps SASRec, odd steps the retriever."""
+    adaptive_switch_threshold: float = 0.01
+    """Threshold of the original rule, `alternator.Plateau`; a larger one switches more often."""
+    adaptive_min_steps: int = 5
+    """Minimum length of a tenure under the original rule, in updated steps."""
+    use_curriculum_learning: bool = False
+    """Losses that shape the retriever's preference vectors, each with a weight that rises over the stage; see
+    `ur4rec.schedule.stages`."""
+    use_memory_bank: bool = False
+    """A bank of past text vectors as further negatives of the retriever."""
+    memory_bank_size: int = 65536
+    """Entries of the memory bank; new ones replace the oldest."""
+    memory_bank_temperature: float = 0.07
+    """Temperature of the memory bank's loss."""
+    use_knowledge_distillation: bool = False
+    """Two-way distillation between the modules' scores."""
+    kd_temperature: float = 4.0
+    """Temperature of the distillation."""
+    kd_weight: float = 0.1
+    """Weight of the distillation."""
+    use_uncertainty_weighting: bool = False
+    """Learn the weight of each loss component from its uncertainty; see `ur4rec.training.components`."""
+    uncertainty_lr: float = 1e-2
+    """Peak learning rate of the uncertainties."""
+    loss_delay: int = 1
+    """The number of steps after which losses are read: 1 keeps an accelerator busy, 0 is the original order."""
+    max_nonfinite_losses: int = 10
+    """The number of steps in a row with a non-finite loss that stops the run."""
+    bf16: bool = False
+    """Run forward passes in bfloat16 where that is safe (autocast)."""
+    seed: int = 0
+    """Seed of dropout and of sampled negatives, which are functions of (seed, step)."""
+
+    def __post_init__(self) -> None:
+        ranges = {"gbce_t": (0, 1), "weight_decay": (0, 1), "kd_weight": (0, math.inf), "warmup": (0, 1)}
+        _check_fields(self, {"warmup_steps": 0, "loss_delay": 0, "seed": 0}, ranges)
+        check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
+        check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
+
+    def gbce_beta(self, num_items: int) -> float:
+        """The power of the target's probability under `gbce` (Petrov & Macdonald, RecSys 2023, equation 10).
+
+        With the sampling rate α, at most 1, it is α · (t · (1 − 1/α) + 1/α).
+
+        Example:
+            >>> TrainerConfig(num_negatives=25, gbce_t=1.0).gbce_beta(num_items=101)
+            0.25
+            >>> TrainerConfig(gbce_t=0.0).gbce_beta(num_items=101)
+            1.0
+        """
+        sampling_rate = min(self.num_negatives / (num_items - 1), 1.0)
+        return self.gbce_t * (sampling_rate - 1) + 1
+
+
+def _check_fields(
+    config: ModelConfig | TrainerConfig, minima: Mapping[str, int], ranges: Mapping[str, tuple[float, float]]
+) -> None:
+    """Check each field by its type; an integer without a minimum is at least 1, a number without a range above 0."""
+    for name, kind in ((each.name, each.type) for each in fields(config)):
+        value = getattr(config, name)
+        if kind is int:
+            check_integer(name, value, minima.get(name, 1))
+        elif kind is bool:
+            check_switch(name, value)
+        elif name in ranges:
+            low, high = ranges[name]
+            check_range(name, value, low, high, closed=name == "gbce_t")
+        elif kind is float:
+            check_positive(name, value)
+
+
+def check_joint_loss(joint_loss: str, fusion: str) -> None:
+    """Refuse `fused` with a fusion that passes no gradients.
+
+    Raises:
+        ConfigurationError: The two do not go together.
+    """
+    if joint_loss == "fused" and fusion not in FUSIONS_WITH_GRADIENTS:
+        raise ConfigurationError(
+            f"joint_loss='fused' needs a fusion that passes gradients, one of {FUSIONS_WITH_GRADIENTS}, "
+            f"got {fusion!r}; take one of those or joint_loss='separate'"
+        )
+
+
+class ModelSettings(TypedDict, total=False):
+    """The fields of `ModelConfig` that `UR4Rec` takes as keyword arguments, for type checkers."""
+
+    sasrec_hidden_dim: int
+    sasrec_num_blocks: int
+    sasrec_num_heads: int
+    sasrec_dropout: float
+    text_embedding_dim: int
+    retriever_output_dim: int
+    retriever_num_queries: int
+    retriever_dropout: float
+    retriever_temperature: float
+    max_seq_len: int
+    fusion: str
+    cascade_size: int
+
+
+class TrainerSettings(TypedDict, total=False):
+    """The fields of `TrainerConfig`, all of which `JointTrainer` takes as keyword arguments, for type checkers."""
+
+    sasrec_lr: float
+    retriever_lr: float
+    fusion_lr: float
+    weight_decay: float
+    clip_norm: float
+    warmup: float
+    warmup_steps: int
+    sasrec_loss: str
+    num_negatives: int
+    gbce_t: float
+    joint_loss: str
+    sasrec_loss_weight: float
+    retriever_loss_weight: float
+    use_adaptive_alternating: bool
+    adaptive_switch_threshold: float
+    adaptive_min_steps: int
+    use_curriculum_learning: bool
+    use_memory_bank: bool
+    memory_bank_size: int
+    memory_bank_temperature: float
+    use_knowledge_distillation: bool
+    kd_temperature: float
+    kd_weight: float
+    use_uncertainty_weighting: bool
+    uncertainty_lr: float
+    loss_delay: int
+    max_nonfinite_losses: int
+    bf16: bool
+    seed: int

@@ -4,15 +4,15 @@ XLA reads its flags when JAX is first used, and ends the process at one that it 
 only for releases that know them. Tests that need the optimising compiler start a process of their own. One piece of
 machine code per program: small programs are compiled faster whole than in up to 32 pieces.
 
-No test may depend on how busy the machine is: examples of hypothesis have no deadline.
+No test may depend on how busy the machine is: examples of hypothesis have no deadline, nor has drawing them.
 """
 
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("suite", deadline=None)
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
 

@@ -61,7 +61,6 @@ def run_without_frameworks(*arguments):
         env={**os.environ, "PYTHONPATH": os.getcwd()},
         capture_output=True,
         text=True,
-        timeout=900,
         check=False,
     )
 

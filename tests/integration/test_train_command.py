@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from contextlib import redirect_stdout
 from io import StringIO
 from itertools import pairwise
@@ -89,11 +90,12 @@ def test_a_second_run_is_the_same_to_the_bit_and_so_is_a_resumed_one(run, tmp_pa
         stderr=subprocess.DEVNULL,
     )
     try:
-        while not (stopped / "checkpoint" / "LATEST").exists():
-            assert process.poll() is None
+        while process.poll() is None and not (stopped / "checkpoint" / "LATEST").exists():
+            time.sleep(0.01)
     finally:
         process.kill()
         process.wait()
+    assert (stopped / "checkpoint" / "LATEST").exists()
     done = ur4rec("train", "--resume", stopped, "--quiet")
     assert done.returncode == 0, done.stderr
     for name in ("decisions.csv", "payoffs.csv"):

@@ -6,10 +6,11 @@ from math import copysign, inf, isfinite, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
-from alternator.checks import check_costs, check_fraction, check_integer
+from alternator.checks import check_costs, check_fraction, check_integer, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._looks import is_next_look
 
 MAX_DOUBLINGS = 30
 """The maximum number of doublings of ``retry_after``: enough to reach any ``max_retry_after``."""
@@ -94,19 +95,24 @@ class Payoff:
     """Maximum of ``retry_after`` after all doublings, in updated steps."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "costs", check_costs(self.costs, "turn"))
+        set_fields(self, costs=check_costs(self.costs, "turn"))
         if len(self.costs) < 2 or self.costs[0] <= max(self.costs[1:]):
             raise ConfigurationError(
                 f"costs must begin with the joint turn's, which must be the largest, got {self.costs}: "
                 "a turn that costs no less would leave modules out for nothing"
             )
-        check_fraction("share", self.share, 0, 1)
-        check_fraction("confidence", self.confidence, 0.5, 1)
-        check_integer("confirmations", self.confirmations, 1)
-        check_integer("groups", self.groups, 2)
-        check_integer("min_steps", self.min_steps, 1)
-        check_integer("retry_after", self.retry_after, self.min_steps)
-        check_integer("max_retry_after", self.max_retry_after, self.retry_after)
+        min_steps = check_integer("min_steps", self.min_steps, 1)
+        retry_after = check_integer("retry_after", self.retry_after, min_steps)
+        set_fields(
+            self,
+            share=check_fraction("share", self.share, 0, 1),
+            confidence=check_fraction("confidence", self.confidence, 0.5, 1),
+            confirmations=check_integer("confirmations", self.confirmations, 1),
+            groups=check_integer("groups", self.groups, 2),
+            min_steps=min_steps,
+            retry_after=retry_after,
+            max_retry_after=check_integer("max_retry_after", self.max_retry_after, retry_after),
+        )
 
     @cached_property
     def z(self) -> float:
@@ -123,6 +129,14 @@ class Payoff:
         if len(self.costs) != num_modules:
             raise ConfigurationError(f"costs must be one per turn ({num_modules}), got {len(self.costs)}")
         return PayoffState(self.groups, (0.0,) * num_modules, (0,) * num_modules)
+
+    def is_possible(self, state: PayoffState, facts: Facts) -> bool:
+        """Whether a saved state can be one of this rule."""
+        return (
+            is_next_look(state.next_look, facts, first=self.groups, spacing=self.groups)
+            and all(map(isfinite, state.left_out))
+            and all(count >= 0 for count in state.confirmations)
+        )
 
     def step(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
         """Judge the active turn once a measurement is complete."""

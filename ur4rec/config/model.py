@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from alternator.checks import check_choice, check_integer, check_range
+from alternator.checks import check_choice, check_integer, check_range, set_fields
 from ur4rec.errors import ConfigurationError
 
 FUSIONS = ("logit", "weighted", "rank", "cascade")
@@ -55,13 +55,13 @@ class ModelConfig:
     """The number of SASRec's top items that the retriever re-orders under `cascade`."""
 
     def __post_init__(self) -> None:
-        for name in _MODEL_COUNTS:
-            check_integer(name, getattr(self, name), 1)
-        check_integer("num_items", self.num_items, 2)
-        check_integer("num_users", self.num_users, 0)
+        for name, minimum in {**dict.fromkeys(_MODEL_COUNTS, 1), "num_items": 2, "num_users": 0}.items():
+            set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         for name in ("sasrec_dropout", "retriever_dropout"):
-            check_range(name, getattr(self, name), 0, 1)
-        check_range("retriever_temperature", self.retriever_temperature, 0.02, 10)
+            set_fields(self, **{name: check_range(name, getattr(self, name), 0, 1)})
+        set_fields(
+            self, retriever_temperature=check_range("retriever_temperature", self.retriever_temperature, 0.02, 10)
+        )
         check_choice("fusion", self.fusion, FUSIONS)
         if self.sasrec_hidden_dim % self.sasrec_num_heads:
             raise ConfigurationError(

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from alternator.checks import check_choice, check_integer, check_positive, check_range, check_switch
+from alternator.checks import check_choice, check_integer, check_positive, check_range, check_switch, set_fields
 from ur4rec.config.model import FUSIONS_WITH_GRADIENTS, JOINT_LOSSES, SEQUENCE_LOSSES
 from ur4rec.errors import ConfigurationError
 
@@ -83,15 +83,18 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         for name in _TRAINER_SCALES:
-            check_positive(name, getattr(self, name))
+            set_fields(self, **{name: check_positive(name, getattr(self, name))})
         for name in _TRAINER_SWITCHES:
             check_switch(name, getattr(self, name))
-        check_range("gbce_t", self.gbce_t, 0, 1, closed=True)
-        check_range("weight_decay", self.weight_decay, 0, 1)
-        check_range("kd_weight", self.kd_weight, 0, math.inf)
-        check_range("warmup", self.warmup, 0, 1)
+        set_fields(
+            self,
+            gbce_t=check_range("gbce_t", self.gbce_t, 0, 1, closed=True),
+            weight_decay=check_range("weight_decay", self.weight_decay, 0, 1),
+            kd_weight=check_range("kd_weight", self.kd_weight, 0, math.inf),
+            warmup=check_range("warmup", self.warmup, 0, 1),
+        )
         for name, minimum in _TRAINER_COUNTS.items():
-            check_integer(name, getattr(self, name), minimum)
+            set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
 

@@ -78,7 +78,7 @@ def parse_schedule(text: str) -> Schedule:
     if text.startswith(SEQUENCE):
         return Schedule(text, _parse_sequence(text.removeprefix(SEQUENCE)))
     name, *settings = (part.strip() for part in re.split(r",(?=\s*[a-z_]+\s*=)", text))
-    ratio = re.fullmatch(r"(\d+):(\d+)", name)
+    ratio = re.fullmatch(r"(\d{1,18}):(\d{1,18})", name)
     if ratio:
         return Schedule(text, Cycle((int(ratio[1]), int(ratio[2]))))
     if name in (JOINT, "parity"):

@@ -6,6 +6,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from alternator import Facts, Reason, Verdict
+from alternator.checks import set_fields, to_integer
+from alternator.errors import quoted
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import MODULES, TURNS
 
@@ -35,11 +37,13 @@ class TurnSequence:
     def __post_init__(self) -> None:
         if not self.tenures:
             raise ConfigurationError("tenures must be one or more pairs of turn and length, got none")
-        for turn, length in self.tenures:
-            if turn not in TURNS or isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        tenures = tuple((turn, to_integer(length)) for turn, length in self.tenures)
+        for (turn, number), given in zip(tenures, self.tenures, strict=True):
+            if turn not in TURNS or number is None or number < 1:
                 raise ConfigurationError(
-                    f"tenures must be pairs of a turn {tuple(TURNS)} and a length of at least 1, got {(turn, length)}"
+                    f"tenures must be pairs of a turn {tuple(TURNS)} and a length of at least 1, got {quoted(given)}"
                 )
+        set_fields(self, tenures=tenures)
 
     @cached_property
     def turns(self) -> tuple[str, ...]:
@@ -60,6 +64,10 @@ class TurnSequence:
         if num_modules != len(self.turns):
             raise ConfigurationError(f"a TurnSequence needs an alternator over {self.turns}, got {num_modules} modules")
         return TurnSequenceState(0)
+
+    def is_possible(self, state: TurnSequenceState, facts: Facts) -> bool:
+        """Whether a saved state can be one of this rule."""
+        return 0 <= state.current < len(self.tenures)
 
     def step(self, state: TurnSequenceState, facts: Facts) -> tuple[TurnSequenceState, Verdict]:
         """Hold to the end of the tenure, then start the next, which may be of the same turn."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from adapters.jax.losses import Losses, check_scalar
+from adapters.jax.losses import Losses, check_scalar, check_vector
 from adapters.jax.rules import REASONS, DeviceFacts, DeviceVerdict, device_step, reason_code
 from alternator import Alternator, ConfigurationError, Decision, LossError, Reason, Rule, StateError, UnknownModuleError
 from alternator.checks import check_integer, to_integer
@@ -266,6 +266,10 @@ class DeviceAlternator:
     def _spread(self, state: DeviceState, losses: Losses) -> tuple[jax.Array, jax.Array]:
         """The losses of a step per module, and which of them are known."""
         count = len(self.modules)
+        if isinstance(losses, list | tuple):
+            if len(losses) != count:
+                raise LossError(f"losses must be one per module ({count}), got {len(losses)}")
+            losses = dict(zip(self.modules, losses, strict=True))
         if isinstance(losses, Mapping):
             for name in losses:
                 if name not in self.modules:
@@ -273,16 +277,11 @@ class DeviceAlternator:
                 check_scalar(repr(name), losses[name])
             given = [jnp.asarray(losses.get(name, 0), self._dtype) for name in self.modules]
             return jnp.stack(given), jnp.array([name in losses for name in self.modules])
-        if np.shape(losses) == ():
-            check_scalar("the active module", losses)
-        elif np.iscomplexobj(losses):
-            raise LossError(f"losses must be real, got complex ones of shape {np.shape(losses)}; take their .real")
-        values = jnp.asarray(losses, self._dtype)
-        if values.shape == ():
-            return jnp.full(count, values), jnp.arange(count) == state.active
-        if values.shape != (count,):
-            raise LossError(f"losses must be one scalar, or one per module ({count}), got the shape {values.shape}")
-        return values, jnp.ones(count, bool)
+        if isinstance(losses, jax.Array | np.ndarray) and losses.shape != ():
+            check_vector(losses, count)
+            return jnp.asarray(losses, self._dtype), jnp.ones(count, bool)
+        check_scalar("the active module", losses)
+        return jnp.full(count, jnp.asarray(losses, self._dtype)), jnp.arange(count) == state.active
 
     def _ask_rule(self, state: DeviceState, updated: jax.Array) -> tuple[Any, DeviceVerdict]:
         known = state._asdict()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
@@ -174,15 +175,59 @@ def test_a_state_is_saved_by_orbax(delay, tmp_path):
         ({"a": np.zeros(2)}, LossError, "a loss must be a real scalar"),
         ({"b": jnp.zeros(1)}, LossError, r"real scalar, got float32\[1\] for 'b'; reduce it with \.mean"),
         (jnp.complex64(1.0), LossError, r"got complex64\[\] for the active module; take its \.real"),
-        (np.zeros(3, complex), LossError, r"losses must be real, got complex ones of shape \(3,\)"),
+        (np.zeros(3, complex), LossError, r"losses must be real, got complex128\[3\]; take its \.real"),
         ({"a": 1j}, LossError, r"got 1j for 'a'"),
         (None, LossError, "got None for the active module"),
+        ("0.5", LossError, "got '0.5' for the active module; give a number"),
+        (jax.ShapeDtypeStruct((), jnp.float32), LossError, r"got ShapeDtypeStruct\(.*for the active module; give a"),
+        (np.zeros((), jax.dtypes.float0), LossError, r"real scalar, got \[\('float0', 'V'\)\]\[\] for"),
+        (np.zeros(3, jax.dtypes.float0), LossError, r"losses must be real, got \[\('float0', 'V'\)\]\[3\]"),
+        (jax.random.split(jax.random.key(0), 3), LossError, r"losses must be real, got key<fry>\[3\]; give a number"),
+        (jax.random.key(0), LossError, r"got key<fry>\[\] for the active module; give a number"),
+        ([[1.0], 2.0, 3.0], LossError, r"real scalar, got \[1\.0\] for 'a'; give a number"),
+        ([1.0, 2.0], LossError, r"losses must be one per module \(3\), got 2"),
+        (["a", "b", "c"], LossError, "real scalar, got 'a' for 'a'; give a number"),
+        (np.array(["a", "b", "c"]), LossError, r"losses must be real, got <U1\[3\]; give a number"),
+        pytest.param([1, 10**400, 1], LossError, "real scalar, got 1000.* for 'b'; give a number", id="huge"),
     ],
 )
 def test_wrong_losses(losses, error, message):
     machine = DeviceAlternator(MODULES, PLATEAU)
     with pytest.raises(error, match=message):
         machine.step(machine.init(), losses)
+
+
+REAL = {
+    "bfloat16": jnp.bfloat16(0.5),
+    "float16": np.float16(0.5),
+    "float8": jnp.asarray(0.5, jnp.float8_e5m2),
+    "weak": jnp.asarray(0.5) * 1,
+    "fraction": Fraction(1, 2),
+}
+WHOLE = {"uint8": jnp.uint8(3), "int4": jnp.asarray(3, jnp.int4), "bool": jnp.bool_(True), "large": 2**40, "int": 3}
+
+
+@pytest.mark.parametrize("name", [*REAL, *WHOLE])
+def test_any_real_scalar_is_a_loss(name):
+    value = {**REAL, **WHOLE}[name]
+    machine, host = DeviceAlternator(MODULES, PLATEAU), HostAlternator(Alternator(MODULES, PLATEAU), delay=0)
+    start = machine.init()
+    host.observe(value)
+    for losses in (
+        value,
+        {"a": value},
+        *([[value] * 3, jnp.stack([value] * 3)] if isinstance(value, jax.Array) else ()),
+    ):
+        state, _ = machine.step(start, losses)
+        assert float(state.rings_NR[0, -1]) == host.alternator.loss_history("a")[0] == float(value)
+        kinds = [[(leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(each)] for each in (start, state)]
+        assert kinds[0] == kinds[1]  # so that it can be carried by a scan, and is compiled once
+
+
+def test_losses_may_be_a_list_of_traced_scalars():
+    machine = DeviceAlternator(MODULES, PLATEAU)
+    state, _ = jax.jit(lambda state, a, b: machine.step(state, [a, b, 0.5]))(machine.init(), 1.0, jnp.bfloat16(2))
+    assert state.rings_NR[:, -1].tolist() == [1.0, 2.0, 0.5]
 
 
 def test_a_wrong_loss_is_not_recorded():

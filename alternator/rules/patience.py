@@ -48,10 +48,10 @@ class Patience:
     best is the luckiest batch, and a tenure lasts ``patience`` losses whether the loss falls or not; `Trend` has a
     model of noise. ``restart=True`` judges each tenure by itself, for modules whose loss moves while others train.
 
-    NaN and infinite losses are none: an alternator counts them apart and keeps them from every rule, where they are too
-    many in a row it switches without calling that a plateau (``nonfinite_limit``). So the detector decides as the
-    scheduler does on the finite losses alone. The scheduler itself counts NaN and +inf as bad, takes -inf for a best
-    that nothing beats, and counts down its cooldown at each of them.
+    NaN and infinite losses count for nothing here: an alternator keeps them from its rules, so that they are never read
+    as convergence, and switches when there are too many in a row (``nonfinite_limit``). So the detector decides as the
+    scheduler does on the finite losses alone. The scheduler itself takes NaN and the worse infinity for bad losses, the
+    better infinity for a best that nothing beats, and each of them for one loss of its cooldown.
 
     In mode "rel" a negative best is beaten by anything below ``best · (1 - threshold)``, which lies *above* it, as in
     the two libraries; give losses that may be negative the mode "abs".

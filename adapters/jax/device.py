@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from adapters.contract import refuse_loss
 from adapters.jax.losses import Losses, check_scalar, check_vector
 from adapters.jax.rules import REASONS, DeviceFacts, DeviceVerdict, device_step, reason_code
 from alternator import Alternator, ConfigurationError, Decision, LossError, Reason, Rule, StateError, UnknownModuleError
@@ -153,7 +154,8 @@ class DeviceAlternator:
 
         Raises:
             UnknownModuleError: A mapping has a name that is not a module.
-            LossError: The losses have another shape, or are not real.
+            LossError: The losses have another shape, are not real, or the active module's alone is given to a rule that
+                decides by payoffs.
         """
         values_N, known_N = self._spread(state, losses)
         if self._delay == 0:
@@ -280,6 +282,7 @@ class DeviceAlternator:
         if isinstance(losses, jax.Array | np.ndarray) and losses.shape != ():
             check_vector(losses, count)
             return jnp.asarray(losses, self._dtype), jnp.ones(count, bool)
+        refuse_loss(self.rule)
         check_scalar("the active module", losses)
         return jnp.full(count, jnp.asarray(losses, self._dtype)), jnp.arange(count) == state.active
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from adapters.contract import refuse_loss
 from adapters.jax.losses import Losses, check_scalar
 from alternator import Alternator, Decision, LossError, StateError, UnknownModuleError
 from alternator.checks import check_integer, listed
@@ -54,8 +55,11 @@ class HostAlternator:
 
         Raises:
             UnknownModuleError: A name that is no module.
-            LossError: The active module's loss is missing, or a loss is not a real scalar; nothing is counted then.
+            LossError: The active module's loss is missing, a loss is not a real scalar, or one is given to a rule that
+                decides by payoffs; nothing is counted then.
         """
+        if not isinstance(losses, Mapping):
+            refuse_loss(self.alternator.rule)
         named = dict(losses) if isinstance(losses, Mapping) else {self.active: losses}
         for name, value in named.items():
             if name not in self.alternator.modules:

@@ -3,14 +3,14 @@
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
 from adapters.contract import ALWAYS, check_turns
-from alternator import ConfigurationError, UnknownModuleError
+from alternator import ConfigurationError, Rule, UnknownModuleError
 from alternator.checks import listed
 
 FROZEN: Final = "frozen"
@@ -20,6 +20,20 @@ Active = str | int | jax.Array
 """The turn that trains: a name or an index (static), or an int32 scalar under a transformation (traced)."""
 
 PyTree = Any
+
+
+class Chooses(Protocol):
+    """What chooses among the turns: an `alternator.Alternator` or a `DeviceAlternator`."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names, in order."""
+        ...
+
+    @property
+    def rule(self) -> Rule:
+        """The switching rule."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,11 +52,17 @@ class Turns:
     """Per turn, the labels of the parameters that it trains, the always group's among them."""
 
     @classmethod
-    def of(cls, modules: Iterable[str], turns: Mapping[str, str | Iterable[str]] | None = None) -> "Turns":
+    def of(
+        cls,
+        modules: Iterable[str],
+        turns: Mapping[str, str | Iterable[str]] | None = None,
+        alternator: Chooses | None = None,
+    ) -> "Turns":
         """Check the names and build the table; by default each module is a turn.
 
         Raises:
-            ConfigurationError: A turn is empty or names a module twice, a module is in none, or a name is reserved.
+            ConfigurationError: A turn is empty or names a module twice, a module is in none, a name is reserved, or the
+                alternator has other names, in another order, or a rule that does not choose among such turns.
             UnknownModuleError: A turn names a module that does not exist.
         """
         known = tuple(modules)
@@ -50,7 +70,13 @@ class Turns:
             raise ConfigurationError("there must be a module to train, got none")
         if FROZEN in known:
             raise ConfigurationError(f"the name {FROZEN!r} is reserved for parameters that nothing trains; rename it")
-        checked = check_turns(known if turns is None else tuple(turns), known, turns)
+        names = known if turns is None else tuple(turns)
+        checked = check_turns(names, known, turns, None if alternator is None else alternator.rule)
+        if alternator is not None and alternator.modules != names:
+            raise ConfigurationError(
+                f"turns must be the alternator's names {alternator.modules} in their order, as active may be an index, "
+                f"got {names}"
+            )
         return cls(tuple(checked), tuple((*members, ALWAYS) for members in checked.values()))
 
     def find(self, active: Active) -> int | jax.Array:

@@ -98,6 +98,7 @@ class AlternatingOptimizer:
             always=always,
             process_group=process_group,
             check_ranks_every=check_ranks_every,
+            rule=alternator.rule,
         )
         self._stepper = Stepper(self._freezer, schedulers=schedulers, clip_norm=clip_norm, scaler=scaler)
         self._scaler = scaler

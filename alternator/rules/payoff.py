@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from math import copysign, inf, isfinite, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
@@ -47,6 +48,9 @@ class Payoff:
     the latter with ``confidence`` (over the groups), in ``confirmations`` measurements in a row, the smaller turn takes
     over; of several such turns, the one with the strongest evidence. (The standard error covers the choice of held-out
     examples; requiring several measurements covers the ups and downs of training itself.)
+
+    Losses say nothing to this rule. A turn of which fewer than ``groups`` values are known holds, or ends, with the
+    reason `Reason.UNMEASURED`; while that is so of the joint turn, or of every smaller one, all modules train.
 
     What did not pay may pay again: the joint turn returns after ``retry_after`` updated steps, or earlier if the
     smaller turn, in ``confirmations`` measurements in a row, pays less per unit of cost than what it leaves out did
@@ -145,7 +149,10 @@ class Payoff:
         if facts.tenure < self.min_steps:
             return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, self.min_steps)
         wait = self.retry_delay(state.confirmations[facts.active])
-        if facts.active and facts.tenure >= wait:
+        ends, is_measured = facts.active > 0 and facts.tenure >= wait, facts.observed >= self.groups
+        if not is_measured:
+            return state, Verdict(ends, Reason.UNMEASURED, facts.observed, self.groups, target=0 if ends else None)
+        if ends:
             return state, Verdict(True, Reason.STALE, facts.tenure, wait, target=0)
         if facts.observed < state.next_look:
             return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, state.next_look)
@@ -163,7 +170,9 @@ class Payoff:
         counts = tuple(n + 1 if score < -self.z else 0 for n, score in zip(state.confirmations, scores, strict=True))
         state = state._replace(left_out=left_out, confirmations=counts)
         target = min(range(facts.num_modules), key=lambda index: (counts[index] < self.confirmations, scores[index]))
-        value = scores[target]
+        value, most = scores[target], max(len(ring) for ring in islice(facts.rings, 1, None))
+        if most < self.groups:
+            return state, Verdict(False, Reason.UNMEASURED, most, self.groups)
         if counts[target] >= self.confirmations:
             return state, Verdict(True, Reason.IDLE, value, -self.z, target=target)
         reason = Reason.UNCONFIRMED if counts[target] else Reason.PAYS

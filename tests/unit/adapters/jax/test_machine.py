@@ -19,6 +19,7 @@ from alternator import (
     Cycle,
     LossError,
     Patience,
+    Payoff,
     Plateau,
     RandomTenure,
     Reason,
@@ -477,3 +478,41 @@ def test_an_empty_mapping_tells_the_host_nothing():
     machine.alternator.record("a", 3.0)
     assert machine.observe({}).step == 1
     assert machine.alternator.loss_history("a") == [3.0]
+
+
+PAYOFF = Payoff(costs=(3, 2, 1), groups=2, min_steps=1, confirmations=1, retry_after=3, max_retry_after=3)
+
+
+def test_an_unmeasured_turn_says_so_on_both():
+    machine, host = DeviceAlternator(MODULES, PAYOFF), Alternator(MODULES, PAYOFF)
+    state, ours, theirs = machine.init(), [], []
+    steps = [
+        {},
+        {"a": 1.0},
+        {"a": 1.0},
+        {"a": 1.0, "b": 1.0, "c": 0.1},
+        {"a": 1.0, "b": 1.0, "c": 0.1},
+        {},
+        {"b": 1},
+        {},
+    ]
+    for losses in [*steps, {}, {}]:
+        for name, value in losses.items():
+            host.record(name, value)
+        theirs.append(host.advance())
+        state, decision = machine.step(state, losses)
+        ours += machine.decisions(decision)
+    assert [decision.reason for decision in theirs[:2]] == [Reason.UNMEASURED] * 2
+    assert theirs[7].explain() == "step 8: b → a (not measured: 1 of 2 payoffs recorded)"
+    assert whole(ours) == whole(theirs)
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert (mine.value, mine.limit) == pytest.approx((expected.value, expected.limit))
+
+
+def test_payoff_takes_no_loss_of_a_step():
+    machine, host = DeviceAlternator(MODULES, PAYOFF), HostAlternator(Alternator(MODULES, PAYOFF))
+    for observe in (lambda loss: machine.step(machine.init(), loss), host.observe):
+        with pytest.raises(LossError, match="Payoff must be given payoffs, got the loss of a step"):
+            observe(jnp.float32(0.5))
+    assert host.alternator.step == 0
+    assert host.observe({}).step == 1

@@ -1,5 +1,6 @@
 """Which parameters a turn trains: labels of a parameter tree, and the index of the turn, static or traced."""
 
+import numbers
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from jax.experimental import checkify
 
 from adapters.contract import ALWAYS, check_turns
 from alternator import ConfigurationError, Rule, UnknownModuleError
-from alternator.checks import listed
+from alternator.checks import listed, one_line
+from alternator.errors import quoted
 
 FROZEN: Final = "frozen"
 """The label of parameters that nothing trains: no optimizer, no gradient, no state."""
@@ -134,8 +136,8 @@ def owners_of(
         optional: Further labels, which need not have one.
 
     Raises:
-        ConfigurationError: A parameter without a label, a label without a module, a module without a parameter, or a
-            module with integers, keys or what else has no gradient.
+        ConfigurationError: A parameter without a label, a label without a module, a module without a parameter, a
+            module with integers, keys or what else has no gradient, or a parameter that is no array.
 
     Example:
         >>> owners_of({"tower": {"w": 1.0, "b": 2.0}, "scale": 3.0}, {"tower": "tower", "scale": "frozen"}, ("tower",))
@@ -146,7 +148,8 @@ def owners_of(
         owners = jax.tree.leaves(jax.tree.map(lambda label, part: [label] * len(jax.tree.leaves(part)), tree, params))
     except ValueError as error:
         missing = _unlabelled(tree, params)
-        problem = f"got none for {listed(missing)}" if missing else f"in a prefix of the parameters' tree: {error}"
+        prefix = f"in a prefix of the parameters' tree: {one_line(str(error), 300)}"
+        problem = f"got none for {listed(missing)}" if missing else prefix
         raise ConfigurationError(f"labels must name the module of every parameter, {problem}") from error
     known = (*modules, *optional, FROZEN)
     for position, owner in enumerate(owners):
@@ -158,6 +161,11 @@ def owners_of(
     if empty := [name for name in modules if name not in owners]:
         raise ConfigurationError(f"every module must have a parameter, but no parameter is labelled {listed(empty)}")
     for position, (owner, leaf) in enumerate(zip(owners, jax.tree.leaves(params), strict=True)):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
+            raise ConfigurationError(
+                f"a parameter must be an array or a number, got {quoted(leaf, 60)} for {_paths(params)[position]}; "
+                "take it out of the tree"
+            )
         if owner != FROZEN and not has_gradient(leaf):
             raise ConfigurationError(
                 f"what trains must be real or complex numbers, got {_dtype(leaf)} for {_paths(params)[position]} of "

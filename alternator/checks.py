@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Iterable
 from numbers import Real
+from typing import Any
 
 from alternator.errors import ConfigurationError, LossError, UnknownNameError, quoted
 
@@ -11,7 +12,7 @@ MAX_INTEGER = 2**63 - 1
 """The largest integer that is accepted anywhere: it is exact in 64 bits, and can be converted to a float."""
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
     """Python's own number in place of a scalar of NumPy, PyTorch or JAX, and a list in place of an array.
 
     Example:

@@ -259,10 +259,11 @@ class DeviceAlternator:
     def _find(self, module: str | int | jax.Array) -> int | jax.Array:
         if isinstance(module, jax.Array):
             return module
-        if module in self.modules:
-            return self.modules.index(str(module))
-        if isinstance(module, int) and not isinstance(module, bool) and 0 <= module < len(self.modules):
-            return module
+        if isinstance(module, str) and module in self.modules:
+            return self.modules.index(module)
+        index = to_integer(module)
+        if index is not None and 0 <= index < len(self.modules):
+            return index
         raise UnknownModuleError(module, self.modules)
 
     def _spread(self, state: DeviceState, losses: Losses) -> tuple[jax.Array, jax.Array]:

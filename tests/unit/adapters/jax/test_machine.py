@@ -240,12 +240,12 @@ def test_a_wrong_loss_is_not_recorded():
 def test_force_and_record_by_name_index_and_tracer():
     machine = DeviceAlternator(MODULES, PLATEAU)
     state = machine.init()
-    for module in ("c", 2, jnp.int32(2)):
+    for module in ("c", 2, np.int64(2), jnp.int32(2)):
         forced = machine.force(state, module)
         assert (int(forced.active), int(forced.switch_count), bool(forced.entered)) == (2, 0, True)
         assert machine.record(state, module, 0.5).ring_lengths_N.tolist() == [0, 0, 1]
     assert jax.jit(machine.force)(state, 2).active == 2
-    for module in ("x", 3, -1, True):
+    for module in ("x", 3, -1, True, 2.0, 10**400):
         with pytest.raises(UnknownModuleError, match="expected one of"):
             machine.force(state, module)
 

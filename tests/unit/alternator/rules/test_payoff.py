@@ -3,9 +3,10 @@
 import random
 from math import inf
 
+import numpy as np
 import pytest
 
-from alternator import Alternator, ConfigurationError, Payoff, Payoffs, Reason
+from alternator import Alternator, ConfigurationError, LossError, Payoff, Payoffs, Reason
 from tests.unit.alternator.runs import shares
 
 TURNS = {"both": ("left", "right"), "left": ("left",), "right": ("right",)}
@@ -210,6 +211,15 @@ def test_payoffs_undo_one_modules_training_at_a_time():
     state["right"] = 1
     assert payoffs.before == {"left": 0, "right": 0}
     assert payoffs.measure("right", 4) == {"right": [0.5]}
+
+
+@pytest.mark.parametrize("loss", [np.complex128(1), 10**400, "1.0"])
+def test_payoffs_are_measured_by_real_losses(loss):
+    payoffs = Payoffs(TURNS, lambda name: 0, lambda mix: [loss])
+    with pytest.raises(LossError, match="a loss must be a real scalar"):
+        payoffs.measure("left", 1)
+    with pytest.raises(ConfigurationError, match="num_steps must be an integer of at least 1, got 0"):
+        payoffs.measure("left", 0)
 
 
 def test_payoffs_need_turns():

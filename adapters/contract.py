@@ -5,7 +5,7 @@ Parameters are known here by a number (an ``id``, a place in a tree) and a name 
 
 from collections.abc import Iterable, Mapping
 
-from alternator import AlternatorError, ConfigurationError, UnknownModuleError
+from alternator import AlternatorError, ConfigurationError, LossError, Payoff, Rule, UnknownModuleError
 
 ALWAYS = "always"
 """The reserved name of the group that trains in every step."""
@@ -16,7 +16,10 @@ class FreezeError(AlternatorError):
 
 
 def check_turns(
-    names: tuple[str, ...], modules: Iterable[str], turns: Mapping[str, str | Iterable[str]] | None
+    names: tuple[str, ...],
+    modules: Iterable[str],
+    turns: Mapping[str, str | Iterable[str]] | None,
+    rule: Rule | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """The modules that each name of the alternator trains, complete and checked.
 
@@ -24,9 +27,11 @@ def check_turns(
         names: The alternator's names.
         modules: The names of the modules.
         turns: Per name of the alternator the modules that train in it; None means that each name is a module.
+        rule: The alternator's rule, if known.
 
     Raises:
-        ConfigurationError: The names do not match, a turn is empty or names a module twice, or a module never trains.
+        ConfigurationError: The names do not match, a turn is empty or names a module twice, a module never trains, or
+            the turns are not such as the rule chooses among.
         UnknownModuleError: A turn names a module that does not exist.
 
     Example:
@@ -42,10 +47,11 @@ def check_turns(
                 f"the alternator's names {names} must be the names of the modules {known}; rename one of them, "
                 "or give turns=, the modules that each name trains"
             )
-        return {name: (name,) for name in names}
+        turns = {name: (name,) for name in names}
     if set(turns) != set(names):
         raise ConfigurationError(f"turns must have the alternator's names {names}, got {tuple(turns)}")
     checked = {name: _check_turn(name, turns[name], known) for name in names}
+    _check_rule(rule, checked, known)
     never = [module for module in known if not any(module in turn for turn in checked.values())]
     if never:
         raise ConfigurationError(f"every module must train in some turn, but {never} are in none of {checked}")
@@ -60,6 +66,31 @@ def _check_turn(name: str, turn: str | Iterable[str], known: tuple[str, ...]) ->
     if not members or len(set(members)) != len(members):
         raise ConfigurationError(f"a turn must name one or more different modules, got {members} for {name!r}")
     return members
+
+
+def _check_rule(rule: Rule | None, turns: Mapping[str, tuple[str, ...]], known: tuple[str, ...]) -> None:
+    """Refuse turns of which `Payoff` would train the first for ever."""
+    if not isinstance(rule, Payoff):
+        return
+    are_whole = [set(turn) == set(known) for turn in turns.values()]
+    if are_whole != [True] + [False] * (len(turns) - 1):
+        raise ConfigurationError(
+            f"Payoff must have a first turn that trains all modules {known}, and others that leave some out, got "
+            f"{dict(turns)}; give such turns=, or choose another rule"
+        )
+
+
+def refuse_loss(rule: Rule) -> None:
+    """Refuse the loss of a step in place of losses by name, where the rule decides by payoffs.
+
+    Raises:
+        LossError: The rule is `Payoff`, which would take it for a payoff and train its first turn for ever.
+    """
+    if isinstance(rule, Payoff):
+        raise LossError(
+            "Payoff must be given payoffs, got the loss of a step: give an empty mapping as losses, and record what "
+            "Payoffs.measure returns"
+        )
 
 
 def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -1,47 +1,126 @@
 """Checks of parameters, each with one message in the same words everywhere, and what messages quote."""
 
 import math
+import operator
 from collections.abc import Iterable
-from typing import TypeGuard
+from numbers import Real
+from typing import Any
 
-from alternator.errors import ConfigurationError, UnknownNameError
+from alternator.errors import ConfigurationError, LossError, UnknownNameError, quoted
 
-
-def check_integer(name: str, value: object, minimum: int) -> None:
-    """Refuse anything but an integer of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigurationError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+MAX_INTEGER = 2**63 - 1
+"""The largest integer that is accepted anywhere: it is exact in 64 bits, and can be converted to a float."""
 
 
-def check_max_steps(max_steps: object, min_steps: int) -> None:
-    """Refuse anything but None or an integer of at least ``min_steps``."""
-    if max_steps is not None:
-        check_integer("max_steps", max_steps, min_steps)
+def plain(value: Any) -> Any:
+    """Python's own number in place of a scalar of NumPy, PyTorch or JAX, and a list in place of an array.
+
+    Example:
+        >>> import array
+        >>> plain(array.array("i", [3, 1])), plain(0.5)
+        ([3, 1], 0.5)
+    """
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
 
 
-def check_positive(name: str, value: object) -> None:
-    """Refuse anything but a finite number above 0."""
-    if not _is_number(value) or not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"{name} must be a finite number above 0, got {value!r}")
+def to_integer(value: object) -> int | None:
+    """The integer, whatever its type; None for what is not one, for True and False, and beyond `MAX_INTEGER`."""
+    value = plain(value)
+    if isinstance(value, bool):
+        return None
+    try:
+        integer = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    return integer if -MAX_INTEGER <= integer <= MAX_INTEGER else None
 
 
-def check_range(name: str, value: object, low: float, high: float, *, closed: bool = False) -> None:
-    """Refuse anything but a number of at least ``low`` and below ``high``; where ``closed``, ``high`` is allowed."""
-    if not _is_number(value) or not (low <= value < high or (closed and value == high)):
+def to_real(value: object) -> float | None:
+    """The number as Python's float, or int; None for what is not one, for True and False, and beyond floats."""
+    integer = to_integer(value)
+    if integer is not None:
+        return integer
+    value = plain(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def to_float(loss: object) -> float:
+    """A loss as a float.
+
+    Raises:
+        LossError: It is not a real scalar: a string, a complex number, several numbers, an integer beyond floats.
+
+    Example:
+        >>> to_float(1j)
+        Traceback (most recent call last):
+        ...
+        alternator.errors.LossError: a loss must be a real scalar, got 1j (...)
+    """
+    try:
+        value = loss.item() if hasattr(loss, "item") else loss  # Python's: float() drops imaginary parts
+        if not isinstance(value, (str, bytes, bytearray)):
+            return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise LossError(f"a loss must be a real scalar, got {quoted(loss, 60)} ({error})") from error
+    raise LossError(f"a loss must be a real scalar, got the string {quoted(loss)}; convert it with float() first")
+
+
+def set_fields(instance: object, **values: object) -> None:
+    """Store values as the checks return them in the fields of a frozen dataclass, in its ``__post_init__``."""
+    for name, value in values.items():
+        object.__setattr__(instance, name, value)
+
+
+def check_integer(name: str, value: object, minimum: int, maximum: int = MAX_INTEGER) -> int:
+    """The value as an int; refuses anything but an integer of at least ``minimum`` and at most ``maximum``."""
+    integer = to_integer(value)
+    if integer is None or not minimum <= integer <= maximum:
+        is_large = integer is not None and integer > maximum
+        is_large = is_large or (isinstance(value, int) and value > MAX_INTEGER)
+        bounds = f"at most {maximum}" if is_large else f"at least {minimum}"
+        raise ConfigurationError(f"{name} must be an integer of {bounds}, got {quoted(value)}")
+    return integer
+
+
+def check_max_steps(max_steps: object, min_steps: int) -> int | None:
+    """None or the value as an int; refuses anything else but an integer of at least ``min_steps``."""
+    return None if max_steps is None else check_integer("max_steps", max_steps, min_steps)
+
+
+def check_positive(name: str, value: object) -> float:
+    """The value as a float or int; refuses anything but a finite number above 0."""
+    number = to_real(value)
+    if number is None or not (math.isfinite(number) and number > 0):
+        raise ConfigurationError(f"{name} must be a finite number above 0, got {quoted(value)}")
+    return number
+
+
+def check_range(name: str, value: object, low: float, high: float, *, closed: bool = False) -> float:
+    """The value as a float or int; refuses anything but a number from ``low`` to below (``closed``: to) ``high``."""
+    number = to_real(value)
+    if number is None or not (low <= number < high or (closed and number == high)):
         upper = f"at most {high:g}" if closed else f"below {high:g}"
-        raise ConfigurationError(f"{name} must be at least {low:g} and {upper}, got {value!r}")
+        raise ConfigurationError(f"{name} must be at least {low:g} and {upper}, got {quoted(value)}")
+    return number
 
 
-def check_fraction(name: str, value: object, low: float, high: float) -> None:
-    """Refuse anything but a number strictly between ``low`` and ``high``."""
-    if not _is_number(value) or not low < value < high:
-        raise ConfigurationError(f"{name} must be a number above {low:g} and below {high:g}, got {value!r}")
+def check_fraction(name: str, value: object, low: float, high: float) -> float:
+    """The value as a float or int; refuses anything but a number strictly between ``low`` and ``high``."""
+    number = to_real(value)
+    if number is None or not low < number < high:
+        raise ConfigurationError(f"{name} must be a number above {low:g} and below {high:g}, got {quoted(value)}")
+    return number
 
 
 def check_switch(name: str, value: object) -> None:
     """Refuse anything but True and False: a string such as "false" would count as on."""
     if not isinstance(value, bool):
-        raise ConfigurationError(f"{name} must be True or False, got {value!r}")
+        raise ConfigurationError(f"{name} must be True or False, got {quoted(value)}")
 
 
 def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:
@@ -59,12 +138,11 @@ def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:
 
 
 def check_costs(costs: object, what: str) -> tuple[float, ...]:
-    """The costs as a tuple; refuses anything but a list or tuple of finite numbers above 0, one per ``what``."""
-    if not isinstance(costs, (list, tuple)):
-        raise ConfigurationError(f"costs must be a tuple of numbers, one per {what}, got {costs!r}")
-    for cost in costs:
-        check_positive("costs", cost)
-    return tuple(costs)
+    """The costs as floats or ints; refuses anything but a list or tuple of finite numbers above 0, one per ``what``."""
+    numbers = plain(costs)
+    if not isinstance(numbers, (list, tuple)):
+        raise ConfigurationError(f"costs must be a tuple of numbers, one per {what}, got {quoted(costs)}")
+    return tuple(check_positive("costs", cost) for cost in numbers)
 
 
 def listed(names: Iterable[str], maximum: int = 3) -> str:
@@ -97,7 +175,3 @@ def one_line(text: str, maximum: int = 60) -> str:
         'not a table: no header'
     """
     return cut(" ".join(text.split()), maximum)
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

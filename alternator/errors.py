@@ -3,6 +3,20 @@
 from collections.abc import Iterable
 
 
+def quoted(value: object, maximum: int = 200) -> str:
+    """A value as messages quote it: in one line, and cut short where it is long.
+
+    Example:
+        >>> quoted("rank"), quoted(12345, maximum=3), quoted(10**5000)
+        ("'rank'", '123...', 'a huge int')
+    """
+    try:
+        text = " ".join(line.strip() for line in repr(value).splitlines())
+    except ValueError:  # Python does not write integers of thousands of digits
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= maximum else f"{text[:maximum]}..."
+
+
 class AlternatorError(ValueError):
     """Base of every error that the library raises for something that the user can fix."""
 
@@ -22,7 +36,7 @@ class UnknownNameError(ConfigurationError):
     """
 
     def __init__(self, kind: str, name: object, choices: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}; expected one of {tuple(choices)}")
+        super().__init__(f"unknown {kind} {quoted(name)}; expected one of {tuple(choices)}")
 
 
 class UnknownModuleError(UnknownNameError):

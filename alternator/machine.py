@@ -2,16 +2,16 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from math import inf, isfinite
+from math import isfinite
 from typing import Any, SupportsFloat
 
-from alternator.checks import check_integer
+from alternator.checks import check_integer, to_float
 from alternator.decision import Decision
-from alternator.errors import ConfigurationError, LossError, UnknownModuleError
+from alternator.errors import ConfigurationError, LossError, UnknownModuleError, quoted
 from alternator.reasons import Reason, describe
 from alternator.rule import Facts, Rule
 from alternator.rules.plateau import Plateau
-from alternator.state import configuration, dump_state, fingerprint, parse_state
+from alternator.state import build_facts, configuration, dump_state, fingerprint, parse_state
 from alternator.stats import ModuleStats, Stats
 
 _LOGGER = logging.getLogger("alternator")
@@ -46,10 +46,10 @@ class Alternator:
         self._index = {name: index for index, name in enumerate(self._modules)}
         self._rule: Rule = Plateau() if rule is None else rule
         if isinstance(self._rule, type) or not isinstance(self._rule, Rule):
-            raise ConfigurationError(f"rule must be an instance such as Plateau(threshold=0.01), got {rule!r}")
-        check_integer("nonfinite_limit", nonfinite_limit, 1)
-        self._nonfinite_limit = nonfinite_limit
-        self._configuration = configuration(self._modules, self._rule, nonfinite_limit)
+            raise ConfigurationError(f"rule must be an instance such as Plateau(threshold=0.01), got {quoted(rule)}")
+        check_integer("ring_size", self._rule.ring_size, 0)
+        self._nonfinite_limit = check_integer("nonfinite_limit", nonfinite_limit, 1)
+        self._configuration = configuration(self._modules, self._rule, self._nonfinite_limit)
         self.reset()
 
     def reset(self) -> None:
@@ -109,7 +109,7 @@ class Alternator:
             for index, value in self._check_losses(losses):
                 self._record(index, value)
         else:
-            self._record(self._facts.active, _to_float(losses))
+            self._record(self._facts.active, to_float(losses))
         return self.advance(updated=updated)
 
     def record(self, module: str, value: SupportsFloat, *, step: int | None = None) -> None:
@@ -129,10 +129,10 @@ class Alternator:
 
         Raises:
             UnknownModuleError: There is no module of that name.
-            LossError: The loss is not a scalar.
+            LossError: The loss is not a real scalar.
         """
         late = step is not None and step <= self._facts.entered_at
-        self._record(self._find(module), _to_float(value), late=late)
+        self._record(self._find(module), to_float(value), late=late)
 
     def advance(self, *, updated: bool = True) -> Decision:
         """Count one step of the active module and decide, from what has been recorded so far, which one trains next.
@@ -267,13 +267,8 @@ class Alternator:
             StateError: The state is of another version or configuration (the message says what differs), or it is
                 damaged. The alternator is left as it was.
         """
-        counts, rule_state = parse_state(state, self._configuration, self._rule.init(len(self._modules)))
-        facts = Facts(len(self._modules), max(self._rule.ring_size, 1))
-        for name in ("step", "active", "tenure", "entered", "entered_at", "observed", "updates", "trained_at"):
-            setattr(facts, name, counts[name])
-        for ring, losses in zip(facts.rings, counts["rings"], strict=True):
-            ring.extend(losses)
-        self._facts = facts
+        counts, rule_state = parse_state(state, self._configuration, self._rule)
+        self._facts = build_facts(counts, self._rule)
         self._rule_state = rule_state
         self._training_steps = counts["training_steps"]
         self._skipped_steps = counts["skipped_steps"]
@@ -314,8 +309,7 @@ class Alternator:
 
     def _check_losses(self, losses: Mapping[str, SupportsFloat]) -> list[tuple[int, float]]:
         checked = [
-            (self._find(name), value if value.__class__ is float else _to_float(value))
-            for name, value in losses.items()
+            (self._find(name), value if value.__class__ is float else to_float(value)) for name, value in losses.items()
         ]
         if self.active not in losses:
             raise LossError(f"the loss of the active module {self.active!r} is missing; got only {tuple(losses)}")
@@ -332,23 +326,12 @@ class Alternator:
 
 def _check_modules(modules: Iterable[str]) -> tuple[str, ...]:
     if isinstance(modules, str):
-        raise ConfigurationError(f"modules must be two or more names, got the single string {modules!r}")
+        raise ConfigurationError(f"modules must be two or more names, got the single string {quoted(modules)}")
     names = tuple(modules)
     if any(not isinstance(name, str) or not name for name in names):
-        raise ConfigurationError(f"modules must be non-empty strings, got {names!r}")
+        raise ConfigurationError(f"modules must be non-empty strings, got {quoted(names)}")
     if len(names) < 2:
         raise ConfigurationError(f"modules must be two or more names, got {len(names)}: {names}; one never switches")
     if len(set(names)) != len(names):
         raise ConfigurationError(f"modules must have different names, got {names}")
     return names
-
-
-def _to_float(value: object) -> float:
-    if not isinstance(value, (str, bytes, bytearray)):
-        try:
-            return float(value)  # type: ignore[arg-type]
-        except OverflowError:
-            return inf
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise LossError(f"a loss must be a real scalar, got {value!r} ({error})") from error
-    raise LossError(f"a loss must be a real scalar, got the string {value!r}; convert it with float() first")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
+from alternator.checks import check_integer, to_float
 from alternator.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -67,7 +68,12 @@ class Payoffs(Generic[T]):
 
         Returns:
             Turn → payoffs per step, one per group of examples; positive where the held-out loss has fallen.
+
+        Raises:
+            ConfigurationError: There are no such steps.
+            LossError: A held-out loss is not a real scalar.
         """
+        check_integer("num_steps", num_steps, 1)
         trained = self._turns[active]
         after = {name: self._snapshot(name) for name in trained}
         base = self._losses(self.before)
@@ -76,7 +82,7 @@ class Payoffs(Generic[T]):
             if set(members) <= set(trained):
                 losses = self._losses({**self.before, **{name: after[name] for name in members}})
                 payoffs[turn] = [
-                    (was - now) / num_steps for was, now in zip(map(float, base), map(float, losses), strict=True)
+                    (was - now) / num_steps for was, now in zip(map(to_float, base), map(to_float, losses), strict=True)
                 ]
         self.before = {**self.before, **after}
         return payoffs

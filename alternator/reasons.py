@@ -26,6 +26,7 @@ class Reason:
     IDLE: Final = "idle"
     UNCONFIRMED: Final = "unconfirmed"
     PAYS: Final = "pays"
+    UNMEASURED: Final = "unmeasured"
     SCHEDULED: Final = "scheduled"
     DRAW_HOLD: Final = "draw_hold"
     DRAW_SWITCH: Final = "draw_switch"
@@ -61,6 +62,7 @@ _SENTENCES: dict[str, tuple[str, str]] = {
         "a module does not pay: {value:.2f} standard errors < {limit:.2f}; to be confirmed",
     ),
     Reason.PAYS: ("all modules pay", "all modules pay: {value:.2f} standard errors ≥ {limit:.2f}"),
+    Reason.UNMEASURED: ("a turn has not been measured", "not measured: {value:.0f} of {limit:.0f} payoffs recorded"),
     Reason.SCHEDULED: ("scheduled", "tenure {value:.0f} of {limit:.0f} is over"),
     Reason.DRAW_HOLD: ("random draw: stay", "draw {value:.0f} > {limit:.0f}"),
     Reason.DRAW_SWITCH: ("random draw: switch", "draw {value:.0f} ≤ {limit:.0f}"),

@@ -54,7 +54,7 @@ class Facts:
         self.observed = 0
         self.updates = 0
         self.trained_at = [0] * num_modules
-        self.rings: tuple[deque[float], ...] = tuple(deque(maxlen=ring_size) for _ in range(num_modules))
+        self.rings: tuple[deque[float], ...] = tuple(deque(maxlen=int(ring_size)) for _ in range(num_modules))
 
     def idle(self, index: int) -> int:
         """Updated steps since a module last trained: its staleness."""
@@ -85,7 +85,10 @@ class Verdict(NamedTuple):
 class Rule(Protocol):
     """A switching rule: a frozen dataclass with these three members.
 
-    Validate in ``__post_init__`` and refuse what could never switch. `Alternator` calls `step` once per step.
+    Validate in ``__post_init__`` and refuse what could never switch. `Alternator` calls `step` once per step. A saved
+    state is loaded only if its numbers are of the types, and its tuples of the lengths, of what `init` returns. A rule
+    that fails on some such states has a fourth member, ``is_possible(state, facts)``, which says whether it can be in
+    this one.
 
     Example:
         >>> from dataclasses import dataclass
@@ -111,6 +114,8 @@ class Rule(Protocol):
 
     def init(self, num_modules: int) -> Any:
         """The state before the first step: a flat NamedTuple of numbers and fixed-size tuples.
+
+        A number that may become a float later is one here already.
 
         Raises:
             ConfigurationError: The rule cannot work with that number of modules.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TypedDict
 
-from alternator.checks import check_choice, check_integer, check_positive, check_range, check_switch
+from alternator.checks import check_choice, check_integer, check_positive, check_range, check_switch, set_fields
 from ur4rec.errors import ConfigurationError
 
 FUSIONS = ("logit", "weighted", "rank", "cascade")
@@ -165,18 +165,21 @@ class TrainerConfig:
 def _check_fields(
     config: ModelConfig | TrainerConfig, minima: Mapping[str, int], ranges: Mapping[str, tuple[float, float]]
 ) -> None:
-    """Check each field by its type; an integer without a minimum is at least 1, a number without a range above 0."""
+    """Check each field by its type, and store Python's own numbers.
+
+    An integer without a minimum is at least 1, a number without a range above 0.
+    """
     for name, kind in ((each.name, each.type) for each in fields(config)):
         value = getattr(config, name)
         if kind is int:
-            check_integer(name, value, minima.get(name, 1))
+            set_fields(config, **{name: check_integer(name, value, minima.get(name, 1))})
         elif kind is bool:
             check_switch(name, value)
         elif name in ranges:
             low, high = ranges[name]
-            check_range(name, value, low, high, closed=name == "gbce_t")
+            set_fields(config, **{name: check_range(name, value, low, high, closed=name == "gbce_t")})
         elif kind is float:
-            check_positive(name, value)
+            set_fields(config, **{name: check_positive(name, value)})
 
 
 def check_joint_loss(joint_loss: str, fusion: str) -> None:

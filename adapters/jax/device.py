@@ -8,6 +8,7 @@ rule compares lies within the rule's stated float32 margin of its limit.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from adapters.jax.losses import Losses, check_scalar
+from adapters.contract import refuse_loss
+from adapters.jax.losses import Losses, check_scalar, check_vector
 from adapters.jax.rules import REASONS, DeviceFacts, DeviceVerdict, device_step, reason_code
 from alternator import Alternator, ConfigurationError, Decision, LossError, Reason, Rule, StateError, UnknownModuleError
-from alternator.checks import check_integer
+from alternator.checks import check_integer, to_integer
+from alternator.errors import quoted
 from alternator.rules.random_tenure import RandomTenureState
 from alternator.state import dump_state, parse_state
 
@@ -114,14 +117,14 @@ class DeviceAlternator:
         dtype: DTypeLike | None = None,
     ) -> None:
         self._host = Alternator(modules, rule, nonfinite_limit=nonfinite_limit)
-        check_integer("delay", delay, 0)
+        self._delay = check_integer("delay", delay, 0)
+        _check_integers(self.rule)
         if device_step.dispatch(type(self.rule)) is device_step.dispatch(object):
             raise ConfigurationError(
                 f"a rule on the device needs a device version, but {type(self.rule).__name__} has none; register one "
                 "with device_step.register"
             )
         self._nonfinite_limit = nonfinite_limit
-        self._delay = delay
         self._dtype = _float_type(dtype)
 
     @property
@@ -151,7 +154,8 @@ class DeviceAlternator:
 
         Raises:
             UnknownModuleError: A mapping has a name that is not a module.
-            LossError: The losses have another shape, or are not real.
+            LossError: The losses have another shape, are not real, or the active module's alone is given to a rule that
+                decides by payoffs.
         """
         values_N, known_N = self._spread(state, losses)
         if self._delay == 0:
@@ -236,8 +240,7 @@ class DeviceAlternator:
         Raises:
             StateError: The saved state is of another version or configuration, or damaged.
         """
-        template = self.rule.init(len(self.modules))
-        counts, rule_state = parse_state(saved, self._host.state_dict()["configuration"], template)
+        counts, rule_state = parse_state(saved, self._host.state_dict()["configuration"], self.rule)
         ring_size = max(self.rule.ring_size, 1)
         rings_NR = np.zeros((len(self.modules), ring_size))
         for row, ring in zip(rings_NR, counts["rings"], strict=True):
@@ -245,8 +248,8 @@ class DeviceAlternator:
         pending_DN, known_DN = self._load_pending(saved.get("pending_losses", []))
         arrays = {f"{name}_N" if f"{name}_N" in _COUNTS else name: value for name, value in counts.items()}
         return DeviceState(
-            **{name: jnp.asarray(arrays[name], bool if name in _FLAGS else jnp.int32) for name in _COUNTS},
-            rings_NR=jnp.asarray(rings_NR, self._dtype),
+            **{name: _array(name, arrays[name], bool if name in _FLAGS else jnp.int32) for name in _COUNTS},
+            rings_NR=_array("rings", rings_NR, self._dtype),
             ring_lengths_N=jnp.asarray([len(ring) for ring in counts["rings"]], jnp.int32),
             rule_state=_to_device(rule_state, self._dtype),
             pending_DN=jnp.asarray(pending_DN, self._dtype),
@@ -256,15 +259,20 @@ class DeviceAlternator:
     def _find(self, module: str | int | jax.Array) -> int | jax.Array:
         if isinstance(module, jax.Array):
             return module
-        if module in self.modules:
-            return self.modules.index(str(module))
-        if isinstance(module, int) and not isinstance(module, bool) and 0 <= module < len(self.modules):
-            return module
+        if isinstance(module, str) and module in self.modules:
+            return self.modules.index(module)
+        index = to_integer(module)
+        if index is not None and 0 <= index < len(self.modules):
+            return index
         raise UnknownModuleError(module, self.modules)
 
     def _spread(self, state: DeviceState, losses: Losses) -> tuple[jax.Array, jax.Array]:
         """The losses of a step per module, and which of them are known."""
         count = len(self.modules)
+        if isinstance(losses, list | tuple):
+            if len(losses) != count:
+                raise LossError(f"losses must be one per module ({count}), got {len(losses)}")
+            losses = dict(zip(self.modules, losses, strict=True))
         if isinstance(losses, Mapping):
             for name in losses:
                 if name not in self.modules:
@@ -272,16 +280,12 @@ class DeviceAlternator:
                 check_scalar(repr(name), losses[name])
             given = [jnp.asarray(losses.get(name, 0), self._dtype) for name in self.modules]
             return jnp.stack(given), jnp.array([name in losses for name in self.modules])
-        if np.shape(losses) == ():
-            check_scalar("the active module", losses)
-        elif np.iscomplexobj(losses):
-            raise LossError(f"losses must be real, got complex ones of shape {np.shape(losses)}; take their .real")
-        values = jnp.asarray(losses, self._dtype)
-        if values.shape == ():
-            return jnp.full(count, values), jnp.arange(count) == state.active
-        if values.shape != (count,):
-            raise LossError(f"losses must be one scalar, or one per module ({count}), got the shape {values.shape}")
-        return values, jnp.ones(count, bool)
+        if isinstance(losses, jax.Array | np.ndarray) and losses.shape != ():
+            check_vector(losses, count)
+            return jnp.asarray(losses, self._dtype), jnp.ones(count, bool)
+        refuse_loss(self.rule)
+        check_scalar("the active module", losses)
+        return jnp.full(count, jnp.asarray(losses, self._dtype)), jnp.arange(count) == state.active
 
     def _ask_rule(self, state: DeviceState, updated: jax.Array) -> tuple[Any, DeviceVerdict]:
         known = state._asdict()
@@ -306,18 +310,29 @@ class DeviceAlternator:
     def _load_pending(self, saved: Any) -> tuple[np.ndarray, np.ndarray]:
         values_DN = np.zeros((max(self._delay, 1), len(self.modules)))
         known_DN = np.zeros(values_DN.shape, bool)
-        if len(saved) > self._delay:
-            raise StateError(f"the state has pending losses of {len(saved)} steps, but delay is {self._delay}")
         try:
+            if len(saved) > self._delay:
+                raise StateError(f"the state has pending losses of {len(saved)} steps, but delay is {self._delay}")
             for row, losses in enumerate(saved, start=self._delay - len(saved)):
                 for name, value in losses.items():
                     column = self.modules.index(name)
                     values_DN[row, column], known_DN[row, column] = float(value), True
-        except (ValueError, AttributeError, TypeError) as error:
+        except (ValueError, AttributeError, TypeError, OverflowError) as error:
+            if isinstance(error, StateError):
+                raise
             raise StateError(f"the pending losses are damaged ({error}); load an intact state") from error
         return values_DN, known_DN
 
 
+def _check_integers(rule: Rule) -> None:
+    """Refuse lengths that the device, which counts in 32 bits, could not reach."""
+    for name, value in ((field.name, getattr(rule, field.name)) for field in fields(rule)):  # type: ignore[arg-type]
+        numbers = [to_integer(number) for number in (value if isinstance(value, tuple) else (value,))]
+        if any(number is not None and number > _MAX_COUNT for number in numbers) and name != "seed":
+            raise ConfigurationError(f"{name} must be at most {_MAX_COUNT} on a device, got {quoted(value)}")
+
+
+_MAX_COUNT = 2**31 - 1
 _FLAGS = {"entered", "plateaued_N"}
 _COUNTS = tuple(
     name
@@ -372,7 +387,26 @@ def _to_device(rule_state: Any, dtype: DTypeLike) -> Any:
     kinds: dict[Any, DTypeLike] = {bool: bool, int: integer, float: dtype}
     hints = get_type_hints(type(rule_state))
     types = [(get_args(hints[name]) or (hints[name],))[0] for name in rule_state._fields]
-    return type(rule_state)(*(jnp.asarray(v, kinds[kind]) for v, kind in zip(rule_state, types, strict=True)))
+    named = zip(rule_state._fields, rule_state, types, strict=True)
+    return type(rule_state)(*(_array(name, value, kinds[kind]) for name, value, kind in named))
+
+
+def _array(name: str, values: Any, dtype: DTypeLike) -> jax.Array:
+    """The numbers of a saved state on the device.
+
+    Raises:
+        StateError: One is beyond the type: a host counts in 64 bits.
+    """
+    given = np.asarray(values)
+    with np.errstate(over="ignore"):
+        array = given.astype(dtype)
+    exact = np.isinf(array) == np.isinf(given) if jnp.issubdtype(dtype, jnp.floating) else array == given
+    if not exact.all():
+        raise StateError(
+            f"the state does not fit on a device: {name} must be of {jnp.dtype(dtype)}, got {quoted(given.tolist())}; "
+            "continue with an Alternator on the host"
+        )
+    return jnp.asarray(array)
 
 
 def _float_type(dtype: DTypeLike | None) -> Any:

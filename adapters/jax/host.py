@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
+from adapters.contract import refuse_loss
 from adapters.jax.losses import Losses, check_scalar
 from alternator import Alternator, Decision, LossError, StateError, UnknownModuleError
-from alternator.checks import check_integer
+from alternator.checks import check_integer, listed
+from alternator.errors import quoted
 
 VERSION = 1
 """The version of the saved state."""
@@ -37,9 +39,8 @@ class HostAlternator:
     """
 
     def __init__(self, alternator: Alternator, *, delay: int = 1) -> None:
-        check_integer("delay", delay, 0)
         self.alternator = alternator
-        self._delay = delay
+        self._delay = check_integer("delay", delay, 0)
         self._pending: deque[tuple[int, dict[str, Any]]] = deque()
 
     @property
@@ -54,8 +55,11 @@ class HostAlternator:
 
         Raises:
             UnknownModuleError: A name that is no module.
-            LossError: The active module's loss is missing, or a loss is not a real scalar; nothing is counted then.
+            LossError: The active module's loss is missing, a loss is not a real scalar, or one is given to a rule that
+                decides by payoffs; nothing is counted then.
         """
+        if not isinstance(losses, Mapping):
+            refuse_loss(self.alternator.rule)
         named = dict(losses) if isinstance(losses, Mapping) else {self.active: losses}
         for name, value in named.items():
             if name not in self.alternator.modules:
@@ -92,10 +96,13 @@ class HostAlternator:
         try:
             version, saved = state["version"], state["alternator"]
             pending = [{name: float(value) for name, value in step.items()} for step in state["pending_losses"]]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise StateError(f"the state is damaged ({type(error).__name__}: {error}); load an intact one") from error
         if version != VERSION:
-            raise StateError(f"state version must be {VERSION}, got {version!r}; load it with that release")
+            raise StateError(f"state version must be {VERSION}, got {quoted(version)}; load it with that release")
+        unknown = {name for losses in pending for name in losses} - {*self.alternator.modules}
+        if unknown:
+            raise StateError(f"the state is damaged: pending losses of {listed(map(str, unknown))}, which is no module")
         self.alternator.load_state_dict(saved)
         self._pending = deque(enumerate(pending, self.alternator.step - len(pending) + 1))
 

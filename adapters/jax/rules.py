@@ -290,8 +290,10 @@ def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVe
     waits = jnp.asarray([rule.retry_delay(rule.confirmations + doublings) for doublings in range(MAX_DOUBLINGS + 1)])
     wait = waits[jnp.clip(state.confirmations[facts.active] - rule.confirmations, 0, MAX_DOUBLINGS)]
     early, late = facts.tenure < rule.min_steps, ~joint & (facts.tenure >= wait)
-    few = facts.observed < next_look
+    few, unmeasured = facts.observed < next_look, facts.observed < rule.groups
     looks = ~early & ~late & ~few
+    most = facts.ring_lengths_N[1:].max()
+    alone = joint & (most < rule.groups)
     left_out_N, scores_N = _left_out(rule, facts, costs_N)
     counts_N = jnp.where(joint, jnp.where(scores_N < -rule.z, state.confirmations + 1, 0), state.confirmations)
     confirmed_N = counts_N >= rule.confirmations
@@ -308,12 +310,14 @@ def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVe
     )
     of_joint = choose(Reason.PAYS, (idle, Reason.IDLE), (counts_N[least] > 0, Reason.UNCONFIRMED))
     of_smaller = choose(Reason.BEST_GAIN, (returns, Reason.LESS_GAIN), (less > 0, Reason.LESS_UNCONFIRMED))
-    judged = jnp.where(joint, of_joint, of_smaller)
-    reason = jnp.where(looks, judged, choose(Reason.FEW_LOSSES, (early, Reason.MIN_STEPS), (late, Reason.STALE)))
-    seen, bound = jnp.where(early | late, facts.tenure, facts.observed), jnp.where(late, wait, next_look)
-    value = jnp.where(looks, jnp.where(joint, scores_N[least], paid), seen)
-    compared = jnp.where(joint, -rule.z, state.left_out[facts.active])
-    limit = jnp.where(looks, compared, jnp.where(early, rule.min_steps, bound))
+    judged = jnp.where(alone, reason_code(Reason.UNMEASURED), jnp.where(joint, of_joint, of_smaller))
+    cases = (early, Reason.MIN_STEPS), (unmeasured, Reason.UNMEASURED), (late, Reason.STALE)
+    reason = jnp.where(looks, judged, choose(Reason.FEW_LOSSES, *cases))
+    stale = late & ~unmeasured
+    seen, bound = jnp.where(early | stale, facts.tenure, facts.observed), jnp.where(stale, wait, next_look)
+    value = jnp.where(looks, jnp.where(joint, jnp.where(alone, most, scores_N[least]), paid), seen)
+    compared = jnp.where(joint, jnp.where(alone, rule.groups, -rule.z), state.left_out[facts.active])
+    limit = jnp.where(looks, compared, jnp.where(early, rule.min_steps, jnp.where(unmeasured, rule.groups, bound)))
     switch = ~early & (late | (looks & jnp.where(joint, idle, returns)))
     target = jnp.where(switch, jnp.where(joint, least, 0), -1)
     return state, DeviceVerdict(switch, reason, value, limit, False, target)

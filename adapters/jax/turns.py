@@ -1,17 +1,19 @@
 """Which parameters a turn trains: labels of a parameter tree, and the index of the turn, static or traced."""
 
+import numbers
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
 from adapters.contract import ALWAYS, check_turns
-from alternator import ConfigurationError, UnknownModuleError
-from alternator.checks import listed
+from alternator import ConfigurationError, Rule, UnknownModuleError
+from alternator.checks import listed, one_line
+from alternator.errors import quoted
 
 FROZEN: Final = "frozen"
 """The label of parameters that nothing trains: no optimizer, no gradient, no state."""
@@ -20,6 +22,20 @@ Active = str | int | jax.Array
 """The turn that trains: a name or an index (static), or an int32 scalar under a transformation (traced)."""
 
 PyTree = Any
+
+
+class Chooses(Protocol):
+    """What chooses among the turns: an `alternator.Alternator` or a `DeviceAlternator`."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names, in order."""
+        ...
+
+    @property
+    def rule(self) -> Rule:
+        """The switching rule."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,11 +54,17 @@ class Turns:
     """Per turn, the labels of the parameters that it trains, the always group's among them."""
 
     @classmethod
-    def of(cls, modules: Iterable[str], turns: Mapping[str, str | Iterable[str]] | None = None) -> "Turns":
+    def of(
+        cls,
+        modules: Iterable[str],
+        turns: Mapping[str, str | Iterable[str]] | None = None,
+        alternator: Chooses | None = None,
+    ) -> "Turns":
         """Check the names and build the table; by default each module is a turn.
 
         Raises:
-            ConfigurationError: A turn is empty or names a module twice, a module is in none, or a name is reserved.
+            ConfigurationError: A turn is empty or names a module twice, a module is in none, a name is reserved, or the
+                alternator has other names, in another order, or a rule that does not choose among such turns.
             UnknownModuleError: A turn names a module that does not exist.
         """
         known = tuple(modules)
@@ -50,7 +72,13 @@ class Turns:
             raise ConfigurationError("there must be a module to train, got none")
         if FROZEN in known:
             raise ConfigurationError(f"the name {FROZEN!r} is reserved for parameters that nothing trains; rename it")
-        checked = check_turns(known if turns is None else tuple(turns), known, turns)
+        names = known if turns is None else tuple(turns)
+        checked = check_turns(names, known, turns, None if alternator is None else alternator.rule)
+        if alternator is not None and alternator.modules != names:
+            raise ConfigurationError(
+                f"turns must be the alternator's names {alternator.modules} in their order, as active may be an index, "
+                f"got {names}"
+            )
         return cls(tuple(checked), tuple((*members, ALWAYS) for members in checked.values()))
 
     def find(self, active: Active) -> int | jax.Array:
@@ -108,8 +136,8 @@ def owners_of(
         optional: Further labels, which need not have one.
 
     Raises:
-        ConfigurationError: A parameter without a label, a label without a module, a module without a parameter, or a
-            module with integers, keys or what else has no gradient.
+        ConfigurationError: A parameter without a label, a label without a module, a module without a parameter, a
+            module with integers, keys or what else has no gradient, or a parameter that is no array.
 
     Example:
         >>> owners_of({"tower": {"w": 1.0, "b": 2.0}, "scale": 3.0}, {"tower": "tower", "scale": "frozen"}, ("tower",))
@@ -120,7 +148,8 @@ def owners_of(
         owners = jax.tree.leaves(jax.tree.map(lambda label, part: [label] * len(jax.tree.leaves(part)), tree, params))
     except ValueError as error:
         missing = _unlabelled(tree, params)
-        problem = f"got none for {listed(missing)}" if missing else f"in a prefix of the parameters' tree: {error}"
+        prefix = f"in a prefix of the parameters' tree: {one_line(str(error), 300)}"
+        problem = f"got none for {listed(missing)}" if missing else prefix
         raise ConfigurationError(f"labels must name the module of every parameter, {problem}") from error
     known = (*modules, *optional, FROZEN)
     for position, owner in enumerate(owners):
@@ -132,6 +161,11 @@ def owners_of(
     if empty := [name for name in modules if name not in owners]:
         raise ConfigurationError(f"every module must have a parameter, but no parameter is labelled {listed(empty)}")
     for position, (owner, leaf) in enumerate(zip(owners, jax.tree.leaves(params), strict=True)):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
+            raise ConfigurationError(
+                f"a parameter must be an array or a number, got {quoted(leaf, 60)} for {_paths(params)[position]}; "
+                "take it out of the tree"
+            )
         if owner != FROZEN and not has_gradient(leaf):
             raise ConfigurationError(
                 f"what trains must be real or complex numbers, got {_dtype(leaf)} for {_paths(params)[position]} of "

@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adapters.contract import refuse_loss
 from adapters.lightning.loops import FollowedOptimizer, ManualOptimizer
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
@@ -176,7 +177,7 @@ class AlternatingCallback(Callback):
             self._loop.after_batch()
         if not isinstance(self._loop, FollowedOptimizer):
             return
-        decision = self._loop.after_batch(_losses_of(outputs, self.active, trainer.accumulate_grad_batches))
+        decision = self._loop.after_batch(_losses_of(outputs, self._alternator, trainer.accumulate_grad_batches))
         if decision is not None:
             self._log_decision(trainer, decision)
 
@@ -306,12 +307,14 @@ def _check_trainer(trainer: Trainer) -> None:
         )
 
 
-def _losses_of(outputs: Any, active: str, num_batches: int) -> Mapping[str, Loss]:
+def _losses_of(outputs: Any, alternator: Alternator, num_batches: int) -> Mapping[str, Loss]:
     """What to record of a training step: its ``losses``, or its loss, which Lightning has divided."""
     if not outputs:
         return {}
+    active = alternator.active
     losses = outputs.get("losses")
     if losses is None:
+        refuse_loss(alternator.rule)
         return {active: outputs["loss"] * num_batches if num_batches > 1 else outputs["loss"]}
     if not isinstance(losses, Mapping):
         raise LossError(

@@ -71,7 +71,7 @@ class FollowedOptimizer(Loop):
         loop_scaler: GradScaler | None,
         **options: Any,
     ) -> None:
-        freezer = Freezer(alternator.modules, modules, optimizer, **options)
+        freezer = Freezer(alternator.modules, modules, optimizer, rule=alternator.rule, **options)
         super().__init__(freezer, Decisions(alternator, freezer, delay))
         self._watched_scaler = loop_scaler if skips_in_kernel(optimizer) else None
         self._scale = 0.0
@@ -150,12 +150,14 @@ class ManualOptimizer(Loop):
         optimizers = [each.optimizer for each in wrapped]
         if len(optimizers) == 1:
             schedulers: dict[str, LRScheduler] = {}
-            freezer = Freezer(alternator.modules, modules, optimizers[0], always=always, **options)
+            freezer = Freezer(
+                alternator.modules, modules, optimizers[0], always=always, rule=alternator.rule, **options
+            )
         else:
             owned, extra = _assign(optimizers, modules, always)
             schedulers = _own_schedulers(pl_module, owned)
             group = always if always is None or extra is None else (always, extra)
-            freezer = Freezer(alternator.modules, modules, owned, always=group, **options)
+            freezer = Freezer(alternator.modules, modules, owned, always=group, rule=alternator.rule, **options)
         self._stepper = Stepper(freezer, schedulers=schedulers, clip_norm=clip_norm, step=self._step_wrapped)
         super().__init__(freezer, Decisions(alternator, freezer, delay))
         self._is_stepping = self._was_bypassed = False

@@ -18,7 +18,7 @@ import optax  # type: ignore[import-untyped]
 from flax import nnx
 
 from adapters.contract import ALWAYS
-from adapters.jax.turns import Active, PyTree, Turns
+from adapters.jax.turns import Active, Chooses, PyTree, Turns
 from adapters.nnx.layout import layout_of, leaves_by_path, mask_whole, named, pure
 from adapters.optax import active_value_and_grad, alternating, apply_updates, in_force
 from alternator import ConfigurationError
@@ -41,6 +41,8 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         always: An attribute, or several, that train at every step, with their optimizer, such as
             ``("fusion", optax.adam(1e-3))``. A parameter that two modules share must be among them.
         accumulate: The number of calls per update, which uses the mean gradient; a change of `active` waits for it.
+        alternator: What chooses `active`, an `alternator.Alternator` or `adapters.jax.DeviceAlternator`, if it is to be
+            checked that the turns have its names in its order, and are such as its rule chooses among.
 
     Raises:
         ConfigurationError: The model has no such attribute, or one without parameters; a parameter belongs to no module
@@ -75,12 +77,13 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: tuple[str | Iterable[str], optax.GradientTransformation] | None = None,
         accumulate: int = 1,
+        alternator: Chooses | None = None,
     ) -> None:
         names: str | Iterable[str] = ()
         transform = None
         if always is not None:
             names, transform = always
-        self._turns = Turns.of(transforms, turns)
+        self._turns = Turns.of(transforms, turns, alternator)
         self._modules = tuple(transforms)
         every_step = (names,) if isinstance(names, str) else tuple(names)
         self._layout = layout = layout_of(model, wrt, self._modules, every_step)

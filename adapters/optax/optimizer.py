@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
 from adapters.contract import ALWAYS
-from adapters.jax.turns import Active, PyTree, Turns, has_gradient, owners_of
+from adapters.jax.turns import Active, Chooses, PyTree, Turns, has_gradient, owners_of
 from alternator import ConfigurationError
 from alternator.checks import check_integer
 
@@ -59,6 +59,7 @@ def alternating(
     turns: Mapping[str, str | Iterable[str]] | None = None,
     always: optax.GradientTransformation | None = None,
     accumulate: int = 1,
+    alternator: Chooses | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """One optimizer over all modules, of which only the active ones move.
 
@@ -79,6 +80,8 @@ def alternating(
         always: The optimizer of the parameters labelled `ALWAYS` (fusion or uncertainty weights).
         accumulate: The number of calls per update, which uses the mean gradient. A change of `active` takes effect with
             the next update's first call: until then take gradients for `in_force` (state, active).
+        alternator: What chooses `active`, an `alternator.Alternator` or `adapters.jax.DeviceAlternator`, if it is to be
+            checked that the turns have its names in its order, and are such as its rule chooses among.
 
     Raises:
         ConfigurationError: A turn is wrong; and by ``init``: a parameter without a label, a label without an optimizer,
@@ -96,7 +99,7 @@ def alternating(
         {'encoder': [1.0, 1.0], 'head': [0.5, 0.5]}
     """
     check_integer("accumulate", accumulate, 1)
-    table = Turns.of(transforms, turns)
+    table = Turns.of(transforms, turns, alternator)
     given = {**transforms, **({} if always is None else {ALWAYS: always})}
     optimizers = {name: optax.with_extra_args_support(transform) for name, transform in given.items()}
 

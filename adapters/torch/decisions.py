@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adapters.contract import FreezeError
+from adapters.contract import FreezeError, refuse_loss
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import LocalLosses, Loss, PendingLosses, check_scalar
 from alternator import Alternator, Decision, LossError, StateError, UnknownModuleError
@@ -35,12 +35,13 @@ class Decisions:
         """The losses of a step by name: those given, or ``loss`` under the active name.
 
         Raises:
-            LossError: There is none, the active name's is missing, or one is not a scalar.
+            LossError: There is none, the active name's is missing, one is not a scalar, or the rule decides by payoffs.
             UnknownModuleError: A name is not one of the alternator's.
         """
         if losses is None:
             if loss is None:
                 raise LossError("step() needs a loss: give the loss, or losses= if you have called backward() yourself")
+            refuse_loss(self.alternator.rule)
             losses = {self.alternator.active: loss}
         for name, value in losses.items():
             if name not in self._freezer.turns:

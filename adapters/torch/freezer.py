@@ -34,7 +34,7 @@ from adapters.torch.parallel.fsdp import find_sharded, reshard
 from adapters.torch.parallel.group import check_single, join
 from adapters.torch.storage import check_storage
 from adapters.torch.watch import Watch, check_silent_writers, check_written
-from alternator import ConfigurationError, LossError, StateError
+from alternator import ConfigurationError, LossError, Rule, StateError
 from alternator.checks import listed
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Freezer:
         always: What trains in every turn.
         process_group: The processes that train this model together.
         check_ranks_every: Compare decisions and parameters across ranks after this many decisions each.
+        rule: What will choose among the names: the alternator's rule.
 
     Raises:
         ConfigurationError: Names, ownership or coverage are wrong; the message says which and what to do.
@@ -103,8 +104,9 @@ class Freezer:
         always: Parameters | tuple[Parameters, Optimizer] | None = None,
         process_group: ProcessGroup | None = None,
         check_ranks_every: int | None = None,
+        rule: Rule | None = None,
     ) -> None:
-        members = check_turns(names, modules, turns)
+        members = check_turns(names, modules, turns, rule)
         group, extra = _split_pair(always)
         given = [model, *modules.values(), group]
         with_others = process_group is not None or _is_distributed()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from alternator import LossError
+from alternator.checks import to_float
+from alternator.errors import quoted
 
 Loss = Tensor | float
 """A scalar: a tensor of one element on any device, or a number."""
@@ -128,13 +130,15 @@ def check_scalar(name: str, value: object) -> None:
         if value.numel() != 1 or value.is_complex():
             raise LossError(
                 f"a loss must be a real scalar, got a {value.dtype} tensor of shape {tuple(value.shape)} for {name!r}; "
-                "reduce it with .mean()"
+                f"{'take its .real' if value.is_complex() else 'reduce it with .mean()'}"
             )
         return
     try:
-        float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise LossError(f"a loss must be a real scalar, got {value!r} for {name!r} ({error})") from error
+        to_float(value)
+    except LossError as error:
+        raise LossError(
+            f"a loss must be a real scalar, got {quoted(value, 60)} for {name!r}; give a number or a scalar tensor"
+        ) from error
 
 
 def _widened(value: Loss) -> Loss:

@@ -21,7 +21,7 @@ from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
 from adapters.torch.stepping import Stepper
 from alternator import Alternator, Decision
-from alternator.checks import check_integer
+from alternator.checks import check_integer, to_float
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -98,6 +98,7 @@ class AlternatingOptimizer:
             always=always,
             process_group=process_group,
             check_ranks_every=check_ranks_every,
+            rule=alternator.rule,
         )
         self._stepper = Stepper(self._freezer, schedulers=schedulers, clip_norm=clip_norm, scaler=scaler)
         self._scaler = scaler
@@ -184,7 +185,7 @@ class AlternatingOptimizer:
         """
         if self._freezer.ranks is not None:
             return self._freezer.ranks.mean(value)
-        return value.detach() if isinstance(value, Tensor) else tensor(float(value), dtype=float64)
+        return value.detach() if isinstance(value, Tensor) else tensor(to_float(value), dtype=float64)
 
     def zero_grad(self) -> None:
         """Set all gradients to None, as `step` does after each update."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from alternator.checks import check_integer
+from alternator.checks import check_integer, plain
 from alternator.decision import Decision
 from alternator.errors import LossError
 from alternator.machine import Alternator
@@ -136,7 +136,7 @@ def _check_columns(
     columns = {name: losses[name] for name in modules}
     lengths = {name: len(column) for name, column in columns.items()}
     num_rows = lengths[modules[0]]
-    numbers = tuple(range(1, num_rows + 1) if steps is None else steps)
+    numbers = tuple(range(1, num_rows + 1) if steps is None else map(plain, steps))
     if len({*lengths.values(), len(numbers)}) > 1 or num_rows == 0:
         raise LossError(
             f"losses must have one row or more, the same number for each module; got {lengths} for {len(numbers)} steps"

@@ -45,7 +45,7 @@ def parse_grid(settings: Iterable[str]) -> dict[str, list[object]]:
             raise ConfigurationError(f"a sweep must read name=value,value,..., got {setting!r}")
         try:
             grid[name] = list(ast.literal_eval(f"[{values}]"))
-        except (ValueError, SyntaxError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             grid[name] = list(values.split(","))
     return grid
 

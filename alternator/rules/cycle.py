@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from alternator.checks import check_integer
+from alternator.checks import check_integer, plain, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
@@ -37,10 +37,11 @@ class Cycle:
     """Length of a tenure in updated steps: one number for all modules, or one per module."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, list):
-            object.__setattr__(self, "steps", tuple(self.steps))
-        for steps in self.steps if isinstance(self.steps, tuple) else (self.steps,):
-            check_integer("steps", steps, 1)
+        steps = plain(self.steps)
+        if isinstance(steps, (list, tuple)):
+            set_fields(self, steps=tuple(check_integer("steps", each, 1) for each in steps))
+        else:
+            set_fields(self, steps=check_integer("steps", steps, 1))
 
     @property
     def ring_size(self) -> int:

@@ -1,14 +1,14 @@
 """Gain: train the module that learns most per unit of cost."""
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 from typing import NamedTuple
 
-from alternator.checks import check_costs, check_integer
+from alternator.checks import check_costs, check_integer, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
-from alternator.rules._looks import MIN_LOSSES
+from alternator.rules._looks import MIN_LOSSES, is_next_look
 from alternator.rules._regression import robust_gain
 
 
@@ -69,11 +69,14 @@ class Gain:
     """Cost of an updated step of each module, in any unit (measured seconds, say); None: all cost the same."""
 
     def __post_init__(self) -> None:
-        check_integer("min_steps", self.min_steps, 1)
-        check_integer("window", self.window, MIN_LOSSES)
-        check_integer("max_wait", self.max_wait, self.min_steps)
-        if self.costs is not None:
-            object.__setattr__(self, "costs", check_costs(self.costs, "module"))
+        min_steps = check_integer("min_steps", self.min_steps, 1)
+        set_fields(
+            self,
+            min_steps=min_steps,
+            max_wait=check_integer("max_wait", self.max_wait, min_steps),
+            window=check_integer("window", self.window, MIN_LOSSES),
+            costs=None if self.costs is None else check_costs(self.costs, "module"),
+        )
 
     @property
     def ring_size(self) -> int:
@@ -91,6 +94,13 @@ class Gain:
                 "some module would always be overdue and no score would be compared"
             )
         return GainState(MIN_LOSSES, inf, (inf,) * num_modules)
+
+    def is_possible(self, state: GainState, facts: Facts) -> bool:
+        """Whether a saved state can be one of this rule."""
+        spacing = max(self.min_steps, MIN_LOSSES)
+        return is_next_look(state.next_look, facts, first=MIN_LOSSES, spacing=spacing) and not any(
+            map(isnan, (state.rival, *state.scores))
+        )
 
     def step(self, state: GainState, facts: Facts) -> tuple[GainState, Verdict]:
         """Turn to a module that has waited too long; otherwise measure the active module and compare."""

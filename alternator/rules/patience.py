@@ -5,7 +5,7 @@ from functools import cached_property
 from math import inf
 from typing import Literal, NamedTuple, TypeVar
 
-from alternator.checks import check_choice, check_integer, check_max_steps, check_range, check_switch
+from alternator.checks import check_choice, check_integer, check_max_steps, check_range, check_switch, set_fields
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 
@@ -48,6 +48,11 @@ class Patience:
     best is the luckiest batch, and a tenure lasts ``patience`` losses whether the loss falls or not; `Trend` has a
     model of noise. ``restart=True`` judges each tenure by itself, for modules whose loss moves while others train.
 
+    NaN and infinite losses count for nothing here: an alternator keeps them from its rules, so that they are never read
+    as convergence, and switches when there are too many in a row (``nonfinite_limit``). So the detector decides as the
+    scheduler does on the finite losses alone. The scheduler itself takes NaN and the worse infinity for bad losses, the
+    better infinity for a best that nothing beats, and each of them for one loss of its cooldown.
+
     In mode "rel" a negative best is beaten by anything below ``best · (1 - threshold)``, which lies *above* it, as in
     the two libraries; give losses that may be negative the mode "abs".
 
@@ -84,14 +89,17 @@ class Patience:
     """Maximum length of a tenure, in updated steps; None for no limit (then others may wait forever)."""
 
     def __post_init__(self) -> None:
-        check_integer("patience", self.patience, 0)
-        check_integer("cooldown", self.cooldown, 0)
-        check_max_steps(self.max_steps, 1)
         check_choice("threshold_mode", self.threshold_mode, ("rel", "abs"))
         check_choice("mode", self.mode, ("min", "max"))
         check_switch("restart", self.restart)
-        check_range("threshold", self.threshold, 0, 1 if self.threshold_mode == "rel" else inf)
-        check_range("smoothing", self.smoothing, 0, 1)
+        set_fields(
+            self,
+            patience=check_integer("patience", self.patience, 0),
+            cooldown=check_integer("cooldown", self.cooldown, 0),
+            max_steps=check_max_steps(self.max_steps, 1),
+            threshold=check_range("threshold", self.threshold, 0, 1 if self.threshold_mode == "rel" else inf),
+            smoothing=check_range("smoothing", self.smoothing, 0, 1),
+        )
 
     @property
     def ring_size(self) -> int:
@@ -113,6 +121,15 @@ class Patience:
     def init(self, num_modules: int) -> PatienceState:
         """Nothing seen yet."""
         return PatienceState(0, 0, (inf,) * num_modules, (inf,) * num_modules, (0,) * num_modules)
+
+    def is_possible(self, state: PatienceState, facts: Facts) -> bool:
+        """Whether a saved state can be one of this rule."""
+        return (
+            (facts.entered or 0 <= state.seen <= facts.observed)
+            and 0 <= state.bad <= self.patience
+            and all(-inf < value for value in (*state.best, *state.smoothed))
+            and all(0 <= losses <= self.cooldown for losses in state.cooldown)
+        )
 
     def step(self, state: PatienceState, facts: Facts) -> tuple[PatienceState, Verdict]:
         """Judge the losses that have been recorded since the last decision."""

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from math import copysign, inf, isfinite, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
-from alternator.checks import check_costs, check_fraction, check_integer
+from alternator.checks import check_costs, check_fraction, check_integer, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._looks import is_next_look
 
 MAX_DOUBLINGS = 30
 """The maximum number of doublings of ``retry_after``: enough to reach any ``max_retry_after``."""
@@ -46,6 +48,9 @@ class Payoff:
     the latter with ``confidence`` (over the groups), in ``confirmations`` measurements in a row, the smaller turn takes
     over; of several such turns, the one with the strongest evidence. (The standard error covers the choice of held-out
     examples; requiring several measurements covers the ups and downs of training itself.)
+
+    Losses say nothing to this rule. A turn of which fewer than ``groups`` values are known holds, or ends, with the
+    reason `Reason.UNMEASURED`; while that is so of the joint turn, or of every smaller one, all modules train.
 
     What did not pay may pay again: the joint turn returns after ``retry_after`` updated steps, or earlier if the
     smaller turn, in ``confirmations`` measurements in a row, pays less per unit of cost than what it leaves out did
@@ -94,19 +99,24 @@ class Payoff:
     """Maximum of ``retry_after`` after all doublings, in updated steps."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "costs", check_costs(self.costs, "turn"))
+        set_fields(self, costs=check_costs(self.costs, "turn"))
         if len(self.costs) < 2 or self.costs[0] <= max(self.costs[1:]):
             raise ConfigurationError(
                 f"costs must begin with the joint turn's, which must be the largest, got {self.costs}: "
                 "a turn that costs no less would leave modules out for nothing"
             )
-        check_fraction("share", self.share, 0, 1)
-        check_fraction("confidence", self.confidence, 0.5, 1)
-        check_integer("confirmations", self.confirmations, 1)
-        check_integer("groups", self.groups, 2)
-        check_integer("min_steps", self.min_steps, 1)
-        check_integer("retry_after", self.retry_after, self.min_steps)
-        check_integer("max_retry_after", self.max_retry_after, self.retry_after)
+        min_steps = check_integer("min_steps", self.min_steps, 1)
+        retry_after = check_integer("retry_after", self.retry_after, min_steps)
+        set_fields(
+            self,
+            share=check_fraction("share", self.share, 0, 1),
+            confidence=check_fraction("confidence", self.confidence, 0.5, 1),
+            confirmations=check_integer("confirmations", self.confirmations, 1),
+            groups=check_integer("groups", self.groups, 2),
+            min_steps=min_steps,
+            retry_after=retry_after,
+            max_retry_after=check_integer("max_retry_after", self.max_retry_after, retry_after),
+        )
 
     @cached_property
     def z(self) -> float:
@@ -124,6 +134,14 @@ class Payoff:
             raise ConfigurationError(f"costs must be one per turn ({num_modules}), got {len(self.costs)}")
         return PayoffState(self.groups, (0.0,) * num_modules, (0,) * num_modules)
 
+    def is_possible(self, state: PayoffState, facts: Facts) -> bool:
+        """Whether a saved state can be one of this rule."""
+        return (
+            is_next_look(state.next_look, facts, first=self.groups, spacing=self.groups)
+            and all(map(isfinite, state.left_out))
+            and all(count >= 0 for count in state.confirmations)
+        )
+
     def step(self, state: PayoffState, facts: Facts) -> tuple[PayoffState, Verdict]:
         """Judge the active turn once a measurement is complete."""
         if facts.entered:
@@ -131,7 +149,10 @@ class Payoff:
         if facts.tenure < self.min_steps:
             return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, self.min_steps)
         wait = self.retry_delay(state.confirmations[facts.active])
-        if facts.active and facts.tenure >= wait:
+        ends, is_measured = facts.active > 0 and facts.tenure >= wait, facts.observed >= self.groups
+        if not is_measured:
+            return state, Verdict(ends, Reason.UNMEASURED, facts.observed, self.groups, target=0 if ends else None)
+        if ends:
             return state, Verdict(True, Reason.STALE, facts.tenure, wait, target=0)
         if facts.observed < state.next_look:
             return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, state.next_look)
@@ -149,7 +170,9 @@ class Payoff:
         counts = tuple(n + 1 if score < -self.z else 0 for n, score in zip(state.confirmations, scores, strict=True))
         state = state._replace(left_out=left_out, confirmations=counts)
         target = min(range(facts.num_modules), key=lambda index: (counts[index] < self.confirmations, scores[index]))
-        value = scores[target]
+        value, most = scores[target], max(len(ring) for ring in islice(facts.rings, 1, None))
+        if most < self.groups:
+            return state, Verdict(False, Reason.UNMEASURED, most, self.groups)
         if counts[target] >= self.confirmations:
             return state, Verdict(True, Reason.IDLE, value, -self.z, target=target)
         reason = Reason.UNCONFIRMED if counts[target] else Reason.PAYS

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from alternator.checks import check_integer, check_positive
-from alternator.errors import ConfigurationError
+from alternator.checks import check_integer, check_positive, set_fields, to_integer
+from alternator.errors import ConfigurationError, quoted
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 
@@ -54,10 +54,15 @@ class Plateau:
     """The number of losses of the active module that it needs; also sets k. At least 3."""
 
     def __post_init__(self) -> None:
-        check_positive("threshold", self.threshold)
-        check_integer("min_steps", self.min_steps, 1)
-        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 3:
-            raise ConfigurationError(f"window must be at least 3, got {self.window!r}")
+        window = to_integer(self.window)
+        if window is None or window < 3:
+            raise ConfigurationError(f"window must be at least 3, got {quoted(self.window)}")
+        set_fields(
+            self,
+            threshold=check_positive("threshold", self.threshold),
+            min_steps=check_integer("min_steps", self.min_steps, 1),
+            window=window,
+        )
 
     @property
     def lag(self) -> int:

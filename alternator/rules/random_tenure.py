@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from alternator.checks import check_integer, check_positive
+from alternator.checks import check_integer, check_positive, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
@@ -45,11 +45,12 @@ class RandomTenure:
     """Minimum length of a tenure, in updated steps."""
 
     def __post_init__(self) -> None:
-        check_integer("min_steps", self.min_steps, 1)
-        check_positive("mean", self.mean)
-        check_integer("seed", self.seed, 0)
-        if self.seed > _BITS:
-            raise ConfigurationError(f"seed must be below 2**32, got {self.seed}")
+        set_fields(
+            self,
+            min_steps=check_integer("min_steps", self.min_steps, 1),
+            mean=check_positive("mean", self.mean),
+            seed=check_integer("seed", self.seed, 0, _BITS),
+        )
         if not self.min_steps <= self.mean <= 2**31:
             raise ConfigurationError(f"mean must lie between min_steps ({self.min_steps}) and 2**31, got {self.mean!r}")
 
@@ -66,6 +67,10 @@ class RandomTenure:
     def init(self, num_modules: int) -> RandomTenureState:
         """No draw made yet."""
         return RandomTenureState(0)
+
+    def is_possible(self, state: RandomTenureState, facts: Facts) -> bool:
+        """Whether a saved state can be one of this rule."""
+        return 0 <= state.draws <= _BITS
 
     def step(self, state: RandomTenureState, facts: Facts) -> tuple[RandomTenureState, Verdict]:
         """Draw once per updated step from min_steps on."""

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from statistics import NormalDist
 from typing import NamedTuple
 
-from alternator.checks import check_fraction, check_integer, check_max_steps, check_positive
+from alternator.checks import check_fraction, check_integer, check_max_steps, check_positive, set_fields
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
-from alternator.rules._looks import MIN_LOSSES, look_spacing
+from alternator.rules._looks import MIN_LOSSES, is_next_look, look_spacing
 from alternator.rules._regression import rises, robust_gain
 
 _HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.UNCONFIRMED_PLATEAU)
@@ -94,12 +95,15 @@ class Trend:
     """One-sided confidence of the divergence test, above 0.5 and below 1."""
 
     def __post_init__(self) -> None:
-        check_positive("min_gain", self.min_gain)
         for name, minimum in (("horizon", 1), ("window", 4 * MIN_LOSSES), ("min_steps", 1), ("confirmations", 1)):
-            check_integer(name, getattr(self, name), minimum)
-        check_fraction("confidence", self.confidence, 0.5, 1.0)
-        check_fraction("rise_confidence", self.rise_confidence, 0.5, 1.0)
-        check_max_steps(self.max_steps, self.min_steps)
+            set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
+        set_fields(
+            self,
+            min_gain=check_positive("min_gain", self.min_gain),
+            confidence=check_fraction("confidence", self.confidence, 0.5, 1.0),
+            rise_confidence=check_fraction("rise_confidence", self.rise_confidence, 0.5, 1.0),
+            max_steps=check_max_steps(self.max_steps, self.min_steps),
+        )
 
     @property
     def ring_size(self) -> int:
@@ -119,6 +123,15 @@ class Trend:
     def init(self, num_modules: int) -> TrendState:
         """Nothing seen yet."""
         return _ENTERED
+
+    def is_possible(self, state: TrendState, facts: Facts) -> bool:
+        """Whether a saved state can be one of this rule."""
+        return (
+            is_next_look(state.next_look, facts, first=MIN_LOSSES, spacing=look_spacing(self.window))
+            and 0 <= state.confirmations < self.confirmations
+            and 0 <= state.hold < len(_HOLDS)
+            and not isnan(state.value)
+        )
 
     def step(self, state: TrendState, facts: Facts) -> tuple[TrendState, Verdict]:
         """Look if there are enough new losses; otherwise repeat the result of the last look."""

@@ -176,7 +176,7 @@ def every_rule(build: Build) -> None:
     """Each rule decides as in the core, for the same losses, and what trains is what was decided."""
     assert set(RULES) == set(rules.__all__), "a rule of the core is not covered: add it to RULES"
     for rule in RULES.values():
-        setup = Setup(rule=rule)
+        setup = Setup(rule=rule, turns={"both": ("a", "b"), "a": ("a",)} if isinstance(rule, Payoff) else None)
         harness, core = build(setup), Alternator(setup.names, rule=rule)
         switches = 0
         for step in range(80):

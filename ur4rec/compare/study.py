@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from alternator.checks import check_choice, check_integer
+from alternator.checks import check_choice, check_integer, set_fields
 from ur4rec.compare.arms import PARITY, check_arms, schedule_string
 from ur4rec.compare.budget import BASES
 from ur4rec.config import JOINT_LOSSES
@@ -70,7 +70,7 @@ class StudyConfig:
         check_arms(self.arms)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
         for name, minimum in {"updates": 2, "eval_every": 1, "pretrain": 0}.items():
-            check_integer(name, getattr(self, name), minimum)
+            set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         if self.eval_every > self.updates:
             raise ConfigurationError(f"eval_every must be at most updates ({self.updates}), got {self.eval_every}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

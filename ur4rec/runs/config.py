@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from alternator.checks import check_choice, check_integer
+from alternator.checks import check_choice, check_integer, set_fields
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError
 from ur4rec.schedule.alternators import parse_schedule
@@ -74,15 +74,13 @@ class RunConfig:
             raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
         for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
             _check_mapping(name, getattr(self, name), known)
-        check_integer("seed", self.seed, 0)
-        if self.min_item_interactions is not None:
-            check_integer("min_item_interactions", self.min_item_interactions, 1)
+        for name, minimum in {"seed": 0, "min_item_interactions": 1, "batch_size": 1, "checkpoint_every": 0}.items():
+            if getattr(self, name) is not None or name != "min_item_interactions":
+                set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         parse_schedule(self.schedule)
         check_choice("backend", self.backend, tuple(BACKENDS))
         self.model_config(num_items=2)
         TrainerConfig(**self.trainer)
-        check_integer("batch_size", self.batch_size, 1)
-        check_integer("checkpoint_every", self.checkpoint_every, 0)
         for stage, epochs in self.epochs.items():
             check_integer(f"epochs of {stage}", epochs, 0)
             if epochs > MAX_EPOCHS:

@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from alternator import Alternator, Cycle, Facts, Payoff, Plateau, Reason, Rule, Verdict
+from alternator.checks import set_fields, to_integer
+from alternator.errors import quoted
 from alternator.rules.named import RULES, parse_value, rule_from_settings
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError
@@ -38,11 +40,13 @@ class TurnSequence:
     def __post_init__(self) -> None:
         if not self.tenures:
             raise ConfigurationError("tenures must be one or more pairs of turn and length, got none")
-        for turn, length in self.tenures:
-            if turn not in TURNS or isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        tenures = tuple((turn, to_integer(length)) for turn, length in self.tenures)
+        for (turn, number), given in zip(tenures, self.tenures, strict=True):
+            if turn not in TURNS or number is None or number < 1:
                 raise ConfigurationError(
-                    f"tenures must be pairs of a turn {tuple(TURNS)} and a length of at least 1, got {(turn, length)}"
+                    f"tenures must be pairs of a turn {tuple(TURNS)} and a length of at least 1, got {quoted(given)}"
                 )
+        set_fields(self, tenures=tenures)
 
     @cached_property
     def turns(self) -> tuple[str, ...]:
@@ -63,6 +67,10 @@ class TurnSequence:
         if num_modules != len(self.turns):
             raise ConfigurationError(f"a TurnSequence needs an alternator over {self.turns}, got {num_modules} modules")
         return TurnSequenceState(0)
+
+    def is_possible(self, state: TurnSequenceState, facts: Facts) -> bool:
+        """Whether a saved state can be one of this rule."""
+        return 0 <= state.current < len(self.tenures)
 
     def step(self, state: TurnSequenceState, facts: Facts) -> tuple[TurnSequenceState, Verdict]:
         """Hold to the end of the tenure, then start the next, which may be of the same turn."""
@@ -162,7 +170,7 @@ def parse_schedule(text: str) -> Schedule:
     if text.startswith(SEQUENCE):
         return Schedule(text, _parse_sequence(text.removeprefix(SEQUENCE)))
     name, *settings = (part.strip() for part in re.split(r",(?=\s*[a-z_]+\s*=)", text))
-    ratio = re.fullmatch(r"(\d+):(\d+)", name)
+    ratio = re.fullmatch(r"(\d{1,18}):(\d{1,18})", name)
     if ratio:
         return Schedule(text, Cycle((int(ratio[1]), int(ratio[2]))))
     if name in (JOINT, "parity"):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from adapters.contract import check_disjoint, check_names, check_turns
-from alternator import ConfigurationError, UnknownModuleError
+from adapters.contract import check_disjoint, check_names, check_turns, refuse_loss
+from alternator import ConfigurationError, Gain, LossError, Payoff, UnknownModuleError
 from alternator.checks import listed
 
 
@@ -31,6 +31,32 @@ def test_a_turn_may_be_one_name_or_several():
 def test_turns_that_do_not_fit_are_refused(turns, error, message):
     with pytest.raises(error, match=message):
         check_turns(("a", "x"), ("a", "b"), turns)
+
+
+JOINT = {"both": ("a", "b"), "a": ("a",), "b": "b"}
+
+
+def test_payoff_takes_turns_of_which_the_first_trains_all():
+    rule = Payoff(costs=(3, 2, 2))
+    assert check_turns(tuple(JOINT), ("a", "b"), JOINT, rule) == {"both": ("a", "b"), "a": ("a",), "b": ("b",)}
+    for order in (("a", "both", "b"), ("a", "b", "both")):
+        with pytest.raises(
+            ConfigurationError, match=r"Payoff must have a first turn that trains all .* give such turns="
+        ):
+            check_turns(order, ("a", "b"), JOINT, rule)
+    with pytest.raises(ConfigurationError, match="others that leave some out"):
+        check_turns(("both", "same"), ("a", "b"), dict.fromkeys(("both", "same"), ("a", "b")), Payoff(costs=(3, 2)))
+    with pytest.raises(ConfigurationError, match=r"got \{'a': \('a',\), 'b': \('b',\)\}; give such turns="):
+        check_turns(("a", "b"), ("a", "b"), None, Payoff(costs=(3, 2)))
+    assert check_turns(("a", "both", "b"), ("a", "b"), JOINT, Gain())
+
+
+def test_payoff_takes_no_losses():
+    refuse_loss(Gain())
+    with pytest.raises(
+        LossError, match="must be given payoffs, got the loss of a step: give an empty mapping as losses"
+    ):
+        refuse_loss(Payoff(costs=(3, 2)))
 
 
 def test_the_name_of_the_always_group_is_reserved():

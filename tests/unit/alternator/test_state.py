@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 from alternator import Alternator, Cycle, Plateau, RandomTenure, StateError, Verdict
@@ -115,6 +116,42 @@ class KeepBest:
         best = list(state.best)
         best[facts.active] = min([best[facts.active], *facts.rings[facts.active]])
         return Best(tuple(best)), Verdict(facts.tenure >= 2, "two", facts.tenure, 2)
+
+
+class Counted(NamedTuple):
+    total: float
+    calls: int
+    seen: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class OfNumpy:
+    """A rule of a third party that computes with NumPy."""
+
+    steps: int
+    limit: float
+    ring_size: int = np.int64(2)
+
+    def init(self, num_modules):
+        return Counted(np.float32(0), np.int64(0), tuple(np.zeros(num_modules, bool)))
+
+    def step(self, state, facts):
+        switch = np.bool_(facts.tenure >= self.steps)
+        state = Counted(state.total + np.float32("inf"), state.calls + np.int64(1), tuple(np.ones(2, bool)))
+        target = np.int64(1) - facts.active
+        return state, Verdict(switch, "numpy", np.float32(1), np.float64(2), switch, target)
+
+
+def test_what_a_rule_has_computed_with_numpy_is_saved_as_plain_json():
+    rule = OfNumpy(np.int32(2), np.float32(0.5))
+    alternator, other = (Alternator(("a", "b"), rule) for _ in range(2))
+    for _ in range(5):
+        alternator.observe(np.float32(0.5), updated=np.True_)
+    saved = json.loads(json.dumps(alternator.state_dict(), allow_nan=False))
+    assert saved["rule_state"] == {"total": "inf", "calls": 5, "seen": [True, True]}
+    other.load_state_dict(saved)
+    assert [other.advance().active for _ in range(4)] == [alternator.advance().active for _ in range(4)]
+    assert other.state_dict() == alternator.state_dict()
 
 
 def test_infinities_and_tuples_in_a_rules_state_survive_strict_json():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from fractions import Fraction
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from alternator import (
     Cycle,
     LossError,
     Patience,
+    Payoff,
     Plateau,
     RandomTenure,
     Reason,
@@ -174,15 +176,59 @@ def test_a_state_is_saved_by_orbax(delay, tmp_path):
         ({"a": np.zeros(2)}, LossError, "a loss must be a real scalar"),
         ({"b": jnp.zeros(1)}, LossError, r"real scalar, got float32\[1\] for 'b'; reduce it with \.mean"),
         (jnp.complex64(1.0), LossError, r"got complex64\[\] for the active module; take its \.real"),
-        (np.zeros(3, complex), LossError, r"losses must be real, got complex ones of shape \(3,\)"),
+        (np.zeros(3, complex), LossError, r"losses must be real, got complex128\[3\]; take its \.real"),
         ({"a": 1j}, LossError, r"got 1j for 'a'"),
         (None, LossError, "got None for the active module"),
+        ("0.5", LossError, "got '0.5' for the active module; give a number"),
+        (jax.ShapeDtypeStruct((), jnp.float32), LossError, r"got ShapeDtypeStruct\(.*for the active module; give a"),
+        (np.zeros((), jax.dtypes.float0), LossError, r"real scalar, got \[\('float0', 'V'\)\]\[\] for"),
+        (np.zeros(3, jax.dtypes.float0), LossError, r"losses must be real, got \[\('float0', 'V'\)\]\[3\]"),
+        (jax.random.split(jax.random.key(0), 3), LossError, r"losses must be real, got key<fry>\[3\]; give a number"),
+        (jax.random.key(0), LossError, r"got key<fry>\[\] for the active module; give a number"),
+        ([[1.0], 2.0, 3.0], LossError, r"real scalar, got \[1\.0\] for 'a'; give a number"),
+        ([1.0, 2.0], LossError, r"losses must be one per module \(3\), got 2"),
+        (["a", "b", "c"], LossError, "real scalar, got 'a' for 'a'; give a number"),
+        (np.array(["a", "b", "c"]), LossError, r"losses must be real, got <U1\[3\]; give a number"),
+        pytest.param([1, 10**400, 1], LossError, "real scalar, got 1000.* for 'b'; give a number", id="huge"),
     ],
 )
 def test_wrong_losses(losses, error, message):
     machine = DeviceAlternator(MODULES, PLATEAU)
     with pytest.raises(error, match=message):
         machine.step(machine.init(), losses)
+
+
+REAL = {
+    "bfloat16": jnp.bfloat16(0.5),
+    "float16": np.float16(0.5),
+    "float8": jnp.asarray(0.5, jnp.float8_e5m2),
+    "weak": jnp.asarray(0.5) * 1,
+    "fraction": Fraction(1, 2),
+}
+WHOLE = {"uint8": jnp.uint8(3), "int4": jnp.asarray(3, jnp.int4), "bool": jnp.bool_(True), "large": 2**40, "int": 3}
+
+
+@pytest.mark.parametrize("name", [*REAL, *WHOLE])
+def test_any_real_scalar_is_a_loss(name):
+    value = {**REAL, **WHOLE}[name]
+    machine, host = DeviceAlternator(MODULES, PLATEAU), HostAlternator(Alternator(MODULES, PLATEAU), delay=0)
+    start = machine.init()
+    host.observe(value)
+    for losses in (
+        value,
+        {"a": value},
+        *([[value] * 3, jnp.stack([value] * 3)] if isinstance(value, jax.Array) else ()),
+    ):
+        state, _ = machine.step(start, losses)
+        assert float(state.rings_NR[0, -1]) == host.alternator.loss_history("a")[0] == float(value)
+        kinds = [[(leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(each)] for each in (start, state)]
+        assert kinds[0] == kinds[1]  # so that it can be carried by a scan, and is compiled once
+
+
+def test_losses_may_be_a_list_of_traced_scalars():
+    machine = DeviceAlternator(MODULES, PLATEAU)
+    state, _ = jax.jit(lambda state, a, b: machine.step(state, [a, b, 0.5]))(machine.init(), 1.0, jnp.bfloat16(2))
+    assert state.rings_NR[:, -1].tolist() == [1.0, 2.0, 0.5]
 
 
 def test_a_wrong_loss_is_not_recorded():
@@ -194,12 +240,12 @@ def test_a_wrong_loss_is_not_recorded():
 def test_force_and_record_by_name_index_and_tracer():
     machine = DeviceAlternator(MODULES, PLATEAU)
     state = machine.init()
-    for module in ("c", 2, jnp.int32(2)):
+    for module in ("c", 2, np.int64(2), jnp.int32(2)):
         forced = machine.force(state, module)
         assert (int(forced.active), int(forced.switch_count), bool(forced.entered)) == (2, 0, True)
         assert machine.record(state, module, 0.5).ring_lengths_N.tolist() == [0, 0, 1]
     assert jax.jit(machine.force)(state, 2).active == 2
-    for module in ("x", 3, -1, True):
+    for module in ("x", 3, -1, True, 2.0, 10**400):
         with pytest.raises(UnknownModuleError, match="expected one of"):
             machine.force(state, module)
 
@@ -432,3 +478,41 @@ def test_an_empty_mapping_tells_the_host_nothing():
     machine.alternator.record("a", 3.0)
     assert machine.observe({}).step == 1
     assert machine.alternator.loss_history("a") == [3.0]
+
+
+PAYOFF = Payoff(costs=(3, 2, 1), groups=2, min_steps=1, confirmations=1, retry_after=3, max_retry_after=3)
+
+
+def test_an_unmeasured_turn_says_so_on_both():
+    machine, host = DeviceAlternator(MODULES, PAYOFF), Alternator(MODULES, PAYOFF)
+    state, ours, theirs = machine.init(), [], []
+    steps = [
+        {},
+        {"a": 1.0},
+        {"a": 1.0},
+        {"a": 1.0, "b": 1.0, "c": 0.1},
+        {"a": 1.0, "b": 1.0, "c": 0.1},
+        {},
+        {"b": 1},
+        {},
+    ]
+    for losses in [*steps, {}, {}]:
+        for name, value in losses.items():
+            host.record(name, value)
+        theirs.append(host.advance())
+        state, decision = machine.step(state, losses)
+        ours += machine.decisions(decision)
+    assert [decision.reason for decision in theirs[:2]] == [Reason.UNMEASURED] * 2
+    assert theirs[7].explain() == "step 8: b → a (not measured: 1 of 2 payoffs recorded)"
+    assert whole(ours) == whole(theirs)
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert (mine.value, mine.limit) == pytest.approx((expected.value, expected.limit))
+
+
+def test_payoff_takes_no_loss_of_a_step():
+    machine, host = DeviceAlternator(MODULES, PAYOFF), HostAlternator(Alternator(MODULES, PAYOFF))
+    for observe in (lambda loss: machine.step(machine.init(), loss), host.observe):
+        with pytest.raises(LossError, match="Payoff must be given payoffs, got the loss of a step"):
+            observe(jnp.float32(0.5))
+    assert host.alternator.step == 0
+    assert host.observe({}).step == 1

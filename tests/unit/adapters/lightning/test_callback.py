@@ -11,7 +11,7 @@ from torch import nn
 
 from adapters.lightning import AlternatingCallback, FreezeError
 from adapters.torch import AlternatingOptimizer
-from alternator import Alternator, ConfigurationError, Cycle, LossError, UnknownModuleError
+from alternator import Alternator, ConfigurationError, Cycle, LossError, Payoff, UnknownModuleError
 from tests.conformance.freeze_contract_torch import adamw, batch, optimizer_state, same_bits, tower_loss
 from tests.unit.adapters.lightning.lightning_runs import (
     NAMES,
@@ -365,6 +365,21 @@ def returning(output):
 def test_losses_that_are_none(output, kind, message):
     with pytest.raises(kind, match=message):
         fit(returning(output))
+
+
+def test_payoff_takes_joint_turns_and_no_losses():
+    turns = {"both": NAMES, NAMES[0]: NAMES[:1]}
+    sources = {name: f"towers.{name}" for name in NAMES}
+    made = AlternatingCallback(Alternator(turns, Payoff(costs=(3, 2))), sources, turns=turns)
+    with pytest.raises(LossError, match="Payoff must be given payoffs, got the loss of a step"):
+        trainer(made).fit(returning(None), Steps())
+    made = AlternatingCallback(Alternator(turns, Payoff(costs=(3, 2))), sources, turns=turns)
+    trainer(made).fit(returning({}), Steps())
+    assert made.alternator.step > 0
+    refused(
+        "Payoff must have a first turn that trains all",
+        AlternatingCallback(Alternator(NAMES, Payoff(costs=(3, 2))), sources),
+    )
 
 
 def test_a_loss_that_reaches_only_the_always_group():

@@ -11,7 +11,7 @@ from flax import nnx
 
 from adapters.nnx import AlternatingOptimizer
 from adapters.optax import apply_updates
-from alternator import ConfigurationError, UnknownModuleError
+from alternator import Alternator, ConfigurationError, Payoff, UnknownModuleError
 
 MODULES = ("encoder", "head")
 INPUTS = jnp.asarray(np.random.default_rng(0).standard_normal((8, 3)), jnp.float32)
@@ -355,3 +355,8 @@ def test_what_wrt_leaves_out_is_never_trained():
     for active in MODULES:
         train(model, optimizer, INPUTS, active)
     assert float(model.scale[...]) == 1.0
+
+
+def test_payoff_over_turns_of_which_the_first_does_not_train_all():
+    with pytest.raises(ConfigurationError, match="Payoff must have a first turn that trains all modules"):
+        make(alternator=Alternator(MODULES, Payoff(costs=(3, 2))))

@@ -7,8 +7,9 @@ import optax
 import pytest
 from jax.experimental import checkify
 
+from adapters.jax import DeviceAlternator
 from adapters.optax import ALWAYS, FROZEN, active_value_and_grad, alternating, apply_updates, in_force
-from alternator import ConfigurationError, UnknownModuleError
+from alternator import Alternator, ConfigurationError, Cycle, Payoff, UnknownModuleError
 
 PARAMS = {"a": {"w": np.zeros(2, np.float32)}, "b": {"w": np.zeros(2, np.float32)}, "mix": np.zeros(2, np.float32)}
 LABELS = {"a": "a", "b": "b", "mix": ALWAYS}
@@ -185,3 +186,20 @@ def test_frozen_state_stays_through_an_accumulation():
 def test_without_accumulation_what_is_given_is_in_force():
     optimizer = alternating(TRANSFORMS, LABELS, always=optax.sgd(1.0))
     assert in_force(optimizer.init(PARAMS), 1) == 1
+
+
+@pytest.mark.parametrize("kind", [Alternator, DeviceAlternator])
+def test_the_turns_are_checked_against_what_chooses_among_them(kind):
+    joint = {"both": ("a", "b"), "a": "a", "b": "b"}
+
+    def build(turns, names, rule):
+        return alternating(TRANSFORMS, LABELS, turns=turns, always=optax.sgd(1.0), alternator=kind(names, rule))
+
+    assert moved(build(joint, tuple(joint), Payoff(costs=(3, 2, 2))), 0) == {"a", "b", "mix"}
+    with pytest.raises(ConfigurationError, match="Payoff must have a first turn that trains all modules"):
+        build(TURNS, tuple(TURNS), Payoff(costs=(3, 2, 2)))
+    with pytest.raises(ConfigurationError, match="Payoff must have a first turn that trains all modules"):
+        build(None, ("a", "b"), Payoff(costs=(3, 2)))
+    message = r"the alternator's names \('b', 'a'\) in their order, as active may be an index, got \('a', 'b'\)"
+    with pytest.raises(ConfigurationError, match=message):
+        build(None, ("b", "a"), Cycle(1))

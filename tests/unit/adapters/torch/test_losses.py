@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -123,8 +124,13 @@ def test_nothing_moves_when_the_losses_are_wrong():
             LossError,
             r"real scalar, got a torch.float32 tensor of shape \(2,\) for 'a'; reduce it",
         ),
-        ({"a": torch.tensor(1j)}, LossError, "real scalar, got a torch.complex64"),
+        ({"a": torch.tensor(1j)}, LossError, "real scalar, got a torch.complex64.*; take its .real"),
+        ({"a": torch.tensor(1 + 0j)}, LossError, "real scalar, got a torch.complex64"),
+        ({"a": np.complex128(1)}, LossError, r"real scalar, got np\.complex128\(1\+0j\) for 'a'; give a number"),
+        ({"a": np.array(1 + 0j)}, LossError, r"real scalar, got array\(1\.\+0\.j\) for 'a'; give a number"),
+        ({"a": 10**400}, LossError, r"real scalar, got 1000+\.\.\. for 'a'; give a number"),
         ({"a": "high"}, LossError, "real scalar, got 'high'"),
+        ({"a": "0.5"}, LossError, "real scalar, got '0.5'"),
     ]:
         with pytest.raises(error, match=message):
             alternating.step(losses["a"], wrong)

@@ -7,7 +7,7 @@ from torch.optim import LBFGS, SGD
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
 from adapters.torch import AlternatingOptimizer
-from alternator import Alternator, ConfigurationError, UnknownModuleError
+from alternator import Alternator, ConfigurationError, LossError, Payoff, UnknownModuleError
 
 
 def modules():
@@ -208,3 +208,28 @@ def test_a_wrapper_other_than_ddp():
     refused(r"must be plain, .* or under fully_shard, got a FullyShardedDataParallel, .*use one", given)
     model = nn.DataParallel(nn.ModuleDict(modules()))
     refused(r"got a DataParallel", {name: model.module[name] for name in "ab"}, model=model)
+
+
+def test_payoff_over_turns_of_which_the_first_does_not_train_all():
+    given = modules()
+    optimizers = {name: sgd(module) for name, module in given.items()}
+    turns = {"a": ("a",), "both": ("a", "b"), "b": ("b",)}
+    with pytest.raises(ConfigurationError, match="Payoff must have a first turn that trains all modules"):
+        AlternatingOptimizer(Alternator(turns, Payoff(costs=(3, 2, 2))), given, optimizers, turns=turns)
+    with pytest.raises(ConfigurationError, match="Payoff must have a first turn that trains all modules"):
+        AlternatingOptimizer(Alternator(given, Payoff(costs=(3, 2))), given, optimizers)
+
+
+def test_payoff_that_is_given_losses():
+    given = modules()
+    turns = {"both": ("a", "b"), "a": ("a",)}
+    optimizers = {name: sgd(module) for name, module in given.items()}
+    alternating = AlternatingOptimizer(Alternator(turns, Payoff(costs=(3, 2))), given, optimizers, turns=turns)
+    for losses in (None, {}):
+        loss = given["b"](given["a"](torch.ones(1, 2))).sum()
+        if losses is None:
+            with pytest.raises(LossError, match="Payoff must be given payoffs, got the loss of a step"):
+                alternating.step(loss)
+            assert alternating.alternator.step == 0
+        else:
+            assert alternating.step(loss, losses).step == 1

@@ -4,6 +4,7 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 
 from alternator import Alternator, ConfigurationError, Cycle, LossError, Plateau, Reason, Trend, replay
@@ -82,6 +83,14 @@ def test_modules_choose_columns_and_their_order():
     result = replay(losses, Cycle(1), modules=("c", "a"))
     assert result.modules == ("c", "a")
     assert result.actives[:3] == ("c", "a", "c")
+
+
+def test_columns_and_steps_may_be_arrays():
+    losses = columns_of(40)
+    arrays = {name: np.array(column) for name, column in losses.items()}
+    result = replay(arrays, Cycle(3), steps=np.arange(40) * 10, delay=np.int64(1))
+    assert result == replay(losses, Cycle(3), steps=range(0, 400, 10), delay=1)
+    assert json.dumps(result.to_dict())
 
 
 @pytest.mark.parametrize(

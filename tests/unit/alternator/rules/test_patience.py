@@ -68,6 +68,41 @@ def test_it_decides_as_torch_does_on_random_traces():
     assert total > NUM_TRACES
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_with_nonfinite_losses_it_decides_as_torch_does_on_the_finite_ones(seed):
+    draw = random.Random(seed)
+    settings, mode, trace = settings_of(draw), draw.choice(["min", "max"]), trace_of(draw)
+    mixed = [loss if draw.random() < 0.8 else draw.choice([math.nan, math.inf, -math.inf]) for loss in trace]
+    scheduler = scheduler_of(settings, mode)
+    expected = [math.isfinite(loss) and cuts(scheduler, loss) for loss in mixed]
+    assert switches_of({**settings, "mode": mode}, mixed) == expected
+
+
+NONFINITE = {
+    "nan is bad to torch": ({"patience": 1}, [1.0, math.nan, math.nan, 1.0, 1.0], [3, 5], [5]),
+    "inf is bad to torch": ({"patience": 1}, [1.0, math.inf, math.inf, 1.0, 1.0], [3, 5], [5]),
+    "-inf is the best to torch": ({"patience": 1}, [1.0, -math.inf, 0.5, 0.4, 0.3], [4], []),
+    "inf is the best to torch": ({"patience": 1, "mode": "max"}, [1.0, math.inf, 2.0, 3.0, 4.0], [4], []),
+    "nan cools torch down": (
+        {"patience": 0, "cooldown": 2},
+        [1.0, 1.0, math.nan, math.nan, 1.0, 1.0, 1.0],
+        [2, 5],
+        [2, 7],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NONFINITE)
+def test_what_torch_makes_of_nonfinite_losses_instead(name):
+    """The documented difference: step by step, where the scheduler cuts and where the rule switches."""
+    settings, trace, cut_at, switched_at = NONFINITE[name]
+    scheduler = scheduler_of(
+        {key: value for key, value in settings.items() if key != "mode"}, settings.get("mode", "min")
+    )
+    assert [step for step, loss in enumerate(trace, 1) if cuts(scheduler, loss)] == cut_at
+    assert [step for step, switched in enumerate(switches_of(settings, trace), 1) if switched] == switched_at
+
+
 def test_each_module_has_a_scheduler_of_its_own():
     for seed in range(100):
         draw = random.Random(seed)

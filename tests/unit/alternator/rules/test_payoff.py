@@ -3,9 +3,10 @@
 import random
 from math import inf
 
+import numpy as np
 import pytest
 
-from alternator import Alternator, ConfigurationError, Payoff, Payoffs, Reason
+from alternator import Alternator, ConfigurationError, LossError, Payoff, Payoffs, Reason
 from tests.unit.alternator.runs import shares
 
 TURNS = {"both": ("left", "right"), "left": ("left",), "right": ("right",)}
@@ -127,9 +128,39 @@ def test_a_wait_can_be_doubled_without_end():
 
 def test_nothing_is_decided_before_a_measurement_is_complete():
     alternator = build(groups=4, min_steps=1, confirmations=1)
-    for observed in range(3):
-        assert alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0}).reason == Reason.FEW_LOSSES, observed
+    for observed in range(1, 4):
+        decision = alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0})
+        assert decision.explain() == f"step {observed}: both trains on (not measured: {observed} of 4 payoffs recorded)"
     assert alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0}).active == "left"
+
+
+def test_between_two_measurements_it_waits_for_values():
+    alternator = build(groups=2, min_steps=1, confirmations=9)
+    reasons = [alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0}).reason for _ in range(4)]
+    assert reasons == [Reason.UNMEASURED, Reason.UNCONFIRMED, Reason.FEW_LOSSES, Reason.UNCONFIRMED]
+
+
+def test_a_turn_that_ends_unmeasured_says_so():
+    """It was left to itself: no payoffs were recorded, or too few."""
+    alternator = build(groups=2, min_steps=1, confirmations=1, retry_after=3, max_retry_after=3)
+    for _ in range(2):
+        decision = alternator.observe({"both": 1.0, "left": 1.0, "right": 0.0})
+    assert decision.active == "left"
+    alternator.record("left", 1.0)
+    decisions = [alternator.advance() for _ in range(3)]
+    assert {decision.reason for decision in decisions} == {Reason.UNMEASURED}
+    assert decisions[-1].explain() == "step 5: left → both (not measured: 1 of 2 payoffs recorded)"
+
+
+@pytest.mark.parametrize("losses", [{}, {"both": 0.5}])
+def test_losses_or_nothing_train_all_and_say_that_nothing_is_measured(losses):
+    alternator = build(groups=2, min_steps=1)
+    for name, value in losses.items():
+        for _ in range(5):
+            alternator.record(name, value)
+    decisions = [alternator.advance() for _ in range(5)]
+    assert decisions[0].explain() == "step 1: both trains on (not measured: 0 of 2 payoffs recorded)"
+    assert not any(decision.switched for decision in decisions)
 
 
 def test_a_turn_that_was_not_measured_is_never_chosen_and_infinite_payoffs_say_nothing():
@@ -180,6 +211,15 @@ def test_payoffs_undo_one_modules_training_at_a_time():
     state["right"] = 1
     assert payoffs.before == {"left": 0, "right": 0}
     assert payoffs.measure("right", 4) == {"right": [0.5]}
+
+
+@pytest.mark.parametrize("loss", [np.complex128(1), 10**400, "1.0"])
+def test_payoffs_are_measured_by_real_losses(loss):
+    payoffs = Payoffs(TURNS, lambda name: 0, lambda mix: [loss])
+    with pytest.raises(LossError, match="a loss must be a real scalar"):
+        payoffs.measure("left", 1)
+    with pytest.raises(ConfigurationError, match="num_steps must be an integer of at least 1, got 0"):
+        payoffs.measure("left", 0)
 
 
 def test_payoffs_need_turns():

@@ -15,7 +15,7 @@ from alternator.rules.random_tenure import hash32
         (lambda: RandomTenure(3, min_steps=4), r"mean must lie between min_steps \(4\)"),
         (lambda: RandomTenure(2.0**32), "mean must lie between"),
         (lambda: RandomTenure(-1), "mean must be a finite number above 0"),
-        (lambda: RandomTenure(2, seed=2**32), r"seed must be below 2\*\*32"),
+        (lambda: RandomTenure(2, seed=2**32), r"seed must be an integer of at most 4294967295"),
         (lambda: RandomTenure(2, seed=-1), "seed must be an integer of at least 0"),
     ],
 )

@@ -1,7 +1,10 @@
 """Settings: what is refused, with which words, and what follows from them."""
 
+import json
+from dataclasses import asdict
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 
 from ur4rec.config import (
@@ -45,6 +48,14 @@ def test_trainer_settings_out_of_range_are_refused(settings, message):
 def test_model_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         ModelConfig(num_items=10, **settings)
+
+
+def test_numbers_of_numpy_are_saved_as_plain_json():
+    trainer = TrainerConfig(num_negatives=np.int64(3), kd_weight=np.float32(0.5), gbce_t=np.int32(1))
+    assert trainer == TrainerConfig(num_negatives=3, kd_weight=0.5, gbce_t=1)
+    model = ModelConfig(num_items=np.int32(9), sasrec_dropout=np.float64(0.25), retriever_temperature=np.float32(0.5))
+    assert model == ModelConfig(num_items=9, sasrec_dropout=0.25, retriever_temperature=0.5)
+    assert json.loads(json.dumps([asdict(trainer), asdict(model)])) == [asdict(trainer), asdict(model)]
 
 
 def test_all_strategies_can_be_on_together():

@@ -1,9 +1,10 @@
 """Schedules by name."""
 
+import numpy as np
 import pytest
 
-from alternator import AlternatorError, Cycle, Payoff, Plateau, RandomTenure
-from ur4rec.schedule.alternators import STEP_COSTS, parse_schedule, resolve_schedule
+from alternator import Alternator, AlternatorError, Cycle, Payoff, Plateau, RandomTenure, StateError
+from ur4rec.schedule.alternators import STEP_COSTS, TurnSequence, parse_schedule, resolve_schedule
 
 
 @pytest.mark.parametrize(
@@ -31,11 +32,28 @@ def test_schedules(text, rule):
         ("parity,threshold=1", "schedule 'parity' has no settings"),
         ("0:1", "steps must be an integer of at least 1, got 0"),
         ("plateau,window=1", "window must be at least 3, got 1"),
+        pytest.param("9" * 400 + ":1", r"unknown schedule '999.*\.\.\.; expected one of", id="huge"),
+        pytest.param("9" * 5000 + ":1", r"unknown schedule '999.*\.\.\.; expected one of", id="enormous"),
+        ("sequence:(('both', 0),)", r"a length of at least 1, got \('both', 0\)"),
+        pytest.param("sequence:(('both', " + "9" * 400 + "),)", "a length of at least 1, got", id="huge length"),
     ],
 )
 def test_mistakes_name_the_choices(text, message):
     with pytest.raises(AlternatorError, match=message):
         parse_schedule(text)
+
+
+def test_a_sequence_is_resumed_only_in_one_of_its_tenures():
+    rule = TurnSequence((("both", np.int64(3)), ("sasrec", 2)))
+    assert rule == TurnSequence((("both", 3), ("sasrec", 2)))
+    alternator = Alternator(rule.turns, rule)
+    for _ in range(4):
+        alternator.advance()
+    state = alternator.state_dict()
+    alternator.load_state_dict(state)
+    for current in (2, -1, 1.5):
+        with pytest.raises(StateError, match="damaged"):
+            alternator.load_state_dict({**state, "rule_state": {"current": current}})
 
 
 def test_a_payoff_schedule_has_costs_and_measures():

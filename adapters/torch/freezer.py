@@ -173,7 +173,7 @@ class Freezer:
             ConfigurationError: As when this was built.
         """
         changed = self.ranks is None and self._look_again()
-        self._is_stale = self._is_stale or changed or self._num_param_groups != _count_groups(self.optimizers)
+        self._is_stale = self._is_stale or changed or self._num_in_groups != _count(self.optimizers)
         if not self._is_stale:
             return
         check_ownership(self.groups, self._model)
@@ -196,7 +196,7 @@ class Freezer:
 
     def _cover(self) -> None:
         self._uncovered = check_coverage(self.groups, self._given_optimizers, self.optimizers)
-        self._num_param_groups = _count_groups(self.optimizers)
+        self._num_in_groups = _count(self.optimizers)
 
     def _watch(self) -> None:
         exempt = frozenset() if self.ranks is None else self.ranks.aligned_buffers
@@ -282,8 +282,7 @@ class Freezer:
             ConfigurationError: A parameter was unfrozen that no optimizer steps, or whose gradients are not averaged.
             FreezeError: Gradients have not been averaged across ranks.
         """
-        if self._num_param_groups != _count_groups(self.optimizers):
-            self._take_new_groups()
+        self.take_new_groups()
         turn = self.turn
         if self.ranks is not None:
             self.ranks.check_reduced()
@@ -294,8 +293,14 @@ class Freezer:
                 parameter.grad = None
         self._check_reach(turn)
 
-    def _take_new_groups(self) -> None:
-        """Within a step: keeps the gradients of what is active."""
+    def take_new_groups(self) -> None:
+        """Look again within a step, if an optimizer has other groups than before: keeps gradients of what is active.
+
+        Raises:
+            ConfigurationError: As when this was built.
+        """
+        if self._num_in_groups == _count(self.optimizers):
+            return
         self.remember()
         self.refresh()
         for group in self.turn.frozen:
@@ -405,8 +410,9 @@ def _ids_of(group: Freezable | None) -> set[int]:
     return set() if group is None else {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
 
 
-def _count_groups(optimizers: Iterable[Optimizer]) -> int:
-    return sum(len(optimizer.param_groups) for optimizer in optimizers)
+def _count(optimizers: Iterable[Optimizer]) -> int:
+    """The number of parameter groups and of parameters in them."""
+    return sum(1 + len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups)
 
 
 def _split_pair(always: Parameters | tuple[Parameters, Optimizer] | None) -> tuple[Parameters | None, Optimizer | None]:

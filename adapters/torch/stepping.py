@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -11,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from adapters.torch.checks import check_schedulers, parameters_of
 from adapters.torch.freezer import Freezer
-from alternator import ConfigurationError, StateError
+from alternator import ConfigurationError
 
 
 class Stepper:
@@ -71,33 +70,6 @@ class Stepper:
         self._num_refreshes = self._freezer.num_refreshes
         turns = self._freezer.turns.items()
         self._shares = {name: _shares(self._optimizers, turn.active_parameters) for name, turn in turns}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of optimizers, schedulers and scaler: tensors, so not JSON."""
-        return {
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "schedulers": {name: scheduler.state_dict() for name, scheduler in self._schedulers.items()},
-            "scaler": None if self._scaler is None else self._scaler.state_dict(),
-        }
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Refuse a state of a different number of optimizers.
-
-        Raises:
-            StateError: With both numbers.
-        """
-        saved, here = len(state["optimizers"]), len(self._optimizers)
-        if saved != here:
-            raise StateError(f"the state has {saved} optimizers, but here are {here}; build the same ones")
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for name, scheduler in self._schedulers.items():
-            scheduler.load_state_dict(state["schedulers"][name])
-        if self._scaler is not None:
-            self._scaler.load_state_dict(state["scaler"])
 
 
 def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler | None) -> Tensor:

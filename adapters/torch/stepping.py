@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from adapters.torch.checks import check_schedulers, parameters_of
 from adapters.torch.freezer import Freezer
+from adapters.torch.shares import Shares, showing
 from alternator import ConfigurationError
 
 
@@ -44,8 +45,7 @@ class Stepper:
         self._clip_norm = clip_norm
         self._scaler = scaler
         self._step = partial(step_optimizers, scaler=scaler) if step is None else step
-        self._freezer = freezer
-        self._find_shares()
+        self._shares = Shares(freezer)
         self._turn_schedulers = {
             name: [scheduler for key, scheduler in self._schedulers.items() if turn.trains(key)]
             for name, turn in freezer.turns.items()
@@ -55,21 +55,16 @@ class Stepper:
 
     def update(self, name: str) -> bool:
         """Clip and step for the turn of this name; False if the scaler skipped an optimizer."""
-        if self._num_refreshes != self._freezer.num_refreshes:
-            self._find_shares()
-        stepping = [each for each, share in self._shares[name] if any(p.grad is not None for p in share)]
+        shares = [share for share in self._shares.find() if any(p.grad is not None for p in share.parameters)]
+        stepping = [share.optimizer for share in shares]
         if self._clip_norm is not None:
             self.grad_norm = clip(stepping, self._clip_norm, self._scaler)
-        updated = self._step(stepping)
+        with showing(shares):
+            updated = self._step(stepping)
         for scheduler in self._turn_schedulers[name]:
             if any(scheduler.optimizer is optimizer for optimizer in updated):
                 scheduler.step()
         return len(updated) == len(stepping)
-
-    def _find_shares(self) -> None:
-        self._num_refreshes = self._freezer.num_refreshes
-        turns = self._freezer.turns.items()
-        self._shares = {name: _shares(self._optimizers, turn.active_parameters) for name, turn in turns}
 
 
 def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler | None) -> Tensor:
@@ -114,12 +109,3 @@ def _runs(optimizer: Optimizer, scaler: GradScaler) -> bool:
     finally:
         hook.remove()
     return bool(runs)
-
-
-def _shares(
-    optimizers: Sequence[Optimizer], training: Sequence[nn.Parameter]
-) -> list[tuple[Optimizer, tuple[nn.Parameter, ...]]]:
-    """Each optimizer that holds parameters that train, with these parameters."""
-    ids = {id(parameter) for parameter in training}
-    shares = [(each, tuple(p for p in parameters_of(each) if id(p) in ids)) for each in optimizers]
-    return [share for share in shares if share[1]]

@@ -90,6 +90,8 @@ class AlternatingOptimizer:
         check_integer("delay", delay, 0)
         if check_ranks_every is not None:
             check_integer("check_ranks_every", check_ranks_every, 1)
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
         self._freezer = Freezer(
             alternator.modules,
             modules,
@@ -168,8 +170,8 @@ class AlternatingOptimizer:
     def skip(self, losses: Loss | Mapping[str, Loss] | None = None) -> Decision:
         """End the step without an update, for a loss that is not finite: it counts as skipped.
 
-        Gradients of the step are dropped, those of its earlier micro-steps included. If you had the scaler unscale them,
-        its scale is updated by what it found.
+        Gradients of the step are dropped, those of its earlier micro-steps included. If you had the scaler unscale
+        them, its scale is updated by what it found.
 
         Args:
             losses: What to record: the active name's loss, or losses by name; None records nothing.

@@ -28,13 +28,13 @@ class States:
     Args:
         freezer: Knows the names and holds the optimizers.
         schedulers: Per module name a scheduler.
-        scaler: The GradScaler; a disabled one is none.
+        scaler: The GradScaler.
     """
 
     def __init__(self, freezer: Freezer, schedulers: Mapping[str, LRScheduler], scaler: GradScaler | None) -> None:
         self._freezer = freezer
         self._schedulers = schedulers
-        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._scaler = scaler
 
     def state_dict(self) -> dict[str, Any]:
         """The states, with tensors in them, so not JSON; see `load_state_dict`."""

@@ -1,6 +1,7 @@
 """Clipping gradients and stepping the optimizers and schedulers of a turn, with a GradScaler or without one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from torch import Tensor, nn
@@ -8,10 +9,11 @@ from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from adapters.torch.checks import check_schedulers, parameters_of
+from adapters.torch.checks import check_schedulers, needs_no_closure, parameters_of
 from adapters.torch.freezer import Freezer
 from adapters.torch.shares import Shares, showing
 from alternator import ConfigurationError
+from alternator.checks import one_line
 
 
 class Stepper:
@@ -59,7 +61,7 @@ class Stepper:
         stepping = [share.optimizer for share in shares]
         if self._clip_norm is not None:
             self.grad_norm = clip(stepping, self._clip_norm, self._scaler)
-        with showing(shares):
+        with refusing_closures(stepping), showing(shares):
             updated = self._step(stepping)
         for scheduler in self._turn_schedulers[name]:
             if any(scheduler.optimizer is optimizer for optimizer in updated):
@@ -107,6 +109,22 @@ def forget_unscaled(scaler: GradScaler) -> None:
     if any(state["found_inf_per_device"] for state in scaler._per_optimizer_states.values()):
         scaler.update()
     scaler._per_optimizer_states.clear()
+
+
+@contextmanager
+def refusing_closures(optimizers: Sequence[Optimizer]) -> Iterator[None]:
+    """Turn the error of an optimizer that misses a closure into one that says what to do.
+
+    Raises:
+        ConfigurationError: With the optimizer's own error.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        said = str(error)
+        if "closure" not in said and "'NoneType' object is not callable" not in said:
+            raise
+        raise ConfigurationError(needs_no_closure(optimizers, f"but one asks for it ({one_line(said)})")) from error
 
 
 def skips_in_kernel(optimizer: Optimizer) -> bool:

@@ -12,8 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from adapters.torch.checks import parameters_of
 from adapters.torch.decisions import Decisions
 from adapters.torch.freezer import Freezer
-from adapters.torch.losses import Loss
+from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters
+from adapters.torch.shares import ShownSteps
 from adapters.torch.stepping import Stepper, skips_in_kernel
 from alternator import Alternator, ConfigurationError, Decision
 
@@ -71,11 +72,12 @@ class FollowedOptimizer(Loop):
         loop_scaler: GradScaler | None,
         **options: Any,
     ) -> None:
-        freezer = Freezer(alternator.modules, modules, optimizer, rule=alternator.rule, **options)
+        freezer = Freezer(alternator.modules, modules, optimizer, rule=alternator.rule, with_closure=True, **options)
         super().__init__(freezer, Decisions(alternator, freezer, delay))
         self._watched_scaler = loop_scaler if skips_in_kernel(optimizer) else None
         self._scale = 0.0
         self._hook = optimizer.register_step_post_hook(lambda *_: self._note_step())
+        self._steps = ShownSteps(optimizer, freezer)
         self._open_window()
 
     @property
@@ -83,9 +85,15 @@ class FollowedOptimizer(Loop):
         """Whether losses or gradients wait for the rest of an update."""
         return self._has_losses or self._has_gradients
 
-    def before_backward(self) -> None:
-        """Refuse gradients for a frozen module in training mode."""
+    def before_batch(self) -> None:
+        """See `Loop.before_batch`; the last batch's step may have failed."""
+        self._steps.reset()
+        super().before_batch()
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Refuse gradients for a frozen module in training mode, and a loss that has none."""
         self.decisions.check_applied()
+        check_differentiable(self.freezer.applied, loss)
         self._has_gradients = True
 
     def before_update(self) -> None:
@@ -110,6 +118,7 @@ class FollowedOptimizer(Loop):
     def close(self) -> None:
         """Unfreeze what the user had not frozen, and stop watching the optimizer."""
         self._hook.remove()
+        self._steps.close()
         super().close()
 
     def _open_window(self) -> None:
@@ -167,6 +176,7 @@ class ManualOptimizer(Loop):
         """Backward, update of what is active, decision and switch; see `AlternatingCallback.step`."""
         named = self.decisions.check_losses(loss, losses)
         self.decisions.check_applied()
+        check_differentiable(self.freezer.applied, loss)
         self.pl_module.manual_backward(loss)
         self.freezer.prepare_update()
         updated = self._stepper.update(self.freezer.applied)

@@ -1,7 +1,9 @@
 """Checks of what the user gives the PyTorch adapter: ownership, coverage, schedulers; each error has the remedy."""
 
+import inspect
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 import torch
@@ -20,11 +22,12 @@ Optimizers = Mapping[str, Optimizer] | Optimizer
 
 
 def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) -> None:
-    """Each trainable parameter, and each submodule, has one owner.
+    """Each trainable parameter, and each submodule, has one owner and a name of its own.
 
     Raises:
-        ConfigurationError: One has two owners; or one of ``model`` has none.
+        ConfigurationError: One has two owners, two have one name; or one of ``model`` has no owner.
     """
+    _check_distinct([key for group in groups.values() for key in (*group.parameters, *group.submodules)])
     check_disjoint({name: {id(value): key for key, value in g.parameters.items()} for name, g in groups.items()})
     check_disjoint(
         {name: {id(value): key for key, value in group.submodules.items()} for name, group in groups.items()},
@@ -40,13 +43,30 @@ def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) ->
         )
 
 
+def _check_distinct(names: Collection[str]) -> None:
+    """States and messages know parameters and submodules by name: ``head`` of ``net`` is that of ``net.head``."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ConfigurationError(
+            f"parameters must have different names, but two modules have {listed(twice)}; give one of them another name"
+        )
+
+
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     """All parameters of all groups of an optimizer."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def check_optimizers(modules: Collection[str], optimizers: Optimizers, extra: Optimizer | None) -> list[Optimizer]:
+def check_optimizers(
+    modules: Collection[str], optimizers: Optimizers, extra: Optimizer | None, *, with_closure: bool = False
+) -> list[Optimizer]:
     """All optimizers, each once: one per module or one over all, and the always group's own.
+
+    Args:
+        modules: Their names.
+        optimizers: One per module, or one over all.
+        extra: The always group's own.
+        with_closure: Whether steps are given a closure.
 
     Raises:
         ConfigurationError: A module has none, a name is unknown, or one is of a kind that cannot keep the contract.
@@ -61,9 +81,26 @@ def check_optimizers(modules: Collection[str], optimizers: Optimizers, extra: Op
     for optimizer in unique:
         if not isinstance(optimizer, Optimizer):
             raise ConfigurationError(f"an optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise ConfigurationError("an optimizer must step without a closure, got LBFGS; use a first-order one")
+        if isinstance(optimizer, torch.optim.LBFGS) or (not with_closure and _needs_closure(optimizer)):
+            raise ConfigurationError(needs_no_closure([optimizer], "got one that needs it"))
     return unique
+
+
+def needs_no_closure(optimizers: Iterable[Optimizer], what: str) -> str:
+    """What an optimizer that evaluates the loss itself is refused with."""
+    names = listed(sorted({type(optimizer).__name__ for optimizer in optimizers}))
+    return (
+        f"an optimizer must step without a closure, {what}: {names}; use a first-order one that takes the gradients "
+        "that are there (no LBFGS, line search or sharpness-aware method)"
+    )
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    """Whether its ``step`` must be given something; the class's, as schedulers replace the object's."""
+    given = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
+    return any(
+        each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in given
+    )
 
 
 def check_coverage(

@@ -17,9 +17,10 @@ from adapters.contract import FreezeError
 from adapters.torch.checks import Optimizers
 from adapters.torch.decisions import Decisions, refusing_damage
 from adapters.torch.freezer import Freezer
-from adapters.torch.losses import Loss
+from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters
-from adapters.torch.stepping import Stepper
+from adapters.torch.states import States
+from adapters.torch.stepping import Stepper, forget_unscaled
 from alternator import Alternator, Decision
 from alternator.checks import check_integer, to_float
 
@@ -89,6 +90,8 @@ class AlternatingOptimizer:
         check_integer("delay", delay, 0)
         if check_ranks_every is not None:
             check_integer("check_ranks_every", check_ranks_every, 1)
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
         self._freezer = Freezer(
             alternator.modules,
             modules,
@@ -101,6 +104,7 @@ class AlternatingOptimizer:
             rule=alternator.rule,
         )
         self._stepper = Stepper(self._freezer, schedulers=schedulers, clip_norm=clip_norm, scaler=scaler)
+        self._states = States(self._freezer, schedulers or {}, scaler)
         self._scaler = scaler
         self._accumulate = accumulate
         self._micro_step = 0
@@ -140,6 +144,7 @@ class AlternatingOptimizer:
         Raises:
             LossError: The active name's loss is missing, a loss is not a scalar, or ``loss`` reaches no active
                 parameter.
+            ConfigurationError: An optimizer asks for a closure.
             UnknownModuleError: ``losses`` has a name that the alternator does not have.
             FreezeError: A frozen module is in training mode, or the alternator was switched outside the adapter.
         """
@@ -157,7 +162,12 @@ class AlternatingOptimizer:
         return self._close_step(updated)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss / accumulate``, scaled by the scaler; then call `step` without ``loss``."""
+        """Add the gradients of ``loss / accumulate``, scaled by the scaler; then call `step` without ``loss``.
+
+        Raises:
+            LossError: ``loss`` is not a scalar tensor, or requires no gradient.
+        """
+        check_differentiable(self.active, loss)
         if self._accumulate > 1:
             loss = loss / self._accumulate
         if self._scaler is not None:
@@ -167,7 +177,8 @@ class AlternatingOptimizer:
     def skip(self, losses: Loss | Mapping[str, Loss] | None = None) -> Decision:
         """End the step without an update, for a loss that is not finite: it counts as skipped.
 
-        Gradients of the step are dropped, those of its earlier micro-steps included.
+        Gradients of the step are dropped, those of its earlier micro-steps included. If you had the scaler unscale
+        them, its scale is updated by what it found.
 
         Args:
             losses: What to record: the active name's loss, or losses by name; None records nothing.
@@ -175,6 +186,7 @@ class AlternatingOptimizer:
         if losses is not None:
             named = losses if isinstance(losses, Mapping) else {self.active: losses}
             self._decisions.add(self._decisions.check_losses(None, named))
+        self._forget_unscaled()
         return self._close_step(updated=False)
 
     def mean_over_ranks(self, value: Loss) -> Tensor:
@@ -189,6 +201,7 @@ class AlternatingOptimizer:
 
     def zero_grad(self) -> None:
         """Set all gradients to None, as `step` does after each update."""
+        self._forget_unscaled()
         self._freezer.zero_grad()
 
     def train(self) -> None:
@@ -202,6 +215,7 @@ class AlternatingOptimizer:
     def force(self, name: str) -> Decision:
         """Start a new tenure of a name now, as `Alternator.force` does."""
         self._check_boundary("force")
+        self._forget_unscaled()
         return self._decisions.force(name)
 
     def apply(self) -> None:
@@ -214,11 +228,13 @@ class AlternatingOptimizer:
             ConfigurationError: As when this was built, if modules or optimizers have changed since.
         """
         self._check_boundary("apply")
+        self._forget_unscaled()
         self._decisions.apply()
 
     def release(self) -> None:
         """Unfreeze what the user had not frozen, so that another AlternatingOptimizer can take the modules over."""
         self._check_boundary("release")
+        self._forget_unscaled()
         self._freezer.release()
 
     def flush(self) -> None:
@@ -229,28 +245,29 @@ class AlternatingOptimizer:
         """Everything of the schedule: alternator, pending losses, what the user froze. JSON-safe.
 
         Args:
-            include_optimizers: Add the states of optimizers, schedulers and scaler (tensors, so not JSON).
+            include_optimizers: Add the states of optimizers, schedulers and scaler by name (tensors, so not JSON).
 
         Raises:
             FreezeError: In the middle of an accumulation, whose gradients are not saved.
         """
         self._check_boundary("state_dict")
-        return {**self._decisions.state_dict(), **(self._stepper.state_dict() if include_optimizers else {})}
+        return {**self._decisions.state_dict(), **(self._states.state_dict() if include_optimizers else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken; loading the model's own state is up to you.
 
         Raises:
-            StateError: The state is damaged or of another configuration; nothing has been changed then.
+            StateError: The state is damaged, of another configuration, or does not have the same optimizers, schedulers
+                and scaler; nothing has been changed then.
         """
-        with refusing_damage():
-            self._decisions.check_state(state)
-            if "optimizers" in state:
-                self._stepper.check_state(state)
-        self._decisions.load_state_dict(state)
+        with self._states.undone_on_error():
+            with refusing_damage():
+                self._decisions.check_state(state)
+                if "optimizers" in state:
+                    self._states.load_state_dict(state)
+            self._decisions.load_state_dict(state)
         self._micro_step = 0
-        if "optimizers" in state:
-            self._stepper.load_state_dict(state)
+        self._forget_unscaled()
 
     def _check_boundary(self, what: str) -> None:
         if self._micro_step:
@@ -258,6 +275,11 @@ class AlternatingOptimizer:
                 f"{what}() must be called between updates, got micro-step {self._micro_step} of {self._accumulate}; "
                 "finish the step or call skip()"
             )
+
+    def _forget_unscaled(self) -> None:
+        """Wherever gradients are dropped."""
+        if self._scaler is not None:
+            forget_unscaled(self._scaler)
 
     def _close_step(self, updated: bool) -> Decision:
         self._micro_step = 0

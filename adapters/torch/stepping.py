@@ -1,17 +1,19 @@
 """Clipping gradients and stepping the optimizers and schedulers of a turn, with a GradScaler or without one."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
+from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from adapters.torch.checks import check_schedulers, parameters_of
+from adapters.torch.checks import check_schedulers, needs_no_closure, parameters_of
 from adapters.torch.freezer import Freezer
-from alternator import ConfigurationError, StateError
+from adapters.torch.shares import Shares, showing
+from alternator import ConfigurationError
+from alternator.checks import one_line
 
 
 class Stepper:
@@ -45,8 +47,7 @@ class Stepper:
         self._clip_norm = clip_norm
         self._scaler = scaler
         self._step = partial(step_optimizers, scaler=scaler) if step is None else step
-        self._freezer = freezer
-        self._find_shares()
+        self._shares = Shares(freezer)
         self._turn_schedulers = {
             name: [scheduler for key, scheduler in self._schedulers.items() if turn.trains(key)]
             for name, turn in freezer.turns.items()
@@ -56,48 +57,16 @@ class Stepper:
 
     def update(self, name: str) -> bool:
         """Clip and step for the turn of this name; False if the scaler skipped an optimizer."""
-        if self._num_refreshes != self._freezer.num_refreshes:
-            self._find_shares()
-        stepping = [each for each, share in self._shares[name] if any(p.grad is not None for p in share)]
+        shares = [share for share in self._shares.find() if any(p.grad is not None for p in share.parameters)]
+        stepping = [share.optimizer for share in shares]
         if self._clip_norm is not None:
             self.grad_norm = clip(stepping, self._clip_norm, self._scaler)
-        updated = self._step(stepping)
+        with refusing_closures(stepping), showing(shares):
+            updated = self._step(stepping)
         for scheduler in self._turn_schedulers[name]:
             if any(scheduler.optimizer is optimizer for optimizer in updated):
                 scheduler.step()
         return len(updated) == len(stepping)
-
-    def _find_shares(self) -> None:
-        self._num_refreshes = self._freezer.num_refreshes
-        turns = self._freezer.turns.items()
-        self._shares = {name: _shares(self._optimizers, turn.active_parameters) for name, turn in turns}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of optimizers, schedulers and scaler: tensors, so not JSON."""
-        return {
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "schedulers": {name: scheduler.state_dict() for name, scheduler in self._schedulers.items()},
-            "scaler": None if self._scaler is None else self._scaler.state_dict(),
-        }
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Refuse a state of a different number of optimizers.
-
-        Raises:
-            StateError: With both numbers.
-        """
-        saved, here = len(state["optimizers"]), len(self._optimizers)
-        if saved != here:
-            raise StateError(f"the state has {saved} optimizers, but here are {here}; build the same ones")
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for name, scheduler in self._schedulers.items():
-            scheduler.load_state_dict(state["schedulers"][name])
-        if self._scaler is not None:
-            self._scaler.load_state_dict(state["scaler"])
 
 
 def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler | None) -> Tensor:
@@ -106,8 +75,7 @@ def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler |
     Parameters without a gradient (frozen ones) do not count.
     """
     if scaler is not None:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
+        unscale(optimizers, scaler)
     norm = nn.utils.clip_grad_norm_([p for optimizer in optimizers for p in parameters_of(optimizer)], clip_norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded parameters
 
@@ -123,6 +91,40 @@ def step_optimizers(optimizers: Sequence[Optimizer], scaler: GradScaler | None) 
     updated = [optimizer for optimizer in optimizers if _runs(optimizer, scaler)]
     scaler.update()
     return [] if fused and scaler.get_scale() < scale else updated
+
+
+def unscale(optimizers: Sequence[Optimizer], scaler: GradScaler) -> None:
+    """Divide the gradients of these optimizers by the scale, where the user has not done so in this step."""
+    for optimizer in optimizers:
+        state = scaler._per_optimizer_states.get(id(optimizer))
+        if state is None or state["stage"] is not OptState.UNSCALED:
+            scaler.unscale_(optimizer)
+
+
+def forget_unscaled(scaler: GradScaler) -> None:
+    """The step's gradients are dropped: the next ones are not taken for divided by the scale.
+
+    If the user has had them divided, the scale falls or grows by what was found in them, as after a step.
+    """
+    if any(state["found_inf_per_device"] for state in scaler._per_optimizer_states.values()):
+        scaler.update()
+    scaler._per_optimizer_states.clear()
+
+
+@contextmanager
+def refusing_closures(optimizers: Sequence[Optimizer]) -> Iterator[None]:
+    """Turn the error of an optimizer that misses a closure into one that says what to do.
+
+    Raises:
+        ConfigurationError: With the optimizer's own error.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        said = str(error)
+        if "closure" not in said and "'NoneType' object is not callable" not in said:
+            raise
+        raise ConfigurationError(needs_no_closure(optimizers, f"but one asks for it ({one_line(said)})")) from error
 
 
 def skips_in_kernel(optimizer: Optimizer) -> bool:
@@ -142,12 +144,3 @@ def _runs(optimizer: Optimizer, scaler: GradScaler) -> bool:
     finally:
         hook.remove()
     return bool(runs)
-
-
-def _shares(
-    optimizers: Sequence[Optimizer], training: Sequence[nn.Parameter]
-) -> list[tuple[Optimizer, tuple[nn.Parameter, ...]]]:
-    """Each optimizer that holds parameters that train, with these parameters."""
-    ids = {id(parameter) for parameter in training}
-    shares = [(each, tuple(p for p in parameters_of(each) if id(p) in ids)) for each in optimizers]
-    return [share for share in shares if share[1]]

@@ -139,6 +139,42 @@ def test_a_loss_that_does_not_reach_what_is_active():
         trainer(model.alternating).fit(model, Steps())
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (1.0, "must be a tensor, got 1.0"),
+        (torch.ones(()), "reaches no parameter of 'a', which is active: it requires no"),
+    ],
+)
+def test_a_loss_without_a_gradient(loss, message):
+    class Constant(ManualTowers):
+        def training_step(self, batch, batch_idx):
+            self.alternating.step(loss)
+
+    class Returned(Towers):
+        def training_step(self, batch, batch_idx):
+            return loss
+
+    with pytest.raises(LossError, match=message):
+        fit(Constant())
+    if isinstance(loss, torch.Tensor):  # Lightning itself refuses others
+        with pytest.raises(LossError, match=message):
+            fit(Returned())
+
+
+def test_an_optimizer_that_needs_a_closure():
+    class Search(torch.optim.SGD):
+        def step(self, closure):
+            return super().step(closure)
+
+    class Searching(ManualTowers):
+        def configure_optimizers(self):
+            return Search(self.parameters(), lr=0.1)
+
+    with pytest.raises(ConfigurationError, match="without a closure, got one that needs it: 'Search'"):
+        fit(Searching())
+
+
 def test_step_after_training():
     model = ManualTowers()
     made = callback(Alternator(NAMES), model)

@@ -4,13 +4,13 @@ import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adapters.contract import ALWAYS, check_disjoint, check_names
 from adapters.torch.modules import Freezable
+from adapters.torch.optimizers import check_optimizer
 from adapters.torch.wrappers import unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
@@ -51,18 +51,15 @@ def check_optimizers(modules: Collection[str], optimizers: Optimizers, extra: Op
     Raises:
         ConfigurationError: A module has none, a name is unknown, or one is of a kind that cannot keep the contract.
     """
-    if not isinstance(optimizers, Optimizer):
+    if isinstance(optimizers, Mapping):
         check_names("optimizers", optimizers, modules)
         missing = [name for name in modules if name not in optimizers]
         if missing:
             raise ConfigurationError(f"every module must have an optimizer, but {listed(missing)} has none; give one")
-    given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers.values())
+    given = list(optimizers.values()) if isinstance(optimizers, Mapping) else [optimizers]
     unique = list({id(optimizer): optimizer for optimizer in [*given, *([extra] if extra else [])]}.values())
     for optimizer in unique:
-        if not isinstance(optimizer, Optimizer):
-            raise ConfigurationError(f"an optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise ConfigurationError("an optimizer must step without a closure, got LBFGS; use a first-order one")
+        check_optimizer(optimizer)
     return unique
 
 

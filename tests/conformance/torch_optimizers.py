@@ -106,6 +106,22 @@ SPARSE = {"make_towers": lambda: {"a": Sparse(0), "b": Sparse(1)}, "clip_norm": 
 DECAY = {"lr": 0.01, "weight_decay": 0.1}
 
 
+def refusal(message: str, make: MakeOptimizer, remark: str) -> Row:
+    measured = replace(SHORT, make_optimizer=make)
+    over_all = replace(measured, one_optimizer=True)
+    return Row(
+        {
+            APART: Cell(REFUSED, partial(refused, message, measured)),
+            ONE: Cell(REFUSED, partial(refused, message, over_all)),
+        },
+        remark,
+    )
+
+
+def lookahead(parameters: Any) -> Optimizer:
+    return of_package("pytorch_optimizer", "Lookahead", torch.optim.AdamW(parameters, **DECAY))
+
+
 def packaged(package: str, kind: str, **options: Any) -> Row:
     remark = "takes matrices only" if "make_towers" in options else ""
     return row(partial(of_package, package, kind, **DECAY), remark, **options)
@@ -119,15 +135,7 @@ TORCH = {
     "Adamax": row(partial(torch.optim.Adamax, **DECAY)),
     "AdamW": row(partial(torch.optim.AdamW, **DECAY)),
     "ASGD": row(partial(torch.optim.ASGD, t0=2, **DECAY)),
-    "LBFGS": Row(
-        {
-            column: Cell(
-                REFUSED, partial(refused, "without a closure", replace(SHORT, make_optimizer=torch.optim.LBFGS))
-            )
-            for column in (APART, ONE)
-        },
-        "needs a closure",
-    ),
+    "LBFGS": refusal("must step without a closure", torch.optim.LBFGS, "needs a closure"),
     "Muon": row(partial(torch.optim.Muon, **DECAY), "takes matrices only", **MATRICES),
     "NAdam": row(partial(torch.optim.NAdam, **DECAY)),
     "RAdam": row(partial(torch.optim.RAdam, **DECAY)),
@@ -146,5 +154,8 @@ TABLE = Table(
         "`AdaFactor` of `pytorch_optimizer`": packaged("pytorch_optimizer", "AdaFactor", one=None),
         "`AdamWScheduleFree` of `schedulefree`": packaged("schedulefree", "AdamWScheduleFree", one=None),
         "`SGDScheduleFree` of `schedulefree`": packaged("schedulefree", "SGDScheduleFree", one=None),
+        "`Lookahead` of `pytorch_optimizer`, and other wrappers": refusal(
+            r"wraps another: give that one \(its \.optimizer\)", lookahead, "give the optimizer inside"
+        ),
     },
 )

@@ -218,13 +218,13 @@ def _assign(
     return owned, extra[0] if extra else None
 
 
-def _parameters(module: Parameters) -> list[nn.Parameter]:
+def _parameters(module: Parameters) -> list[Tensor]:
+    if isinstance(module, Tensor):
+        return [module]
     return list(module.parameters() if isinstance(module, nn.Module) else module)
 
 
-def _holder(
-    optimizers: Sequence[Optimizer], parameters: list[nn.Parameter], shared: list[nn.Parameter]
-) -> Optimizer | None:
+def _holder(optimizers: Sequence[Optimizer], parameters: list[Tensor], shared: list[Tensor]) -> Optimizer | None:
     """The first optimizer that holds one of these parameters, the shared ones aside."""
     own = {id(parameter) for parameter in parameters} - {id(parameter) for parameter in shared}
     return next((each for each in optimizers if any(id(parameter) in own for parameter in parameters_of(each))), None)

@@ -108,8 +108,19 @@ def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler |
     if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_([p for optimizer in optimizers for p in parameters_of(optimizer)], clip_norm)
+    parameters = [p for optimizer in optimizers for p in parameters_of(optimizer) if p.grad is not None]
+    norm = nn.utils.get_total_norm([_values(parameter) for parameter in parameters])
+    nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded parameters
+
+
+def _values(parameter: nn.Parameter) -> Tensor:
+    """The gradient, or what a sparse one holds, each row once."""
+    assert parameter.grad is not None
+    if parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.coalesce()
+        return parameter.grad.values()
+    return parameter.grad
 
 
 def step_optimizers(optimizers: Sequence[Optimizer], scaler: GradScaler | None) -> list[Optimizer]:

@@ -6,6 +6,7 @@ again it continues exactly as if the frozen steps had not happened. See docs/fre
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, float64, nn, tensor
@@ -20,6 +21,7 @@ from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
 from adapters.torch.stepping import Stepper
+from adapters.torch.unfrozen import unfrozen
 from alternator import Alternator, Decision
 from alternator.checks import check_integer
 
@@ -219,6 +221,32 @@ class AlternatingOptimizer:
         """Unfreeze what the user had not frozen, so that another AlternatingOptimizer can take the modules over."""
         self._check_boundary("release")
         self._freezer.release()
+
+    def unfrozen(self) -> AbstractContextManager[None]:
+        """Within it everything that trains in some turn requires gradients: for PyTorch's distributed checkpoint.
+
+        ``get_optimizer_state_dict``, ``set_optimizer_state_dict`` and the like leave out what does not require
+        gradients. What is written meanwhile, as by ``torch.distributed.checkpoint.load``, is accepted; modes stay as
+        they are. A module that has never trained is shown with moments of zero, and has none again afterwards unless
+        they were loaded.
+
+        Raises:
+            FreezeError: In the middle of an accumulation, or a frozen module has been written before.
+
+        Example:
+            >>> import torch
+            >>> from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+            >>> from alternator import Alternator, Cycle
+            >>> model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(4, 3), "head": torch.nn.Linear(3, 1)})
+            >>> optimizer = torch.optim.AdamW(model.parameters())
+            >>> alternating = AlternatingOptimizer(Alternator(tuple(model)), dict(model.items()), optimizer)
+            >>> with alternating.unfrozen():
+            ...     saved = get_optimizer_state_dict(model, optimizer)
+            >>> sorted(saved["state"])
+            ['encoder.bias', 'encoder.weight', 'head.bias', 'head.weight']
+        """
+        self._check_boundary("unfrozen")
+        return unfrozen(self._freezer)
 
     def flush(self) -> None:
         """Record the losses that are still pending; call it at the end of training to see them all."""

@@ -14,6 +14,7 @@ from adapters.torch.decisions import Decisions
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
+from adapters.torch.shares import ShownSteps
 from adapters.torch.stepping import Stepper, skips_in_kernel
 from alternator import Alternator, ConfigurationError, Decision
 
@@ -76,12 +77,18 @@ class FollowedOptimizer(Loop):
         self._watched_scaler = loop_scaler if skips_in_kernel(optimizer) else None
         self._scale = 0.0
         self._hook = optimizer.register_step_post_hook(lambda *_: self._note_step())
+        self._steps = ShownSteps(optimizer, freezer)
         self._open_window()
 
     @property
     def is_accumulating(self) -> bool:
         """Whether losses or gradients wait for the rest of an update."""
         return self._has_losses or self._has_gradients
+
+    def before_batch(self) -> None:
+        """See `Loop.before_batch`; the last batch's step may have failed."""
+        self._steps.reset()
+        super().before_batch()
 
     def before_backward(self) -> None:
         """Refuse gradients for a frozen module in training mode."""
@@ -110,6 +117,7 @@ class FollowedOptimizer(Loop):
     def close(self) -> None:
         """Unfreeze what the user had not frozen, and stop watching the optimizer."""
         self._hook.remove()
+        self._steps.close()
         super().close()
 
     def _open_window(self) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from torch import nn
@@ -20,11 +21,12 @@ Optimizers = Mapping[str, Optimizer] | Optimizer
 
 
 def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) -> None:
-    """Each trainable parameter, and each submodule, has one owner.
+    """Each trainable parameter, and each submodule, has one owner and a name of its own.
 
     Raises:
-        ConfigurationError: One has two owners; or one of ``model`` has none.
+        ConfigurationError: One has two owners, two have one name; or one of ``model`` has no owner.
     """
+    _check_distinct([key for group in groups.values() for key in (*group.parameters, *group.submodules)])
     check_disjoint({name: {id(value): key for key, value in g.parameters.items()} for name, g in groups.items()})
     check_disjoint(
         {name: {id(value): key for key, value in group.submodules.items()} for name, group in groups.items()},
@@ -37,6 +39,15 @@ def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) ->
         raise ConfigurationError(
             f"every trainable parameter of the model must belong to a module, but {listed(orphans)} belongs to none; "
             "add it to one, freeze it, or declare it with always="
+        )
+
+
+def _check_distinct(names: Collection[str]) -> None:
+    """States and messages know parameters and submodules by name: ``head`` of ``net`` is that of ``net.head``."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise ConfigurationError(
+            f"parameters must have different names, but two modules have {listed(twice)}; give one of them another name"
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from adapters.contract import FreezeError
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import LocalLosses, Loss, PendingLosses, check_scalar
-from alternator import Alternator, Decision, LossError, StateError, UnknownModuleError
+from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
 from alternator.checks import listed
 
 VERSION = 1
@@ -132,7 +132,13 @@ class Decisions:
         with refusing_damage():
             self.check_state(state)
             saved = state["alternator"]
-        self.alternator.load_state_dict(saved)
+        before = self.alternator.state_dict()
+        self.alternator.load_state_dict(saved)  # refuses before it changes anything
+        try:
+            self._freezer.refresh()
+        except ConfigurationError:
+            self.alternator.load_state_dict(before)
+            raise
         self._pending.load(_floats(state["pending_losses"]), self.alternator.step)
         self._freezer.load_state_dict(state)
         self._freezer.apply(self.alternator.active)

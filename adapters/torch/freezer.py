@@ -2,7 +2,7 @@
 
 Design constraints:
 
-1. An optimizer skips a parameter whose gradient is None, and only then. So frozen means ``requires_grad=False``, no
+1. An optimizer skips a parameter whose gradient is None, or is not shown it. So frozen means ``requires_grad=False``, no
    gradient left over, and an optimizer that is not stepped where it has nothing else to train.
 2. Modes and ``requires_grad`` change between steps only, never inside a forward pass or a compiled region.
 3. What the user froze, or put in inference mode, is the user's choice and stays.
@@ -59,6 +59,10 @@ class Turn:
     def trains(self, name: str) -> bool:
         """Whether the group of this name, a module or the always group, trains."""
         return name == ALWAYS or name in self.modules
+
+    def required(self) -> list[bool]:
+        """Per active parameter whether it trains: False if the user froze it."""
+        return [parameter.requires_grad for parameter in self.active_parameters]
 
 
 class Freezer:
@@ -122,8 +126,9 @@ class Freezer:
         check_trainable(self.groups)
         self._cover()
         self._is_stale = False
-        self.num_refreshes = 0
-        """How often modules or optimizers were found to have other parameters than before."""
+        self.num_changes = 0
+        """How often what trains may have changed: at each switch, with other parameters, or by the user's hand."""
+        self._required: list[bool] = []
         warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
         self._between = Between(model, self.groups.values())
         self._watches = {name: Watch(module, model) for name, module in self.groups.items()}
@@ -154,11 +159,13 @@ class Freezer:
         if self.ranks is not None:
             self.ranks.reshard()
         self.refresh()
+        self.num_changes += 1
         turn = self.turn
         for group in turn.frozen:
             group.freeze()
         for group in turn.active:
             group.activate()
+        self._required = turn.required()
         if self.ranks is not None:
             self.ranks.align_buffers(submodule for _, submodule in turn.frozen_submodules)
         self._watch()
@@ -173,7 +180,7 @@ class Freezer:
             ConfigurationError: As when this was built.
         """
         changed = self.ranks is None and self._look_again()
-        self._is_stale = self._is_stale or changed or self._num_param_groups != _count_groups(self.optimizers)
+        self._is_stale = self._is_stale or changed or self._num_in_groups != _count(self.optimizers)
         if not self._is_stale:
             return
         check_ownership(self.groups, self._model)
@@ -182,7 +189,7 @@ class Freezer:
         self._cover()
         self._parameters = _parameters_of(self.groups.values())
         self.turns = {name: _plan(self.groups, turn.modules) for name, turn in self.turns.items()}
-        self.num_refreshes += 1
+        self.num_changes += 1
         self._is_stale = False  # only here: what is refused stays refused until it has been put right
 
     def _look_again(self) -> bool:
@@ -196,7 +203,7 @@ class Freezer:
 
     def _cover(self) -> None:
         self._uncovered = check_coverage(self.groups, self._given_optimizers, self.optimizers)
-        self._num_param_groups = _count_groups(self.optimizers)
+        self._num_in_groups = _count(self.optimizers)
 
     def _watch(self) -> None:
         exempt = frozenset() if self.ranks is None else self.ranks.aligned_buffers
@@ -286,20 +293,34 @@ class Freezer:
             ConfigurationError: A parameter was unfrozen that no optimizer steps, or whose gradients are not averaged.
             FreezeError: Gradients have not been averaged across ranks.
         """
-        if self._num_param_groups != _count_groups(self.optimizers):
-            self._take_new_groups()
+        self.take_new_groups()
         turn = self.turn
         if self.ranks is not None:
             self.ranks.check_reduced()
         for parameter in turn.frozen_parameters:
             parameter.grad = None  # whoever computed it
-        for parameter in turn.active_parameters:
-            if not parameter.requires_grad:
-                parameter.grad = None
+        required = turn.required()
+        if required != self._required:
+            self._required = required
+            self.num_changes += 1
+        if not all(required):
+            for parameter in turn.active_parameters:
+                if not parameter.requires_grad:
+                    parameter.grad = None
         self._check_reach(turn)
 
-    def _take_new_groups(self) -> None:
-        """Within a step: keeps the gradients of what is active."""
+    def training(self) -> set[int]:
+        """The ``id`` of every parameter that trains in the applied turn, those that the user froze aside."""
+        return {id(parameter) for parameter in self.turn.active_parameters if parameter.requires_grad}
+
+    def take_new_groups(self) -> None:
+        """Look again within a step, if an optimizer has other groups than before: keeps gradients of what is active.
+
+        Raises:
+            ConfigurationError: As when this was built.
+        """
+        if self._num_in_groups == _count(self.optimizers):
+            return
         self.remember()
         self.refresh()
         for group in self.turn.frozen:
@@ -409,8 +430,9 @@ def _ids_of(group: Freezable | None) -> set[int]:
     return set() if group is None else {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
 
 
-def _count_groups(optimizers: Iterable[Optimizer]) -> int:
-    return sum(len(optimizer.param_groups) for optimizer in optimizers)
+def _count(optimizers: Iterable[Optimizer]) -> int:
+    """The number of parameter groups and of parameters in them."""
+    return sum(1 + len(group["params"]) for optimizer in optimizers for group in optimizer.param_groups)
 
 
 def _split_pair(always: Parameters | tuple[Parameters, Optimizer] | None) -> tuple[Parameters | None, Optimizer | None]:

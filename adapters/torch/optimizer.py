@@ -20,6 +20,7 @@ from adapters.torch.decisions import Decisions, refusing_damage
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
+from adapters.torch.states import States
 from adapters.torch.stepping import Stepper
 from adapters.torch.unfrozen import unfrozen
 from alternator import Alternator, Decision
@@ -102,6 +103,7 @@ class AlternatingOptimizer:
             check_ranks_every=check_ranks_every,
         )
         self._stepper = Stepper(self._freezer, schedulers=schedulers, clip_norm=clip_norm, scaler=scaler)
+        self._states = States(self._freezer, schedulers or {}, scaler)
         self._scaler = scaler
         self._accumulate = accumulate
         self._micro_step = 0
@@ -256,28 +258,28 @@ class AlternatingOptimizer:
         """Everything of the schedule: alternator, pending losses, what the user froze. JSON-safe.
 
         Args:
-            include_optimizers: Add the states of optimizers, schedulers and scaler (tensors, so not JSON).
+            include_optimizers: Add the states of optimizers, schedulers and scaler by name (tensors, so not JSON).
 
         Raises:
             FreezeError: In the middle of an accumulation, whose gradients are not saved.
         """
         self._check_boundary("state_dict")
-        return {**self._decisions.state_dict(), **(self._stepper.state_dict() if include_optimizers else {})}
+        return {**self._decisions.state_dict(), **(self._states.state_dict() if include_optimizers else {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken; loading the model's own state is up to you.
 
         Raises:
-            StateError: The state is damaged or of another configuration; nothing has been changed then.
+            StateError: The state is damaged, of another configuration, or does not have the same optimizers, schedulers
+                and scaler; nothing has been changed then.
         """
-        with refusing_damage():
-            self._decisions.check_state(state)
-            if "optimizers" in state:
-                self._stepper.check_state(state)
-        self._decisions.load_state_dict(state)
+        with self._states.undone_on_error():
+            with refusing_damage():
+                self._decisions.check_state(state)
+                if "optimizers" in state:
+                    self._states.load_state_dict(state)
+            self._decisions.load_state_dict(state)
         self._micro_step = 0
-        if "optimizers" in state:
-            self._stepper.load_state_dict(state)
 
     def _check_boundary(self, what: str) -> None:
         if self._micro_step:

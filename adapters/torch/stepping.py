@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -11,7 +10,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from adapters.torch.checks import check_schedulers, parameters_of
 from adapters.torch.freezer import Freezer
-from alternator import ConfigurationError, StateError
+from adapters.torch.shares import Shares, showing
+from alternator import ConfigurationError
 
 
 class Stepper:
@@ -45,8 +45,7 @@ class Stepper:
         self._clip_norm = clip_norm
         self._scaler = scaler
         self._step = partial(step_optimizers, scaler=scaler) if step is None else step
-        self._freezer = freezer
-        self._find_shares()
+        self._shares = Shares(freezer)
         self._turn_schedulers = {
             name: [scheduler for key, scheduler in self._schedulers.items() if turn.trains(key)]
             for name, turn in freezer.turns.items()
@@ -56,48 +55,16 @@ class Stepper:
 
     def update(self, name: str) -> bool:
         """Clip and step for the turn of this name; False if the scaler skipped an optimizer."""
-        if self._num_refreshes != self._freezer.num_refreshes:
-            self._find_shares()
-        stepping = [each for each, share in self._shares[name] if any(p.grad is not None for p in share)]
+        shares = [share for share in self._shares.find() if any(p.grad is not None for p in share.parameters)]
+        stepping = [share.optimizer for share in shares]
         if self._clip_norm is not None:
             self.grad_norm = clip(stepping, self._clip_norm, self._scaler)
-        updated = self._step(stepping)
+        with showing(shares):
+            updated = self._step(stepping)
         for scheduler in self._turn_schedulers[name]:
             if any(scheduler.optimizer is optimizer for optimizer in updated):
                 scheduler.step()
         return len(updated) == len(stepping)
-
-    def _find_shares(self) -> None:
-        self._num_refreshes = self._freezer.num_refreshes
-        turns = self._freezer.turns.items()
-        self._shares = {name: _shares(self._optimizers, turn.active_parameters) for name, turn in turns}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of optimizers, schedulers and scaler: tensors, so not JSON."""
-        return {
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "schedulers": {name: scheduler.state_dict() for name, scheduler in self._schedulers.items()},
-            "scaler": None if self._scaler is None else self._scaler.state_dict(),
-        }
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Refuse a state of a different number of optimizers.
-
-        Raises:
-            StateError: With both numbers.
-        """
-        saved, here = len(state["optimizers"]), len(self._optimizers)
-        if saved != here:
-            raise StateError(f"the state has {saved} optimizers, but here are {here}; build the same ones")
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for name, scheduler in self._schedulers.items():
-            scheduler.load_state_dict(state["schedulers"][name])
-        if self._scaler is not None:
-            self._scaler.load_state_dict(state["scaler"])
 
 
 def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler | None) -> Tensor:
@@ -153,12 +120,3 @@ def _runs(optimizer: Optimizer, scaler: GradScaler) -> bool:
     finally:
         hook.remove()
     return bool(runs)
-
-
-def _shares(
-    optimizers: Sequence[Optimizer], training: Sequence[nn.Parameter]
-) -> list[tuple[Optimizer, tuple[nn.Parameter, ...]]]:
-    """Each optimizer that holds parameters that train, with these parameters."""
-    ids = {id(parameter) for parameter in training}
-    shares = [(each, tuple(p for p in parameters_of(each) if id(p) in ids)) for each in optimizers]
-    return [share for share in shares if share[1]]

@@ -113,6 +113,18 @@ class StaleGradients(HandWritten):
         return super().step(loss, losses)
 
 
+class DecayBeforeGradient(HandWritten):
+    """Leaves frozen gradients None under an optimizer that decays all that it holds before it looks for one."""
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name in self.frozen():
+            for group in self.optimizers[name].param_groups:
+                for parameter in group["params"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        super().update()
+
+
 class ZeroLearningRate(HandWritten):
     """Steps every optimizer, the frozen ones at lr=0: their moments and step counts continue."""
 
@@ -214,6 +226,7 @@ class BuiltWhileFrozen(HandWritten):
 BREAKS: dict[type[HandWritten], set[str]] = {
     ZeroGradients: {"parameters", "optimizer state", "gradients", "continuation"},
     StaleGradients: {"parameters", "optimizer state", "gradients", "continuation"},
+    DecayBeforeGradient: {"parameters", "continuation"},
     ZeroLearningRate: {"optimizer state", "gradients", "continuation"},
     RestoredParameters: {"optimizer state", "gradients", "continuation"},
     EverythingClipped: {"gradients", "continuation"},

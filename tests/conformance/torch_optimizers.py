@@ -149,11 +149,11 @@ TABLE = Table(
     (APART, ONE, "foreach", "fused", "capturable"),
     {
         **{f"`{name}`": each for name, each in TORCH.items()},
-        "`SingleDeviceMuon` of `muon-optimizer`": packaged("muon", "SingleDeviceMuon", one=None, **MATRICES),
-        "`Muon` of `pytorch_optimizer`": row(muon_of_package, "takes matrices only", one=None, **MATRICES),
-        "`AdaFactor` of `pytorch_optimizer`": packaged("pytorch_optimizer", "AdaFactor", one=None),
-        "`AdamWScheduleFree` of `schedulefree`": packaged("schedulefree", "AdamWScheduleFree", one=None),
-        "`SGDScheduleFree` of `schedulefree`": packaged("schedulefree", "SGDScheduleFree", one=None),
+        "`SingleDeviceMuon` of `muon-optimizer`": packaged("muon", "SingleDeviceMuon", **MATRICES),
+        "`Muon` of `pytorch_optimizer`": row(muon_of_package, "takes matrices only", **MATRICES),
+        "`AdaFactor` of `pytorch_optimizer`": packaged("pytorch_optimizer", "AdaFactor"),
+        "`AdamWScheduleFree` of `schedulefree`": packaged("schedulefree", "AdamWScheduleFree"),
+        "`SGDScheduleFree` of `schedulefree`": packaged("schedulefree", "SGDScheduleFree"),
         "`Lookahead` of `pytorch_optimizer`, and other wrappers": refusal(
             r"wraps another: give that one \(its \.optimizer\)", lookahead, "give the optimizer inside"
         ),

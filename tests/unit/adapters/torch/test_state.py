@@ -121,7 +121,8 @@ def test_loading_applies_the_saved_turn():
         (lambda state: state.update(pending_losses=[{"c": "1.0"}]), "belongs to another model: it names 'c'"),
         (lambda state: state.update(user_frozen=["a.9.weight"]), "it names 'a.9.weight', which this one does not have"),
         (lambda state: state["alternator"].pop("counts"), "the state is damaged"),
-        (lambda state: state.update(optimizers=[{}]), "the state has 1 optimizers, but here are 2"),
+        (lambda state: state.update(optimizers=[{}]), "must hold the optimizers by name, not by position"),
+        (lambda state: state["optimizers"]["b"].pop("state"), "the state is damaged"),
     ],
 )
 def test_a_damaged_state_is_refused_and_changes_nothing(damage, message):

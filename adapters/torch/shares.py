@@ -1,0 +1,160 @@
+"""Optimizers see only what trains: not all of them skip a parameter whose gradient is None.
+
+Published implementations of Muon and optimizers written by hand decay weights, or move them by their momentum, before
+they look for a gradient. So while one steps, its ``param_groups`` hold its share alone; nothing else of it is touched.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from adapters.torch.freezer import Freezer
+
+
+class Share:
+    """What of one optimizer trains.
+
+    Args:
+        optimizer: Its groups as they are now.
+        training: The ``id`` of every parameter that trains.
+    """
+
+    def __init__(self, optimizer: Optimizer, training: Collection[int]) -> None:
+        self.optimizer = optimizer
+        self._shown = [[p for p in group["params"] if id(p) in training] for group in optimizer.param_groups]
+        self.parameters: list[nn.Parameter] = [parameter for shown in self._shown for parameter in shown]
+        """Those of its parameters that train."""
+        num_parameters = sum(len(group["params"]) for group in optimizer.param_groups)
+        self._is_partial = len(self.parameters) < num_parameters and not _skips_missing_gradients(optimizer)
+        self._whole: list[tuple[dict[str, Any], list[nn.Parameter]]] = []
+
+    def show(self) -> None:
+        """Leave in the groups only what trains, and leave out groups of which nothing does."""
+        if not self._is_partial or self._whole:
+            return
+        groups = self.optimizer.param_groups
+        self._whole = [(group, group["params"]) for group in groups]
+        for group, shown in zip(groups, self._shown, strict=True):
+            group["params"] = shown
+        groups[:] = [group for group in groups if group["params"]]
+
+    def hide(self) -> None:
+        """The groups are whole again, followed by those that have been added meanwhile."""
+        if not self._whole:
+            return
+        for group, whole in self._whole:
+            group["params"] = whole
+        known = {id(group) for group, _ in self._whole}
+        groups = self.optimizer.param_groups
+        groups[:] = [group for group, _ in self._whole] + [group for group in groups if id(group) not in known]
+        self._whole = []
+
+
+class Shares:
+    """The shares of the applied turn, found again when it changes.
+
+    Args:
+        freezer: Knows what trains.
+    """
+
+    def __init__(self, freezer: Freezer) -> None:
+        self._freezer = freezer
+        self._num_changes = -1
+        self._found: list[Share] = []
+
+    def find(self) -> list[Share]:
+        """One per optimizer that has something to train."""
+        if self._num_changes != self._freezer.num_changes:
+            training = self._freezer.training()
+            every = [Share(optimizer, training) for optimizer in self._freezer.optimizers]
+            self._found = [share for share in every if share.parameters]
+            self._num_changes = self._freezer.num_changes
+        return self._found
+
+
+@contextmanager
+def showing(shares: Iterable[Share]) -> Iterator[None]:
+    """Within it the optimizers see what trains and nothing else."""
+    shown = list(shares)
+    try:
+        for share in shown:
+            share.show()
+        yield
+    finally:
+        for share in shown:
+            share.hide()
+
+
+class ShownSteps:
+    """Shows an optimizer its share in steps that something else makes. A closure that it is given sees it whole.
+
+    Args:
+        optimizer: Watched until `close`.
+        freezer: Holds it, and knows what trains.
+    """
+
+    def __init__(self, optimizer: Optimizer, freezer: Freezer) -> None:
+        self._freezer = freezer
+        self._shares = Shares(freezer)
+        self._shown: list[Share] = []
+        self._depth = 0
+        self._hooks = (
+            optimizer.register_step_pre_hook(self._enter),
+            optimizer.register_step_post_hook(self._leave),
+        )
+
+    def reset(self) -> None:
+        """The optimizer is whole again after a step that failed, which calls no hook."""
+        self._depth = 0
+        self._hide()
+
+    def close(self) -> None:
+        """Stop watching."""
+        self.reset()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self._depth += 1  # more than 1 in the super().step() of a step
+        self._show()
+        given = (args[0], *(self._seeing_all(each) for each in args[1:]))
+        return given, {name: self._seeing_all(each) for name, each in kwargs.items()}
+
+    def _leave(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._hide()
+
+    def _seeing_all(self, given: Any) -> Any:
+        if not callable(given):
+            return given
+        closure: Callable[[], Any] = given
+
+        def seeing_all() -> Any:
+            self._hide()
+            result = closure()
+            self._show()
+            return result
+
+        return seeing_all
+
+    def _show(self) -> None:
+        if self._shown:
+            return
+        self._freezer.take_new_groups()
+        self._shown = self._shares.find()
+        for share in self._shown:
+            share.show()
+
+    def _hide(self) -> None:
+        for share in self._shown:
+            share.hide()
+        self._shown = []
+
+
+def _skips_missing_gradients(optimizer: Optimizer) -> bool:
+    """Whether it is PyTorch's own: all of these do."""
+    return type(optimizer).__module__.startswith("torch.optim.")

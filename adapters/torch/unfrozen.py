@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from adapters.torch.checks import parameters_of
 from adapters.torch.freezer import Freezer
+from adapters.torch.shares import Share, showing
 
 
 @contextmanager
@@ -60,7 +61,8 @@ def _start(optimizer: Optimizer, new: Sequence[nn.Parameter]) -> list[tuple[nn.P
         parameter.grad = torch.zeros_like(parameter)
     for group in optimizer.param_groups:
         group.update({key: group[key] * 0 for key in ("lr", "weight_decay") if key in group})
-    optimizer.step()
+    with showing([Share(optimizer, {id(parameter) for parameter in new})]):
+        optimizer.step()
     for group, before in zip(optimizer.param_groups, groups, strict=True):
         group.clear()
         group.update(before)

@@ -98,6 +98,8 @@ class Measured:
     """The kind of optimizer."""
     one_optimizer: bool = False
     """One optimizer over both modules, without schedulers, in place of one per module."""
+    grouped: bool = False
+    """Whether that one has a parameter group per module."""
     clip_norm: float | None = CLIP_NORM
     """The total norm to which gradients are clipped."""
     tenures: Mapping[str, int] = field(default_factory=lambda: dict(TENURES))
@@ -107,8 +109,9 @@ class Measured:
 
     def make_optimizers(self, modules: Mapping[str, nn.Module]) -> tuple[dict[str, Optimizer], dict[str, LRScheduler]]:
         if self.one_optimizer:
-            optimizer = self.make_optimizer([p for module in modules.values() for p in module.parameters()])
-            return dict.fromkeys(modules, optimizer), {}
+            groups = [list(module.parameters()) for module in modules.values()]
+            given = [{"params": group} for group in groups] if self.grouped else [p for group in groups for p in group]
+            return dict.fromkeys(modules, self.make_optimizer(given)), {}
         optimizers = {name: self.make_optimizer(list(module.parameters())) for name, module in modules.items()}
         return optimizers, {name: ExponentialLR(optimizer, gamma=0.99) for name, optimizer in optimizers.items()}
 

@@ -17,7 +17,7 @@ from tests.conformance.freeze_contract_torch import MakeOptimizer, Measured, mea
 from tests.conformance.kept import ELSEWHERE, KEPT, REFUSED, Cell, Row, Table
 
 SHORT = Measured(tenures={"a": 3, "b": 4}, num_steps=11)
-APART, ONE = "one per module", "one over all"
+APART, GROUPED, ONE = "one per module", "one, a group per module", "one over all"
 
 
 class Matrices(nn.Sequential):
@@ -70,13 +70,15 @@ def on_a_gpu(measured: Measured) -> None:
     kept(replace(measured, make_towers=lambda: {name: m.cuda() for name, m in measured.make_towers().items()}))
 
 
-def row(make: MakeOptimizer, remark: str = "", *, one: Callable[[Measured], None] | None = kept, **options: Any) -> Row:
+def row(make: MakeOptimizer, remark: str = "", *, one: Callable[[Measured], None] = kept, **options: Any) -> Row:
     """Kept with one optimizer per module, and with one over all unless said otherwise."""
     apart = replace(SHORT, make_optimizer=make, **options)
     over_all = replace(apart, one_optimizer=True)
-    cells = {APART: Cell(KEPT, partial(kept, apart))}
-    if one is not None:
-        cells[ONE] = Cell(KEPT if one is kept else REFUSED, partial(one, over_all))
+    cells = {
+        APART: Cell(KEPT, partial(kept, apart)),
+        GROUPED: Cell(KEPT, partial(kept, replace(over_all, grouped=True))),
+    }
+    cells[ONE] = Cell(KEPT if one is kept else REFUSED, partial(one, over_all))
     kind = make.func if isinstance(make, partial) else None
     for variant in ("foreach", "fused", "capturable"):
         if kind is not None and variant in inspect.signature(kind).parameters and kind.__module__.startswith("torch."):
@@ -96,9 +98,10 @@ def of_package(package: str, kind: str, parameters: Any, **options: Any) -> Opti
     return optimizer  # type: ignore[no-any-return]
 
 
-def muon_of_package(parameters: Any) -> Optimizer:
+def muon_of_package(parameters: list[Any]) -> Optimizer:
     """The Muon that asks which of its groups are matrices."""
-    return of_package("pytorch_optimizer", "Muon", [{"params": list(parameters), "use_muon": True, **DECAY}])
+    groups = parameters if isinstance(parameters[0], dict) else [{"params": parameters}]
+    return of_package("pytorch_optimizer", "Muon", [{**group, "use_muon": True, **DECAY} for group in groups])
 
 
 MATRICES = {"make_towers": lambda: {"a": Matrices(0), "b": Matrices(1)}}
@@ -123,10 +126,11 @@ def lookahead(parameters: Any) -> Optimizer:
 
 
 def packaged(package: str, kind: str, **options: Any) -> Row:
-    remark = "takes matrices only" if "make_towers" in options else ""
+    remark = "takes matrices only" if "make_towers" in options else "counts per group" if "one" in options else ""
     return row(partial(of_package, package, kind, **DECAY), remark, **options)
 
 
+COUNTS = partial(refused, "counts .* give each module a group, or an optimizer, of its own")
 TORCH = {
     "Adadelta": row(partial(torch.optim.Adadelta, lr=0.5, weight_decay=0.1)),
     "Adafactor": row(partial(torch.optim.Adafactor, **DECAY)),
@@ -146,14 +150,16 @@ TORCH = {
 }
 TABLE = Table(
     "`torch.optim`, and optimizers from packages",
-    (APART, ONE, "foreach", "fused", "capturable"),
+    (APART, GROUPED, ONE, "foreach", "fused", "capturable"),
     {
         **{f"`{name}`": each for name, each in TORCH.items()},
         "`SingleDeviceMuon` of `muon-optimizer`": packaged("muon", "SingleDeviceMuon", **MATRICES),
-        "`Muon` of `pytorch_optimizer`": row(muon_of_package, "takes matrices only", **MATRICES),
-        "`AdaFactor` of `pytorch_optimizer`": packaged("pytorch_optimizer", "AdaFactor"),
-        "`AdamWScheduleFree` of `schedulefree`": packaged("schedulefree", "AdamWScheduleFree"),
-        "`SGDScheduleFree` of `schedulefree`": packaged("schedulefree", "SGDScheduleFree"),
+        "`Muon` of `pytorch_optimizer`": row(
+            muon_of_package, "takes matrices only, counts per group", one=COUNTS, **MATRICES
+        ),
+        "`AdaFactor` of `pytorch_optimizer`": packaged("pytorch_optimizer", "AdaFactor", one=COUNTS),
+        "`AdamWScheduleFree` of `schedulefree`": packaged("schedulefree", "AdamWScheduleFree", one=COUNTS),
+        "`SGDScheduleFree` of `schedulefree`": packaged("schedulefree", "SGDScheduleFree", one=COUNTS),
         "`Lookahead` of `pytorch_optimizer`, and other wrappers": refusal(
             r"wraps another: give that one \(its \.optimizer\)", lookahead, "give the optimizer inside"
         ),

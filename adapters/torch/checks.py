@@ -3,7 +3,8 @@
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,8 +17,11 @@ from adapters.torch.wrappers import unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
 
-Optimizers = Mapping[str, Optimizer] | Optimizer
-"""One per module, or one over all."""
+T = TypeVar("T")
+Optimizers = Mapping[str, Optimizer | Sequence[Optimizer]] | Optimizer
+"""One per module, or several that each hold a part of it; or one over all."""
+Schedulers = Mapping[str, LRScheduler | Sequence[LRScheduler]]
+"""One per module, or several for its several optimizers."""
 
 
 def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) -> None:
@@ -56,6 +60,16 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def each_of(given: T | Sequence[T]) -> Sequence[T]:
+    """Several as they are, one as a sequence of it."""
+    return given if isinstance(given, Sequence) else [given]
+
+
+def optimizers_of(module: str, optimizers: Optimizers) -> Sequence[Optimizer]:
+    """The optimizers of a module."""
+    return each_of(optimizers[module]) if isinstance(optimizers, Mapping) else [optimizers]
+
+
 def check_optimizers(modules: Collection[str], optimizers: Optimizers, extra: Optimizer | None) -> list[Optimizer]:
     """All optimizers, each once: one per module or one over all, and the always group's own.
 
@@ -64,10 +78,10 @@ def check_optimizers(modules: Collection[str], optimizers: Optimizers, extra: Op
     """
     if isinstance(optimizers, Mapping):
         check_names("optimizers", optimizers, modules)
-        missing = [name for name in modules if name not in optimizers]
+        missing = [name for name in modules if not optimizers.get(name)]
         if missing:
             raise ConfigurationError(f"every module must have an optimizer, but {listed(missing)} has none; give one")
-    given = list(optimizers.values()) if isinstance(optimizers, Mapping) else [optimizers]
+    given = [each for module in modules for each in optimizers_of(module, optimizers)]
     unique = list({id(optimizer): optimizer for optimizer in [*given, *([extra] if extra else [])]}.values())
     for optimizer in unique:
         check_optimizer(optimizer)
@@ -84,8 +98,7 @@ def check_coverage(
     """
     uncovered: dict[str, nn.Parameter] = {}
     for module, group in groups.items():
-        own = every if isinstance(optimizers, Optimizer) or module == ALWAYS else [optimizers[module]]
-        uncovered |= _check_group(module, group, own)
+        uncovered |= _check_group(module, group, every if module == ALWAYS else optimizers_of(module, optimizers))
     _check_once([parameter for optimizer in every for parameter in parameters_of(optimizer)], groups)
     return uncovered
 
@@ -130,16 +143,14 @@ def _check_once(parameters: list[nn.Parameter], groups: Mapping[str, Freezable])
         seen.add(id(parameter))
 
 
-def check_schedulers(
-    groups: Mapping[str, Freezable], schedulers: Mapping[str, LRScheduler], optimizers: list[Optimizer]
-) -> None:
+def check_schedulers(groups: Mapping[str, Freezable], schedulers: Schedulers, optimizers: list[Optimizer]) -> None:
     """Each scheduler moves the learning rate of its own module only.
 
     Raises:
         ConfigurationError: It moves another's too, drives none of the optimizers, or needs a metric.
     """
     check_names("schedulers", schedulers, groups)
-    for name, scheduler in schedulers.items():
+    for name, scheduler in ((name, each) for name, given in schedulers.items() for each in each_of(given)):
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigurationError(
                 f"a scheduler must step without a metric, but {name!r} has ReduceLROnPlateau; step that one yourself"

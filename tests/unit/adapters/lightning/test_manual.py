@@ -61,6 +61,26 @@ def test_one_optimizer_over_all():
     assert same_bits(fit(One()), fit())
 
 
+def test_several_optimizers_and_schedulers_per_module():
+    class Parts(ManualTowers):
+        def configure_optimizers(self):
+            parts = [
+                [p for p in tower.parameters() if (p.ndim > 1) == dim]
+                for tower in self.towers.values()
+                for dim in (0, 1)
+            ]
+            optimizers = [adamw(part) for part in parts]
+            return optimizers, [ExponentialLR(optimizer, 0.9) for optimizer in optimizers]
+
+    models = [Parts(), ManualTowers()]
+    for model in models:
+        run = trainer(callback(Recorded(), model))
+        run.fit(model, Steps())
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
+        assert set(rates) == set(plain(Recorded())[2])
+    assert same_bits(*(model.state_dict() for model in models))
+
+
 def test_a_scheduler_that_needs_a_metric_or_drives_several_modules_is_the_users():
     class Plateau(ManualTowers):
         def configure_optimizers(self):

@@ -2,8 +2,8 @@
 
 Design constraints:
 
-1. An optimizer skips a parameter whose gradient is None, or is not shown it. So frozen means ``requires_grad=False``, no
-   gradient left over, and an optimizer that is not stepped where it has nothing else to train.
+1. An optimizer skips a parameter whose gradient is None, or is not shown it (`adapters.torch.shares`). So frozen means
+   ``requires_grad=False``, no gradient left over, and an optimizer not stepped where it has nothing else to train.
 2. Modes and ``requires_grad`` change between steps only, never inside a forward pass or a compiled region.
 3. What the user froze, or put in inference mode, is the user's choice and stays.
 """

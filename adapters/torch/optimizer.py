@@ -20,7 +20,7 @@ from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
 from adapters.torch.states import States
-from adapters.torch.stepping import Stepper
+from adapters.torch.stepping import Stepper, forget_unscaled
 from adapters.torch.unfrozen import unfrozen
 from alternator import Alternator, Decision
 from alternator.checks import check_integer
@@ -93,6 +93,8 @@ class AlternatingOptimizer:
         check_integer("delay", delay, 0)
         if check_ranks_every is not None:
             check_integer("check_ranks_every", check_ranks_every, 1)
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
         self._freezer = Freezer(
             alternator.modules,
             modules,
@@ -171,7 +173,8 @@ class AlternatingOptimizer:
     def skip(self, losses: Loss | Mapping[str, Loss] | None = None) -> Decision:
         """End the step without an update, for a loss that is not finite: it counts as skipped.
 
-        Gradients of the step are dropped, those of its earlier micro-steps included.
+        Gradients of the step are dropped, those of its earlier micro-steps included. If you had the scaler unscale
+        them, its scale is updated by what it found.
 
         Args:
             losses: What to record: the active name's loss, or losses by name; None records nothing.
@@ -179,6 +182,7 @@ class AlternatingOptimizer:
         if losses is not None:
             named = losses if isinstance(losses, Mapping) else {self.active: losses}
             self._decisions.add(self._decisions.check_losses(None, named))
+        self._forget_unscaled()
         return self._close_step(updated=False)
 
     def mean_over_ranks(self, value: Loss) -> Tensor:
@@ -193,6 +197,7 @@ class AlternatingOptimizer:
 
     def zero_grad(self) -> None:
         """Set all gradients to None, as `step` does after each update."""
+        self._forget_unscaled()
         self._freezer.zero_grad()
 
     def train(self) -> None:
@@ -206,6 +211,7 @@ class AlternatingOptimizer:
     def force(self, name: str) -> Decision:
         """Start a new tenure of a name now, as `Alternator.force` does."""
         self._check_boundary("force")
+        self._forget_unscaled()
         return self._decisions.force(name)
 
     def apply(self) -> None:
@@ -218,11 +224,13 @@ class AlternatingOptimizer:
             ConfigurationError: As when this was built, if modules or optimizers have changed since.
         """
         self._check_boundary("apply")
+        self._forget_unscaled()
         self._decisions.apply()
 
     def release(self) -> None:
         """Unfreeze what the user had not frozen, so that another AlternatingOptimizer can take the modules over."""
         self._check_boundary("release")
+        self._forget_unscaled()
         self._freezer.release()
 
     def unfrozen(self) -> AbstractContextManager[None]:
@@ -281,6 +289,7 @@ class AlternatingOptimizer:
                     self._states.load_state_dict(state)
             self._decisions.load_state_dict(state)
         self._micro_step = 0
+        self._forget_unscaled()
 
     def _check_boundary(self, what: str) -> None:
         if self._micro_step:
@@ -288,6 +297,11 @@ class AlternatingOptimizer:
                 f"{what}() must be called between updates, got micro-step {self._micro_step} of {self._accumulate}; "
                 "finish the step or call skip()"
             )
+
+    def _forget_unscaled(self) -> None:
+        """Wherever gradients are dropped."""
+        if self._scaler is not None:
+            forget_unscaled(self._scaler)
 
     def _close_step(self, updated: bool) -> Decision:
         self._micro_step = 0

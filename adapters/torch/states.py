@@ -29,7 +29,7 @@ class States:
     Args:
         freezer: Knows the names and holds the optimizers.
         schedulers: Per module name a scheduler or several.
-        scaler: The GradScaler; a disabled one is none.
+        scaler: The GradScaler.
     """
 
     def __init__(self, freezer: Freezer, schedulers: Schedulers, scaler: GradScaler | None) -> None:
@@ -39,7 +39,7 @@ class States:
             for name, given in schedulers.items()
             for number, scheduler in enumerate(each_of(given))
         }
-        self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
+        self._scaler = scaler
 
     def state_dict(self) -> dict[str, Any]:
         """The states, with tensors in them, so not JSON; see `load_state_dict`."""

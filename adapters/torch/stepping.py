@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
+from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 
 from adapters.torch.checks import Schedulers, check_schedulers, each_of, parameters_of
@@ -71,8 +71,7 @@ def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler |
     Parameters without a gradient (frozen ones) do not count.
     """
     if scaler is not None:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
+        unscale(optimizers, scaler)
     parameters = [p for optimizer in optimizers for p in parameters_of(optimizer) if p.grad is not None]
     norm = nn.utils.get_total_norm([_values(parameter) for parameter in parameters])
     nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
@@ -99,6 +98,24 @@ def step_optimizers(optimizers: Sequence[Optimizer], scaler: GradScaler | None) 
     updated = [optimizer for optimizer in optimizers if _runs(optimizer, scaler)]
     scaler.update()
     return [] if fused and scaler.get_scale() < scale else updated
+
+
+def unscale(optimizers: Sequence[Optimizer], scaler: GradScaler) -> None:
+    """Divide the gradients of these optimizers by the scale, where the user has not done so in this step."""
+    for optimizer in optimizers:
+        state = scaler._per_optimizer_states.get(id(optimizer))
+        if state is None or state["stage"] is not OptState.UNSCALED:
+            scaler.unscale_(optimizer)
+
+
+def forget_unscaled(scaler: GradScaler) -> None:
+    """The step's gradients are dropped: the next ones are not taken for divided by the scale.
+
+    If the user has had them divided, the scale falls or grows by what was found in them, as after a step.
+    """
+    if any(state["found_inf_per_device"] for state in scaler._per_optimizer_states.values()):
+        scaler.update()
+    scaler._per_optimizer_states.clear()
 
 
 def skips_in_kernel(optimizer: Optimizer) -> bool:

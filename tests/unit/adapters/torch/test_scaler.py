@@ -16,6 +16,10 @@ def fused_adamw(parameters):
     return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1, fused=True)
 
 
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.01)
+
+
 def scaler(**options):
     return torch.amp.GradScaler("cpu", init_scale=2.0**10, **options)
 
@@ -109,6 +113,81 @@ def test_a_step_in_which_one_of_two_optimizers_is_skipped_counts_as_skipped():
     assert alternating.alternator.stats().modules["both"].skipped_steps == 1
     assert [schedulers[name].last_epoch for name in NAMES] == [1, 0]
     assert not optimizers["b"].state
+
+
+DROPPING = {
+    "skip": lambda alternating: alternating.skip(),
+    "zero_grad": lambda alternating: alternating.zero_grad(),
+    "force": lambda alternating: alternating.force("a"),
+    "apply": lambda alternating: alternating.apply(),
+    "load_state_dict": lambda alternating: alternating.load_state_dict(alternating.state_dict()),
+    "release": lambda alternating: (alternating.release(), alternating.apply()),
+}
+
+
+@pytest.mark.parametrize("unscaled", ["a", "b"])
+@pytest.mark.parametrize("drop", DROPPING)
+def test_gradients_dropped_after_unscale_leave_no_mark(drop, unscaled):
+    """The next step would take its gradients for unscaled, and be 1024 times too large."""
+    runs = {}
+    for unscales in (True, False):
+        grad_scaler = scaler()
+        alternating, modules, optimizers = build(sgd, cycle=2, scaler=grad_scaler)
+        alternating.backward(loss_of(modules, 0))
+        if unscales:
+            grad_scaler.unscale_(optimizers[unscaled])
+        DROPPING[drop](alternating)
+        for step in range(1, 4):
+            alternating.step(loss_of(modules, step))
+        runs[unscales] = [modules[name].state_dict() for name in NAMES], alternating.active
+    assert same_bits(*runs.values())
+
+
+def test_a_skip_after_unscale_lowers_the_scale_if_it_found_an_overflow():
+    grad_scaler = scaler(growth_interval=2)
+    alternating, modules, optimizers = build(scaler=grad_scaler)
+    for overflows, scale in ((True, 2.0**9), (False, 2.0**9), (False, 2.0**10)):
+        alternating.backward(loss_of(modules, 0) * (float("inf") if overflows else 1))
+        grad_scaler.unscale_(optimizers["a"])
+        alternating.skip()
+        assert grad_scaler.get_scale() == scale
+    alternating.backward(loss_of(modules, 0))
+    alternating.skip()
+    assert grad_scaler.get_scale() == 2.0**10
+
+
+@pytest.mark.parametrize("make", [adamw, fused_adamw], ids=["foreach", "fused"])
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+@pytest.mark.parametrize("unscaled", ["b", "ab"])
+def test_a_step_after_unscale_equals_one_without(unscaled, clip_norm, make):
+    turns = {"both": NAMES, "a": "a"}
+    trained = []
+    for given in (unscaled, ""):
+        grad_scaler, modules = scaler(), {name: tower(seed) for seed, name in enumerate(NAMES)}
+        optimizers = {name: make(module.parameters()) for name, module in modules.items()}
+        alternator = Alternator(turns, rule=Cycle((2, 1)))
+        alternating = AlternatingOptimizer(
+            alternator, modules, optimizers, turns=turns, scaler=grad_scaler, clip_norm=clip_norm
+        )
+        for step in range(4):
+            alternating.backward(loss_of(modules, step))
+            for name in given:
+                grad_scaler.unscale_(optimizers[name])
+            alternating.step(losses={})
+        trained.append([modules[name].state_dict() for name in NAMES])
+    assert same_bits(*trained)
+
+
+def test_an_overflow_that_unscale_finds_is_skipped_with_clipping():
+    grad_scaler = scaler()
+    alternating, modules, optimizers = build(scaler=grad_scaler, clip_norm=1.0)
+    before = [parameter.detach().clone() for parameter in modules["a"].parameters()]
+    alternating.backward(modules["a"][0].weight.sum() * float("inf"))
+    grad_scaler.unscale_(optimizers["a"])
+    alternating.step(losses={})
+    assert same_bits(before, list(modules["a"].parameters()))
+    assert alternating.alternator.stats().modules["a"].skipped_steps == 1
+    assert grad_scaler.get_scale() == 2.0**9
 
 
 def test_a_disabled_scaler_is_no_scaler():

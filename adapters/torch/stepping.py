@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from adapters.torch.checks import Schedulers, check_schedulers, each_of, parameters_of
 from adapters.torch.freezer import Freezer
+from adapters.torch.optimizers import check_closure
 from adapters.torch.shares import Shares, showing
 from alternator import ConfigurationError
 
@@ -24,7 +25,8 @@ class Stepper:
         step: Steps optimizers and returns those that updated; by default `step_optimizers`.
 
     Raises:
-        ConfigurationError: A scheduler drives what is not its module's, or ``clip_norm`` is not positive.
+        ConfigurationError: An optimizer needs a closure, a scheduler drives what is not its module's, or ``clip_norm``
+            is not positive.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class Stepper:
     ) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ConfigurationError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
+        for optimizer in freezer.optimizers:
+            check_closure(optimizer)
         given = schedulers or {}
         check_schedulers(freezer.groups, given, freezer.optimizers)
         self._clip_norm = clip_norm

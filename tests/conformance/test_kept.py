@@ -1,5 +1,8 @@
 """Each cell of the table of what is kept, and the table in the guide."""
 
+from importlib import import_module
+from typing import Any
+
 import pytest
 
 from tests.conformance.kept import PLACES, Cell, committed, render, tables_of
@@ -15,6 +18,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_cell(cell: Cell) -> None:
     cell.check()
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"), [("torch_optimizers", "`RMSprop`"), ("torch_modules", "EMA (`AveragedModel`)")]
+)
+def test_a_naive_way_to_freeze_fails_in_torch(rows: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip(f"tests.conformance.{rows}", exc_type=ImportError)
+    naive = import_module("tests.conformance.naive_torch").StaleGradients
+    monkeypatch.setattr(module, "AlternatingOptimizer", naive)
+    with pytest.raises(AssertionError):
+        module.TABLE.rows[name].cells["one per module"].check()
+
+
+@pytest.mark.parametrize("column", ["`active` static", "traced"])
+def test_training_everything_fails_in_jax(column: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("tests.conformance.optax_transforms", exc_type=ImportError)
+    optax = import_module("optax")
+
+    def everything(transforms: Any, labels: Any) -> Any:
+        inner = optax.partition(transforms, labels)
+        return optax.GradientTransformationExtraArgs(inner.init, lambda g, s, p, *, active: inner.update(g, s, p))
+
+    monkeypatch.setattr(module, "alternating", everything)
+    with pytest.raises(AssertionError):
+        module.TABLE.rows["`adam`"].cells[column].check()
 
 
 def test_the_tables_in_the_guide_are_up_to_date(request: pytest.FixtureRequest) -> None:

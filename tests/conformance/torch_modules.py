@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from adapters.torch import AlternatingOptimizer
-from alternator import Alternator, Cycle
+from alternator import Alternator, ConfigurationError, Cycle
 from tests.conformance.freeze_contract_torch import Build, Measured, batch, same_bits, tower, tower_loss
-from tests.conformance.kept import KEPT, Cell, Row, Table
+from tests.conformance.kept import KEPT, REFUSED, Cell, Row, Table
 from tests.conformance.naive_torch import HandWritten
 from tests.conformance.torch_optimizers import APART, ONE, SHORT, kept
 
@@ -54,11 +54,19 @@ def row(make: Callable[[int], nn.Module], remark: str = "") -> Row:
 
 
 def averaged(make: Average, remark: str, *, swa: bool = False) -> Row:
-    cells = {
-        column: Cell(KEPT, partial(averages, make, replace(SHORT, one_optimizer=column == ONE), swa))
-        for column in ((APART,) if swa else (APART, ONE))
-    }
-    return Row(cells, remark)
+    over_all = replace(SHORT, one_optimizer=True)
+    one = (
+        Cell(REFUSED, partial(one_schedule, make, over_all))
+        if swa
+        else Cell(KEPT, partial(averages, make, over_all, swa))
+    )
+    return Row({APART: Cell(KEPT, partial(averages, make, SHORT, swa)), ONE: one}, remark)
+
+
+def one_schedule(make: Average, measured: Measured) -> None:
+    """The schedule of SWA is that of an optimizer, which must not be that of several modules."""
+    with pytest.raises(ConfigurationError, match="must move the learning rate of its own module only"):
+        train(AlternatingOptimizer, make, measured, swa=True)
 
 
 def averages(make: Average, measured: Measured, swa: bool) -> None:
@@ -107,6 +115,8 @@ TABLE = Table(
         "orthogonal (`parametrizations.orthogonal`)": row(partial(changed, parametrizations.orthogonal)),
         "LoRA (`peft`)": row(with_lora, "what `peft` froze stays frozen"),
         "EMA (`AveragedModel`)": averaged(EMA, "one average per module, updated after its steps"),
-        "SWA (`AveragedModel`, `SWALR`, `update_bn`)": averaged(AveragedModel, "likewise", swa=True),
+        "SWA (`AveragedModel`, `SWALR`, `update_bn`)": averaged(
+            AveragedModel, "likewise; the schedule needs an optimizer per module", swa=True
+        ),
     },
 )

@@ -161,7 +161,7 @@ class AlternatingCallback(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Check that what is frozen still is."""
         if isinstance(self._loop, FollowedOptimizer):
-            self._loop.before_backward()
+            self._loop.before_backward(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Clear the gradients of what is frozen; Lightning clips after this."""

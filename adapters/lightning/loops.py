@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from adapters.torch.checks import parameters_of
 from adapters.torch.decisions import Decisions
 from adapters.torch.freezer import Freezer
-from adapters.torch.losses import Loss
+from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters
 from adapters.torch.shares import ShownSteps
 from adapters.torch.stepping import Stepper, skips_in_kernel
@@ -72,7 +72,7 @@ class FollowedOptimizer(Loop):
         loop_scaler: GradScaler | None,
         **options: Any,
     ) -> None:
-        freezer = Freezer(alternator.modules, modules, optimizer, **options)
+        freezer = Freezer(alternator.modules, modules, optimizer, with_closure=True, **options)
         super().__init__(freezer, Decisions(alternator, freezer, delay))
         self._watched_scaler = loop_scaler if skips_in_kernel(optimizer) else None
         self._scale = 0.0
@@ -90,9 +90,10 @@ class FollowedOptimizer(Loop):
         self._steps.reset()
         super().before_batch()
 
-    def before_backward(self) -> None:
-        """Refuse gradients for a frozen module in training mode."""
+    def before_backward(self, loss: Tensor) -> None:
+        """Refuse gradients for a frozen module in training mode, and a loss that has none."""
         self.decisions.check_applied()
+        check_differentiable(self.freezer.applied, loss)
         self._has_gradients = True
 
     def before_update(self) -> None:
@@ -173,6 +174,7 @@ class ManualOptimizer(Loop):
         """Backward, update of what is active, decision and switch; see `AlternatingCallback.step`."""
         named = self.decisions.check_losses(loss, losses)
         self.decisions.check_applied()
+        check_differentiable(self.freezer.applied, loss)
         self.pl_module.manual_backward(loss)
         self.freezer.prepare_update()
         updated = self._stepper.update(self.freezer.applied)

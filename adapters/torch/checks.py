@@ -1,5 +1,6 @@
 """Checks of what the user gives the PyTorch adapter: ownership, coverage, schedulers; each error has the remedy."""
 
+import inspect
 import sys
 import warnings
 from collections import Counter
@@ -7,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adapters.contract import ALWAYS, check_disjoint, check_names
@@ -70,8 +71,16 @@ def optimizers_of(module: str, optimizers: Optimizers) -> Sequence[Optimizer]:
     return each_of(optimizers[module]) if isinstance(optimizers, Mapping) else [optimizers]
 
 
-def check_optimizers(modules: Collection[str], optimizers: Optimizers, extra: Optimizer | None) -> list[Optimizer]:
+def check_optimizers(
+    modules: Collection[str], optimizers: Optimizers, extra: Optimizer | None, *, with_closure: bool = False
+) -> list[Optimizer]:
     """All optimizers, each once: one per module or one over all, and the always group's own.
+
+    Args:
+        modules: Their names.
+        optimizers: One per module, or one over all.
+        extra: The always group's own.
+        with_closure: Whether steps are given a closure.
 
     Raises:
         ConfigurationError: A module has none, a name is unknown, or one is of a kind that cannot keep the contract.
@@ -85,7 +94,26 @@ def check_optimizers(modules: Collection[str], optimizers: Optimizers, extra: Op
     unique = list({id(optimizer): optimizer for optimizer in [*given, *([extra] if extra else [])]}.values())
     for optimizer in unique:
         check_optimizer(optimizer)
+        if isinstance(optimizer, LBFGS) or (not with_closure and _needs_closure(optimizer)):
+            raise ConfigurationError(needs_no_closure([optimizer], "got one that needs it"))
     return unique
+
+
+def needs_no_closure(optimizers: Iterable[Optimizer], what: str) -> str:
+    """What an optimizer that evaluates the loss itself is refused with."""
+    names = listed(sorted({type(optimizer).__name__ for optimizer in optimizers}))
+    return (
+        f"an optimizer must step without a closure, {what}: {names}; use a first-order one that takes the gradients "
+        "that are there (no LBFGS, line search or sharpness-aware method)"
+    )
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    """Whether its ``step`` must be given something; the class's, as schedulers replace the object's."""
+    given = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
+    return any(
+        each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in given
+    )
 
 
 def check_coverage(

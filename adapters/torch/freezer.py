@@ -79,6 +79,7 @@ class Freezer:
         always: What trains in every turn.
         process_group: The processes that train this model together.
         check_ranks_every: Compare decisions and parameters across ranks after this many decisions each.
+        with_closure: Whether whoever steps the optimizers gives them a closure.
 
     Raises:
         ConfigurationError: Names, ownership or coverage are wrong; the message says which and what to do.
@@ -107,6 +108,7 @@ class Freezer:
         always: Parameters | tuple[Parameters, Optimizer] | None = None,
         process_group: ProcessGroup | None = None,
         check_ranks_every: int | None = None,
+        with_closure: bool = False,
     ) -> None:
         members = check_turns(names, modules, turns)
         group, extra = _split_pair(always)
@@ -119,7 +121,7 @@ class Freezer:
         check_ownership(self.groups, model)
         check_storage(self.groups)
         check_silent_writers(self.groups)
-        self.optimizers = check_optimizers(modules, optimizers, extra)
+        self.optimizers = check_optimizers(modules, optimizers, extra, with_closure=with_closure)
         """All optimizers, each once."""
         self._model = model
         self._given_optimizers = optimizers

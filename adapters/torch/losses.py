@@ -137,6 +137,24 @@ def check_scalar(name: str, value: object) -> None:
         raise LossError(f"a loss must be a real scalar, got {value!r} for {name!r} ({error})") from error
 
 
+def check_differentiable(active: str, loss: object) -> None:
+    """Refuse to minimise what has no gradient, before PyTorch does so in words that name no module.
+
+    Raises:
+        LossError: With the remedy.
+    """
+    if not isinstance(loss, Tensor):
+        raise LossError(
+            f"the loss to minimise must be a tensor, got {loss!r}; give it as the forward pass returned it, not .item()"
+        )
+    check_scalar(active, loss)
+    if not loss.requires_grad:
+        raise LossError(
+            f"the loss reaches no parameter of {active!r}, which is active: it requires no gradient; give a loss that "
+            "depends on it, computed without no_grad() and detach(), or call skip() if this step has nothing for it"
+        )
+
+
 def _widened(value: Loss) -> Loss:
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
         return value.float()

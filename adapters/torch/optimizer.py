@@ -17,7 +17,7 @@ from adapters.contract import FreezeError
 from adapters.torch.checks import Optimizers, Schedulers
 from adapters.torch.decisions import Decisions, refusing_damage
 from adapters.torch.freezer import Freezer
-from adapters.torch.losses import Loss
+from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters
 from adapters.torch.states import States
 from adapters.torch.stepping import Stepper, forget_unscaled
@@ -146,6 +146,7 @@ class AlternatingOptimizer:
         Raises:
             LossError: The active name's loss is missing, a loss is not a scalar, or ``loss`` reaches no active
                 parameter.
+            ConfigurationError: An optimizer asks for a closure.
             UnknownModuleError: ``losses`` has a name that the alternator does not have.
             FreezeError: A frozen module is in training mode, or the alternator was switched outside the adapter.
         """
@@ -163,7 +164,12 @@ class AlternatingOptimizer:
         return self._close_step(updated)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of ``loss / accumulate``, scaled by the scaler; then call `step` without ``loss``."""
+        """Add the gradients of ``loss / accumulate``, scaled by the scaler; then call `step` without ``loss``.
+
+        Raises:
+            LossError: ``loss`` is not a scalar tensor, or requires no gradient.
+        """
+        check_differentiable(self.active, loss)
         if self._accumulate > 1:
             loss = loss / self._accumulate
         if self._scaler is not None:

@@ -1,15 +1,14 @@
 """Which optimizers can be stepped in turns: those that move what they hold, themselves, when `step()` is called."""
 
-import inspect
 from typing import Any
 
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 
 from alternator import ConfigurationError
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Refuse what is no optimizer, wraps another one, or is LBFGS.
+    """Refuse what is no optimizer, or wraps another one.
 
     A wrapper may step at other times than it is asked to (``accelerator.accumulate()``), move more than has a gradient
     (averages of slow and fast weights, over ranks), or step another object than the one whose groups are seen.
@@ -26,22 +25,6 @@ def check_optimizer(optimizer: object) -> None:
         )
     if not isinstance(optimizer, Optimizer):
         raise ConfigurationError(f"an optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
-    if isinstance(optimizer, LBFGS):  # which evaluates its closure again and again
-        check_closure(optimizer)
-
-
-def check_closure(optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose ``step`` must be given a closure.
-
-    Raises:
-        ConfigurationError: With its name.
-    """
-    _, *arguments = inspect.signature(type(optimizer).step).parameters.values()  # schedulers patch that of the object
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    if any(each.default is inspect.Parameter.empty and each.kind not in variadic for each in arguments):
-        raise ConfigurationError(
-            f"an optimizer must step without a closure, got {type(optimizer).__name__}; use a first-order one"
-        )
 
 
 def _find_wrapped(optimizer: object) -> str:

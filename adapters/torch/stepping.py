@@ -1,17 +1,18 @@
 """Clipping gradients and stepping the optimizers and schedulers of a turn, with a GradScaler or without one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 
-from adapters.torch.checks import Schedulers, check_schedulers, each_of, parameters_of
+from adapters.torch.checks import Schedulers, check_schedulers, each_of, needs_no_closure, parameters_of
 from adapters.torch.freezer import Freezer
-from adapters.torch.optimizers import check_closure
 from adapters.torch.shares import Shares, showing
 from alternator import ConfigurationError
+from alternator.checks import one_line
 
 
 class Stepper:
@@ -25,8 +26,7 @@ class Stepper:
         step: Steps optimizers and returns those that updated; by default `step_optimizers`.
 
     Raises:
-        ConfigurationError: An optimizer needs a closure, a scheduler drives what is not its module's, or ``clip_norm``
-            is not positive.
+        ConfigurationError: A scheduler drives what is not its module's, or ``clip_norm`` is not positive.
     """
 
     def __init__(
@@ -40,8 +40,6 @@ class Stepper:
     ) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ConfigurationError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
-        for optimizer in freezer.optimizers:
-            check_closure(optimizer)
         given = schedulers or {}
         check_schedulers(freezer.groups, given, freezer.optimizers)
         self._clip_norm = clip_norm
@@ -61,7 +59,7 @@ class Stepper:
         stepping = [share.optimizer for share in shares]
         if self._clip_norm is not None:
             self.grad_norm = clip(stepping, self._clip_norm, self._scaler)
-        with showing(shares):
+        with refusing_closures(stepping), showing(shares):
             updated = self._step(stepping)
         for scheduler in self._turn_schedulers[name]:
             if any(scheduler.optimizer is optimizer for optimizer in updated):
@@ -120,6 +118,22 @@ def forget_unscaled(scaler: GradScaler) -> None:
     if any(state["found_inf_per_device"] for state in scaler._per_optimizer_states.values()):
         scaler.update()
     scaler._per_optimizer_states.clear()
+
+
+@contextmanager
+def refusing_closures(optimizers: Sequence[Optimizer]) -> Iterator[None]:
+    """Turn the error of an optimizer that misses a closure into one that says what to do.
+
+    Raises:
+        ConfigurationError: With the optimizer's own error.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        said = str(error)
+        if "closure" not in said and "'NoneType' object is not callable" not in said:
+            raise
+        raise ConfigurationError(needs_no_closure(optimizers, f"but one asks for it ({one_line(said)})")) from error
 
 
 def skips_in_kernel(optimizer: Optimizer) -> bool:

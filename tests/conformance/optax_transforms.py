@@ -22,7 +22,7 @@ from tests.conformance.kept import CLOSE, KEPT, Cell, Row, Table
 PyTree = Any
 Make = Callable[[], Any]
 NAMES = ("a", "b")
-SCHEDULE = [0, 0, 1, 1, 1, 0]
+SCHEDULE = [0, 0, 1, 1, 0]
 """Which module trains in each step."""
 STATIC, TRACED, NNX = "`active` static", "traced", "`adapters.nnx`"
 

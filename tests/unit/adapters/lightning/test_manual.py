@@ -1,5 +1,7 @@
 """Manual optimization: the callback's step is that of AlternatingOptimizer, with Lightning counting."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
@@ -81,6 +83,30 @@ def test_several_optimizers_and_schedulers_per_module():
     assert same_bits(*(model.state_dict() for model in models))
 
 
+def test_a_leaf_tensor_as_a_module():
+    class Temperature(ManualTowers):
+        def __init__(self):
+            super().__init__(("a",))
+            self.log_alpha = torch.zeros(1, requires_grad=True)
+
+        def training_step(self, batch, batch_idx):
+            name = self.alternating.active
+            before.append((name, self.log_alpha.item(), self.towers["a"][0].weight.sum().item()))
+            self.alternating.step(self.losses(batch)["a"] * self.log_alpha.exp().sum())
+
+        def configure_optimizers(self):
+            return [adamw(self.towers["a"].parameters()), adamw([self.log_alpha])]
+
+    before = []
+    model = Temperature()
+    model.alternating = AlternatingCallback(
+        Alternator(("a", "alpha"), rule=Cycle(1)), {"a": "towers.a", "alpha": "log_alpha"}
+    )
+    trainer(model.alternating).fit(model, Steps())
+    for (name, *now), (_, *after) in pairwise(before):
+        assert [one != two for one, two in zip(now, after, strict=True)] == [name == "alpha", name == "a"]
+
+
 def test_a_scheduler_that_needs_a_metric_or_drives_several_modules_is_the_users():
     class Plateau(ManualTowers):
         def configure_optimizers(self):
@@ -157,6 +183,42 @@ def test_a_loss_that_does_not_reach_what_is_active():
     model.alternating = always(Alternator(NAMES), always="towers.c")
     with pytest.raises(LossError, match="reaches no parameter of 'a', which is active"):
         trainer(model.alternating).fit(model, Steps())
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (1.0, "must be a tensor, got 1.0"),
+        (torch.ones(()), "reaches no parameter of 'a', which is active: it requires no"),
+    ],
+)
+def test_a_loss_without_a_gradient(loss, message):
+    class Constant(ManualTowers):
+        def training_step(self, batch, batch_idx):
+            self.alternating.step(loss)
+
+    class Returned(Towers):
+        def training_step(self, batch, batch_idx):
+            return loss
+
+    with pytest.raises(LossError, match=message):
+        fit(Constant())
+    if isinstance(loss, torch.Tensor):  # Lightning itself refuses others
+        with pytest.raises(LossError, match=message):
+            fit(Returned())
+
+
+def test_an_optimizer_that_needs_a_closure():
+    class Search(torch.optim.SGD):
+        def step(self, closure):
+            return super().step(closure)
+
+    class Searching(ManualTowers):
+        def configure_optimizers(self):
+            return Search(self.parameters(), lr=0.1)
+
+    with pytest.raises(ConfigurationError, match="without a closure, got one that needs it: 'Search'"):
+        fit(Searching())
 
 
 def test_step_after_training():

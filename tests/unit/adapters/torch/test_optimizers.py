@@ -1,6 +1,5 @@
-"""Optimizers that cannot be stepped in turns: wrappers of others, and those that need a closure."""
+"""Optimizers that wrap others."""
 
-import inspect
 import warnings
 
 import pytest
@@ -12,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from lightning.fabric import Fabric
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import nn
 
 from adapters.torch import AlternatingOptimizer
 from alternator import Alternator, ConfigurationError, Cycle
@@ -111,23 +109,6 @@ def test_one_that_shards_its_state_over_processes(process_group):
         optimizer.param_groups[0]["params"], torch.optim.AdamW
     )
     refused(sharding, r"\.optim")
-
-
-def test_one_that_needs_a_closure():
-    class TwoPasses(torch.optim.SGD):
-        def step(self, closure):
-            closure()
-
-    modules = {name: nn.Linear(1, 1) for name in NAMES}
-    optimizers = {name: TwoPasses(module.parameters(), lr=0.1) for name, module in modules.items()}
-    with pytest.raises(ConfigurationError, match="must step without a closure, got TwoPasses"):
-        AlternatingOptimizer(Alternator(NAMES), modules, optimizers)
-    scheduled = torch.optim.SGD(modules["a"].parameters(), lr=0.1)
-    torch.optim.lr_scheduler.ExponentialLR(scheduled, 0.9)
-    assert "self" in inspect.signature(scheduled.step).parameters  # patched: looks as if it needed an argument
-    AlternatingOptimizer(
-        Alternator(NAMES), modules, {"a": scheduled, "b": torch.optim.SGD(modules["b"].parameters(), lr=0.1)}
-    )
 
 
 def test_the_optimizers_inside_those_of_accelerate_equal_its_own_loop(accelerator):

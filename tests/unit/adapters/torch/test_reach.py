@@ -9,7 +9,7 @@ from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint
 
 from adapters.torch import AlternatingOptimizer
-from alternator import Alternator
+from alternator import Alternator, LossError
 
 TURNS = {"pair": ("a", "b"), "rest": "c"}
 
@@ -59,3 +59,38 @@ def test_a_module_that_the_user_froze_is_not_reported():
     alternating.force("pair")
     alternating.step(modules["a"](torch.ones(2, 3)).sum())
     assert modules["b"].weight.grad is None
+
+
+NO_GRADIENTS = {
+    "a number": (lambda modules: 1.0, r"must be a tensor, got 1.0; give it as the forward pass returned it"),
+    "a constant": (lambda modules: torch.ones(()), r"reaches no parameter of 'pair', which is active: it requires no"),
+    "detached": (lambda modules: modules["a"](torch.ones(2, 3)).sum().detach(), r"without no_grad\(\) and detach\(\)"),
+    "what is frozen": (lambda modules: modules["c"](torch.ones(2, 3)).sum(), r"or call skip\(\) if this step has"),
+    "a vector": (lambda modules: modules["a"](torch.ones(3)), r"must be a real scalar, got a torch.float32 tensor of"),
+}
+
+
+@pytest.mark.parametrize("case", NO_GRADIENTS)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_loss_without_a_gradient_is_refused_before_anything_happens(case, scaled):
+    loss, message = NO_GRADIENTS[case]
+    modules = towers()
+    alternating = build(modules, scaler=torch.amp.GradScaler("cpu") if scaled else None, accumulate=2)
+    before = alternating.state_dict()
+    for step in (
+        lambda: alternating.step(loss(modules)),
+        lambda: alternating.step(loss(modules), {"pair": 1.0}),
+        lambda: alternating.backward(loss(modules)),
+    ):
+        with pytest.raises(LossError, match=message) as error:
+            step()
+        assert "\n" not in str(error.value)
+        assert alternating.state_dict() == before
+
+
+def test_a_loss_of_one_element_is_a_scalar():
+    modules = towers()
+    alternating = build(modules)
+    both = modules["a"](torch.ones(2, 3)) + modules["b"](torch.ones(2, 3))
+    alternating.step(both.sum().reshape(1, 1))
+    assert alternating.alternator.step == 1

@@ -111,7 +111,9 @@ def test_something_that_is_no_optimizer():
 def test_an_optimizer_that_needs_a_closure():
     given = modules()
     refused(
-        r"must step without a closure, got LBFGS", given, {"a": sgd(given["a"]), "b": LBFGS(given["b"].parameters())}
+        r"must step without a closure, got one that needs it: .LBFGS.; use a first-order",
+        given,
+        {"a": sgd(given["a"]), "b": LBFGS(given["b"].parameters())},
     )
 
 

@@ -276,12 +276,12 @@ def _sources(
 def _resolve(pl_module: LightningModule, source: Source) -> Parameters:
     """The module, or a list of parameters."""
     if not isinstance(source, str):
-        return source if isinstance(source, nn.Module) else list(source)
+        return source if isinstance(source, (nn.Module, Tensor)) else list(source)
     try:
         found = attrgetter(source)(pl_module)
     except AttributeError:
         found = None
-    if isinstance(found, nn.Parameter):
+    if isinstance(found, Tensor):
         return [found]
     if isinstance(found, nn.Module):
         return found

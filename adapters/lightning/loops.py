@@ -158,7 +158,7 @@ class ManualOptimizer(Loop):
         self._wrapped = {id(each.optimizer): each for each in wrapped}
         optimizers = [each.optimizer for each in wrapped]
         if len(optimizers) == 1:
-            schedulers: dict[str, LRScheduler] = {}
+            schedulers: dict[str, list[LRScheduler]] = {}
             freezer = Freezer(
                 alternator.modules, modules, optimizers[0], always=always, rule=alternator.rule, **options
             )
@@ -216,12 +216,11 @@ class ManualOptimizer(Loop):
 
 def _assign(
     optimizers: Sequence[Optimizer], modules: Mapping[str, Parameters], always: Parameters | None
-) -> tuple[dict[str, Optimizer], Optimizer | None]:
-    """Per module the optimizer that holds its parameters, and the one of the always group if that has its own."""
+) -> tuple[dict[str, list[Optimizer]], Optimizer | None]:
+    """Per module the optimizers that hold its parameters, and the one of the always group if that has its own."""
     shared = [] if always is None else _parameters(always)
-    holders = {name: _holder(optimizers, _parameters(module), shared) for name, module in modules.items()}
-    owned = {name: optimizer for name, optimizer in holders.items() if optimizer is not None}
-    extra = [each for each in optimizers if not any(each is optimizer for optimizer in owned.values())]
+    owned = {name: _holders(optimizers, _parameters(module), shared) for name, module in modules.items()}
+    extra = [each for each in optimizers if not any(each is own for holders in owned.values() for own in holders)]
     if len(extra) > (always is not None):
         raise ConfigurationError(
             f"every optimizer must hold parameters of a module, but {len(extra)} of {len(optimizers)} hold none; "
@@ -230,23 +229,26 @@ def _assign(
     return owned, extra[0] if extra else None
 
 
-def _parameters(module: Parameters) -> list[nn.Parameter]:
+def _parameters(module: Parameters) -> list[Tensor]:
+    if isinstance(module, Tensor):
+        return [module]
     return list(module.parameters() if isinstance(module, nn.Module) else module)
 
 
-def _holder(
-    optimizers: Sequence[Optimizer], parameters: list[nn.Parameter], shared: list[nn.Parameter]
-) -> Optimizer | None:
-    """The first optimizer that holds one of these parameters, the shared ones aside."""
+def _holders(optimizers: Sequence[Optimizer], parameters: list[Tensor], shared: list[Tensor]) -> list[Optimizer]:
+    """The optimizers that hold any of these parameters, the shared ones aside."""
     own = {id(parameter) for parameter in parameters} - {id(parameter) for parameter in shared}
-    return next((each for each in optimizers if any(id(parameter) in own for parameter in parameters_of(each))), None)
+    return [each for each in optimizers if any(id(parameter) in own for parameter in parameters_of(each))]
 
 
-def _own_schedulers(pl_module: LightningModule, owned: Mapping[str, Optimizer]) -> dict[str, LRScheduler]:
-    """Per module the scheduler of its optimizer; one that needs a metric, or drives several modules, is the user's."""
-    schedulers: dict[str, LRScheduler] = {}
+def _own_schedulers(
+    pl_module: LightningModule, owned: Mapping[str, Sequence[Optimizer]]
+) -> dict[str, list[LRScheduler]]:
+    """Per module those of its optimizers; one that needs a metric, or drives several modules, is the user's."""
+    schedulers: dict[str, list[LRScheduler]] = {}
     for config in pl_module.trainer.lr_scheduler_configs:
-        driven = [name for name, optimizer in owned.items() if optimizer is config.scheduler.optimizer]
-        if len(driven) == 1 and not isinstance(config.scheduler, ReduceLROnPlateau):
-            schedulers[driven[0]] = config.scheduler
+        scheduler = config.scheduler
+        driven = [name for name, holders in owned.items() if any(each is scheduler.optimizer for each in holders)]
+        if len(driven) == 1 and not isinstance(scheduler, ReduceLROnPlateau):
+            schedulers.setdefault(driven[0], []).append(scheduler)
     return schedulers

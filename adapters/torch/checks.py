@@ -4,21 +4,25 @@ import inspect
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
-import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from adapters.contract import ALWAYS, check_disjoint, check_names
 from adapters.torch.modules import Freezable
+from adapters.torch.optimizers import check_optimizer
 from adapters.torch.wrappers import unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
 
-Optimizers = Mapping[str, Optimizer] | Optimizer
-"""One per module, or one over all."""
+T = TypeVar("T")
+Optimizers = Mapping[str, Optimizer | Sequence[Optimizer]] | Optimizer
+"""One per module, or several that each hold a part of it; or one over all."""
+Schedulers = Mapping[str, LRScheduler | Sequence[LRScheduler]]
+"""One per module, or several for its several optimizers."""
 
 
 def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) -> None:
@@ -57,6 +61,16 @@ def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def each_of(given: T | Sequence[T]) -> Sequence[T]:
+    """Several as they are, one as a sequence of it."""
+    return given if isinstance(given, Sequence) else [given]
+
+
+def optimizers_of(module: str, optimizers: Optimizers) -> Sequence[Optimizer]:
+    """The optimizers of a module."""
+    return each_of(optimizers[module]) if isinstance(optimizers, Mapping) else [optimizers]
+
+
 def check_optimizers(
     modules: Collection[str], optimizers: Optimizers, extra: Optimizer | None, *, with_closure: bool = False
 ) -> list[Optimizer]:
@@ -71,17 +85,16 @@ def check_optimizers(
     Raises:
         ConfigurationError: A module has none, a name is unknown, or one is of a kind that cannot keep the contract.
     """
-    if not isinstance(optimizers, Optimizer):
+    if isinstance(optimizers, Mapping):
         check_names("optimizers", optimizers, modules)
-        missing = [name for name in modules if name not in optimizers]
+        missing = [name for name in modules if not optimizers.get(name)]
         if missing:
             raise ConfigurationError(f"every module must have an optimizer, but {listed(missing)} has none; give one")
-    given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers.values())
+    given = [each for module in modules for each in optimizers_of(module, optimizers)]
     unique = list({id(optimizer): optimizer for optimizer in [*given, *([extra] if extra else [])]}.values())
     for optimizer in unique:
-        if not isinstance(optimizer, Optimizer):
-            raise ConfigurationError(f"an optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
-        if isinstance(optimizer, torch.optim.LBFGS) or (not with_closure and _needs_closure(optimizer)):
+        check_optimizer(optimizer)
+        if isinstance(optimizer, LBFGS) or (not with_closure and _needs_closure(optimizer)):
             raise ConfigurationError(needs_no_closure([optimizer], "got one that needs it"))
     return unique
 
@@ -113,8 +126,7 @@ def check_coverage(
     """
     uncovered: dict[str, nn.Parameter] = {}
     for module, group in groups.items():
-        own = every if isinstance(optimizers, Optimizer) or module == ALWAYS else [optimizers[module]]
-        uncovered |= _check_group(module, group, own)
+        uncovered |= _check_group(module, group, every if module == ALWAYS else optimizers_of(module, optimizers))
     _check_once([parameter for optimizer in every for parameter in parameters_of(optimizer)], groups)
     return uncovered
 
@@ -159,16 +171,14 @@ def _check_once(parameters: list[nn.Parameter], groups: Mapping[str, Freezable])
         seen.add(id(parameter))
 
 
-def check_schedulers(
-    groups: Mapping[str, Freezable], schedulers: Mapping[str, LRScheduler], optimizers: list[Optimizer]
-) -> None:
+def check_schedulers(groups: Mapping[str, Freezable], schedulers: Schedulers, optimizers: list[Optimizer]) -> None:
     """Each scheduler moves the learning rate of its own module only.
 
     Raises:
         ConfigurationError: It moves another's too, drives none of the optimizers, or needs a metric.
     """
     check_names("schedulers", schedulers, groups)
-    for name, scheduler in schedulers.items():
+    for name, scheduler in ((name, each) for name, given in schedulers.items() for each in each_of(given)):
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ConfigurationError(
                 f"a scheduler must step without a metric, but {name!r} has ReduceLROnPlateau; step that one yourself"

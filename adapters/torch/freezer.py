@@ -283,6 +283,10 @@ class Freezer:
         """
         check_written(self._watches.values(), self._applied)
 
+    def accept_written(self) -> None:
+        """Take what frozen modules hold now for what stays."""
+        self._watch()
+
     def prepare_update(self) -> None:
         """Clear gradients that must not be stepped; to be called after the backward pass and before clipping.
 

@@ -1,16 +1,17 @@
 """One module, frozen or active: requires_grad, gradients and training modes, the user's own choices kept."""
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from adapters.torch.wrappers import shells, unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
 
-Parameters = nn.Module | Iterable[nn.Parameter]
-"""A module, or parameters alone."""
+Parameters = nn.Module | Tensor | Iterable[Tensor]
+"""A module, or parameters alone: leaf tensors that require gradients will do, as the temperature of SAC is one."""
 
 
 class Freezable:
@@ -28,9 +29,11 @@ class Freezable:
         ConfigurationError: There are no parameters, some are lazy, or the module has a wrapper that is refused.
     """
 
-    def __init__(self, name: str, module: nn.Module | Iterable[nn.Parameter], excluded: Collection[int] = ()) -> None:
+    def __init__(self, name: str, module: Parameters, excluded: Collection[int] = ()) -> None:
         self.name = name
         self.root = unwrapped(module) if isinstance(module, nn.Module) else None
+        if self.root is not None:
+            _check_modes(name, self.root)
         self._shells = shells(module) if isinstance(module, nn.Module) else []
         self._take(_named_parameters(name, module if self.root is None else self.root), excluded)
         self.user_frozen: set[str] = set()
@@ -159,18 +162,37 @@ class Between:
         return {id(submodule) for submodule in self._submodules if not submodule.training}
 
 
-def _named_parameters(name: str, module: nn.Module | Iterable[nn.Parameter]) -> dict[str, nn.Parameter]:
+def _check_modes(name: str, root: nn.Module) -> None:
+    """Refuse what follows neither train() nor eval(), as the modules of ``torch.export``: modes are fixed in them."""
+    for key, submodule in root.named_modules():
+        if "train" in vars(submodule):  # not that of its class
+            try:
+                submodule.train(submodule.training)
+            except NotImplementedError as error:
+                raise ConfigurationError(
+                    f"a module must follow train() and eval(), but {_join(name, key)!r} cannot ({error}): give what it "
+                    "was exported from, or list(module.parameters()) if it has neither dropout nor normalisation"
+                ) from error
+
+
+def _named_parameters(name: str, module: Parameters) -> dict[str, nn.Parameter]:
     if isinstance(module, nn.Module):
         return {_join(name, key): parameter for key, parameter in module.named_parameters()}
-    if isinstance(module, nn.Parameter):
-        module = [module]
-    parameters = {f"{name}[{index}]": parameter for index, parameter in enumerate(module)}
-    wrong = [key for key, parameter in parameters.items() if not isinstance(parameter, nn.Parameter)]
+    given = [module] if isinstance(module, Tensor) else module
+    parameters: dict[str, Any] = {f"{name}[{index}]": parameter for index, parameter in enumerate(given)}
+    wrong = [key for key, parameter in parameters.items() if not _can_train(parameter)]
     if wrong:
         raise ConfigurationError(
-            f"a module must be an nn.Module or an iterable of nn.Parameter; {listed(wrong)} is not"
+            "a module must be an nn.Module or an iterable of nn.Parameter, or of leaf tensors that require gradients; "
+            f"{listed(wrong)} is not"
         )
     return parameters
+
+
+def _can_train(parameter: object) -> bool:
+    return isinstance(parameter, nn.Parameter) or (
+        isinstance(parameter, Tensor) and parameter.is_leaf and parameter.requires_grad
+    )
 
 
 def _are_same(before: Mapping[str, object], now: Mapping[str, object]) -> bool:

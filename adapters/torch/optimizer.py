@@ -6,21 +6,22 @@ again it continues exactly as if the frozen steps had not happened. See docs/fre
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, float64, nn, tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from adapters.contract import FreezeError
-from adapters.torch.checks import Optimizers
+from adapters.torch.checks import Optimizers, Schedulers
 from adapters.torch.decisions import Decisions, refusing_damage
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters
 from adapters.torch.states import States
 from adapters.torch.stepping import Stepper, forget_unscaled
+from adapters.torch.unfrozen import unfrozen
 from alternator import Alternator, Decision
 from alternator.checks import check_integer, to_float
 
@@ -37,13 +38,15 @@ class AlternatingOptimizer:
     Args:
         alternator: Decides who trains.
         modules: Per module name an ``nn.Module``, or an iterable of parameters (which has no mode and no buffers).
-        optimizers: One optimizer per module name, or one over all.
+        optimizers: One optimizer per module name, or a list of several that each hold a part of it (SparseAdam for a
+            table, Muon for matrices, and AdamW for the rest); or one over all.
         model: The model that holds them all: parameters that belong to none are refused, and `train` and `eval` reach
             what lies between the modules (dropout, the model's own flag).
         turns: Per name of the alternator the modules that train together; by default each name is a module.
         always: What trains in every step (fusion or uncertainty weights, a shared embedding): a module or parameters
             that one of the optimizers covers, or a pair of these and an optimizer of their own.
-        schedulers: Per module name (or ``"always"``) a scheduler, stepped after each update of that module only.
+        schedulers: Per module name (or ``"always"``) a scheduler, or a list of several, stepped after each update of
+            that module only.
         clip_norm: Clip the gradients of what trains in the step, the always group included, to this total norm.
         scaler: A GradScaler for float16. A step that it skips counts as skipped (``updated=False``).
         accumulate: Micro-steps per update. Gradients and recorded losses are their means.
@@ -78,7 +81,7 @@ class AlternatingOptimizer:
         model: nn.Module | None = None,
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | tuple[Parameters, Optimizer] | None = None,
-        schedulers: Mapping[str, LRScheduler] | None = None,
+        schedulers: Schedulers | None = None,
         clip_norm: float | None = None,
         scaler: GradScaler | None = None,
         accumulate: int = 1,
@@ -236,6 +239,32 @@ class AlternatingOptimizer:
         self._check_boundary("release")
         self._forget_unscaled()
         self._freezer.release()
+
+    def unfrozen(self) -> AbstractContextManager[None]:
+        """Within it everything that trains in some turn requires gradients: for PyTorch's distributed checkpoint.
+
+        ``get_optimizer_state_dict``, ``set_optimizer_state_dict`` and the like leave out what does not require
+        gradients. What is written meanwhile, as by ``torch.distributed.checkpoint.load``, is accepted; modes stay as
+        they are. A module that has never trained is shown with moments of zero, and has none again afterwards unless
+        they were loaded.
+
+        Raises:
+            FreezeError: In the middle of an accumulation, or a frozen module has been written before.
+
+        Example:
+            >>> import torch
+            >>> from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+            >>> from alternator import Alternator, Cycle
+            >>> model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(4, 3), "head": torch.nn.Linear(3, 1)})
+            >>> optimizer = torch.optim.AdamW(model.parameters())
+            >>> alternating = AlternatingOptimizer(Alternator(tuple(model)), dict(model.items()), optimizer)
+            >>> with alternating.unfrozen():
+            ...     saved = get_optimizer_state_dict(model, optimizer)
+            >>> sorted(saved["state"])
+            ['encoder.bias', 'encoder.weight', 'head.bias', 'head.weight']
+        """
+        self._check_boundary("unfrozen")
+        return unfrozen(self._freezer)
 
     def flush(self) -> None:
         """Record the losses that are still pending; call it at the end of training to see them all."""

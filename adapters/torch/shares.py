@@ -4,14 +4,16 @@ Published implementations of Muon and optimizers written by hand decay weights, 
 they look for a gradient. So while one steps, its ``param_groups`` hold its share alone; nothing else of it is touched.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adapters.torch.freezer import Freezer
+from alternator import ConfigurationError
+from alternator.checks import listed
 
 
 class Share:
@@ -20,10 +22,18 @@ class Share:
     Args:
         optimizer: Its groups as they are now.
         training: The ``id`` of every parameter that trains.
+        frozen: The ``id`` of every parameter of a frozen module.
     """
 
-    def __init__(self, optimizer: Optimizer, training: Collection[int]) -> None:
+    def __init__(self, optimizer: Optimizer, training: Collection[int], frozen: Collection[int] = ()) -> None:
         self.optimizer = optimizer
+        groups = optimizer.param_groups
+        self._mixed = [
+            group
+            for group in groups
+            if any(id(p) in frozen for p in group["params"]) and any(id(p) in training for p in group["params"])
+        ]
+        self._options: list[dict[str, Any]] = []
         self._shown = [[p for p in group["params"] if id(p) in training] for group in optimizer.param_groups]
         self.parameters: list[nn.Parameter] = [parameter for shown in self._shown for parameter in shown]
         """Those of its parameters that train."""
@@ -40,6 +50,7 @@ class Share:
         for group, shown in zip(groups, self._shown, strict=True):
             group["params"] = shown
         groups[:] = [group for group in groups if group["params"]]
+        self._options = [dict(group) for group in self._mixed]
 
     def hide(self) -> None:
         """The groups are whole again, followed by those that have been added meanwhile."""
@@ -51,6 +62,30 @@ class Share:
         groups = self.optimizer.param_groups
         groups[:] = [group for group, _ in self._whole] + [group for group in groups if id(group) not in known]
         self._whole = []
+
+    def check_options(self) -> None:
+        """Refuse an optimizer that counts per group where a group holds parameters of a frozen module too.
+
+        To be called after a step and `hide`.
+
+        Raises:
+            ConfigurationError: With what it counts.
+        """
+        pairs = list(zip(self._mixed, self._options, strict=False))  # none if the optimizer was not shown a share
+        self._options = []
+        counted = sorted({key for group, old in pairs for key in group if key != "params" and _differ(group, old, key)})
+        if counted:
+            raise ConfigurationError(
+                f"a parameter group must belong to one module if its optimizer counts per group, but "
+                f"{type(self.optimizer).__name__} counts {listed(counted)}, which would go on for what is frozen: give "
+                "each module a group, or an optimizer, of its own"
+            )
+
+
+def _differ(group: Mapping[str, Any], old: Mapping[str, Any], key: str) -> bool:
+    """Whether an option has been replaced; tensors are not read, they may be on a device."""
+    now, before = group[key], old.get(key)
+    return now is not before and (isinstance(now, Tensor) or isinstance(before, Tensor) or bool(now != before))
 
 
 class Shares:
@@ -69,7 +104,8 @@ class Shares:
         """One per optimizer that has something to train."""
         if self._num_changes != self._freezer.num_changes:
             training = self._freezer.training()
-            every = [Share(optimizer, training) for optimizer in self._freezer.optimizers]
+            frozen = {id(parameter) for parameter in self._freezer.turn.frozen_parameters}
+            every = [Share(optimizer, training, frozen) for optimizer in self._freezer.optimizers]
             self._found = [share for share in every if share.parameters]
             self._num_changes = self._freezer.num_changes
         return self._found
@@ -86,6 +122,8 @@ def showing(shares: Iterable[Share]) -> Iterator[None]:
     finally:
         for share in shown:
             share.hide()
+    for share in shown:
+        share.check_options()
 
 
 class ShownSteps:
@@ -126,7 +164,10 @@ class ShownSteps:
     def _leave(self, *_: object) -> None:
         self._depth -= 1
         if not self._depth:
+            shown = self._shown
             self._hide()
+            for share in shown:
+                share.check_options()
 
     def _seeing_all(self, given: Any) -> Any:
         if not callable(given):

@@ -3,6 +3,7 @@
 PyTorch itself matches an optimizer's state by position: equal towers built in another order would swap their moments.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from adapters.torch.checks import parameters_of
+from adapters.torch.checks import Schedulers, each_of, parameters_of
 from adapters.torch.freezer import Freezer
 from alternator import StateError
 from alternator.checks import listed
@@ -22,18 +23,22 @@ REMEDY = "build the same as when it was saved"
 class States:
     """Saves and loads what steps: optimizers, schedulers and scaler.
 
-    An optimizer is known by the modules whose parameters it holds (``"a"``, or ``"a+b"`` over both), a parameter by its
-    name in its module (``"a.0.weight"``).
+    An optimizer is known by the modules whose parameters it holds (``"a"``, or ``"a+b"`` over both), or by its first
+    parameter if there are several of these modules; a parameter by its name in its module (``"a.0.weight"``).
 
     Args:
         freezer: Knows the names and holds the optimizers.
-        schedulers: Per module name a scheduler.
+        schedulers: Per module name a scheduler or several.
         scaler: The GradScaler.
     """
 
-    def __init__(self, freezer: Freezer, schedulers: Mapping[str, LRScheduler], scaler: GradScaler | None) -> None:
+    def __init__(self, freezer: Freezer, schedulers: Schedulers, scaler: GradScaler | None) -> None:
         self._freezer = freezer
-        self._schedulers = schedulers
+        self._schedulers = {
+            name if isinstance(given, LRScheduler) else f"{name}[{number}]": scheduler
+            for name, given in schedulers.items()
+            for number, scheduler in enumerate(each_of(given))
+        }
         self._scaler = scaler
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,9 +95,12 @@ class States:
     def _optimizers(self) -> dict[str, Optimizer]:
         """The optimizers by the modules whose parameters they hold."""
         owners = {id(p): name for name, group in self._freezer.groups.items() for p in group.parameters.values()}
+        names = self._names()
+        keys = ["+".join(sorted({owners[id(p)] for p in parameters_of(each)})) for each in self._freezer.optimizers]
+        counts = Counter(keys)
         return {
-            "+".join(sorted({owners[id(parameter)] for parameter in parameters_of(optimizer)})): optimizer
-            for optimizer in self._freezer.optimizers
+            key if counts[key] == 1 else min(names[id(parameter)] for parameter in parameters_of(optimizer)): optimizer
+            for key, optimizer in zip(keys, self._freezer.optimizers, strict=True)
         }
 
 

@@ -1,15 +1,14 @@
 """Clipping gradients and stepping the optimizers and schedulers of a turn, with a GradScaler or without one."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from adapters.torch.checks import check_schedulers, needs_no_closure, parameters_of
+from adapters.torch.checks import Schedulers, check_schedulers, each_of, needs_no_closure, parameters_of
 from adapters.torch.freezer import Freezer
 from adapters.torch.shares import Shares, showing
 from alternator import ConfigurationError
@@ -21,7 +20,7 @@ class Stepper:
 
     Args:
         freezer: Knows the turns and holds the optimizers.
-        schedulers: Per module name (or ``"always"``) a scheduler, stepped after each update of that module only.
+        schedulers: Per module name (or ``"always"``) a scheduler or several, stepped after that module's updates only.
         clip_norm: Clip the gradients of all that trains to this total norm.
         scaler: A GradScaler for float16, which skips updates whose gradients are not finite.
         step: Steps optimizers and returns those that updated; by default `step_optimizers`.
@@ -34,22 +33,21 @@ class Stepper:
         self,
         freezer: Freezer,
         *,
-        schedulers: Mapping[str, LRScheduler] | None = None,
+        schedulers: Schedulers | None = None,
         clip_norm: float | None = None,
         scaler: GradScaler | None = None,
         step: Callable[[Sequence[Optimizer]], Sequence[Optimizer]] | None = None,
     ) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ConfigurationError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
-        self._optimizers = freezer.optimizers
-        self._schedulers = dict(schedulers or {})
-        check_schedulers(freezer.groups, self._schedulers, self._optimizers)
+        given = schedulers or {}
+        check_schedulers(freezer.groups, given, freezer.optimizers)
         self._clip_norm = clip_norm
         self._scaler = scaler
         self._step = partial(step_optimizers, scaler=scaler) if step is None else step
         self._shares = Shares(freezer)
         self._turn_schedulers = {
-            name: [scheduler for key, scheduler in self._schedulers.items() if turn.trains(key)]
+            name: [scheduler for key in given if turn.trains(key) for scheduler in each_of(given[key])]
             for name, turn in freezer.turns.items()
         }
         self.grad_norm: Tensor | None = None
@@ -76,8 +74,19 @@ def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler |
     """
     if scaler is not None:
         unscale(optimizers, scaler)
-    norm = nn.utils.clip_grad_norm_([p for optimizer in optimizers for p in parameters_of(optimizer)], clip_norm)
+    parameters = [p for optimizer in optimizers for p in parameters_of(optimizer) if p.grad is not None]
+    norm = nn.utils.get_total_norm([_values(parameter) for parameter in parameters])
+    nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded parameters
+
+
+def _values(parameter: nn.Parameter) -> Tensor:
+    """The gradient, or what a sparse one holds, each row once."""
+    assert parameter.grad is not None
+    if parameter.grad.is_sparse:
+        parameter.grad = parameter.grad.coalesce()
+        return parameter.grad.values()
+    return parameter.grad
 
 
 def step_optimizers(optimizers: Sequence[Optimizer], scaler: GradScaler | None) -> list[Optimizer]:

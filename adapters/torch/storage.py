@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from adapters.torch.modules import Freezable
@@ -36,7 +36,7 @@ def check_storage(groups: Mapping[str, Freezable]) -> None:
     per_device: dict[torch.device, list[Span]] = {}
     for module, group in groups.items():
         for name, tensor in (*group.parameters.items(), *buffers_of(group).items()):
-            span = _span(module, name, tensor)
+            span = _span(module, name, tensor, name in group.parameters)
             if span is not None:
                 per_device.setdefault(span.tensor.device, []).append(span)
     for spans in per_device.values():
@@ -82,7 +82,7 @@ def _bytes_of(places: Tensor, span: Span, start: int) -> Tensor:
     return places.as_strided((*span.tensor.shape, size), (*strides, 1), span.start - start)
 
 
-def _span(module: str, name: str, whole: Tensor) -> Span | None:
+def _span(module: str, name: str, whole: Tensor, is_parameter: bool) -> Span | None:
     tensor = _local(whole)
     if tensor.layout is not torch.strided or is_lazy(tensor) or hasattr(tensor, "fake_mode") or not tensor.numel():
         return None
@@ -91,7 +91,6 @@ def _span(module: str, name: str, whole: Tensor) -> Span | None:
         return None
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     stop = start + (last + 1) * tensor.element_size()
-    is_parameter = isinstance(whole, nn.Parameter)
     return Span(module=module, name=name, is_parameter=is_parameter, tensor=tensor, start=start, stop=stop)
 
 

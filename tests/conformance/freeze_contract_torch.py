@@ -6,6 +6,7 @@ Two independent towers with batch normalisation and dropout, AdamW with weight d
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -80,6 +81,46 @@ def optimizer_state(optimizer: Optimizer, module: nn.Module) -> list[Any]:
     return [dict(optimizer.state.get(parameter, {})) for parameter in module.parameters()]
 
 
+def group_state(optimizer: Optimizer, module: nn.Module) -> list[Any]:
+    """What an optimizer counts per group, of the groups that hold parameters of this module alone."""
+    own = {id(parameter) for parameter in module.parameters()}
+    groups = [group for group in optimizer.param_groups if own >= {id(parameter) for parameter in group["params"]}]
+    return [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in groups]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is trained, how long, and with what."""
+
+    make_towers: Callable[[], dict[str, nn.Module]] = lambda: {"a": tower(0), "b": tower(1)}
+    """Builds the two modules, the same each time."""
+    make_optimizer: MakeOptimizer = adamw
+    """The kind of optimizer."""
+    one_optimizer: bool = False
+    """One optimizer over both modules, without schedulers, in place of one per module."""
+    grouped: bool = False
+    """Whether that one has a parameter group per module."""
+    clip_norm: float | None = CLIP_NORM
+    """The total norm to which gradients are clipped."""
+    tenures: Mapping[str, int] = field(default_factory=lambda: dict(TENURES))
+    """The steps that each module trains in a row."""
+    num_steps: int = NUM_STEPS
+    """The number of steps in all."""
+
+    def make_optimizers(self, modules: Mapping[str, nn.Module]) -> tuple[dict[str, Optimizer], dict[str, LRScheduler]]:
+        if self.one_optimizer:
+            groups = [list(module.parameters()) for module in modules.values()]
+            given = [{"params": group} for group in groups] if self.grouped else [p for group in groups for p in group]
+            return dict.fromkeys(modules, self.make_optimizer(given)), {}
+        optimizers = {name: self.make_optimizer(list(module.parameters())) for name, module in modules.items()}
+        return optimizers, {name: ExponentialLR(optimizer, gamma=0.99) for name, optimizer in optimizers.items()}
+
+    def turns(self) -> list[str]:
+        """The module that trains in each step."""
+        cycle = [name for name, tenure in self.tenures.items() for _ in range(tenure)]
+        return [cycle[step % len(cycle)] for step in range(self.num_steps)]
+
+
 def broken_clauses(build: Build, make_optimizer: MakeOptimizer = adamw, *, one_optimizer: bool = False) -> set[str]:
     """Run an implementation through frozen and active tenures; the clauses of the contract that it broke.
 
@@ -88,20 +129,25 @@ def broken_clauses(build: Build, make_optimizer: MakeOptimizer = adamw, *, one_o
         make_optimizer: The kind of optimizer.
         one_optimizer: One optimizer over both modules, without schedulers, in place of one per module.
     """
-    modules = towers()
+    return measure(build, Measured(make_optimizer=make_optimizer, one_optimizer=one_optimizer))
+
+
+def measure(build: Build, measured: Measured) -> set[str]:
+    """The clauses of the contract that an implementation broke."""
+    modules = measured.make_towers()
     computed = count_gradients(modules)
-    optimizers, schedulers = make_optimizers(modules, make_optimizer, one_optimizer=one_optimizer)
+    optimizers, schedulers = measured.make_optimizers(modules)
     alternating = build(
-        Alternator(modules, rule=Cycle(tuple(TENURES.values()))),
+        Alternator(modules, rule=Cycle(tuple(measured.tenures.values()))),
         modules,
-        optimizers["a"] if one_optimizer else optimizers,
-        clip_norm=CLIP_NORM,
+        optimizers["a"] if measured.one_optimizer else optimizers,
+        clip_norm=measured.clip_norm,
         schedulers=schedulers,
     )
     broken: set[str] = set()
     kept: dict[str, Any] = {}
     frozen = ""
-    for step in range(NUM_STEPS):
+    for step in range(measured.num_steps):
         if frozen != _other(alternating.active):
             frozen = _other(alternating.active)
             kept = copy.deepcopy(what_stays(modules[frozen], optimizers[frozen], schedulers.get(frozen)))
@@ -112,49 +158,30 @@ def broken_clauses(build: Build, make_optimizer: MakeOptimizer = adamw, *, one_o
         broken |= {clause for clause in kept if not same_bits(kept[clause], stays[clause])}
         if frozen in computed or any(parameter.grad is not None for parameter in modules[frozen].parameters()):
             broken.add("gradients")
-    reference = train_alone(make_optimizer, one_optimizer=one_optimizer)
-    return broken | ({"continuation"} if not same_bits(states(modules, optimizers), reference) else set())
+    trained = states(modules, optimizers)
+    return broken | (set() if same_bits(trained, train_alone(measured)) else {"continuation"})
 
 
-def towers() -> dict[str, nn.Module]:
-    return {"a": tower(0), "b": tower(1)}
-
-
-def make_optimizers(
-    modules: Mapping[str, nn.Module], make_optimizer: MakeOptimizer, *, one_optimizer: bool
-) -> tuple[dict[str, Optimizer], dict[str, LRScheduler]]:
-    if one_optimizer:
-        optimizer = make_optimizer([parameter for module in modules.values() for parameter in module.parameters()])
-        return dict.fromkeys(modules, optimizer), {}
-    optimizers = {name: make_optimizer(module.parameters()) for name, module in modules.items()}
-    return optimizers, {name: ExponentialLR(optimizer, gamma=0.99) for name, optimizer in optimizers.items()}
-
-
-def train_alone(make_optimizer: MakeOptimizer, *, one_optimizer: bool) -> dict[str, Any]:
-    """The same steps by hand, with the frozen module not even there."""
-    modules = towers()
-    optimizers, schedulers = make_optimizers(modules, make_optimizer, one_optimizer=one_optimizer)
-    for step, name in enumerate(turns()):
+def train_alone(measured: Measured) -> dict[str, Any]:
+    """The same steps by hand, with an optimizer per module, and the frozen module not even there."""
+    modules = measured.make_towers()
+    optimizers, schedulers = replace(measured, one_optimizer=False).make_optimizers(modules)
+    for step, name in enumerate(measured.turns()):
         tower_loss(modules[name], name, step).backward()
-        nn.utils.clip_grad_norm_(modules[name].parameters(), CLIP_NORM)
+        if measured.clip_norm is not None:
+            nn.utils.clip_grad_norm_(modules[name].parameters(), measured.clip_norm)
         optimizers[name].step()
         optimizers[name].zero_grad(set_to_none=True)
-        if name in schedulers:
+        if not measured.one_optimizer:
             schedulers[name].step()
     return states(modules, optimizers)
-
-
-def turns() -> list[str]:
-    """The module that trains in each step."""
-    cycle = [name for name, tenure in TENURES.items() for _ in range(tenure)]
-    return [cycle[step % len(cycle)] for step in range(NUM_STEPS)]
 
 
 def count_gradients(modules: Mapping[str, nn.Module]) -> list[str]:
     """A list to which each gradient that autograd computes for a parameter adds the module's name."""
     computed: list[str] = []
     for name, module in modules.items():
-        for parameter in module.parameters():
+        for parameter in filter(lambda each: each.requires_grad, module.parameters()):
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: computed.append(name))
     return computed
 
@@ -164,7 +191,7 @@ def what_stays(module: nn.Module, optimizer: Optimizer, scheduler: LRScheduler |
     return {
         "parameters": list(module.parameters()),
         "buffers": list(module.buffers()),
-        "optimizer state": optimizer_state(optimizer, module),
+        "optimizer state": [optimizer_state(optimizer, module), group_state(optimizer, module)],
         "learning rate": None if scheduler is None else [scheduler.last_epoch, scheduler.get_last_lr()],
     }
 

@@ -85,7 +85,7 @@ def test_measuring_payoffs():
 
 
 def test_two_processes(tmp_path):
-    (program,) = blocks_of("docs/distributed.md")
+    program, _ = blocks_of("docs/distributed.md")  # test_sharding.py and test_unfrozen.py run the other
     (tmp_path / "train.py").write_text(program)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "train.py"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,5 +1,7 @@
 """Manual optimization: the callback's step is that of AlternatingOptimizer, with Lightning counting."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
@@ -59,6 +61,50 @@ def test_one_optimizer_over_all():
             return adamw(self.parameters())
 
     assert same_bits(fit(One()), fit())
+
+
+def test_several_optimizers_and_schedulers_per_module():
+    class Parts(ManualTowers):
+        def configure_optimizers(self):
+            parts = [
+                [p for p in tower.parameters() if (p.ndim > 1) == dim]
+                for tower in self.towers.values()
+                for dim in (0, 1)
+            ]
+            optimizers = [adamw(part) for part in parts]
+            return optimizers, [ExponentialLR(optimizer, 0.9) for optimizer in optimizers]
+
+    models = [Parts(), ManualTowers()]
+    for model in models:
+        run = trainer(callback(Recorded(), model))
+        run.fit(model, Steps())
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
+        assert set(rates) == set(plain(Recorded())[2])
+    assert same_bits(*(model.state_dict() for model in models))
+
+
+def test_a_leaf_tensor_as_a_module():
+    class Temperature(ManualTowers):
+        def __init__(self):
+            super().__init__(("a",))
+            self.log_alpha = torch.zeros(1, requires_grad=True)
+
+        def training_step(self, batch, batch_idx):
+            name = self.alternating.active
+            before.append((name, self.log_alpha.item(), self.towers["a"][0].weight.sum().item()))
+            self.alternating.step(self.losses(batch)["a"] * self.log_alpha.exp().sum())
+
+        def configure_optimizers(self):
+            return [adamw(self.towers["a"].parameters()), adamw([self.log_alpha])]
+
+    before = []
+    model = Temperature()
+    model.alternating = AlternatingCallback(
+        Alternator(("a", "alpha"), rule=Cycle(1)), {"a": "towers.a", "alpha": "log_alpha"}
+    )
+    trainer(model.alternating).fit(model, Steps())
+    for (name, *now), (_, *after) in pairwise(before):
+        assert [one != two for one, two in zip(now, after, strict=True)] == [name == "alpha", name == "a"]
 
 
 def test_a_scheduler_that_needs_a_metric_or_drives_several_modules_is_the_users():

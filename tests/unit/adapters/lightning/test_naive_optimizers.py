@@ -9,9 +9,9 @@ from torch import nn
 
 from adapters.torch import FreezeError
 from adapters.torch.shares import Share
-from alternator import Cycle
+from alternator import ConfigurationError, Cycle
 from tests.conformance.freeze_contract_torch import optimizer_state, same_bits, tower_loss
-from tests.conformance.naive_torch_optimizers import NAIVE, DecayFirst
+from tests.conformance.naive_torch_optimizers import NAIVE, DecayFirst, WholeGroups
 from tests.unit.adapters.lightning.lightning_runs import NAMES, ManualTowers, Recorded, Steps, Towers, callback, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
@@ -98,6 +98,16 @@ def scaled():
 def test_it_trains_as_if_what_is_frozen_were_not_there(kind, name):
     make = NAIVE[name]
     assert same_bits(fit(of(kind, make)), by_hand(make, with_closure=kind is One))
+
+
+@pytest.mark.parametrize("kind", [Towers, ManualTowers])
+def test_one_group_over_both_towers_must_not_count_its_steps(kind):
+    class OneGroup(kind):
+        def configure_optimizers(self):
+            return WholeGroups(self.towers.parameters())
+
+    with pytest.raises(ConfigurationError, match=r"WholeGroups counts 'count', .* give each module a group"):
+        fit(OneGroup())
 
 
 @pytest.mark.parametrize("kind", [One, Manual])

@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 
 from adapters.torch import AlternatingOptimizer, FreezeError
 from adapters.torch.shares import Share
-from alternator import Alternator, Cycle
+from alternator import Alternator, ConfigurationError, Cycle
 from tests.conformance.freeze_contract_torch import (
     CLIP_NORM,
     broken_clauses,
@@ -105,7 +105,6 @@ def by_hand(make):
     [(kind, layout) for kind in NAIVE for layout in LAYOUTS if (kind, layout) != ("whole groups", "over all")],
 )
 def test_it_trains_as_if_what_is_frozen_were_not_there(kind, layout):
-    """One group over both modules that counts its steps counts those of both: the user's choice."""
     make = NAIVE[kind]
     assert same_bits(train(make, layout, clip_norm=CLIP_NORM), by_hand(make))
 
@@ -225,7 +224,14 @@ def test_options_of_groups_and_schedulers_are_kept():
     assert [optimizers[name].param_groups[0]["lr"] for name in NAMES] == [0.01 * 0.5**2, 0.01 * 0.5]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_group_over_both_modules_must_not_count_its_steps():
+    """It would count those of both."""
+    with pytest.raises(ConfigurationError, match=r"WholeGroups counts 'count', .* give each module a group") as error:
+        train(WholeGroups, "over all")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("layout", ["a group per module", "one per module"])
 def test_a_resumed_run_equals_one_never_stopped(layout):
     whole = train(WholeGroups, layout)
     modules, _, first = build(WholeGroups, layout)

@@ -12,6 +12,7 @@ from adapters.torch import AlternatingOptimizer
 from adapters.torch.parallel.ranks import Ranks
 from alternator import Alternator, Cycle
 from tests.conformance.freeze_contract_torch import adamw, same_bits
+from tests.guide_blocks import blocks_of, run_blocks
 from tests.unit.adapters.torch.ranks_run import NAMES, NUM_STEPS, SHARDINGS, Model, Run, check_refusal, frozen_stays
 from tests.unit.adapters.torch.two_ranks import TwoRanks
 
@@ -101,6 +102,25 @@ def resumed(rank, wrapping, stop):
 @pytest.mark.parametrize("wrapping", SHARDINGS)
 def test_a_resumed_run_equals_one_never_stopped(ranks, wrapping):
     assert ranks.run(resumed, wrapping, 13) == [(True, True)] * 2
+
+
+def checkpointed(rank, wrapping, stop, folder):
+    """Saved and loaded by PyTorch's distributed checkpoint, and the guide's functions."""
+    guide = run_blocks("docs/distributed.md", blocks_of("docs/distributed.md")[1:], {})
+    whole, first, second = [Run(rank, wrapping, norm=False) for _ in range(3)]  # buffers are those of one rank
+    whole.train()
+    first.train(0, stop)
+    guide["save"](folder, first.model, first.optimizers, first.alternating)
+    guide["load"](folder, second.model, second.optimizers, second.alternating)
+    for run in (first, second):
+        run.train(stop)
+    same = [same_bits(gathered(run), gathered(whole)) for run in (first, second)]
+    return first.decisions[:stop] + second.decisions == whole.decisions == first.decisions, *same
+
+
+@pytest.mark.parametrize(("wrapping", "stop"), [("shard each", 1), ("shard root", 13), ("shard all", 13)])
+def test_a_run_loaded_from_a_distributed_checkpoint_equals_one_never_stopped(ranks, wrapping, stop, tmp_path):
+    assert ranks.run(checkpointed, wrapping, stop, str(tmp_path)) == [(True, True, True)] * 2
 
 
 def accumulated(rank, synced):

@@ -77,7 +77,7 @@ class Share:
         if counted:
             raise ConfigurationError(
                 f"a parameter group must belong to one module if its optimizer counts per group, but "
-                f"{type(self.optimizer).__name__} counts {listed(counted)}, which would go on for what is frozen: give "
+                f"{type(self.optimizer).__name__} counts {listed(counted)}, which would continue for what is frozen: give "
                 "each module a group, or an optimizer, of its own"
             )
 

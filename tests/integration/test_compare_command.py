@@ -5,7 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from tests.unit.ur4rec.compare.tiny_study import tiny_study
 from ur4rec.cli import app
+from ur4rec.compare.directory import StudyDirectory
 
 SMALL = [
     *("--dataset", "synthetic", "--num-users", "60", "--batch-size", "8", "--updates", "4", "--eval-every", "4"),
@@ -48,3 +50,16 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
     assert done.exit_code == 2
     assert message in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_at_a_time_runs_a_study(tmp_path):
+    directory = tiny_study(tmp_path / "study")
+    before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    with StudyDirectory.reopen(directory.path).locked():  # as another process has it: locks are per file handle
+        for arguments in ([directory.path], [directory.path, "--arms", "joint"]):
+            done = compare(*arguments)
+            assert done.exit_code == 2
+            assert "only one process may run a study" in " ".join(done.output.split())
+        assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == before
+        done = compare(directory.path, "--report-only")  # reading needs no lock
+        assert "has no finished run of parity yet" in " ".join(done.output.split())

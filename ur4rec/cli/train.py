@@ -96,6 +96,8 @@ def train(
     pretrain_sasrec and pretrain_retriever train one module each; joint_finetune trains one of them or both in each
     step, as the schedule decides; end_to_end trains both. What was decided in each step, and why, is in decisions.csv;
     schedule.png shows it. Ctrl-C saves the run; --resume continues it.
+
+    test_ranks.csv has the data's user ids as they are: one that begins with =, +, - or @ is a formula to a spreadsheet.
     """
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.event_log import check_event_logs, open_event_log

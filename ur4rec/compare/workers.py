@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ur4rec.compare.arms import original_of
-from ur4rec.compare.costs import measure_costs, read_costs
+from ur4rec.compare.costs import hash_costs, measure_costs, read_costs
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.runner import ArmRun, RunKey, pretrain
 from ur4rec.errors import UR4RecError
@@ -45,11 +45,13 @@ def run_study(directory: StudyDirectory, *, jobs: int = 1, data_dir: Path | None
 
     Raises:
         StudyInterruptedError: Ctrl-C, or a process died; run it again to continue.
-        AlternatorError: A setting does not fit, or the data cannot be had.
+        AlternatorError: A setting does not fit, the data cannot be had, another process runs the study, or its finished
+            runs were charged with other costs.
     """
     if not directory.missing():
         return
-    with one_thread_processes(jobs) as pool:
+    with directory.locked(), one_thread_processes(jobs) as pool:
+        directory.check_costs()
         if directory.read_costs() is None:
             logger.info("timing each kind of step, alone")
             pool.submit(_cost_task, directory.path, data_dir).result()
@@ -83,7 +85,7 @@ def run_one(path: Path, key: RunKey, data_dir: Path | None = None) -> dict[str, 
         start=directory.start_of(key.seed),
         data_dir=data_dir,
     )
-    report = run.train()
+    report = {**run.train(), "costs_hash": hash_costs(costs)}
     directory.write_run(key, report, run.arrays())
     return report
 

@@ -80,8 +80,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if not (finite := np.isfinite(array)).all():
             raise CheckpointError(
                 f"weights must be finite, got {array[~finite][0]} in {name!r} of {Path(path) / MODEL_FILE} "
-                f"({np.sum(~finite)} of its {array.size} numbers are not); take another checkpoint, or train again with a "
-                "lower learning rate"
+                f"({np.sum(~finite)} of its {array.size} numbers are not); take another checkpoint, or train again "
+                "with a lower learning rate"
             )
     return loaded
 

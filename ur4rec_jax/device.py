@@ -1,5 +1,6 @@
 """The device: which one, and how a batch gets there."""
 
+import os
 from typing import Any
 
 import jax
@@ -34,6 +35,16 @@ def find_device(name: str | jax.Device) -> jax.Device:
         raise ConfigurationError(
             f"device must be one of this machine, got {name!r}, but JAX finds only {jax.devices()}"
         ) from error
+
+
+def count_threads() -> int:
+    """The number of threads among which XLA divides a computation on the CPU."""
+    if "--xla_cpu_multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", ""):
+        return 1
+    for name in ("PJRT_NPROC", "NPROC"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def to_inputs(

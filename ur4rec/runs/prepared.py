@@ -19,7 +19,7 @@ from ur4rec.runs.config import RunConfig
 from ur4rec.text.encoders import encode_items, encode_users
 from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
 from ur4rec.text.users import hash_file, read_user_texts
-from ur4rec.training.backend import BACKENDS
+from ur4rec.training.backend import BACKENDS, load_backend
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def _check_leakage(
 
 
 def run_facts(prepared: PreparedData, backend: str) -> dict[str, Any]:
-    """Data, split and versions of a run."""
+    """Data, split, versions and the number of threads of a run."""
     interactions, split = prepared.interactions, prepared.split
     users_UT = prepared.user_text_vectors_UT
     leakage = {test.targets: {**test._asdict(), "leaks": test.leaks} for test in prepared.leakage}
@@ -171,6 +171,7 @@ def run_facts(prepared: PreparedData, backend: str) -> dict[str, Any]:
         **texts,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "threads": load_backend(backend).count_threads(),
         "versions": {
             package: metadata.version(package) for package in ("adaptive-alternator", "numpy", *BACKENDS[backend][1])
         },

@@ -146,6 +146,7 @@ class TrainingRun:
             return
         saved = self.trainer.load_checkpoint(checkpoint)["metrics"]
         check_same("run", saved["run"], self._identity)
+        self._warn_of_threads()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
         for log, state in zip(self._logs, saved["logs"], strict=True):
@@ -154,6 +155,16 @@ class TrainingRun:
         if self.events is not None:
             self.events.restore(self.decisions.records)
         self._saved_step = self.trainer.step
+
+    def _warn_of_threads(self) -> None:
+        """Say so if the run continues on another number of threads: sums are then taken in another order."""
+        before, now = self.directory.read_json("config.json")["facts"].get("threads"), self._facts["threads"]
+        if before is not None and before != now:
+            logger.warning(
+                "results are the same to the bit only on the same number of threads: the run began on %d and continues "
+                "on %d (%s)",
+                *(before, now, f"OMP_NUM_THREADS={before} restores that" if self.config.backend == "torch" else "JAX"),
+            )
 
     def _record(self, record: StepRecord) -> None:
         self.decisions.records.append(record)

@@ -29,7 +29,7 @@ from ur4rec.schedule.stages import (
     learning_rates,
 )
 from ur4rec.training.arrays import ArrayT, StepReport
-from ur4rec.training.backend import Adapter, Model
+from ur4rec.training.backend import Adapter, Model, check_model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, load_checkpoint, save_checkpoint
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.step_log import LateStep, LateSteps, Reader
@@ -84,6 +84,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         on_step: Callable[[StepRecord], object] | None = None,
         **settings: Unpack[TrainerSettings],
     ) -> None:
+        check_model(model)
         self.config = TrainerConfig(**settings)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
         self.step = 0

@@ -38,9 +38,7 @@ def find_device(name: str | jax.Device) -> jax.Device:
 
 
 def count_threads() -> int:
-    """The number of threads among which XLA divides a computation on the CPU."""
-    if "--xla_cpu_multi_thread_eigen=false" in os.environ.get("XLA_FLAGS", ""):
-        return 1
+    """The number of threads among which XLA divides a computation on the CPU, and with it the order of sums."""
     for name in ("PJRT_NPROC", "NPROC"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
@@ -78,4 +76,5 @@ def to_indices(values: ArrayLike) -> NDArray[np.int32]:
 
 def to_host(array: Array) -> NDArray[Any]:
     """The same array in NumPy."""
-    return np.asarray(array)
+    # NumPy ends the process where XLA had no memory for the array; this raises an error.
+    return np.asarray(array.block_until_ready())

@@ -63,3 +63,11 @@ def test_one_process_at_a_time_runs_a_study(tmp_path):
         assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == before
         done = compare(directory.path, "--report-only")  # reading needs no lock
         assert "has no finished run of parity yet" in " ".join(done.output.split())
+
+
+def test_a_study_that_does_not_fit_into_memory_leaves_nothing(tmp_path):
+    pytest.importorskip("torch")
+    done = compare(*SMALL, "--arms", "joint", "--batch-size", 2**44, "--quiet", "--out", tmp_path / "study")
+    assert done.exit_code == 2
+    assert "there must be memory for a training step on" in " ".join(done.output.split())
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from ur4rec.compare.study import StudyConfig
 from ur4rec.evaluation.metrics import negative_log_likelihood
 from ur4rec.files import hash_bytes
 from ur4rec.schedule.stages import BOTH, MODULES
+from ur4rec.training.memory import enough_for_steps
 
 PROBE = "probe"
 KINDS = ("sasrec first", "sasrec later", "retriever first", "retriever later", BOTH, PROBE)
@@ -80,7 +81,8 @@ def _timed_steps(study: StudyConfig, data_dir: Path | None, rounds: int) -> Iter
     joint.set_training_stage("end_to_end")
     batches, probe = prepared.train, prepared.probe()
     for number in range(rounds):
-        batch = batches.batch(*divmod(number, len(batches)))
+        with enough_for_steps(prepared.model, batches.batch_size):
+            batch = batches.batch(*divmod(number, len(batches)))
         for kind in KINDS[:-1]:
             trainer = joint if kind == BOTH else alternating
             started = clock()

@@ -25,9 +25,11 @@ ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "PJRT_NPROC": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
-"""Environment of the workers: a run's time and numbers do not depend on how many run beside it."""
+"""Environment of the workers: a run's time and numbers depend neither on how many run beside it nor on the number of
+processors. The flags of XLA alone leave the order of its sums to that number."""
 
 
 class StudyInterruptedError(UR4RecError):

@@ -98,6 +98,13 @@ class RunDirectory:
         finally:
             self._lock.release()
 
+    def discard(self, *, keep_directory: bool) -> None:
+        """Remove what a run wrote that has trained nothing, so that it can be started again under the same name."""
+        self._remove_all()
+        (self.path / _LOCK).unlink(missing_ok=True)
+        if not keep_directory:
+            self.path.rmdir()
+
     def checkpoint(self, which: str = "best") -> Path | None:
         """The ``best`` checkpoint, by validation, or the ``latest``; None if the run has not reached its first.
 

@@ -20,6 +20,7 @@ from ur4rec.text.encoders import encode_items, encode_users
 from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
 from ur4rec.text.users import hash_file, read_user_texts
 from ur4rec.training.backend import BACKENDS, load_backend
+from ur4rec.training.memory import enough_memory
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,11 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
     Raises:
         UR4RecError: A setting does not fit the data.
     """
+    with enough_memory(f"{interactions.num_items} text vectors and the batches", "text_embedding_dim or max_seq_len"):
+        return _prepare_data(config, interactions, cache_dir)
+
+
+def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path | None) -> PreparedData:
     split = leave_one_out(interactions)
     model = config.model_config(interactions.num_items)
     vectors_IT = encode_items(

@@ -1,6 +1,7 @@
 """A training run: the stages in order, validation after every epoch, and everything kept in the run directory."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
@@ -25,6 +26,8 @@ from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend
 from ur4rec.training.checkpoint import check_same
+
+logger = logging.getLogger(__name__)
 
 _JOINT_ROWS = ("fused", {"sasrec": "SASRec in it", "retriever": "retriever in it", "fused": "fused"})
 TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
@@ -159,11 +162,11 @@ class TrainingRun:
     def _warn_of_threads(self) -> None:
         """Say so if the run continues on another number of threads: sums are then taken in another order."""
         before, now = self.directory.read_json("config.json")["facts"].get("threads"), self._facts["threads"]
-        if before is not None and before != now:
+        if before not in (None, now):
             logger.warning(
-                "results are the same to the bit only on the same number of threads: the run began on %d and continues "
-                "on %d (%s)",
-                *(before, now, f"OMP_NUM_THREADS={before} restores that" if self.config.backend == "torch" else "JAX"),
+                "the run began on %s CPU threads and continues on %d: results are the same to the bit only on the same "
+                "number (OMP_NUM_THREADS for PyTorch, PJRT_NPROC for JAX)",
+                *(before, now),
             )
 
     def _record(self, record: StepRecord) -> None:

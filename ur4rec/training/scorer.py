@@ -16,6 +16,7 @@ from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import DataError, NonFiniteError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.training.arrays import ArrayT
+from ur4rec.training.memory import enough_for_scores
 
 ScoreFunction = Callable[[ArrayLike, ArrayLike | None], Mapping[str, ArrayT]]
 """Maps histories (B, L) and their users (B,), None where nobody is named, to scores (B, I) on the device, by scorer."""
@@ -47,11 +48,12 @@ class BaseScorer(ABC, Generic[ArrayT]):
 
         Raises:
             NonFiniteError: A target or a candidate has a score that is NaN or infinite.
+            OutOfMemoryError: The scores of a batch are too many.
             DataError: The loader is empty.
         """
         ranks: dict[str, list[tuple[ArrayT, int]]] = {scorer: [] for scorer in scorers}
         finite: list[ArrayT] = []
-        with self._scoring(tuple(ranks)) as score:
+        with enough_for_scores(), self._scoring(tuple(ranks)) as score:
             for batch in loader:
                 scores = score(batch.items_BL, batch.users_B)
                 for scorer, parts in ranks.items():
@@ -60,8 +62,9 @@ class BaseScorer(ABC, Generic[ArrayT]):
                     finite.append(is_finite)
         if not finite:
             raise DataError("evaluation needs at least one batch, got an empty loader")
-        _refuse_nonfinite(all(map(bool, finite)))
-        return {scorer: self._concatenate(parts) for scorer, parts in ranks.items()}
+        with enough_for_scores():  # an accelerator may find out as late as here
+            _refuse_nonfinite(all(map(bool, finite)))
+            return {scorer: self._concatenate(parts) for scorer, parts in ranks.items()}
 
     def score(
         self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
@@ -82,7 +85,7 @@ class BaseScorer(ABC, Generic[ArrayT]):
             NonFiniteError: A score is NaN or infinite.
         """
         wanted = tuple(dict.fromkeys(scorers))
-        with self._scoring(wanted) as score:
+        with enough_for_scores(), self._scoring(wanted) as score:
             found = score(items_BL, users_B)
             on_host = {scorer: self._to_host(found[scorer]) for scorer in wanted}
         _refuse_nonfinite(all(np.isfinite(scores_BI).all() for scores_BI in on_host.values()))

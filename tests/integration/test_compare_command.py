@@ -28,6 +28,7 @@ def test_a_study_is_run_and_reported_on(tmp_path):
     assert list(summary["budgets"]["updates"]["arms"]) == ["parity", "joint"]
     assert summary["runs"] == {"finished": 2, "planned": 2}
     assert "--seeds 3" in summary["command"]
+    assert " on 1 thread(s); commit " in (out / "report.md").read_text()
     assert all(seconds > 0 for seconds in summary["costs"]["seconds"].values())
     (out / "report.json").unlink()
     again = compare(out)

@@ -159,19 +159,20 @@ def test_runs_of_before_they_kept_the_hash_of_their_costs_are_known_by_their_bud
         write_report(again, tmp_path / "report")
 
 
-def test_a_flipped_byte_of_packed_runs_is_never_taken_for_a_number(study):
+def test_a_flipped_byte_in_the_pages_of_packed_runs_is_never_taken_for_a_number(study):
     pack_study(study)
     path = study.path / "runs.parquet"
     whole, runs = path.read_bytes(), dict(study.runs())
     targets = [study.read_targets(key) for key in runs]
     refused = 0
-    for position in range(4, len(whole), len(whole) // 100):
+    end = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # the footer after them has no checksum
+    for position in range(4, end, end // 50):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
         found = PackedRuns(path)
         try:
             same = [found.report(key) for key in runs] == list(runs.values())
             read = [found.targets(key) for key in runs]
-        except (DataError, ValueError, KeyError, TypeError, AttributeError):
+        except DataError:
             refused += 1
             continue
         assert same

@@ -14,6 +14,9 @@ SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
 SCORERS = ("fused", "sasrec", "retriever")
 FUSIONS_WITH_GRADIENTS = ("logit", "weighted")
 
+LARGEST = 2**24
+"""Of a width or a length: what has two of them as its shape still has a number of bytes that 64 bits hold."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -60,6 +63,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         ranges = {"sasrec_dropout": (0, 1), "retriever_dropout": (0, 1), "retriever_temperature": (0.02, 10)}
         _check_fields(self, {"num_items": 2, "num_users": 0}, ranges)
+        for name in ("sasrec_hidden_dim", "text_embedding_dim", "retriever_output_dim", "max_seq_len"):
+            if (size := getattr(self, name)) > LARGEST:
+                raise ConfigurationError(f"{name} must be at most {LARGEST}, got {size}; take a smaller one")
         check_choice("fusion", self.fusion, FUSIONS)
         if self.sasrec_hidden_dim % self.sasrec_num_heads:
             raise ConfigurationError(

@@ -10,6 +10,7 @@ __all__ = [
     "EncoderError",
     "LeakageError",
     "NonFiniteError",
+    "OutOfMemoryError",
     "SourceError",
     "UR4RecError",
     "UnknownNameError",
@@ -42,6 +43,10 @@ class EncoderError(UR4RecError):
 
 class NonFiniteError(UR4RecError):
     """A score or loss that is NaN or infinite where a number is needed."""
+
+
+class OutOfMemoryError(UR4RecError):
+    """Memory that ran out, of the machine or an accelerator. Says what was being made, its size and what to lower."""
 
 
 class CheckpointError(UR4RecError):

@@ -1,5 +1,6 @@
 """The device: which one, and how a batch gets there."""
 
+import os
 from typing import Any
 
 import jax
@@ -36,6 +37,14 @@ def find_device(name: str | jax.Device) -> jax.Device:
         ) from error
 
 
+def count_threads() -> int:
+    """The number of threads among which XLA divides a computation on the CPU, and with it the order of sums."""
+    for name in ("PJRT_NPROC", "NPROC"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def to_inputs(
     batch: Batch, num_items: int, usual_targets: int | None = None, *, with_users: bool = False
 ) -> StepInputs:
@@ -67,4 +76,5 @@ def to_indices(values: ArrayLike) -> NDArray[np.int32]:
 
 def to_host(array: Array) -> NDArray[Any]:
     """The same array in NumPy."""
-    return np.asarray(array)
+    # NumPy ends the process where XLA had no memory for the array; this raises an error.
+    return np.asarray(array.block_until_ready())

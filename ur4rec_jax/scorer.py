@@ -12,6 +12,8 @@ from jax import Array
 
 from ur4rec.config import TrainerConfig
 from ur4rec.data.batches import EvaluationBatch
+from ur4rec.training.backend import check_model
+from ur4rec.training.memory import enough_for_model
 from ur4rec.training.scorer import BaseScorer, ScoreFunction
 from ur4rec_jax.compiled import Functions, functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_indices
@@ -58,12 +60,14 @@ class Scorer(BaseScorer[Array]):
     _to_host = staticmethod(to_host)
 
     def __init__(self, model: UR4Rec, *, device: str | jax.Device = "auto") -> None:
+        check_model(model)
         self.device = find_device(device)
         self.model = model
         graphdef, params, buffers = split_model(model)
         self._functions = functions_of(graphdef, TrainerConfig())
-        params, buffers = jax.device_put((params, buffers), self.device)
-        self._arrays = (params, buffers, self._functions.project(params, buffers))
+        with enough_for_model(model.config):
+            params, buffers = jax.device_put((params, buffers), self.device)
+            self._arrays = (params, buffers, self._functions.project(params, buffers))
 
     def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[ScoreFunction[Array]]:
         with_users = self.model.config.num_users > 0

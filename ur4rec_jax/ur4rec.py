@@ -17,6 +17,7 @@ from alternator.checks import check_choice
 from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training.components import RANK_CONSTANT
+from ur4rec.training.memory import enough_for_model
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
 
@@ -142,14 +143,17 @@ class UR4Rec(nnx.Module):
         num_users = 0 if users is None else len(users)
         self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)
         dim = self.config.text_embedding_dim
-        vectors_IT = jnp.asarray(check_text_vectors("item", item_text_vectors, count=num_items, dim=dim))
-        vectors_UT = None
-        if users is not None and num_users:
-            vectors_UT = jnp.asarray(check_text_vectors("user", users, count=num_users, dim=dim))
-        rngs = nnx.Rngs(seed)
-        self.sasrec = SASRec(self.config, rngs)
-        self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs, vectors_UT)
-        self.fusion = FUSIONS[self.config.fusion](self.config)
+        with enough_for_model(self.config):
+            vectors_IT = jnp.asarray(check_text_vectors("item", item_text_vectors, count=num_items, dim=dim))
+            vectors_UT = None
+            if users is not None and num_users:
+                vectors_UT = jnp.asarray(check_text_vectors("user", users, count=num_users, dim=dim))
+            rngs = nnx.Rngs(seed)
+            self.sasrec = SASRec(self.config, rngs)
+            self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs, vectors_UT)
+            self.fusion = FUSIONS[self.config.fusion](self.config)
+            # Memory that has run out is noticed as late as here.
+            jax.block_until_ready(nnx.state(self))  # type: ignore[no-untyped-call]
 
     def __call__(self, items_BL: Array, users_B: Array | None = None) -> Array:
         """Fused scores of every item as the next one, (B, I)."""

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import is_pruned
 from torch.optim import Optimizer
 
+from ur4rec.errors import ConfigurationError
 from ur4rec.training.checkpoint import Arrays, load_checkpoint
 from ur4rec_torch.device import to_host
 from ur4rec_torch.strategies import Strategies
@@ -16,20 +19,21 @@ from ur4rec_torch.ur4rec import UR4Rec
 def export_arrays(model: UR4Rec, optimizers: Mapping[str, Optimizer], strategies: Strategies) -> tuple[Arrays, Arrays]:
     """The weights and moments of a `ur4rec.training.checkpoint.Checkpoint`."""
     moments = {
-        f"{module}.{name}/{key}": value
+        f"{module}.{plain_name(name)}/{key}": value
         for module, optimizer in optimizers.items()
         for name, parameter in model.get_submodule(module).named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
     moments |= strategies.state_dict()
-    return _to_arrays(model.state_dict()), _to_arrays(moments)
+    return _to_arrays({plain_name(name): value for name, value in model.state_dict().items()}), _to_arrays(moments)
 
 
 def restore_arrays(
     weights: Arrays, moments: Arrays, model: UR4Rec, optimizers: Mapping[str, Optimizer], strategies: Strategies
 ) -> None:
     """Put back what `export_arrays` gave."""
-    model.load_state_dict(_to_tensors(weights))
+    names = {plain_name(name): name for name in model.state_dict()}
+    model.load_state_dict({names.get(name, name): tensor for name, tensor in _to_tensors(weights).items()})
     tensors = _to_tensors(moments)
     for module, optimizer in optimizers.items():
         _restore_optimizer(optimizer, model.get_submodule(module), module, tensors)
@@ -48,11 +52,35 @@ def load_model(path: str | Path) -> UR4Rec:
     return model.eval()
 
 
+def refuse_renamed(model: nn.Module) -> None:
+    """Refuse a model whose weights are kept under other names, or as other tensors, than `load_model` looks for.
+
+    Raises:
+        ConfigurationError: A part of it is parametrized or pruned.
+    """
+    for name, module in reversed(list(model.named_modules())):  # the innermost first: it is to be named
+        if is_parametrized(module) or is_pruned(module):
+            raise ConfigurationError(
+                f"weights must be plain parameters to be saved, but {plain_name(name) or 'the model'} is parametrized "
+                "or pruned; make that permanent with torch.nn.utils.parametrize.remove_parametrizations or prune.remove"
+            )
+
+
+def plain_name(name: str) -> str:
+    """The name that a parameter has without ``torch.compile`` around the model or a part of it.
+
+    Example:
+        >>> plain_name("_orig_mod.sasrec._orig_mod.item_embedding.weight")
+        'sasrec.item_embedding.weight'
+    """
+    return name.replace("_orig_mod.", "")
+
+
 def _restore_optimizer(optimizer: Optimizer, module: nn.Module, prefix: str, moments: Mapping[str, Tensor]) -> None:
     """AdamW numbers its parameters in the order of the module's."""
     state: dict[int, dict[str, Tensor]] = {}
     for index, (name, _) in enumerate(module.named_parameters()):
-        start = f"{prefix}.{name}/"
+        start = f"{prefix}.{plain_name(name)}/"
         own = {key.removeprefix(start): value for key, value in moments.items() if key.startswith(start)}
         if own:
             state[index] = own

@@ -33,6 +33,11 @@ def find_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def count_threads() -> int:
+    """The number of threads among which PyTorch divides a computation on the CPU, and with it the order of sums."""
+    return torch.get_num_threads()
+
+
 def to_device(batch: Batch, num_items: int, device: torch.device, *, with_users: bool = False) -> StepInputs:
     """A batch on the device. Where the targets are is found on the host, so that nothing waits for the device."""
     targets = np.asarray(batch[1]).ravel()

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ur4rec.data.batches import EvaluationBatch
+from ur4rec.training.backend import check_model
+from ur4rec.training.memory import enough_for_model
 from ur4rec.training.scorer import BaseScorer, ScoreFunction
 from ur4rec_torch.device import find_device, to_host, to_indices
 from ur4rec_torch.retriever import Catalogue
@@ -59,9 +61,10 @@ class Scorer(BaseScorer[Tensor]):
     _to_host = staticmethod(to_host)
 
     def __init__(self, model: UR4Rec, *, device: str | torch.device = "auto") -> None:
+        check_model(model)
         self.device = find_device(device)
-        self.model = model.to(self.device).eval()
-        with torch.no_grad():
+        with torch.no_grad(), enough_for_model(model.config):
+            self.model = model.to(self.device).eval()
             self._catalogue = self.model.retriever.catalogue()
 
     @contextmanager

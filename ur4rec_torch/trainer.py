@@ -22,7 +22,7 @@ from ur4rec.training.components import UNCERTAINTY
 from ur4rec.training.scorer import ScoreFunction
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
-from ur4rec_torch.checkpoint import export_arrays, restore_arrays
+from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
 from ur4rec_torch.device import find_device, seeded, to_device, to_host
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_torch.retriever import Catalogue
@@ -36,7 +36,8 @@ FUSION = "fusion"
 class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     """Trains a UR4Rec model through the four stages; arguments and attributes are those of `BaseTrainer`.
 
-    The model is moved to the device, and trained there in place; the freeze contract is that of `adapters.torch`.
+    The model is moved to the device, and trained there in place; the freeze contract is that of `adapters.torch`. One
+    that was compiled, whole or in part, is saved under its plain names.
 
     Example:
         >>> from ur4rec.data.batches import EvaluationBatches, TrainBatches
@@ -60,6 +61,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     _to_host = staticmethod(to_host)
 
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:
+        refuse_renamed(model)
         self.device = find_device(device)
         self.model = model.to(self.device)
         self._loss_at_hand = self.device.type == "cpu"

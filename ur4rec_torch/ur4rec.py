@@ -15,6 +15,7 @@ from alternator.checks import check_choice
 from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training.components import RANK_CONSTANT
+from ur4rec.training.memory import enough_for_model
 from ur4rec_torch.retriever import Catalogue, PreferenceRetriever
 from ur4rec_torch.sasrec import SASRec
 
@@ -145,16 +146,17 @@ class UR4Rec(nn.Module):
         num_users = 0 if users is None else len(users)
         self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)
         dim = self.config.text_embedding_dim
-        vectors_IT = torch.tensor(check_text_vectors("item", item_text_vectors, count=num_items, dim=dim))
-        vectors_UT = None
-        if users is not None and num_users:
-            vectors_UT = torch.tensor(check_text_vectors("user", users, count=num_users, dim=dim))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.sasrec = SASRec(self.config)
-            self.retriever = PreferenceRetriever(self.config, vectors_IT, vectors_UT)
-            self.fusion = FUSIONS[self.config.fusion](self.config)
-            self.apply(_initialise)
+        with enough_for_model(self.config):
+            vectors_IT = torch.tensor(check_text_vectors("item", item_text_vectors, count=num_items, dim=dim))
+            vectors_UT = None
+            if users is not None and num_users:
+                vectors_UT = torch.tensor(check_text_vectors("user", users, count=num_users, dim=dim))
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.sasrec = SASRec(self.config)
+                self.retriever = PreferenceRetriever(self.config, vectors_IT, vectors_UT)
+                self.fusion = FUSIONS[self.config.fusion](self.config)
+                self.apply(_initialise)
 
     def forward(self, items_BL: Tensor, users_B: Tensor | None = None) -> Tensor:
         """Fused scores of every item as the next one, (B, I)."""

@@ -69,7 +69,7 @@ def make_trainer(backend, make_model):
     """Builds trainers of small models; keyword arguments are settings of the trainer."""
 
     def make(*, model=None, fusion="logit", **settings):
-        model = model or make_model(fusion=fusion)
+        model = make_model(fusion=fusion) if model is None else model
         return backend.package.JointTrainer(model, **{"device": "cpu", "progress": False, **settings})
 
     return make

@@ -10,6 +10,7 @@ import pytest
 from alternator import Cycle
 from tests.backends.harness import train
 from ur4rec.errors import ConfigurationError
+from ur4rec_jax import count_threads
 
 
 def test_models_from_outside_and_to_outside_are_not_consumed_by_training(make_model, make_trainer, batch_stream):
@@ -52,3 +53,13 @@ def test_the_device_is_the_one_asked_for(make_trainer):
     assert trainer.device == jax.devices("cpu")[0]
     assert {device for leaf in jax.tree.leaves(trainer._state) for device in leaf.devices()} == {trainer.device}
     assert make_trainer(device=trainer.device).device == trainer.device
+
+
+def test_the_number_of_threads_is_what_xla_goes_by(monkeypatch):
+    names = ("PJRT_NPROC", "NPROC")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    assert count_threads() >= 1
+    for number, name in enumerate(reversed(names), 3):
+        monkeypatch.setenv(name, str(number))
+        assert count_threads() == number  # PJRT_NPROC comes before NPROC

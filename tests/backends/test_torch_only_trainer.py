@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from alternator import Cycle
-from tests.backends.harness import train
+from tests.backends.harness import equal, snapshot, train
 from tests.backends.torch_harness import applied_rates
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import MODULES
+from ur4rec_torch import Scorer, load_model
 
 STAGES = ("pretrain_sasrec", "pretrain_retriever", "joint_finetune", "end_to_end")
 
@@ -126,3 +127,49 @@ def test_evaluation_changes_neither_modes_nor_training(make_trainer, batch_strea
 def test_a_device_that_is_not_there_is_refused(make_trainer):
     with pytest.raises(ConfigurationError, match="device must be auto, cpu, cuda or cuda:N, got 'quantum'"):
         make_trainer(device="quantum")
+
+
+def compiled(model, part):
+    """The model, compiled as a whole or in one part; nothing is traced before it is called."""
+    if part is None:
+        return torch.compile(model, backend="eager")
+    setattr(model, part, torch.compile(getattr(model, part), backend="eager"))
+    return model
+
+
+@pytest.mark.parametrize("part", [None, "sasrec", "retriever"])
+def test_a_compiled_model_is_saved_under_plain_names_and_loaded_into_both(
+    make_model, make_trainer, batch_stream, tmp_path, part
+):
+    plain, trainer = make_trainer(), make_trainer(model=compiled(make_model(), part))
+    with torch.compiler.set_stance("force_eager"):  # what is compiled does not matter here, and takes long
+        for each in (plain, trainer):
+            train(each, batch_stream(0, 3))
+    expected = snapshot(plain)
+    assert equal(snapshot(trainer), expected)
+    trainer.save_checkpoint(tmp_path / "compiled")
+    assert load_model(tmp_path / "compiled").state_dict().keys() == plain.model.state_dict().keys()
+    for model in (make_model(seed=5), compiled(make_model(seed=5), part)):
+        again = make_trainer(model=model)
+        again.load_checkpoint(tmp_path / "compiled")
+        assert equal(snapshot(again), expected)
+
+
+def test_a_wrapper_whose_effect_would_be_lost_is_refused(make_model, make_trainer):
+    averaged = torch.optim.swa_utils.AveragedModel(make_model())
+    for make in (lambda: make_trainer(model=averaged), lambda: Scorer(averaged)):
+        with pytest.raises(ConfigurationError, match=r"must be a UR4Rec, got AveragedModel; give the model inside it"):
+            make()
+    Scorer(averaged.module)
+
+
+@pytest.mark.parametrize("change", ["parametrized", "pruned"])
+def test_a_model_whose_weights_have_other_names_is_refused_before_it_is_trained(make_model, make_trainer, change):
+    model = make_model()
+    layer = model.retriever.key_projection
+    if change == "pruned":
+        torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5)
+    else:
+        torch.nn.utils.parametrizations.weight_norm(layer)
+    with pytest.raises(ConfigurationError, match=r"but retriever\.key_projection is parametrized or pruned"):
+        make_trainer(model=model)

@@ -306,6 +306,12 @@ def test_scores_that_are_not_finite_are_an_error(backend, make_model, make_train
     trainer = trainer_with_items(backend, make_model, make_trainer, math.nan)
     with pytest.raises(NonFiniteError, match="scores must be finite"):
         trainer.rank(targets)
+    scorer = backend.package.Scorer(trainer.model, device="cpu")
+    items_BL = next(iter(targets)).items_BL
+    for score in (trainer.score, scorer.score, scorer.scores):
+        with pytest.raises(NonFiniteError, match="scores must be finite"):
+            score(items_BL)
+    assert np.isfinite(scorer.score(items_BL, "retriever")).all()
 
 
 def test_evaluation_changes_nothing(backend, make_trainer, batch_stream, targets):

@@ -4,7 +4,9 @@ import json
 import pickle
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import load, save
 
 from tests.integration.tiny_run import invoke, mistaken
 from ur4rec.training.backend import BACKENDS
@@ -68,6 +70,20 @@ def test_a_pickle_is_refused(copy):
     for checkpoint in checkpoints(copy):
         (checkpoint / MODEL_FILE).write_bytes(pickle.dumps({"weights": [1.0]}))
     refused(copy, f"{MODEL_FILE} is damaged")
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_weight_that_is_not_finite_is_refused_by_name(copy, tmp_path, value):
+    for checkpoint in checkpoints(copy):
+        arrays, state = read_checkpoint(checkpoint)
+        weights = load(arrays[MODEL_FILE])
+        weights["retriever.queries.weight"].flat[3] = value
+        state.pop("sha256")
+        write_checkpoint(checkpoint, {**arrays, MODEL_FILE: save(weights)}, state)
+    message = f"weights must be finite, got {value} in 'retriever.queries.weight'"
+    refused(copy, message)
+    assert message in mistaken("convert", copy, "--to", "torch", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_pickle_is_refused_even_with_its_checksum(copy):

@@ -46,6 +46,11 @@ def test_recommend_for_a_user_leaves_out_what_they_know(run):
     assert sum(each["probabilities"]["fused"] for each in again) == pytest.approx(1)
 
 
+def test_a_history_of_all_items_leaves_nothing_to_recommend(run):
+    every = [part for number in range(300) for part in ("--item", f"i{number}")]
+    assert "a history must leave items to recommend, got all 300" in mistaken("recommend", run[0], *every)
+
+
 def test_recommend_prints_titles(run):
     result = invoke("recommend", run[0], "--user", "u1", "--top", 3)
     assert result.exit_code == 0

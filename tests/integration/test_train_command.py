@@ -1,6 +1,7 @@
 """`ur4rec train` as a user meets it: what it leaves, how it resumes, what it answers to mistakes."""
 
 import json
+import shutil
 import subprocess
 import time
 from contextlib import redirect_stdout
@@ -168,3 +169,35 @@ def test_help_names_the_stages_and_the_schedules():
     assert "pretrain_sasrec" in text
     assert "adaptive" in text
     assert "parity" in text
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_does_not_fit_into_memory_is_one_line_and_leaves_nothing(tmp_path, backend, there):
+    out = tmp_path / "runs" / "run"
+    if there:
+        out.mkdir(parents=True)
+    line = mistaken("--backend", backend, "--batch-size", 2**44, "--log", "tensorboard", "--out", out)
+    assert line.startswith(
+        "error: there must be memory for a training step on 17592186044416 histories with a model of 300"
+    )
+    assert line.endswith("lower batch_size, max_seq_len or a width (sasrec_hidden_dim, text_embedding_dim, ...)")
+    assert [path for path in tmp_path.rglob("*") if path.name != "runs"] == ([out] if there else [])
+
+
+@pytest.mark.parametrize(("threads", "warnings"), [(7, 1), (None, 0), ("as it was", 0)])
+def test_a_run_that_continues_on_another_number_of_threads_says_so(run, tmp_path, caplog, threads, warnings):
+    shutil.copytree(run[0], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["facts"]["threads"] == 1  # the run's environment says so
+    if threads != "as it was":
+        config["facts"]["threads"] = threads
+        (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = CliRunner().invoke(app, ["train", "--quiet", "--resume", str(tmp_path / "run")])
+    torch.set_num_threads(before)
+    assert result.exit_code == 0
+    lines = [line for line in caplog.messages if "the run began on 7 CPU threads and continues on 1" in line]
+    assert len(lines) == warnings

@@ -1,6 +1,7 @@
 """``ur4rec compare``."""
 
 import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from ur4rec.cli.options import (
     sort_settings,
 )
 from ur4rec.compare.arms import ARMS_HELP
+from ur4rec.errors import OutOfMemoryError
 from ur4rec.runs.config import RunConfig
 
 COMPARISON_ADVICE = (
@@ -108,9 +110,15 @@ def compare(
             "device": device,
             **{name: values for name, values in sort_settings(settings or []).items() if values},
         }
+        was_there = out is None or out.exists()
         directory = open_study(study, out, given, arms=arms or (), seeds=seeds or (), budgets=budgets or ())
         if not report_only:
-            run_study(directory, jobs=jobs, data_dir=data_dir, quiet=quiet)
+            try:
+                run_study(directory, jobs=jobs, data_dir=data_dir, quiet=quiet)
+            except OutOfMemoryError:
+                if not was_there and directory.read_costs() is None:  # nothing was trained
+                    shutil.rmtree(directory.path)
+                raise
         text = write_report(directory)
         if not quiet:
             console.print(Markdown(text))

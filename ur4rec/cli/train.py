@@ -28,7 +28,7 @@ from ur4rec.cli.options import (
     sort_settings,
     stderr,
 )
-from ur4rec.errors import ConfigurationError
+from ur4rec.errors import ConfigurationError, OutOfMemoryError
 from ur4rec.runs.config import RunConfig, preset
 from ur4rec.schedule.alternators import SCHEDULE_HELP
 from ur4rec.schedule.stages import STAGES
@@ -96,6 +96,10 @@ def train(
     pretrain_sasrec and pretrain_retriever train one module each; joint_finetune trains one of them or both in each
     step, as the schedule decides; end_to_end trains both. What was decided in each step, and why, is in decisions.csv;
     schedule.png shows it. Ctrl-C saves the run; --resume continues it.
+
+    A run is the same to the bit on the same number of CPU threads (OMP_NUM_THREADS for torch, PJRT_NPROC for jax).
+
+    test_ranks.csv has the data's user ids as they are: one that begins with =, +, - or @ is a formula to a spreadsheet.
     """
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.event_log import check_event_logs, open_event_log
@@ -132,9 +136,15 @@ def train(
             )
             load_backend(config.backend)
             run = TrainingRun(config, prepare(config, directory=data_dir), RunDirectory(out), progress=progress)
+            was_there = out.exists()
             RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
-        with open_event_log(log, run.directory.path) if log else nullcontext() as run.events:
-            results = train_until_stopped(run, resume=resume is not None)
+        try:
+            with open_event_log(log, run.directory.path) if log else nullcontext() as run.events:
+                results = train_until_stopped(run, resume=resume is not None)
+        except OutOfMemoryError:
+            if resume is None and not run.directory.checkpoint("latest"):
+                run.directory.discard(keep_directory=was_there)
+            raise
         print_outcome(run, results)
 
 

@@ -114,6 +114,11 @@ class Course:
         """As for `TrainBatches`: a backend that compiles takes it for a constant shape."""
         return self._batches.usual_targets
 
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch."""
+        return self._batches.batch_size
+
     def __iter__(self) -> Iterator[Batch]:
         while self._ledger.fits(turn := self._trainer.alternator.active, self.until):
             epoch, index = divmod(len(self._ledger.turns), len(self._batches))

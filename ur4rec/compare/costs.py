@@ -1,8 +1,9 @@
 """What each kind of step costs: timed alone, interleaved, medians kept, so that a noisy machine does not decide."""
 
+import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from ur4rec.compare.budget import StepCosts
 from ur4rec.compare.runner import build_trainer, machine_facts, prepare_study, study_facts
 from ur4rec.compare.study import StudyConfig
 from ur4rec.evaluation.metrics import negative_log_likelihood
+from ur4rec.files import hash_bytes
 from ur4rec.schedule.stages import BOTH, MODULES
+from ur4rec.training.memory import enough_for_steps
 
 PROBE = "probe"
 KINDS = ("sasrec first", "sasrec later", "retriever first", "retriever later", BOTH, PROBE)
@@ -43,7 +46,7 @@ def measure_costs(study: StudyConfig, data_dir: Path | None = None, rounds: int 
     }
 
 
-def read_costs(content: dict[str, Any]) -> StepCosts:
+def read_costs(content: Mapping[str, Any]) -> StepCosts:
     """The prices that `measure_costs` found.
 
     Example:
@@ -59,6 +62,16 @@ def read_costs(content: dict[str, Any]) -> StepCosts:
     )
 
 
+def hash_costs(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the prices: runs that were charged with the same ones can be compared.
+
+    Example:
+        >>> hash_costs({"seconds": {"both": 0.5}})[:16]
+        '03862d4bcba648bb'
+    """
+    return hash_bytes(json.dumps(content["seconds"], sort_keys=True).encode())
+
+
 def _timed_steps(study: StudyConfig, data_dir: Path | None, rounds: int) -> Iterator[tuple[str, float]]:
     """Kind and seconds of every step: tenures of two steps of one trainer, and a step of another that trains both."""
     seed, clock = study.seeds[0], time.process_time if study.device == "cpu" else time.perf_counter
@@ -68,7 +81,8 @@ def _timed_steps(study: StudyConfig, data_dir: Path | None, rounds: int) -> Iter
     joint.set_training_stage("end_to_end")
     batches, probe = prepared.train, prepared.probe()
     for number in range(rounds):
-        batch = batches.batch(*divmod(number, len(batches)))
+        with enough_for_steps(prepared.model, batches.batch_size):
+            batch = batches.batch(*divmod(number, len(batches)))
         for kind in KINDS[:-1]:
             trainer = joint if kind == BOTH else alternating
             started = clock()

@@ -2,18 +2,23 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from ur4rec.compare.arms import PARITY, slug
+from ur4rec.compare.costs import hash_costs, read_costs
 from ur4rec.compare.packed import KeptTargets, PackedRuns, write_packed
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
 from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.files import write_file, write_whole
+
+_LOCK = ".lock"
 
 
 class StudyDirectory:
@@ -31,6 +36,7 @@ class StudyDirectory:
         self.path = path
         self.study = study
         self._packed = PackedRuns(path / "runs.parquet")
+        self._lock = FileLock(path / _LOCK)
 
     @classmethod
     def begin(cls, path: Path, study: StudyConfig) -> "StudyDirectory":
@@ -40,22 +46,52 @@ class StudyDirectory:
             ConfigurationError: There is a study of other conditions, or something else.
         """
         if (path / "study.json").is_file():
-            there = cls.reopen(path).study
-            mine, theirs = study.conditions(), there.conditions()
-            if different := sorted(name for name in mine if mine[name] != theirs[name]):
-                name = different[0]
-                raise ConfigurationError(
-                    f"{path} holds a study with {name}={theirs[name]!r}, got {mine[name]!r}; choose another directory"
-                )
-            budgets = tuple(dict.fromkeys(there.budgets + study.budgets))
-            study = StudyConfig.from_json(
-                {**there.extended(arms=study.arms, seeds=study.seeds).to_json(), "budgets": budgets}
-            )
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if (extended := cls._extended(path, study)) == cls.reopen(path).study:
+                return cls(path, extended)  # nothing to write: a report may be wanted while the study runs
+        elif path.exists() and (not path.is_dir() or any(each.name != _LOCK for each in path.iterdir())):
             raise ConfigurationError(f"the directory of a study must be new, empty or a study, {path} is not")
+        path.mkdir(parents=True, exist_ok=True)
         directory = cls(path, study)
-        directory._write_json(path / "study.json", study.to_json())
+        with directory.locked():  # another process may have begun it meanwhile
+            directory.study = cls._extended(path, study)
+            directory._write_json(path / "study.json", directory.study.to_json())
         return directory
+
+    @classmethod
+    def _extended(cls, path: Path, study: StudyConfig) -> StudyConfig:
+        """The study at a path, if there is one, with what this one adds to it."""
+        if not (path / "study.json").is_file():
+            return study
+        there = cls.reopen(path).study
+        mine, theirs = study.conditions(), there.conditions()
+        if different := sorted(name for name in mine if mine[name] != theirs[name]):
+            name = different[0]
+            raise ConfigurationError(
+                f"{path} holds a study with {name}={theirs[name]!r}, got {mine[name]!r}; choose another directory"
+            )
+        budgets = tuple(dict.fromkeys(there.budgets + study.budgets))
+        return StudyConfig.from_json(
+            {**there.extended(arms=study.arms, seeds=study.seeds).to_json(), "budgets": budgets}
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running this study; the same `StudyDirectory` may lock it again.
+
+        Raises:
+            ConfigurationError: Another process runs it.
+        """
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ConfigurationError(
+                f"only one process may run a study, and another one runs {self.path}; wait for it, or choose another "
+                "directory"
+            ) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @classmethod
     def reopen(cls, path: Path) -> "StudyDirectory":
@@ -137,6 +173,10 @@ class StudyDirectory:
         Args:
             time_ratios: By budget and arm, what can no longer be computed from packed runs; see `PackedRuns`.
         """
+        with self.locked():
+            self._pack(time_ratios)
+
+    def _pack(self, time_ratios: Mapping[str, Any]) -> None:
         keys = [*dict.fromkeys([*(key for key, _ in self.runs()), *self._packed.keys])]
         targets = [self.read_targets(key) for key in keys]
         write_packed(self.path / "runs.parquet", [self.read_run(key) for key in keys], targets, time_ratios)
@@ -164,6 +204,21 @@ class StudyDirectory:
         """Keep what steps cost."""
         self._write_json(self.path / "costs.json", content)
 
+    def check_costs(self) -> None:
+        """Refuse finished runs that were charged with other costs than those that are kept.
+
+        Raises:
+            DataError: Naming a run.
+        """
+        costs = self.read_costs()
+        for key, run in self.runs():
+            if not _was_charged(run, costs, self.study.updates):
+                raise DataError(
+                    f"all runs of a study must be charged with one timing of the steps, but {key.arm}, {key.basis}, "
+                    f"seed {key.seed} of {self.path} was not with its costs.json; restore that file, or remove runs/ "
+                    "and runs.parquet and compare again"
+                )
+
     def start_of(self, seed: int) -> Path | None:
         """Where a seed's arms start: the checkpoint of its pretraining; None if the study has none."""
         return self.path / "pretrained" / f"seed-{seed}" if self.study.pretrain else None
@@ -179,6 +234,15 @@ class StudyDirectory:
 
     def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _was_charged(run: Mapping[str, Any], costs: Mapping[str, Any] | None, updates: int) -> bool:
+    """Whether a run knows these costs; one of before runs kept their hash, whether its budget follows from them."""
+    if costs is None:
+        return False
+    if run.get("costs_hash") is not None:
+        return bool(run["costs_hash"] == hash_costs(costs))
+    return bool(run["budget"]["cost"] == read_costs(costs).parity(updates))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -29,7 +29,15 @@ LAST_RANK = 11
 """Stands for every later rank too: metrics look at the first ten."""
 _TARGETS = ("test_rank", "test_nll")
 _TENURES = "turns.tenures.list.element"
-_REPEATED = ["basis", "schedule", "facts", f"{_TENURES}.turn", f"{_TENURES}.steps", "test_rank.list.element"]
+_REPEATED = [
+    "basis",
+    "schedule",
+    "facts",
+    "costs_hash",
+    f"{_TENURES}.turn",
+    f"{_TENURES}.steps",
+    "test_rank.list.element",
+]
 """Columns with few different values."""
 
 
@@ -85,7 +93,11 @@ class PackedRuns:
     @cached_property
     def _table(self) -> pa.Table:
         try:
-            return pq.read_table(self._path) if self._path.exists() else pa.table({"arm": [], "seed": [], "basis": []})
+            return (
+                pq.read_table(self._path, page_checksum_verification=True)
+                if self._path.exists()
+                else pa.table({"arm": [], "seed": [], "basis": []})
+            )
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{self._path} is damaged ({error}); restore it, or remove it and compare again") from error
 
@@ -116,7 +128,10 @@ def write_packed(
 def _plain(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report with a type for each column: tenures as records, and facts, which vary, as JSON."""
     tenures = [{"turn": turn, "steps": steps} for turn, steps in report["turns"]["tenures"]]
-    return {**report, "turns": {**report["turns"], "tenures": tenures}, "facts": json.dumps(report["facts"])}
+    turns = {**report["turns"], "tenures": tenures}
+    # Runs of before they kept it have none; a row decides for all which columns there are.
+    costs_hash = report.get("costs_hash")
+    return {**report, "costs_hash": costs_hash, "turns": turns, "facts": json.dumps(report["facts"])}
 
 
 def _write_table(table: pa.Table, path: Path) -> None:
@@ -129,4 +144,5 @@ def _write_table(table: pa.Table, path: Path) -> None:
         use_dictionary=_REPEATED,
         use_byte_stream_split=["test_nll.list.element"],
         data_page_size=2**26,
+        write_page_checksum=True,
     )

@@ -244,6 +244,7 @@ def _notes(summary: Mapping[str, Any]) -> str:
     costs, facts = summary["costs"], summary["facts"]
     load = (costs["load_average_before"], costs["facts"]["load_average"])
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    threads = f" on {facts['threads']} thread(s)" if "threads" in facts else ""
     return "\n".join(
         [
             "- **Update**: a step of one module is one, a step of both is two. **Cost**: seconds of each kind of "
@@ -263,7 +264,8 @@ def _notes(summary: Mapping[str, Any]) -> str:
             f"- Load average while steps were timed: {load[0]} before, {load[1]} after, on {facts['cores']} cores "
             f"({facts['processor']}).",
             f"- Split {facts['split']} {facts['split_hash'][:16]}, data {facts['interactions_hash'][:16]} "
-            f"({facts['source']}); Python {facts['python']}, {versions}; commit {', '.join(summary['commits'])}.",
+            f"({facts['source']}); Python {facts['python']}, {versions}{threads}; "
+            f"commit {', '.join(summary['commits'])}.",
         ]
     )
 

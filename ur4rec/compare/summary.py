@@ -47,8 +47,9 @@ def summarise_study(directory: StudyDirectory) -> dict[str, Any]:
     """Everything that the report shows, as plain JSON values.
 
     Raises:
-        DataError: Parity has no finished run yet.
+        DataError: Parity has no finished run yet, or runs were charged with different costs.
     """
+    directory.check_costs()
     study = directory.study
     budgets = {}
     for basis in study.budgets:

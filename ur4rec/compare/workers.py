@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ur4rec.compare.arms import original_of
-from ur4rec.compare.costs import measure_costs, read_costs
+from ur4rec.compare.costs import hash_costs, measure_costs, read_costs
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.runner import ArmRun, RunKey, pretrain
 from ur4rec.errors import UR4RecError
@@ -25,9 +25,11 @@ ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "PJRT_NPROC": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
-"""Environment of the workers: a run's time and numbers do not depend on how many run beside it."""
+"""Environment of the workers: a run's time and numbers depend neither on how many run beside it nor on the number of
+processors. The flags of XLA alone leave the order of its sums to that number."""
 
 
 class StudyInterruptedError(UR4RecError):
@@ -45,11 +47,13 @@ def run_study(directory: StudyDirectory, *, jobs: int = 1, data_dir: Path | None
 
     Raises:
         StudyInterruptedError: Ctrl-C, or a process died; run it again to continue.
-        AlternatorError: A setting does not fit, or the data cannot be had.
+        AlternatorError: A setting does not fit, the data cannot be had, another process runs the study, or its finished
+            runs were charged with other costs.
     """
     if not directory.missing():
         return
-    with one_thread_processes(jobs) as pool:
+    with directory.locked(), one_thread_processes(jobs) as pool:
+        directory.check_costs()
         if directory.read_costs() is None:
             logger.info("timing each kind of step, alone")
             pool.submit(_cost_task, directory.path, data_dir).result()
@@ -83,7 +87,7 @@ def run_one(path: Path, key: RunKey, data_dir: Path | None = None) -> dict[str, 
         start=directory.start_of(key.seed),
         data_dir=data_dir,
     )
-    report = run.train()
+    report = {**run.train(), "costs_hash": hash_costs(costs)}
     directory.write_run(key, report, run.arrays())
     return report
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -93,9 +93,17 @@ class RunDirectory:
         try:
             for partial in [*self.path.glob(f"{SCRATCH_PREFIX}*"), *self.path.glob(f"checkpoint/{SCRATCH_PREFIX}*")]:
                 shutil.rmtree(partial)
+            self._remove_superseded()
             yield
         finally:
             self._lock.release()
+
+    def discard(self, *, keep_directory: bool) -> None:
+        """Remove what a run wrote that has trained nothing, so that it can be started again under the same name."""
+        self._remove_all()
+        (self.path / _LOCK).unlink(missing_ok=True)
+        if not keep_directory:
+            self.path.rmdir()
 
     def checkpoint(self, which: str = "best") -> Path | None:
         """The ``best`` checkpoint, by validation, or the ``latest``; None if the run has not reached its first.
@@ -138,9 +146,14 @@ class RunDirectory:
         yield path
         for name in ("BEST", "LATEST") if best else ("LATEST",):
             write_whole(folder / name, f"{path.name}\n".encode())
-        kept = {self.checkpoint("best"), self.checkpoint("latest")}
-        for each in folder.glob("step-*"):
-            if each not in kept:
+        self._remove_superseded()
+
+    def _remove_superseded(self) -> None:
+        """Remove the checkpoints that no pointer names; all are kept where a pointer is missing or damaged."""
+        with suppress(DataError):
+            kept = {self.checkpoint("best"), self.checkpoint("latest")}
+            superseded = [each for each in self.path.glob("checkpoint/step-*") if each not in kept]
+            for each in superseded if self.checkpoint("latest") else ():
                 shutil.rmtree(each)
 
     def _remove_all(self) -> None:

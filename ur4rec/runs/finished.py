@@ -81,10 +81,15 @@ class Recommender:
             user_id: Whose history it is, for a model that knows preference texts of users.
 
         Raises:
-            ConfigurationError: The history is empty, or ``top`` is below 1.
+            ConfigurationError: The history is empty or has every item, or ``top`` is below 1.
+            NonFiniteError: A score is NaN or infinite.
         """
         if not len(history_L):
             raise ConfigurationError("a history must have at least one item, got none; name a user or some titles")
+        if len(np.unique(history_L)) == self.interactions.num_items:
+            raise ConfigurationError(
+                f"a history must leave items to recommend, got all {self.interactions.num_items}; name another user"
+            )
         if top < 1:
             raise ConfigurationError(f"top must be at least 1, got {top}")
         recent = history_L[-self._max_seq_len :]

@@ -19,7 +19,8 @@ from ur4rec.runs.config import RunConfig
 from ur4rec.text.encoders import encode_items, encode_users
 from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
 from ur4rec.text.users import hash_file, read_user_texts
-from ur4rec.training.backend import BACKENDS
+from ur4rec.training.backend import BACKENDS, load_backend
+from ur4rec.training.memory import enough_memory
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,11 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
     Raises:
         UR4RecError: A setting does not fit the data.
     """
+    with enough_memory(f"{interactions.num_items} text vectors and the batches", "text_embedding_dim or max_seq_len"):
+        return _prepare_data(config, interactions, cache_dir)
+
+
+def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path | None) -> PreparedData:
     split = leave_one_out(interactions)
     model = config.model_config(interactions.num_items)
     vectors_IT = encode_items(
@@ -154,7 +160,7 @@ def _check_leakage(
 
 
 def run_facts(prepared: PreparedData, backend: str) -> dict[str, Any]:
-    """Data, split and versions of a run."""
+    """Data, split, versions and the number of threads of a run."""
     interactions, split = prepared.interactions, prepared.split
     users_UT = prepared.user_text_vectors_UT
     leakage = {test.targets: {**test._asdict(), "leaks": test.leaks} for test in prepared.leakage}
@@ -171,6 +177,7 @@ def run_facts(prepared: PreparedData, backend: str) -> dict[str, Any]:
         **texts,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "threads": load_backend(backend).count_threads(),
         "versions": {
             package: metadata.version(package) for package in ("adaptive-alternator", "numpy", *BACKENDS[backend][1])
         },

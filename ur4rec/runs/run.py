@@ -1,6 +1,7 @@
 """A training run: the stages in order, validation after every epoch, and everything kept in the run directory."""
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
@@ -25,6 +26,8 @@ from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend
 from ur4rec.training.checkpoint import check_same
+
+logger = logging.getLogger(__name__)
 
 _JOINT_ROWS = ("fused", {"sasrec": "SASRec in it", "retriever": "retriever in it", "fused": "fused"})
 TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
@@ -146,6 +149,7 @@ class TrainingRun:
             return
         saved = self.trainer.load_checkpoint(checkpoint)["metrics"]
         check_same("run", saved["run"], self._identity)
+        self._warn_of_threads()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
         for log, state in zip(self._logs, saved["logs"], strict=True):
@@ -154,6 +158,16 @@ class TrainingRun:
         if self.events is not None:
             self.events.restore(self.decisions.records)
         self._saved_step = self.trainer.step
+
+    def _warn_of_threads(self) -> None:
+        """Say so if the run continues on another number of threads: sums are then taken in another order."""
+        before, now = self.directory.read_json("config.json")["facts"].get("threads"), self._facts["threads"]
+        if before not in (None, now):
+            logger.warning(
+                "the run began on %s CPU threads and continues on %d: results are the same to the bit only on the same "
+                "number (OMP_NUM_THREADS for PyTorch, PJRT_NPROC for JAX)",
+                *(before, now),
+            )
 
     def _record(self, record: StepRecord) -> None:
         self.decisions.records.append(record)

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_safetensors
 
 from alternator.checks import check_integer
 from ur4rec.errors import ConfigurationError, DataError, EncoderError
-from ur4rec.files import cache_directory, refuse_unwritable, scratch_directory, write_file
+from ur4rec.files import cache_directory, hash_bytes, refuse_unwritable, scratch_directory, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -167,30 +169,37 @@ def _cached(
     cache_dir: str | Path | None,
 ) -> NDArray[np.float32]:
     """The result of ``encode``, cached on the disk under the key."""
-    path = cache_directory(cache_dir) / "text" / f"{key}.npy"
-    if (cached := _read_cached(path, shape)) is not None:
+    path = cache_directory(cache_dir) / "text" / f"{key}.safetensors"
+    if (cached := _read_cached(path, key, shape)) is not None:
         logger.info("%d %s: vectors of %s from the cache", shape[0], what, encoder)
         return cached
     logger.info("encoding %d %s with %s", shape[0], what, encoder)
     vectors = encode()
     with refuse_unwritable(path):
-        write_file(path, lambda scratch: np.save(scratch, vectors))
+        write_whole(path, save_safetensors({"vectors": vectors}, {"sha256": _checksum(key, vectors)}))
     return vectors
 
 
-def _read_cached(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+def _read_cached(path: Path, key: str, shape: tuple[int, int]) -> NDArray[np.float32] | None:
     """Cached vectors; None where there are none, or where the file is damaged and must be written again."""
     if not path.is_file():
         return None
     try:
-        vectors = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        with safe_open(path, "np") as file:
+            vectors = np.asarray(file.get_tensor("vectors"))
+            checksum = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError) as error:
         logger.warning("%s is damaged (%s): encoding again", path, error)
         return None
-    if vectors.shape != shape or vectors.dtype != np.float32 or not np.isfinite(vectors).all():
-        logger.warning("%s is damaged (%s of %s): encoding again", path, vectors.dtype, vectors.shape)
+    if vectors.shape != shape or vectors.dtype != np.float32 or checksum != _checksum(key, vectors):
+        logger.warning("%s is damaged (its checksum does not match): encoding again", path)
         return None
-    return np.asarray(vectors)
+    return vectors
+
+
+def _checksum(key: str, vectors: NDArray[np.float32]) -> str:
+    """Of the vectors and of what they are of, so that a file under the name of another is noticed too."""
+    return hash_bytes(key.encode() + np.ascontiguousarray(vectors).tobytes())
 
 
 def _encode_tfidf(texts: Sequence[str], dim: int, learned: Sequence[str] | None = None) -> NDArray[np.float32]:

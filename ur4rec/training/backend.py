@@ -38,6 +38,18 @@ class Model(Protocol):
         """Its shape."""
 
 
+def check_model(model: object) -> None:
+    """Refuse what is not a `UR4Rec`, such as a wrapper around one, whose own effect would be lost.
+
+    Raises:
+        ConfigurationError: Naming the wrapper.
+    """
+    if not isinstance(model, Model):
+        raise ConfigurationError(
+            f"model must be a UR4Rec, got {type(model).__name__}; give the model inside it (in PyTorch its .module)"
+        )
+
+
 class Adapter(Protocol):
     """What applies a schedule to the modules of a backend."""
 
@@ -70,6 +82,10 @@ class Backend(Protocol):
     @property
     def load_model(self) -> Callable[[str | Path], Model]:
         """Loads the model of a checkpoint."""
+
+    @property
+    def count_threads(self) -> Callable[[], int]:
+        """The number of threads among which a computation on the CPU is divided now."""
 
 
 def load_backend(name: str) -> Backend:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
@@ -68,13 +69,21 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: It is missing, damaged, or of another version.
+        CheckpointError: It is missing, damaged, of another version, or a weight is NaN or infinite.
     """
     files, state = read_checkpoint(path)
     try:
-        return Checkpoint(load_safetensors(files[MODEL_FILE]), load_safetensors(files[OPTIMIZER_FILE]), state)
+        loaded = Checkpoint(load_safetensors(files[MODEL_FILE]), load_safetensors(files[OPTIMIZER_FILE]), state)
     except SafetensorError as error:
         raise CheckpointError(f"{path} must hold safetensors, got something else ({error})") from error
+    for name, array in loaded.weights.items():
+        if not (finite := np.isfinite(array)).all():
+            raise CheckpointError(
+                f"weights must be finite, got {array[~finite][0]} in {name!r} of {Path(path) / MODEL_FILE} "
+                f"({np.sum(~finite)} of its {array.size} numbers are not); take another checkpoint, or train again "
+                "with a lower learning rate"
+            )
+    return loaded
 
 
 def write_checkpoint(path: str | Path, arrays: Mapping[str, bytes], state: Mapping[str, Any]) -> None:

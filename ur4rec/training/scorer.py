@@ -16,6 +16,7 @@ from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import DataError, NonFiniteError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.training.arrays import ArrayT
+from ur4rec.training.memory import enough_for_scores
 
 ScoreFunction = Callable[[ArrayLike, ArrayLike | None], Mapping[str, ArrayT]]
 """Maps histories (B, L) and their users (B,), None where nobody is named, to scores (B, I) on the device, by scorer."""
@@ -47,11 +48,12 @@ class BaseScorer(ABC, Generic[ArrayT]):
 
         Raises:
             NonFiniteError: A target or a candidate has a score that is NaN or infinite.
+            OutOfMemoryError: The scores of a batch are too many.
             DataError: The loader is empty.
         """
         ranks: dict[str, list[tuple[ArrayT, int]]] = {scorer: [] for scorer in scorers}
         finite: list[ArrayT] = []
-        with self._scoring(tuple(ranks)) as score:
+        with enough_for_scores(), self._scoring(tuple(ranks)) as score:
             for batch in loader:
                 scores = score(batch.items_BL, batch.users_B)
                 for scorer, parts in ranks.items():
@@ -60,26 +62,34 @@ class BaseScorer(ABC, Generic[ArrayT]):
                     finite.append(is_finite)
         if not finite:
             raise DataError("evaluation needs at least one batch, got an empty loader")
-        if not all(map(bool, finite)):
-            raise NonFiniteError(
-                "scores must be finite, got NaN or infinite ones; lower the learning rate and train again"
-            )
-        return {scorer: self._concatenate(parts) for scorer, parts in ranks.items()}
+        with enough_for_scores():  # an accelerator may find out as late as here
+            _refuse_nonfinite(all(map(bool, finite)))
+            return {scorer: self._concatenate(parts) for scorer, parts in ranks.items()}
 
     def score(
         self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
     ) -> NDArray[np.float32]:
-        """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named."""
+        """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named.
+
+        Raises:
+            NonFiniteError: A score is NaN or infinite.
+        """
         return self.scores(items_BL, users_B, (scorer,))[scorer]
 
     def scores(
         self, items_BL: ArrayLike, users_B: ArrayLike | None = None, scorers: Iterable[str] = SCORERS
     ) -> dict[str, NDArray[np.float32]]:
-        """The scores of several scorers by name, as `score` gives them; each module is run once."""
+        """The scores of several scorers by name, as `score` gives them; each module is run once.
+
+        Raises:
+            NonFiniteError: A score is NaN or infinite.
+        """
         wanted = tuple(dict.fromkeys(scorers))
-        with self._scoring(wanted) as score:
+        with enough_for_scores(), self._scoring(wanted) as score:
             found = score(items_BL, users_B)
-            return {scorer: self._to_host(found[scorer]) for scorer in wanted}
+            on_host = {scorer: self._to_host(found[scorer]) for scorer in wanted}
+        _refuse_nonfinite(all(np.isfinite(scores_BI).all() for scores_BI in on_host.values()))
+        return on_host
 
     @abstractmethod
     def _scoring(self, scorers: tuple[str, ...]) -> AbstractContextManager[ScoreFunction[ArrayT]]:
@@ -98,6 +108,11 @@ class BaseScorer(ABC, Generic[ArrayT]):
     def _concatenate(self, parts: Iterable[tuple[ArrayT, int]]) -> NDArray[np.int64]:
         """The ranks of all batches; only the first rows of each, as many as are given with it, count."""
         return np.concatenate([self._to_host(ranks_B)[:num_valid] for ranks_B, num_valid in parts]).astype(np.int64)
+
+
+def _refuse_nonfinite(finite: bool) -> None:
+    if not finite:
+        raise NonFiniteError("scores must be finite, got NaN or infinite ones; lower the learning rate and train again")
 
 
 AnyScorer: TypeAlias = BaseScorer[Any]

@@ -29,8 +29,9 @@ from ur4rec.schedule.stages import (
     learning_rates,
 )
 from ur4rec.training.arrays import ArrayT, StepReport
-from ur4rec.training.backend import Adapter, Model
+from ur4rec.training.backend import Adapter, Model, check_model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, load_checkpoint, save_checkpoint
+from ur4rec.training.memory import enough_for_model, enough_for_steps
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.step_log import LateStep, LateSteps, Reader
 
@@ -84,6 +85,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         on_step: Callable[[StepRecord], object] | None = None,
         **settings: Unpack[TrainerSettings],
     ) -> None:
+        check_model(model)
         self.config = TrainerConfig(**settings)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
         self.step = 0
@@ -93,7 +95,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._probe = probe
         self._progress = progress
         self._log = LateSteps(on_step, self.config.max_nonfinite_losses)
-        self._set_up(model, device)
+        with enough_for_model(model.config, "the optimizers of a model"):
+            self._set_up(model, device)
         self.set_training_stage("joint_finetune")
 
     @property
@@ -164,12 +167,14 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
         Raises:
             NonFiniteError: Too many losses in a row were not finite.
+            OutOfMemoryError: A batch or what a step computes is too large.
         """
         if hasattr(train_loader, "set_epoch"):
             train_loader.set_epoch(epoch)
         stop = None if max_steps is None else start + max_steps
         expected = len(range(len(train_loader))[start:stop]) if isinstance(train_loader, Sized) else None
-        with self._log.epoch(epoch, start, expected, self._progress) as totals:
+        enough = enough_for_steps(self._model_config, getattr(train_loader, "batch_size", "a batch of"))
+        with enough, self._log.epoch(epoch, start, expected, self._progress) as totals:
             self._train_batches(train_loader, islice(train_loader, start, stop), after_step)
         rates = self._learning_rates(max(self.stage_step - 1, 0))
         return {
@@ -183,13 +188,15 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
         Raises:
             NonFiniteError: Too many losses in a row were not finite.
+            OutOfMemoryError: The batch or what the step computes is too large.
         """
-        if self._payoffs is not None:
-            self._payoffs.before_step()
-        active, rates = self.alternator.active, self._learning_rates(self.stage_step)
-        decision, report = self._update(batch, active, rates)
-        self._count_step(active, decision, report, rates)
-        return decision
+        with enough_for_steps(self._model_config, len(batch[0])):
+            if self._payoffs is not None:
+                self._payoffs.before_step()
+            active, rates = self.alternator.active, self._learning_rates(self.stage_step)
+            decision, report = self._update(batch, active, rates)
+            self._count_step(active, decision, report, rates)
+            return decision
 
     def flush(self) -> None:
         """Report the steps whose losses have not been read, waiting for the device.

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.unit.ur4rec.compare.tiny_study import tiny_study
+from tests.unit.ur4rec.compare.tiny_study import COSTS, PRICES, tiny_study
 from ur4rec.compare.arms import original_of
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.packed import KeptTargets, PackedRuns
 from ur4rec.compare.report import write_report
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.summary import METRICS, pack_study, summarise_study
-from ur4rec.compare.workers import run_one
+from ur4rec.compare.workers import run_one, run_study
 from ur4rec.errors import DataError
 from ur4rec.evaluation.metrics import summarise
 
@@ -53,7 +53,7 @@ def study(finished, tmp_path):
 def test_the_report_of_packed_runs_is_the_same_to_the_digit(study, tmp_path):
     loose, runs = report(study, tmp_path / "loose"), dict(study.runs())
     pack_study(study)
-    assert {path.name for path in study.path.iterdir()} == {"study.json", "costs.json", "runs.parquet"}
+    assert {path.name for path in study.path.iterdir()} == {"study.json", "costs.json", "runs.parquet", ".lock"}
     again = StudyDirectory.reopen(study.path)
     assert again.missing() == []
     assert dict(again.runs()) == runs
@@ -128,6 +128,60 @@ def test_a_run_that_diverged_at_once_is_packed_too(tmp_path):
     assert directory.missing() == []
     assert directory.read_run(RunKey("joint", 0, "updates"))["error"] == "NaN"
     assert directory.read_targets(RunKey("joint", 0, "updates")).nll_T.size == 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_runs_that_were_charged_with_another_timing_are_refused(study, tmp_path, packed):
+    if packed:
+        pack_study(study)
+    again = StudyDirectory.reopen(study.path)
+    again.write_costs({**COSTS, "seconds": {**PRICES, "both": 0.36}})  # the budget, which is parity's, is the same
+    message = r"must be charged with one timing of the steps, but parity, updates, seed 0 of .*; restore that file, or"
+    with pytest.raises(DataError, match=message):
+        write_report(again, tmp_path / "report")
+    with pytest.raises(DataError, match=message):  # before any of the runs that are missing
+        run_study(StudyDirectory.begin(again.path, again.study.extended(seeds=(2,))))
+    assert not (tmp_path / "report.md").exists()
+    again.write_costs(COSTS)
+    write_report(again, tmp_path / "report")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_runs_of_before_they_kept_the_hash_of_their_costs_are_known_by_their_budget(study, tmp_path, packed):
+    for key, run in study.runs():
+        study.write_run(key, {name: run[name] for name in run if name != "costs_hash"}, study.read_arrays(key))
+    if packed:
+        pack_study(study)
+    again = StudyDirectory.reopen(study.path)
+    write_report(again, tmp_path / "report")
+    again.write_costs({**COSTS, "seconds": {**PRICES, "sasrec first": 0.31}})
+    with pytest.raises(DataError, match="must be charged with one timing"):
+        write_report(again, tmp_path / "report")
+
+
+def test_a_flipped_byte_in_the_pages_of_packed_runs_is_never_taken_for_a_number(study):
+    pack_study(study)
+    path = study.path / "runs.parquet"
+    whole, runs = path.read_bytes(), dict(study.runs())
+    targets = [study.read_targets(key) for key in runs]
+    refused = 0
+    end = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # the footer after them has no checksum
+    for position in range(4, end, end // 50):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
+        found = PackedRuns(path)
+        try:
+            same = [found.report(key) for key in runs] == list(runs.values())
+            read = [found.targets(key) for key in runs]
+        except DataError:
+            refused += 1
+            continue
+        assert same
+        assert all(
+            np.array_equal(mine, other)
+            for pair in zip(read, targets, strict=True)
+            for mine, other in zip(*pair, strict=True)
+        )
+    assert refused > 20
 
 
 def test_a_damaged_file_of_packed_runs_is_named(tmp_path):

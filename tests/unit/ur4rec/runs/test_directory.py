@@ -1,6 +1,10 @@
 """Run directories: written whole or not at all, and never over somebody's files."""
 
+import csv
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -74,3 +78,51 @@ def test_what_is_no_run_is_refused(tmp_path):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(DataError, match="must hold a JSON object"):
             directory.read_json("config.json")
+
+
+KILLED_BEFORE_THE_REMOVAL = """
+import os, signal, sys
+from pathlib import Path
+from ur4rec.runs.directory import RunDirectory
+
+def strike(event, arguments):
+    if event == "shutil.rmtree" and "step-" in str(arguments[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(strike)
+directory = RunDirectory(Path(sys.argv[1]))
+with directory.locked():
+    for step in (1, 2):
+        with directory.new_checkpoint(step, best=False) as path:
+            path.mkdir()
+"""
+
+
+def test_a_checkpoint_that_a_kill_left_behind_is_removed_at_the_next_start(tmp_path):
+    (tmp_path / "run").mkdir()
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_BEFORE_THE_REMOVAL, str(tmp_path / "run")], check=False, capture_output=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    folder, directory = tmp_path / "run" / "checkpoint", RunDirectory(tmp_path / "run")
+    assert {path.name for path in folder.iterdir()} == {"step-1", "step-2", "LATEST"}
+    with directory.locked():
+        assert {path.name for path in folder.iterdir()} == {"step-2", "LATEST"}
+
+
+@pytest.mark.parametrize("pointer", [None, b"", b"step-9"])
+def test_no_checkpoint_is_removed_where_a_pointer_is_missing_or_damaged(tmp_path, pointer):
+    folder, directory = tmp_path / "checkpoint", RunDirectory(tmp_path)
+    for name in ("step-1", "step-2"):
+        (folder / name).mkdir(parents=True)
+    if pointer is not None:
+        (folder / "LATEST").write_bytes(pointer)
+    with directory.locked():
+        assert {"step-1", "step-2"} <= {path.name for path in folder.iterdir()}
+
+
+def test_what_a_spreadsheet_takes_for_a_formula_is_written_as_it_is(tmp_path):
+    ids = ["=1+2", "+1", "-1", "@SUM(A1)", "'=1", '=HYPERLINK("x")']
+    RunDirectory(tmp_path).write_csv("test_ranks.csv", [{"user": each} for each in ids], ["user"])
+    with (tmp_path / "test_ranks.csv").open(newline="") as file:
+        assert [row["user"] for row in csv.DictReader(file)] == ids

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ur4rec.errors import CacheError, ConfigurationError, DataError, EncoderError
 from ur4rec.text import encoders
@@ -118,7 +119,7 @@ def test_the_cache_goes_by_content(model, tmp_path):
     (moved / "weights.bin").write_bytes(b"tuned")
     encode_items(TEXTS, encoder=str(moved), dim=6, cache_dir=cache)
     assert len(calls(tmp_path)) == 4
-    assert all(file.suffix == ".npy" for file in (cache / "text").iterdir())  # no temporary file is left
+    assert all(file.suffix == ".safetensors" for file in (cache / "text").iterdir())  # no temporary file is left
 
 
 @pytest.mark.parametrize("damage", [b"", b"not an array", None])
@@ -127,13 +128,38 @@ def test_a_damaged_cache_file_is_made_anew(model, tmp_path, damage, caplog):
     first = encode_items(TEXTS, encoder=str(model), dim=6, cache_dir=cache)
     (file,) = (cache / "text").iterdir()
     if damage is None:
-        np.save(file, np.zeros((2, 2), np.float32))
+        save_file({"vectors": np.zeros((2, 2), np.float32)}, file)
     else:
         file.write_bytes(damage)
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(encode_items(TEXTS, encoder=str(model), dim=6, cache_dir=cache), first)
     assert "is damaged" in caplog.text
     assert len(calls(tmp_path)) == 2
+
+
+def test_a_flipped_bit_anywhere_in_a_cached_file_changes_no_vector(tmp_path, caplog):
+    def encode():
+        return encode_items(["red fox", "blue"], encoder="tfidf", dim=3, cache_dir=tmp_path)
+
+    first = encode()
+    (file,) = (tmp_path / "text").iterdir()
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 5):
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        caplog.clear()
+        np.testing.assert_array_equal(encode(), first)
+        assert "is damaged" in caplog.text or position < len(whole) - first.nbytes  # blanks of the header may change
+
+
+def test_the_vectors_of_other_texts_are_not_taken_for_these(tmp_path, caplog):
+    texts = ["red fox", "blue hen"], ["green fox", "white hen"]
+    _, second = (encode_items(each, encoder="tfidf", dim=4, cache_dir=tmp_path / each[0]) for each in texts)
+    (mine,), (other,) = ((tmp_path / each[0] / "text").iterdir() for each in texts)
+    other.write_bytes(mine.read_bytes())
+    np.testing.assert_array_equal(
+        encode_items(texts[1], encoder="tfidf", dim=4, cache_dir=tmp_path / texts[1][0]), second
+    )
+    assert "is damaged" in caplog.text
 
 
 def test_which_encoder_is_used_is_logged(tmp_path, caplog):

@@ -182,8 +182,8 @@ th { border-bottom: 2px solid #888; } img { max-width: 100%; } code { background
 def _preamble(summary: Mapping[str, Any]) -> str:
     study, facts, runs = summary["study"], summary["facts"], summary["runs"]
     lines = [
-        f"{len(study['arms'])} arms, seeds {literal(', '.join(map(str, study['seeds'])))}; the same initial weights, data "
-        f"order and dropout for every arm of a seed. Budget: {study['updates']} module updates, or the cost of "
+        f"{len(study['arms'])} arms, seeds {literal(', '.join(map(str, study['seeds'])))}; the same initial weights, "
+        f"data order and dropout for every arm of a seed. Budget: {study['updates']} module updates, or the cost of "
         f"{study['updates']} steps of parity. {literal(facts['num_users'])} users, "
         f"{literal(facts['num_items'])} items, {literal(facts['num_interactions'])} interactions. Run it again:",
         f"    {printable(summary['command'])}",
@@ -227,8 +227,8 @@ def _budget_section(budget: Mapping[str, Any], basis: str) -> list[str]:
         ]
     if without := [arm for arm in arms if arm != PARITY and arm not in budget["time_ratios"]]:
         sections.append(
-            f"Without that interval, because only some of their runs are packed: {literal(', '.join(without))}. Packed runs "
-            "do not hold what every target got at every point."
+            f"Without that interval, because only some of their runs are packed: {literal(', '.join(without))}. Packed "
+            "runs do not hold what every target got at every point."
         )
     sections += ["How they trained, and what parity's final validation quality took them:", _table(_COLUMNS, behaviour)]
     return sections

@@ -18,7 +18,8 @@ EVIL = (
 )
 SHOWN = EVIL.replace("\x1b", "\\u001b").replace("\u202e", "\\u202e").replace("\n", "\\u000a")
 PNG = b"\x89PNG"
-TAGS = set("html meta title style h1 h2 p em strong code pre img table thead tbody tr th td ul li".split())
+TAGS = {"html", "meta", "title", "style", "h1", "h2", "p", "em", "strong", "code", "pre", "img", "ul", "li"}
+TAGS |= {"table", "thead", "tbody", "tr", "th", "td"}
 
 
 def hostile_markdown():

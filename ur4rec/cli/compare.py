@@ -17,11 +17,10 @@ from ur4rec.cli.options import (
     Encoder,
     Quiet,
     Settings,
-    console,
-    log_to_stderr,
     one_line_errors,
     sort_settings,
 )
+from ur4rec.cli.output import log_to_stderr, say, say_markdown
 from ur4rec.compare.arms import ARMS_HELP
 from ur4rec.runs.config import RunConfig
 
@@ -85,8 +84,6 @@ def compare(
 
     Example: ur4rec compare --dataset synthetic --arms joint 2:1 plateau matched:plateau --updates 200 --out runs/study
     """
-    from rich.markdown import Markdown
-
     from ur4rec.compare.directory import open_study
     from ur4rec.compare.report import write_report
     from ur4rec.compare.workers import run_study
@@ -113,8 +110,8 @@ def compare(
             run_study(directory, jobs=jobs, data_dir=data_dir, quiet=quiet)
         text = write_report(directory)
         if not quiet:
-            console.print(Markdown(text))
-        console.print(f"the report is {directory.path / 'report.html'}, also as .md and .json")
+            say_markdown(text)
+        say(f"the report is {directory.path / 'report.html'}, also as .md and .json")
 
 
 def comparison_command(config: RunConfig) -> str:

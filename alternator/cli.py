@@ -140,6 +140,8 @@ def _run_replay(arguments: argparse.Namespace) -> str:
 def _read_table(path: Path, modules: Mapping[str, str] | None, where: Where) -> LossTable:
     if (path / LOG_NAME).is_file():
         path = path / LOG_NAME
+        if path.is_symlink():
+            raise LossError(f"the log in a directory must be a file of its own, {path} is a link; give its target")
     if is_event_path(path):
         if where:
             raise ConfigurationError(

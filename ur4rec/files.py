@@ -5,10 +5,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ur4rec.errors import CacheError
+from ur4rec.errors import CacheError, DataError
 
 SCRATCH_PREFIX = ".partial-"
 """The prefix of the names of files that are being written, or that a crash has left half-written."""
@@ -58,6 +58,49 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def plain_tree(directory: Path, skipped: Path | None = None) -> Iterator[Path]:
+    """Everything below a directory, folders before what is in them: nothing but files and folders.
+
+    A directory from somebody else may hold links to files of yours, or pipes that block whoever reads them.
+
+    Args:
+        directory: The directory itself may be a link, as whoever named it knows.
+        skipped: A folder that is not entered.
+
+    Raises:
+        DataError: It holds something else, such as a symbolic link; the message names it.
+    """
+    pending = [str(directory)]
+    while pending:
+        with suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:  # another process may remove folders
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if Path(entry) == skipped:
+                        continue
+                    pending.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    what = "a symbolic link" if entry.is_symlink() else "neither a file nor a folder"
+                    raise DataError(
+                        f"{directory} must hold files and folders only, but {entry.path} is {what}; remove it, or put "
+                        "what it points to in its place"
+                    )
+                yield Path(entry)
+
+
+def refuse_links(directory: Path, skipped: Path | None = None) -> None:
+    """Refuse what `plain_tree` refuses."""
+    for _ in plain_tree(directory, skipped):
+        pass
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; a link goes, not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def hash_bytes(content: bytes) -> str:

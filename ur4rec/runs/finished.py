@@ -181,6 +181,13 @@ def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: 
     if out.resolve().is_relative_to(directory.path.resolve()):
         raise ConfigurationError(f"--out must not be in the run's own directory, got {out}; choose another --out")
     copy = RunDirectory.create(out, overwrite=overwrite)
-    shutil.copytree(directory.path, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    for file in directory.files():
+        name = file.relative_to(directory.path)
+        if any(part.startswith(".") for part in name.parts):
+            continue  # a lock, or what a crash left half-written
+        if file.is_dir():
+            (out / name).mkdir(exist_ok=True)
+        else:
+            shutil.copyfile(file, out / name)
     copy.write_json("config.json", {**config, "backend": backend})
     return copy

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -137,6 +138,50 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "adaptive-alternator"
+
+
+def cache_folder(kind: str, cache_dir: str | Path | None = None) -> Path:
+    """The folder of one kind of cached files, which nobody but its user may write to.
+
+    Args:
+        kind: Its name in the cache.
+        cache_dir: As for `cache_directory`.
+
+    Raises:
+        CacheError: Another user can write to it, or to the cache.
+    """
+    root = cache_directory(cache_dir)
+    for folder in (root, root / kind):
+        with suppress(OSError):  # whoever cannot write here says so when there is something to write
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _refuse_shared(folder)
+    return root / kind
+
+
+def _refuse_shared(folder: Path) -> None:
+    if os.name != "posix" or not folder.is_dir():
+        return
+    status = folder.stat()
+    mode, user = stat.S_IMODE(status.st_mode), os.geteuid()
+    by_group = mode & stat.S_IWGRP and not _is_private_group(status.st_gid, user)
+    if by_group or mode & stat.S_IWOTH or status.st_uid not in (0, user):
+        raise CacheError(
+            f"a cache must be written by its user alone, but {folder} is of user {status.st_uid} with mode {mode:o}; "
+            f"chmod go-w it if it is yours, or choose another cache directory, by argument or with "
+            f"${ENVIRONMENT_VARIABLE}"
+        )
+
+
+def _is_private_group(group: int, user: int) -> bool:
+    """Whether it is the group that many systems give each user, of the same name and without anybody else."""
+    import grp
+    import pwd
+
+    try:
+        name, found = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == name and set(found.gr_mem) <= {name}
 
 
 @contextmanager

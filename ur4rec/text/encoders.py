@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from alternator.checks import check_integer
 from ur4rec.errors import ConfigurationError, DataError, EncoderError
-from ur4rec.files import cache_directory, refuse_unwritable, scratch_directory, write_file
+from ur4rec.files import cache_folder, refuse_unwritable, scratch_directory, write_file
 from ur4rec.text.model_folder import check_model_folder
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def _cached(
     cache_dir: str | Path | None,
 ) -> NDArray[np.float32]:
     """The result of ``encode``, cached on the disk under the key."""
-    path = cache_directory(cache_dir) / "text" / f"{key}.npy"
+    path = cache_folder("text", cache_dir) / f"{key}.npy"
     if (cached := _read_cached(path, shape)) is not None:
         logger.info("%d %s: vectors of %s from the cache", shape[0], what, encoder)
         return cached

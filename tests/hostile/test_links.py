@@ -169,11 +169,13 @@ def umask():
 def test_a_deep_tree_is_walked(tmp_path):
     """Deeper than Python may recurse."""
     folders = [str(tmp_path / "/".join("d" * depth)) for depth in range(1, sys.getrecursionlimit() + 100)]
-    for folder in folders:
-        os.mkdir(folder)
-    assert sum(1 for _ in plain_tree(tmp_path)) == len(folders)
-    for folder in reversed(folders):
-        os.rmdir(folder)
+    try:
+        for folder in folders:
+            os.mkdir(folder)
+        assert sum(1 for _ in plain_tree(tmp_path)) == len(folders)
+    finally:  # or whoever cleans up recurses
+        for folder in reversed(folders):
+            os.rmdir(folder)
 
 
 def test_a_link_to_a_log_is_not_replayed(tmp_path, victim, capsys):

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import re
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any
@@ -175,3 +176,24 @@ def one_line(text: str, maximum: int = 60) -> str:
         'not a table: no header'
     """
     return cut(" ".join(text.split()), maximum)
+
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f"  # control characters, which terminals obey
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that turn the direction of what follows
+    r"\u2028\u2029\ufeff\ufff9-\ufffb\ud800-\udfff]"  # further line ends, marks, and halves of surrogate pairs
+)
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""A string from data as a terminal, a page or a plot may show it: what is no glyph is written as JSON escapes it.
+
+    Args:
+        text: The string.
+        keep: Characters to leave, such as the line ends of a string of several lines.
+
+    Example:
+        >>> printable("The Blob \x1b[2J(1958)"), printable("a\nb", keep="\n")
+        ('The Blob \\u001b[2J(1958)', 'a\nb')
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else f"\\u{ord(found[0]):04x}", text)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from alternator.checks import printable
 from alternator.errors import AlternatorError, ConfigurationError, LossError
 from alternator.recordings.event_files import is_event_path, read_events
 from alternator.recordings.plot import plot_replay
@@ -54,7 +55,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, printable(f"{self.prog}: {message} (see {self.prog} --help)") + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,9 +79,9 @@ def _run(arguments: argparse.Namespace) -> int:
         text = arguments.run(arguments)
     except (AlternatorError, OSError) as error:
         line = " ".join(str(error).split())
-        print(f"alternator: {line[:_MAX_ERROR]}", file=sys.stderr)
+        print(printable(f"alternator: {line[:_MAX_ERROR]}"), file=sys.stderr)
         return 2
-    print(text)
+    print(printable(text, keep="\n"))
     return 0
 
 
@@ -139,6 +140,8 @@ def _run_replay(arguments: argparse.Namespace) -> str:
 def _read_table(path: Path, modules: Mapping[str, str] | None, where: Where) -> LossTable:
     if (path / LOG_NAME).is_file():
         path = path / LOG_NAME
+        if path.is_symlink():
+            raise LossError(f"the log in a directory must be a file of its own, {path} is a link; give its target")
     if is_event_path(path):
         if where:
             raise ConfigurationError(

@@ -34,7 +34,7 @@ class SourceError(UR4RecError):
 
 
 class CacheError(UR4RecError):
-    """A cache that cannot be written."""
+    """A cache that cannot be written, or that others can write."""
 
 
 class EncoderError(UR4RecError):

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ur4rec.errors import CacheError
+from ur4rec.errors import CacheError, DataError
 
 SCRATCH_PREFIX = ".partial-"
 """The prefix of the names of files that are being written, or that a crash has left half-written."""
@@ -60,6 +61,49 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def plain_tree(directory: Path, skipped: Path | None = None) -> Iterator[Path]:
+    """Everything below a directory, folders before what is in them: nothing but files and folders.
+
+    A directory from somebody else may hold links to files of yours, or pipes that block whoever reads them.
+
+    Args:
+        directory: The directory itself may be a link, as whoever named it knows.
+        skipped: A folder that is not entered.
+
+    Raises:
+        DataError: It holds something else, such as a symbolic link; the message names it.
+    """
+    pending = [str(directory)]
+    while pending:
+        with suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:  # another process may remove folders
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if Path(entry) == skipped:
+                        continue
+                    pending.append(entry.path)
+                elif not entry.is_file(follow_symlinks=False):
+                    what = "a symbolic link" if entry.is_symlink() else "neither a file nor a folder"
+                    raise DataError(
+                        f"{directory} must hold files and folders only, but {entry.path} is {what}; remove it, or put "
+                        "what it points to in its place"
+                    )
+                yield Path(entry)
+
+
+def refuse_links(directory: Path, skipped: Path | None = None) -> None:
+    """Refuse what `plain_tree` refuses."""
+    for _ in plain_tree(directory, skipped):
+        pass
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; a link goes, not what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def hash_bytes(content: bytes) -> str:
     """SHA-256 of a content, in hexadecimal digits.
 
@@ -94,6 +138,50 @@ def cache_directory(cache_dir: str | Path | None = None) -> Path:
     if named := os.environ.get(ENVIRONMENT_VARIABLE):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "adaptive-alternator"
+
+
+def cache_folder(kind: str, cache_dir: str | Path | None = None) -> Path:
+    """The folder of one kind of cached files, which nobody but its user may write to.
+
+    Args:
+        kind: Its name in the cache.
+        cache_dir: As for `cache_directory`.
+
+    Raises:
+        CacheError: Another user can write to it, or to the cache.
+    """
+    root = cache_directory(cache_dir)
+    for folder in (root, root / kind):
+        with suppress(OSError):  # whoever cannot write here says so when there is something to write
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _refuse_shared(folder)
+    return root / kind
+
+
+def _refuse_shared(folder: Path) -> None:
+    if os.name != "posix" or not folder.is_dir():
+        return
+    status = folder.stat()
+    mode, user = stat.S_IMODE(status.st_mode), os.geteuid()
+    by_group = mode & stat.S_IWGRP and not _is_private_group(status.st_gid, user)
+    if by_group or mode & stat.S_IWOTH or status.st_uid not in (0, user):
+        raise CacheError(
+            f"a cache must be written by its user alone, but {folder} is of user {status.st_uid} with mode {mode:o}; "
+            f"chmod go-w it if it is yours, or choose another cache directory, by argument or with "
+            f"${ENVIRONMENT_VARIABLE}"
+        )
+
+
+def _is_private_group(group: int, user: int) -> bool:
+    """Whether it is the group that many systems give each user, of the same name and without anybody else."""
+    import grp
+    import pwd
+
+    try:
+        name, found = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == name and set(found.gr_mem) <= {name}
 
 
 @contextmanager

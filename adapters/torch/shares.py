@@ -76,9 +76,9 @@ class Share:
         counted = sorted({key for group, old in pairs for key in group if key != "params" and _differ(group, old, key)})
         if counted:
             raise ConfigurationError(
-                f"a parameter group must belong to one module if its optimizer counts per group, but "
-                f"{type(self.optimizer).__name__} counts {listed(counted)}, which would continue for what is frozen: give "
-                "each module a group, or an optimizer, of its own"
+                "a parameter group must belong to one module if its optimizer counts per group, but "
+                f"{type(self.optimizer).__name__} counts {listed(counted)}, also for what is frozen: give each module "
+                "a group, or an optimizer, of its own"
             )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from alternator.checks import printable
 from alternator.errors import LossError
 from alternator.recordings.tables import LossTable
 
@@ -56,4 +57,6 @@ def _load_scalars(path: Path) -> dict[str, dict[int, float]]:
         ) from error
     events = EventAccumulator(str(path), size_guidance={SCALARS: 0})
     events.Reload()
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()[SCALARS]}
+    return {
+        printable(tag): {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()[SCALARS]
+    }

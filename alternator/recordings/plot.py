@@ -1,7 +1,8 @@
 """The picture of a replay, with matplotlib."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +17,30 @@ if TYPE_CHECKING:
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#a6761d", "#666666", "#e7298a", "#66a61e")
 
 
+@contextmanager
+def literal_texts() -> Iterator[None]:
+    """Within it, also as a decorator, new figures show every string as it is: ``$`` is no mathtext, nothing is LaTeX.
+
+    Raises:
+        LossError: matplotlib is missing.
+    """
+    try:
+        import matplotlib.figure
+    except ImportError as error:
+        raise LossError(f"a plot needs matplotlib ({error}); pip install 'adaptive-alternator[plot]'") from error
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        yield
+
+
+@literal_texts()
 def plot_replay(path: Path, table: LossTable, result: Replay) -> None:
     """Draw the losses, who would have trained when, and the switches.
 
     Raises:
         LossError: matplotlib is missing, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise LossError(f"a plot needs matplotlib ({error}); pip install 'adaptive-alternator[plot]'") from error
+    from matplotlib.figure import Figure
+
     strips = {"replay": result.actives} | ({"recorded": table.recorded} if table.recorded else {})
     figure = Figure(figsize=(11, 5.5 + 0.3 * len(result.modules)), layout="constrained")
     losses, turns = figure.subplots(2, 1, sharex=True, height_ratios=(6, 0.6 * len(strips)))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from alternator.checks import printable
 from alternator.errors import LossError
 from alternator.recordings.log import is_log, loss_columns
 
@@ -115,7 +116,7 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
         for row in reader:
             line = reader.line_num
             if row:
-                rows.append((line, row))
+                rows.append((line, [printable(cell.strip()) for cell in row]))
     except csv.Error as error:
         raise LossError(f"{path}, line {line + 1} is not CSV: {error}; look for a quote left open") from error
     if not rows:

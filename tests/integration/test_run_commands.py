@@ -180,3 +180,15 @@ def test_data_writes_texts_from_training_prefixes(tmp_path):
     texts = read_user_texts(tmp_path / "texts.json", interactions.user_ids)
     assert texts[7].split("; ") == [interactions.titles[item] for item in split.train[7][-20:]]
     assert not any(test.leaks for test in find_leakage(texts, interactions, split))
+
+
+def test_an_encoder_inside_a_run_is_not_used_to_evaluate_and_refused_to_resume(run, tmp_path):
+    """The text vectors are in the checkpoint; what a run names as its encoder may hold no code."""
+    copy = copy_of(run, tmp_path, encoder=str(tmp_path / "copy" / "model"))
+    (copy / "model").mkdir()
+    (copy / "model" / "modules.json").write_text('[{"path": "", "type": "evil.Evil"}]')
+    (copy / "model" / "evil.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')")
+    assert json.loads(invoke("evaluate", copy, "--json").stdout)["fused"] == final(run[0])["fused"]["test"]
+    assert invoke("recommend", copy, "--user", "u1").exit_code == 0
+    assert "no code and no pickles, got" in mistaken("train", "--resume", copy)
+    assert not (tmp_path / "marker").exists()

@@ -18,11 +18,10 @@ from ur4rec.cli.options import (
     Encoder,
     Quiet,
     Settings,
-    console,
-    log_to_stderr,
     one_line_errors,
     sort_settings,
 )
+from ur4rec.cli.output import log_to_stderr, say, say_markdown
 from ur4rec.compare.arms import ARMS_HELP
 from ur4rec.errors import OutOfMemoryError
 from ur4rec.runs.config import RunConfig
@@ -87,8 +86,6 @@ def compare(
 
     Example: ur4rec compare --dataset synthetic --arms joint 2:1 plateau matched:plateau --updates 200 --out runs/study
     """
-    from rich.markdown import Markdown
-
     from ur4rec.compare.directory import open_study
     from ur4rec.compare.report import write_report
     from ur4rec.compare.workers import run_study
@@ -121,8 +118,8 @@ def compare(
                 raise
         text = write_report(directory)
         if not quiet:
-            console.print(Markdown(text))
-        console.print(f"the report is {directory.path / 'report.html'}, also as .md and .json")
+            say_markdown(text)
+        say(f"the report is {directory.path / 'report.html'}, also as .md and .json")
 
 
 def comparison_command(config: RunConfig) -> str:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from ur4rec.cli.options import AsJson, DataDirectory, console, one_line_errors, print_json
+from ur4rec.cli.options import AsJson, DataDirectory, one_line_errors
+from ur4rec.cli.output import build_table, say_json, say_table
 from ur4rec.errors import ConfigurationError
 
 
@@ -47,11 +47,7 @@ def data(
             "leave_one_out_hash": leave_one_out(interactions).hash,
         }
         if as_json:
-            print_json(facts)
+            say_json(facts)
             return
-        table = Table(show_header=False)
-        table.add_column()
-        table.add_column(overflow="fold")  # a hash is of use only whole
-        for name, value in facts.items():
-            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
-        console.print(table)
+        rows = [[name, f"{value:.4g}" if isinstance(value, float) else str(value)] for name, value in facts.items()]
+        say_table(build_table({"fact": {}, "value": {"overflow": "fold"}}, rows))  # a hash is of use only whole

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from ur4rec.cli.options import AsJson, DataDirectory, Overwrite, Run, console, one_line_errors, print_json
+from ur4rec.cli.options import AsJson, DataDirectory, Overwrite, Run, one_line_errors
+from ur4rec.cli.output import build_table, say, say_json, say_table
 from ur4rec.errors import ConfigurationError
 
 
@@ -27,9 +26,9 @@ def evaluate(
         directory = RunDirectory.open_existing(run)
         rows = evaluate_run(directory, split=split, checkpoint=checkpoint, data_dir=data_dir)
         if as_json:
-            print_json(rows)
+            say_json(rows)
         else:
-            console.print(metrics_table(f"{run}, {checkpoint} checkpoint, {split} targets", rows))
+            say_table(metrics_table(f"{run}, {checkpoint} checkpoint, {split} targets", rows))
 
 
 def recommend(
@@ -60,17 +59,18 @@ def recommend(
         items = recommender.history_of(user) if user is not None else recommender.find_items(history or [])
         found = recommender.recommend(items, top=top, user_id=user)
         if as_json:
-            print_json([each._asdict() for each in found])
+            say_json([each._asdict() for each in found])
             return
         titles = [recommender.interactions.titles[item] for item in items[-3:]]
-        table = Table(title=f"after {len(items)} items, the last: {', '.join(titles)}", box=SIMPLE_HEAD)
-        for name, justify in (("#", "right"), ("title", "left"), ("SASRec", "right"), ("retriever", "right")):
-            table.add_column(name, justify=justify)  # type: ignore[arg-type]
-        table.add_column("fused", justify="right")
-        for place, each in enumerate(found, 1):
-            shares = [f"{each.probabilities[scorer]:.2%}" for scorer in ("sasrec", "retriever", "fused")]
-            table.add_row(str(place), each.title, *shares)
-        console.print(table)
+        title = f"after {len(items)} items, the last: {', '.join(titles)}"
+        right = {"justify": "right"}
+        columns = {"#": right, "title": {}, "SASRec": right, "retriever": right, "fused": right}
+        scorers = ("sasrec", "retriever", "fused")
+        rows = [
+            [str(place), each.title, *(f"{each.probabilities[scorer]:.2%}" for scorer in scorers)]
+            for place, each in enumerate(found, 1)
+        ]
+        say_table(build_table(columns, rows, title=title))
 
 
 def convert(
@@ -88,4 +88,4 @@ def convert(
 
     with one_line_errors():
         convert_run(RunDirectory.open_existing(run), to, out, overwrite=overwrite)
-        console.print(f"{out} is a {to} run: try ur4rec evaluate {out}")
+        say(f"{out} is a {to} run: try ur4rec evaluate {out}")

@@ -1,7 +1,5 @@
-"""What several commands share: options, their values, where output goes, and errors in one line with exit code 2."""
+"""What several commands share: options, their values, and errors in one line with exit code 2."""
 
-import json
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,14 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from alternator import AlternatorError
 from alternator.rules.named import parse_value
+from ur4rec.cli.output import say_to_stderr
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS
-
-console = Console()
 
 Dataset = Annotated[
     str | None,
@@ -77,20 +73,8 @@ def _split_pair(pair: str, option: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def print_json(content: object) -> None:
-    """Print JSON, nothing else, for other programs."""
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def log_to_stderr(quiet: bool) -> None:
-    """Send what libraries report to stderr."""
-    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("alternator").setLevel(logging.WARNING)  # the progress bar and decisions.csv say it better
-
-
 MAX_LENGTH = 2000
 """The number of characters of an error at most."""
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @contextmanager
@@ -112,5 +96,5 @@ def one_line_errors() -> Iterator[None]:
 
 def _fail(message: str) -> None:
     line = " ".join(message.split())[:MAX_LENGTH]
-    stderr.print("error: " + line, style="red", markup=False)
+    say_to_stderr("error: " + line, style="red")
     raise typer.Exit(2)

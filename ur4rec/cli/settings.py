@@ -6,6 +6,7 @@ import typer
 
 from alternator.rules.help import field_docs, render_setting
 from ur4rec.cli.options import PRESET_NAMES, one_line_errors
+from ur4rec.cli.output import say_raw
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS, preset
 
@@ -15,7 +16,7 @@ def settings(
 ) -> None:
     """List what --set takes: every setting of model and trainer, its value and its meaning."""
     with one_line_errors():
-        print(render_settings(preset_name))
+        say_raw(render_settings(preset_name))
 
 
 def render_settings(preset_name: str) -> str:

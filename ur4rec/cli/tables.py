@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
+from ur4rec.cli.output import Table, build_table
 from ur4rec.evaluation.results import K_LIST, Result
 
 
@@ -17,11 +15,10 @@ def results_table(results: Iterable[Result]) -> Table:
 
 def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
     """Hit@k and NDCG@k of named scorers."""
-    table = Table(title=title, box=SIMPLE_HEAD)
-    table.add_column("scorer", no_wrap=True)
-    for k in K_LIST:
-        table.add_column(f"Hit\n@{k}", justify="right", no_wrap=True)
-        table.add_column(f"NDCG\n@{k}", justify="right", no_wrap=True)
-    for name, metrics in rows.items():
-        table.add_row(name, *(f"{metrics[f'{metric}@{k}']:.4f}" for k in K_LIST for metric in ("hit", "ndcg")))
-    return table
+    right = {"justify": "right", "no_wrap": True}
+    heads = [f"{metric}\n@{k}" for k in K_LIST for metric in ("Hit", "NDCG")]
+    cells = [
+        [name, *(f"{metrics[f'{metric}@{k}']:.4f}" for k in K_LIST for metric in ("hit", "ndcg"))]
+        for name, metrics in rows.items()
+    ]
+    return build_table({"scorer": {"no_wrap": True}, **dict.fromkeys(heads, right)}, cells, title=title)

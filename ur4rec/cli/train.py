@@ -21,13 +21,11 @@ from ur4rec.cli.options import (
     Overwrite,
     Quiet,
     Settings,
-    console,
-    log_to_stderr,
     one_line_errors,
     parse_epochs,
     sort_settings,
-    stderr,
 )
+from ur4rec.cli.output import log_to_stderr, say, say_table, say_to_stderr
 from ur4rec.errors import ConfigurationError, OutOfMemoryError
 from ur4rec.runs.config import RunConfig, preset
 from ur4rec.schedule.alternators import SCHEDULE_HELP
@@ -162,12 +160,12 @@ def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
     from ur4rec.cli.tables import results_table
     from ur4rec.runs.verdict import explain_decisions
 
-    console.print(results_table(results))
-    console.print(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records), highlight=False)
+    say_table(results_table(results))
+    say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records))
     path = run.directory.path
-    console.print(f"Everything is in {path}: look at {path / 'schedule.png'}")
-    console.print(f"{COMPARISON_ADVICE}:", highlight=False)
-    console.print(comparison_command(run.config), markup=False, highlight=False, soft_wrap=True)
+    say(f"Everything is in {path}: look at {path / 'schedule.png'}")
+    say(f"{COMPARISON_ADVICE}:")
+    say(comparison_command(run.config), soft_wrap=True)
 
 
 def refuse_settings(context: typer.Context) -> None:
@@ -197,7 +195,7 @@ def train_until_stopped(run: "TrainingRun", *, resume: bool) -> "list[Result]":
         except Stopped as stopped:
             assert stop.number is not None
             command = f"ur4rec train --resume {shlex.quote(str(run.directory.path))}"
-            stderr.print(f"stopped after step {stopped.step}, saved; continue with: {command}", markup=False)
+            say_to_stderr(f"stopped after step {stopped.step}, saved; continue with: {command}")
             raise typer.Exit(128 + stop.number) from None
 
 

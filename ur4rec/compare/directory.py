@@ -16,7 +16,7 @@ from ur4rec.compare.packed import KeptTargets, PackedRuns, write_packed
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
 from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.files import write_file, write_whole
+from ur4rec.files import refuse_links, write_file, write_whole
 
 _LOCK = ".lock"
 
@@ -99,9 +99,11 @@ class StudyDirectory:
 
         Raises:
             ConfigurationError: There is no study at that path.
+            DataError: It holds a symbolic link.
         """
         if not (path / "study.json").is_file():
             raise ConfigurationError(f"{path} is no study: it has no study.json; give the --out of a comparison")
+        refuse_links(path)
         return cls(path, StudyConfig.from_json(_read_json(path / "study.json")))
 
     def keys(self) -> list[RunKey]:

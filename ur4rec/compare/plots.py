@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from alternator.checks import printable
+from alternator.recordings.plot import literal_texts
 from ur4rec.compare.arms import JOINT, MATCHED, PARITY, original_of, ratio_of
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.runs.plot import COLOURS, NAMES
@@ -20,6 +22,7 @@ NUM_COLOURS = 96
 UNITS = {"updates": "module updates", "cost": "cost (s)"}
 
 
+@literal_texts()
 def draw_curves(summary: Mapping[str, Any]) -> bytes:
     """Validation NDCG@10 and NLL against updates and against cost, mean over seeds."""
     budgets = summary["budgets"]
@@ -31,7 +34,7 @@ def draw_curves(summary: Mapping[str, Any]) -> bytes:
             axes = panels[row][column]
             for arm, curves in budget["curves"].items():
                 spent, quality = (_mean_over_seeds(curves, name) for name in (basis, f"validation_{key}"))
-                axes.plot(spent, quality, label=arm, **styles[arm])
+                axes.plot(spent, quality, label=printable(arm), **styles[arm])
             axes.set_xlabel(UNITS[basis])
             axes.set_ylabel(f"validation {label}")
             axes.grid(alpha=0.2)
@@ -39,6 +42,7 @@ def draw_curves(summary: Mapping[str, Any]) -> bytes:
     return to_png(figure)
 
 
+@literal_texts()
 def draw_turns(directory: StudyDirectory) -> bytes:
     """Which module trained in each step of the first seed, one row per arm and module."""
     seed = directory.study.seeds[0]
@@ -49,7 +53,7 @@ def draw_turns(directory: StudyDirectory) -> bytes:
         keys = [key for key in keys if directory.is_done(key)]
         for row, key in enumerate(keys):
             _draw_tenures(axes, row, directory.read_run(key)["turns"]["tenures"])
-        axes.set_yticks(range(len(keys)), [key.arm for key in keys], fontsize=8)
+        axes.set_yticks(range(len(keys)), [printable(key.arm) for key in keys], fontsize=8)
         axes.set_ylim(len(keys) - 0.5, -0.5)
         axes.set_xlabel(f"step (budget in {basis}, seed {seed})")
         axes.set_xlim(left=0)
@@ -59,6 +63,7 @@ def draw_turns(directory: StudyDirectory) -> bytes:
     return to_png(figure)
 
 
+@literal_texts()
 def draw_forest(summary: Mapping[str, Any]) -> bytes:
     """Relative differences with intervals: a column per metric, a row of panels per budget."""
     budgets = summary["budgets"]
@@ -67,7 +72,11 @@ def draw_forest(summary: Mapping[str, Any]) -> bytes:
     panels = figure.subplots(len(budgets), 3, squeeze=False, sharey="row")
     metrics = {"ndcg@10": "NDCG@10", "hit@10": "Hit@10", "nll": "NLL (lower is better)"}
     for row, (basis, budget) in enumerate(budgets.items()):
-        references = {"parity": "parity", "tuned": f"the tuned ratio ({budget['tuned']})", "joint": "joint training"}
+        references = {
+            "parity": "parity",
+            "tuned": f"the tuned ratio ({printable(budget['tuned'])})",
+            "joint": "joint training",
+        }
         if budget["tuned"] == PARITY:
             del references["tuned"]
         for axes, (metric, title) in zip(panels[row], metrics.items(), strict=True):
@@ -79,7 +88,7 @@ def draw_forest(summary: Mapping[str, Any]) -> bytes:
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6))
             axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{100 * value:+.4g}%"))
             axes.grid(alpha=0.2, axis="x")
-        arms = list(budget["differences"])
+        arms = [printable(arm) for arm in budget["differences"]]
         panels[row][0].set_yticks(range(len(arms)), arms, fontsize=8)
         panels[row][0].set_ylim(max(len(arms), 1) - 0.5, -0.5)
     handles: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 """The report of a study: Markdown, the same as one self-contained page, the numbers as JSON, and the plots."""
 
 import base64
+import html
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
+from alternator.checks import printable
 from ur4rec.compare.arms import PARITY
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.plots import draw_curves, draw_forest, draw_turns
@@ -127,8 +129,8 @@ def render_markdown(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str
     """
     study = summary["study"]
     blank = ", texts left out" if study["blank_texts"] else ""
-    title = f"# Schedules on {study['dataset']}{blank}: {study['joint_loss']} loss, {study['backend']}"
-    parts = [title, _preamble(summary)]
+    title = literal(f"Schedules on {study['dataset']}{blank}: {study['joint_loss']} loss, {study['backend']}")
+    parts = [f"# {title}", _preamble(summary)]
     for basis in sorted(summary["budgets"]):
         parts += [f"## {BASIS_TITLES[basis]}", *_budget_section(summary["budgets"][basis], basis)]
     parts += [f"![{caption}]({name})\n\n*{caption}.*" for name, caption in plots.items()]
@@ -136,17 +138,39 @@ def render_markdown(summary: Mapping[str, Any], plots: Mapping[str, str]) -> str
     return "\n\n".join(parts) + "\n"
 
 
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~$]|(?<!\w)_|_(?!\w)")
+
+
+def literal(text: object) -> str:
+    r"""A value from a study's files as Markdown that shows it as it is: no link, no HTML, no control character.
+
+    Example:
+        >>> print(literal("<b>[plateau](x)</b>\nrandom_tenure"))
+        \<b\>\[plateau\](x)\</b\>\\u000arandom_tenure
+    """
+    return _MARKUP.sub(r"\\\g<0>", printable(str(text)))
+
+
 def render_page(text: str, pictures: Mapping[str, bytes]) -> str:
-    """The Markdown as one page of HTML that holds its pictures."""
-    body = MarkdownIt("commonmark").enable("table").render(text)
+    """The Markdown as one page of HTML that holds its pictures, loads nothing and runs nothing.
+
+    HTML in the Markdown is shown, not obeyed, and so are links, as no report has any.
+    """
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["link", "autolink"])
+    body = markdown.render(text)
     for name, picture in pictures.items():
         embedded = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-        body = body.replace(f'src="{name}"', f'src="{embedded}"')
+        body = body.replace(f'src="{html.escape(name)}"', f'src="{embedded}"')
     heading = re.search(r"<h1>(.*?)</h1>", body)
-    title = heading[1] if heading else "Comparison"
-    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title>\n{_STYLE}\n{body}</html>\n'
+    title = re.sub(r"<[^>]*>", "", heading[1]) if heading else "Comparison"
+    head = f'<meta charset="utf-8">{_POLICY}<title>{title}</title>'
+    return f'<!doctype html>\n<html lang="en">{head}\n{_STYLE}\n{body}</html>\n'
 
 
+_POLICY = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+)
 _STYLE = """<style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
@@ -158,16 +182,16 @@ th { border-bottom: 2px solid #888; } img { max-width: 100%; } code { background
 def _preamble(summary: Mapping[str, Any]) -> str:
     study, facts, runs = summary["study"], summary["facts"], summary["runs"]
     lines = [
-        f"{len(study['arms'])} arms, seeds {', '.join(map(str, study['seeds']))}; the same initial weights, data order "
-        f"and dropout for every arm of a seed. Budget: {study['updates']} module updates, or the cost of "
-        f"{study['updates']} steps of parity. {facts['num_users']} users, {facts['num_items']} items, "
-        f"{facts['num_interactions']} interactions. Run it again:",
-        f"    {summary['command']}",
+        f"{len(study['arms'])} arms, seeds {literal(', '.join(map(str, study['seeds'])))}; the same initial weights, "
+        f"data order and dropout for every arm of a seed. Budget: {study['updates']} module updates, or the cost of "
+        f"{study['updates']} steps of parity. {literal(facts['num_users'])} users, "
+        f"{literal(facts['num_items'])} items, {literal(facts['num_interactions'])} interactions. Run it again:",
+        f"    {printable(summary['command'])}",
     ]
     if runs["finished"] < runs["planned"]:
         lines.append(f"**Not finished: {runs['finished']} of {runs['planned']} runs are in this report.**")
     if summary["errors"]:
-        ended = "; ".join(f"{name}: {error}" for name, error in summary["errors"].items())
+        ended = "; ".join(f"{literal(name)}: {literal(error)}" for name, error in summary["errors"].items())
         lines.append(f"**Runs that ended early, reported up to there: {ended}**")
     if not summary["hashes_agree"]:
         lines.append("**The runs are not all of the same split: do not compare them.**")
@@ -177,9 +201,9 @@ def _preamble(summary: Mapping[str, Any]) -> str:
 def _budget_section(budget: Mapping[str, Any], basis: str) -> list[str]:
     arms = budget["arms"]
     unit = f"{budget['budget']:.4g} module updates" if basis == "updates" else f"{budget['budget']:.4g} s charged"
-    lead = f"Budget: {unit}. The tuned ratio, the best by validation, is **{budget['tuned']}**."
-    quality = [[arm, *(_value(arms[arm]["test"][metric]) for metric in METRIC_NAMES)] for arm in arms]
-    behaviour = [[arm, *_behaviour(arms[arm], arms[PARITY])] for arm in arms]
+    lead = f"Budget: {unit}. The tuned ratio, the best by validation, is **{literal(budget['tuned'])}**."
+    quality = [[literal(arm), *(_value(arms[arm]["test"][metric]) for metric in METRIC_NAMES)] for arm in arms]
+    behaviour = [[literal(arm), *_behaviour(arms[arm], arms[PARITY])] for arm in arms]
     sections = [
         lead,
         "Test metrics at the best validation point, mean ± standard deviation over seeds:",
@@ -187,14 +211,14 @@ def _budget_section(budget: Mapping[str, Any], basis: str) -> list[str]:
     ]
     for name, reference in REFERENCES.items():
         found = {arm: against[name] for arm, against in budget["differences"].items() if name in against}
-        rows = [[arm, *(_interval(found[arm][metric]) for metric in METRIC_NAMES)] for arm in found]
+        rows = [[literal(arm), *(_interval(found[arm][metric]) for metric in METRIC_NAMES)] for arm in found]
         if rows:
-            what = f"{reference} ({budget['tuned']})" if name == "tuned" else reference
+            what = f"{reference} ({literal(budget['tuned'])})" if name == "tuned" else reference
             sections += [
                 f"Difference against {what}, {LEVEL:.0%} intervals (bold: without 0; a lower NLL is better):",
                 _table(["arm", *METRIC_NAMES.values()], rows),
             ]
-    rows = [[arm, *map(_ratio, found.values())] for arm, found in budget["time_ratios"].items()]
+    rows = [[literal(arm), *map(_ratio, found.values())] for arm, found in budget["time_ratios"].items()]
     if rows:
         sections += [
             f"Cost to parity's final validation quality, as a multiple of parity's own, {LEVEL:.0%} intervals (bold: "
@@ -203,8 +227,8 @@ def _budget_section(budget: Mapping[str, Any], basis: str) -> list[str]:
         ]
     if without := [arm for arm in arms if arm != PARITY and arm not in budget["time_ratios"]]:
         sections.append(
-            f"Without that interval, because only some of their runs are packed: {', '.join(without)}. Packed runs do "
-            "not hold what every target got at every point."
+            f"Without that interval, because only some of their runs are packed: {literal(', '.join(without))}. Packed "
+            "runs do not hold what every target got at every point."
         )
     sections += ["How they trained, and what parity's final validation quality took them:", _table(_COLUMNS, behaviour)]
     return sections
@@ -234,7 +258,7 @@ def _behaviour(arm: Mapping[str, Any], parity: Mapping[str, Any]) -> list[str]:
 
 def _costs_table(costs: Mapping[str, Any]) -> str:
     rows = [
-        [kind, f"{1000 * seconds:.1f} ms", " – ".join(f"{1000 * end:.1f}" for end in costs["quartiles"][kind])]
+        [literal(kind), f"{1000 * seconds:.1f} ms", " – ".join(f"{1000 * end:.1f}" for end in costs["quartiles"][kind])]
         for kind, seconds in costs["seconds"].items()
     ]
     return _table(["step", "median", "quartiles"], rows)
@@ -243,8 +267,13 @@ def _costs_table(costs: Mapping[str, Any]) -> str:
 def _notes(summary: Mapping[str, Any]) -> str:
     costs, facts = summary["costs"], summary["facts"]
     load = (costs["load_average_before"], costs["facts"]["load_average"])
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    threads = f" on {facts['threads']} thread(s)" if "threads" in facts else ""
+    versions = literal(", ".join(f"{name} {version}" for name, version in facts["versions"].items()))
+    machine = literal(f"on {facts['cores']} cores ({facts['processor']})")
+    data = literal(f"Split {facts['split']} {facts['split_hash'][:16]}, data {facts['interactions_hash'][:16]}")
+    source, python, commits = (
+        literal(each) for each in (facts["source"], facts["python"], ", ".join(summary["commits"]))
+    )
+    threads = literal(f" on {facts['threads']} thread(s)") if "threads" in facts else ""
     return "\n".join(
         [
             "- **Update**: a step of one module is one, a step of both is two. **Cost**: seconds of each kind of "
@@ -261,18 +290,15 @@ def _notes(summary: Mapping[str, Any]) -> str:
             "- **To 95%, to 100%**: where the mean validation curve first reaches that part of parity's final NDCG@10, "
             "or its final NLL; × is relative to parity; — is never. **Largest drop**: of validation NDCG@10 after its "
             "best.",
-            f"- Load average while steps were timed: {load[0]} before, {load[1]} after, on {facts['cores']} cores "
-            f"({facts['processor']}).",
-            f"- Split {facts['split']} {facts['split_hash'][:16]}, data {facts['interactions_hash'][:16]} "
-            f"({facts['source']}); Python {facts['python']}, {versions}{threads}; "
-            f"commit {', '.join(summary['commits'])}.",
+            f"- Load average while steps were timed: {literal(load[0])} before, {literal(load[1])} after, {machine}.",
+            f"- {data} ({source}); Python {python}, {versions}{threads}; commit {commits}.",
         ]
     )
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _value(spread: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ from ur4rec.data.reading.formats import Columns, read_path
 from ur4rec.data.reading.movielens import read_movielens
 from ur4rec.data.synthetic import synthetic
 from ur4rec.errors import DataError, UnknownNameError
-from ur4rec.files import cache_directory
+from ur4rec.files import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def load_dataset(
         return synthetic(min_item_interactions=min_item_interactions or 1)
     if name in BUILT_IN:
         folder = None if directory is None else Path(directory).expanduser()
-        return load_built_in(BUILT_IN[name], cache_directory(cache_dir) / "data", folder, min_item_interactions)
+        return load_built_in(BUILT_IN[name], cache_folder("data", cache_dir), folder, min_item_interactions)
     path = _existing_path(name)
     if path is None:
         raise UnknownNameError("dataset", cut(name), (*NAMES, "an existing path"))

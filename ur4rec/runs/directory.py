@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from alternator.checks import check_choice
 from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.files import SCRATCH_PREFIX, write_whole
+from ur4rec.files import SCRATCH_PREFIX, plain_tree, refuse_links, remove, write_whole
 
 _LOCK = ".lock"
 
@@ -71,10 +70,26 @@ class RunDirectory:
 
         Raises:
             ConfigurationError: There is no run at that path.
+            DataError: It holds a symbolic link.
         """
         if not (path / "config.json").is_file():
             raise ConfigurationError(f"{path} is no run directory: it has no config.json; give the --out of a run")
-        return cls(path)
+        directory = cls(path)
+        refuse_links(path, directory._skipped)
+        return directory
+
+    @property
+    def _skipped(self) -> Path:
+        """Where Weights & Biases keeps its files, and links to the newest."""
+        return self.path / "events" / "wandb"
+
+    def files(self) -> Iterator[Path]:
+        """All files and folders of the run, without those of Weights & Biases.
+
+        Raises:
+            DataError: One is a link.
+        """
+        return plain_tree(self.path, self._skipped)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -82,7 +97,9 @@ class RunDirectory:
 
         Raises:
             ConfigurationError: Another process trains in it.
+            DataError: It holds a symbolic link, which would be followed.
         """
+        refuse_links(self.path, self._skipped)
         try:
             self._lock.acquire(blocking=False)
         except Timeout as error:
@@ -92,7 +109,7 @@ class RunDirectory:
             ) from error
         try:
             for partial in [*self.path.glob(f"{SCRATCH_PREFIX}*"), *self.path.glob(f"checkpoint/{SCRATCH_PREFIX}*")]:
-                shutil.rmtree(partial)
+                remove(partial)
             self._remove_superseded()
             yield
         finally:
@@ -154,14 +171,12 @@ class RunDirectory:
             kept = {self.checkpoint("best"), self.checkpoint("latest")}
             superseded = [each for each in self.path.glob("checkpoint/step-*") if each not in kept]
             for each in superseded if self.checkpoint("latest") else ():
-                shutil.rmtree(each)
+                remove(each)
 
     def _remove_all(self) -> None:
         for each in self.path.iterdir():
-            if each.is_dir():
-                shutil.rmtree(each)
-            elif each.name != _LOCK:
-                each.unlink()
+            if each.name != _LOCK:
+                remove(each)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a mapping as JSON."""
@@ -223,7 +238,8 @@ class AppendedLog(Generic[T]):
     """Records, and the CSV file that holds them.
 
     The file may hold more than a checkpoint stands for: rows of steps that a crash undid, the last one perhaps in part.
-    They are cut off when the run is resumed. Without any record there is no file.
+    They are cut off when the run is resumed. Without any record there is no file. A file that is there already is
+    replaced at the first write, so that no other name of it, a link or a backup, is written to.
 
     Args:
         path: The file.
@@ -239,6 +255,7 @@ class AppendedLog(Generic[T]):
         self.records: list[T] = []
         self._to_lines, self._from_content = write, read
         self._num_written = self._size = 0
+        self._is_own = False
         self._digest = hashlib.sha256()
 
     def write(self) -> None:
@@ -250,11 +267,15 @@ class AppendedLog(Generic[T]):
         if not self.records and not self.path.exists():
             return
         content = self._to_lines(self.records[self._num_written :], header=not self._size).encode()
-        with self.path.open("ab") as file:
-            file.truncate(self._size)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        if self._is_own:
+            with self.path.open("ab") as file:
+                file.truncate(self._size)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            write_whole(self.path, (self._read()[: self._size] if self._size else b"") + content)
+            self._is_own = True
         self._size += len(content)
         self._digest.update(content)
         self._num_written = len(self.records)

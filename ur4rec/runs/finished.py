@@ -3,7 +3,6 @@
 import difflib
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alternator.checks import check_choice
-from ur4rec.data import Interactions
-from ur4rec.data.sources import load_dataset
+from ur4rec.data import Interactions, leave_one_out
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.results import K_LIST
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import prepare
+from ur4rec.runs.prepared import evaluation_batches, load_interactions
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 
 
@@ -47,9 +45,7 @@ class Recommender:
     def __init__(self, directory: RunDirectory, *, data_dir: Path | None = None) -> None:
         config = RunConfig.from_json(directory.read_json("config.json"))
         checkpoint = directory.require_checkpoint()
-        self.interactions: Interactions = load_dataset(
-            config.dataset, directory=data_dir, min_item_interactions=config.min_item_interactions
-        )
+        self.interactions: Interactions = load_interactions(config, data_dir)
         directory.check_fact("interactions_hash", self.interactions.hash)
         self._scorer = load_scorer(config.backend, checkpoint)
         self._max_seq_len = config.model_config(self.interactions.num_items).max_seq_len
@@ -159,10 +155,10 @@ def evaluate_run(
     check_choice("split", split, ("test", "validation"))
     config = RunConfig.from_json(directory.read_json("config.json"))
     path = directory.require_checkpoint(checkpoint)
-    prepared = prepare(replace(config, user_texts=None), directory=data_dir)  # their vectors are in the checkpoint
-    directory.check_fact("split_hash", prepared.split.hash)
+    held_out = leave_one_out(load_interactions(config, data_dir))  # no text is encoded: vectors are in the checkpoint
+    directory.check_fact("split_hash", held_out.hash)
     model = load_scorer(config.backend, path, config.device)
-    targets = prepared.evaluation(getattr(prepared.split, split))
+    targets = evaluation_batches(getattr(held_out, split), config.model_config(held_out.num_items))
     return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in model.rank_all(targets).items()}
 
 
@@ -190,6 +186,13 @@ def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: 
     if out.resolve().is_relative_to(directory.path.resolve()):
         raise ConfigurationError(f"--out must not be in the run's own directory, got {out}; choose another --out")
     copy = RunDirectory.create(out, overwrite=overwrite)
-    shutil.copytree(directory.path, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+    for file in directory.files():
+        name = file.relative_to(directory.path)
+        if any(part.startswith(".") for part in name.parts):
+            continue  # a lock, or what a crash left half-written
+        if file.is_dir():
+            (out / name).mkdir(exist_ok=True)
+        else:
+            shutil.copyfile(file, out / name)
     copy.write_json("config.json", {**config, "backend": backend})
     return copy

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from alternator import Reason
+from alternator.checks import printable
 from alternator.recordings.log import StepRecord
+from alternator.recordings.plot import literal_texts
 from ur4rec.files import write_whole
 from ur4rec.runs.measurements import Measurement
 from ur4rec.schedule.stages import BOTH, MODULES, TURNS
@@ -157,8 +159,10 @@ def _scale(axes: Axes, values: Sequence[float], limits: Sequence[float]) -> None
     sizes = sorted(abs(limit) for limit in limits if limit)
     if sizes and max(map(abs, values)) > MAX_RATIO * (typical := sizes[len(sizes) // 2]):
         axes.set_yscale("symlog", linthresh=10.0 ** ceil(log10(typical)))  # a power of ten: no tick just above 0
+        axes.yaxis.set_major_formatter("{x:g}")  # not 10 to a power in mathtext, which is off
 
 
+@literal_texts()
 def plot_schedule(
     path: Path,
     records: Sequence[StepRecord],
@@ -181,7 +185,7 @@ def plot_schedule(
     panels = dict(
         zip(heights, figure.subplots(len(heights), 1, sharex=True, height_ratios=[*heights.values()]), strict=True)
     )
-    figure.suptitle(title)
+    figure.suptitle(printable(title))
     _draw_losses(panels["losses"], records)
     _draw_turns(panels["turns"], records)
     if measurements:

@@ -49,9 +49,7 @@ class PreparedData:
 
     def evaluation(self, targets: Targets) -> EvaluationBatches:
         """Batches of targets."""
-        return EvaluationBatches(
-            targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=EVALUATION_ROWS
-        )
+        return evaluation_batches(targets, self.model)
 
     def probe(self) -> EvaluationBatch:
         """Validation targets of `PROBE_ROWS` users, the same in every run, on which a schedule may measure."""
@@ -78,13 +76,22 @@ def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path
     Raises:
         UR4RecError: The data cannot be had or is malformed, or a setting does not fit it.
     """
-    interactions = load_dataset(
+    return prepare_data(config, load_interactions(config, directory, cache_dir), cache_dir=cache_dir)
+
+
+def load_interactions(config: RunConfig, directory: Path | None = None, cache_dir: Path | None = None) -> Interactions:
+    """The dataset of a run; see `prepare`."""
+    return load_dataset(
         config.dataset,
         cache_dir=cache_dir,
         directory=directory,
         min_item_interactions=config.min_item_interactions,
     )
-    return prepare_data(config, interactions, cache_dir=cache_dir)
+
+
+def evaluation_batches(targets: Targets, model: ModelConfig) -> EvaluationBatches:
+    """Batches of targets for a model."""
+    return EvaluationBatches(targets, model.num_items, max_seq_len=model.max_seq_len, batch_size=EVALUATION_ROWS)
 
 
 def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Path | None = None) -> PreparedData:

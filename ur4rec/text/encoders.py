@@ -10,7 +10,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,8 @@ from safetensors.numpy import save as save_safetensors
 
 from alternator.checks import check_integer
 from ur4rec.errors import ConfigurationError, DataError, EncoderError
-from ur4rec.files import cache_directory, hash_bytes, refuse_unwritable, scratch_directory, write_whole
+from ur4rec.files import cache_folder, hash_bytes, refuse_unwritable, scratch_directory, write_whole
+from ur4rec.text.model_folder import check_model_folder
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def encode_items(
     Args:
         texts: The text of each item.
         encoder: ``auto`` (see `resolve_encoder`), ``tfidf``, or a sentence-transformers model: a name or a local path.
+            It may hold no code: see `ur4rec.text.model_folder`.
         dim: Dimensions of the vectors. TF-IDF with fewer components is filled up with zeros; a model must have that
             number of dimensions.
         cache_dir: Where vectors are cached; see `ur4rec.files.cache_directory`.
@@ -48,7 +50,7 @@ def encode_items(
         (I, D) float32.
 
     Raises:
-        EncoderError: The model is missing or has other dimensions.
+        EncoderError: The model is missing, may not be loaded, or has other dimensions.
         DataError: There are no texts.
 
     Example:
@@ -133,7 +135,16 @@ def resolve_encoder(encoder: str = "auto", dim: int = 384) -> str:
     if dim != _MODEL_DIM or importlib.util.find_spec("sentence_transformers") is None:
         return "tfidf"
     models = (path for path in _model_folders() if (path / "config.json").is_file() and list(path.glob("*model*")))
-    return str(next(models, "tfidf"))
+    return str(next(filter(_may_be_loaded, models), "tfidf"))
+
+
+def _may_be_loaded(folder: Path) -> bool:
+    try:
+        check_model_folder(folder)
+    except EncoderError as error:
+        logger.warning("%s: not taken by encoder='auto'", error)
+        return False
+    return True
 
 
 def _model_folders() -> list[Path]:
@@ -169,7 +180,7 @@ def _cached(
     cache_dir: str | Path | None,
 ) -> NDArray[np.float32]:
     """The result of ``encode``, cached on the disk under the key."""
-    path = cache_directory(cache_dir) / "text" / f"{key}.safetensors"
+    path = cache_folder("text", cache_dir) / f"{key}.safetensors"
     if (cached := _read_cached(path, key, shape)) is not None:
         logger.info("%d %s: vectors of %s from the cache", shape[0], what, encoder)
         return cached
@@ -228,21 +239,15 @@ def _encode_tfidf(texts: Sequence[str], dim: int, learned: Sequence[str] | None 
 
 
 def _encode_sentences(texts: Sequence[str], model: str, dim: int) -> NDArray[np.float32]:
-    """Run sentence_encoder.py beside this file; where the model is a local path, without any network."""
-    # Half the processors: all of them were 1.8 times faster on an idle machine, but 2.7 times slower on a busy one.
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)), **os.environ}
-    if Path(model).is_dir():
-        environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    script = Path(__file__).with_name("sentence_encoder.py")
+    """Vectors of a model that can hold no code: of a folder, or of a name, which is downloaded first."""
     with scratch_directory() as scratch:
         (scratch / "texts.json").write_text(json.dumps(list(texts)))
-        command = [sys.executable, "-P", str(script), model, str(scratch / "texts.json"), str(scratch / "vectors.npy")]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if result.returncode:
-            reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-            is_missing = "No module named 'sentence_transformers'" in reason
-            remedy = "pip install 'adaptive-alternator[text]'" if is_missing else "give a local model path"
-            raise EncoderError(f"text encoder {model!r} failed: {reason}; {remedy}, or encoder='tfidf'")
+        folder = Path(model)
+        if not folder.is_dir():
+            _run_script(model, {}, model, scratch / "folder.txt")
+            folder = Path((scratch / "folder.txt").read_text())
+        check_model_folder(folder)
+        _run_script(model, _OFFLINE, folder.resolve(), scratch / "texts.json", scratch / "vectors.npy")
         vectors = np.load(scratch / "vectors.npy", allow_pickle=False)
     if vectors.shape != (len(texts), dim):
         raise EncoderError(
@@ -251,6 +256,24 @@ def _encode_sentences(texts: Sequence[str], model: str, dim: int) -> NDArray[np.
     if not np.isfinite(vectors).all():
         raise EncoderError(f"text encoder {model!r} gave vectors that are not finite; choose another encoder")
     return np.asarray(vectors, np.float32)
+
+
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def _run_script(model: str, environment: Mapping[str, str], *arguments: str | Path) -> None:
+    """Run sentence_encoder.py beside this file, in a process that imports nothing from the working directory."""
+    # Half the processors: all of them were 1.8 times faster on an idle machine, but 2.7 times slower on a busy one.
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
+    script = Path(__file__).with_name("sentence_encoder.py")
+    command = [sys.executable, "-P", str(script), *map(str, arguments)]
+    whole = {**threads, **os.environ, **environment}
+    result = subprocess.run(command, env=whole, capture_output=True, text=True, check=False)
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        is_missing = "No module named 'sentence_transformers'" in reason
+        remedy = "pip install 'adaptive-alternator[text]'" if is_missing else "give a local model path"
+        raise EncoderError(f"text encoder {model!r} failed: {reason}; {remedy}, or encoder='tfidf'")
 
 
 def _unit_rows(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:

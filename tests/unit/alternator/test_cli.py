@@ -277,7 +277,7 @@ def test_a_missing_extra_is_named(run, tmp_path, monkeypatch):
             f"step,a,b\n{2**60},1,3\n",
             f"line 2, column 'step': {2**60} is beyond {2**53}; number the steps again from 1",
         ),
-        ('"a\nb"\n1\n', "two or more columns of losses are needed, one per module; got a b"),
+        ('"a\nb"\n1\n', "two or more columns of losses are needed, one per module; got a\\u000ab"),
         ("step;a;b\n1;2;3\n", "two or more columns of losses are needed, one per module; got step;a;b"),
         (",".join(f"c{i}" for i in range(50_000)), "no row of losses"),
         ("step,stage,active,next,reason,a_loss,b_loss\n", "no row of losses"),

@@ -25,8 +25,8 @@ import os
 import numpy as np
 
 class SentenceTransformer:
-    def __init__(self, model, device):
-        assert device == "cpu"
+    def __init__(self, model, device, trust_remote_code, local_files_only):
+        assert (device, trust_remote_code, local_files_only) == ("cpu", False, True)
         self.dim = int(open(os.path.join(model, "dim.txt")).read())
         with open(os.environ["CALLS"], "a") as calls:
             calls.write(os.environ.get("HF_HUB_OFFLINE", "") + str(os.getpid()) + "\\n")
@@ -38,6 +38,18 @@ class SentenceTransformer:
         return np.array(rows, np.float64) * (np.nan if "nan" in texts else 3)
 """
 
+HUB = """
+import os
+
+def snapshot_download(name, allow_patterns):
+    assert not any(pattern.endswith((".py", ".bin", "*")) for pattern in allow_patterns)
+    owner, _, name = name.partition("/")
+    folder = os.path.join(os.environ["HUB"], name)
+    if owner != "sentence-transformers" or not os.path.isdir(folder):
+        raise OSError("no such model")
+    return folder
+"""
+
 
 @pytest.fixture
 def model(tmp_path, monkeypatch):
@@ -47,9 +59,11 @@ def model(tmp_path, monkeypatch):
     (package / "__init__.py").write_text(STAND_IN)
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     monkeypatch.setenv("CALLS", str(tmp_path / "calls.txt"))
+    monkeypatch.setenv("HUB", str(tmp_path))
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "dim.txt").write_text("6")
+    (folder / "model.safetensors").write_bytes(b"")
     return folder
 
 
@@ -104,6 +118,15 @@ def test_a_model_encodes_in_a_process_of_its_own(model, tmp_path):
     np.testing.assert_allclose(vectors[1], expected / np.linalg.norm(expected), rtol=1e-5)
 
 
+def test_a_model_by_name_is_downloaded_without_code_and_then_judged(model, tmp_path):
+    (tmp_path / "packages" / "huggingface_hub.py").write_text(HUB)
+    named = encode_items(TEXTS, encoder="model", dim=6, cache_dir=tmp_path / "a")
+    np.testing.assert_array_equal(named, encode_items(TEXTS, encoder=str(model), dim=6, cache_dir=tmp_path / "b"))
+    (model / "evil.py").write_text("")
+    with pytest.raises(EncoderError, match=r"no code and no pickles, got .*evil\.py"):
+        encode_items(TEXTS, encoder="model", dim=6, cache_dir=tmp_path / "c")
+
+
 def test_the_cache_goes_by_content(model, tmp_path):
     cache = tmp_path / "cache"
     first = encode_items(TEXTS, encoder=str(model), dim=6, cache_dir=cache)
@@ -116,7 +139,7 @@ def test_the_cache_goes_by_content(model, tmp_path):
     assert len(calls(tmp_path)) == 2
     encode_items(TEXTS[::-1], encoder=str(moved), dim=6, cache_dir=cache)
     assert len(calls(tmp_path)) == 3
-    (moved / "weights.bin").write_bytes(b"tuned")
+    (moved / "model.safetensors").write_bytes(b"tuned")
     encode_items(TEXTS, encoder=str(moved), dim=6, cache_dir=cache)
     assert len(calls(tmp_path)) == 4
     assert all(file.suffix == ".safetensors" for file in (cache / "text").iterdir())  # no temporary file is left
@@ -181,7 +204,8 @@ def test_faults_of_a_model_are_clear(model, tmp_path):
         encode_items(["fail"], encoder=str(model), dim=6, cache_dir=tmp_path)
     with pytest.raises(EncoderError, match="vectors that are not finite"):
         encode_items(["nan"], encoder=str(model), dim=6, cache_dir=tmp_path)
-    with pytest.raises(EncoderError, match=r"text encoder 'no-such-model' failed: .*No such file"):
+    (tmp_path / "packages" / "huggingface_hub.py").write_text(HUB)
+    with pytest.raises(EncoderError, match=r"text encoder 'no-such-model' failed: OSError: no such model"):
         encode_items(TEXTS, encoder="no-such-model", dim=6, cache_dir=tmp_path)
     assert not (tmp_path / "text").exists() or not list((tmp_path / "text").iterdir())
 
@@ -192,7 +216,7 @@ def test_a_missing_package_is_named_with_what_brings_it(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'sentence_transformers'\")")
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     with pytest.raises(EncoderError, match=r"pip install 'adaptive-alternator\[text\]', or encoder='tfidf'"):
-        encode_items(TEXTS, encoder="all-MiniLM-L6-v2", dim=6, cache_dir=tmp_path)
+        encode_items(TEXTS, encoder=str(weights(tmp_path / "model")), dim=6, cache_dir=tmp_path)
 
 
 def test_bad_input_is_refused(tmp_path):
@@ -238,6 +262,10 @@ def test_auto_takes_the_packaged_model_then_the_hub_cache_then_tfidf(tmp_path, m
     snapshot = tmp_path / "hub" / "models--sentence-transformers--all-MiniLM-L6-v2" / "snapshots" / "1234"
     assert resolve_encoder() == "tfidf"
     weights(snapshot)
+    assert resolve_encoder() == str(snapshot)
+    (snapshot / "modeling.py").write_text("")  # code is never taken
+    assert resolve_encoder() == "tfidf"
+    (snapshot / "modeling.py").unlink()
     assert resolve_encoder() == str(snapshot)
     (snapshot / "model.safetensors").unlink()  # an interrupted download
     assert resolve_encoder() == "tfidf"

@@ -68,7 +68,7 @@ def test_json_shows_escapes_and_means_the_same(capsys):
 
 
 def test_a_dataset_with_such_a_path_is_described_and_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(output._console, "_width", 400)  # whatever the environment said when it was made
     name = EVIL.replace("/", "") + ".csv"
     path = tmp_path / name
     path.write_text("\n".join(["user,item,timestamp", *(f"u{n % 5},i{n},{n}" for n in range(30))]))
@@ -99,7 +99,7 @@ def test_recommended_titles_are_shown_as_they_are(tmp_path, monkeypatch):
             return [finished.Recommendation("i", EVIL, shares)]
 
     monkeypatch.setattr(finished, "Recommender", Stub)
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(output._console, "_width", 400)
     (tmp_path / "config.json").write_text("{}")
     result = invoke("recommend", tmp_path, "--user", "u")
     assert result.stdout.count(SHOWN) == 2, result.output

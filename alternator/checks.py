@@ -1,16 +1,23 @@
 """Checks of parameters, each with one message in the same words everywhere, and what messages quote."""
 
 import math
+import sys
 from collections.abc import Iterable
 from typing import TypeGuard
 
 from alternator.errors import ConfigurationError, UnknownNameError
 
 
-def check_integer(name: str, value: object, minimum: int) -> None:
-    """Refuse anything but an integer of at least ``minimum``."""
+MAX_INTEGER = 2**53
+"""The largest integer of a setting: beyond it, not every float that stands for one is exact."""
+
+
+def check_integer(name: str, value: object, minimum: int, maximum: int = MAX_INTEGER) -> None:
+    """Refuse anything but an integer of at least ``minimum`` and at most ``maximum``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigurationError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+    if value > maximum:
+        raise ConfigurationError(f"{name} must be an integer of at most {maximum}, got {cut(repr(value))}")
 
 
 def check_max_steps(max_steps: object, min_steps: int) -> None:
@@ -100,4 +107,7 @@ def one_line(text: str, maximum: int = 60) -> str:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a float, or an integer that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max

@@ -8,6 +8,8 @@ from typing import TypedDict
 from alternator.checks import check_choice, check_integer, check_positive, check_range, check_switch
 from ur4rec.errors import ConfigurationError
 
+MAX_BLOCKS = 1000
+"""The number of self-attention blocks at most: each is a dozen objects, however narrow."""
 FUSIONS = ("logit", "weighted", "rank", "cascade")
 JOINT_LOSSES = ("separate", "fused")
 SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
@@ -60,6 +62,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         ranges = {"sasrec_dropout": (0, 1), "retriever_dropout": (0, 1), "retriever_temperature": (0.02, 10)}
         _check_fields(self, {"num_items": 2, "num_users": 0}, ranges)
+        check_integer("sasrec_num_blocks", self.sasrec_num_blocks, 1, MAX_BLOCKS)
         check_choice("fusion", self.fusion, FUSIONS)
         if self.sasrec_hidden_dim % self.sasrec_num_heads:
             raise ConfigurationError(

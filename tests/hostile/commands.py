@@ -28,7 +28,7 @@ MODULES = (
     *("sklearn.feature_extraction.text", "tensorboard.backend.event_processing.event_accumulator", "filelock"),
     *("torch.optim.adamw", "torch._dynamo", "pandas", "xml.dom.minidom", "rich.progress", "tests.hostile.good"),
 )
-CPU_SECONDS, ADDRESS_SPACE = 60, 4 * 2**30
+CPU_SECONDS, ADDRESS_SPACE = 10, 4 * 2**30
 """What a child may use, beyond what there is when it begins: where it is stopped, not what is expected."""
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "JAX_PLATFORMS": "cpu", "PIP_NO_INDEX": "1"}
 NO_NETWORK = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https")}

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from alternator import AlternatorError
+from alternator.checks import cut
 from alternator.rules.named import parse_value
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS
@@ -49,12 +50,16 @@ Backend = Annotated[str | None, typer.Option(help="torch (the default) or jax.")
 PRESET_NAMES = ", ".join(PRESETS)
 
 
+_MAX_DIGITS = 18
+"""Of a number of epochs: more than a run may have, and fewer than Python refuses to read."""
+
+
 def parse_epochs(pairs: list[str]) -> dict[str, int]:
     """``stage=number`` pairs."""
     epochs = dict(_split_pair(pair, "--epochs") for pair in pairs)
     for stage, number in epochs.items():
-        if not number.isdecimal():
-            raise ConfigurationError(f"--epochs {stage} must be a whole number of at least 0, got {number!r}")
+        if not number.isdecimal() or len(number) > _MAX_DIGITS:
+            raise ConfigurationError(f"--epochs {stage} must be a whole number of at least 0, got {cut(number)!r}")
     return {stage: int(number) for stage, number in epochs.items()}
 
 

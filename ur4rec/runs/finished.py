@@ -16,10 +16,11 @@ from ur4rec.data.sources import load_dataset
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.results import K_LIST
-from ur4rec.runs.config import RunConfig
+from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.prepared import prepare
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
+from ur4rec.training.checkpoint import check_settings
 
 
 class Recommendation(NamedTuple):
@@ -45,8 +46,9 @@ class Recommender:
     """
 
     def __init__(self, directory: RunDirectory, *, data_dir: Path | None = None) -> None:
-        config = RunConfig.from_json(directory.read_json("config.json"))
+        config = read_config(directory)
         checkpoint = directory.require_checkpoint()
+        check_settings(checkpoint, config.model_config(num_items=2))
         self.interactions: Interactions = load_dataset(
             config.dataset, directory=data_dir, min_item_interactions=config.min_item_interactions
         )
@@ -152,8 +154,9 @@ def evaluate_run(
         AlternatorError: An unknown split or checkpoint, no checkpoint yet, a damaged one, or not the run's data.
     """
     check_choice("split", split, ("test", "validation"))
-    config = RunConfig.from_json(directory.read_json("config.json"))
+    config = read_config(directory)
     path = directory.require_checkpoint(checkpoint)
+    check_settings(path, config.model_config(num_items=2))
     prepared = prepare(replace(config, user_texts=None), directory=data_dir)  # their vectors are in the checkpoint
     directory.check_fact("split_hash", prepared.split.hash)
     model = load_scorer(config.backend, path, config.device)
@@ -177,9 +180,11 @@ def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: 
             holds something.
     """
     check_choice("backend", backend, tuple(BACKENDS))
+    model = read_config(directory).model_config(num_items=2)
     checkpoints = {directory.require_checkpoint(which) for which in ("best", "latest")}
     load_model = load_backend(backend).load_model
     for checkpoint in checkpoints:
+        check_settings(checkpoint, model)
         load_model(checkpoint)
     config = directory.read_json("config.json")
     if out.resolve().is_relative_to(directory.path.resolve()):

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from alternator import Alternator, Cycle, Facts, Payoff, Plateau, Reason, Rule, Verdict
+from alternator.checks import cut
 from alternator.rules.named import RULES, parse_value, rule_from_settings
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError
@@ -39,7 +40,7 @@ class TurnSequence:
         if not self.tenures:
             raise ConfigurationError("tenures must be one or more pairs of turn and length, got none")
         for turn, length in self.tenures:
-            if turn not in TURNS or isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            if not isinstance(turn, str) or turn not in TURNS or isinstance(length, bool) or not isinstance(length, int) or length < 1:
                 raise ConfigurationError(
                     f"tenures must be pairs of a turn {tuple(TURNS)} and a length of at least 1, got {(turn, length)}"
                 )
@@ -162,7 +163,7 @@ def parse_schedule(text: str) -> Schedule:
     if text.startswith(SEQUENCE):
         return Schedule(text, _parse_sequence(text.removeprefix(SEQUENCE)))
     name, *settings = (part.strip() for part in re.split(r",(?=\s*[a-z_]+\s*=)", text))
-    ratio = re.fullmatch(r"(\d+):(\d+)", name)
+    ratio = re.fullmatch(r"(\d{1,18}):(\d{1,18})", name)
     if ratio:
         return Schedule(text, Cycle((int(ratio[1]), int(ratio[2]))))
     if name in (JOINT, "parity"):
@@ -171,7 +172,7 @@ def parse_schedule(text: str) -> Schedule:
         return Schedule(text, None if name == JOINT else Cycle(1))
     rule_name = {AUTO: "payoff", "adaptive": "plateau"}.get(name, name)
     if rule_name not in RULES:
-        raise UnknownNameError("schedule", name, CHOICES)
+        raise UnknownNameError("schedule", cut(name), CHOICES)
     if rule_name == "payoff" and not any(setting.startswith("costs") for setting in settings):
         settings = [f"costs={STEP_COSTS}", *settings]
     return Schedule(text, rule_from_settings(rule_name, settings))
@@ -205,7 +206,7 @@ def what_payoffs_lack(rule: Payoff, fusion: str, num_targets: int) -> str:
 def _parse_sequence(text: str) -> TurnSequence:
     value = parse_value(text)
     if not isinstance(value, tuple) or not all(isinstance(each, tuple) and len(each) == 2 for each in value):
-        raise ConfigurationError(f"a sequence must read (('both', 20), ('sasrec', 5), ...), got {text!r}")
+        raise ConfigurationError(f"a sequence must read (('both', 20), ('sasrec', 5), ...), got {cut(text)!r}")
     return TurnSequence(value)
 
 

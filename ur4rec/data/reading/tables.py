@@ -26,6 +26,8 @@ MAX_FIELD_CHARACTERS = 131_072
 """The maximum length of a field of a text file, in characters: the limit of the standard library's csv."""
 MAX_ROW_BYTES = 2**20
 """The maximum length of a row of a text file: the block that pyarrow reads at once."""
+MAX_PARQUET_BYTES, MAX_PARQUET_RATIO, _PARQUET_ROWS = 2**27, 100, 2**14
+"""A table from Parquet has at most this number of bytes, or this number of times those of the file; rows at once."""
 _LINE_END = re.compile(b"\r\n|\n|\r")
 
 
@@ -157,12 +159,31 @@ def read_parquet_table(path: Path) -> Table:
         DataError: The file is missing or is not Parquet, or two columns have one name.
     """
     _check_is_file(path)
-    try:
-        table = pa.parquet.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
+    table = read_parquet(path)
     _check_header(str(path), table.column_names)
     return Table(path, {name: table[name].combine_chunks() for name in table.column_names}, None)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """The table of a Parquet file, read piece by piece: a file that is small and holds a huge table is refused.
+
+    Raises:
+        DataError: The file is missing or is not Parquet, or its table is far larger than the file.
+    """
+    try:
+        limit = max(MAX_PARQUET_BYTES, MAX_PARQUET_RATIO * path.stat().st_size)
+        with pa.parquet.ParquetFile(path) as file:
+            batches: list[pa.RecordBatch] = []
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                batches.append(batch)
+                if (limit := limit - batch.nbytes) < 0:
+                    raise DataError(
+                        f"{path}: a table must be at most {MAX_PARQUET_RATIO} times as large as its file, this one is "
+                        "larger; write it without what repeats"
+                    )
+            return pa.Table.from_batches(batches, file.schema_arrow)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
 
 
 def require_columns(table: Table, columns: Sequence[str], remedy: str) -> None:

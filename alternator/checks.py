@@ -7,7 +7,6 @@ from typing import TypeGuard
 
 from alternator.errors import ConfigurationError, UnknownNameError
 
-
 MAX_INTEGER = 2**53
 """The largest integer of a setting: beyond it, not every float that stands for one is exact."""
 

@@ -102,9 +102,9 @@ def check_form(value: Any, form: Any, place: str = "") -> None:
 
     Args:
         value: What was read.
-        form: ``float`` is a finite number, ``int``, ``str`` and ``None`` are themselves; ``[form]`` a list of any
-            length; ``{"name": form}`` an object that has these names, ``{str: form}`` one of any;
-            ``(form, None)`` may be None.
+        form: ``float`` is a finite number, ``int`` and ``str`` are themselves; ``[form]`` is a list of any length,
+            ``[]`` one of anything; ``{"name": form}`` is an object that has these names, ``{str: form}`` one of any
+            names; ``(form, None)`` may be None.
         place: Where it is in the document.
 
     Raises:
@@ -125,7 +125,7 @@ def check_form(value: Any, form: Any, place: str = "") -> None:
     if not _is_of(value, form):
         raise ValueError(f"{place or 'it'} must be {_describe(form)}, got {cut(repr(value))}")
     if isinstance(form, list):
-        for number, each in enumerate(value):
+        for number, each in enumerate(value if form else ()):
             check_form(each, form[0], f"{inside}{number}")
     elif isinstance(form, dict):
         for name, each in form.items():

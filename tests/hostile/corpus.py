@@ -40,12 +40,8 @@ class Case(NamedTuple):
         return f"{self.kind}: {self.name}"
 
 
-def on_runs(*words):
-    return [("ur4rec", *(each.format(run) for each in words)) for run in ("run", "jax")]
-
-
-def on_both(*commands):
-    return [made for words in commands for made in on_runs(*words)]
+def on(run, *commands):
+    return [("ur4rec", *(each.format(run) for each in words)) for words in commands]
 
 
 RESUME = ("train", "--resume", "{}", "--quiet")
@@ -53,7 +49,6 @@ EVALUATE = ("evaluate", "{}")
 RECOMMEND = ("recommend", "{}", "--user", "u1")
 CONVERT = ("convert", "{}", "--to", "torch", "--out", "converted")
 TRAIN_NEW = ("ur4rec", "train", *TRAIN, "--out", "new")
-DATA_CONFIG = [("ur4rec", *(each.format("run") for each in words)) for words in (RESUME, EVALUATE, RECOMMEND)]
 REPORT = ("ur4rec", "compare", "study", "--report-only")
 CONTINUE = ("ur4rec", "compare", "study", "--quiet")
 
@@ -67,12 +62,14 @@ def of_data(path):
 
 
 COMMANDS = {
-    "config": on_both(RESUME, EVALUATE, RECOMMEND, CONVERT),
-    "checkpoint": on_both(RESUME, EVALUATE, RECOMMEND, CONVERT),
-    "training state": on_both(RESUME),
-    "decisions": [*on_both(RESUME), ("alternator", "replay", "run")],
-    "payoffs": on_both(RESUME),
-    "data": [*of_data("data"), *DATA_CONFIG],
+    "config": [*on("run", RESUME, EVALUATE, RECOMMEND, CONVERT), *on("jax", RESUME)],
+    "dataset": on("run", RESUME, EVALUATE, RECOMMEND),
+    "device": on("run", RESUME, EVALUATE),
+    "checkpoint": [*on("run", RESUME, EVALUATE, RECOMMEND, CONVERT), *on("jax", EVALUATE)],
+    "training state": on("run", RESUME),
+    "decisions": [*on("run", RESUME), ("alternator", "replay", "run")],
+    "payoffs": on("run", RESUME),
+    "data": [*of_data("data"), *on("run", RESUME, EVALUATE, RECOMMEND)],
     "parquet": of_data("plays.parquet"),
     "texts": [(*TRAIN_NEW, "--user-texts", "texts.json")],
     "study": [REPORT, CONTINUE],
@@ -347,7 +344,9 @@ JSON_FILES = {
 }
 CONFIG = [
     *(
-        Case("config", name, each_run(lambda run, content=content: (run / "config.json").write_bytes(content)))
+        Case(
+            "config", name, each_run(lambda run, content=content: (run / "config.json").write_bytes(content)), "config"
+        )
         for name, content in JSON_FILES.items()
     ),
     Case("config", "ten million blocks", config("model", "sasrec_num_blocks", to=10**7), "sasrec_num_blocks"),
@@ -363,12 +362,17 @@ CONFIG = [
     Case("config", "settings in a list", config("model", to=[["sasrec_num_blocks", 2]]), "model"),
     Case("config", "an unknown setting", config("modle", to={}), "modle"),
     Case("config", "a backend in a list", config("backend", to=["torch"]), "backend"),
-    Case("config", "another device", config("device", to="cuda:9e9"), "device"),
-    Case("config", "another data set", config("dataset", to="\udc80"), "dataset"),
+    Case("device", "another device", config("device", to="cuda:9e9"), "device"),
+    Case("dataset", "another data set", config("dataset", to="\udc80"), "dataset"),
 ]
 # What only training reads of a configuration.
 RESUMED = [
-    Case("training state", "a large memory bank", config("trainer", to={"use_memory_bank": True, "memory_bank_size": 10**12}), "memory_bank_size"),
+    Case(
+        "training state",
+        "a large memory bank",
+        config("trainer", to={"use_memory_bank": True, "memory_bank_size": 10**12}),
+        "memory_bank_size",
+    ),
     Case("training state", "a large batch", config("batch_size", to=10**12), "batch_size"),
     Case("training state", "a large seed", config("seed", to=10**30), "seed"),
     Case("training state", "many epochs", config("epochs", "joint_finetune", to=10**9), "epochs"),
@@ -399,7 +403,10 @@ RESUMED = [
     Case("training state", "a huge moment", arrays(OPTIMIZER_FILE, first_tensor(shape=[2**40]))),
 ]
 CHECKPOINT = [
-    *(Case("checkpoint", name, checkpoint_file(STATE_FILE, content), STATE_FILE) for name, content in JSON_FILES.items()),
+    *(
+        Case("checkpoint", name, checkpoint_file(STATE_FILE, content), STATE_FILE)
+        for name, content in JSON_FILES.items()
+    ),
     Case("checkpoint", "no model", state("model", to=...)),
     Case("checkpoint", "a model in a list", state("model", to=[])),
     Case("checkpoint", "an unknown setting of the model", state("model", "depth", to=1)),
@@ -407,22 +414,46 @@ CHECKPOINT = [
     Case("checkpoint", "ten million items", state("model", "num_items", to=10**7)),
     Case("checkpoint", "users that are not there", state("model", "num_users", to=3)),
     Case("checkpoint", "a model in words", state("model", "sasrec_hidden_dim", to="wide")),
-    Case("checkpoint", "checksums in a list", checkpoint_file(STATE_FILE, b'{"version": 3, "checksum": "", "sha256": []}')),
+    Case(
+        "checkpoint",
+        "checksums in a list",
+        checkpoint_file(STATE_FILE, b'{"version": 3, "checksum": "", "sha256": []}'),
+    ),
     Case("checkpoint", "a huge tensor", arrays(MODEL_FILE, first_tensor(shape=[2**62, 4]))),
     Case("checkpoint", "a tensor of negative size", arrays(MODEL_FILE, first_tensor(shape=[-1]))),
     Case("checkpoint", "overlapping tensors", arrays(MODEL_FILE, header(overlapping))),
     Case("checkpoint", "an unknown type", arrays(MODEL_FILE, first_tensor(dtype="F13"))),
     Case("checkpoint", "another type", arrays(MODEL_FILE, first_tensor(dtype="I32"))),
     Case("checkpoint", "bfloat16", arrays(MODEL_FILE, lambda content: content.replace(b'"F32"', b'"U32"'))),
-    Case("checkpoint", "a header of 2**60 bytes", arrays(MODEL_FILE, lambda content: struct.pack("<Q", 2**60) + content[8:])),
+    Case(
+        "checkpoint",
+        "a header of 2**60 bytes",
+        arrays(MODEL_FILE, lambda content: struct.pack("<Q", 2**60) + content[8:]),
+    ),
     Case("checkpoint", "a header in a list", arrays(MODEL_FILE, header(lambda content: []))),
     Case("checkpoint", "half a file", arrays(MODEL_FILE, lambda content: content[: len(content) // 2])),
     Case("checkpoint", "no tensors", arrays(MODEL_FILE, header(lambda content: {}))),
     Case("checkpoint", "no file", arrays(MODEL_FILE, lambda content: b"")),
-    Case("checkpoint", "one name changed", arrays(MODEL_FILE, lambda content: content.replace(b"sasrec.item", b"sasrec.iten"))),
-    Case("checkpoint", "a pointer to elsewhere", each_run(lambda run: [(run / "checkpoint" / name).write_text("../..") for name in ("BEST", "LATEST")])),
-    Case("checkpoint", "a long pointer", each_run(lambda run: [(run / "checkpoint" / name).write_text("step-" + DIGITS) for name in ("BEST", "LATEST")])),
-    Case("checkpoint", "no checkpoint", each_run(lambda run: [(run / "checkpoint" / name).write_bytes(b"") for name in ("BEST", "LATEST")])),
+    Case(
+        "checkpoint",
+        "one name changed",
+        arrays(MODEL_FILE, lambda content: content.replace(b"sasrec.item", b"sasrec.iten")),
+    ),
+    Case(
+        "checkpoint",
+        "a pointer to elsewhere",
+        each_run(lambda run: [(run / "checkpoint" / name).write_text("../..") for name in ("BEST", "LATEST")]),
+    ),
+    Case(
+        "checkpoint",
+        "a long pointer",
+        each_run(lambda run: [(run / "checkpoint" / name).write_text("step-" + DIGITS) for name in ("BEST", "LATEST")]),
+    ),
+    Case(
+        "checkpoint",
+        "no checkpoint",
+        each_run(lambda run: [(run / "checkpoint" / name).write_bytes(b"") for name in ("BEST", "LATEST")]),
+    ),
 ]
 LOGS = [
     Case("decisions", "a step in words", logs("decisions.csv", cell(3, 0, "third"))),
@@ -431,9 +462,15 @@ LOGS = [
     Case("decisions", "another header", logs("decisions.csv", cell(0, 0, "number"))),
     Case("decisions", "a short row", logs("decisions.csv", lambda table: [*table[:3], table[3][:2], *table[4:]])),
     Case("decisions", "a long row", logs("decisions.csv", lambda table: [*table[:3], table[3] + ["1"], *table[4:]])),
-    Case("decisions", "an unclosed quote", each_run(lambda run: (run / "decisions.csv").write_text('step,stage,active,next,reason\n1,"'))),
+    Case(
+        "decisions",
+        "an unclosed quote",
+        each_run(lambda run: (run / "decisions.csv").write_text('step,stage,active,next,reason\n1,"')),
+    ),
     Case("decisions", "bytes", each_run(lambda run: (run / "decisions.csv").write_bytes(b"\xff\0" * 20))),
-    Case("decisions", "a long field", each_run(lambda run: (run / "decisions.csv").write_bytes(b"step," + b"x" * 10**6))),
+    Case(
+        "decisions", "a long field", each_run(lambda run: (run / "decisions.csv").write_bytes(b"step," + b"x" * 10**6))
+    ),
     Case("payoffs", "a payoff in words", logs("payoffs.csv", cell(1, 3, "high"))),
     Case("payoffs", "a short row", logs("payoffs.csv", lambda table: [table[0], table[1][:2], *table[2:]])),
     Case("payoffs", "an unknown module", logs("payoffs.csv", cell(1, 2, "critic"))),
@@ -466,8 +503,18 @@ DATA = [
     Case("parquet", "lists", parquet(user=[["u"]], item=[["i"]], timestamp=[[1]])),
     Case("parquet", "structures", parquet(user=[{"a": 1}], item=[{"b": 1}], timestamp=[{"c": 1}])),
     Case("parquet", "null", parquet(user=pa.nulls(3), item=pa.nulls(3), timestamp=pa.nulls(3))),
-    Case("parquet", "a footer of 2**31 bytes", lambda root: (root / "plays.parquet").write_bytes(b"PAR1" + b"\xff\xff\xff\x7fPAR1")),
-    Case("parquet", "rubbish for a footer", lambda root: (root / "plays.parquet").write_bytes(b"PAR1" + b"\x15\x16" * 500 + struct.pack("<I", 1000) + b"PAR1")),
+    Case(
+        "parquet",
+        "a footer of 2**31 bytes",
+        lambda root: (root / "plays.parquet").write_bytes(b"PAR1" + b"\xff\xff\xff\x7fPAR1"),
+    ),
+    Case(
+        "parquet",
+        "rubbish for a footer",
+        lambda root: (root / "plays.parquet").write_bytes(
+            b"PAR1" + b"\x15\x16" * 500 + struct.pack("<I", 1000) + b"PAR1"
+        ),
+    ),
 ]
 TEXTS = [Case("texts", name, whole("texts.json", content)) for name, content in JSON_FILES.items()]
 TEXTS += [
@@ -475,9 +522,16 @@ TEXTS += [
     Case("texts", "half a surrogate pair", whole("texts.json", b'{"u1": "\\ud800"}')),
 ]
 STUDY = [
-    *(Case("study", f"study.json: {name}", whole("study/study.json", content)) for name, content in JSON_FILES.items() if content != b"{}"),
+    *(
+        Case("study", f"study.json: {name}", whole("study/study.json", content))
+        for name, content in JSON_FILES.items()
+        if content != b"{}"
+    ),
     *(Case("study", f"costs.json: {name}", whole("study/costs.json", content)) for name, content in JSON_FILES.items()),
-    *(Case("study", f"a run: {name}", whole("study/runs/joint/updates-seed-0.json", content)) for name, content in JSON_FILES.items()),
+    *(
+        Case("study", f"a run: {name}", whole("study/runs/joint/updates-seed-0.json", content))
+        for name, content in JSON_FILES.items()
+    ),
     Case("study", "arms in words", in_json("study/study.json", ["arms"], "parity")),
     Case("study", "arms of numbers", in_json("study/study.json", ["arms"], [1, 2])),
     Case("study", "no arms", in_json("study/study.json", ["arms"], None)),
@@ -503,12 +557,26 @@ STUDY = [
     Case("study", "tenures of 2**60 steps", run_report("turns", "tenures", to=[["both", 2**60]])),
     Case("study", "no facts", run_report("facts", to=[])),
     Case("study", "a budget in a list", run_report("budget", to=[1])),
-    Case("study", "arrays: bytes", lambda root: [path.write_bytes(b"PK\3\4" + b"\xff" * 99) for path in root.glob("study/runs/*/*.npz")]),
-    Case("study", "arrays: half", lambda root: [os.truncate(path, path.stat().st_size // 2) for path in root.glob("study/runs/*/*.npz")]),
+    Case(
+        "study",
+        "arrays: bytes",
+        lambda root: [path.write_bytes(b"PK\3\4" + b"\xff" * 99) for path in root.glob("study/runs/*/*.npz")],
+    ),
+    Case(
+        "study",
+        "arrays: half",
+        lambda root: [os.truncate(path, path.stat().st_size // 2) for path in root.glob("study/runs/*/*.npz")],
+    ),
     Case("study", "arrays: none", npz(lambda kept: {"x": np.zeros(1)})),
     Case("study", "arrays: of another shape", npz(lambda kept: {name: np.zeros(3) for name in kept})),
-    Case("study", "arrays: of strings", npz(lambda kept: {name: np.full(each.shape, "a") for name, each in kept.items()})),
-    Case("study", "arrays: of objects", npz(lambda kept: {name: np.full(each.shape, None) for name, each in kept.items()})),
+    Case(
+        "study", "arrays: of strings", npz(lambda kept: {name: np.full(each.shape, "a") for name, each in kept.items()})
+    ),
+    Case(
+        "study",
+        "arrays: of objects",
+        npz(lambda kept: {name: np.full(each.shape, None) for name, each in kept.items()}),
+    ),
     Case("study", "arrays: a huge header", npz_header),
     Case("study", "arrays: a bomb", npz_bomb),
     Case("packed", "half a file", cut("packed/runs.parquet")),
@@ -523,7 +591,9 @@ STUDY = [
     Case("packed", "facts that are no JSON", packed(column("facts", ["{", "{"]))),
     Case("packed", "deep facts", packed(column("facts", ["[" * 100_000] * 2))),
     Case("packed", "keys of lists", packed(column("arm", [["parity"], ["joint"]]))),
-    Case("packed", "metadata that is no JSON", packed(lambda table: table.replace_schema_metadata({"time_ratios": "["}))),
+    Case(
+        "packed", "metadata that is no JSON", packed(lambda table: table.replace_schema_metadata({"time_ratios": "["}))
+    ),
     Case("packed", "metadata in a list", packed(lambda table: table.replace_schema_metadata({"time_ratios": "[1]"}))),
 ]
 LOSSES = [
@@ -532,7 +602,11 @@ LOSSES = [
     Case("losses", "a long line", whole("losses.csv", b"step,a,b\n" + b"1" * 100_000_000)),
     Case("losses", "a long step", whole("losses.csv", b"step,a,b\n" + DIGITS.encode() + b",1,1\n")),
     Case("losses", "a loss in words", whole("losses.csv", b"step,a,b\n1,x,1\n")),
-    Case("losses", "many columns", whole("losses.csv", b"step," + b",".join(b"c%d" % each for each in range(20_000)) + b"\n1,1\n")),
+    Case(
+        "losses",
+        "many columns",
+        whole("losses.csv", b"step," + b",".join(b"c%d" % each for each in range(20_000)) + b"\n1,1\n"),
+    ),
     Case("losses", "many fields", whole("losses.csv", b"step,a,b\n" + b"," * 3_000_000)),
     Case("losses", "an unclosed quote", whole("losses.csv", b'step,a,b\n1,"1,1\n' + b"2,2,2\n" * 1000)),
     Case("losses", "one column", whole("losses.csv", b"step,a\n1,1\n")),
@@ -544,7 +618,11 @@ EVENT_FILES = [
     Case("events", "rubbish", whole(EVENTS, os.urandom(2000))),
     Case("events", "nothing", emptied(EVENTS)),
     Case("events", "half a record", cut(EVENTS, 0.01)),
-    Case("events", "a flipped bit", lambda root: (root / EVENTS).write_bytes((root / EVENTS).read_bytes().replace(b"loss", b"los\xf3"))),
+    Case(
+        "events",
+        "a flipped bit",
+        lambda root: (root / EVENTS).write_bytes((root / EVENTS).read_bytes().replace(b"loss", b"los\xf3")),
+    ),
 ]
 CACHES = [
     Case("dataset cache", name, dataset_cache(content), "no source has it")
@@ -585,9 +663,23 @@ RULE_SETTINGS = {
     "a deep sign of a sweep": ["--rule", "cycle", "--sweep", "steps=" + "-" * 30_000 + "1"],
     "a long sweep": ["--rule", "plateau", "--sweep", "threshold=0x" + "f" * 5000],
     "an unhashable sweep": ["--rule", "cycle", "--sweep", "steps={[]: 1}"],
-    "many combinations": ["--rule", "plateau", "--sweep", *(f"{name}={','.join(map(str, range(5, 2005)))}" for name in ("window", "min_steps", "threshold"))],
+    "many combinations": [
+        "--rule",
+        "plateau",
+        "--sweep",
+        *(f"{name}={','.join(map(str, range(5, 2005)))}" for name in ("window", "min_steps", "threshold")),
+    ],
     "a large seed": ["--rule", "random-tenure", "--set", "mean=5", "seed=0x" + "f" * 5000],
     "a long delay": ["--rule", "plateau", "--delay", DIGITS],
 }
 
 CASES = [*CONFIG, *RESUMED, *CHECKPOINT, *LOGS, *DATA, *TEXTS, *STUDY, *LOSSES, *EVENT_FILES, *CACHES]
+
+
+def with_settings(words):
+    """The commands that take such settings: ``--schedule`` is ``--arms`` of a study, which has no epochs."""
+    study = ("ur4rec", "compare", "--dataset", "data", "--updates", "8", "--out", "new", "--quiet")
+    commands = [(*TRAIN_NEW, *words)]
+    if words[0] != "--epochs":
+        commands.append((*study, *("--arms" if word == "--schedule" else word for word in words)))
+    return commands

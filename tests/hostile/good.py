@@ -17,8 +17,7 @@ TRAIN = [
     *("--quiet", *(word for name, size in SIZES.items() for word in ("--set", f"{name}={size}"))),
 ]
 EPOCHS = [
-    f"--epochs={stage}"
-    for stage in ("pretrain_sasrec=0", "pretrain_retriever=0", "joint_finetune=16", "end_to_end=0")
+    f"--epochs={stage}" for stage in ("pretrain_sasrec=0", "pretrain_retriever=0", "joint_finetune=16", "end_to_end=0")
 ]
 EVENTS = "events/events.out.tfevents.1.good"
 STUDY = {
@@ -54,7 +53,9 @@ def make_files():
     for folder in ("data", "cache", "home"):
         Path(folder).mkdir()
     Path("data/interactions.csv").write_text(csv(header, rows()))
-    titles = [(f"i{item}", f"The {'red green blue grey'.split()[item % 4]} film {item}") for item in range(NUM_ITEMS)]
+    titles = [
+        (f"i{item}", f"The {['red', 'green', 'blue', 'grey'][item % 4]} film {item}") for item in range(NUM_ITEMS)
+    ]
     Path("data/items.csv").write_text(csv(("item", "title"), titles))
     pq.write_table(pa.table(dict(zip(header, zip(*rows(), strict=True), strict=True))), "plays.parquet")
     Path("texts.json").write_text(json.dumps({f"u{user}": "red films" for user in range(NUM_USERS)}))

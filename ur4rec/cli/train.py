@@ -29,7 +29,7 @@ from ur4rec.cli.options import (
     stderr,
 )
 from ur4rec.errors import ConfigurationError
-from ur4rec.runs.config import RunConfig, preset
+from ur4rec.runs.config import preset
 from ur4rec.schedule.alternators import SCHEDULE_HELP
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import load_backend

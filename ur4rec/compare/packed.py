@@ -112,9 +112,7 @@ class PackedRuns:
         try:
             with refuse_malformed(self._path, _REMEDY):
                 yield
-        except (pa.ArrowException, DataError) as error:
-            if str(error).startswith(f"{self._path} is damaged"):
-                raise
+        except pa.ArrowException as error:
             raise DataError(f"{self._path} is damaged ({error}); {_REMEDY}") from error
 
 

@@ -40,7 +40,8 @@ class TurnSequence:
         if not self.tenures:
             raise ConfigurationError("tenures must be one or more pairs of turn and length, got none")
         for turn, length in self.tenures:
-            if not isinstance(turn, str) or turn not in TURNS or isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            known = isinstance(turn, str) and turn in TURNS
+            if not known or isinstance(length, bool) or not isinstance(length, int) or length < 1:
                 raise ConfigurationError(
                     f"tenures must be pairs of a turn {tuple(TURNS)} and a length of at least 1, got {(turn, length)}"
                 )

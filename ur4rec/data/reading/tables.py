@@ -216,6 +216,7 @@ def _read_bytes(path: Path, encoding: str) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if not content.strip():
         raise DataError(f"{path}: is empty; give a file with at least one row")
+    _refuse_long_lines(path, content)
     try:
         content.decode(encoding)
         place = content.find(b"\0")
@@ -228,6 +229,17 @@ def _read_bytes(path: Path, encoding: str) -> bytes:
             f"got the byte 0x{content[place]:02x}; save it as {encoding}"
         )
     return content
+
+
+def _refuse_long_lines(path: Path, content: bytes) -> None:
+    """Refuse a line that no row may have, before the file is decoded and parsed: both take many times its memory."""
+    start = 0
+    while len(content) - start > MAX_ROW_BYTES:
+        end = max(content.rfind(each, start, start + MAX_ROW_BYTES + 1) for each in (b"\n", b"\r"))
+        if end < 0:
+            lines = len(_LINE_END.split(content[:start]))
+            raise DataError(f"{path}:{lines}: a row must have at most {MAX_ROW_BYTES} bytes, got more; shorten it")
+        start = end + 1
 
 
 def _header(path: Path, form: TextFormat, content: bytes) -> tuple[list[str], int]:

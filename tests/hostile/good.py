@@ -91,7 +91,8 @@ def make_studies():
     directory = StudyDirectory.begin(Path("study"), StudyConfig(**STUDY))
     assert set(PRICES) == set(COSTS["seconds"])
     directory.write_costs(COSTS)
-    for key in directory.keys():
+    keys = directory.keys()
+    for key in keys:
         run_one(directory.path, key)
     shutil.copytree("study", "packed")
     pack_study(StudyDirectory.reopen(Path("packed")))

@@ -4,8 +4,8 @@ The corpus of `tests/hostile` is a table of what somebody thought of. Here hypot
 file flipped, cut, repeated and moved; values of a JSON document replaced, with the checksums that belong to it; headers
 of safetensors changed; cells of tables; strings for settings. Every command that reads the file is run on it, as in the
 tests: a command either does its work or says in one line, with exit code 2, what is wrong, at a bounded cost; nothing
-else is changed. A failure is printed as a line with which it can be made again (``--again KIND JSON``), and the counts go
-to ``benchmarks/results/fuzz_SEED.json``.
+else is changed. A failure is printed as a line with which it can be made again (``--again KIND JSON``), and the counts
+go to ``benchmarks/results/fuzz_SEED.json``.
 """
 
 import argparse
@@ -238,6 +238,7 @@ def round_of(fuzz, kind, number):
 
 
 def main():
+    """Run the command; whether anything failed is its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=10)

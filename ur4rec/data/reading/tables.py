@@ -26,6 +26,8 @@ MAX_FIELD_CHARACTERS = 131_072
 """The maximum length of a field of a text file, in characters: the limit of the standard library's csv."""
 MAX_ROW_BYTES = 2**20
 """The maximum length of a row of a text file: the block that pyarrow reads at once."""
+MAX_LINE_BYTES = 2**24
+"""A longer line is refused before the file is parsed, which would say which of its fields is too long."""
 MAX_PARQUET_BYTES, MAX_PARQUET_RATIO, _PARQUET_ROWS = 2**27, 100, 2**14
 """A table from Parquet has at most this number of bytes, or this number of times those of the file; rows at once."""
 _LINE_END = re.compile(b"\r\n|\n|\r")
@@ -171,7 +173,9 @@ def read_parquet(path: Path) -> pa.Table:
         DataError: The file is missing or is not Parquet, or its table is far larger than the file.
     """
     try:
-        limit = max(MAX_PARQUET_BYTES, MAX_PARQUET_RATIO * path.stat().st_size)
+        limit = max(MAX_LINE_BYTES = 2**24
+"""A longer line is refused before the file is parsed, which would say which of its fields is too long."""
+MAX_PARQUET_BYTES, MAX_PARQUET_RATIO * path.stat().st_size)
         with pa.parquet.ParquetFile(path) as file:
             batches: list[pa.RecordBatch] = []
             for batch in file.iter_batches(_PARQUET_ROWS):
@@ -181,7 +185,13 @@ def read_parquet(path: Path) -> pa.Table:
                         f"{path}: a table must be at most {MAX_PARQUET_RATIO} times as large as its file, this one is "
                         "larger; write it without what repeats"
                     )
-            return pa.Table.from_batches(batches, file.schema_arrow)
+            table = pa.Table.from_batches(batches, file.schema_arrow)
+            if len(table) != file.metadata.num_rows:
+                raise DataError(
+                    f"{path}: cannot be read as Parquet: its footer says {file.metadata.num_rows} rows, it has "
+                    f"{len(table)}; write it again"
+                )
+            return table
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
 
@@ -234,11 +244,11 @@ def _read_bytes(path: Path, encoding: str) -> bytes:
 def _refuse_long_lines(path: Path, content: bytes) -> None:
     """Refuse a line that no row may have, before the file is decoded and parsed: both take many times its memory."""
     start = 0
-    while len(content) - start > MAX_ROW_BYTES:
-        end = max(content.rfind(each, start, start + MAX_ROW_BYTES + 1) for each in (b"\n", b"\r"))
+    while len(content) - start > MAX_LINE_BYTES:
+        end = max(content.rfind(each, start, start + MAX_LINE_BYTES + 1) for each in (b"\n", b"\r"))
         if end < 0:
             lines = len(_LINE_END.split(content[:start]))
-            raise DataError(f"{path}:{lines}: a row must have at most {MAX_ROW_BYTES} bytes, got more; shorten it")
+            raise DataError(f"{path}:{lines}: a row must have at most {MAX_ROW_BYTES} bytes, got more than {MAX_LINE_BYTES}")
         start = end + 1
 
 

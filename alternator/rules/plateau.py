@@ -58,6 +58,7 @@ class Plateau:
         check_integer("min_steps", self.min_steps, 1)
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 3:
             raise ConfigurationError(f"window must be at least 3, got {self.window!r}")
+        check_integer("window", self.window, 3)
 
     @property
     def lag(self) -> int:

@@ -12,6 +12,7 @@ import gc
 import hashlib
 import importlib
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -162,6 +163,7 @@ def _warm_up():
         for words in (["evaluate"], ["recommend"], ["train", "--resume"], ["data"], ["compare"], ["settings"]):
             with contextlib.suppress(SystemExit):
                 _ur4rec_command()([*words, "missing"])
+    logging.getLogger().handlers.clear()  # a child has its own
 
 
 @cache

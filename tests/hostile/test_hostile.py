@@ -52,8 +52,6 @@ def refused(commands, directory, words, message):
 
 @pytest.mark.parametrize("kind", corpus.COMMANDS)
 def test_what_is_good_is_taken(commands, copy, kind):
-    if kind == "dataset cache":
-        pytest.skip("a dataset is not downloaded by tests")
     for words in corpus.COMMANDS[kind]:
         if words[1] == "compare" and "--report-only" not in words and "new" in words:
             continue  # a study of its own takes a while, and has tests of its own

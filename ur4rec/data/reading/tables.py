@@ -173,9 +173,7 @@ def read_parquet(path: Path) -> pa.Table:
         DataError: The file is missing or is not Parquet, or its table is far larger than the file.
     """
     try:
-        limit = max(MAX_LINE_BYTES = 2**24
-"""A longer line is refused before the file is parsed, which would say which of its fields is too long."""
-MAX_PARQUET_BYTES, MAX_PARQUET_RATIO * path.stat().st_size)
+        limit = max(MAX_PARQUET_BYTES, MAX_PARQUET_RATIO * path.stat().st_size)
         with pa.parquet.ParquetFile(path) as file:
             batches: list[pa.RecordBatch] = []
             for batch in file.iter_batches(_PARQUET_ROWS):
@@ -248,7 +246,7 @@ def _refuse_long_lines(path: Path, content: bytes) -> None:
         end = max(content.rfind(each, start, start + MAX_LINE_BYTES + 1) for each in (b"\n", b"\r"))
         if end < 0:
             lines = len(_LINE_END.split(content[:start]))
-            raise DataError(f"{path}:{lines}: a row must have at most {MAX_ROW_BYTES} bytes, got more than {MAX_LINE_BYTES}")
+            raise DataError(f"{path}:{lines}: a row must have at most {MAX_ROW_BYTES} bytes, got more; shorten it")
         start = end + 1
 
 

@@ -200,7 +200,9 @@ class Fuzz:
     def _run(self, kind, drawn, words):
         if words[1] == "compare" and "--report-only" not in words:
             return  # what it continues may take as long as the study says
-        own = {"train": ("new", "run", "cache"), "convert": ("converted",), "compare": (words[2],)}.get(words[1], ())
+        own = {"train": ("new", "run", "jax", "cache"), "convert": ("converted",), "compare": (words[2],)}.get(
+            words[1], ()
+        )
         before = tree(self.work)
         outcome = self.commands.run(self.work, *words)
         self.runs[kind] += 1

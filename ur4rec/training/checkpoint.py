@@ -107,7 +107,11 @@ def check_settings(path: str | Path, model: ModelConfig, trainer: TrainerConfig 
     check_same("model", state["model"], {**asdict(model), **from_data})
     if trainer is not None:
         check_same("training configuration", state["trainer"], asdict(trainer))
-    _check_shapes(state, *(_read_shapes(directory / name) for name in (MODEL_FILE, OPTIMIZER_FILE)))
+    try:
+        _check_shapes(state, *(_read_shapes(directory / name) for name in (MODEL_FILE, OPTIMIZER_FILE)))
+    except CheckpointError:
+        read_checkpoint(directory)  # that a file is damaged says more than what does not fit for that reason
+        raise
 
 
 def saved_model(state: Mapping[str, Any]) -> ModelConfig:

@@ -74,7 +74,10 @@ COMMANDS = {
     "texts": [(*TRAIN_NEW, "--user-texts", "texts.json")],
     "study": [REPORT, CONTINUE],
     "packed": [tuple("packed" if word == "study" else word for word in words) for words in (REPORT, CONTINUE)],
-    "losses": [("alternator", "replay", "losses.csv"), ("alternator", "replay", "losses.csv", "--sweep", "window=3,5")],
+    "losses": [
+        ("alternator", "replay", "losses.csv"),
+        ("alternator", "replay", "losses.csv", "--rule", "plateau", "--sweep", "window=3,5"),
+    ],
     "events": [("alternator", "replay", "events"), ("alternator", "replay", EVENTS)],
 }
 """The commands that read a kind of file."""

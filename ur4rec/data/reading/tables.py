@@ -26,6 +26,8 @@ MAX_FIELD_CHARACTERS = 131_072
 """The maximum length of a field of a text file, in characters: the limit of the standard library's csv."""
 MAX_ROW_BYTES = 2**20
 """The maximum length of a row of a text file: the block that pyarrow reads at once."""
+MAX_COLUMNS = 10_000
+"""The number of columns of a text file at most: each takes some kilobytes, however little is in it."""
 MAX_LINE_BYTES = 2**24
 """A longer line is refused before the file is parsed, which would say which of its fields is too long."""
 MAX_PARQUET_BYTES, MAX_PARQUET_RATIO, _PARQUET_ROWS = 2**27, 100, 2**14
@@ -257,6 +259,8 @@ def _header(path: Path, form: TextFormat, content: bytes) -> tuple[list[str], in
     line = len(_LINE_END.split(content[:start]))
     _, names = next(_rows(path, form, content[start:end], line))
     _check_header(f"{path}:{line}", names)
+    if len(names) > MAX_COLUMNS:
+        raise DataError(f"{path}:{line}: a table must have at most {MAX_COLUMNS} columns, got {len(names)}; drop some")
     return names, end
 
 

@@ -26,7 +26,7 @@ MAX_FIELD_CHARACTERS = 131_072
 """The maximum length of a field of a text file, in characters: the limit of the standard library's csv."""
 MAX_ROW_BYTES = 2**20
 """The maximum length of a row of a text file: the block that pyarrow reads at once."""
-MAX_COLUMNS = 10_000
+MAX_COLUMNS = 25_000
 """The number of columns of a text file at most: each takes some kilobytes, however little is in it."""
 MAX_LINE_BYTES = 2**24
 """A longer line is refused before the file is parsed, which would say which of its fields is too long."""

@@ -8,6 +8,8 @@ from typing import TypedDict
 from alternator.checks import check_choice, check_integer, check_positive, check_range, check_switch, set_fields
 from ur4rec.errors import ConfigurationError
 
+MAX_BLOCKS = 1000
+"""The number of self-attention blocks at most: each is a dozen objects, however narrow."""
 FUSIONS = ("logit", "weighted", "rank", "cascade")
 JOINT_LOSSES = ("separate", "fused")
 SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
@@ -66,6 +68,7 @@ class ModelConfig:
         for name in ("sasrec_hidden_dim", "text_embedding_dim", "retriever_output_dim", "max_seq_len"):
             if (size := getattr(self, name)) > LARGEST:
                 raise ConfigurationError(f"{name} must be at most {LARGEST}, got {size}; take a smaller one")
+        check_integer("sasrec_num_blocks", self.sasrec_num_blocks, 1, MAX_BLOCKS)
         check_choice("fusion", self.fusion, FUSIONS)
         if self.sasrec_hidden_dim % self.sasrec_num_heads:
             raise ConfigurationError(

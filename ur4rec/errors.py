@@ -1,5 +1,8 @@
 """The errors that users of the recommender meet. Each message states the rule, the value and the remedy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from alternator import AlternatorError, ConfigurationError, UnknownNameError
 
 __all__ = [
@@ -14,6 +17,7 @@ __all__ = [
     "SourceError",
     "UR4RecError",
     "UnknownNameError",
+    "refuse_malformed",
 ]
 
 
@@ -51,3 +55,29 @@ class OutOfMemoryError(UR4RecError):
 
 class CheckpointError(UR4RecError):
     """A checkpoint that is missing, damaged, or of another configuration."""
+
+
+@contextmanager
+def refuse_malformed(what: object, remedy: str, kind: type[UR4RecError] = DataError) -> Iterator[None]:
+    """Turn whatever a document of another form leads to, while it is interpreted, into one error that names it.
+
+    For code that does nothing but read what came from a file: a missing key or a wrong type there is the file's fault.
+
+    Args:
+        what: The file.
+        remedy: What to do about it.
+        kind: The class of the error.
+
+    Example:
+        >>> with refuse_malformed("costs.json", "measure them again"):
+        ...     float({"seconds": "many"}["seconds"])
+        Traceback (most recent call last):
+        ...
+        ur4rec.errors.DataError: costs.json is damaged (ValueError: could not convert string ...); measure them again
+    """
+    try:
+        yield
+    except AlternatorError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise kind(f"{what} is damaged ({type(error).__name__}: {error}); {remedy}") from error

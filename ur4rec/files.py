@@ -1,14 +1,18 @@
 """Files and directories that are written whole or not at all, their hash, and where the cache is."""
 
 import hashlib
+import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from alternator.checks import cut
 from ur4rec.errors import CacheError, DataError
 
 SCRATCH_PREFIX = ".partial-"
@@ -112,6 +116,80 @@ def hash_bytes(content: bytes) -> str:
         'e3b0c44298fc1c14'
     """
     return hashlib.sha256(content).hexdigest()
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        ValueError: It holds something else; says what.
+
+    Example:
+        >>> parse_object(b'{"seed": 0}')
+        {'seed': 0}
+        >>> parse_object(b"[]")
+        Traceback (most recent call last):
+        ...
+        ValueError: it holds a list
+    """
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}")
+    return value
+
+
+def check_form(value: Any, form: Any, place: str = "") -> None:
+    """Refuse what a document holds if it is of another form: a type is missing or another, a number is not finite.
+
+    Args:
+        value: What was read.
+        form: ``float`` is a finite number, ``int`` and ``str`` are themselves; ``[form]`` is a list of any length,
+            ``[]`` one of anything; ``{"name": form}`` is an object that has these names, ``{str: form}`` one of any
+            names; ``(form, None)`` may be None.
+        place: Where it is in the document.
+
+    Raises:
+        ValueError: Says where, what it must be and what it is.
+
+    Example:
+        >>> check_form({"points": [{"cost": 1.5}], "error": None}, {"points": [{"cost": float}], "error": (str, None)})
+        >>> check_form({"points": [{"cost": "dear"}]}, {"points": [{"cost": float}]})
+        Traceback (most recent call last):
+        ...
+        ValueError: points.0.cost must be a finite number, got 'dear'
+    """
+    inside = f"{place}." if place else ""
+    if isinstance(form, tuple):
+        (form,) = (each for each in form if each is not None)
+        if value is None:
+            return
+    if not _is_of(value, form):
+        raise ValueError(f"{place or 'it'} must be {_describe(form)}, got {cut(repr(value))}")
+    if isinstance(form, list):
+        for number, each in enumerate(value if form else ()):
+            check_form(each, form[0], f"{inside}{number}")
+    elif isinstance(form, dict):
+        for name, each in form.items():
+            if name is not str and name not in value:
+                raise ValueError(f"{inside}{name} is missing")
+            for key in value if name is str else (name,):
+                check_form(value[key], each, f"{inside}{key}")
+
+
+def _is_of(value: Any, form: Any) -> bool:
+    if form is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if form is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, form if isinstance(form, type) else type(form))
+
+
+def _describe(form: Any) -> str:
+    names = {float: "a finite number", int: "an integer", str: "a string", list: "a list", dict: "an object"}
+    return names[form if isinstance(form, type) else type(form)]
 
 
 def _flush(path: Path) -> None:

@@ -1,11 +1,18 @@
 """Reading recorded losses from TensorBoard event files, with the ``tensorboard`` package."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from struct import Struct
 
 from alternator.checks import printable
 from alternator.errors import LossError
 from alternator.recordings.tables import LossTable
+
+MAX_RECORD = 2**28
+"""The maximum length of a record in bytes."""
+_LENGTH, _CHECKSUM = Struct("<Q"), 4
+"""A record is its length, a checksum of that, its content, and a checksum of that."""
 
 
 def is_event_path(path: Path) -> bool:
@@ -47,6 +54,25 @@ def read_events(path: Path, modules: Mapping[str, str] | None = None) -> LossTab
     )
 
 
+def _check_records(path: Path) -> None:
+    """Refuse a file that gives a record an absurd length, for which TensorBoard would ask for memory.
+
+    A record that ends beyond the file is usual while the file is being written.
+    """
+    try:
+        with path.open("rb") as file:
+            while len(head := file.read(_LENGTH.size)) == _LENGTH.size:
+                (length,) = _LENGTH.unpack(head)
+                if length > MAX_RECORD:
+                    raise LossError(
+                        f"{path} must hold records of at most {MAX_RECORD} bytes, got {length} at byte "
+                        f"{file.tell() - _LENGTH.size}; is it a TensorBoard event file?"
+                    )
+                file.seek(_CHECKSUM + length + _CHECKSUM, os.SEEK_CUR)
+    except OSError as error:
+        raise LossError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _load_scalars(path: Path) -> dict[str, dict[int, float]]:
     """Tag → step → value; the newest value where a step was written twice."""
     try:
@@ -55,6 +81,8 @@ def _load_scalars(path: Path) -> dict[str, dict[int, float]]:
         raise LossError(
             f"reading {path} needs TensorBoard ({error}); pip install 'adaptive-alternator[tensorboard]'"
         ) from error
+    for file in sorted(path.glob("*tfevents*")) if path.is_dir() else [path]:
+        _check_records(file)
     events = EventAccumulator(str(path), size_guidance={SCALARS: 0})
     events.Reload()
     return {

@@ -107,5 +107,12 @@ def write_log(records: Iterable[StepRecord], modules: Sequence[str], *, header: 
 
 
 def read_log(content: str) -> list[StepRecord]:
-    """The records of a decision log that `write_log` wrote."""
-    return [StepRecord.from_row(row) for row in csv.DictReader(io.StringIO(content))]
+    """The records of a decision log that `write_log` wrote.
+
+    Raises:
+        ValueError: A row is not such a record.
+    """
+    try:
+        return [StepRecord.from_row(row) for row in csv.DictReader(io.StringIO(content), strict=True)]
+    except (KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"not a decision log: {error}") from error

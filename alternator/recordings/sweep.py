@@ -1,6 +1,6 @@
 """Sweeps: the same recorded losses replayed with every combination of some parameters."""
 
-import ast
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -8,7 +8,10 @@ from typing import Any
 
 from alternator.errors import ConfigurationError
 from alternator.recordings.replay import Replay, replay
-from alternator.rules.named import rule_from_settings
+from alternator.rules.named import parse_literal, rule_from_settings
+
+MAX_COMBINATIONS = 10_000
+"""The number of combinations of a sweep at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ def parse_grid(settings: Iterable[str]) -> dict[str, list[object]]:
     """The values of each parameter from strings such as ``threshold=0.005,0.01``.
 
     Raises:
-        ConfigurationError: A string without ``=`` or without values.
+        ConfigurationError: A string without ``=`` or without values, or too many combinations.
 
     Example:
         >>> parse_grid(["threshold=0.005,0.01", "mode=min,max", "steps=1,(3, 1)"])
@@ -43,10 +46,10 @@ def parse_grid(settings: Iterable[str]) -> dict[str, list[object]]:
         name, _, values = setting.partition("=")
         if not name or not values:
             raise ConfigurationError(f"a sweep must read name=value,value,..., got {setting!r}")
-        try:
-            grid[name] = list(ast.literal_eval(f"[{values}]"))
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-            grid[name] = list(values.split(","))
+        literal = parse_literal(f"[{values}]")
+        grid[name] = list(literal[0]) if literal and isinstance(literal[0], list) else list(values.split(","))
+    if (number := math.prod(map(len, grid.values()))) > MAX_COMBINATIONS:
+        raise ConfigurationError(f"a sweep must have at most {MAX_COMBINATIONS} combinations, got {number}; try fewer")
     return grid
 
 

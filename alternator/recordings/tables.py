@@ -14,6 +14,8 @@ from alternator.recordings.log import is_log, loss_columns
 
 MAX_STEP = 2**53
 """The largest number of a step: what a plot can draw."""
+MAX_LINE_BYTES = 2**24
+"""The maximum length of a line."""
 MAX_VALUES = 10
 """The number of values of a column that an error lists at most."""
 Cells = dict[str, str]
@@ -129,6 +131,7 @@ def _read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise LossError(f"{path} cannot be read: {error.strerror}") from error
+    _refuse_long_lines(path, content)
     try:
         text = content.decode("utf-8-sig")
         place = content.find(b"\0")
@@ -140,6 +143,17 @@ def _read_text(path: Path) -> str:
             f"{path}, line {line}: must be UTF-8 text, got the byte 0x{content[place]:02x}; is it a CSV file?"
         )
     return text
+
+
+def _refuse_long_lines(path: Path, content: bytes) -> None:
+    """Refuse what can be no row, before it is decoded and parsed: both take many times its memory."""
+    start = 0
+    while len(content) - start > MAX_LINE_BYTES:
+        end = max(content.rfind(each, start, start + MAX_LINE_BYTES + 1) for each in (b"\n", b"\r"))
+        if end < 0:
+            line = len(re.split(b"\r\n|\n|\r", content[:start]))
+            raise LossError(f"{path}, line {line}: a line must have at most {MAX_LINE_BYTES} bytes; is it a CSV file?")
+        start = end + 1
 
 
 def _choose_columns(

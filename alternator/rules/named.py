@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import warnings
 from collections.abc import Iterable
 
 from alternator import rules
@@ -57,7 +58,24 @@ def parse_value(text: str) -> object:
         >>> parse_value("(3, 1)"), parse_value("None"), parse_value("fused")
         ((3, 1), None, 'fused')
     """
+    literal = parse_literal(text)
+    return text if literal is None else literal[0]
+
+
+def parse_literal(text: str) -> tuple[object] | None:
+    """The Python literal that a string holds, alone in a tuple; None where it holds none that could be shown.
+
+    None too for what nests too deeply, has a key that cannot be one, or is an integer of more digits than Python shows.
+
+    Example:
+        >>> parse_literal("[1]"), parse_literal("fused"), parse_literal("{[]: 1}"), parse_literal("0x" + "f" * 5000)
+        (([1],), None, None, None)
+    """
     try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        return text
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an escape that is none: the string says it better
+            value = ast.literal_eval(text)
+        repr(value)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    return (value,)

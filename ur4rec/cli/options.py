@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from alternator import AlternatorError
+from alternator.checks import cut
 from alternator.rules.named import parse_value
 from ur4rec.cli.output import say_to_stderr
 from ur4rec.errors import ConfigurationError
@@ -45,12 +46,16 @@ Backend = Annotated[str | None, typer.Option(help="torch (the default) or jax.")
 PRESET_NAMES = ", ".join(PRESETS)
 
 
+_MAX_DIGITS = 18
+"""Of a number of epochs: more than a run may have, and fewer than Python refuses to read."""
+
+
 def parse_epochs(pairs: list[str]) -> dict[str, int]:
     """``stage=number`` pairs."""
     epochs = dict(_split_pair(pair, "--epochs") for pair in pairs)
     for stage, number in epochs.items():
-        if not number.isdecimal():
-            raise ConfigurationError(f"--epochs {stage} must be a whole number of at least 0, got {number!r}")
+        if not number.isdecimal() or len(number) > _MAX_DIGITS:
+            raise ConfigurationError(f"--epochs {stage} must be a whole number of at least 0, got {cut(number)!r}")
     return {stage: int(number) for stage, number in epochs.items()}
 
 

@@ -27,7 +27,7 @@ from ur4rec.cli.options import (
 )
 from ur4rec.cli.output import log_to_stderr, say, say_table, say_to_stderr
 from ur4rec.errors import ConfigurationError, OutOfMemoryError
-from ur4rec.runs.config import RunConfig, preset
+from ur4rec.runs.config import preset
 from ur4rec.schedule.alternators import SCHEDULE_HELP
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import load_backend
@@ -102,7 +102,7 @@ def train(
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.event_log import check_event_logs, open_event_log
     from ur4rec.runs.prepared import prepare
-    from ur4rec.runs.run import TrainingRun
+    from ur4rec.runs.run import TrainingRun, read_resumable
 
     with one_line_errors():
         log_to_stderr(quiet)
@@ -112,7 +112,7 @@ def train(
         if resume is not None:
             refuse_settings(context)
             directory = RunDirectory.open_existing(resume)
-            config = RunConfig.from_json(directory.read_json("config.json"))
+            config = read_resumable(directory)
             run = TrainingRun(config, prepare(config, directory=data_dir), directory, progress=progress)
         elif out is None:
             raise ConfigurationError("give --out DIR for a new run, or --resume DIR to continue one")

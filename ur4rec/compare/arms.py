@@ -83,7 +83,7 @@ def ratio_of(arm: str) -> tuple[int, int] | None:
         >>> ratio_of("1:8"), ratio_of("parity"), ratio_of("joint")
         ((1, 8), (1, 1), None)
     """
-    ratio = re.fullmatch(r"(\d+):(\d+)", "1:1" if arm == PARITY else arm)
+    ratio = re.fullmatch(r"(\d{1,18}):(\d{1,18})", "1:1" if arm == PARITY else arm)
     return (int(ratio[1]), int(ratio[2])) if ratio else None
 
 

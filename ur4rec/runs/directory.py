@@ -14,9 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
-from alternator.checks import check_choice
-from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.files import SCRATCH_PREFIX, plain_tree, refuse_links, remove, write_whole
+from alternator.checks import check_choice, check_integer, cut
+from ur4rec.errors import ConfigurationError, DataError, refuse_malformed
+from ur4rec.files import SCRATCH_PREFIX, parse_object, plain_tree, refuse_links, remove, write_whole
 
 _LOCK = ".lock"
 
@@ -134,10 +134,10 @@ class RunDirectory:
         if not pointer.exists():
             return None
         target = pointer.read_bytes().decode(errors="replace").strip()
-        if not re.fullmatch(r"step-\d+(\.\d)?", target) or not (pointer.parent / target).is_dir():
+        if not re.fullmatch(r"step-\d{1,19}(\.\d)?", target) or not (pointer.parent / target).is_dir():
             there = sorted(each.name for each in pointer.parent.glob("step-*"))
             raise DataError(
-                f"{pointer} must name a checkpoint beside it (one of {there}), got {target!r}; name one of them"
+                f"{pointer} must name a checkpoint beside it (one of {there}), got {cut(target)!r}; name one of them"
             )
         return pointer.parent / target
 
@@ -190,12 +190,9 @@ class RunDirectory:
         """
         path = self.path / name
         try:
-            content = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+            return parse_object(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} must hold a JSON object ({error}); is this the directory of a run?") from error
-        if not isinstance(content, dict):
-            raise DataError(f"{path} must hold a JSON object, got {type(content).__name__}; restore the file")
-        return content
 
     def check_fact(self, name: str, value: object) -> None:
         """Refuse data that is not what the run was made with.
@@ -291,6 +288,7 @@ class AppendedLog(Generic[T]):
             DataError: The file is missing or damaged, or it holds fewer records.
         """
         count, content = state["num_records"], b""
+        check_integer("the number of records", count, 0)
         if count:
             content = b"".join(self._read().splitlines(keepends=True)[: count + 1])
             if hashlib.sha256(content).hexdigest() != state["sha256"]:
@@ -298,7 +296,8 @@ class AppendedLog(Generic[T]):
                     f"{self.path} must hold the {count} rows that were saved, it is damaged: its SHA-256 is not the "
                     "one in the checkpoint; restore it, or train from scratch"
                 )
-        self.records[:] = self._from_content(content.decode())
+        with refuse_malformed(self.path, "restore it, or train from scratch"):
+            self.records[:] = self._from_content(content.decode())
         self._num_written, self._size, self._digest = count, len(content), hashlib.sha256(content)
 
     def _read(self) -> bytes:

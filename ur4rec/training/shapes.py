@@ -1,0 +1,99 @@
+"""The arrays that a model of a configuration has, by name, the same in both backends: what a file of weights must hold.
+
+Settings and weights come from files that anybody may have written. They are compared here, name by name, before a model
+of the size that the settings ask for is made: it is then never larger than what the files hold.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from ur4rec.config import FUSIONS_WITH_GRADIENTS, ModelConfig, TrainerConfig
+from ur4rec.errors import CheckpointError
+from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, COMPONENTS, LOG_VARIANCES
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def weight_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
+    """Name and shape of each parameter and buffer, one after the other: there may be many.
+
+    Example:
+        >>> next(weight_shapes(ModelConfig(num_items=10, sasrec_hidden_dim=8)))
+        ('sasrec.item_embedding.weight', (11, 8))
+    """
+    width, positions = config.sasrec_hidden_dim, config.max_seq_len
+    yield "sasrec.item_embedding.weight", (config.num_items + 1, width)
+    yield "sasrec.position_embedding.weight", (positions, width)
+    yield from _norm("sasrec.final_norm", width)
+    for block in range(config.sasrec_num_blocks):
+        yield from _block(f"sasrec.blocks.{block}", width)
+    texts, width, queries = config.text_embedding_dim, config.retriever_output_dim, config.retriever_num_queries
+    yield "retriever.item_text_vectors", (config.num_items + 1, texts)
+    if config.num_users:
+        yield "retriever.user_text_vectors", (config.num_users + 1, texts)
+        yield "retriever.user_bias", (queries,)
+    for name in ("item", "key", "value"):
+        yield from _linear(f"retriever.{name}_projection", texts, width)
+    yield from _linear("retriever.preference_projection", width, width)
+    yield "retriever.queries.weight", (queries, width)
+    yield "retriever.recency.weight", (queries, positions)
+    if config.fusion in FUSIONS_WITH_GRADIENTS:
+        yield "fusion.weights", (2,)
+
+
+def _block(name: str, width: int) -> Iterator[tuple[str, Shape]]:
+    for part in ("query", "key", "value", "output"):
+        yield from _linear(f"{name}.attention.{part}", width, width)
+    yield from _linear(f"{name}.feedforward.inner", width, 4 * width)
+    yield from _linear(f"{name}.feedforward.outer", 4 * width, width)
+    for part in ("attention_norm", "feedforward_norm"):
+        yield from _norm(f"{name}.{part}", width)
+
+
+def _linear(name: str, inputs: int, outputs: int) -> tuple[tuple[str, Shape], ...]:
+    return (f"{name}.weight", (outputs, inputs)), (f"{name}.bias", (outputs,))
+
+
+def _norm(name: str, width: int) -> tuple[tuple[str, Shape], ...]:
+    return (f"{name}.weight", (width,)), (f"{name}.bias", (width,))
+
+
+def check_weights(config: ModelConfig, found: Shapes) -> None:
+    """Refuse weights of another model; the work is bounded by what is found, not by the configuration.
+
+    Raises:
+        CheckpointError: A name is missing or unknown, or a shape differs.
+    """
+    known = set()
+    for name, shape in weight_shapes(config):
+        _check(name, shape, found)
+        known.add(name)
+    if unknown := sorted(found.keys() - known):
+        raise CheckpointError(f"the weights must be of the same model, but {unknown[0]!r} is not in it")
+
+
+def check_moments(config: ModelConfig, trainer: TrainerConfig, weights: Shapes, found: Shapes) -> None:
+    """Refuse the optimizer state of other weights, and what the strategies do not keep.
+
+    Raises:
+        CheckpointError: A shape differs, or what a strategy keeps is missing.
+    """
+    for name, shape in found.items():
+        weight, _, moment = name.rpartition("/")
+        if weight in weights and shape != (weights[weight] if moment in _MOMENTS else ()):
+            raise CheckpointError(f"{name} must have the shape of its weight, {weights[weight]}, got {shape}")
+    size = trainer.memory_bank_size
+    kept = {BANK_ITEMS: (size,), BANK_KEYS: (size, config.retriever_output_dim), BANK_CURSOR: ()}
+    if trainer.use_memory_bank:
+        for name, shape in kept.items():
+            _check(name, shape, found)
+    if trainer.use_uncertainty_weighting:
+        _check(LOG_VARIANCES, (len(COMPONENTS),), found)
+
+
+def _check(name: str, shape: Shape, found: Shapes) -> None:
+    if name not in found:
+        raise CheckpointError(f"the weights must be of the same model, but they have no {name!r}")
+    if found[name] != shape:
+        raise CheckpointError(f"{name} must have the shape {shape}, got {found[name]}")

@@ -148,6 +148,8 @@ def test_overwrite_removes_links_of_weights_and_biases_and_not_what_they_point_t
 
 
 def test_a_conversion_copies_files_and_nothing_hidden(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("ur4rec.runs.finished.check_settings", lambda *_: None)  # the checkpoint here is no real one
+    (run / "config.json").write_text('{"dataset": "synthetic", "backend": "torch", "schedule": "joint"}')
     monkeypatch.setattr("ur4rec.runs.finished.load_backend", lambda name: type("", (), {"load_model": str}))
     monkeypatch.setattr(RunDirectory, "require_checkpoint", lambda self, which: self.path)
     (run / ".partial-x").mkdir()

@@ -45,7 +45,7 @@ class Freezable:
 
         What is new trains if it requires gradients; of what was there before the user's choices stay.
         """
-        if self.root is None:
+        if self.root is None or self._made_of == self._parts(excluded):
             return False
         parameters, submodules = self.parameters, self.submodules
         frozen = {id(parameters[key]) for key in self.user_frozen}
@@ -109,6 +109,13 @@ class Freezable:
         self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
         self.submodules = {key: submodule for key, submodule in inside.items() if id(submodule) not in excluded}
         self._others = [submodule for submodule in inside.values() if id(submodule) in excluded]
+        self._inside = list(inside.values())
+        self._made_of = self._parts(excluded)
+
+    def _parts(self, excluded: Collection[int]) -> tuple[Collection[int], list[tuple[str, int]]]:
+        """What the module is made of, without the names that cost time: nothing is added but to a part of it."""
+        parts = [part for inside in self._inside for part in (*inside._modules.items(), *inside._parameters.items())]
+        return excluded, [(key, id(part)) for key, part in parts]
 
     def _in_inference_mode(self) -> set[str]:
         return {key for key, submodule in self.submodules.items() if not submodule.training}

@@ -5,7 +5,7 @@ they look for a gradient. So while one steps, its ``param_groups`` hold its shar
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,12 +38,13 @@ class Share:
         self.parameters: list[nn.Parameter] = [parameter for shown in self._shown for parameter in shown]
         """Those of its parameters that train."""
         num_parameters = sum(len(group["params"]) for group in optimizer.param_groups)
-        self._is_partial = len(self.parameters) < num_parameters and not _skips_missing_gradients(optimizer)
+        self.is_partial = len(self.parameters) < num_parameters and not _skips_missing_gradients(optimizer)
+        """Whether there is something to hide from it."""
         self._whole: list[tuple[dict[str, Any], list[nn.Parameter]]] = []
 
     def show(self) -> None:
         """Leave in the groups only what trains, and leave out groups of which nothing does."""
-        if not self._is_partial or self._whole:
+        if not self.is_partial or self._whole:
             return
         groups = self.optimizer.param_groups
         self._whole = [(group, group["params"]) for group in groups]
@@ -111,18 +112,22 @@ class Shares:
         return self._found
 
 
-@contextmanager
-def showing(shares: Iterable[Share]) -> Iterator[None]:
+def showing(shares: Iterable[Share]) -> AbstractContextManager[None]:
     """Within it the optimizers see what trains and nothing else."""
-    shown = list(shares)
+    shown = [share for share in shares if share.is_partial]
+    return _showing(shown) if shown else nullcontext()
+
+
+@contextmanager
+def _showing(shares: Iterable[Share]) -> Iterator[None]:
     try:
-        for share in shown:
+        for share in shares:
             share.show()
         yield
     finally:
-        for share in shown:
+        for share in shares:
             share.hide()
-    for share in shown:
+    for share in shares:
         share.check_options()
 
 

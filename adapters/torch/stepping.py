@@ -1,7 +1,6 @@
 """Clipping gradients and stepping the optimizers and schedulers of a turn, with a GradScaler or without one."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -59,8 +58,12 @@ class Stepper:
         stepping = [share.optimizer for share in shares]
         if self._clip_norm is not None:
             self.grad_norm = clip(stepping, self._clip_norm, self._scaler)
-        with refusing_closures(stepping), showing(shares):
-            updated = self._step(stepping)
+        with showing(shares):
+            try:
+                updated = self._step(stepping)
+            except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+                refuse_closures(stepping, error)
+                raise
         for scheduler in self._turn_schedulers[name]:
             if any(scheduler.optimizer is optimizer for optimizer in updated):
                 scheduler.step()
@@ -120,19 +123,14 @@ def forget_unscaled(scaler: GradScaler) -> None:
     scaler._per_optimizer_states.clear()
 
 
-@contextmanager
-def refusing_closures(optimizers: Sequence[Optimizer]) -> Iterator[None]:
-    """Turn the error of an optimizer that misses a closure into one that says what to do.
+def refuse_closures(optimizers: Sequence[Optimizer], error: Exception) -> None:
+    """Say what to do, if it is for a closure that the step of an optimizer has failed.
 
     Raises:
         ConfigurationError: With the optimizer's own error.
     """
-    try:
-        yield
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        said = str(error)
-        if "closure" not in said and "'NoneType' object is not callable" not in said:
-            raise
+    said = str(error)
+    if "closure" in said or "'NoneType' object is not callable" in said:
         raise ConfigurationError(needs_no_closure(optimizers, f"but one asks for it ({one_line(said)})")) from error
 
 

@@ -384,6 +384,9 @@ def test_files_that_cannot_be_read(run, tmp_path):
         assert f"binary.csv, line {line}: must be UTF-8 text, got the byte 0x" in err
     err = run("replay", tmp_path)[2]
     assert f"{tmp_path} must hold a decision log (decisions.csv) or TensorBoard event files (*tfevents*)" in err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "decisions.csv").symlink_to(write_log(tmp_path / "elsewhere.csv"))
+    assert "decisions.csv is a link; give its target" in run("replay", tmp_path / "run")[2]
     code, _, err = run("replay", "x" * 5000)
     assert (code, err.count("\n")) == (2, 1)
     assert "File name too long" in err

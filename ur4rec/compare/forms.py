@@ -26,7 +26,19 @@ _REPORT = {
         "tenures": [[]],
     },
     "seconds": float,
-    "facts": {"commit": (str, None), "split_hash": str},
+    "facts": {
+        **dict.fromkeys(("split", "split_hash", "interactions_hash", "source", "python", "processor"), str),
+        **dict.fromkeys(("num_users", "num_items", "num_interactions"), int),
+        "commit": (str, None),
+        "cores": (int, None),
+        "versions": {str: str},
+    },
+}
+_COSTS = {
+    "seconds": dict.fromkeys(KINDS, float),
+    "quartiles": {kind: [float] for kind in KINDS},
+    "load_average_before": (float, None),
+    "facts": {"load_average": (float, None)},
 }
 
 
@@ -52,6 +64,6 @@ def check_costs(costs: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Says what they must have.
     """
-    check_form(costs, {"seconds": dict.fromkeys(KINDS, float)})
+    check_form(costs, _COSTS)
     for kind in KINDS:
         check_positive(f"the seconds of {kind!r}", costs["seconds"][kind])

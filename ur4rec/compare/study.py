@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alternator.checks import check_choice, check_integer, check_switch, set_fields
+from alternator.errors import quoted
 from ur4rec.compare.arms import PARITY, check_arms, schedule_string
 from ur4rec.compare.budget import BASES
 from ur4rec.config import JOINT_LOSSES
@@ -73,6 +74,9 @@ class StudyConfig:
         for name in ("arms", "budgets"):
             if not all(isinstance(each, str) for each in getattr(self, name)):
                 raise ConfigurationError(f"{name} must be strings, got {getattr(self, name)}")
+        for name in ("data", "model", "trainer"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigurationError(f"{name} must be settings by name, got {quoted(getattr(self, name))}")
         for seed in self.seeds:
             check_integer("a seed", seed, 0)
         check_arms(self.arms)

@@ -297,7 +297,7 @@ def test_any_bytes_are_refused_in_one_line_or_loaded(tmp_path_factory, content, 
 
 
 def test_a_parquet_fault_of_several_lines_is_told_in_one(tmp_path, monkeypatch):
-    def read(path):
+    def read(path, **_):
         raise pa.ArrowInvalid("invalid data\n----------\nDeserializing page header failed.\n")
 
     monkeypatch.setattr(pa.parquet, "ParquetFile", read)

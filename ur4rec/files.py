@@ -12,8 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from alternator.checks import cut
-from ur4rec.errors import CacheError, DataError
+from ur4rec.errors import CacheError, ConfigurationError, DataError
 
 SCRATCH_PREFIX = ".partial-"
 """The prefix of the names of files that are being written, or that a crash has left half-written."""
@@ -106,6 +108,27 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+@contextmanager
+def holding(lock: FileLock, refusal: str) -> Iterator[None]:
+    """Hold the lock of a directory, without waiting for another process.
+
+    Args:
+        lock: The lock; whoever holds it may hold it again.
+        refusal: What to say if another process holds it.
+
+    Raises:
+        ConfigurationError: Another process holds it.
+    """
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ConfigurationError(refusal) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def hash_bytes(content: bytes) -> str:

@@ -45,7 +45,7 @@ class States:
         """The states, with tensors in them, so not JSON; see `load_state_dict`."""
         names = self._names()
         return {
-            "optimizers": {key: by_name(optimizer, names) for key, optimizer in self._optimizers().items()},
+            "optimizers": {key: by_name(optimizer, names) for key, optimizer in self._optimizers(names).items()},
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self._schedulers.items()},
             "scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
@@ -57,7 +57,8 @@ class States:
             StateError: Something has a state and is not here, or is here and has none; nothing has been changed then.
                 After any other error see `undone_on_error`.
         """
-        names, optimizers = self._names(), self._optimizers()
+        names = self._names()
+        optimizers = self._optimizers(names)
         _check_names("optimizers", state["optimizers"], optimizers)
         _check_names("schedulers", state["schedulers"], self._schedulers)
         scalers = [["GradScaler"] if each else [] for each in (state["scaler"], self._scaler is not None)]
@@ -92,10 +93,9 @@ class States:
         self._freezer.take_new_groups()
         return {id(p): key for group in self._freezer.groups.values() for key, p in group.parameters.items()}
 
-    def _optimizers(self) -> dict[str, Optimizer]:
+    def _optimizers(self, names: Mapping[int, str]) -> dict[str, Optimizer]:
         """The optimizers by the modules whose parameters they hold."""
         owners = {id(p): name for name, group in self._freezer.groups.items() for p in group.parameters.values()}
-        names = self._names()
         keys = ["+".join(sorted({owners[id(p)] for p in parameters_of(each)})) for each in self._freezer.optimizers]
         counts = Counter(keys)
         return {

@@ -9,7 +9,7 @@ from typing import Any
 from zipfile import BadZipFile, ZipInfo
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from ur4rec.compare.arms import PARITY, slug
@@ -19,7 +19,7 @@ from ur4rec.compare.packed import KeptTargets, PackedRuns, write_packed
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
 from ur4rec.errors import ConfigurationError, DataError, refuse_malformed
-from ur4rec.files import parse_object, refuse_links, write_file, write_whole
+from ur4rec.files import holding, parse_object, refuse_links, write_file, write_whole
 
 _LOCK = ".lock"
 MAX_ARRAYS_BYTES, MAX_ARRAYS_RATIO = 2**26, 50
@@ -86,17 +86,12 @@ class StudyDirectory:
         Raises:
             ConfigurationError: Another process runs it.
         """
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            raise ConfigurationError(
-                f"only one process may run a study, and another one runs {self.path}; wait for it, or choose another "
-                "directory"
-            ) from error
-        try:
+        refusal = (
+            f"only one process may run a study, and another one runs {self.path}; wait for it, or choose another "
+            "directory"
+        )
+        with holding(self._lock, refusal):
             yield
-        finally:
-            self._lock.release()
 
     @classmethod
     def reopen(cls, path: Path) -> "StudyDirectory":

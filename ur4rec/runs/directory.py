@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from alternator.checks import check_choice, check_integer, cut
 from ur4rec.errors import ConfigurationError, DataError, refuse_malformed
-from ur4rec.files import SCRATCH_PREFIX, parse_object, plain_tree, refuse_links, remove, write_whole
+from ur4rec.files import SCRATCH_PREFIX, holding, parse_object, plain_tree, refuse_links, remove, write_whole
 
 _LOCK = ".lock"
 
@@ -100,20 +100,15 @@ class RunDirectory:
             DataError: It holds a symbolic link, which would be followed.
         """
         refuse_links(self.path, self._skipped)
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout as error:
-            raise ConfigurationError(
-                f"only one process may train in a run directory, and another one does in {self.path}; "
-                "wait for it, or choose another directory"
-            ) from error
-        try:
+        refusal = (
+            f"only one process may train in a run directory, and another one does in {self.path}; "
+            "wait for it, or choose another directory"
+        )
+        with holding(self._lock, refusal):
             for partial in [*self.path.glob(f"{SCRATCH_PREFIX}*"), *self.path.glob(f"checkpoint/{SCRATCH_PREFIX}*")]:
                 remove(partial)
             self._remove_superseded()
             yield
-        finally:
-            self._lock.release()
 
     def discard(self, *, keep_directory: bool) -> None:
         """Remove what a run wrote that has trained nothing, so that it can be started again under the same name."""

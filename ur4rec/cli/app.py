@@ -8,6 +8,7 @@ import typer
 from ur4rec.cli.compare import ManyValues, compare
 from ur4rec.cli.data import data
 from ur4rec.cli.evaluate import convert, evaluate, recommend
+from ur4rec.cli.serve import serve
 from ur4rec.cli.settings import settings
 from ur4rec.cli.train import train
 
@@ -20,7 +21,7 @@ app = typer.Typer(
     help="Train UR4Rec (SASRec + a text preference retriever) with adaptive alternating training.",
     epilog="Start with: ur4rec train --dataset synthetic --preset smoke --out runs/smoke",
 )
-for command in (train, data, evaluate, recommend, convert, settings):
+for command in (train, data, evaluate, recommend, serve, convert, settings):
     app.command()(command)
 app.command(cls=ManyValues)(compare)
 main = app

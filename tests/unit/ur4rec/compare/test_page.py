@@ -1,12 +1,12 @@
 """The page of a study shows what its files say, and obeys none of it: no script, no link, nothing from elsewhere."""
 
 import json
-import shutil
 import subprocess
 from html.parser import HTMLParser
 
 import pytest
 
+from tests.integration.browser import BROWSER
 from tests.unit.ur4rec.compare.test_packed import RESULTS
 from ur4rec.compare.report import literal, render_markdown, render_page
 
@@ -108,7 +108,7 @@ def test_names_of_arms_stay_readable():
     assert literal("matched:random_tenure,mean=3") == "matched:random_tenure,mean=3"
 
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on the PATH")

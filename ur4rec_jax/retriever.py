@@ -1,7 +1,8 @@
 """The preference retriever: reads a history's texts, predicts what is wanted, and finds items whose texts match it.
 
-Shapes: B rows, L positions, T width of text vectors, d width of the preference space, K queries, N positions, I items,
-J = I + 1 items with the padding, U users, M = L + 1 texts with the user's own.
+Shapes: B rows, L positions, Q of them that are asked for (all, or one), T width of text vectors, d width of the
+preference space, K queries, N positions, I items, J = I + 1 items with the padding, U users, M = L + 1 texts with the
+user's own, R rows that are B, or 1 where all are alike.
 """
 
 from functools import reduce
@@ -83,29 +84,35 @@ class PreferenceRetriever(nnx.Module):
         )
 
     def __call__(
-        self, items_BL: Array, catalogue: Catalogue, rngs: nnx.Rngs | None = None, users_B: Array | None = None
+        self,
+        items_BL: Array,
+        catalogue: Catalogue,
+        rngs: nnx.Rngs | None = None,
+        users_B: Array | None = None,
+        at_B: Array | None = None,
     ) -> Array:
-        """Preference vectors at each position, (B, L, K, d), of unit length.
+        """Preference vectors at each position, (B, Q, K, d), of unit length.
 
         Args:
             items_BL: Histories, right-padded.
             catalogue: What `catalogue` returned.
             rngs: Random numbers for dropout; None is inference.
             users_B: Whose they are; anything but the number of a user is a user without a text.
+            at_B: The one position of each row that is asked for; None is all.
         """
         values_BMd = catalogue.values_Jd[items_BL]
         content_BKL = catalogue.content_JK[items_BL].mT
-        logits_BKLM = content_BKL[:, :, None] + self._recency(items_BL.shape[1])
+        logits_BKQM = content_BKL[:, :, None] + self._recency(items_BL.shape[1], at_B)
         if users_B is not None and self.reads_users:
             values_Bd, content_BK = self._look_up(users_B, catalogue)
             values_BMd = jnp.concatenate([values_BMd, values_Bd[:, None]], axis=1)
-            content_BKL1 = jnp.broadcast_to(content_BK[:, :, None, None], (*logits_BKLM.shape[:3], 1))
-            logits_BKLM = jnp.concatenate([logits_BKLM, content_BKL1], axis=-1)
-        weights_BKLM = jax.nn.softmax(logits_BKLM, axis=-1)
+            content_BKQ1 = jnp.broadcast_to(content_BK[:, :, None, None], (*logits_BKQM.shape[:3], 1))
+            logits_BKQM = jnp.concatenate([logits_BKQM, content_BKQ1], axis=-1)
+        weights_BKQM = jax.nn.softmax(logits_BKQM, axis=-1)
         values_BMd = self.dropout(values_BMd, rngs)
-        gathered_BKLd = weights_BKLM.astype(values_BMd.dtype) @ values_BMd[:, None]
-        preferences_BKLd: Array = self.preference_projection(gathered_BKLd)
-        return normalize(preferences_BKLd.swapaxes(1, 2))
+        gathered_BKQd = weights_BKQM.astype(values_BMd.dtype) @ values_BMd[:, None]
+        preferences_BKQd: Array = self.preference_projection(gathered_BKQd)
+        return normalize(preferences_BKQd.swapaxes(1, 2))
 
     def score(self, preferences_NKd: Array, keys_Id: Array) -> Array:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
@@ -132,9 +139,10 @@ class PreferenceRetriever(nnx.Module):
         is_missing_U1 = (texts_UT == 0).all(1, keepdims=True)
         return UserMemory(self.value_projection(texts_UT), jnp.where(is_missing_U1, -jnp.inf, content_UK))
 
-    def _recency(self, length: int) -> Array:
-        """Bias of each query for looking from a position (rows) back to another (columns), (K, L, L); causal."""
+    def _recency(self, length: int, at_B: Array | None) -> Array:
+        """Bias of each query for looking from a position (Q) back to another (L), (R, K, Q, L); causal."""
         position_L = jnp.arange(length)
-        steps_back_LL = position_L[:, None] - position_L
-        bias_KLL = self.recency.embedding[:, jnp.maximum(steps_back_LL, 0)].astype(jnp.float32)
-        return jnp.where(steps_back_LL < 0, -jnp.inf, bias_KLL)
+        from_RQ = position_L[None] if at_B is None else at_B[:, None]
+        steps_back_RQL = from_RQ[:, :, None] - position_L
+        bias_KRQL = self.recency.embedding[:, jnp.maximum(steps_back_RQL, 0)].astype(jnp.float32)
+        return jnp.where(steps_back_RQL < 0, -jnp.inf, bias_KRQL).swapaxes(0, 1)

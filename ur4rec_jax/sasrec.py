@@ -1,7 +1,7 @@
 """SASRec: causal self-attention over a sequence of items (Kang & McAuley, ICDM 2018).
 
-Shapes: B rows, L positions, H heads, d width, h width of a head, N real positions, I items.
-Sequences are right-padded, so a causal position never looks at padding and no mask is needed.
+Shapes: B rows, L positions, Q of them that are asked for (all, or one), H heads, d width, h width of a head, N real
+positions, I items. Sequences are right-padded, so a causal position never looks at padding and no mask is needed.
 """
 
 import jax
@@ -23,11 +23,13 @@ class SelfAttention(nnx.Module):
         self.value = Linear(dim, dim, rngs=rngs)
         self.output = Linear(dim, dim, rngs=rngs)
 
-    def __call__(self, inputs_BLd: Array) -> Array:
-        """Attend from each position to itself and the ones before it."""
-        query, key, value = (self._split(part(inputs_BLd)) for part in (self.query, self.key, self.value))
-        attended_BLHh = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-        return self.output(attended_BLHh.reshape(inputs_BLd.shape))
+    def __call__(self, inputs_BLd: Array, at_B: Array | None = None) -> Array:
+        """Attend from each position, or from one of each row, to itself and the ones before it, (B, Q, d)."""
+        query = self._split(self.query(take_positions(inputs_BLd, at_B)))
+        key, value = (self._split(part(inputs_BLd)) for part in (self.key, self.value))
+        mask_B11L = None if at_B is None else _up_to(at_B, inputs_BLd.shape[1])[:, None, None]
+        attended_BQHh = jax.nn.dot_product_attention(query, key, value, mask=mask_B11L, is_causal=at_B is None)
+        return self.output(attended_BQHh.reshape(*attended_BQHh.shape[:2], -1))
 
     def _split(self, projected_BLd: Array) -> Array:
         return projected_BLd.reshape(*projected_BLd.shape[:2], self.num_heads, -1)
@@ -55,10 +57,11 @@ class Block(nnx.Module):
         self.feedforward = FeedForward(dim, rngs)
         self.dropout = Dropout(dropout)
 
-    def __call__(self, inputs_BLd: Array, rngs: nnx.Rngs | None = None) -> Array:
-        """Attention, then the feed-forward layers, each added to its input."""
-        hidden_BLd = inputs_BLd + self.dropout(self.attention(self.attention_norm(inputs_BLd)), rngs)
-        return hidden_BLd + self.dropout(self.feedforward(self.feedforward_norm(hidden_BLd)), rngs)
+    def __call__(self, inputs_BLd: Array, rngs: nnx.Rngs | None = None, at_B: Array | None = None) -> Array:
+        """Attention, then the feed-forward layers, each added to its input; at every position or at one, (B, Q, d)."""
+        attended_BQd = self.dropout(self.attention(self.attention_norm(inputs_BLd), at_B), rngs)
+        hidden_BQd = take_positions(inputs_BLd, at_B) + attended_BQd
+        return hidden_BQd + self.dropout(self.feedforward(self.feedforward_norm(hidden_BQd)), rngs)
 
 
 class SASRec(nnx.Module):
@@ -81,19 +84,22 @@ class SASRec(nnx.Module):
         self.final_norm = LayerNorm(dim, rngs=rngs)
         self.dropout = Dropout(config.sasrec_dropout)
 
-    def __call__(self, items_BL: Array, rngs: nnx.Rngs | None = None) -> Array:
-        """The state of each position, (B, L, d): what the sequence up to there says about the next item.
+    def __call__(self, items_BL: Array, rngs: nnx.Rngs | None = None, at_B: Array | None = None) -> Array:
+        """The state of each position, (B, Q, d): what the sequence up to there says about the next item.
 
         Args:
             items_BL: Sequences of items.
             rngs: Random numbers for dropout; None is inference.
+            at_B: The one position of each row that is asked for; None is all. Only the last block can leave the others
+                out: it reads them all from the blocks before it.
         """
         hidden_BLd = self.item_embedding(items_BL) + self.position_embedding.embedding[: items_BL.shape[1]]
         hidden_BLd = self.dropout(hidden_BLd, rngs)
-        for block in self.blocks.layers:
+        *before, last = self.blocks.layers
+        for block in before:
             hidden_BLd = block(hidden_BLd, rngs)
-        states_BLd: Array = self.final_norm(hidden_BLd)
-        return states_BLd
+        states_BQd: Array = self.final_norm(last(hidden_BLd, rngs, at_B))
+        return states_BQd
 
     def item_table(self) -> Array:
         """The embeddings that states are scored against, (I, d): without the padding row."""
@@ -102,3 +108,15 @@ class SASRec(nnx.Module):
     def score(self, hidden_Nd: Array, table_Id: Array) -> Array:
         """Logits of every item at each state, (N, I)."""
         return (hidden_Nd @ table_Id.T).astype(jnp.float32)
+
+
+def take_positions(values_BLd: Array, at_B: Array | None) -> Array:
+    """One position of each row, (B, 1, d); all of them, (B, L, d), where none is named."""
+    if at_B is None:
+        return values_BLd
+    return values_BLd[jnp.arange(len(at_B)), at_B][:, None]
+
+
+def _up_to(at_B: Array, length: int) -> Array:
+    """Whether a position is not after that of its row, (B, L)."""
+    return jnp.arange(length) <= at_B[:, None]

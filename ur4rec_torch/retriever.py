@@ -1,7 +1,8 @@
 """The preference retriever: reads a history's texts, predicts what is wanted, and finds items whose texts match it.
 
-Shapes: B rows, L positions, T width of text vectors, d width of the preference space, K queries, N positions, I items,
-J = I + 1 items with the padding, U users, M = L + 1 texts with the user's own.
+Shapes: B rows, L positions, Q of them that are asked for (all, or one), T width of text vectors, d width of the
+preference space, K queries, N positions, I items, J = I + 1 items with the padding, U users, M = L + 1 texts with the
+user's own, R rows that are B, or 1 where all are alike.
 """
 
 from functools import reduce
@@ -76,26 +77,29 @@ class PreferenceRetriever(nn.Module):
             users=users,
         )
 
-    def forward(self, items_BL: Tensor, catalogue: Catalogue, users_B: Tensor | None = None) -> Tensor:
-        """Preference vectors at each position, (B, L, K, d), of unit length.
+    def forward(
+        self, items_BL: Tensor, catalogue: Catalogue, users_B: Tensor | None = None, at_B: Tensor | None = None
+    ) -> Tensor:
+        """Preference vectors at each position, (B, Q, K, d), of unit length.
 
         Args:
             items_BL: Histories, right-padded.
             catalogue: What `catalogue` returned.
             users_B: Whose they are; anything but the number of a user is a user without a text.
+            at_B: The one position of each row that is asked for; None is all.
         """
         values_BMd = F.embedding(items_BL, catalogue.values_Jd)
         content_BKL = F.embedding(items_BL, catalogue.content_JK).transpose(1, 2)
-        logits_BKLM = content_BKL.unsqueeze(2) + self._recency(items_BL.shape[1])
+        logits_BKQM = content_BKL.unsqueeze(2) + self._recency(items_BL.shape[1], at_B)
         if users_B is not None and self.reads_users:
             values_Bd, content_BK = self._look_up(users_B, catalogue)
             values_BMd = torch.cat([values_BMd, values_Bd.unsqueeze(1)], dim=1)
-            content_BKL1 = content_BK[:, :, None, None].expand(-1, -1, items_BL.shape[1], 1)
-            logits_BKLM = torch.cat([logits_BKLM, content_BKL1], dim=-1)
-        weights_BKLM = torch.softmax(logits_BKLM, dim=-1)
-        gathered_BKLd = weights_BKLM @ self.dropout(values_BMd).unsqueeze(1)
-        preferences_BKLd: Tensor = self.preference_projection(gathered_BKLd)
-        return F.normalize(preferences_BKLd.transpose(1, 2), dim=-1)
+            content_BKQ1 = content_BK[:, :, None, None].expand(-1, -1, logits_BKQM.shape[2], 1)
+            logits_BKQM = torch.cat([logits_BKQM, content_BKQ1], dim=-1)
+        weights_BKQM = torch.softmax(logits_BKQM, dim=-1)
+        gathered_BKQd = weights_BKQM @ self.dropout(values_BMd).unsqueeze(1)
+        preferences_BKQd: Tensor = self.preference_projection(gathered_BKQd)
+        return F.normalize(preferences_BKQd.transpose(1, 2), dim=-1)
 
     def score(self, preferences_NKd: Tensor, keys_Id: Tensor) -> Tensor:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
@@ -121,9 +125,10 @@ class PreferenceRetriever(nn.Module):
         is_missing_U1 = (texts_UT == 0).all(1, keepdim=True)
         return UserMemory(self.value_projection(texts_UT), content_UK.masked_fill(is_missing_U1, -torch.inf))
 
-    def _recency(self, length: int) -> Tensor:
-        """Bias of each query for looking from a position (rows) back to another (columns), (K, L, L); causal."""
+    def _recency(self, length: int, at_B: Tensor | None) -> Tensor:
+        """Bias of each query for looking from a position (Q) back to another (L), (R, K, Q, L); causal."""
         position_L = torch.arange(length, device=self.recency.weight.device)
-        steps_back_LL = position_L[:, None] - position_L
-        bias_KLL = self.recency.weight[:, steps_back_LL.clamp(min=0)]
-        return bias_KLL.masked_fill(steps_back_LL < 0, -torch.inf)
+        from_RQ = position_L[None] if at_B is None else at_B[:, None]
+        steps_back_RQL = from_RQ[:, :, None] - position_L
+        bias_KRQL = self.recency.weight[:, steps_back_RQL.clamp(min=0)]
+        return bias_KRQL.masked_fill(steps_back_RQL < 0, -torch.inf).transpose(0, 1)

@@ -1,9 +1,10 @@
 """SASRec: causal self-attention over a sequence of items (Kang & McAuley, ICDM 2018).
 
-Shapes: B rows, L positions, H heads, d width, h width of a head, N real positions, I items.
-Sequences are right-padded, so a causal position never looks at padding and no mask is needed.
+Shapes: B rows, L positions, Q of them that are asked for (all, or one), H heads, d width, h width of a head, N real
+positions, I items. Sequences are right-padded, so a causal position never looks at padding and no mask is needed.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,12 +22,14 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(dim, dim)
         self.output = nn.Linear(dim, dim)
 
-    def forward(self, inputs_BLd: Tensor) -> Tensor:
-        """Attend from each position to itself and the ones before it."""
-        query, key, value = (self._split(part(inputs_BLd)) for part in (self.query, self.key, self.value))
-        attended_BHLh = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        output_BLd: Tensor = self.output(attended_BHLh.transpose(1, 2).flatten(2))
-        return output_BLd
+    def forward(self, inputs_BLd: Tensor, at_B: Tensor | None = None) -> Tensor:
+        """Attend from each position, or from one of each row, to itself and the ones before it, (B, Q, d)."""
+        query = self._split(self.query(take_positions(inputs_BLd, at_B)))
+        key, value = (self._split(part(inputs_BLd)) for part in (self.key, self.value))
+        mask_B11L = None if at_B is None else _up_to(at_B, inputs_BLd.shape[1])[:, None, None]
+        attended_BHQh = F.scaled_dot_product_attention(query, key, value, mask_B11L, is_causal=at_B is None)
+        output_BQd: Tensor = self.output(attended_BHQh.transpose(1, 2).flatten(2))
+        return output_BQd
 
     def _split(self, projected_BLd: Tensor) -> Tensor:
         return projected_BLd.reshape(*projected_BLd.shape[:2], self.num_heads, -1).transpose(1, 2)
@@ -57,11 +60,12 @@ class Block(nn.Module):
         self.feedforward = FeedForward(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, inputs_BLd: Tensor) -> Tensor:
-        """Attention, then the feed-forward layers, each added to its input."""
-        hidden_BLd: Tensor = inputs_BLd + self.dropout(self.attention(self.attention_norm(inputs_BLd)))
-        output_BLd: Tensor = hidden_BLd + self.dropout(self.feedforward(self.feedforward_norm(hidden_BLd)))
-        return output_BLd
+    def forward(self, inputs_BLd: Tensor, at_B: Tensor | None = None) -> Tensor:
+        """Attention, then the feed-forward layers, each added to its input; at every position or at one, (B, Q, d)."""
+        attended_BQd = self.dropout(self.attention(self.attention_norm(inputs_BLd), at_B))
+        hidden_BQd: Tensor = take_positions(inputs_BLd, at_B) + attended_BQd
+        output_BQd: Tensor = hidden_BQd + self.dropout(self.feedforward(self.feedforward_norm(hidden_BQd)))
+        return output_BQd
 
 
 class SASRec(nn.Module):
@@ -84,18 +88,21 @@ class SASRec(nn.Module):
         self.final_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(config.sasrec_dropout)
 
-    def forward(self, items_BL: Tensor) -> Tensor:
-        """The state of each position, (B, L, d): what the sequence up to there says about the next item.
+    def forward(self, items_BL: Tensor, at_B: Tensor | None = None) -> Tensor:
+        """The state of each position, (B, Q, d): what the sequence up to there says about the next item.
 
         Args:
             items_BL: Sequences of items.
+            at_B: The one position of each row that is asked for; None is all. Only the last block can leave the others
+                out: it reads them all from the blocks before it.
         """
         hidden_BLd: Tensor = self.item_embedding(items_BL) + self.position_embedding.weight[: items_BL.shape[1]]
         hidden_BLd = self.dropout(hidden_BLd)
-        for block in self.blocks:
+        *before, last = self.blocks
+        for block in before:
             hidden_BLd = block(hidden_BLd)
-        states_BLd: Tensor = self.final_norm(hidden_BLd)
-        return states_BLd
+        states_BQd: Tensor = self.final_norm(last(hidden_BLd, at_B))
+        return states_BQd
 
     def item_table(self) -> Tensor:
         """The embeddings that states are scored against, (I, d): without the padding row."""
@@ -104,3 +111,15 @@ class SASRec(nn.Module):
     def score(self, hidden_Nd: Tensor, table_Id: Tensor) -> Tensor:
         """Logits of every item at each state, (N, I)."""
         return (hidden_Nd @ table_Id.T).float()
+
+
+def take_positions(values_BLd: Tensor, at_B: Tensor | None) -> Tensor:
+    """One position of each row, (B, 1, d); all of them, (B, L, d), where none is named."""
+    if at_B is None:
+        return values_BLd
+    return values_BLd[torch.arange(len(at_B), device=at_B.device), at_B].unsqueeze(1)
+
+
+def _up_to(at_B: Tensor, length: int) -> Tensor:
+    """Whether a position is not after that of its row, (B, L)."""
+    return torch.arange(length, device=at_B.device) <= at_B.unsqueeze(1)

@@ -189,19 +189,18 @@ class UR4Rec(nn.Module):
         catalogue: Catalogue | None = None,
         users_B: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The scores of several scorers by name, as `score` returns them; each module is run once."""
+        """The scores of several scorers by name, as `score` returns them; each module is run once, at the last item."""
         wanted = dict.fromkeys(scorers)
         for scorer in wanted:
             check_choice("scorer", scorer, SCORERS)
         last_B = (items_BL != self.config.num_items).sum(1).clamp(min=1) - 1
-        rows_B = torch.arange(len(items_BL), device=items_BL.device)
         found: dict[str, Tensor] = {}
         if wanted.keys() & {"sasrec", "fused"}:
-            hidden_Bd = self.sasrec(items_BL)[rows_B, last_B]
+            hidden_Bd = self.sasrec(items_BL, last_B)[:, 0]
             found["sasrec"] = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
         if wanted.keys() & {"retriever", "fused"}:
             catalogue = self.retriever.catalogue(with_users=False) if catalogue is None else catalogue
-            preferences_BKd = self.retriever(items_BL, catalogue, users_B)[rows_B, last_B]
+            preferences_BKd = self.retriever(items_BL, catalogue, users_B, last_B)[:, 0]
             found["retriever"] = self.retriever.score(preferences_BKd, catalogue.keys_Id)
         if "fused" in wanted:
             found["fused"] = self.fusion(found["sasrec"], found["retriever"])

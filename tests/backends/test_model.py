@@ -46,6 +46,34 @@ def test_padding_does_not_change_scores(backend, make_model):
         np.testing.assert_allclose(scores_BI, long[scorer][1:], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_blocks", [1, 2])
+def test_the_last_position_alone_says_what_it_says_among_all(backend, make_model, num_blocks):
+    padding = make_model().config.num_items
+    texts_UT = np.random.default_rng(1).normal(size=(4, 12))
+    texts_UT[2] = 0
+    model = backend.inference(make_model(sasrec_num_blocks=num_blocks, user_text_vectors=texts_UT))
+    backend.set_weights(model, {"retriever.recency.weight": np.random.default_rng(2).normal(size=(3, 8))})
+    lengths_B = np.array([1, 2, 5, 8, 8])
+    items_BL = np.random.default_rng(0).integers(padding, size=(5, 8))
+    items_BL[np.arange(8) >= lengths_B[:, None]] = padding
+    users_B = np.array([0, 1, 2, 3, -1])
+
+    def of_all(items_BL, users_B):
+        found = model.sasrec(items_BL), model.retriever(items_BL, model.retriever.catalogue(), users_B=users_B)
+        hidden_Bd, preferences_BKd = (each[np.arange(5), lengths_B - 1] for each in found)
+        keys_Id = model.retriever.catalogue().keys_Id
+        scores = (
+            model.sasrec.score(hidden_Bd, model.sasrec.item_table()),
+            model.retriever.score(preferences_BKd, keys_Id),
+        )
+        return {"sasrec": scores[0], "retriever": scores[1], "fused": model.fusion(*scores)}
+
+    expected = backend.call(of_all, items_BL, users_B)
+    found = backend.call(lambda items_BL, users_B: model.scores(items_BL, users_B=users_B), items_BL, users_B)
+    for scorer, scores_BI in found.items():
+        np.testing.assert_allclose(scores_BI, expected[scorer], rtol=1e-6, atol=1e-6 * np.abs(scores_BI).max())
+
+
 def test_scores_depend_on_order_and_content(backend, make_model):
     model = backend.inference(make_model())
     scores_BI = backend.call(model, [[3, 1, 4], [1, 3, 4], [3, 1, 5]])

@@ -274,8 +274,10 @@ def _read_columns(form: TextFormat, content: bytes, start: int, names: list[str]
     if len(separator) > 1:
         content, separator = content.replace(separator.encode(), b"\t"), "\t"
     table = pa.csv.read_csv(
-        pa.BufferReader(pa.py_buffer(content).slice(start)),
-        read_options=pa.csv.ReadOptions(column_names=names, encoding=form.encoding, block_size=MAX_ROW_BYTES),
+        own(
+            memoryview(content)[start:] if form.encoding == "utf-8" else content[start:].decode(form.encoding).encode()
+        ),
+        read_options=pa.csv.ReadOptions(column_names=names, block_size=MAX_ROW_BYTES),
         parse_options=pa.csv.ParseOptions(
             delimiter=separator, quote_char='"' if form.quoted else False, newlines_in_values=form.quoted
         ),
@@ -284,6 +286,17 @@ def _read_columns(form: TextFormat, content: bytes, start: int, names: list[str]
         ),
     )
     return {name: table[name].combine_chunks() for name in names}
+
+
+def own(content: bytes | memoryview) -> pa.BufferReader:
+    """A stream over a copy that Arrow owns.
+
+    A thread of Arrow may let go of the last block that it has read while the interpreter ends: if Python owned the
+    memory (`pa.py_buffer`, or an ``encoding`` that is decoded in Python) the process would abort, with exit code 134.
+    """
+    copy = pa.BufferOutputStream()
+    copy.write(content)
+    return pa.BufferReader(copy.getvalue())
 
 
 def _has_long_fields(columns: dict[str, pa.Array]) -> bool:

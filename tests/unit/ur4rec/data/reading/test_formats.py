@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -220,6 +221,25 @@ def test_other_faults_of_files(tmp_path):
     (tmp_path / "x.csv").write_text("user,item,timestamp\n1,a,3\n")
     with pytest.raises(DataError, match=r"none.csv: must be an existing file, got none"):
         load_dataset(tmp_path / "x.csv", items_path=tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_arrow_owns_what_its_threads_read(tmp_path, monkeypatch, encoding):
+    """Python's memory, or a codec of Python, would abort the process if a thread let go of it at exit (code 134)."""
+    owned = []
+    read_csv = pa.csv.read_csv
+
+    def measured(source, *, read_options, **options):
+        owned.append((pa.total_allocated_bytes() - before, read_options.encoding))
+        return read_csv(source, read_options=read_options, **options)
+
+    monkeypatch.setattr(pa.csv, "read_csv", measured)
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"user\n" + b"name\n" * 100_000)
+    before = pa.total_allocated_bytes()
+    assert len(read_text_table(path, TextFormat(separator=",", encoding=encoding))) == 100_000
+    assert owned[0][0] >= 500_000
+    assert owned[0][1] == "utf8"
 
 
 fields = st.text(

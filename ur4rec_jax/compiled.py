@@ -50,6 +50,9 @@ class Functions(NamedTuple):
     scores: Callable[..., dict[str, Array]]
     """Scores by scorer from parameters, buffers, catalogue, histories and their users; compiled once per tuple of
     scorers."""
+    explain: Callable[..., Array]
+    """By which texts of histories candidates are found, from parameters, buffers, catalogue, histories, candidates and
+    users."""
 
 
 def functions_of(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...] = PARTS) -> Functions:
@@ -94,6 +97,7 @@ def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tup
         project=compiled(partial(_project, graphdef)),
         epochs={},
         scores=compiled(partial(_scores, graphdef), static_argnames="scorers"),
+        explain=compiled(partial(_explain, graphdef)),
     )
 
 
@@ -112,3 +116,15 @@ def _scores(
     scorers: tuple[str, ...],
 ) -> dict[str, Array]:
     return nnx.merge(graphdef, params, buffers).scores(items_BL, scorers, catalogue, users_B)
+
+
+def _explain(
+    graphdef: nnx.GraphDef[UR4Rec],
+    params: Any,
+    buffers: Any,
+    catalogue: Catalogue,
+    items_BL: Array,
+    candidates_BC: Array,
+    users_B: Array | None,
+) -> Array:
+    return nnx.merge(graphdef, params, buffers).explain(items_BL, candidates_BC, catalogue, users_B)

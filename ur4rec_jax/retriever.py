@@ -2,7 +2,7 @@
 
 Shapes: B rows, L positions, Q of them that are asked for (all, or one), T width of text vectors, d width of the
 preference space, K queries, N positions, I items, J = I + 1 items with the padding, U users, M = L + 1 texts with the
-user's own, R rows that are B, or 1 where all are alike.
+user's own, C candidates, R rows that are B, or 1 where all are alike.
 """
 
 from functools import reduce
@@ -100,19 +100,29 @@ class PreferenceRetriever(nnx.Module):
             users_B: Whose they are; anything but the number of a user is a user without a text.
             at_B: The one position of each row that is asked for; None is all.
         """
-        values_BMd = catalogue.values_Jd[items_BL]
-        content_BKL = catalogue.content_JK[items_BL].mT
-        logits_BKQM = content_BKL[:, :, None] + self._recency(items_BL.shape[1], at_B)
-        if users_B is not None and self.reads_users:
-            values_Bd, content_BK = self._look_up(users_B, catalogue)
-            values_BMd = jnp.concatenate([values_BMd, values_Bd[:, None]], axis=1)
-            content_BKQ1 = jnp.broadcast_to(content_BK[:, :, None, None], (*logits_BKQM.shape[:3], 1))
-            logits_BKQM = jnp.concatenate([logits_BKQM, content_BKQ1], axis=-1)
-        weights_BKQM = jax.nn.softmax(logits_BKQM, axis=-1)
-        values_BMd = self.dropout(values_BMd, rngs)
-        gathered_BKQd = weights_BKQM.astype(values_BMd.dtype) @ values_BMd[:, None]
-        preferences_BKQd: Array = self.preference_projection(gathered_BKQd)
-        return normalize(preferences_BKQd.swapaxes(1, 2))
+        weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
+        return self._gather(weights_BKQM, self.dropout(values_BMd, rngs))
+
+    def explain(
+        self, items_BL: Array, at_B: Array, candidates_BC: Array, catalogue: Catalogue, users_B: Array | None = None
+    ) -> Array:
+        """By which texts of a history the candidates are found, (B, C, M): weights that sum to 1 for each.
+
+        The weight of a text is each query's attention to it, times the share of what that query gathers in the score
+        of the candidate: the softmax over the queries of their cosines over τ.
+
+        Args:
+            items_BL: Histories, right-padded.
+            at_B: The position of each row from which it is looked back.
+            candidates_BC: The items that were found.
+            catalogue: What `catalogue` returned.
+            users_B: Whose they are, as in `__call__`; with users, the last weight is that of the user's own text.
+        """
+        weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
+        preferences_BKd = self._gather(weights_BKQM, values_BMd)[:, 0]
+        keys_BCd = catalogue.keys_Id[candidates_BC]
+        shares_BCK = jax.nn.softmax(keys_BCd @ self.scale(preferences_BKd).swapaxes(1, 2), axis=-1)
+        return shares_BCK @ weights_BKQM[:, :, 0]
 
     def score(self, preferences_NKd: Array, keys_Id: Array) -> Array:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
@@ -123,6 +133,26 @@ class PreferenceRetriever(nnx.Module):
     def scale(self, preferences_NKd: Array) -> Array:
         """Preference vectors over τ: their products with items' keys are exponents."""
         return preferences_NKd / self.temperature
+
+    def _attend(
+        self, items_BL: Array, catalogue: Catalogue, users_B: Array | None, at_B: Array | None
+    ) -> tuple[Array, Array]:
+        """The weight that each query gives each text, (B, K, Q, M), and what the texts hold, (B, M, d)."""
+        values_BMd = catalogue.values_Jd[items_BL]
+        content_BKL = catalogue.content_JK[items_BL].mT
+        logits_BKQM = content_BKL[:, :, None] + self._recency(items_BL.shape[1], at_B)
+        if users_B is not None and self.reads_users:
+            values_Bd, content_BK = self._look_up(users_B, catalogue)
+            values_BMd = jnp.concatenate([values_BMd, values_Bd[:, None]], axis=1)
+            content_BKQ1 = jnp.broadcast_to(content_BK[:, :, None, None], (*logits_BKQM.shape[:3], 1))
+            logits_BKQM = jnp.concatenate([logits_BKQM, content_BKQ1], axis=-1)
+        return jax.nn.softmax(logits_BKQM, axis=-1), values_BMd
+
+    def _gather(self, weights_BKQM: Array, values_BMd: Array) -> Array:
+        """What each query gathers, as a preference vector, (B, Q, K, d)."""
+        gathered_BKQd = weights_BKQM.astype(values_BMd.dtype) @ values_BMd[:, None]
+        preferences_BKQd: Array = self.preference_projection(gathered_BKQd)
+        return normalize(preferences_BKQd.swapaxes(1, 2))
 
     def _look_up(self, users_B: Array, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""

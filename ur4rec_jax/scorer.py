@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from numpy.typing import ArrayLike
 
 from ur4rec.config import TrainerConfig
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.training.backend import check_model
 from ur4rec.training.memory import enough_for_model
-from ur4rec.training.scorer import BaseScorer, ScoreFunction
+from ur4rec.training.scorer import ModelScorer, ScoreFunction
 from ur4rec_jax.compiled import Functions, functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_indices
 from ur4rec_jax.ur4rec import UR4Rec
@@ -37,7 +38,7 @@ def rank_batch(scores_BI: Array, batch: EvaluationBatch) -> tuple[Array, Array]:
     return at_least_BI.sum(1), finite
 
 
-class Scorer(BaseScorer[Array]):
+class Scorer(ModelScorer[Array]):
     """Ranks and scores with a model as it is.
 
     `JointTrainer` does the same for a model that it trains.
@@ -72,6 +73,13 @@ class Scorer(BaseScorer[Array]):
     def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[ScoreFunction[Array]]:
         with_users = self.model.config.num_users > 0
         return nullcontext(scores_of(self._functions, self._arrays, scorers, with_users=with_users))
+
+    def _explain(self, items_BL: ArrayLike, candidates_BC: ArrayLike, users_B: ArrayLike | None) -> Array:
+        users = None if users_B is None else to_indices(users_B)
+        explained: Array = self._functions.explain(
+            *self._arrays, to_indices(items_BL), to_indices(candidates_BC), users
+        )
+        return explained
 
 
 def scores_of(

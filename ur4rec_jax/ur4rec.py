@@ -190,7 +190,7 @@ class UR4Rec(nnx.Module):
         wanted = dict.fromkeys(scorers)
         for scorer in wanted:
             check_choice("scorer", scorer, SCORERS)
-        last_B = jnp.maximum((items_BL != self.config.num_items).sum(1), 1) - 1
+        last_B = self._last(items_BL)
         found: dict[str, Array] = {}
         if wanted.keys() & {"sasrec", "fused"}:
             hidden_Bd = self.sasrec(items_BL, at_B=last_B)[:, 0]
@@ -202,3 +202,13 @@ class UR4Rec(nnx.Module):
         if "fused" in wanted:
             found["fused"] = self.fusion(found["sasrec"], found["retriever"])
         return {scorer: found[scorer] for scorer in wanted}
+
+    def explain(
+        self, items_BL: Array, candidates_BC: Array, catalogue: Catalogue, users_B: Array | None = None
+    ) -> Array:
+        """By which texts of a history the retriever finds the candidates, (B, C, M); `PreferenceRetriever.explain`."""
+        return self.retriever.explain(items_BL, self._last(items_BL), candidates_BC, catalogue, users_B)
+
+    def _last(self, items_BL: Array) -> Array:
+        """The position of the last item of each history, (B,)."""
+        return jnp.maximum((items_BL != self.config.num_items).sum(1), 1) - 1

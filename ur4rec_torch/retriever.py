@@ -2,7 +2,7 @@
 
 Shapes: B rows, L positions, Q of them that are asked for (all, or one), T width of text vectors, d width of the
 preference space, K queries, N positions, I items, J = I + 1 items with the padding, U users, M = L + 1 texts with the
-user's own, R rows that are B, or 1 where all are alike.
+user's own, C candidates, R rows that are B, or 1 where all are alike.
 """
 
 from functools import reduce
@@ -88,18 +88,28 @@ class PreferenceRetriever(nn.Module):
             users_B: Whose they are; anything but the number of a user is a user without a text.
             at_B: The one position of each row that is asked for; None is all.
         """
-        values_BMd = F.embedding(items_BL, catalogue.values_Jd)
-        content_BKL = F.embedding(items_BL, catalogue.content_JK).transpose(1, 2)
-        logits_BKQM = content_BKL.unsqueeze(2) + self._recency(items_BL.shape[1], at_B)
-        if users_B is not None and self.reads_users:
-            values_Bd, content_BK = self._look_up(users_B, catalogue)
-            values_BMd = torch.cat([values_BMd, values_Bd.unsqueeze(1)], dim=1)
-            content_BKQ1 = content_BK[:, :, None, None].expand(-1, -1, logits_BKQM.shape[2], 1)
-            logits_BKQM = torch.cat([logits_BKQM, content_BKQ1], dim=-1)
-        weights_BKQM = torch.softmax(logits_BKQM, dim=-1)
-        gathered_BKQd = weights_BKQM @ self.dropout(values_BMd).unsqueeze(1)
-        preferences_BKQd: Tensor = self.preference_projection(gathered_BKQd)
-        return F.normalize(preferences_BKQd.transpose(1, 2), dim=-1)
+        return self._gather(*self._attend(items_BL, catalogue, users_B, at_B))
+
+    def explain(
+        self, items_BL: Tensor, at_B: Tensor, candidates_BC: Tensor, catalogue: Catalogue, users_B: Tensor | None = None
+    ) -> Tensor:
+        """By which texts of a history the candidates are found, (B, C, M): weights that sum to 1 for each.
+
+        The weight of a text is each query's attention to it, times the share of what that query gathers in the score
+        of the candidate: the softmax over the queries of their cosines over τ.
+
+        Args:
+            items_BL: Histories, right-padded.
+            at_B: The position of each row from which it is looked back.
+            candidates_BC: The items that were found.
+            catalogue: What `catalogue` returned.
+            users_B: Whose they are, as in `forward`; with users, the last weight is that of the user's own text.
+        """
+        weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
+        preferences_BKd = self._gather(weights_BKQM, values_BMd)[:, 0]
+        keys_BCd = F.embedding(candidates_BC, catalogue.keys_Id)
+        shares_BCK = torch.softmax(keys_BCd @ self.scale(preferences_BKd).transpose(1, 2), dim=-1)
+        return shares_BCK @ weights_BKQM[:, :, 0]
 
     def score(self, preferences_NKd: Tensor, keys_Id: Tensor) -> Tensor:
         """Logits of every item, (N, I). Cosines over τ are at most 1/τ, so the exponentials need no shift."""
@@ -109,6 +119,26 @@ class PreferenceRetriever(nn.Module):
     def scale(self, preferences_NKd: Tensor) -> Tensor:
         """Preference vectors over τ: their products with items' keys are exponents."""
         return preferences_NKd / self.temperature
+
+    def _attend(
+        self, items_BL: Tensor, catalogue: Catalogue, users_B: Tensor | None, at_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The weight that each query gives each text, (B, K, Q, M), and what the texts hold, (B, M, d)."""
+        values_BMd = F.embedding(items_BL, catalogue.values_Jd)
+        content_BKL = F.embedding(items_BL, catalogue.content_JK).transpose(1, 2)
+        logits_BKQM = content_BKL.unsqueeze(2) + self._recency(items_BL.shape[1], at_B)
+        if users_B is not None and self.reads_users:
+            values_Bd, content_BK = self._look_up(users_B, catalogue)
+            values_BMd = torch.cat([values_BMd, values_Bd.unsqueeze(1)], dim=1)
+            content_BKQ1 = content_BK[:, :, None, None].expand(-1, -1, logits_BKQM.shape[2], 1)
+            logits_BKQM = torch.cat([logits_BKQM, content_BKQ1], dim=-1)
+        return torch.softmax(logits_BKQM, dim=-1), values_BMd
+
+    def _gather(self, weights_BKQM: Tensor, values_BMd: Tensor) -> Tensor:
+        """What each query gathers, as a preference vector, (B, Q, K, d)."""
+        gathered_BKQd = weights_BKQM @ self.dropout(values_BMd).unsqueeze(1)
+        preferences_BKQd: Tensor = self.preference_projection(gathered_BKQd)
+        return F.normalize(preferences_BKQd.transpose(1, 2), dim=-1)
 
     def _look_up(self, users_B: Tensor, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""

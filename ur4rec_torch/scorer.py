@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.training.backend import check_model
 from ur4rec.training.memory import enough_for_model
-from ur4rec.training.scorer import BaseScorer, ScoreFunction
+from ur4rec.training.scorer import ModelScorer, ScoreFunction
 from ur4rec_torch.device import find_device, to_host, to_indices
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.ur4rec import UR4Rec
@@ -38,7 +39,7 @@ def rank_batch(scores_BI: Tensor, batch: EvaluationBatch) -> tuple[Tensor, Tenso
     return at_least_BI.sum(1), finite
 
 
-class Scorer(BaseScorer[Tensor]):
+class Scorer(ModelScorer[Tensor]):
     """Ranks and scores with a model as it is.
 
     `JointTrainer` does the same for a model that it trains; to build its optimizers alone takes a second or two.
@@ -71,6 +72,12 @@ class Scorer(BaseScorer[Tensor]):
     def _scoring(self, scorers: tuple[str, ...]) -> Iterator[ScoreFunction[Tensor]]:
         with torch.no_grad():
             yield scores_of(self.model, self._catalogue, self.device, scorers)
+
+    def _explain(self, items_BL: ArrayLike, candidates_BC: ArrayLike, users_B: ArrayLike | None) -> Tensor:
+        users = None if users_B is None else to_indices(users_B, self.device)
+        with torch.no_grad():
+            items, candidates = (to_indices(each, self.device) for each in (items_BL, candidates_BC))
+            return self.model.explain(items, candidates, self._catalogue, users)
 
 
 def scores_of(

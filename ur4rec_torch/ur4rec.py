@@ -193,7 +193,7 @@ class UR4Rec(nn.Module):
         wanted = dict.fromkeys(scorers)
         for scorer in wanted:
             check_choice("scorer", scorer, SCORERS)
-        last_B = (items_BL != self.config.num_items).sum(1).clamp(min=1) - 1
+        last_B = self._last(items_BL)
         found: dict[str, Tensor] = {}
         if wanted.keys() & {"sasrec", "fused"}:
             hidden_Bd = self.sasrec(items_BL, last_B)[:, 0]
@@ -205,6 +205,16 @@ class UR4Rec(nn.Module):
         if "fused" in wanted:
             found["fused"] = self.fusion(found["sasrec"], found["retriever"])
         return {scorer: found[scorer] for scorer in wanted}
+
+    def explain(
+        self, items_BL: Tensor, candidates_BC: Tensor, catalogue: Catalogue, users_B: Tensor | None = None
+    ) -> Tensor:
+        """By which texts of a history the retriever finds the candidates, (B, C, M); `PreferenceRetriever.explain`."""
+        return self.retriever.explain(items_BL, self._last(items_BL), candidates_BC, catalogue, users_B)
+
+    def _last(self, items_BL: Tensor) -> Tensor:
+        """The position of the last item of each history, (B,)."""
+        return (items_BL != self.config.num_items).sum(1).clamp(min=1) - 1
 
 
 def _initialise(module: nn.Module) -> None:

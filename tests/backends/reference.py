@@ -180,3 +180,24 @@ def uncertainty_step(losses, weights, log_variances, learning_rate):
         for name in losses
     }
     return {**log_variances, **moved}
+
+
+def explanation(weights, history, candidates, temperature, user=None):
+    """By which texts of one history (and of its user, last) each candidate is found, from the retriever's weights."""
+
+    def project(name, texts):
+        return texts @ weights[f"{name}.weight"].T.astype(float) + weights[f"{name}.bias"]
+
+    texts_MT = weights["item_text_vectors"][list(history)].astype(float)
+    recency_KL = weights["recency.weight"][:, : len(history)][:, ::-1]
+    bias_KM = np.column_stack([recency_KL, weights["user_bias"]])
+    if user is None:
+        bias_KM = recency_KL
+    else:
+        texts_MT = np.vstack([texts_MT, weights["user_text_vectors"][user]])
+    keys_Md = project("key_projection", texts_MT)
+    logits_KM = weights["queries.weight"] @ keys_Md.T / np.sqrt(keys_Md.shape[1]) + bias_KM
+    attention_KM = np.exp(log_softmax(logits_KM))
+    preferences_Kd = normalise(project("preference_projection", attention_KM @ project("value_projection", texts_MT)))
+    items_Cd = normalise(project("item_projection", weights["item_text_vectors"][list(candidates)].astype(float)))
+    return np.exp(log_softmax(items_Cd @ preferences_Kd.T / temperature)) @ attention_KM

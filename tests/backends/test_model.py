@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.backends import reference
 from ur4rec.errors import ConfigurationError, UnknownNameError
 
 SCORERS = ("fused", "sasrec", "retriever")
@@ -72,6 +73,26 @@ def test_the_last_position_alone_says_what_it_says_among_all(backend, make_model
     found = backend.call(lambda items_BL, users_B: model.scores(items_BL, users_B=users_B), items_BL, users_B)
     for scorer, scores_BI in found.items():
         np.testing.assert_allclose(scores_BI, expected[scorer], rtol=1e-6, atol=1e-6 * np.abs(scores_BI).max())
+
+
+def test_an_explanation_is_what_each_query_looked_at_times_its_share_in_the_score(backend, make_model):
+    draws = np.random.default_rng(1)
+    model = backend.inference(make_model(user_text_vectors=draws.normal(size=(2, 12))))
+    recency = {"retriever.recency.weight": draws.normal(size=(3, 8)), "retriever.user_bias": draws.normal(size=3)}
+    backend.set_weights(model, recency)
+    padding, candidates_BC = model.config.num_items, np.array([[7, 8, 10], [0, 1, 3]])
+    found_BCM = backend.call(
+        lambda items_BL, candidates_BC, users_B: model.explain(
+            items_BL, candidates_BC, model.retriever.catalogue(), users_B
+        ),
+        *(np.array([[3, 1, 4, 1, padding], [5, 9, 2, 6, 5]]), candidates_BC, np.array([1, -1])),
+    )
+    weights, temperature = backend.weights(model.retriever), model.config.retriever_temperature
+    with_text_CM = reference.explanation(weights, [3, 1, 4, 1], candidates_BC[0], temperature, user=1)
+    without_CM = reference.explanation(weights, [5, 9, 2, 6, 5], candidates_BC[1], temperature)
+    np.testing.assert_allclose(found_BCM[0], np.insert(with_text_CM, 4, 0, axis=1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found_BCM[1], np.insert(without_CM, 5, 0, axis=1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found_BCM.sum(2), 1, rtol=1e-5)
 
 
 def test_scores_depend_on_order_and_content(backend, make_model):

@@ -1,6 +1,6 @@
 """``ur4rec serve``."""
 
-from pathlib import Path
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -27,5 +27,5 @@ def serve(
         if open_browser:
             typer.launch(address)
 
-    with one_line_errors():
+    with one_line_errors(), suppress(KeyboardInterrupt):
         serve_run(RunDirectory.open_existing(run), port, ready)

@@ -11,6 +11,8 @@ from ur4rec.evaluation.metrics import summarise
 
 K_LIST = (5, 10, 20)
 CRITERION = "ndcg@10"
+METRICS = {f"{metric}@{k}": float for k in K_LIST for metric in ("hit", "ndcg")} | {"mrr": float}
+"""The metrics of a result, by name."""
 
 
 @dataclass(kw_only=True)

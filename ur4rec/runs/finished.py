@@ -50,7 +50,7 @@ class Recommender:
         self.interactions: Interactions = load_interactions(config, data_dir)
         directory.check_fact("interactions_hash", self.interactions.hash)
         self._scorer = load_scorer(config.backend, checkpoint)
-        self._max_seq_len = config.model_config(self.interactions.num_items).max_seq_len
+        self.max_seq_len = config.model_config(self.interactions.num_items).max_seq_len
 
     def history_of(self, user_id: str) -> NDArray[np.int32]:
         """All items of a user in order of time.
@@ -82,30 +82,54 @@ class Recommender:
             ConfigurationError: The history is empty or has every item, or ``top`` is below 1.
             NonFiniteError: A score is NaN or infinite.
         """
-        if not len(history_L):
-            raise ConfigurationError("a history must have at least one item, got none; name a user or some titles")
+        return self.rankings(history_L, top=top, user_id=user_id)["fused"]
+
+    def rankings(
+        self, history_L: NDArray[np.int32], *, top: int = 10, user_id: str | None = None
+    ) -> dict[str, list[Recommendation]]:
+        """What `recommend` returns, for each scorer in the order of its own probabilities."""
         if len(np.unique(history_L)) == self.interactions.num_items:
             raise ConfigurationError(
                 f"a history must leave items to recommend, got all {self.interactions.num_items}; name another user"
             )
         if top < 1:
             raise ConfigurationError(f"top must be at least 1, got {top}")
-        recent = history_L[-self._max_seq_len :]
-        items_BL = np.full((1, self._max_seq_len), self.interactions.num_items, np.int64)
-        items_BL[0, : len(recent)] = recent
-        users_B = None if user_id is None else [self._find_user(user_id)]
-        scores = self._scorer.scores(items_BL, users_B)
+        scores = self._scorer.scores(*self._rows(history_L, user_id))
         probabilities = {scorer: _softmax_unseen(scores_BI[0], history_L) for scorer, scores_BI in scores.items()}
-        order = np.argsort(-probabilities["fused"], kind="stable")[:top]
-        return [
-            Recommendation(
-                item_id=self.interactions.item_ids[item],
-                title=self.interactions.titles[item],
-                probabilities={scorer: float(values[item]) for scorer, values in probabilities.items()},
-            )
-            for item in order
-            if probabilities["fused"][item] > 0
-        ]
+        return {
+            scorer: [
+                Recommendation(
+                    item_id=self.interactions.item_ids[item],
+                    title=self.interactions.titles[item],
+                    probabilities={each: float(values[item]) for each, values in probabilities.items()},
+                )
+                for item in np.argsort(-values_I, kind="stable")[:top]
+                if values_I[item] > 0
+            ]
+            for scorer, values_I in probabilities.items()
+        }
+
+    def explain(
+        self, history_L: NDArray[np.int32], items_C: Sequence[int], *, user_id: str | None = None
+    ) -> NDArray[np.float32]:
+        """By which parts of a history the retriever finds the items, (C, M): weights that sum to 1 for each.
+
+        M are the newest items that the model reads, oldest first, and last the user's own text, for a model that knows
+        texts of users and a user that is named.
+        """
+        items_BL, users_B = self._rows(history_L, user_id)
+        weights_CM = self._scorer.explain(items_BL, [list(items_C)], users_B)[0]
+        read = min(len(history_L), self.max_seq_len)
+        return np.concatenate([weights_CM[:, :read], weights_CM[:, self.max_seq_len :]], axis=1)
+
+    def _rows(self, history_L: NDArray[np.int32], user_id: str | None) -> tuple[NDArray[np.int64], list[int] | None]:
+        """A history and its user as the one row of a batch."""
+        if not len(history_L):
+            raise ConfigurationError("a history must have at least one item, got none; name a user or some titles")
+        items_BL = np.full((1, self.max_seq_len), self.interactions.num_items, np.int64)
+        recent = history_L[-self.max_seq_len :]
+        items_BL[0, : len(recent)] = recent
+        return items_BL, None if user_id is None else [self._find_user(user_id)]
 
     def _find_user(self, user_id: str) -> int:
         if user_id not in self.interactions.user_ids:

@@ -16,7 +16,7 @@ from ur4rec.data.batches import EvaluationBatch, EvaluationBatches
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import popularity_ranks
-from ur4rec.evaluation.results import CRITERION, K_LIST, Result, build_result
+from ur4rec.evaluation.results import CRITERION, K_LIST, METRICS, Result, build_result
 from ur4rec.files import check_form
 from ur4rec.runs.config import RunConfig, read_config
 from ur4rec.runs.directory import AppendedLog, RunDirectory
@@ -39,14 +39,13 @@ TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "end_to_end": _JOINT_ROWS,
 }
 """Per stage: the scorer whose validation chooses the epoch, and the rows of the results table that it fills."""
-_METRICS = {f"{metric}@{k}": float for k in K_LIST for metric in ("hit", "ndcg")} | {"mrr": float}
-_RESULT = {"name": str, "epoch": int, "validation": _METRICS, "test": _METRICS, "test_ranks": [int]}
+_RESULT = {"name": str, "epoch": int, "validation": METRICS, "test": METRICS, "test_ranks": [int]}
 _EPOCH = {
     "epoch": int,
     "stage": str,
     "step": int,
     "train": {str: float},
-    "validation": dict.fromkeys(SCORERS, _METRICS),
+    "validation": dict.fromkeys(SCORERS, METRICS),
     "train_seconds": float,
     "evaluation_seconds": float,
 }

@@ -1,20 +1,15 @@
 """What the page asks of a run, answered as plain JSON values."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from alternator.checks import check_integer, cut, printable
-from alternator.recordings.log import read_log
 from ur4rec.errors import ConfigurationError
-from ur4rec.evaluation.results import Result
-from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.finished import Recommender
-from ur4rec.runs.measurements import read_measurements
-from ur4rec.runs.verdict import explain_decisions
+from ur4rec.serve.overview import describe_run
 
 MAX_HISTORY = 10_000
 """The number of items of a history that the page may send at most."""
@@ -32,37 +27,25 @@ class Answers:
     Args:
         directory: The run.
         recommender: Its best model.
+
+    Attributes:
+        run: What `ur4rec.serve.overview.describe_run` returns.
+
+    Raises:
+        DataError: A file of the run is damaged.
     """
 
     def __init__(self, directory: RunDirectory, recommender: Recommender) -> None:
         self._directory = directory
         self._recommender = recommender
+        self.run = describe_run(directory, recommender.interactions)
         self._titles = [printable(title) for title in recommender.interactions.titles]
+        self._index = {item_id: index for index, item_id in enumerate(recommender.interactions.item_ids)}
         self._folded = [title.casefold() for title in self._titles]
-
-    @cached_property
-    def run(self) -> dict[str, Any]:
-        """The run's name, facts, what its schedule decided, and its metrics on the test targets."""
-        config, path = read_config(self._directory), self._directory.path
-        interactions = self._recommender.interactions
-        decided = explain_decisions(
-            config.schedule, read_log(path / "decisions.csv"), read_measurements(path / "payoffs.csv")
-        )
-        final = self._directory.read_json("metrics.json")["final"]
-        return {
-            "name": printable(path.resolve().name),
-            "facts": printable(
-                f"{interactions.name}: {interactions.num_users:,} users, {interactions.num_items:,} items, "
-                f"{len(interactions):,} interactions. Schedule {config.schedule}, {config.backend}, seed {config.seed}."
-            ),
-            "decided": decided,
-            "results": [Result.from_json({**row, "test_ranks": []}).to_json() for row in final.values()],
-            "has_plot": self.plot is not None,
-        }
 
     @property
     def plot(self) -> bytes | None:
-        """The picture of the run; None if it has none yet."""
+        """The picture of the run, as it is now; None if it has none yet."""
         path = self._directory.path / "schedule.png"
         return path.read_bytes() if path.is_file() else None
 
@@ -109,16 +92,16 @@ class Answers:
         check_integer("top", top, 1, MAX_TOP)
         history = np.array([each["index"] for each in self.items(items)], np.int32)
         lists = self._recommender.rankings(history, top=top, user_id=user)
-        found = list(dict.fromkeys(each.item for ranking in lists.values() for each in ranking))
+        found = list(dict.fromkeys(self._index[each.item_id] for ranking in lists.values() for each in ranking))
         weights = dict(zip(found, self._recommender.explain(history, found, user_id=user).tolist(), strict=True))
         return {
             "lists": {
                 scorer: [
                     {
-                        "index": each.item,
-                        "title": self._titles[each.item],
+                        "index": (item := self._index[each.item_id]),
+                        "title": self._titles[item],
                         "probability": each.probabilities[scorer],
-                        "weights": weights[each.item],
+                        "weights": weights[item],
                     }
                     for each in ranking
                 ]

@@ -31,8 +31,12 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Sent with every answer: only our own script runs, nothing comes from elsewhere, and no other page may hold this one."""
-_ASSETS = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript")}
+"""Sent with every answer: only our own script runs, nothing comes from elsewhere, and nobody may frame the page."""
+_ASSETS = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 
 
 def build_app(answers: Answers) -> Starlette:

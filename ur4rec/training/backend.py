@@ -23,7 +23,7 @@ from ur4rec.config import ModelConfig
 from ur4rec.errors import ConfigurationError
 
 if TYPE_CHECKING:  # a configuration names a backend, and is parsed without data or arrays
-    from ur4rec.training.scorer import AnyScorer
+    from ur4rec.training.scorer import AnyModelScorer
     from ur4rec.training.trainer import AnyTrainer
 
 BACKENDS = {"torch": ("ur4rec_torch", ("torch",)), "jax": ("ur4rec_jax", ("jax", "flax", "optax"))}
@@ -76,7 +76,7 @@ class Backend(Protocol):
         """The class of the trainer."""
 
     @property
-    def Scorer(self) -> Callable[..., AnyScorer]:  # noqa: N802
+    def Scorer(self) -> Callable[..., AnyModelScorer]:  # noqa: N802
         """The class of the scorer."""
 
     @property
@@ -109,7 +109,7 @@ def load_backend(name: str) -> Backend:
     return cast(Backend, importlib.import_module(package))
 
 
-def load_scorer(backend: str, checkpoint: Path, device: str = "cpu") -> AnyScorer:
+def load_scorer(backend: str, checkpoint: Path, device: str = "cpu") -> AnyModelScorer:
     """A `Scorer` of the model of a checkpoint.
 
     Raises:

@@ -110,10 +110,36 @@ class BaseScorer(ABC, Generic[ArrayT]):
         return np.concatenate([self._to_host(ranks_B)[:num_valid] for ranks_B, num_valid in parts]).astype(np.int64)
 
 
+class ModelScorer(BaseScorer[ArrayT]):
+    """The scorer of a model that is not trained any more: it also says why."""
+
+    def explain(
+        self, items_BL: ArrayLike, candidates_BC: ArrayLike, users_B: ArrayLike | None = None
+    ) -> NDArray[np.float32]:
+        """By which parts of a history the retriever finds the candidates, (B, C, M): weights that sum to 1 for each.
+
+        M are the positions of the history, of which padding has none of the weight, and in a model with user texts,
+        where users are named, last the user's own text.
+
+        Args:
+            items_BL: Histories, right-padded.
+            candidates_BC: The items that were found.
+            users_B: Whose histories they are, if anybody's.
+        """
+        with enough_for_scores():
+            return self._to_host(self._explain(items_BL, candidates_BC, users_B))
+
+    @abstractmethod
+    def _explain(self, items_BL: ArrayLike, candidates_BC: ArrayLike, users_B: ArrayLike | None) -> ArrayT:
+        """What `explain` returns, on the device."""
+
+
 def _refuse_nonfinite(finite: bool) -> None:
     if not finite:
         raise NonFiniteError("scores must be finite, got NaN or infinite ones; lower the learning rate and train again")
 
 
 AnyScorer: TypeAlias = BaseScorer[Any]
+"""The scorer or trainer of one backend or the other."""
+AnyModelScorer: TypeAlias = ModelScorer[Any]
 """The scorer of one backend or the other."""

@@ -108,9 +108,6 @@ def test_names_of_arms_stay_readable():
     assert literal("matched:random_tenure,mean=3") == "matched:random_tenure,mean=3"
 
 
-
-
-
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium or google-chrome on the PATH")
 def test_a_browser_runs_nothing_of_the_page(page, tmp_path):
     def title(content):

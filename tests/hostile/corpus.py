@@ -69,6 +69,7 @@ COMMANDS = {
     "training state": on("run", RESUME),
     "decisions": [*on("run", RESUME), ("alternator", "replay", "run")],
     "payoffs": on("run", RESUME),
+    "page": [("tests.hostile.good:page", "run")],
     "data": [*of_data("data"), *on("run", RESUME, EVALUATE, RECOMMEND)],
     "parquet": of_data("plays.parquet"),
     "texts": [(*TRAIN_NEW, "--user-texts", "texts.json")],
@@ -464,6 +465,17 @@ LOGS = [
     Case("payoffs", "an unknown module", logs("payoffs.csv", cell(1, 2, "critic"))),
     Case("payoffs", "bytes", each_run(lambda run: (run / "payoffs.csv").write_bytes(b"\xff\0" * 20))),
 ]
+PAGE = [
+    *(Case("page", f"metrics: {name}", whole("run/metrics.json", content)) for name, content in JSON_FILES.items()),
+    Case("page", "no metrics", lambda root: (root / "run/metrics.json").unlink()),
+    Case("page", "results as a list", in_json("run/metrics.json", ["final"], [])),
+    Case("page", "a metric in words", in_json("run/metrics.json", ["final", "fused", "test", "mrr"], "high")),
+    Case("page", "no metric", in_json("run/metrics.json", ["final", "fused", "test", "mrr"], ...)),
+    Case("page", "a name that is a list", in_json("run/metrics.json", ["final", "fused", "name"], [1])),
+    Case("page", "steps as bytes", whole("run/decisions.csv", b"\xff\0" * 20)),
+    Case("page", "steps without a column", replaced("run/decisions.csv", b"reason", b"because")),
+    Case("page", "payoffs as bytes", whole("run/payoffs.csv", b"\xff\0" * 20)),
+]
 HEADER = b"user,item,timestamp\n"
 DATA = [
     Case("data", "bytes", data_file(b"\xff\xfe\0\1" * 100)),
@@ -655,7 +667,7 @@ RULE_SETTINGS = {
     "a long delay": ["--rule", "plateau", "--delay", DIGITS],
 }
 
-CASES = [*CONFIG, *RESUMED, *CHECKPOINT, *LOGS, *DATA, *TEXTS, *STUDY, *LOSSES, *EVENT_FILES]
+CASES = [*CONFIG, *RESUMED, *CHECKPOINT, *LOGS, *PAGE, *DATA, *TEXTS, *STUDY, *LOSSES, *EVENT_FILES]
 
 
 def with_settings(words):

@@ -104,3 +104,20 @@ def make():
     make_files()
     make_runs()
     make_studies()
+
+
+def page(run):
+    """What `ur4rec serve` reads of a run before it serves."""
+    import typer
+
+    from ur4rec.cli.options import one_line_errors
+    from ur4rec.runs.directory import RunDirectory
+    from ur4rec.runs.finished import Recommender
+    from ur4rec.serve.answers import Answers
+
+    try:
+        with one_line_errors():
+            directory = RunDirectory.open_existing(Path(run))
+            Answers(directory, Recommender(directory))
+    except typer.Exit as stopped:
+        sys.exit(stopped.exit_code)

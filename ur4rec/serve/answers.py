@@ -50,13 +50,13 @@ class Answers:
         return path.read_bytes() if path.is_file() else None
 
     def complete_item(self, query: str) -> list[dict[str, Any]]:
-        """Items whose title begins with what was typed, then those that hold it, and the item of that id."""
+        """The item of the id that was typed, then items whose title begins with it or holds it, shorter ones first."""
         wanted = query.casefold()
         ids = self._recommender.interactions.item_ids
         exact = [index for index, each in enumerate(ids) if each == query]
-        first = [index for index, title in enumerate(self._folded) if title.startswith(wanted)]
-        within = [index for index, title in enumerate(self._folded) if wanted in title]
-        return self._describe(list(dict.fromkeys(exact + first + within))[:MAX_COMPLETIONS])
+        found = [index for index, title in enumerate(self._folded) if wanted in title]
+        found.sort(key=lambda index: (not self._folded[index].startswith(wanted), len(self._folded[index])))
+        return self._describe(list(dict.fromkeys(exact + found))[:MAX_COMPLETIONS])
 
     def complete_user(self, query: str) -> list[dict[str, str]]:
         """Users whose id begins with what was typed, the one of that very id first."""

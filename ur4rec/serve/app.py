@@ -107,7 +107,7 @@ def _recommend(answers: Answers) -> Callable[[Request], Any]:
         try:
             asked = await _read_json(request)
             items, user, top = (asked.get(name) for name in ("items", "user", "top"))
-            if not isinstance(items, list) or not (user is None or isinstance(user, str)):
+            if not isinstance(items, list) or not isinstance(user, str | None) or not isinstance(top, int):
                 raise ConfigurationError('a request must be {"items": [index, ...], "user": id or null, "top": number}')
             return JSONResponse(await run_in_threadpool(answers.recommend, items, user, top))
         except AlternatorError as error:

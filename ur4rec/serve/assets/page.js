@@ -113,6 +113,8 @@ function showHistory() {
   const item = chosenItem();
   const read = state.answer ? state.answer.read : 0;
   const first = state.history.length - read;
+  const longest = item ? Math.max(...item.weights) : 1;
+  const bar = (weight, name) => element("meter", { min: 0, max: longest, value: weight, ariaLabel: `Weight of ${name}` });
   const rows = state.history.map((each, index) => {
     const row = element("li", {}, element("span", { className: "title", textContent: each.title }));
     const weight = item && index >= first ? item.weights[index - first] : null;
@@ -122,14 +124,14 @@ function showHistory() {
     remove.addEventListener("click", () => { state.user = null; state.history.splice(index, 1); update(); });
     row.append(remove);
     if (weight === null) row.classList.toggle("unread", Boolean(state.answer));
-    else row.append(element("meter", { min: 0, max: 1, value: weight, ariaLabel: `Weight of ${each.title}` }));
+    else row.append(bar(weight, each.title));
     return row;
   });
   if (item && item.weights.length > read) {
     const weight = item.weights[read];
     rows.push(element("li", {}, element("span", { className: "title", textContent: "the user's own text" }),
       element("span", { className: "share", textContent: percent(weight) }), element("span"),
-      element("meter", { min: 0, max: 1, value: weight, ariaLabel: "Weight of the user's own text" })));
+      bar(weight, "the user's own text")));
   }
   find("history").replaceChildren(...rows.reverse());
   find("clear").hidden = !state.history.length;

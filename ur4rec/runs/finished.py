@@ -16,7 +16,7 @@ from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.results import K_LIST
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import evaluation_batches, load_interactions
+from ur4rec.runs.prepared import evaluation_batches, read_data
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 from ur4rec.training.checkpoint import check_settings
 
@@ -47,7 +47,7 @@ class Recommender:
         config = read_config(directory)
         checkpoint = directory.require_checkpoint()
         check_settings(checkpoint, config.model_config(num_items=2))
-        self.interactions: Interactions = load_interactions(config, data_dir)
+        self.interactions: Interactions = read_data(directory, config, data_dir)
         directory.check_fact("interactions_hash", self.interactions.hash)
         self._scorer = load_scorer(config.backend, checkpoint)
         self._max_seq_len = config.model_config(self.interactions.num_items).max_seq_len
@@ -158,7 +158,9 @@ def evaluate_run(
     config = read_config(directory)
     path = directory.require_checkpoint(checkpoint)
     check_settings(path, config.model_config(num_items=2))
-    held_out = leave_one_out(load_interactions(config, data_dir))  # no text is encoded: vectors are in the checkpoint
+    held_out = leave_one_out(
+        read_data(directory, config, data_dir)
+    )  # no text is encoded: vectors are in the checkpoint
     directory.check_fact("split_hash", held_out.hash)
     model = load_scorer(config.backend, path, config.device)
     targets = evaluation_batches(getattr(held_out, split), config.model_config(held_out.num_items))

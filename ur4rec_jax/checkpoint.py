@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax  # type: ignore[import-untyped]
 from flax import nnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from adapters.optax import AlternatingState
 from ur4rec.errors import CheckpointError
@@ -49,13 +49,19 @@ def restore_arrays(weights: Arrays, moments: Arrays, train_state: TrainState, bu
     return TrainState(params, AlternatingState(inner_states), strategies), import_weights(buffers, kept)
 
 
-def load_model(path: str | Path) -> UR4Rec:
+def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4Rec:
     """The model of a checkpoint, text vectors included, without a trainer: to score, not to train on.
+
+    Args:
+        path: The checkpoint.
+        later_items: Text vectors of items that came later, (C, T): see `Checkpoint.with_items`. None is no such item.
 
     Raises:
         CheckpointError: It is missing, damaged or of another version.
     """
     loaded = load_checkpoint(path)
+    if later_items is not None:
+        loaded = loaded.with_items(later_items)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: UR4Rec(**loaded.model_arguments())))
     model: UR4Rec = nnx.merge(graphdef, import_weights(nnx.to_pure_dict(state), loaded.weights))
     return model

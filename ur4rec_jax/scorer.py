@@ -1,21 +1,24 @@
 """Scorer: a trained model that ranks and scores, and nothing else; ranks are computed on the device.
 
-Shapes: B rows, L positions, I items, M coordinates of seen items.
+Shapes: B rows, L positions, I items, M coordinates of seen items, S scorers, k places.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.config import TrainerConfig
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.training.backend import check_model
 from ur4rec.training.memory import enough_for_model
-from ur4rec.training.scorer import ModelScorer, ScoreFunction
+from ur4rec.training.scorer import NO_ITEM, ModelScorer, ScoreFunction
 from ur4rec_jax.compiled import Functions, functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_indices
 from ur4rec_jax.ur4rec import UR4Rec
@@ -38,6 +41,27 @@ def rank_batch(scores_BI: Array, batch: EvaluationBatch) -> tuple[Array, Array]:
     return at_least_BI.sum(1), finite
 
 
+@partial(jax.jit, static_argnames="k")
+def top_batch(
+    scores: Sequence[Array], batch: EvaluationBatch, candidates_I: NDArray[np.bool_] | None, k: int
+) -> tuple[Array, Array, Array]:
+    """The best items by the first scores, their probabilities by all, and whether the scores that count are finite."""
+    masked = [each.at[batch.seen_rows_M, batch.seen_items_M].set(-jnp.inf, mode="drop") for each in scores]
+    if candidates_I is not None:
+        masked = [jnp.where(candidates_I, scores_BI, -jnp.inf) for scores_BI in masked]
+    values_Bk, items_Bk = jax.lax.top_k(masked[0], k)
+    is_item_Bk = values_Bk > -jnp.inf
+    logs = [jax.nn.logsumexp(scores_BI, axis=1, keepdims=True) for scores_BI in masked]
+    shares = [
+        jnp.exp(jnp.take_along_axis(scores_BI, items_Bk, axis=1) - log_B1)
+        for scores_BI, log_B1 in zip(masked, logs, strict=True)
+    ]
+    log_SB = jnp.concatenate(logs, axis=1).T
+    counts_B = jnp.arange(log_SB.shape[1]) < batch.num_valid
+    finite = (jnp.isfinite(log_SB) | jnp.isneginf(log_SB) | ~counts_B).all()  # the logarithm of no candidates
+    return jnp.where(is_item_Bk, items_Bk, NO_ITEM), jnp.where(is_item_Bk, jnp.stack(shares), 0), finite
+
+
 class Scorer(ModelScorer[Array]):
     """Ranks and scores with a model as it is.
 
@@ -58,10 +82,12 @@ class Scorer(ModelScorer[Array]):
     """
 
     _rank_batch = staticmethod(rank_batch)
+    _top_batch = staticmethod(top_batch)
     _to_host = staticmethod(to_host)
 
     def __init__(self, model: UR4Rec, *, device: str | jax.Device = "auto") -> None:
         check_model(model)
+        self._model_config = model.config
         self.device = find_device(device)
         self.model = model
         graphdef, params, buffers = split_model(model)

@@ -34,7 +34,7 @@ from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_inputs
 from ur4rec_jax.epoch import Epoch, stack_inputs
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.scorer import rank_batch, scores_of
+from ur4rec_jax.scorer import rank_batch, scores_of, top_batch
 from ur4rec_jax.step import PARTS
 from ur4rec_jax.ur4rec import UR4Rec
 
@@ -82,6 +82,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     backend = "jax"
     _alternating: HostAlternator
     _rank_batch = staticmethod(rank_batch)
+    _top_batch = staticmethod(top_batch)
     _to_host = staticmethod(to_host)
 
     def __init__(self, model: UR4Rec, *, on_device: bool = False, **arguments: Unpack[TrainerArguments]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import is_pruned
@@ -40,13 +41,19 @@ def restore_arrays(
     strategies.load_state_dict(tensors)
 
 
-def load_model(path: str | Path) -> UR4Rec:
+def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4Rec:
     """The model of a checkpoint, text vectors included, without a trainer: to score, not to train on.
+
+    Args:
+        path: The checkpoint.
+        later_items: Text vectors of items that came later, (C, T): see `Checkpoint.with_items`. None is no such item.
 
     Raises:
         CheckpointError: It is missing, damaged or of another version.
     """
     loaded = load_checkpoint(path)
+    if later_items is not None:
+        loaded = loaded.with_items(later_items)
     model = UR4Rec(**loaded.model_arguments())
     model.load_state_dict(_to_tensors(loaded.weights))
     return model.eval()

@@ -1,19 +1,20 @@
 """Scorer: a trained model that ranks and scores, and nothing else; ranks are computed on the device.
 
-Shapes: B rows, L positions, I items, M coordinates of seen items.
+Shapes: B rows, L positions, I items, M coordinates of seen items, S scorers, k places.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.training.backend import check_model
 from ur4rec.training.memory import enough_for_model
-from ur4rec.training.scorer import ModelScorer, ScoreFunction
+from ur4rec.training.scorer import NO_ITEM, ModelScorer, ScoreFunction
 from ur4rec_torch.device import find_device, to_host, to_indices
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.ur4rec import UR4Rec
@@ -39,6 +40,37 @@ def rank_batch(scores_BI: Tensor, batch: EvaluationBatch) -> tuple[Tensor, Tenso
     return at_least_BI.sum(1), finite
 
 
+def top_batch(
+    scores: Sequence[Tensor], batch: EvaluationBatch, candidates_I: NDArray[np.bool_] | None, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best items by the first scores, their probabilities by all, and whether the scores that count are finite."""
+    device = scores[0].device
+    seen_rows_M = torch.as_tensor(batch.seen_rows_M[: batch.num_seen], dtype=torch.long, device=device)
+    seen_items_M = torch.as_tensor(batch.seen_items_M[: batch.num_seen], dtype=torch.long, device=device)
+    for scores_BI in scores:
+        scores_BI[seen_rows_M, seen_items_M] = -torch.inf
+        if candidates_I is not None:
+            scores_BI.masked_fill_(~torch.as_tensor(candidates_I, device=device), -torch.inf)
+    items_Bk = _first(scores[0], k)
+    is_item_Bk = scores[0].gather(1, items_Bk) > -torch.inf
+    logs = [scores_BI.logsumexp(1, keepdim=True) for scores_BI in scores]
+    shares = [(each.gather(1, items_Bk) - log_B1).exp() for each, log_B1 in zip(scores, logs, strict=True)]
+    log_SB = torch.cat(logs, 1).T[:, : batch.num_valid]
+    finite = (torch.isfinite(log_SB) | torch.isneginf(log_SB)).all()  # the logarithm of no candidates
+    return items_Bk.where(is_item_Bk, NO_ITEM), torch.stack(shares).where(is_item_Bk, 0.0), finite
+
+
+def _first(scores_BI: Tensor, k: int) -> Tensor:
+    """The items of the k largest scores, (B, k); of equal scores, those with the lower numbers."""
+    values_Bk, items_Bk = scores_BI.topk(k)
+    items_Bk, _ = items_Bk.sort(1)
+    items_Bk = items_Bk.gather(1, scores_BI.gather(1, items_Bk).argsort(dim=1, descending=True, stable=True))
+    are_tied_B = (scores_BI >= values_Bk[:, -1:]).sum(1) > k
+    if are_tied_B.any():
+        items_Bk[are_tied_B] = scores_BI[are_tied_B].argsort(dim=1, descending=True, stable=True)[:, :k]
+    return items_Bk
+
+
 class Scorer(ModelScorer[Tensor]):
     """Ranks and scores with a model as it is.
 
@@ -59,10 +91,12 @@ class Scorer(ModelScorer[Tensor]):
     """
 
     _rank_batch = staticmethod(rank_batch)
+    _top_batch = staticmethod(top_batch)
     _to_host = staticmethod(to_host)
 
     def __init__(self, model: UR4Rec, *, device: str | torch.device = "auto") -> None:
         check_model(model)
+        self._model_config = model.config
         self.device = find_device(device)
         with torch.no_grad(), enough_for_model(model.config):
             self.model = model.to(self.device).eval()

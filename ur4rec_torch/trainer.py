@@ -26,7 +26,7 @@ from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_array
 from ur4rec_torch.device import find_device, seeded, to_device, to_host
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_torch.retriever import Catalogue
-from ur4rec_torch.scorer import rank_batch, scores_of
+from ur4rec_torch.scorer import rank_batch, scores_of, top_batch
 from ur4rec_torch.strategies import Context, Strategies
 from ur4rec_torch.ur4rec import UR4Rec
 
@@ -58,6 +58,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     backend = "torch"
     _alternating: AlternatingOptimizer
     _rank_batch = staticmethod(rank_batch)
+    _top_batch = staticmethod(top_batch)
     _to_host = staticmethod(to_host)
 
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:

@@ -26,7 +26,14 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 MODULES = (
-    *("alternator.cli", "ur4rec.cli", "ur4rec.runs.finished", "ur4rec.runs.run", "ur4rec.compare.workers"),
+    *(
+        "alternator.cli",
+        "ur4rec.cli",
+        "ur4rec.runs.finished",
+        "ur4rec.runs.recommendations",
+        "ur4rec.runs.run",
+        "ur4rec.compare.workers",
+    ),
     *("ur4rec.compare.report", "ur4rec.data", "ur4rec_torch", "ur4rec_jax", "sklearn.decomposition", "rich.markdown"),
     *("sklearn.feature_extraction.text", "tensorboard.backend.event_processing.event_accumulator", "filelock"),
     *("torch.optim.adamw", "torch._dynamo", "pandas", "xml.dom.minidom", "rich.progress", "tests.hostile.good"),

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -70,7 +71,8 @@ COMMANDS = {
     "decisions": [*on("run", RESUME), ("alternator", "replay", "run")],
     "payoffs": on("run", RESUME),
     "page": [("tests.hostile.good:page", "run")],
-    "data": [*of_data("data"), *on("run", RESUME, EVALUATE, RECOMMEND)],
+    "data": of_data("data"),
+    "kept": on("run", RESUME, EVALUATE, RECOMMEND),
     "parquet": of_data("plays.parquet"),
     "texts": [(*TRAIN_NEW, "--user-texts", "texts.json")],
     "study": [REPORT, CONTINUE],
@@ -319,6 +321,26 @@ def cell(row, column, value):
     ]
 
 
+def without_copy(change):
+    """A change of the runs, which no longer keep their data: they read the dataset."""
+    return lambda root: [change(root), *(shutil.rmtree(root / run / "data") for run in ("run", "jax"))]
+
+
+def kept(name, change):
+    """Another table in what the run keeps of its data."""
+
+    def damage(root):
+        path = root / "run/data" / f"{name}.parquet"
+        pq.write_table(change(pq.read_table(path)), path)
+
+    return damage
+
+
+def _folder_for(file):
+    file.unlink()
+    file.mkdir()
+
+
 JSON_FILES = {
     "a list": b"[]",
     "a number": b"1",
@@ -352,7 +374,7 @@ CONFIG = [
     Case("config", "an unknown setting", config("modle", to={}), "modle"),
     Case("config", "a backend in a list", config("backend", to=["torch"]), "backend"),
     Case("device", "another device", config("device", to="cuda:9e9"), "device"),
-    Case("dataset", "another data set", config("dataset", to="\udc80"), "dataset"),
+    Case("dataset", "another data set", without_copy(config("dataset", to="\udc80")), "dataset"),
 ]
 # What only training reads of a configuration.
 RESUMED = [
@@ -516,6 +538,45 @@ DATA = [
         ),
     ),
 ]
+KEPT = "run/data/{}.parquet"
+KEPT_DATA = [
+    *(
+        Case("kept", f"{table}: {name}", change, "data")
+        for table in ("interactions", "users", "items")
+        for name, change in {
+            "half a file": cut(KEPT.format(table)),
+            "nothing": emptied(KEPT.format(table)),
+            "no file": lambda root, table=table: (root / KEPT.format(table)).unlink(),
+            "no columns": kept(table, lambda table: table.select([])),
+            "one row": kept(table, lambda table: table.slice(0, 1)),
+        }.items()
+    ),
+    Case("kept", "no files", lambda root: [each.unlink() for each in (root / "run/data").iterdir()], "data"),
+    Case(
+        "kept", "users beyond all", kept("interactions", column("user", np.full(140, 10**9, np.int32))), "user must be"
+    ),
+    Case("kept", "users below 0", kept("interactions", column("user", np.full(140, -1, np.int32))), "user must be"),
+    Case("kept", "items of other users", kept("interactions", column("item", np.zeros(140, np.int32))), "hash"),
+    Case("kept", "wide users", kept("interactions", column("user", np.zeros(140, np.int64))), "'user' must be int32"),
+    Case("kept", "times that are not", kept("interactions", column("timestamp", np.full(140, np.nan))), "finite"),
+    Case(
+        "kept", "parts beyond all", kept("interactions", lambda table: table.append_column("part", [[9] * 140])), "part"
+    ),
+    Case("kept", "other titles", kept("items", column("title", ["a"] * 12)), "data_hash"),
+    Case("kept", "no titles", kept("items", column("title", pa.nulls(12, pa.string()))), "without nulls"),
+    Case("kept", "titles of numbers", kept("items", column("title", np.zeros(12))), "'title' must be string"),
+    Case("kept", "titles of bytes", kept("items", column("title", pa.array([b"\xff"] * 12).view(pa.string()))), "data"),
+    Case("kept", "other users", kept("users", column("id", [f"v{user}" for user in range(20)])), "data_hash"),
+    Case("kept", "no name", kept("interactions", lambda table: table.replace_schema_metadata({})), "data"),
+    Case("kept", "no hash", config("facts", "data_hash", to=...), "data_hash"),
+    Case("kept", "a folder for a file", lambda root: _folder_for(root / KEPT.format("users")), "data"),
+    Case(
+        "kept",
+        "a bomb",
+        lambda root: [parquet_bomb(root), shutil.copy(root / "plays.parquet", root / KEPT.format("users"))],
+        "larger",
+    ),
+]
 TEXTS = [Case("texts", name, whole("texts.json", content)) for name, content in JSON_FILES.items()]
 TEXTS += [
     Case("texts", "numbers", whole("texts.json", b'{"u1": 1}')),
@@ -667,7 +728,7 @@ RULE_SETTINGS = {
     "a long delay": ["--rule", "plateau", "--delay", DIGITS],
 }
 
-CASES = [*CONFIG, *RESUMED, *CHECKPOINT, *LOGS, *PAGE, *DATA, *TEXTS, *STUDY, *LOSSES, *EVENT_FILES]
+CASES = [*CONFIG, *RESUMED, *CHECKPOINT, *LOGS, *PAGE, *DATA, *KEPT_DATA, *TEXTS, *STUDY, *LOSSES, *EVENT_FILES]
 
 
 def with_settings(words):

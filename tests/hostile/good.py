@@ -112,7 +112,7 @@ def page(run):
 
     from ur4rec.cli.options import one_line_errors
     from ur4rec.runs.directory import RunDirectory
-    from ur4rec.runs.finished import Recommender
+    from ur4rec.runs.recommender import Recommender
     from ur4rec.serve.answers import Answers
 
     try:

@@ -83,22 +83,22 @@ def test_a_dataset_with_such_a_path_is_described_and_refused(tmp_path, monkeypat
 
 
 def test_recommended_titles_are_shown_as_they_are(tmp_path, monkeypatch):
-    from ur4rec.runs import finished
+    from ur4rec.runs import recommender
 
     class Stub:
         interactions = type("", (), {"titles": [EVIL]})
 
-        def __init__(self, directory, data_dir):
+        def __init__(self, directory, **options):
             pass
 
         def history_of(self, user):
             return [0]
 
-        def recommend(self, items, top, user_id):
+        def recommend(self, items, **options):
             shares = dict.fromkeys(("sasrec", "retriever", "fused"), 0.5)
-            return [finished.Recommendation("i", EVIL, shares)]
+            return [recommender.Recommendation("i", EVIL, shares)]
 
-    monkeypatch.setattr(finished, "Recommender", Stub)
+    monkeypatch.setattr(recommender, "Recommender", Stub)
     monkeypatch.setattr(output._console, "_width", 400)
     (tmp_path / "config.json").write_text("{}")
     result = invoke("recommend", tmp_path, "--user", "u")

@@ -27,6 +27,7 @@ from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.prepared import PreparedData
 from ur4rec.runs.run import TrainingRun
+from ur4rec.text.encoders import TextEncoder
 from ur4rec_jax import JointTrainer  # noqa: F401  (so that a child need not import it)
 from ur4rec_torch import JointTrainer as _  # noqa: F401
 
@@ -135,7 +136,12 @@ def tiny_data(config: RunConfig) -> PreparedData:
     model = config.model_config(split.num_items)
     train = TimedBatches(split.train, split.num_items, max_seq_len=model.max_seq_len, batch_size=8, seed=0)
     return PreparedData(
-        interactions=interactions, split=split, item_text_vectors_IT=vectors_IT, model=model, train=train
+        interactions=interactions,
+        split=split,
+        item_text_vectors_IT=vectors_IT,
+        model=model,
+        train=train,
+        encoder=TextEncoder("tfidf", 8, {"neutral": vectors_IT[0]}),
     )
 
 

@@ -118,7 +118,6 @@ def copy_of(run, tmp_path, **changes):
         ({"model": {"width": 3}}, "unknown setting of model 'width'; expected one of ('sasrec_hidden_dim',"),
         ({"epochs": [5]}, "epochs must be settings by name, got [5]"),
         ({"facts": None}, "the data must be the run's, but its"),
-        ({"min_item_interactions": 60}, "the data must be the run's, but its"),
         ({"backend": "mxnet"}, "unknown backend 'mxnet'"),
     ],
 )
@@ -126,6 +125,17 @@ def test_a_configuration_changed_by_hand_is_one_line(run, tmp_path, changes, mes
     copy = copy_of(run, tmp_path, **changes)
     assert message in mistaken("evaluate", copy)
     assert message in mistaken("recommend", copy, "--user", "u1")
+
+
+def test_a_run_without_a_copy_of_its_data_reads_the_dataset(run, tmp_path):
+    """As runs of earlier versions do: and finds out whether it is the run's."""
+    copy = copy_of(run, tmp_path)
+    shutil.rmtree(copy / "data")
+    assert json.loads(invoke("evaluate", copy, "--json").stdout)["fused"] == final(run[0])["fused"]["test"]
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "min_item_interactions": 60}))
+    assert "the data must be the run's, but its split_hash" in mistaken("evaluate", copy)
+    assert "the data must be the run's, but its interactions_hash" in mistaken("recommend", copy, "--user", "u1")
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\0", b"../../step-1", b"step-"])

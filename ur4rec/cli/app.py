@@ -7,7 +7,8 @@ import typer
 
 from ur4rec.cli.compare import ManyValues, compare
 from ur4rec.cli.data import data
-from ur4rec.cli.evaluate import convert, evaluate, recommend
+from ur4rec.cli.evaluate import convert, evaluate
+from ur4rec.cli.recommend import recommend
 from ur4rec.cli.serve import serve
 from ur4rec.cli.settings import settings
 from ur4rec.cli.train import train

@@ -1,4 +1,4 @@
-"""``ur4rec evaluate``, ``recommend`` and ``convert``: what a trained run is good for."""
+"""``ur4rec evaluate`` and ``convert``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from ur4rec.cli.options import AsJson, DataDirectory, Overwrite, Run, one_line_errors
-from ur4rec.cli.output import build_table, say, say_json, say_table
-from ur4rec.errors import ConfigurationError
+from ur4rec.cli.output import say, say_json, say_table
 
 
 def evaluate(
@@ -29,48 +28,6 @@ def evaluate(
             say_json(rows)
         else:
             say_table(metrics_table(f"{run}, {checkpoint} checkpoint, {split} targets", rows))
-
-
-def recommend(
-    run: Run,
-    user: Annotated[str | None, typer.Option(help="A user id of the dataset.")] = None,
-    history: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--item", help="An item of a history, oldest first: an id, a title, or a part of one. Repeatable."
-        ),
-    ] = None,
-    top: Annotated[int, typer.Option(help="The number of items.")] = 10,
-    data_dir: DataDirectory = None,
-    as_json: AsJson = False,
-) -> None:
-    """Print what a user, or somebody with a history of your own, is likely to choose next.
-
-    The three columns are the probabilities, among items that are not in the history, that SASRec, the retriever and
-    both fused give an item to be the next one.
-    """
-    from ur4rec.runs.directory import RunDirectory
-    from ur4rec.runs.finished import Recommender
-
-    with one_line_errors():
-        if (user is None) == (not history):
-            raise ConfigurationError("give either --user ID or one or more --item TITLE")
-        recommender = Recommender(RunDirectory.open_existing(run), data_dir=data_dir)
-        items = recommender.history_of(user) if user is not None else recommender.find_items(history or [])
-        found = recommender.recommend(items, top=top, user_id=user)
-        if as_json:
-            say_json([each._asdict() for each in found])
-            return
-        titles = [recommender.interactions.titles[item] for item in items[-3:]]
-        title = f"after {len(items)} items, the last: {', '.join(titles)}"
-        right = {"justify": "right"}
-        columns = {"#": right, "title": {}, "SASRec": right, "retriever": right, "fused": right}
-        scorers = ("sasrec", "retriever", "fused")
-        rows = [
-            [str(place), each.title, *(f"{each.probabilities[scorer]:.2%}" for scorer in scorers)]
-            for place, each in enumerate(found, 1)
-        ]
-        say_table(build_table(columns, rows, title=title))
 
 
 def convert(

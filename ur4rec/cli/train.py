@@ -101,7 +101,7 @@ def train(
     """
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.event_log import check_event_logs, open_event_log
-    from ur4rec.runs.prepared import prepare
+    from ur4rec.runs.prepared import prepare, prepare_data, read_data
     from ur4rec.runs.run import TrainingRun, read_resumable
 
     with one_line_errors():
@@ -113,7 +113,8 @@ def train(
             refuse_settings(context)
             directory = RunDirectory.open_existing(resume)
             config = read_resumable(directory)
-            run = TrainingRun(config, prepare(config, directory=data_dir), directory, progress=progress)
+            prepared = prepare_data(config, read_data(directory, config, data_dir))
+            run = TrainingRun(config, prepared, directory, progress=progress)
         elif out is None:
             raise ConfigurationError("give --out DIR for a new run, or --resume DIR to continue one")
         else:

@@ -119,6 +119,9 @@ class Interactions:
     """Name of the dataset."""
     source: str
     """Where the data came from."""
+    parts_N: NDArray[np.int8] | None = None
+    """Of data that came split: 0 train, 1 validation target, 2 test target, 3 context only; None where it did not. The
+    rows of a user are then in the order of parts, and of time within each."""
 
     @property
     def num_users(self) -> int:

@@ -16,6 +16,7 @@ from ur4rec.training.backend import BACKENDS
 _CHANGEABLE = ("backend", "device", "checkpoint_every", "user_texts", "allow_leakage")
 MAX_EPOCHS = 100_000
 """The number of epochs of a stage at most."""
+REPEATS = ("auto", "allow", "exclude")
 _REQUIRED = frozenset(("dataset", "backend", "schedule"))
 """What the configuration of a run says in any case."""
 _FROM_DATA = ("num_items", "num_users")
@@ -55,6 +56,9 @@ class RunConfig:
     """Whether to train although the user texts name held-out items more often than chance: `ur4rec.text.leakage`."""
     min_item_interactions: int | None = None
     """Items with fewer interactions are dropped; None is the dataset's usual number (5 for ml-1m, else 1)."""
+    repeats: str = "auto"
+    """Whether items that a user has had are ranked and recommended: "allow", "exclude", or "auto", which the share of
+    repeated targets decides when a run begins; a run that does not say excludes them."""
     seed: int = 0
     """Seed of weights, data order, dropout and sampled negatives."""
     device: str = "auto"
@@ -81,6 +85,7 @@ class RunConfig:
             if getattr(self, name) is not None or name != "min_item_interactions":
                 set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         parse_schedule(self.schedule)
+        check_choice("repeats", self.repeats, REPEATS)
         check_choice("backend", self.backend, tuple(BACKENDS))
         self.model_config(num_items=2)
         TrainerConfig(**self.trainer)

@@ -1,167 +1,18 @@
-"""What a finished run is good for: it recommends, is evaluated again, or is handed to the other backend."""
+"""What a finished run is good for besides recommending: it is evaluated again, or handed to the other backend."""
 
-import difflib
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from alternator.checks import check_choice
-from ur4rec.data import Interactions, leave_one_out
-from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+from ur4rec.data import leave_one_out
+from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.results import K_LIST
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import evaluation_batches, load_interactions
+from ur4rec.runs.prepared import evaluation_batches, read_data
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 from ur4rec.training.checkpoint import check_settings
-
-
-class Recommendation(NamedTuple):
-    """One recommended item."""
-
-    item_id: str
-    """The source's name of the item."""
-    title: str
-    """Its title."""
-    probabilities: dict[str, float]
-    """What SASRec, the retriever and both fused take for the probability that it is next, among unseen items."""
-
-
-class Recommender:
-    """The best model of a run by validation, ready to recommend.
-
-    Args:
-        directory: A run directory.
-        data_dir: Where to look for the dataset's files before anything is downloaded.
-
-    Raises:
-        AlternatorError: The run has no checkpoint yet, it is damaged, or its data cannot be had.
-    """
-
-    def __init__(self, directory: RunDirectory, *, data_dir: Path | None = None) -> None:
-        config = read_config(directory)
-        checkpoint = directory.require_checkpoint()
-        check_settings(checkpoint, config.model_config(num_items=2))
-        self.interactions: Interactions = load_interactions(config, data_dir)
-        directory.check_fact("interactions_hash", self.interactions.hash)
-        self._scorer = load_scorer(config.backend, checkpoint)
-        self.max_seq_len = config.model_config(self.interactions.num_items).max_seq_len
-
-    def history_of(self, user_id: str) -> NDArray[np.int32]:
-        """All items of a user in order of time.
-
-        Raises:
-            UnknownNameError: There is no such user; the message names some that exist.
-        """
-        return self.interactions.sequences[self._find_user(user_id)]
-
-    def find_items(self, names: Sequence[str]) -> NDArray[np.int32]:
-        """Items by id, by title, or by the part of a title that only one item has.
-
-        Raises:
-            DataError: A name fits no item, or several; the message lists the nearest titles.
-        """
-        return np.array([self._find_item(name) for name in names], np.int32)
-
-    def recommend(
-        self, history_L: NDArray[np.int32], *, top: int = 10, user_id: str | None = None
-    ) -> list[Recommendation]:
-        """The items that a history is most likely to continue with, best first; its own items are left out.
-
-        Args:
-            history_L: Canonical item indices, oldest first.
-            top: How many.
-            user_id: Whose history it is, for a model that knows preference texts of users.
-
-        Raises:
-            ConfigurationError: The history is empty or has every item, or ``top`` is below 1.
-            NonFiniteError: A score is NaN or infinite.
-        """
-        return self.rankings(history_L, top=top, user_id=user_id)["fused"]
-
-    def rankings(
-        self, history_L: NDArray[np.int32], *, top: int = 10, user_id: str | None = None
-    ) -> dict[str, list[Recommendation]]:
-        """What `recommend` returns, for each scorer in the order of its own probabilities."""
-        if len(np.unique(history_L)) == self.interactions.num_items:
-            raise ConfigurationError(
-                f"a history must leave items to recommend, got all {self.interactions.num_items}; name another user"
-            )
-        if top < 1:
-            raise ConfigurationError(f"top must be at least 1, got {top}")
-        scores = self._scorer.scores(*self._rows(history_L, user_id))
-        probabilities = {scorer: _softmax_unseen(scores_BI[0], history_L) for scorer, scores_BI in scores.items()}
-        return {
-            scorer: [
-                Recommendation(
-                    item_id=self.interactions.item_ids[item],
-                    title=self.interactions.titles[item],
-                    probabilities={each: float(values[item]) for each, values in probabilities.items()},
-                )
-                for item in np.argsort(-values_I, kind="stable")[:top]
-                if values_I[item] > 0
-            ]
-            for scorer, values_I in probabilities.items()
-        }
-
-    def explain(
-        self, history_L: NDArray[np.int32], items_C: Sequence[int], *, user_id: str | None = None
-    ) -> NDArray[np.float32]:
-        """By which parts of a history the retriever finds the items, (C, M): weights that sum to 1 for each.
-
-        M are the newest items that the model reads, oldest first, and last the user's own text, for a model that knows
-        texts of users and a user that is named.
-        """
-        items_BL, users_B = self._rows(history_L, user_id)
-        weights_CM = self._scorer.explain(items_BL, [list(items_C)], users_B)[0]
-        read = min(len(history_L), self.max_seq_len)
-        return np.concatenate([weights_CM[:, :read], weights_CM[:, self.max_seq_len :]], axis=1)
-
-    def _rows(self, history_L: NDArray[np.int32], user_id: str | None) -> tuple[NDArray[np.int64], list[int] | None]:
-        """A history and its user as the one row of a batch."""
-        if not len(history_L):
-            raise ConfigurationError("a history must have at least one item, got none; name a user or some titles")
-        items_BL = np.full((1, self.max_seq_len), self.interactions.num_items, np.int64)
-        recent = history_L[-self.max_seq_len :]
-        items_BL[0, : len(recent)] = recent
-        return items_BL, None if user_id is None else [self._find_user(user_id)]
-
-    def _find_user(self, user_id: str) -> int:
-        if user_id not in self.interactions.user_ids:
-            examples = (*self.interactions.user_ids[:3], "...", self.interactions.user_ids[-1])
-            raise UnknownNameError("user", user_id, examples)
-        return self.interactions.user_ids.index(user_id)
-
-    def _find_item(self, name: str) -> int:
-        if name in self.interactions.item_ids:
-            return self.interactions.item_ids.index(name)
-        titles = [title.casefold() for title in self.interactions.titles]
-        wanted = name.casefold()
-        for found in (
-            [index for index, title in enumerate(titles) if title == wanted],
-            [index for index, title in enumerate(titles) if wanted in title],
-        ):
-            if len(found) == 1:
-                return found[0]
-            if found:
-                several = [self.interactions.titles[index] for index in found[:5]]
-                raise DataError(f"an item must be named clearly, {name!r} fits {len(found)} titles: {several}")
-        near = difflib.get_close_matches(wanted, titles, n=3, cutoff=0.4)
-        choices = [self.interactions.titles[titles.index(title)] for title in near]
-        raise DataError(f"no item has the id or title {name!r}; the nearest titles are {choices}")
-
-
-def _softmax_unseen(scores_I: NDArray[np.float32], seen: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Probabilities over the items that are not in the history."""
-    scores = scores_I.astype(np.float64)
-    scores[seen] = -np.inf
-    weights = np.exp(scores - scores.max())
-    return np.asarray(weights / weights.sum())
 
 
 def evaluate_run(
@@ -182,7 +33,9 @@ def evaluate_run(
     config = read_config(directory)
     path = directory.require_checkpoint(checkpoint)
     check_settings(path, config.model_config(num_items=2))
-    held_out = leave_one_out(load_interactions(config, data_dir))  # no text is encoded: vectors are in the checkpoint
+    held_out = leave_one_out(
+        read_data(directory, config, data_dir)
+    )  # no text is encoded: vectors are in the checkpoint
     directory.check_fact("split_hash", held_out.hash)
     model = load_scorer(config.backend, path, config.device)
     targets = evaluation_batches(getattr(held_out, split), config.model_config(held_out.num_items))

@@ -2,7 +2,7 @@
 
 import logging
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from ur4rec.config import ModelConfig
 from ur4rec.data import Interactions, Split, Targets, leave_one_out
 from ur4rec.data.batches import EvaluationBatch, EvaluationBatches, TrainBatches
-from ur4rec.data.sources import load_dataset
+from ur4rec.data.kept import hash_contents, read_interactions, write_interactions
+from ur4rec.data.sources import NAMES, load_dataset
 from ur4rec.errors import DataError
 from ur4rec.runs.config import RunConfig
-from ur4rec.text.encoders import encode_items, encode_users
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.text.encoders import TextEncoder, encode_users, fit_encoder
 from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
 from ur4rec.text.users import hash_file, read_user_texts
 from ur4rec.training.backend import BACKENDS, load_backend
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 EVALUATION_ROWS = 512
 PROBE_ROWS = 256
+DATA, ENCODER = "data", "encoder.safetensors"
+"""Where a run keeps its data, and in there what encodes the texts of items that come later."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +46,8 @@ class PreparedData:
     """The shape of the model that fits the data."""
     train: TrainBatches
     """Training batches."""
+    encoder: TextEncoder
+    """What gave the item text vectors, and gives those of items that come later."""
     user_text_vectors_UT: NDArray[np.float32] | None = None
     """One unit vector per user, zeros for a user without a text; None is a run without user texts."""
     leakage: tuple[LeakageTest, ...] = ()
@@ -89,6 +95,43 @@ def load_interactions(config: RunConfig, directory: Path | None = None, cache_di
     )
 
 
+def keep_data(directory: RunDirectory, prepared: PreparedData) -> None:
+    """Write what a run keeps of its data, unless it has it already: it never changes."""
+    folder = directory.path / DATA
+    if not folder.is_dir():
+        write_interactions(folder, prepared.interactions, {ENCODER: prepared.encoder.to_bytes()})
+
+
+def read_data(directory: RunDirectory, config: RunConfig, data_dir: Path | None = None) -> Interactions:
+    """The data of a run: what it has kept; of a run that keeps none, the dataset that it names.
+
+    Args:
+        directory: The run.
+        config: Its configuration.
+        data_dir: Where to look for the files of a dataset that was not kept before anything is downloaded.
+
+    Raises:
+        UR4RecError: What was kept is damaged or another run's, or a dataset cannot be had.
+    """
+    folder = directory.path / DATA
+    if not folder.is_dir():
+        return load_interactions(config, data_dir)
+    interactions = read_interactions(folder)
+    directory.check_fact("interactions_hash", interactions.hash)
+    directory.check_fact("data_hash", hash_contents(interactions))
+    return interactions
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The configuration with paths that hold from any working directory."""
+    changed: dict[str, Any] = {}
+    for name, known in (("dataset", NAMES), ("encoder", ("auto", "tfidf"))):
+        path = Path(getattr(config, name)).expanduser()
+        if str(path) not in known and path.exists():
+            changed[name] = str(path.resolve())
+    return replace(config, **changed)
+
+
 def evaluation_batches(targets: Targets, model: ModelConfig) -> EvaluationBatches:
     """Batches of targets for a model."""
     return EvaluationBatches(targets, model.num_items, max_seq_len=model.max_seq_len, batch_size=EVALUATION_ROWS)
@@ -112,7 +155,7 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
 def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path | None) -> PreparedData:
     split = leave_one_out(interactions)
     model = config.model_config(interactions.num_items)
-    vectors_IT = encode_items(
+    vectors_IT, encoder = fit_encoder(
         interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
     )
     leakage: tuple[LeakageTest, ...] = ()
@@ -137,6 +180,7 @@ def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path
         item_text_vectors_IT=vectors_IT,
         model=model,
         train=train,
+        encoder=encoder,
         user_text_vectors_UT=users_UT,
         leakage=leakage,
     )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
 from ur4rec.data.batches import EvaluationBatch, EvaluationBatches
+from ur4rec.data.kept import hash_contents
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import popularity_ranks
@@ -23,7 +24,7 @@ from ur4rec.runs.directory import AppendedLog, RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
 from ur4rec.runs.plot import plot_schedule
-from ur4rec.runs.prepared import PreparedData, run_facts
+from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolute_paths
 from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend
@@ -153,7 +154,9 @@ class TrainingRun:
         self._stop = stop
         with self.directory.locked():
             if not self.trainer.step:
+                self.config = with_absolute_paths(self.config)
                 self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
+                keep_data(self.directory, self.prepared)
             plan = self.config.plan
             for epoch in range(len(self.epochs), len(plan)):
                 self._run_epoch(epoch, plan[epoch])
@@ -180,7 +183,7 @@ class TrainingRun:
             self._restore(saved)
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
-        check_same("run", saved["run"], self._identity)
+        check_same("run", {**RunConfig().decisive(), **saved["run"]}, self._identity)  # settings have been added since
         check_form(saved, _SAVED)
         self._warn_of_threads()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
@@ -380,7 +383,10 @@ class TrainingRun:
     @cached_property
     def _facts(self) -> dict[str, Any]:
         """What a reader needs to run it again: data, split and versions."""
-        return run_facts(self.prepared, self.config.backend)
+        return {
+            **run_facts(self.prepared, self.config.backend),
+            "data_hash": hash_contents(self.prepared.interactions),
+        }
 
     def _title(self) -> str:
         config = self.config

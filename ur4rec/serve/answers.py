@@ -8,7 +8,7 @@ import numpy as np
 from alternator.checks import check_integer, cut, printable
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.finished import Recommender
+from ur4rec.runs.recommender import Recommender
 from ur4rec.serve.overview import describe_run
 
 MAX_HISTORY = 10_000
@@ -91,7 +91,7 @@ class Answers:
         """
         check_integer("top", top, 1, MAX_TOP)
         history = np.array([each["index"] for each in self.items(items)], np.int32)
-        lists = self._recommender.rankings(history, top=top, user_id=user)
+        lists = self._recommender.lists(history, top=top, user_id=user)
         found = list(dict.fromkeys(self._index[each.item_id] for ranking in lists.values() for each in ranking))
         weights = dict(zip(found, self._recommender.explain(history, found, user_id=user).tolist(), strict=True))
         return {

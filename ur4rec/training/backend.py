@@ -23,6 +23,8 @@ from ur4rec.config import ModelConfig
 from ur4rec.errors import ConfigurationError
 
 if TYPE_CHECKING:  # a configuration names a backend, and is parsed without data or arrays
+    from numpy.typing import ArrayLike
+
     from ur4rec.training.scorer import AnyModelScorer
     from ur4rec.training.trainer import AnyTrainer
 
@@ -80,8 +82,8 @@ class Backend(Protocol):
         """The class of the scorer."""
 
     @property
-    def load_model(self) -> Callable[[str | Path], Model]:
-        """Loads the model of a checkpoint."""
+    def load_model(self) -> Callable[..., Model]:
+        """Loads the model of a checkpoint; ``later_items`` are text vectors of items that came after it."""
 
     @property
     def count_threads(self) -> Callable[[], int]:
@@ -109,11 +111,19 @@ def load_backend(name: str) -> Backend:
     return cast(Backend, importlib.import_module(package))
 
 
-def load_scorer(backend: str, checkpoint: Path, device: str = "cpu") -> AnyModelScorer:
+def load_scorer(
+    backend: str, checkpoint: Path, device: str = "cpu", later_items: ArrayLike | None = None
+) -> AnyModelScorer:
     """A `Scorer` of the model of a checkpoint.
+
+    Args:
+        backend: "torch" or "jax".
+        checkpoint: The checkpoint.
+        device: Where to score.
+        later_items: Text vectors of items that came after it was saved; see `Checkpoint.with_items`.
 
     Raises:
         AlternatorError: The backend is unknown or missing, or the checkpoint is damaged.
     """
     package = load_backend(backend)
-    return package.Scorer(package.load_model(checkpoint), device=device)
+    return package.Scorer(package.load_model(checkpoint, later_items=later_items), device=device)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
@@ -21,6 +21,7 @@ from safetensors.numpy import save as save_safetensors
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.files import parse_object, write_directory
+from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training.shapes import Shape, check_moments, check_weights
 
 VERSION = 3
@@ -28,6 +29,8 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
+ITEM_EMBEDDING, ITEM_TEXTS = "sasrec.item_embedding.weight", "retriever.item_text_vectors"
+"""The weights that have a row per item, and a last one for padding."""
 _PARTS = ("sha256", "model", "trainer", "progress", "schedule", "metrics")
 """The objects in the state of a checkpoint."""
 
@@ -60,8 +63,31 @@ class Checkpoint(NamedTuple):
         settings = asdict(saved_model(self.state))
         num_items, num_users = settings["num_items"], settings.pop("num_users")
         vectors_UT = self.weights["retriever.user_text_vectors"][:num_users] if num_users else None
-        vectors_IT = self.weights["retriever.item_text_vectors"][:num_items]
+        vectors_IT = self.weights[ITEM_TEXTS][:num_items]
         return {**settings, "item_text_vectors": vectors_IT, "user_text_vectors": vectors_UT}
+
+    def with_items(self, text_vectors_CT: ArrayLike) -> "Checkpoint":
+        """The checkpoint of a model that also knows items that came after it was trained, by their texts alone.
+
+        They follow the items that it knows. The retriever gets their text vectors. For SASRec each is the mean of the
+        items that it has learned, as a part of a history and as a candidate: so its logit is the mean of their logits,
+        which neither favours nor hides it. Nothing else changes: known items have the scores that they had.
+
+        Args:
+            text_vectors_CT: One text vector per item, from the encoder of the others.
+
+        Raises:
+            ConfigurationError: The vectors do not fit the model.
+        """
+        model = saved_model(self.state)
+        count = len(np.asarray(text_vectors_CT))
+        dim, known = model.text_embedding_dim, model.num_items
+        vectors_CT = check_text_vectors("item", text_vectors_CT, count=count, dim=dim)
+        mean_d = self.weights[ITEM_EMBEDDING][:known].mean(axis=0, dtype=np.float64).astype(np.float32)
+        rows = {ITEM_EMBEDDING: np.tile(mean_d, (count, 1)), ITEM_TEXTS: vectors_CT}
+        longer = {name: np.insert(self.weights[name], known, each, axis=0) for name, each in rows.items()}
+        state = {**self.state, "model": {**self.state["model"], "num_items": known + count}}
+        return self._replace(weights={**self.weights, **longer}, state=state)
 
 
 def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:

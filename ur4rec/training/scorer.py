@@ -1,18 +1,20 @@
 """What a `Scorer` and a `JointTrainer` share in both backends: ranking and scoring with the model as it is.
 
-Shapes: B rows, L positions, I items.
+Shapes: B rows, L positions, I items, S scorers, k places, R histories.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ur4rec.config import SCORERS
-from ur4rec.data.batches import EvaluationBatch
+from ur4rec.config import SCORERS, ModelConfig
+from ur4rec.data.batches import EvaluationBatch, EvaluationBatches
+from ur4rec.data.interactions import Sequences
+from ur4rec.data.splits import Targets
 from ur4rec.errors import DataError, NonFiniteError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.training.arrays import ArrayT
@@ -22,11 +24,36 @@ ScoreFunction = Callable[[ArrayLike, ArrayLike | None], Mapping[str, ArrayT]]
 """Maps histories (B, L) and their users (B,), None where nobody is named, to scores (B, I) on the device, by scorer."""
 
 
+CPU_SCORES, ACCELERATOR_SCORES, MAX_ROWS = 2**20, 2**25, 4096
+"""Scores of a slice of histories, and its rows, at most: what is held of them does not follow the catalogue."""
+NO_ITEM = -1
+"""What stands in a place for which no candidate is left."""
+
+
+class Top(NamedTuple):
+    """The best items of some histories, the best first, and what each scorer gives them."""
+
+    items_Bk: NDArray[np.int32]
+    """The items; `NO_ITEM` where there are fewer candidates."""
+    probabilities: dict[str, NDArray[np.float32]]
+    """Of each item, (B, k), by scorer: that it is the next one, among the candidates of its history."""
+
+
 class BaseScorer(ABC, Generic[ArrayT]):
     """Ranks and scores. A backend says how its model scores, how a batch is ranked and how arrays reach the host.
 
     A scorer is ``fused``, or one module alone: ``sasrec``, ``retriever``.
     """
+
+    device: Any
+    """Where the model is."""
+
+    _model_config: ModelConfig
+
+    @property
+    def num_items(self) -> int:
+        """The number of items that are scored."""
+        return self._model_config.num_items
 
     def evaluate(
         self, loader: Iterable[EvaluationBatch], k_list: Sequence[int] = (5, 10, 20), scorer: str = "fused"
@@ -91,6 +118,53 @@ class BaseScorer(ABC, Generic[ArrayT]):
         _refuse_nonfinite(all(np.isfinite(scores_BI).all() for scores_BI in on_host.values()))
         return on_host
 
+    def top(
+        self,
+        histories: Sequences,
+        k: int,
+        *,
+        scorer: str = "fused",
+        excluded: Sequences | None = None,
+        candidates_I: NDArray[np.bool_] | None = None,
+        users_R: NDArray[np.int32] | None = None,
+    ) -> Iterator[Top]:
+        """The k best items of each history, in slices of histories that bound what is held in memory.
+
+        Of equal scores, the item with the lower number comes first.
+
+        Args:
+            histories: The histories, of any length; the model reads the end of each. None may be empty.
+            k: The number of places; there are no more than items.
+            scorer: Whose order it is.
+            excluded: Per history, the items that are no candidates; None is no item.
+            candidates_I: Which items are candidates at all; None is every item.
+            users_R: Whose histories they are; None is nobody that the model knows.
+
+        Raises:
+            NonFiniteError: A score is NaN or infinite.
+            OutOfMemoryError: The scores of a slice are too many.
+        """
+        num_items, num_rows = self.num_items, len(histories)
+        nothing = Sequences(np.zeros(0, np.int32), np.zeros(num_rows + 1, np.int64))
+        targets = Targets(
+            users_T=np.full(num_rows, -1, np.int32) if users_R is None else users_R,
+            items_T=np.zeros(num_rows, np.int32),
+            histories=histories,
+            seen=nothing if excluded is None else excluded,
+        )
+        at_once = CPU_SCORES if "cpu" in str(self.device).lower() else ACCELERATOR_SCORES
+        rows = min(max(1, at_once // num_items), MAX_ROWS, max(1, num_rows))
+        length = self._model_config.max_seq_len
+        for batch in EvaluationBatches(targets, num_items, max_seq_len=length, batch_size=rows):
+            with enough_for_scores(), self._scoring(SCORERS) as score:
+                scores = score(batch.items_BL, batch.users_B)
+                order = (scorer, *(each for each in SCORERS if each != scorer))
+                best = self._top_batch([scores[each] for each in order], batch, candidates_I, min(k, num_items))
+                items_Bk, shares_SBk, finite = (self._to_host(each) for each in best)
+            _refuse_nonfinite(bool(finite))
+            shares = dict(zip(order, shares_SBk[:, : batch.num_valid], strict=True))
+            yield Top(items_Bk[: batch.num_valid].astype(np.int32), shares)
+
     @abstractmethod
     def _scoring(self, scorers: tuple[str, ...]) -> AbstractContextManager[ScoreFunction[ArrayT]]:
         """Opens the model, as it is now, for scoring by these scorers."""
@@ -99,6 +173,17 @@ class BaseScorer(ABC, Generic[ArrayT]):
     @abstractmethod
     def _rank_batch(scores_BI: ArrayT, batch: EvaluationBatch, /) -> tuple[ArrayT, ArrayT]:
         """The rank of each row's target, (B,), and whether all scores that count are finite; both on the device."""
+
+    @staticmethod
+    @abstractmethod
+    def _top_batch(
+        scores: Sequence[ArrayT], batch: EvaluationBatch, candidates_I: NDArray[np.bool_] | None, k: int, /
+    ) -> tuple[ArrayT, ArrayT, ArrayT]:
+        """The items in the first k places by the first scores, (B, k), and what all say of them, on the device.
+
+        That is the probabilities that each of the scores gives them, (S, B, k), and whether all that count are finite.
+        The scores may be overwritten.
+        """
 
     @staticmethod
     @abstractmethod

@@ -8,6 +8,7 @@ from alternator.checks import cut
 from ur4rec.data.interactions import Interactions, build_interactions
 from ur4rec.data.reading.tables import Table, TextFormat, read_parquet_table, read_text_table, require_columns
 from ur4rec.errors import DataError
+from ur4rec.files import parse_object
 
 _SUFFIXES = (".csv", ".tsv", ".parquet")
 _ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
@@ -142,3 +143,52 @@ def _text_columns(table: Table, taken: set[str | None]) -> tuple[str, ...]:
 
 def _join(parts: Iterable[str]) -> str:
     return ". ".join(part for part in parts if part)
+
+
+def read_items(path: Path, columns: Columns) -> tuple[dict[str, str], dict[str, str]]:
+    """Titles and texts by item, from an items table of any of the formats.
+
+    Raises:
+        DataError: The file is missing or malformed; says where.
+    """
+    return _read_items(path, columns)
+
+
+_ONE_PER_LINE = "\x1f"
+"""A separator of fields that no id has: a line is one field."""
+
+
+def read_ids(path: Path, names: tuple[str, ...]) -> list[str]:
+    """Ids, in the order of a file: one per line, or a column of a table or of JSON lines.
+
+    Args:
+        path: The file. One that is neither a table nor JSON lines by its suffix has one id per line.
+        names: What the column may be called, the first first.
+
+    Raises:
+        DataError: The file is missing, malformed or empty, or has no such column.
+    """
+    if path.suffix in (".jsonl", ".ndjson"):
+        return _read_json_ids(path, names)
+    if path.suffix in (*_SUFFIXES, ".inter", ".item"):
+        table = _read(path)
+        column = next((name for name in names if name in table.columns), names[0])
+        require_columns(table, (column,), "rename it, or write one id per line into a .txt file")
+        return [str(name) for name in table.names(column)]
+    table = read_text_table(path, TextFormat(separator=_ONE_PER_LINE, columns=(names[0],)))
+    return [str(name) for name in table.names(names[0])]
+
+
+def _read_json_ids(path: Path, names: tuple[str, ...]) -> list[str]:
+    lines = read_text_table(path, TextFormat(separator=_ONE_PER_LINE, columns=("object",)))
+    found = []
+    for number, line in enumerate(lines.strings("object"), 1):
+        try:
+            row = parse_object(line.encode())
+            value = next(row[name] for name in names if name in row)
+        except (ValueError, StopIteration) as error:
+            raise DataError(f"{path}, object {number}: must be a JSON object with {names[0]!r}; fix it") from error
+        if not isinstance(value, str | int) or isinstance(value, bool) or value == "":
+            raise DataError(f"{path}, object {number}: {names[0]!r} must be a string or an integer, got {value!r}")
+        found.append(str(value))
+    return found

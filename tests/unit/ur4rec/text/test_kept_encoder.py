@@ -1,0 +1,51 @@
+"""An encoder that was kept encodes as it did: the vectors of its own texts, and those of texts that come later."""
+
+import numpy as np
+import pytest
+
+from ur4rec.errors import DataError
+from ur4rec.text.encoders import TextEncoder, fit_encoder
+
+WORDS = [[f"{group}{number}" for number in range(6)] for group in "abcd"]
+TEXTS = [" ".join(np.random.default_rng(item).choice(WORDS[item % 4], 3)) for item in range(40)]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    def keep(texts, dim):
+        vectors, encoder = fit_encoder(texts, encoder="tfidf", dim=dim, cache_dir=tmp_path / "cache")
+        (tmp_path / "encoder.safetensors").write_bytes(encoder.to_bytes())
+        return vectors, TextEncoder.read(tmp_path / "encoder.safetensors")
+
+    return keep
+
+
+@pytest.mark.parametrize(("texts", "dim"), [(TEXTS, 8), (TEXTS, 200), (["red", "", "red hen"], 4), (["", "!"], 3)])
+def test_the_texts_that_it_was_fitted_to_have_their_vectors(kept, texts, dim):
+    for _ in range(2):  # the second time from the cache
+        vectors, encoder = kept(texts, dim)
+        np.testing.assert_allclose(encoder.encode(texts), vectors, atol=2e-6)
+
+
+def test_a_text_that_comes_later_is_near_those_that_it_resembles(kept):
+    vectors, encoder = kept(TEXTS, 8)
+    similar = vectors @ encoder.encode(["a1 a3 unheard of"])[0]
+    assert similar[0::4].mean() > 0.6
+    assert max(abs(similar[group::4].mean()) for group in (1, 2, 3)) < 0.1
+    neutral = vectors.mean(axis=0)
+    np.testing.assert_allclose(encoder.encode(["unheard"])[0], neutral / np.linalg.norm(neutral), atol=0.05)
+    assert encoder.encode([]).shape == (0, 8)
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(kept, tmp_path):
+    _, encoder = kept(TEXTS[:5], 3)
+    path = tmp_path / "encoder.safetensors"
+    expected, whole = encoder.encode(TEXTS), path.read_bytes()
+    refused = 0
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            np.testing.assert_array_equal(TextEncoder.read(path).encode(TEXTS), expected)
+        except DataError:
+            refused += 1
+    assert refused > len(whole) // 7 // 2

@@ -1,0 +1,343 @@
+"""Recommends from a finished run: for one history or for many users, also of users and items that came later.
+
+Shapes: R histories, I items, C of them later, k places.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from alternator.checks import check_choice, check_integer, listed
+from ur4rec.config import SCORERS
+from ur4rec.data.interactions import Interactions, Sequences
+from ur4rec.data.kept import to_arrow
+from ur4rec.data.later import append_interactions, append_items
+from ur4rec.data.reading.formats import Columns, read_items
+from ur4rec.data.sources import load_dataset
+from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+from ur4rec.runs.config import read_config
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.prepared import DATA, ENCODER, read_data
+from ur4rec.text.encoders import TextEncoder
+from ur4rec.training.backend import load_scorer
+from ur4rec.training.checkpoint import check_settings
+from ur4rec.training.scorer import NO_ITEM, Top
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = pa.schema(
+    [
+        *(("user", pa.string()), ("place", pa.int32()), ("item", pa.string()), ("title", pa.string())),
+        *((scorer, pa.float32()) for scorer in SCORERS),
+        ("cold", pa.bool_()),
+    ]
+)
+"""A table of recommendations: a row per user and place; what each scorer takes for the probability that it is next."""
+
+
+class Recommendation(NamedTuple):
+    """One recommended item."""
+
+    item_id: str
+    """The source's name of the item."""
+    title: str
+    """Its title."""
+    probabilities: dict[str, float]
+    """What SASRec, the retriever and both fused take for the probability that it is next, among the candidates."""
+    cold: bool = False
+    """Whether it came after the run was trained, so that only the retriever knows it, by its text."""
+
+
+class Recommender:
+    """The best model of a run by validation, ready to recommend.
+
+    Whether items of a history are recommended again is what the run says (``repeats``).
+
+    Args:
+        directory: A run directory.
+        data_dir: Where to look for the dataset's files before anything is downloaded, for a run that keeps no data.
+        interactions: A file of interactions that came later, of users and items that the run knows or not.
+        items: A file with titles and texts of items that came later.
+        device: Where to score: "cpu", "auto", "cuda", ...
+
+    Attributes:
+        interactions: The data of the run, and behind it what came later.
+        num_trained: The number of items that the model was trained with; those from there on are cold.
+        max_seq_len: The number of items that the model reads at most: the newest of a history.
+
+    Raises:
+        AlternatorError: The run has no checkpoint yet, it is damaged, or its data cannot be had.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        *,
+        data_dir: Path | None = None,
+        interactions: Path | None = None,
+        items: Path | None = None,
+        device: str = "cpu",
+    ) -> None:
+        config = read_config(directory)
+        checkpoint = directory.require_checkpoint()
+        check_settings(checkpoint, config.model_config(num_items=2))
+        known = read_data(directory, config, data_dir)
+        directory.check_fact("interactions_hash", known.hash)
+        self.num_trained = known.num_items
+        self.interactions = _with_later(known, interactions, items)
+        vectors_CT = self._encode_later(directory)
+        self._scorer = load_scorer(config.backend, checkpoint, device, vectors_CT)
+        if (size := self._scorer.num_items) != self.interactions.num_items:
+            raise DataError(f"{checkpoint} must be of {self.interactions.num_items} items, got {size}; restore it")
+        self.max_seq_len = config.model_config(self.num_trained).max_seq_len
+        self._excludes_seen = config.repeats != "allow"
+        self._users = {user: number for number, user in enumerate(self.interactions.user_ids)}
+        self._item_ids, self._titles = (
+            pa.array(names, pa.string()) for names in (self.interactions.item_ids, self.interactions.titles)
+        )
+
+    def history_of(self, user_id: str) -> NDArray[np.int32]:
+        """All items of a user in order of time.
+
+        Raises:
+            UnknownNameError: There is no such user; the message names some that exist.
+        """
+        return self.interactions.sequences[self._find_user(user_id)]
+
+    def find_items(self, names: Sequence[str]) -> NDArray[np.int32]:
+        """Items by id, by title, or by the part of a title that only one item has.
+
+        Raises:
+            DataError: A name fits no item, or several; the message lists the nearest titles.
+        """
+        return np.array([self._find_item(name) for name in names], np.int32)
+
+    def candidates(self, *, exclude: Iterable[str] = (), only: Iterable[str] | None = None) -> NDArray[np.bool_]:
+        """Which items may be recommended, (I,).
+
+        Ids that no item has are counted in a warning: lists of what is sold out name items that nobody has used.
+
+        Args:
+            exclude: Ids of items that are never recommended.
+            only: Ids of the only items that are; None is every item.
+
+        Raises:
+            ConfigurationError: None is left.
+        """
+        candidates_I = np.ones(self.interactions.num_items, bool)
+        if only is not None:
+            candidates_I[:] = False
+            candidates_I[self._numbers_of(only, "only")] = True
+        candidates_I[self._numbers_of(exclude, "exclude")] = False
+        if not candidates_I.any():
+            raise ConfigurationError("some item must be left to recommend, got none; exclude less or allow more")
+        return candidates_I
+
+    def recommend(
+        self,
+        history_L: NDArray[np.int32],
+        *,
+        top: int = 10,
+        user_id: str | None = None,
+        scorer: str = "fused",
+        candidates_I: NDArray[np.bool_] | None = None,
+    ) -> list[Recommendation]:
+        """The items that a history is most likely to continue with, best first.
+
+        Args:
+            history_L: Canonical item indices, oldest first.
+            top: How many.
+            user_id: Whose history it is, for a model that knows preference texts of users.
+            scorer: Whose order it is: "fused", "sasrec" or "retriever".
+            candidates_I: What `candidates` returned; None is every item.
+
+        Raises:
+            ConfigurationError: The history is empty or leaves no candidate, or ``top`` is below 1.
+            NonFiniteError: A score is NaN or infinite.
+        """
+        (table,) = self.tables(
+            [user_id or ""],
+            Sequences.from_lists([history_L.tolist()]),
+            top=top,
+            scorer=scorer,
+            candidates_I=candidates_I,
+        )
+        if not len(table):
+            raise ConfigurationError(
+                f"a history must leave items to recommend, got all {self.interactions.num_items} in it or excluded; "
+                "name another user, or exclude less"
+            )
+        return [
+            Recommendation(row["item"], row["title"], {name: row[name] for name in SCORERS}, row["cold"])
+            for row in table.to_pylist()
+        ]
+
+    def lists(
+        self,
+        history_L: NDArray[np.int32],
+        *,
+        top: int = 10,
+        user_id: str | None = None,
+        candidates_I: NDArray[np.bool_] | None = None,
+    ) -> dict[str, list[Recommendation]]:
+        """What each scorer would recommend by itself, by scorer; see `recommend`."""
+        return {
+            scorer: self.recommend(history_L, top=top, user_id=user_id, scorer=scorer, candidates_I=candidates_I)
+            for scorer in SCORERS
+        }
+
+    def explain(
+        self, history_L: NDArray[np.int32], items_C: Sequence[int], *, user_id: str | None = None
+    ) -> NDArray[np.float32]:
+        """By which parts of a history the retriever finds the items, (C, M): weights that sum to 1 for each.
+
+        M are the newest items that the model reads, oldest first, and last the user's own text, for a model that knows
+        texts of users and a user that is named.
+        """
+        recent_L = history_L[-self.max_seq_len :]
+        items_BL = np.full((1, self.max_seq_len), self.interactions.num_items, np.int64)
+        items_BL[0, : len(recent_L)] = recent_L
+        users_B = None if user_id is None else [self._find_user(user_id)]
+        weights_CM = self._scorer.explain(items_BL, [list(items_C)], users_B)[0]
+        return np.concatenate([weights_CM[:, : len(recent_L)], weights_CM[:, self.max_seq_len :]], axis=1)
+
+    def recommend_users(
+        self,
+        user_ids: Sequence[str] | None = None,
+        *,
+        top: int = 10,
+        candidates_I: NDArray[np.bool_] | None = None,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[pa.Table]:
+        """Recommendations for many users: one table of `SCHEMA` per slice of users, in their order.
+
+        Users to whom nothing can be recommended have no row; a warning counts them.
+
+        Args:
+            user_ids: The users; None is all of them.
+            top: How many items for each.
+            candidates_I: What `candidates` returned; None is every item.
+            progress: Called after each slice with the number of users that are done.
+
+        Raises:
+            DataError: Users that do not exist; names the first.
+            ConfigurationError: ``top`` is below 1.
+            NonFiniteError: A score is NaN or infinite.
+        """
+        names = self.interactions.user_ids if user_ids is None else user_ids
+        if unknown := [name for name in names if name not in self._users]:
+            raise DataError(
+                f"users must be the run's or of later interactions, but {len(unknown)} of {len(names)} are neither "
+                f"({listed(unknown)}); leave them out, or give their interactions"
+            )
+        rows_R = np.array([self._users[name] for name in names], np.int64)
+        histories = self.interactions.sequences.take(rows_R)
+        return self.tables(names, histories, top=top, candidates_I=candidates_I, progress=progress)
+
+    def tables(
+        self,
+        names: Sequence[str],
+        histories: Sequences,
+        *,
+        top: int = 10,
+        scorer: str = "fused",
+        candidates_I: NDArray[np.bool_] | None = None,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> Iterator[pa.Table]:
+        """As `recommend_users`, for any histories: of named users, or of "", who is nobody."""
+        check_integer("top", top, 1)
+        check_choice("scorer", scorer, SCORERS)
+        if not histories.lengths.all():
+            raise ConfigurationError("a history must have at least one item, got none; name a user or some titles")
+        users_R = np.array([self._users.get(name, -1) for name in names], np.int32)
+        found = self._scorer.top(
+            histories,
+            top,
+            scorer=scorer,
+            excluded=histories if self._excludes_seen else None,
+            candidates_I=candidates_I,
+            users_R=users_R,
+        )
+        return self._to_tables(found, pa.array(names, pa.string()), progress)
+
+    def _to_tables(self, found: Iterable[Top], names: pa.Array, progress: Callable[[int], None]) -> Iterator[pa.Table]:
+        done = left_out = 0
+        for items_Bk, probabilities in found:
+            rows_N, places_N = np.nonzero(items_Bk != NO_ITEM)
+            items_N = items_Bk[rows_N, places_N]
+            columns = [
+                names.take(to_arrow(rows_N + done)),
+                to_arrow(places_N.astype(np.int32) + np.int32(1)),
+                self._item_ids.take(to_arrow(items_N)),
+                self._titles.take(to_arrow(items_N)),
+                *(to_arrow(probabilities[scorer][rows_N, places_N]) for scorer in SCORERS),
+                pc.greater_equal(to_arrow(items_N), self.num_trained),
+            ]
+            done += len(items_Bk)
+            left_out += len(items_Bk) - len(np.unique(rows_N))
+            progress(done)
+            yield pa.table(columns, schema=SCHEMA)
+        if left_out and len(names) > 1:
+            logger.warning("%d of %d users have no row: no item is left to recommend to them", left_out, len(names))
+
+    def _encode_later(self, directory: RunDirectory) -> NDArray[np.float32] | None:
+        """Text vectors of the items that came later; None if none did."""
+        texts = self.interactions.texts[self.num_trained :]
+        if not texts:
+            return None
+        if not (directory.path / DATA).is_dir():
+            raise DataError(f"{directory.path} keeps no text encoder for items that came later; train a run that does")
+        return TextEncoder.read(directory.path / DATA / ENCODER).encode(texts)
+
+    def _find_user(self, user_id: str) -> int:
+        if user_id not in self._users:
+            examples = (*self.interactions.user_ids[:3], "...", self.interactions.user_ids[-1])
+            raise UnknownNameError("user", user_id, examples)
+        return self._users[user_id]
+
+    def _numbers_of(self, item_ids: Iterable[str], what: str) -> NDArray[np.int64]:
+        numbers = {item: number for number, item in enumerate(self.interactions.item_ids)}
+        wanted = list(dict.fromkeys(item_ids))
+        found = [numbers[item] for item in wanted if item in numbers]
+        if len(found) < len(wanted):
+            unknown = [item for item in wanted if item not in numbers]
+            logger.warning("%s: %d of %d items are unknown: %s", what, len(unknown), len(wanted), listed(unknown))
+        return np.array(found, np.int64)
+
+    def _find_item(self, name: str) -> int:
+        if name in self.interactions.item_ids:
+            return self.interactions.item_ids.index(name)
+        titles = [title.casefold() for title in self.interactions.titles]
+        wanted = name.casefold()
+        for found in (
+            [index for index, title in enumerate(titles) if title == wanted],
+            [index for index, title in enumerate(titles) if wanted in title],
+        ):
+            if len(found) == 1:
+                return found[0]
+            if found:
+                several = [self.interactions.titles[index] for index in found[:5]]
+                raise DataError(f"an item must be named clearly, {name!r} fits {len(found)} titles: {several}")
+        near = difflib.get_close_matches(wanted, titles, n=3, cutoff=0.4)
+        choices = [self.interactions.titles[titles.index(title)] for title in near]
+        raise DataError(f"no item has the id or title {name!r}; the nearest titles are {choices}")
+
+
+def _with_later(known: Interactions, interactions: Path | None, items: Path | None) -> Interactions:
+    """The data of a run, and what came later, read as the run's own data is."""
+    whole = known
+    if items is not None:
+        whole = append_items(whole, *read_items(items, Columns()))
+    if interactions is not None:
+        whole = append_interactions(whole, load_dataset(str(interactions), min_item_interactions=1))
+    new = list(zip(whole.item_ids, whole.texts, strict=True))[known.num_items :]
+    if nameless := sum(item == text for item, text in new):
+        logger.warning("%d of %d items that came later have no text: only their ids are read", nameless, len(new))
+    return whole

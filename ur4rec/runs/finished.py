@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alternator.checks import check_choice
+from ur4rec.config import SCORERS
 from ur4rec.data import Interactions, leave_one_out
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.results import K_LIST
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import evaluation_batches, load_interactions
+from ur4rec.runs.prepared import load_interactions
+from ur4rec.runs.ranking import Ranking
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 from ur4rec.training.checkpoint import check_settings
 
@@ -161,8 +163,8 @@ def evaluate_run(
     held_out = leave_one_out(load_interactions(config, data_dir))  # no text is encoded: vectors are in the checkpoint
     directory.check_fact("split_hash", held_out.hash)
     model = load_scorer(config.backend, path, config.device)
-    targets = evaluation_batches(getattr(held_out, split), config.model_config(held_out.num_items))
-    return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in model.rank_all(targets).items()}
+    ranking = Ranking(getattr(held_out, split), config.model_config(held_out.num_items))
+    return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in ranking.ranks(model, SCORERS).items()}
 
 
 def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: bool = False) -> RunDirectory:

@@ -65,8 +65,9 @@ def train(
         typer.Option(
             metavar="N",
             rich_help_panel="Training",
-            help="End a stage after N validations in a row without a better NDCG@10 (fused in the joint stages). Learning "
-            "rates still fall along a cosine over all its epochs; --set lr_schedule=constant keeps them. Default: never.",
+            help="End a stage after N validations in a row without a better NDCG@10 (fused in the joint stages). "
+            "Learning rates still fall along a cosine over all its epochs; --set lr_schedule=constant keeps them. "
+            "Default: never.",
         ),
     ] = None,
     eval_every: Annotated[

@@ -183,17 +183,21 @@ class TrainingRun:
         self._warn_of_threads()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         steps = [row["step"] for row in self.epochs]
-        for row in self.epochs:
-            validated = row["validation"].keys()
-            needed = TABLE_ROWS[row["stage"]][1].keys() if self.plan.is_validated else set()
-            if row["stage"] != self.plan.stage or not needed <= validated <= {*SCORERS}:
+        for number, row in enumerate(self.epochs):
+            if (number, self.plan.stage) != (row["epoch"], row["stage"]):
                 raise ValueError("the epochs are not those of the run's stages")
+            needed = TABLE_ROWS[row["stage"]][1].keys() if self.plan.is_validated else set()
+            if not needed <= row["validation"].keys() <= {*SCORERS}:
+                raise ValueError("the validations are not those of the run's stages")
             self.plan = self.plan.after(row["validation"])
         if steps != sorted(steps):
             raise ValueError("the steps of the epochs are not in order")
         self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
         if any(len(result.test_ranks) != len(self.prepared.split.test) for result in self.results.values()):
             raise ValueError("the ranks are not those of the run's targets")
+        for name, result in self.results.items():
+            if result.epoch not in ([-1] if name == "popularity" else range(len(steps))):
+                raise ValueError("the results are not of the run's epochs")
         for log, state in zip(self._logs, saved["logs"], strict=True):
             log.load_state_dict(state)
         self._watch.restore(self.trainer.alternator, self.payoffs.records)

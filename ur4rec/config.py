@@ -12,6 +12,7 @@ MAX_BLOCKS = 1000
 """The number of self-attention blocks at most: each is a dozen objects, however narrow."""
 FUSIONS = ("logit", "weighted", "rank", "cascade")
 JOINT_LOSSES = ("separate", "fused")
+LR_SCHEDULES = ("cosine", "constant")
 SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
 SCORERS = ("fused", "sasrec", "retriever")
 FUSIONS_WITH_GRADIENTS = ("logit", "weighted")
@@ -101,6 +102,9 @@ class TrainerConfig:
     """Maximum norm of the gradients of everything that trains, taken together."""
     warmup: float = 0.05
     """Part of a stage over which the learning rate rises from 0 to its peak."""
+    lr_schedule: str = "cosine"
+    """What follows the warm-up: `cosine` (the learning rate falls to 0 at the last of a stage's epochs, whether or not
+    the stage ends early) or `constant`."""
     warmup_steps: int = 100
     """The length of the warm-up in steps, for a stage whose length is not given."""
     sasrec_loss: str = "ce"
@@ -155,6 +159,7 @@ class TrainerConfig:
         _check_fields(self, {"warmup_steps": 0, "loss_delay": 0, "seed": 0}, ranges)
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
+        check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
 
     def gbce_beta(self, num_items: int) -> float:
         """The power of the target's probability under `gbce` (Petrov & Macdonald, RecSys 2023, equation 10).
@@ -230,6 +235,7 @@ class TrainerSettings(TypedDict, total=False):
     weight_decay: float
     clip_norm: float
     warmup: float
+    lr_schedule: str
     warmup_steps: int
     sasrec_loss: str
     num_negatives: int

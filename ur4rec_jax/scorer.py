@@ -32,13 +32,13 @@ def rank_batch(scores_BI: Array, batch: EvaluationBatch) -> tuple[Array, Array]:
     The target is never filtered. Rows and coordinates that only fill up are out of range and dropped.
     """
     rows_B = jnp.arange(len(scores_BI))
-    candidates_BI = jnp.ones(scores_BI.shape, bool)
-    candidates_BI = candidates_BI.at[batch.seen_rows_M, batch.seen_items_M].set(False, mode="drop")
-    candidates_BI = candidates_BI.at[rows_B, batch.targets_B].set(True)
-    counts_B1 = (rows_B < batch.num_valid)[:, None]
-    finite = (jnp.isfinite(scores_BI) | ~candidates_BI | ~counts_B1).all()
-    at_least_BI = candidates_BI & (scores_BI >= scores_BI[rows_B, batch.targets_B][:, None])
-    return at_least_BI.sum(1), finite
+    target_scores_B = scores_BI[rows_B, batch.targets_B]
+    below_B = jnp.nextafter(target_scores_B, -jnp.inf)  # counts for nothing
+    below_M = below_B.at[batch.seen_rows_M].get(mode="fill")
+    scores_BI = scores_BI.at[batch.seen_rows_M, batch.seen_items_M].set(below_M, mode="drop")
+    scores_BI = scores_BI.at[rows_B, batch.targets_B].set(target_scores_B)
+    finite = (jnp.isfinite(scores_BI).all(1) | (rows_B >= batch.num_valid)).all()
+    return (scores_BI >= target_scores_B[:, None]).sum(1), finite
 
 
 @partial(jax.jit, static_argnames="k")

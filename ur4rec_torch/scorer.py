@@ -19,12 +19,15 @@ from ur4rec_torch.device import find_device, to_host, to_indices
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.ur4rec import UR4Rec
 
+_FLOAT32_COUNTS = 2**24
+"""The whole numbers that float32 adds up exactly."""
+
 
 def rank_batch(scores_BI: Tensor, batch: EvaluationBatch) -> tuple[Tensor, Tensor]:
     """Ranks of the targets of the valid rows, and whether all scores that count are finite.
 
     The rank is 1 + the number of other unseen items that score at least as much as the target: ties count against us.
-    The target is never filtered.
+    The target is never filtered. The scores are overwritten: each copy of them would be as large as they are.
     """
     device, num_valid = scores_BI.device, batch.num_valid
     scores_BI = scores_BI[:num_valid]
@@ -32,12 +35,14 @@ def rank_batch(scores_BI: Tensor, batch: EvaluationBatch) -> tuple[Tensor, Tenso
     targets_B = torch.as_tensor(batch.targets_B[:num_valid], dtype=torch.long, device=device)
     seen_rows_M = torch.as_tensor(batch.seen_rows_M[: batch.num_seen], dtype=torch.long, device=device)
     seen_items_M = torch.as_tensor(batch.seen_items_M[: batch.num_seen], dtype=torch.long, device=device)
-    candidates_BI = torch.ones_like(scores_BI, dtype=torch.bool)
-    candidates_BI[seen_rows_M, seen_items_M] = False
-    candidates_BI[rows_B, targets_B] = True
-    finite = (torch.isfinite(scores_BI) | ~candidates_BI).all()
-    at_least_BI = candidates_BI & (scores_BI >= scores_BI[rows_B, targets_B].unsqueeze(1))
-    return at_least_BI.sum(1), finite
+    target_scores_B = scores_BI[rows_B, targets_B]
+    below_B = torch.nextafter(target_scores_B, torch.full_like(target_scores_B, -torch.inf))  # counts for nothing
+    scores_BI[seen_rows_M, seen_items_M] = below_B[seen_rows_M]
+    scores_BI[rows_B, targets_B] = target_scores_B
+    extremes_2B = torch.stack([scores_BI.amin(1), scores_BI.amax(1)])  # NaN if any score is
+    at_least_BI = scores_BI.ge_(target_scores_B.unsqueeze(1))
+    counting = torch.float32 if scores_BI.shape[1] <= _FLOAT32_COUNTS else torch.float64  # the former is much faster
+    return at_least_BI.sum(1, dtype=counting).long(), torch.isfinite(extremes_2B).all()
 
 
 def top_batch(

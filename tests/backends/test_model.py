@@ -63,11 +63,9 @@ def test_the_last_position_alone_says_what_it_says_among_all(backend, make_model
         found = model.sasrec(items_BL), model.retriever(items_BL, model.retriever.catalogue(), users_B=users_B)
         hidden_Bd, preferences_BKd = (each[np.arange(5), lengths_B - 1] for each in found)
         keys_Id = model.retriever.catalogue().keys_Id
-        scores = (
-            model.sasrec.score(hidden_Bd, model.sasrec.item_table()),
-            model.retriever.score(preferences_BKd, keys_Id),
-        )
-        return {"sasrec": scores[0], "retriever": scores[1], "fused": model.fusion(*scores)}
+        sasrec_BI = model.sasrec.score(hidden_Bd, model.sasrec.item_table())
+        retriever_BI = model.retriever.score(preferences_BKd, keys_Id)
+        return {"sasrec": sasrec_BI, "retriever": retriever_BI, "fused": model.fusion(sasrec_BI, retriever_BI)}
 
     expected = backend.call(of_all, items_BL, users_B)
     found = backend.call(lambda items_BL, users_B: model.scores(items_BL, users_B=users_B), items_BL, users_B)

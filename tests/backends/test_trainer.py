@@ -11,9 +11,9 @@ from tqdm import tqdm
 from alternator import Cycle, Plateau
 from tests.backends.harness import bits, changed, equal, train, updates
 from ur4rec.config import check_joint_loss
-from ur4rec.data.batches import EvaluationBatches
+from ur4rec.data.batches import EvaluationBatch, EvaluationBatches
 from ur4rec.errors import ConfigurationError, NonFiniteError, UnknownNameError
-from ur4rec.evaluation.metrics import rank_batches, summarise
+from ur4rec.evaluation.metrics import rank_batches, summarise, target_ranks
 from ur4rec.schedule.stages import MODULES
 
 JOINT_LOSSES = ["separate", "fused"]
@@ -274,6 +274,24 @@ def test_ranks_are_those_of_the_reference(make_trainer, targets, loader, scorer)
     expected = rank_batches(lambda batch: trainer.score(batch.items_BL, scorer), targets)
     np.testing.assert_array_equal(trainer.rank(targets, scorer=scorer), expected)
     assert trainer.evaluate(targets, k_list=[5, 10], scorer=scorer) == summarise(expected, [5, 10])
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "is_finite"), [(None, True), ((1, 4), True), ((3, 5), True), ((0, 2), False), ((1, 3), False)]
+)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_batch_is_ranked_as_by_the_reference(backend, spoilt, is_finite, bad):
+    scores_BI = np.random.default_rng(0).integers(4, size=(4, 6)).astype(np.float32)  # with ties
+    rows, items = np.array([0, 0, 1, 1, 2, 4, 4], np.int32), np.array([1, 1, 3, 4, 2, 0, 0], np.int32)
+    targets_B = np.array([0, 3, 2, 0], np.int32)  # that of row 1 is among the seen items; row 3 only fills up
+    batch = EvaluationBatch(scores_BI, targets_B, rows, items, 3, 5)
+    expected = target_ranks(scores_BI[:3], targets_B[:3], rows[:5], items[:5])
+    if spoilt is not None:
+        scores_BI[spoilt] = bad
+    ranks, finite = backend.part("scorer").rank_batch(backend.array(scores_BI), batch)
+    assert bool(finite) == is_finite
+    if is_finite:
+        assert np.asarray(ranks)[:3].tolist() == expected.tolist()
 
 
 def test_all_scorers_rank_in_one_pass_of_each_module(backend, make_trainer, targets, monkeypatch):

@@ -6,9 +6,16 @@ from ur4rec.cli.output import Table, build_table
 from ur4rec.evaluation.results import K_LIST, Result
 
 
-def results_table(results: Iterable[Result]) -> Table:
-    """Test metrics of a run, one row per scorer, each at its best epoch by validation."""
+def results_table(results: Iterable[Result], sampled: tuple[int, int] | None = None) -> Table:
+    """Test metrics of a run, one row per scorer, each at its best epoch by validation.
+
+    Args:
+        results: The rows.
+        sampled: How many users validated, and how many there are to validate; None is all.
+    """
     title = "Test: the whole catalogue ranked, at the best epoch by validation"
+    if sampled is not None:
+        title += f" (of a sample: {sampled[0]:,} of {sampled[1]:,} users)"
     rows = {result.name: result.test for result in results}
     return metrics_table(title, rows)
 

@@ -60,6 +60,33 @@ def train(
         list[str] | None,
         typer.Option(metavar="STAGE=N", help=f"Epochs of a stage ({', '.join(STAGES)}); 0 leaves it out. Repeatable."),
     ] = None,
+    early_stopping: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel="Training",
+            help="End a stage after N validations in a row without a better NDCG@10 (fused in the joint stages). "
+            "Learning rates still fall along a cosine over all its epochs; --set lr_schedule=constant keeps them. "
+            "Default: never.",
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel="Evaluation",
+            help="Validate every N-th epoch of a stage, and its last. Default: 1. --early-stopping counts validations.",
+        ),
+    ] = None,
+    eval_users: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel="Evaluation",
+            help="Validate on a sample of N users, the same in every run on the data; the test is always on all. "
+            "Default: all.",
+        ),
+    ] = None,
     settings: Settings = None,
     batch_size: BatchSize = None,
     encoder: Encoder = None,
@@ -89,7 +116,7 @@ def train(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train through the four stages, validate after every epoch, and print the results on the test targets.
+    """Train through the four stages, validate in between, and print the results on the test targets.
 
     pretrain_sasrec and pretrain_retriever train one module each; joint_finetune trains one of them or both in each
     step, as the schedule decides; end_to_end trains both. What was decided in each step, and why, is in decisions.csv;
@@ -130,6 +157,9 @@ def train(
                 seed=seed,
                 device=device,
                 checkpoint_every=checkpoint_every,
+                early_stopping=early_stopping,
+                eval_every=eval_every,
+                eval_users=eval_users,
                 epochs=parse_epochs(epochs or []),
                 **sort_settings(settings or []),
             )
@@ -157,11 +187,14 @@ def user_text_settings(path: Path | None) -> dict[str, str]:
 
 
 def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
-    """Print the metrics, what was decided and why, where everything is, and what to try next."""
+    """Print the metrics, which epochs were kept, what was decided and why, where it all is, and what to try next."""
     from ur4rec.cli.tables import results_table
+    from ur4rec.runs.kept import explain_epochs
     from ur4rec.runs.verdict import explain_decisions
 
-    say_table(results_table(results))
+    num_validated, num_targets = len(run.validation.targets), len(run.prepared.split.validation)
+    say_table(results_table(results, (num_validated, num_targets) if num_validated < num_targets else None))
+    say(explain_epochs(run.plan, run.epochs, run.results))
     say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records))
     path = run.directory.path
     say(f"Everything is in {path}: look at {path / 'schedule.png'}")

@@ -18,6 +18,7 @@ from ur4rec.compare.costs import hash_costs, measure_costs, read_costs
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.runner import ArmRun, RunKey, prepare_study, pretrain
 from ur4rec.errors import UR4RecError
+from ur4rec.runs.progress import INTERVAL
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,9 @@ def _run_arms(
             for key in [key for key in waiting if _is_ready(directory, key)][: jobs - len(running)]:
                 waiting.remove(key)
                 running[pool.submit(run_one, directory.path, key, data_dir)] = key
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            done, _ = wait(running, timeout=INTERVAL, return_when=FIRST_COMPLETED)
+            if not done and bar.disable:
+                logger.info("%d of %d runs are finished, %d under way", finished, total, len(running))
             for future in done:
                 finished += 1
                 bar.update()

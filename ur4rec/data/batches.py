@@ -1,7 +1,7 @@
-"""Batches: sequences cut, padded and shuffled into arrays of one constant shape.
+"""Batches: sequences cut, padded and shuffled into arrays of few shapes.
 
-Shapes: B rows of a batch, L positions (max_seq_len), M coordinates of seen items, R windows of an epoch, W = L + 1.
-Sequences are padded on the right with ``num_items``.
+Shapes: B rows of a batch, L positions (at most max_seq_len, and no more than the histories have), M coordinates of seen
+items, R windows of an epoch, W = L + 1. Sequences are padded on the right with ``num_items``.
 """
 
 from collections.abc import Iterator
@@ -55,7 +55,8 @@ class TrainBatches:
     every item but the first of a sequence is a target exactly once an epoch; the windows are aligned to the end (the
     first one is the short one). ``windows=False`` keeps only the last window, as the original SASRec does:
     at 50 positions, that loses 60% of the targets of ML-100K and 73% of those of ML-1M. Sequences of fewer than 2 items
-    hold no target and are left out. The last batch is filled up with rows of padding.
+    hold no target and are left out. The last batch is filled up with rows of padding. All batches are as wide as the
+    longest window.
 
     ``shifted=True`` cuts sequences that need more than one window elsewhere in every epoch: the cuts move towards the
     end by a number of positions drawn for each sequence, from (seed, epoch). The last window then has fewer targets,
@@ -103,6 +104,7 @@ class TrainBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
+        self._width = min(max_seq_len, max(int(sequences.lengths.max(initial=0)) - 1, 1))
         self._sequences = sequences
         self._counts_U = _count_windows(sequences, max_seq_len, windows)
         self._users_R = np.repeat(np.arange(len(sequences), dtype=np.int32), self._counts_U)
@@ -153,7 +155,7 @@ class TrainBatches:
             self._sequences.items_N,
             drawn.starts_R[rows],
             drawn.ends_R[rows],
-            self.max_seq_len + 1,
+            self._width + 1,
             self.num_items,
             self.batch_size,
         )
@@ -162,7 +164,7 @@ class TrainBatches:
         targets_BL = np.ascontiguousarray(window_BW[:, 1:])
         items_BL = np.where(targets_BL == self.num_items, np.int32(self.num_items), window_BW[:, :-1])
         contexts_r = drawn.ends_R[rows] - drawn.starts_R[rows] - 1 - drawn.targets_R[rows]
-        targets_BL[: len(rows)][np.arange(self.max_seq_len) < contexts_r[:, None]] = self.num_items
+        targets_BL[: len(rows)][np.arange(self._width) < contexts_r[:, None]] = self.num_items
         return Batch(items_BL, targets_BL, users_B)
 
     def _epoch(self, epoch: int) -> "_Epoch":
@@ -188,8 +190,14 @@ class _Epoch(NamedTuple):
     targets_R: NDArray[np.int64]
 
 
+_MIN_WIDTH = 8
+
+
 class EvaluationBatches:
-    """Batches of evaluation targets, in their order, of constant shape.
+    """Batches of evaluation targets, in their order, all of the same number of rows.
+
+    A batch is about as wide as its longest history: a power of two, of at least 8, but no more than ``max_seq_len``. So
+    the widths are few, as a backend that compiles wants it.
 
     Args:
         targets: What to evaluate.
@@ -233,7 +241,8 @@ class EvaluationBatches:
         histories = self.targets.histories
         ends = histories.offsets_U[first + 1 : last + 1]
         starts = np.maximum(histories.offsets_U[first:last], ends - self.max_seq_len)
-        items_BL = _gather(histories.items_N, starts, ends, self.max_seq_len, self.num_items, self.batch_size)
+        width = min(self.max_seq_len, max(_MIN_WIDTH, 1 << (int((ends - starts).max()) - 1).bit_length()))
+        items_BL = _gather(histories.items_N, starts, ends, width, self.num_items, self.batch_size)
         targets_B, users_B = np.zeros(self.batch_size, np.int32), np.full(self.batch_size, -1, np.int32)
         targets_B[: last - first] = self.targets.items_T[first:last]
         users_B[: last - first] = self.targets.users_T[first:last]

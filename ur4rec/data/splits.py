@@ -30,6 +30,19 @@ class Targets:
     def __len__(self) -> int:
         return len(self.items_T)
 
+    def take(self, rows_T: NDArray[Any]) -> "Targets":
+        """The targets of these rows, in that order."""
+        return Targets(
+            users_T=self.users_T[rows_T],
+            items_T=self.items_T[rows_T],
+            histories=self.histories.take(rows_T),
+            seen=self.seen.take(rows_T),
+        )
+
+    def sample(self, count: int) -> "Targets":
+        """This number of targets, in their order, the same whenever it is asked for; all if there are no more."""
+        return self.take(np.sort(np.random.default_rng(0).permutation(len(self))[:count]))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:

@@ -6,10 +6,8 @@ Shapes: I items of the catalogue, T targets.
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.data.batches import EvaluationBatches
 from ur4rec.data.interactions import Sequences
 from ur4rec.data.splits import Targets
-from ur4rec.evaluation.metrics import rank_batches
 
 
 def popularity_scores(train: Sequences, num_items: int) -> NDArray[np.float64]:
@@ -22,8 +20,13 @@ def popularity_scores(train: Sequences, num_items: int) -> NDArray[np.float64]:
     return np.bincount(train.items_N, minlength=num_items).astype(np.float64)
 
 
-def popularity_ranks(train: Sequences, targets: Targets, num_items: int, batch_size: int = 512) -> NDArray[np.int64]:
-    """The rank that popularity gives each target; seen items are filtered, ties count against it."""
+def popularity_ranks(train: Sequences, targets: Targets, num_items: int) -> NDArray[np.int64]:
+    """The rank that popularity gives each target; seen items are filtered, ties count against it.
+
+    Every user has the same scores, so an item's place among all is looked up, and what the user has seen is taken off.
+    """
     scores_I = popularity_scores(train, num_items)
-    batches = EvaluationBatches(targets, num_items, max_seq_len=1, batch_size=batch_size)
-    return rank_batches(lambda batch: np.broadcast_to(scores_I, (len(batch.targets_B), num_items)), batches)
+    at_least_T = num_items - np.searchsorted(np.sort(scores_I), scores_I[targets.items_T])
+    rows, items = targets.seen.rows, targets.seen.items_N
+    filtered = (scores_I[items] >= scores_I[targets.items_T][rows]) & (items != targets.items_T[rows])
+    return np.asarray(at_least_T - np.bincount(rows[filtered], minlength=len(targets)), np.int64)

@@ -41,12 +41,12 @@ class Result:
         return cls(**{**row, "test_ranks": np.array(row["test_ranks"], np.int64)})
 
 
-def build_result(name: str, epoch: int, validation_ranks: NDArray[Any], test_ranks: NDArray[Any]) -> Result:
-    """The result of a scorer from the ranks of its targets."""
+def build_result(name: str, epoch: int, validation: dict[str, float], test_ranks: NDArray[Any]) -> Result:
+    """The result of a scorer from its validation and the ranks of the test targets."""
     return Result(
         name=name,
         epoch=epoch,
-        validation=summarise(validation_ranks, K_LIST),
+        validation=validation,
         test=summarise(test_ranks, K_LIST),
         test_ranks=test_ranks,
     )

@@ -19,6 +19,8 @@ MAX_EPOCHS = 100_000
 REPEATS = ("auto", "allow", "exclude")
 _REQUIRED = frozenset(("dataset", "backend", "schedule"))
 """What the configuration of a run says in any case."""
+_OPTIONAL = ("min_item_interactions", "early_stopping", "eval_users")
+_MINIMA = {**dict.fromkeys((*_OPTIONAL, "eval_every", "batch_size"), 1), "seed": 0, "checkpoint_every": 0}
 _FROM_DATA = ("num_items", "num_users")
 MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
 """What may be set of a model; the rest comes from the data."""
@@ -59,6 +61,12 @@ class RunConfig:
     repeats: str = "auto"
     """Whether items that a user has had are ranked and recommended: "allow", "exclude", or "auto", which the share of
     repeated targets decides when a run begins; a run that does not say excludes them."""
+    early_stopping: int | None = None
+    """Validations in a row without a better one after which a stage ends; None is never."""
+    eval_every: int = 1
+    """Every how many epochs of a stage are validated; its last one always is."""
+    eval_users: int | None = None
+    """The number of users whose validation targets are ranked, a sample that depends on the data alone; None is all."""
     seed: int = 0
     """Seed of weights, data order, dropout and sampled negatives."""
     device: str = "auto"
@@ -81,8 +89,8 @@ class RunConfig:
             raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
         for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
             _check_mapping(name, getattr(self, name), known)
-        for name, minimum in {"seed": 0, "min_item_interactions": 1, "batch_size": 1, "checkpoint_every": 0}.items():
-            if getattr(self, name) is not None or name != "min_item_interactions":
+        for name, minimum in _MINIMA.items():
+            if getattr(self, name) is not None or name not in _OPTIONAL:
                 set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         parse_schedule(self.schedule)
         check_choice("repeats", self.repeats, REPEATS)
@@ -95,11 +103,6 @@ class RunConfig:
                 raise ConfigurationError(f"epochs of {stage} must be at most {MAX_EPOCHS}, got {epochs}")
         if not any(self.epochs.values()):
             raise ConfigurationError(f"epochs must be above 0 for some stage, got {dict(self.epochs)}")
-
-    @property
-    def plan(self) -> tuple[str, ...]:
-        """The stage of each epoch."""
-        return tuple(stage for stage, epochs in self.epochs.items() for _ in range(epochs))
 
     def model_config(self, num_items: int) -> ModelConfig:
         """The shape of the model for a catalogue."""

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from alternator.checks import check_choice
 from alternator.recordings.log import StepRecord
-from ur4rec.config import SCORERS
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import MODULES, TURNS
 
@@ -83,7 +82,7 @@ class EventLog:
     """Scalars of steps and epochs, for every writer.
 
     A step has ``step/MODULE_loss``, ``active/MODULE`` (1 where it trained) and ``share/MODULE``, its part of the
-    module updates of the stage so far. An epoch has ``validation/SCORER/METRIC``, ``component/NAME`` for every loss
+    module updates of the stage so far. An epoch has ``validation/SCORER/METRIC`` for what was validated, ``component/NAME`` for every loss
     that it averaged, and ``learning_rate/MODULE``. A run that is resumed writes the steps since its last checkpoint again,
     with the same values.
 
@@ -125,8 +124,8 @@ class EventLog:
         """Write what ``metrics.json`` keeps of an epoch."""
         scalars = {
             f"validation/{scorer}/{metric}": value
-            for scorer in SCORERS
-            for metric, value in row["validation"][scorer].items()
+            for scorer, metrics in row["validation"].items()
+            for metric, value in metrics.items()
         }
         for name, value in row["train"].items():
             if name.endswith("_lr"):

@@ -4,13 +4,15 @@ import shutil
 from pathlib import Path
 
 from alternator.checks import check_choice
+from ur4rec.config import SCORERS
 from ur4rec.data import leave_one_out
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.results import K_LIST
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import evaluation_batches, read_data
+from ur4rec.runs.prepared import read_data
+from ur4rec.runs.ranking import Ranking
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 from ur4rec.training.checkpoint import check_settings
 
@@ -33,13 +35,11 @@ def evaluate_run(
     config = read_config(directory)
     path = directory.require_checkpoint(checkpoint)
     check_settings(path, config.model_config(num_items=2))
-    held_out = leave_one_out(
-        read_data(directory, config, data_dir)
-    )  # no text is encoded: vectors are in the checkpoint
+    held_out = leave_one_out(read_data(directory, config, data_dir))
     directory.check_fact("split_hash", held_out.hash)
     model = load_scorer(config.backend, path, config.device)
-    targets = evaluation_batches(getattr(held_out, split), config.model_config(held_out.num_items))
-    return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in model.rank_all(targets).items()}
+    ranking = Ranking(getattr(held_out, split), config.model_config(held_out.num_items))
+    return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in ranking.ranks(model, SCORERS).items()}
 
 
 def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: bool = False) -> RunDirectory:

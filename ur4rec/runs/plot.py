@@ -176,7 +176,7 @@ def plot_schedule(
         path: Where to write the picture (PNG).
         records: The decision log.
         measurements: What a `Payoff` schedule has measured; empty for every other one.
-        epochs: The rows of ``metrics.json``: each with ``step``, ``stage`` and ``validation`` per scorer.
+        epochs: The rows of ``metrics.json``: each with ``step``, ``stage``, and ``validation`` of each scorer ranked.
         title: What to write above it.
     """
     compared = bool(measurements) or bool(comparisons(records))
@@ -257,11 +257,13 @@ def _draw_turns(axes: Axes, records: Sequence[StepRecord]) -> None:
 
 def _draw_validation(axes: Axes, epochs: Sequence[Mapping[str, Any]]) -> None:
     for scorer in ("sasrec", "retriever", "fused"):
-        steps = [epoch["step"] for epoch in epochs]
-        values = [epoch["validation"][scorer]["ndcg@10"] for epoch in epochs]
-        axes.plot(steps, values, color=COLOURS[scorer], marker="o", markersize=3, label=NAMES[scorer])
+        own = [epoch for epoch in epochs if scorer in epoch["validation"]]
+        if own:
+            steps = [epoch["step"] for epoch in own]
+            values = [epoch["validation"][scorer]["ndcg@10"] for epoch in own]
+            axes.plot(steps, values, color=COLOURS[scorer], marker="o", markersize=3, label=NAMES[scorer])
     axes.set_ylabel("validation NDCG@10")
-    if epochs:
+    if axes.has_data():
         axes.legend(loc="upper left", fontsize=8, framealpha=0.8)
 
 

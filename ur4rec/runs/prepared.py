@@ -26,7 +26,10 @@ from ur4rec.training.memory import enough_memory
 
 logger = logging.getLogger(__name__)
 
-EVALUATION_ROWS = 512
+MAX_SCORES = 2**22
+"""The number of scores of a batch at most, rows times items: 16 MiB a scorer, which processors also keep at hand."""
+MAX_ROWS = 512
+"""The rows of an evaluation batch at most; there are fewer where the catalogue is large or the targets are few."""
 PROBE_ROWS = 256
 DATA, ENCODER = "data", "encoder.safetensors"
 """Where a run keeps its data, and in there what encodes the texts of items that come later."""
@@ -59,16 +62,12 @@ class PreparedData:
 
     def probe(self) -> EvaluationBatch:
         """Validation targets of `PROBE_ROWS` users, the same in every run, on which a schedule may measure."""
-        targets = self.split.validation
-        rows_B = np.sort(np.random.default_rng(0).permutation(len(targets))[:PROBE_ROWS])
-        (whole,) = EvaluationBatches(
+        targets = self.split.validation.sample(PROBE_ROWS)
+        (batch,) = EvaluationBatches(
             targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=len(targets)
         )
         none_seen_M = np.zeros(0, np.int32)
-        return EvaluationBatch(
-            *(whole.items_BL[rows_B], whole.targets_B[rows_B], none_seen_M, none_seen_M, len(rows_B), 0),
-            targets.users_T[rows_B],
-        )
+        return batch._replace(seen_rows_M=none_seen_M, seen_items_M=none_seen_M, num_seen=0)
 
 
 def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path | None = None) -> PreparedData:
@@ -133,8 +132,16 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def evaluation_batches(targets: Targets, model: ModelConfig) -> EvaluationBatches:
-    """Batches of targets for a model."""
-    return EvaluationBatches(targets, model.num_items, max_seq_len=model.max_seq_len, batch_size=EVALUATION_ROWS)
+    """Batches of targets for a model, of at most `MAX_SCORES` scores and `MAX_ROWS` rows.
+
+    Example:
+        >>> from ur4rec.data import synthetic
+        >>> targets = leave_one_out(synthetic(num_users=1000, num_items=50)).test
+        >>> [evaluation_batches(targets, ModelConfig(num_items=num)).batch_size for num in (50, 300_000, 10**9)]
+        [512, 13, 1]
+    """
+    num_rows = max(1, min(MAX_ROWS, MAX_SCORES // model.num_items, len(targets)))
+    return EvaluationBatches(targets, model.num_items, max_seq_len=model.max_seq_len, batch_size=num_rows)
 
 
 def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Path | None = None) -> PreparedData:

@@ -1,18 +1,14 @@
-"""A training run: the stages in order, validation after every epoch, and everything kept in the run directory."""
+"""A training run: the stages in order, validation in between, and everything kept in the run directory."""
 
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
-from ur4rec.data.batches import EvaluationBatch, EvaluationBatches
 from ur4rec.data.kept import hash_contents
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
@@ -23,37 +19,36 @@ from ur4rec.runs.config import RunConfig, read_config
 from ur4rec.runs.directory import AppendedLog, RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
+from ur4rec.runs.plan import TABLE_ROWS, Plan
 from ur4rec.runs.plot import plot_schedule
 from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolute_paths
+from ur4rec.runs.progress import Heartbeat, describe_epoch, describe_place
+from ur4rec.runs.ranking import Ranking, Ranks
 from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
 from ur4rec.schedule.stages import MODULES
-from ur4rec.training.backend import load_backend
+from ur4rec.training.backend import load_backend, load_scorer
 from ur4rec.training.checkpoint import check_same, check_settings
+from ur4rec.training.scorer import AnyScorer
 
 logger = logging.getLogger(__name__)
 
-_JOINT_ROWS = ("fused", {"sasrec": "SASRec in it", "retriever": "retriever in it", "fused": "fused"})
-TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
-    "pretrain_sasrec": ("sasrec", {"sasrec": "SASRec alone"}),
-    "pretrain_retriever": ("retriever", {"retriever": "retriever alone"}),
-    "joint_finetune": _JOINT_ROWS,
-    "end_to_end": _JOINT_ROWS,
-}
-"""Per stage: the scorer whose validation chooses the epoch, and the rows of the results table that it fills."""
 _RESULT = {"name": str, "epoch": int, "validation": METRICS, "test": METRICS, "test_ranks": [int]}
 _EPOCH = {
     "epoch": int,
     "stage": str,
     "step": int,
     "train": {str: float},
-    "validation": dict.fromkeys(SCORERS, METRICS),
+    "validation": {str: METRICS},
     "train_seconds": float,
     "evaluation_seconds": float,
 }
 _LOG = {"num_records": int, "sha256": str}
 _SAVED = {"run": {}, "epochs": [_EPOCH], "seconds": float, "results": {str: _RESULT}, "logs": [_LOG]}
 """What a checkpoint keeps of a run."""
-Ranks = dict[str, NDArray[np.int64]]
+
+
+_Validated = tuple[int, str, Mapping[str, dict[str, float]]]
+"""An epoch that was validated: its number, its stage, and its metrics by scorer."""
 
 
 class Stopped(Exception):  # noqa: N818  (what was asked for is no error)
@@ -114,8 +109,11 @@ class TrainingRun:
         self.events: EventLog | None = None
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
-        self._validation = prepared.evaluation(prepared.split.validation)
-        self._test = prepared.evaluation(prepared.split.test)
+        validation, num_users = prepared.split.validation, config.eval_users
+        self.validation = Ranking(validation if num_users is None else validation.sample(num_users), prepared.model)
+        self._test = Ranking(prepared.split.test, prepared.model)
+        self.plan = Plan(config=config)
+        self._heartbeat = Heartbeat(progress)
         backend = load_backend(config.backend)
         model = backend.UR4Rec(
             prepared.split.num_items,
@@ -136,7 +134,7 @@ class TrainingRun:
         )
 
     def train(self, *, stop: Callable[[], bool] = lambda: False) -> list[Result]:
-        """Train through all stages; after every epoch the run is validated and saved, after every stage drawn.
+        """Train through all stages; after every epoch the run is saved, after every stage tested and drawn.
 
         After `resume` it continues with the next step, and ends as if it had never stopped.
 
@@ -157,10 +155,9 @@ class TrainingRun:
                 self.config = with_absolute_paths(self.config)
                 self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
                 keep_data(self.directory, self.prepared)
-            plan = self.config.plan
-            for epoch in range(len(self.epochs), len(plan)):
-                self._run_epoch(epoch, plan[epoch])
-                if epoch + 1 < len(plan) and plan[epoch + 1] != plan[epoch]:
+            while (stage := self.plan.stage) is not None:
+                self._run_epoch(len(self.epochs), stage)
+                if self.plan.stage not in (stage, None):
                     self._draw()
             for log in self._logs:
                 log.write()
@@ -188,11 +185,21 @@ class TrainingRun:
         self._warn_of_threads()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         steps = [row["step"] for row in self.epochs]
-        if [row["stage"] for row in self.epochs] != [*self.config.plan[: len(steps)]] or steps != sorted(steps):
-            raise ValueError("the epochs are not those of the run's stages")
+        for number, row in enumerate(self.epochs):
+            if (number, self.plan.stage) != (row["epoch"], row["stage"]):
+                raise ValueError("the epochs are not those of the run's stages")
+            needed = TABLE_ROWS[row["stage"]][1].keys() if self.plan.is_validated else set()
+            if not needed <= row["validation"].keys() <= {*SCORERS}:
+                raise ValueError("the validations are not those of the run's stages")
+            self.plan = self.plan.after(row["validation"])
+        if steps != sorted(steps):
+            raise ValueError("the steps of the epochs are not in order")
         self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
         if any(len(result.test_ranks) != len(self.prepared.split.test) for result in self.results.values()):
             raise ValueError("the ranks are not those of the run's targets")
+        for name, result in self.results.items():
+            if result.epoch not in ([-1] if name == "popularity" else range(len(steps))):
+                raise ValueError("the results are not of the run's epochs")
         for log, state in zip(self._logs, saved["logs"], strict=True):
             log.load_state_dict(state)
         self._watch.restore(self.trainer.alternator, self.payoffs.records)
@@ -239,10 +246,9 @@ class TrainingRun:
         return int(self.trainer.step) - (self.epochs[-1]["step"] if self.epochs else 0)
 
     def _run_epoch(self, epoch: int, stage: str) -> None:
-        """An epoch, from where it was left, and its validation."""
-        if self._stop():
-            raise Stopped(self.trainer.step)
-        if not self._epoch_steps and (epoch == 0 or stage != self.config.plan[epoch - 1]):
+        """An epoch, from where it was left, its validation, and the test at the end of its stage."""
+        self._raise_if_stopped()
+        if not self._epoch_steps and not self.plan.stage_epoch:
             self._enter(stage)
         started = time.perf_counter() - self._seconds
         try:
@@ -254,10 +260,14 @@ class TrainingRun:
             )
             self._raise_if_stopped()
             trained = time.perf_counter()
-            ranks = self._rank(self._validation, SCORERS)
             if not self.results:
                 self._add_popularity()
-            best = self._keep_best(epoch, stage, ranks)
+            validation = self._validate(stage) if self.plan.is_validated else {}
+            best = self._best_epoch(stage)
+            is_best = bool(validation) and (best is None or _quality(stage, validation) > _quality(*best[1:]))
+            plan = self.plan.after(validation)
+            if plan.stage != stage:
+                self._test_stage(stage, (epoch, stage, validation) if is_best or best is None else best)
         except Stopped:
             self._save_within(epoch, started)
             raise
@@ -267,16 +277,18 @@ class TrainingRun:
                 "stage": stage,
                 "step": self.trainer.step,
                 "train": metrics,
-                "validation": {scorer: summarise(ranks[scorer], K_LIST) for scorer in SCORERS},
+                "validation": validation,
                 "train_seconds": trained - started,
                 "evaluation_seconds": time.perf_counter() - trained,
             }
         )
+        before, self.plan = self.plan, plan
+        self._heartbeat.say(describe_epoch(before, self.epochs))
         self._seconds = 0.0
         if self.events is not None:
             self.events.epoch(self.epochs[-1])
         self._write_results()
-        self._save(epoch, best=best)
+        self._save(epoch, best=is_best)
 
     def _enter(self, stage: str) -> None:
         num_steps = self.config.epochs[stage] * len(self.prepared.train)
@@ -290,6 +302,7 @@ class TrainingRun:
         due = every > 0 and self.trainer.step - self._saved_step >= every
         if due and self._epoch_steps < len(self.prepared.train):
             self._save_within(epoch, started)
+        self._heartbeat.beat(lambda: f"{self._place}, step {self._epoch_steps} of {len(self.prepared.train)}")
         return self._stop()
 
     def _save_within(self, epoch: int, started: float) -> None:
@@ -302,31 +315,53 @@ class TrainingRun:
         if self._stop():
             raise Stopped(self.trainer.step)
 
-    def _rank(self, targets: EvaluationBatches, scorers: Iterable[str]) -> Ranks:
-        ranks: Ranks = self.trainer.rank_all(self._until_stopped(targets), scorers)
-        return ranks
-
-    def _until_stopped(self, targets: EvaluationBatches) -> Iterator[EvaluationBatch]:
-        for batch in targets:
+    def _rank(self, ranking: Ranking, scorer: AnyScorer, scorers: Iterable[str], what: str) -> Ranks:
+        def before_batch(index: int, count: int) -> None:
             self._raise_if_stopped()
-            yield batch
+            self._heartbeat.beat(lambda: f"{self._place}, ranking {what} targets: batch {index} of {count} done")
 
-    def _keep_best(self, epoch: int, stage: str, ranks: Ranks) -> bool:
-        """Test this epoch if validation says that it is the best so far of its rows of the results table."""
-        criterion, rows = TABLE_ROWS[stage]
-        value = summarise(ranks[criterion], K_LIST)[CRITERION]
-        before = self.results.get(rows[criterion])
-        if before is not None and value <= before.validation[CRITERION]:
-            return False
-        test_ranks = self._rank(self._test, rows)
-        for scorer, name in rows.items():
-            self.results[name] = build_result(name, epoch, ranks[scorer], test_ranks[scorer])
-        return True
+        return ranking.ranks(scorer, scorers, before_batch)
+
+    @property
+    def _place(self) -> str:
+        return describe_place(self.plan)
+
+    def _validate(self, stage: str) -> dict[str, dict[str, float]]:
+        """Validation metrics of the scorers that the stage can change."""
+        ranks = self._rank(self.validation, self.trainer, TABLE_ROWS[stage][1], "validation")
+        return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in ranks.items()}
+
+    def _best_epoch(self, stage: str) -> _Validated | None:
+        """The best epoch so far by validation among those that fill the same rows of the results table."""
+        validated = [
+            (row["epoch"], row["stage"], row["validation"])
+            for row in self.epochs
+            if row["validation"] and TABLE_ROWS[row["stage"]] == TABLE_ROWS[stage]
+        ]
+        return max(validated, key=lambda each: _quality(*each[1:]), default=None)
+
+    def _test_stage(self, stage: str, best: _Validated) -> None:
+        """Test the best epoch of a stage that ends; one of an earlier stage has been tested before.
+
+        Once, rather than whenever an epoch is the best so far: there are as many test as validation targets.
+        """
+        epoch, _, validation = best
+        rows = TABLE_ROWS[stage][1]
+        if any(name in self.results and self.results[name].epoch == epoch for name in rows.values()):
+            return
+        scorer: AnyScorer = self.trainer
+        if epoch != len(self.epochs):  # not this one, which has not been saved
+            scorer = load_scorer(
+                self.config.backend, self.directory.require_checkpoint("best"), device=self.config.device
+            )
+        ranks = self._rank(self._test, scorer, rows, "test")
+        for name, row in rows.items():
+            self.results[row] = build_result(row, epoch, validation[name], ranks[name])
 
     def _add_popularity(self) -> None:
-        split = self.prepared.split
-        ranks = [popularity_ranks(split.train, targets, split.num_items) for targets in (split.validation, split.test)]
-        self.results["popularity"] = build_result("popularity", -1, *ranks)
+        split, targets = self.prepared.split, self.validation.targets
+        ranks = [popularity_ranks(split.train, each, split.num_items) for each in (targets, split.test)]
+        self.results["popularity"] = build_result("popularity", -1, summarise(ranks[0], K_LIST), ranks[1])
 
     def _write_results(self) -> None:
         """Write what follows from the epochs; a crash before they are saved leaves it ahead of them, no harm done."""
@@ -391,3 +426,8 @@ class TrainingRun:
     def _title(self) -> str:
         config = self.config
         return f"{self.prepared.interactions.name}, schedule {config.schedule}, {config.backend}, seed {config.seed}"
+
+
+def _quality(stage: str, validation: Mapping[str, Mapping[str, float]]) -> float:
+    """What decides which epoch is the best."""
+    return validation[TABLE_ROWS[stage][0]][CRITERION]

@@ -53,9 +53,9 @@ def find_stage(name: str) -> Stage:
 def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) -> dict[str, float]:
     """The learning rate of each trained part at a step (0-based) of a stage.
 
-    It rises linearly over the warm-up and then falls along a cosine to 0 at ``num_steps``; where the length is not
-    given it stays at its peak after ``warmup_steps``. A function of progress through the stage, whichever module is
-    active, so that a module's share of the steps does not change its annealing.
+    It rises linearly over the warm-up and then falls along a cosine to 0 at ``num_steps``; with a constant schedule it
+    stays at its peak, as it does after ``warmup_steps`` where the length is not given. A function of progress through
+    the stage, whichever module is active, so that a module's share of the steps does not change its annealing.
 
     Example:
         >>> learning_rates(TrainerConfig(warmup_steps=2), step=0, num_steps=None)
@@ -63,11 +63,13 @@ def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) ->
         >>> config = TrainerConfig(sasrec_lr=1.0, warmup=0.25)
         >>> [round(learning_rates(config, step, num_steps=8)["sasrec"], 2) for step in range(9)]
         [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07, 0.0]
+        >>> learning_rates(TrainerConfig(sasrec_lr=1.0, lr_schedule="constant"), step=7, num_steps=8)["sasrec"]
+        1.0
     """
     rise = config.warmup_steps if num_steps is None else round(config.warmup * num_steps)
     if step < rise:
         factor = min((step + 1) / rise, 1.0)
-    elif num_steps is None:
+    elif num_steps is None or config.lr_schedule == "constant":
         factor = 1.0
     else:
         progress = min((step - rise) / max(num_steps - rise, 1), 1.0)

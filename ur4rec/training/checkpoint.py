@@ -56,7 +56,7 @@ class Checkpoint(NamedTuple):
             CheckpointError: Naming every setting that differs.
         """
         check_same("model", self.state["model"], asdict(model))
-        check_same("training configuration", self.state["trainer"], asdict(trainer))
+        check_same("training configuration", asdict(_saved_trainer(self.state)), asdict(trainer))
 
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `UR4Rec` for a model of this shape, text vectors included; its weights are to be loaded."""
@@ -133,7 +133,7 @@ def check_settings(path: str | Path, model: ModelConfig, trainer: TrainerConfig 
     from_data = {name: state["model"].get(name) for name in ("num_items", "num_users")}
     check_same("model", state["model"], {**asdict(model), **from_data})
     if trainer is not None:
-        check_same("training configuration", state["trainer"], asdict(trainer))
+        check_same("training configuration", asdict(_saved_trainer(state)), asdict(trainer))
     try:
         _check_shapes(state, *(_read_shapes(directory / name) for name in (MODEL_FILE, OPTIMIZER_FILE)))
     except CheckpointError:
@@ -151,12 +151,16 @@ def saved_model(state: Mapping[str, Any]) -> ModelConfig:
         return ModelConfig(**state["model"])
 
 
+def _saved_trainer(state: Mapping[str, Any]) -> TrainerConfig:
+    """The settings of the trainer of a checkpoint; those that are newer have their defaults."""
+    with refuse_malformed(f"the trainer in {STATE_FILE}", "take another checkpoint", CheckpointError):
+        return TrainerConfig(**state["trainer"])
+
+
 def _check_shapes(state: Mapping[str, Any], weights: Mapping[str, Shape], moments: Mapping[str, Shape]) -> None:
     model = saved_model(state)
-    with refuse_malformed(f"the trainer in {STATE_FILE}", "take another checkpoint", CheckpointError):
-        trainer = TrainerConfig(**state["trainer"])
     check_weights(model, weights)
-    check_moments(model, trainer, weights, moments)
+    check_moments(model, _saved_trainer(state), weights, moments)
 
 
 def _check_finite(path: str | Path, weights: Arrays) -> None:

@@ -1,5 +1,6 @@
 """Batches: every target once, right padding, constant shapes, order from (seed, epoch), evaluation coordinates."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -66,7 +67,7 @@ def test_rows_are_consecutive_and_padded_on_the_right(rows, max_seq_len):
 
 
 def test_shapes_and_types_are_constant():
-    batches = make([[0, 1, 2]] * 7, batch_size=3)
+    batches = make([[0, 1, 2, 3, 4]] * 6 + [[0, 1, 2]], batch_size=3)
     assert len(batches) == 3
     for batch in batches:
         assert [array.shape for array in batch] == [(3, 4), (3, 4), (3,)]
@@ -76,6 +77,16 @@ def test_shapes_and_types_are_constant():
     assert last.users_B[1:].tolist() == [-1, -1]
     assert (last.items_BL[1:] == NUM_ITEMS).all()
     assert (last.targets_BL[1:] == NUM_ITEMS).all()
+
+
+@pytest.mark.parametrize(("longest", "width"), [(2, 1), (6, 5), (9, 8), (30, 8)])
+def test_batches_are_as_wide_as_the_longest_sequence_needs(longest, width):
+    rows = [[0, 1], [item % NUM_ITEMS for item in range(longest)]]
+    for shifted in (False, True):
+        batches = make(rows, max_seq_len=8, shifted=shifted)
+        assert {array.shape for batch in batches for array in batch[:2]} == {(3, width)}
+        long = make(rows, max_seq_len=60, shifted=shifted)
+        assert {array.shape for batch in long for array in batch[:2]} == {(3, longest - 1)}
 
 
 def test_windows_are_aligned_to_the_end_and_overlap_in_one_item():
@@ -202,8 +213,8 @@ def test_training_without_any_target_is_refused():
 
 
 @given(
-    st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=9), min_size=1, max_size=8),
-    st.integers(1, 5),
+    st.lists(st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=19), min_size=1, max_size=8),
+    st.integers(1, 18),
     st.integers(1, 4),
 )
 def test_evaluation_feeds_the_last_items_and_names_the_seen(histories, max_seq_len, batch_size):
@@ -217,13 +228,16 @@ def test_evaluation_feeds_the_last_items_and_names_the_seen(histories, max_seq_l
     batches = EvaluationBatches(targets, NUM_ITEMS, max_seq_len=max_seq_len, batch_size=batch_size)
     shapes, row = set(), 0
     for batch in batches:
-        shapes.add((batch.items_BL.shape, batch.targets_B.shape, batch.seen_rows_M.shape, batch.seen_items_M.shape))
+        shapes.add((batch.targets_B.shape, batch.seen_rows_M.shape, batch.seen_items_M.shape))
+        width = batch.items_BL.shape[1]
+        longest = max(min(len(history), max_seq_len) for history in histories[row : row + batch_size])
+        assert width == min(max_seq_len, max(8, 2 ** math.ceil(math.log2(longest))))
         pairs = set(zip(batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen], strict=True))
         assert (batch.seen_rows_M[batch.num_seen :] == batch_size).all()
         assert len(pairs) == batch.num_seen
         for place in range(batch.num_valid):
             fed = histories[row][-max_seq_len:]
-            assert batch.items_BL[place].tolist() == fed + [NUM_ITEMS] * (max_seq_len - len(fed))
+            assert batch.items_BL[place].tolist() == fed + [NUM_ITEMS] * (width - len(fed))
             assert batch.users_B[place] == row
             assert {item for owner, item in pairs if owner == place} == set(seen[row])
             row += 1

@@ -11,6 +11,7 @@ from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import EvaluationBatches
 from ur4rec.errors import ConfigurationError, DataError, NonFiniteError
 from ur4rec.evaluation.metrics import rank_batches, summarise, target_ranks
+from ur4rec.evaluation.popularity import popularity_ranks, popularity_scores
 
 NONE = np.zeros(0, np.int32)
 
@@ -102,6 +103,16 @@ def test_no_target_or_no_k_is_an_error():
         summarise([])
     with pytest.raises(ConfigurationError, match="every k must be at least 1, got 0"):
         summarise([1], [0])
+
+
+def test_popularity_ranks_are_those_of_the_reference():
+    split = leave_one_out(synthetic(num_users=80, num_items=40))
+    scores_I = popularity_scores(split.train, split.num_items)
+    for targets in (split.validation, split.test):
+        batches = EvaluationBatches(targets, split.num_items, max_seq_len=1, batch_size=9)
+        score = lambda batch: np.broadcast_to(scores_I, (len(batch.targets_B), split.num_items))  # noqa: E731
+        expected = rank_batches(score, batches)
+        assert popularity_ranks(split.train, targets, split.num_items).tolist() == expected.tolist()
 
 
 def test_ranks_come_in_the_order_of_the_targets():

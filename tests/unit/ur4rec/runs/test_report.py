@@ -23,10 +23,11 @@ def records(num_steps):
 
 
 def test_the_table_shows_every_metric():
-    result = build_result("fused", 4, np.array([1, 2]), np.array([1, 12]))
+    result = build_result("fused", 4, {}, np.array([1, 12]))
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(results_table([result]))
+    console.print(results_table([result], (2000, 35598)))
     text = console.export_text()
+    assert "(of a sample: 2,000 of 35,598 users)" in text
     assert "0.5000" in text
     assert text.count("NDCG") == 3
 

@@ -1,0 +1,140 @@
+"""Validation within a run: what is ranked when, what ends a stage, which epoch is tested; stopped and resumed too."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ur4rec.config import SCORERS
+from ur4rec.data import leave_one_out, synthetic
+from ur4rec.data.batches import TrainBatches
+from ur4rec.evaluation.metrics import summarise
+from ur4rec.runs import progress
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.plan import TABLE_ROWS
+from ur4rec.runs.prepared import PreparedData
+from ur4rec.runs.ranking import Ranking
+from ur4rec.runs.run import Stopped, TrainingRun
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """Drawing takes longer than these runs."""
+    monkeypatch.setattr("ur4rec.runs.run.plot_schedule", lambda *given: None)
+
+
+@pytest.fixture(scope="module")
+def make_run(backend):
+    """Builds tiny runs in a directory; keyword arguments are settings of the run."""
+    interactions = synthetic(num_users=50, num_items=24, num_clusters=4, mean_length=7)
+    split = leave_one_out(interactions)
+    vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 8)).astype(np.float32)
+
+    def make(path, **settings):
+        config = RunConfig(
+            dataset="synthetic",
+            backend=backend.name,
+            schedule="2:1",
+            device="cpu",
+            batch_size=16,
+            checkpoint_every=3,
+            model={
+                **{"max_seq_len": 5, "sasrec_hidden_dim": 8, "sasrec_num_heads": 1, "sasrec_num_blocks": 1},
+                **{"text_embedding_dim": 8, "retriever_output_dim": 8, "retriever_num_queries": 2},
+            },
+            **{"epochs": {"pretrain_sasrec": 4, "joint_finetune": 3}, "eval_users": 30, **settings},
+        )
+        model = config.model_config(split.num_items)
+        train = TrainBatches(split.train, split.num_items, max_seq_len=5, batch_size=16, seed=0)
+        prepared = PreparedData(
+            interactions=interactions, split=split, item_text_vectors_IT=vectors_IT, model=model, train=train
+        )
+        return TrainingRun(config, prepared, RunDirectory(path), progress=False)
+
+    return make
+
+
+def spoil_later_epochs(run, monkeypatch, first):
+    """Let the validation of each stage be worse from this epoch (of the stage) on."""
+    validate = TrainingRun._validate
+
+    def spoilt(self, stage):
+        found = validate(self, stage)
+        worse = self.plan.stage_epoch >= first
+        return {scorer: {**metrics, "ndcg@10": 0.0} for scorer, metrics in found.items()} if worse else found
+
+    monkeypatch.setattr(TrainingRun, "_validate", spoilt)
+
+
+def outcome(run):
+    """Everything of a finished run that must not depend on whether it was stopped."""
+    rows = [{name: value for name, value in row.items() if "seconds" not in name} for row in run.epochs]
+    checkpoint = run.directory.checkpoint("latest")
+    weights = [(checkpoint / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]
+    results = {name: result.to_json(ranks=True) for name, result in run.results.items()}
+    logs = (run.directory.path / "decisions.csv").read_bytes(), (run.directory.path / "test_ranks.csv").read_bytes()
+    return rows, weights, results, logs, run.directory.checkpoint("best").stem
+
+
+def test_only_what_a_stage_can_change_is_ranked_where_it_is_due(make_run, tmp_path):
+    run = make_run(tmp_path, eval_every=2)
+    run.train()
+    alone, joint = {"sasrec"}, {*SCORERS}
+    assert [set(row["validation"]) for row in run.epochs] == [set(), alone, set(), alone, set(), joint, joint]
+    assert list(run.results) == ["popularity", "SASRec alone", "SASRec in it", "retriever in it", "fused"]
+    validation = run.prepared.split.validation.sample(30)
+    ranks = Ranking(validation, run.prepared.model).ranks(run.trainer, SCORERS)
+    found = run.epochs[-1]["validation"]
+    assert found == {scorer: summarise(ranks_T) for scorer, ranks_T in ranks.items()}
+    assert all(len(result.test_ranks) == len(run.prepared.split.test) for result in run.results.values())
+
+
+def test_a_stage_ends_early_and_its_best_epoch_is_tested_not_its_last(make_run, tmp_path, monkeypatch, backend):
+    run = make_run(tmp_path, early_stopping=2)
+    spoil_later_epochs(run, monkeypatch, first=1)
+    run.train()
+    assert [row["stage"] for row in run.epochs] == ["pretrain_sasrec"] * 3 + ["joint_finetune"] * 3
+    assert (run.results["SASRec alone"].epoch, run.results["fused"].epoch) == (0, 3)
+    best = backend.package.Scorer(backend.package.load_model(run.directory.require_checkpoint("best")), device="cpu")
+    ranks = Ranking(run.prepared.split.test, run.prepared.model).ranks(best, SCORERS)
+    for scorer, name in TABLE_ROWS["joint_finetune"][1].items():
+        assert run.results[name].test_ranks.tolist() == ranks[scorer].tolist()
+        assert run.results[name].validation == run.epochs[3]["validation"][scorer]
+
+
+def test_a_run_that_is_stopped_anywhere_ends_as_one_that_was_not(make_run, tmp_path, monkeypatch):
+    settings = {"early_stopping": 1, "epochs": {"pretrain_sasrec": 3, "end_to_end": 2}}
+    whole = make_run(tmp_path / "whole", **settings)
+    spoil_later_epochs(whole, monkeypatch, first=1)
+    asked = itertools.count()
+    whole.train(stop=lambda: bool(next(asked) < 0))
+    num_asked = next(asked)
+    for number in (2, num_asked // 2, num_asked - 2):  # in an epoch, in the next stage, before the last stage is tested
+        path = tmp_path / f"stopped-{number}"
+        run, calls = make_run(path, **settings), itertools.count()
+        with pytest.raises(Stopped):
+            run.train(stop=lambda calls=calls, number=number: next(calls) >= number)
+        again = make_run(path, **settings)
+        again.resume()
+        again.train()
+        assert outcome(again) == outcome(whole)
+
+
+def test_without_a_terminal_every_epoch_says_a_line_and_a_long_one_says_where_it_is(
+    make_run, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", logger="ur4rec")
+    monkeypatch.setattr(progress, "INTERVAL", -1.0)  # every minute comes at once
+    make_run(tmp_path, epochs={"pretrain_sasrec": 2}, eval_every=2).train()
+    lines = [line for line in caplog.messages if line.startswith("pretrain_sasrec")]
+    steps = [line for line in lines if ", step " in line]
+    assert steps[0] == "pretrain_sasrec, epoch 1 of 2, step 1 of 4"
+    assert "pretrain_sasrec, epoch 2 of 2, ranking validation targets: batch 0 of 1 done" in lines
+    first, second = (line for line in lines if ": loss " in line)
+    assert "steps SAS 4" in first
+    assert " left" in first
+    assert "validation" not in first
+    assert "validation NDCG@10" in second
+    assert " elapsed" in second
+    assert " left" not in second

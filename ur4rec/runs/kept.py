@@ -1,0 +1,55 @@
+"""Which epochs of a run were kept, and what ended its stages, in a few sentences made from its epochs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ur4rec.config import TrainerConfig
+from ur4rec.evaluation.results import CRITERION, Result
+from ur4rec.runs.plan import TABLE_ROWS, Plan
+
+
+def explain_epochs(plan: Plan, epochs: Sequence[Mapping[str, Any]], results: Mapping[str, Result]) -> str:
+    """The epoch of each row of the results table, the stages that ended early, and the learning rates.
+
+    Args:
+        plan: Of the run.
+        epochs: The rows of ``metrics.json``.
+        results: The rows of the results table.
+
+    Example:
+        >>> from ur4rec.runs.config import RunConfig
+        >>> plan = Plan(config=RunConfig(epochs={"pretrain_sasrec": 9}, early_stopping=1))
+        >>> metrics = {"sasrec": {"ndcg@10": 0.25}}
+        >>> rows = [{"stage": "pretrain_sasrec", "epoch": epoch, "validation": metrics} for epoch in (0, 1)]
+        >>> result = Result(name="SASRec alone", epoch=0, validation=metrics["sasrec"], test={}, test_ranks=())
+        >>> print(explain_epochs(plan, rows, {"SASRec alone": result}))
+        Kept: SASRec alone at epoch 1 of pretrain_sasrec (validation NDCG@10 0.2500).
+        pretrain_sasrec ended after 2 of 9 epochs: its validation was not better 1 time in a row.
+        Learning rates rose over the first 5% of a stage and fell along a cosine that reaches 0 at the last of its epochs; a stage that ended early had not come so far (lr_schedule=constant keeps the rate).
+    """  # noqa: E501
+    trained = list(dict.fromkeys(row["stage"] for row in epochs))
+    numbers = {stage: [row["epoch"] for row in epochs if row["stage"] == stage] for stage in trained}
+    kept = []
+    for criterion, rows in dict.fromkeys((each[0], tuple(each[1].items())) for each in TABLE_ROWS.values()):
+        if (result := results.get(dict(rows)[criterion])) is not None:
+            stage = next(stage for stage in trained if result.epoch in numbers[stage])
+            place = f"epoch {numbers[stage].index(result.epoch) + 1} of {stage}"
+            kept.append(f"{result.name} at {place} (validation NDCG@10 {result.validation[CRITERION]:.4f})")
+    num, patience = plan.config.epochs, plan.config.early_stopping
+    times = f"{patience} time{'' if patience == 1 else 's'}"
+    early = [
+        f"{stage} ended after {len(numbers[stage])} of {num[stage]} epochs: "
+        f"its validation was not better {times} in a row."
+        for stage in trained
+        if len(numbers[stage]) < num[stage]
+    ]
+    rates = _explain_rates(TrainerConfig(**plan.config.trainer), ended_early=bool(early))
+    return "\n".join([f"Kept: {'; '.join(kept)}.", *early, rates])
+
+
+def _explain_rates(trainer: TrainerConfig, *, ended_early: bool) -> str:
+    rise = f"Learning rates rose over the first {trainer.warmup:.0%} of a stage and"
+    if trainer.lr_schedule == "constant":
+        return f"{rise} stayed at their peak."
+    then = "; a stage that ended early had not come so far (lr_schedule=constant keeps the rate)" if ended_early else ""
+    return f"{rise} fell along a cosine that reaches 0 at the last of its epochs{then}."

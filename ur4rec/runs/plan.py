@@ -1,0 +1,81 @@
+"""Which epoch a run trains next and whether it is validated: a function of its configuration and the epochs before."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ur4rec.evaluation.results import CRITERION
+from ur4rec.runs.config import RunConfig
+
+_JOINT_ROWS = ("fused", {"sasrec": "SASRec in it", "retriever": "retriever in it", "fused": "fused"})
+TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
+    "pretrain_sasrec": ("sasrec", {"sasrec": "SASRec alone"}),
+    "pretrain_retriever": ("retriever", {"retriever": "retriever alone"}),
+    "joint_finetune": _JOINT_ROWS,
+    "end_to_end": _JOINT_ROWS,
+}
+"""Per stage: the scorer whose validation chooses the epoch, and the rows of the results table that it fills. These are
+the scorers that the stage can change, and no others are ranked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The epoch that comes next.
+
+    Args:
+        config: Of the run.
+
+    Example:
+        >>> plan = Plan(config=RunConfig(epochs={"pretrain_sasrec": 9, "joint_finetune": 1}, early_stopping=2))
+        >>> for quality in (0.3, 0.2, 0.2):
+        ...     plan = plan.after({"sasrec": {"ndcg@10": quality}})
+        >>> plan.stage, plan.stage_epoch, plan.remaining
+        ('joint_finetune', 0, {'joint_finetune': 1})
+    """
+
+    config: RunConfig
+    """The configuration of the run."""
+    done: tuple[str, ...] = ()
+    """Stages that have ended."""
+    stage_epoch: int = 0
+    """Epochs of the stage so far."""
+    best: float = -math.inf
+    """The best value of the stage's criterion so far."""
+    without_better: int = 0
+    """Validations of the stage since."""
+
+    @property
+    def stage(self) -> str | None:
+        """The stage of the next epoch; None at the end of the run."""
+        return next(iter(self.remaining), None)
+
+    @property
+    def remaining(self) -> dict[str, int]:
+        """The epochs of each stage that are still to come, at most."""
+        left = {stage: num for stage, num in self.config.epochs.items() if num and stage not in self.done}
+        for stage in left:
+            left[stage] -= self.stage_epoch
+            break
+        return left
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the next epoch is validated: every ``eval_every``-th of a stage, and its last."""
+        assert self.stage is not None
+        return (self.stage_epoch + 1) % self.config.eval_every == 0 or self.remaining[self.stage] == 1
+
+    def after(self, validation: Mapping[str, Mapping[str, Any]]) -> "Plan":
+        """The plan after the next epoch.
+
+        Args:
+            validation: Its metrics by scorer; empty for an epoch that was not validated.
+        """
+        assert self.stage is not None
+        best, without = self.best, self.without_better
+        if validation:
+            quality = validation[TABLE_ROWS[self.stage][0]][CRITERION]
+            best, without = (quality, 0) if quality > best else (best, without + 1)
+        if self.remaining[self.stage] == 1 or without == self.config.early_stopping:
+            return Plan(config=self.config, done=(*self.done, self.stage))
+        return replace(self, stage_epoch=self.stage_epoch + 1, best=best, without_better=without)

@@ -67,11 +67,12 @@ def top_batch(
 
 def _first(scores_BI: Tensor, k: int) -> Tensor:
     """The items of the k largest scores, (B, k); of equal scores, those with the lower numbers."""
-    values_Bk, items_Bk = scores_BI.topk(k)
-    items_Bk, _ = items_Bk.sort(1)
+    values_Bj, items_Bj = scores_BI.topk(min(k + 1, scores_BI.shape[1]))
+    items_Bk = items_Bj[:, :k].sort(1).values
     items_Bk = items_Bk.gather(1, scores_BI.gather(1, items_Bk).argsort(dim=1, descending=True, stable=True))
-    are_tied_B = (scores_BI >= values_Bk[:, -1:]).sum(1) > k
-    if are_tied_B.any():
+    last_B, next_B = values_Bj[:, k - 1], values_Bj[:, -1]
+    are_tied_B = (last_B == next_B) & (last_B > -torch.inf)  # topk leaves open which of equal scores it takes
+    if values_Bj.shape[1] > k and are_tied_B.any():
         items_Bk[are_tied_B] = scores_BI[are_tied_B].argsort(dim=1, descending=True, stable=True)[:, :k]
     return items_Bk
 

@@ -108,17 +108,17 @@ def _to_parquet(table: pa.Table) -> bytes:
 
 def _numbers(table: pa.Table, name: str, count: int, kind: type) -> NDArray[Any]:
     """A column of whole numbers from 0 to below a count."""
-    numbers_N = _column(table, name, (pa.from_numpy_dtype(kind),)).to_numpy()
+    numbers_N = np.from_dlpack(_column(table, name, (pa.from_numpy_dtype(kind),)))
     if len(numbers_N) and not 0 <= numbers_N.min() <= numbers_N.max() < count:
         raise ValueError(f"{name} must be in 0 .. {count - 1}")
-    return np.asarray(numbers_N)
+    return numbers_N
 
 
 def _times(table: pa.Table) -> NDArray[Any]:
-    times_N = _column(table, "timestamp", _TIMES).to_numpy()
+    times_N = np.from_dlpack(_column(table, "timestamp", _TIMES))
     if not np.isfinite(times_N).all():
         raise ValueError("timestamps must be finite")
-    return np.asarray(times_N)
+    return times_N
 
 
 def _strings(table: pa.Table, name: str) -> list[str]:

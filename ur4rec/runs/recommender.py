@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from alternator.checks import check_choice, check_integer, listed
+from alternator.checks import check_choice, listed
 from ur4rec.config import SCORERS
 from ur4rec.data.interactions import Interactions, Sequences
 from ur4rec.data.kept import to_arrow
@@ -99,9 +99,6 @@ class Recommender:
         self.max_seq_len = config.model_config(self.num_trained).max_seq_len
         self._excludes_seen = config.repeats != "allow"
         self._users = {user: number for number, user in enumerate(self.interactions.user_ids)}
-        self._item_ids, self._titles = (
-            pa.array(names, pa.string()) for names in (self.interactions.item_ids, self.interactions.titles)
-        )
 
     def history_of(self, user_id: str) -> NDArray[np.int32]:
         """All items of a user in order of time.
@@ -162,21 +159,22 @@ class Recommender:
             ConfigurationError: The history is empty or leaves no candidate, or ``top`` is below 1.
             NonFiniteError: A score is NaN or infinite.
         """
-        (table,) = self.tables(
-            [user_id or ""],
-            Sequences.from_lists([history_L.tolist()]),
-            top=top,
-            scorer=scorer,
-            candidates_I=candidates_I,
-        )
-        if not len(table):
+        history_1 = Sequences.from_lists([history_L.tolist()])
+        ((items_1k, probabilities),) = self._top([user_id or ""], history_1, top, scorer, candidates_I)
+        items = items_1k[0][items_1k[0] != NO_ITEM].tolist()
+        if not items:
             raise ConfigurationError(
                 f"a history must leave items to recommend, got all {self.interactions.num_items} in it or excluded; "
                 "name another user, or exclude less"
             )
         return [
-            Recommendation(row["item"], row["title"], {name: row[name] for name in SCORERS}, row["cold"])
-            for row in table.to_pylist()
+            Recommendation(
+                item_id=self.interactions.item_ids[item],
+                title=self.interactions.titles[item],
+                probabilities={name: float(values_1k[0, place]) for name, values_1k in probabilities.items()},
+                cold=item >= self.num_trained,
+            )
+            for place, item in enumerate(items)
         ]
 
     def lists(
@@ -252,31 +250,46 @@ class Recommender:
         progress: Callable[[int], None] = lambda done: None,
     ) -> Iterator[pa.Table]:
         """As `recommend_users`, for any histories: of named users, or of "", who is nobody."""
-        check_integer("top", top, 1)
+        return self._to_tables(self._top(names, histories, top, scorer, candidates_I), names, progress)
+
+    def _top(
+        self,
+        names: Sequence[str],
+        histories: Sequences,
+        top: int,
+        scorer: str,
+        candidates_I: NDArray[np.bool_] | None,
+    ) -> Iterator[Top]:
+        """The best items of histories, in slices."""
+        if top < 1:
+            raise ConfigurationError(f"top must be at least 1, got {top}")
         check_choice("scorer", scorer, SCORERS)
         if not histories.lengths.all():
             raise ConfigurationError("a history must have at least one item, got none; name a user or some titles")
-        users_R = np.array([self._users.get(name, -1) for name in names], np.int32)
-        found = self._scorer.top(
+        return self._scorer.top(
             histories,
             top,
             scorer=scorer,
             excluded=histories if self._excludes_seen else None,
             candidates_I=candidates_I,
-            users_R=users_R,
+            users_R=np.array([self._users.get(name, -1) for name in names], np.int32),
         )
-        return self._to_tables(found, pa.array(names, pa.string()), progress)
 
-    def _to_tables(self, found: Iterable[Top], names: pa.Array, progress: Callable[[int], None]) -> Iterator[pa.Table]:
+    def _to_tables(
+        self, found: Iterable[Top], names: Sequence[str], progress: Callable[[int], None]
+    ) -> Iterator[pa.Table]:
+        users, items, titles = (
+            pa.array(each, pa.string()) for each in (names, self.interactions.item_ids, self.interactions.titles)
+        )
         done = left_out = 0
         for items_Bk, probabilities in found:
             rows_N, places_N = np.nonzero(items_Bk != NO_ITEM)
             items_N = items_Bk[rows_N, places_N]
             columns = [
-                names.take(to_arrow(rows_N + done)),
-                to_arrow(places_N.astype(np.int32) + np.int32(1)),
-                self._item_ids.take(to_arrow(items_N)),
-                self._titles.take(to_arrow(items_N)),
+                users.take(to_arrow(rows_N + done)),
+                to_arrow((places_N + 1).astype(np.int32)),
+                items.take(to_arrow(items_N)),
+                titles.take(to_arrow(items_N)),
                 *(to_arrow(probabilities[scorer][rows_N, places_N]) for scorer in SCORERS),
                 pc.greater_equal(to_arrow(items_N), self.num_trained),
             ]

@@ -37,7 +37,10 @@ FORKING.set_forkserver_preload([__name__])
 CONFIG = RunConfig(
     dataset="synthetic",
     schedule="plateau,threshold=0.3,min_steps=1,window=3",
-    epochs={"pretrain_retriever": 2, "joint_finetune": 2},
+    epochs={"pretrain_retriever": 2, "joint_finetune": 3},
+    early_stopping=1,
+    eval_every=2,
+    eval_users=30,
     batch_size=8,
     device="cpu",
     model={

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from alternator.cli import main as alternator_main
 from tests.integration.tiny_run import COMMAND, ENVIRONMENT, TINY, ur4rec
 from ur4rec.cli import app
+from ur4rec.runs.ranking import Ranking
+from ur4rec.training.memory import enough_for_scores
 
 
 def mistaken(*arguments, settings=TINY):
@@ -183,6 +185,47 @@ def test_what_does_not_fit_into_memory_is_one_line_and_leaves_nothing(tmp_path, 
     )
     assert line.endswith("lower batch_size, max_seq_len or a width (sasrec_hidden_dim, text_embedding_dim, ...)")
     assert [path for path in tmp_path.rglob("*") if path.name != "runs"] == ([out] if there else [])
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("what", ["validation", "test"])
+def test_targets_that_do_not_fit_into_memory_are_one_line_and_leave_nothing(tmp_path, monkeypatch, backend, what):
+    def ranks(self, scorer, *given):
+        with enough_for_scores():
+            if what == "validation" or len(self.targets) > 100:
+                raise MemoryError("Unable to allocate 3.5 GiB for an array")
+        return whole(self, scorer, *given)
+
+    whole = Ranking.ranks
+    monkeypatch.setattr(Ranking, "ranks", ranks)
+    out = tmp_path / "runs" / "run"
+    line = mistaken(
+        "--backend", backend, "--eval-users", 100, "--checkpoint-every", 0, "--log", "tensorboard", "--out", out
+    )
+    assert "there must be memory for the scores of a batch of histories" in line
+    assert "but 3.5 GiB was not to be had" in line
+    assert not out.exists()
+
+
+def test_without_a_terminal_a_run_says_a_line_per_epoch_and_which_was_kept(tmp_path):
+    settings = [word for word in TINY if word != "--quiet"]
+    options = ("--eval-users", 100, "--eval-every", 2, "--early-stopping", 3, "--out", tmp_path / "run")
+    done = ur4rec("train", *settings, *options)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if ", epoch " in line]
+    places = [line.split(":")[0] for line in lines]
+    assert places == [
+        *("pretrain_sasrec, epoch 1 of 1", "pretrain_retriever, epoch 1 of 1"),
+        *(f"joint_finetune, epoch {number} of 3" for number in (1, 2, 3)),
+        "end_to_end, epoch 1 of 1",
+    ]
+    assert ["validation NDCG@10" in line for line in lines] == [True, True, False, True, True, True]
+    assert all("steps ALL" in line and " elapsed" in line for line in lines[2:])
+    assert all(", at most " in line and line.endswith(" left") for line in lines[:-1])
+    assert "%|" not in done.stderr
+    assert "(of a sample: 100 of 600 users)" in done.stdout
+    assert "Kept: SASRec alone at epoch 1 of pretrain_sasrec (validation NDCG@10 0." in done.stdout
+    assert "fell along a cosine" in done.stdout
 
 
 @pytest.mark.parametrize(("threads", "warnings"), [(7, 1), (None, 0), ("as it was", 0)])

@@ -260,14 +260,7 @@ class TrainingRun:
             )
             self._raise_if_stopped()
             trained = time.perf_counter()
-            if not self.results:
-                self._add_popularity()
-            validation = self._validate(stage) if self.plan.is_validated else {}
-            best = self._best_epoch(stage)
-            is_best = bool(validation) and (best is None or _quality(stage, validation) > _quality(*best[1:]))
-            plan = self.plan.after(validation)
-            if plan.stage != stage:
-                self._test_stage(stage, (epoch, stage, validation) if is_best or best is None else best)
+            validation, is_best = self._evaluate(epoch, stage)
         except Stopped:
             self._save_within(epoch, started)
             raise
@@ -282,8 +275,8 @@ class TrainingRun:
                 "evaluation_seconds": time.perf_counter() - trained,
             }
         )
-        before, self.plan = self.plan, plan
-        self._heartbeat.say(describe_epoch(before, self.epochs))
+        self._heartbeat.say(describe_epoch(self.plan, self.epochs))
+        self.plan = self.plan.after(validation)
         self._seconds = 0.0
         if self.events is not None:
             self.events.epoch(self.epochs[-1])
@@ -325,6 +318,21 @@ class TrainingRun:
     @property
     def _place(self) -> str:
         return describe_place(self.plan)
+
+    def _evaluate(self, epoch: int, stage: str) -> tuple[dict[str, dict[str, float]], bool]:
+        """Validate if it is time, and test at the end of a stage.
+
+        Returns:
+            Validation metrics by scorer, and whether they are the best so far.
+        """
+        if not self.results:
+            self._add_popularity()
+        validation = self._validate(stage) if self.plan.is_validated else {}
+        best = self._best_epoch(stage)
+        is_best = bool(validation) and (best is None or _quality(stage, validation) > _quality(*best[1:]))
+        if self.plan.after(validation).stage != stage:
+            self._test_stage(stage, (epoch, stage, validation) if best is None or is_best else best)
+        return validation, is_best
 
     def _validate(self, stage: str) -> dict[str, dict[str, float]]:
         """Validation metrics of the scorers that the stage can change."""

@@ -46,8 +46,8 @@ def recommend(
 ) -> None:
     """Print what a user, or somebody with a history of your own, is likely to choose next.
 
-    The three columns are the probabilities, among items that are not in the history, that SASRec, the retriever and
-    both fused give an item to be the next one.
+    The three columns are the probabilities that SASRec, the retriever and both fused give an item to be the next one.
+    A run that excludes repeats (see train --repeats) leaves out the items of the history, and gives the others all.
     """
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.finished import Recommender
@@ -71,6 +71,8 @@ def recommend(
             for place, each in enumerate(found, 1)
         ]
         say_table(build_table(columns, rows, title=title))
+        if len(found) < top:
+            say(f"{len(found)} items are all that can be recommended: the others are in the history or do not exist")
 
 
 def convert(

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ur4rec.cli.output import Table, build_table
-from ur4rec.evaluation.results import K_LIST, Result
+from ur4rec.evaluation.results import K_LIST, Result, summarise_rows
 
 
-def results_table(results: Iterable[Result]) -> Table:
-    """Test metrics of a run, one row per scorer, each at its best epoch by validation."""
+def results_table(results: Iterable[Result], repeated_T: NDArray[np.bool_]) -> Table:
+    """Test metrics of a run, one row per scorer, each at its best epoch by validation; apart for repeated targets."""
     title = "Test: the whole catalogue ranked, at the best epoch by validation"
-    rows = {result.name: result.test for result in results}
-    return metrics_table(title, rows)
+    return metrics_table(title, summarise_rows({result.name: result.test_ranks for result in results}, repeated_T))
 
 
 def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:

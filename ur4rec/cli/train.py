@@ -17,23 +17,27 @@ from ur4rec.cli.options import (
     BatchSize,
     DataDirectory,
     Dataset,
+    Deduplicate,
     Encoder,
     Overwrite,
     Quiet,
+    Repeats,
     Settings,
+    Split,
     one_line_errors,
     parse_epochs,
     sort_settings,
 )
 from ur4rec.cli.output import log_to_stderr, say, say_table, say_to_stderr
 from ur4rec.errors import ConfigurationError, OutOfMemoryError
-from ur4rec.runs.config import preset
+from ur4rec.runs.config import RunConfig, preset
 from ur4rec.schedule.alternators import SCHEDULE_HELP
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import load_backend
 
 if TYPE_CHECKING:
     from ur4rec.evaluation.results import Result
+    from ur4rec.runs.prepared import PreparedData
     from ur4rec.runs.run import TrainingRun
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,6 +53,9 @@ def train(
         Path | None, typer.Option(help="Continue the run in this directory where it stopped, with its own settings.")
     ] = None,
     dataset: Dataset = None,
+    deduplicate: Deduplicate = False,
+    split: Split = None,
+    repeats: Repeats = None,
     backend: Backend = None,
     schedule: Annotated[
         str | None, typer.Option(help=f"Who trains in the joint stage: {SCHEDULE_HELP}. Default: auto.")
@@ -120,6 +127,9 @@ def train(
             config = preset(
                 preset_name,
                 dataset=dataset,
+                data={"deduplicate": True} if deduplicate else None,
+                split=split,
+                repeats=repeats,
                 backend=backend,
                 schedule=schedule,
                 batch_size=batch_size,
@@ -136,6 +146,7 @@ def train(
             run = TrainingRun(config, prepare(config, directory=data_dir), RunDirectory(out), progress=progress)
             was_there = out.exists()
             RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
+        say_what_is_evaluated(run.prepared, config)
         try:
             with open_event_log(log, run.directory.path) if log else nullcontext() as run.events:
                 results = train_until_stopped(run, resume=resume is not None)
@@ -144,6 +155,15 @@ def train(
                 run.directory.discard(keep_directory=was_there)
             raise
         print_outcome(run, results)
+
+
+def say_what_is_evaluated(prepared: "PreparedData", config: RunConfig) -> None:
+    """Print how much of the data is repeated, and what is done about it."""
+    from ur4rec.data.describe import explain_duplicates, explain_repeats
+
+    if duplicates := explain_duplicates(prepared.interactions, bool(config.data.get("deduplicate"))):
+        say(duplicates)
+    say(explain_repeats(prepared.split, config.repeats))
 
 
 def user_text_settings(path: Path | None) -> dict[str, str]:
@@ -160,7 +180,7 @@ def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
     from ur4rec.cli.tables import results_table
     from ur4rec.runs.verdict import explain_decisions
 
-    say_table(results_table(results))
+    say_table(results_table(results, run.prepared.split.test.repeated_T))
     say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records))
     path = run.directory.path
     say(f"Everything is in {path}: look at {path / 'schedule.png'}")

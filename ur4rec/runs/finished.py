@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alternator.checks import check_choice
-from ur4rec.data import Interactions, leave_one_out
+from ur4rec.data import Interactions
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
-from ur4rec.evaluation.metrics import summarise
-from ur4rec.evaluation.results import K_LIST
+from ur4rec.evaluation.results import summarise_rows
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import evaluation_batches, load_interactions
+from ur4rec.runs.prepared import evaluation_batches, load_interactions, split_of
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 from ur4rec.training.checkpoint import check_settings
 
@@ -29,7 +28,8 @@ class Recommendation(NamedTuple):
     title: str
     """Its title."""
     probabilities: dict[str, float]
-    """What SASRec, the retriever and both fused take for the probability that it is next, among unseen items."""
+    """What SASRec, the retriever and both fused take for the probability that it is next, among all that the run's
+    protocol recommends: where repeats are excluded, the items that are not in the history."""
 
 
 class Recommender:
@@ -50,6 +50,8 @@ class Recommender:
         self.interactions: Interactions = load_interactions(config, data_dir)
         directory.check_fact("interactions_hash", self.interactions.hash)
         self._scorer = load_scorer(config.backend, checkpoint)
+        repeats = split_of(config, self.interactions).repeats if config.repeats == "auto" else config.repeats
+        self._excludes_seen = repeats == "exclude"
         self._max_seq_len = config.model_config(self.interactions.num_items).max_seq_len
 
     def history_of(self, user_id: str) -> NDArray[np.int32]:
@@ -71,7 +73,9 @@ class Recommender:
     def recommend(
         self, history_L: NDArray[np.int32], *, top: int = 10, user_id: str | None = None
     ) -> list[Recommendation]:
-        """The items that a history is most likely to continue with, best first; its own items are left out.
+        """The items that a history is most likely to continue with, best first: fewer where fewer are left.
+
+        The history's own items are left out where the run excludes repeats.
 
         Args:
             history_L: Canonical item indices, oldest first.
@@ -79,14 +83,16 @@ class Recommender:
             user_id: Whose history it is, for a model that knows preference texts of users.
 
         Raises:
-            ConfigurationError: The history is empty or has every item, or ``top`` is below 1.
+            ConfigurationError: The history is empty, leaves no item to recommend, or ``top`` is below 1.
             NonFiniteError: A score is NaN or infinite.
         """
         if not len(history_L):
             raise ConfigurationError("a history must have at least one item, got none; name a user or some titles")
-        if len(np.unique(history_L)) == self.interactions.num_items:
+        excluded = np.unique(history_L) if self._excludes_seen else history_L[:0]
+        if len(excluded) == self.interactions.num_items:
             raise ConfigurationError(
-                f"a history must leave items to recommend, got all {self.interactions.num_items}; name another user"
+                f"a history must leave items to recommend, got all {self.interactions.num_items}; name another user, "
+                "or train with --repeats allow"
             )
         if top < 1:
             raise ConfigurationError(f"top must be at least 1, got {top}")
@@ -95,8 +101,10 @@ class Recommender:
         items_BL[0, : len(recent)] = recent
         users_B = None if user_id is None else [self._find_user(user_id)]
         scores = self._scorer.scores(items_BL, users_B)
-        probabilities = {scorer: _softmax_unseen(scores_BI[0], history_L) for scorer, scores_BI in scores.items()}
-        order = np.argsort(-probabilities["fused"], kind="stable")[:top]
+        probabilities = {scorer: _softmax_without(scores_BI[0], excluded) for scorer, scores_BI in scores.items()}
+        fused_I = scores["fused"][0].astype(np.float64)
+        fused_I[excluded] = -np.inf
+        order = np.argsort(-fused_I, kind="stable")[: min(top, len(fused_I) - len(excluded))]
         return [
             Recommendation(
                 item_id=self.interactions.item_ids[item],
@@ -104,7 +112,6 @@ class Recommender:
                 probabilities={scorer: float(values[item]) for scorer, values in probabilities.items()},
             )
             for item in order
-            if probabilities["fused"][item] > 0
         ]
 
     def _find_user(self, user_id: str) -> int:
@@ -132,10 +139,10 @@ class Recommender:
         raise DataError(f"no item has the id or title {name!r}; the nearest titles are {choices}")
 
 
-def _softmax_unseen(scores_I: NDArray[np.float32], seen: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Probabilities over the items that are not in the history."""
+def _softmax_without(scores_I: NDArray[np.float32], excluded: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Probabilities over all items but some."""
     scores = scores_I.astype(np.float64)
-    scores[seen] = -np.inf
+    scores[excluded] = -np.inf
     weights = np.exp(scores - scores.max())
     return np.asarray(weights / weights.sum())
 
@@ -143,7 +150,7 @@ def _softmax_unseen(scores_I: NDArray[np.float32], seen: NDArray[np.int32]) -> N
 def evaluate_run(
     directory: RunDirectory, *, split: str = "test", checkpoint: str = "best", data_dir: Path | None = None
 ) -> dict[str, dict[str, float]]:
-    """Hit@k, NDCG@k and MRR of each scorer of a run.
+    """Hit@k, NDCG@k and MRR of each scorer of a run; where some targets are repeated, of both kinds apart too.
 
     Args:
         directory: The run.
@@ -158,11 +165,12 @@ def evaluate_run(
     config = read_config(directory)
     path = directory.require_checkpoint(checkpoint)
     check_settings(path, config.model_config(num_items=2))
-    held_out = leave_one_out(load_interactions(config, data_dir))  # no text is encoded: vectors are in the checkpoint
+    held_out = split_of(config, load_interactions(config, data_dir))  # no text is encoded: vectors are in the checkpoint
     directory.check_fact("split_hash", held_out.hash)
     model = load_scorer(config.backend, path, config.device)
-    targets = evaluation_batches(getattr(held_out, split), config.model_config(held_out.num_items))
-    return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in model.rank_all(targets).items()}
+    targets = getattr(held_out, split)
+    ranks = model.rank_all(evaluation_batches(targets, config.model_config(held_out.num_items)))
+    return summarise_rows(ranks, targets.repeated_T)
 
 
 def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: bool = False) -> RunDirectory:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.config import ModelConfig
-from ur4rec.data import Interactions, Split, Targets, leave_one_out
+from ur4rec.data import Interactions, Split, Targets, make_split
 from ur4rec.data.batches import EvaluationBatch, EvaluationBatches, TrainBatches
+from ur4rec.data.describe import describe_split
 from ur4rec.data.sources import load_dataset
 from ur4rec.errors import DataError
 from ur4rec.runs.config import RunConfig
@@ -52,17 +53,13 @@ class PreparedData:
         return evaluation_batches(targets, self.model)
 
     def probe(self) -> EvaluationBatch:
-        """Validation targets of `PROBE_ROWS` users, the same in every run, on which a schedule may measure."""
+        """`PROBE_ROWS` validation targets, the same in every run, on which a schedule may measure likelihoods."""
         targets = self.split.validation
         rows_B = np.sort(np.random.default_rng(0).permutation(len(targets))[:PROBE_ROWS])
-        (whole,) = EvaluationBatches(
-            targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=len(targets)
+        (batch,) = EvaluationBatches(
+            targets.take(rows_B), self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=len(rows_B)
         )
-        none_seen_M = np.zeros(0, np.int32)
-        return EvaluationBatch(
-            *(whole.items_BL[rows_B], whole.targets_B[rows_B], none_seen_M, none_seen_M, len(rows_B), 0),
-            targets.users_T[rows_B],
-        )
+        return batch
 
 
 def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path | None = None) -> PreparedData:
@@ -86,7 +83,17 @@ def load_interactions(config: RunConfig, directory: Path | None = None, cache_di
         cache_dir=cache_dir,
         directory=directory,
         min_item_interactions=config.min_item_interactions,
+        **config.data,
     )
+
+
+def split_of(config: RunConfig, interactions: Interactions) -> Split:
+    """The split of a run: what it is trained on, evaluated on, and whether it recommends what a user had before.
+
+    Raises:
+        DataError: The data does not go with the run's ``split`` or ``repeats``.
+    """
+    return make_split(interactions, config.split, config.repeats)
 
 
 def evaluation_batches(targets: Targets, model: ModelConfig) -> EvaluationBatches:
@@ -110,7 +117,7 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
 
 
 def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path | None) -> PreparedData:
-    split = leave_one_out(interactions)
+    split = split_of(config, interactions)
     model = config.model_config(interactions.num_items)
     vectors_IT = encode_items(
         interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
@@ -176,8 +183,7 @@ def run_facts(prepared: PreparedData, backend: str) -> dict[str, Any]:
         "dataset": interactions.name,
         "source": interactions.source,
         "interactions_hash": interactions.hash,
-        "split": split.name,
-        "split_hash": split.hash,
+        **describe_split(split),
         "num_users": interactions.num_users,
         "num_items": interactions.num_items,
         "num_interactions": len(interactions),

@@ -61,6 +61,7 @@ class Scorer(BaseScorer[Array]):
 
     def __init__(self, model: UR4Rec, *, device: str | jax.Device = "auto") -> None:
         check_model(model)
+        self._model_config = model.config
         self.device = find_device(device)
         self.model = model
         graphdef, params, buffers = split_model(model)

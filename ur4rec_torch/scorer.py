@@ -62,6 +62,7 @@ class Scorer(BaseScorer[Tensor]):
 
     def __init__(self, model: UR4Rec, *, device: str | torch.device = "auto") -> None:
         check_model(model)
+        self._model_config = model.config
         self.device = find_device(device)
         with torch.no_grad(), enough_for_model(model.config):
             self.model = model.to(self.device).eval()

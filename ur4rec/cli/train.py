@@ -146,7 +146,8 @@ def train(
             run = TrainingRun(config, prepare(config, directory=data_dir), RunDirectory(out), progress=progress)
             was_there = out.exists()
             RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
-        say_what_is_evaluated(run.prepared, config)
+        if resume is None:
+            say_what_is_evaluated(run.prepared, config)
         try:
             with open_event_log(log, run.directory.path) if log else nullcontext() as run.events:
                 results = train_until_stopped(run, resume=resume is not None)
@@ -180,7 +181,7 @@ def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
     from ur4rec.cli.tables import results_table
     from ur4rec.runs.verdict import explain_decisions
 
-    say_table(results_table(results, run.prepared.split.test.repeated_T))
+    say_table(results_table(results, run.prepared.split.test.is_repeated))
     say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records))
     path = run.directory.path
     say(f"Everything is in {path}: look at {path / 'schedule.png'}")

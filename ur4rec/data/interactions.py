@@ -232,11 +232,13 @@ def build_interactions(
     )
 
 
-def _first_of_equals(*columns: NDArray[Any]) -> NDArray[np.bool_]:
+def _first_of_equals(pairs: NDArray[np.int64], *others: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether each row is the first of those with the same values."""
-    order = np.lexsort(columns)
-    same = np.logical_and.reduce([np.diff(column[order]) == 0 for column in columns])
-    first = np.ones(len(order), bool)
+    first = np.ones(len(pairs), bool)
+    if (np.diff(np.sort(pairs)) > 0).all():  # one sort, where nobody has an item twice
+        return first
+    order = np.lexsort((pairs, *others))
+    same = np.logical_and.reduce([np.diff(column[order]) == 0 for column in (pairs, *others)])
     first[order[1:][same]] = False
     return first
 

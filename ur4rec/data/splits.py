@@ -27,6 +27,7 @@ REPEATS = ("auto", "allow", "exclude")
 AUTO_SHARE = 0.1
 """From this share of repeated targets on, ``auto`` is ``allow``."""
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Targets:
     """What to predict: one item per row, from the history before it. A user may have several, one after the other."""
@@ -48,8 +49,8 @@ class Targets:
         return len(self.items_T)
 
     @cached_property
-    def repeated_T(self) -> NDArray[np.bool_]:
-        """Whether the user had the item before: it is in the history."""
+    def is_repeated(self) -> NDArray[np.bool_]:
+        """Whether the user had the item before, (T,): it is in the history."""
         same_N = self.histories.items_N == np.repeat(self.items_T, self.histories.lengths)
         return np.bincount(self.histories.rows[same_N], minlength=len(self)) > 0
 
@@ -94,7 +95,7 @@ class Split:
     def repeated_share(self) -> float:
         """The share of repeated targets, those that were left out among them."""
         both = (self.validation, self.test)
-        num_repeated = sum(int(targets.repeated_T.sum()) + targets.num_excluded for targets in both)
+        num_repeated = sum(int(targets.is_repeated.sum()) + targets.num_excluded for targets in both)
         return num_repeated / sum(len(targets) + targets.num_excluded for targets in both)
 
 
@@ -270,9 +271,7 @@ def _settle(
     """The split of targets that nothing is filtered for yet, with what the protocol says of repeats."""
     check_choice("repeats", repeats, REPEATS)
     num_items = interactions.num_items
-    split = Split(
-        name=name, num_items=num_items, train=train, validation=validation, test=test, repeats="allow"
-    )
+    split = Split(name=name, num_items=num_items, train=train, validation=validation, test=test, repeats="allow")
     if repeats == "allow" or (repeats == "auto" and split.repeated_share >= AUTO_SHARE):
         return split
     return replace(
@@ -285,13 +284,14 @@ def _settle(
 
 def _only_new(targets: Targets, num_items: int, what: str) -> Targets:
     """The targets that are new to their users, and what their users had before as seen."""
-    new = targets.take(np.flatnonzero(~targets.repeated_T))
+    new = targets.take(np.flatnonzero(~targets.is_repeated))
     if not len(new):
         raise DataError(
             f"{what} needs a target that is new to its user where repeats are excluded, found none among "
             f"{len(targets)}; allow repeats (--repeats allow)"
         )
-    keys = np.unique(new.histories.rows * num_items + new.histories.items_N)
+    keys = np.sort(new.histories.rows * num_items + new.histories.items_N)
+    keys = keys[np.diff(keys, prepend=-1) > 0]
     rows, items = keys // num_items, (keys % num_items).astype(np.int32)
     seen = Sequences(items, offsets_from_lengths(np.bincount(rows, minlength=len(new))))
     return replace(new, seen=seen, num_excluded=len(targets) - len(new))

@@ -165,12 +165,14 @@ def evaluate_run(
     config = read_config(directory)
     path = directory.require_checkpoint(checkpoint)
     check_settings(path, config.model_config(num_items=2))
-    held_out = split_of(config, load_interactions(config, data_dir))  # no text is encoded: vectors are in the checkpoint
+    held_out = split_of(
+        config, load_interactions(config, data_dir)
+    )  # no text is encoded: vectors are in the checkpoint
     directory.check_fact("split_hash", held_out.hash)
     model = load_scorer(config.backend, path, config.device)
     targets = getattr(held_out, split)
     ranks = model.rank_all(evaluation_batches(targets, config.model_config(held_out.num_items)))
-    return summarise_rows(ranks, targets.repeated_T)
+    return summarise_rows(ranks, targets.is_repeated)
 
 
 def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: bool = False) -> RunDirectory:

@@ -362,7 +362,7 @@ class TrainingRun:
         )
 
     def _metrics(self) -> dict[str, Any]:
-        repeated_T = self.prepared.split.test.repeated_T
+        repeated_T = self.prepared.split.test.is_repeated
         return {
             "final": {
                 name: {**result.to_json(), "test_by_kind": summarise_kinds(result.test_ranks, repeated_T)}

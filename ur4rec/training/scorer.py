@@ -11,11 +11,12 @@ from typing import Any, Generic, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ur4rec.config import SCORERS
+from ur4rec.config import SCORERS, ModelConfig
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import DataError, NonFiniteError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.training.arrays import ArrayT
+from ur4rec.training.histories import check_batch, check_histories
 from ur4rec.training.memory import enough_for_scores
 
 ScoreFunction = Callable[[ArrayLike, ArrayLike | None], Mapping[str, ArrayT]]
@@ -27,6 +28,8 @@ class BaseScorer(ABC, Generic[ArrayT]):
 
     A scorer is ``fused``, or one module alone: ``sasrec``, ``retriever``.
     """
+
+    _model_config: ModelConfig
 
     def evaluate(
         self, loader: Iterable[EvaluationBatch], k_list: Sequence[int] = (5, 10, 20), scorer: str = "fused"
@@ -49,12 +52,13 @@ class BaseScorer(ABC, Generic[ArrayT]):
         Raises:
             NonFiniteError: A target or a candidate has a score that is NaN or infinite.
             OutOfMemoryError: The scores of a batch are too many.
-            DataError: The loader is empty.
+            DataError: The loader is empty, or a batch cannot be fed; see `ur4rec.training.histories`.
         """
         ranks: dict[str, list[tuple[ArrayT, int]]] = {scorer: [] for scorer in scorers}
         finite: list[ArrayT] = []
         with enough_for_scores(), self._scoring(tuple(ranks)) as score:
             for batch in loader:
+                check_batch(batch, self._model_config)
                 scores = score(batch.items_BL, batch.users_B)
                 for scorer, parts in ranks.items():
                     ranks_B, is_finite = self._rank_batch(scores[scorer], batch)
@@ -72,6 +76,7 @@ class BaseScorer(ABC, Generic[ArrayT]):
         """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named.
 
         Raises:
+            DataError: The histories cannot be fed: too long, padded in front, or of items that do not exist.
             NonFiniteError: A score is NaN or infinite.
         """
         return self.scores(items_BL, users_B, (scorer,))[scorer]
@@ -82,9 +87,11 @@ class BaseScorer(ABC, Generic[ArrayT]):
         """The scores of several scorers by name, as `score` gives them; each module is run once.
 
         Raises:
+            DataError: The histories cannot be fed.
             NonFiniteError: A score is NaN or infinite.
         """
         wanted = tuple(dict.fromkeys(scorers))
+        items_BL = check_histories(items_BL, self._model_config)
         with enough_for_scores(), self._scoring(wanted) as score:
             found = score(items_BL, users_B)
             on_host = {scorer: self._to_host(found[scorer]) for scorer in wanted}

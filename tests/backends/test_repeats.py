@@ -1,17 +1,20 @@
 """What a run reports is what it delivers: Hit@k is the share of test users whose list of k holds the target."""
 
+import csv
 import json
 
 import numpy as np
 import pytest
 
-from ur4rec.data import make_split
+from ur4rec.data import build_interactions, load_dataset, make_split
 from ur4rec.errors import ConfigurationError
+from ur4rec.evaluation.popularity import popularity_ranks
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.finished import Recommender, evaluate_run
-from ur4rec.runs.prepared import prepare
+from ur4rec.runs.prepared import prepare, prepare_data
 from ur4rec.runs.run import TrainingRun
+from ur4rec.training.backend import load_scorer
 
 NUM_USERS, NUM_ITEMS, LENGTH = 80, 30, 12
 MODEL = {
@@ -32,6 +35,20 @@ def write_data(path, num_returning):
     path.write_text("\n".join(["user,item,timestamp", *rows]) + "\n")
 
 
+def config_of(path, backend, **settings):
+    """A tiny run."""
+    return RunConfig(
+        dataset=str(path),
+        backend=backend.name,
+        batch_size=16,
+        encoder="tfidf",
+        device="cpu",
+        model=MODEL,
+        trainer={"sasrec_lr": 0.02, "retriever_lr": 0.02},
+        **{"schedule": "parity", **settings},
+    )
+
+
 CASES = {
     "baskets": (NUM_USERS, "auto", "allow"),
     "both kinds, allowed": (NUM_USERS // 2, "auto", "allow"),
@@ -45,21 +62,44 @@ def run(request, backend, tmp_path_factory):
     num_returning, repeats, resolved = CASES[request.param]
     path = tmp_path_factory.mktemp("repeats")
     write_data(path / "plays.csv", num_returning)
-    config = RunConfig(
-        dataset=str(path / "plays.csv"),
-        backend=backend.name,
-        schedule="parity",
-        epochs={"joint_finetune": 4},
-        batch_size=16,
-        encoder="tfidf",
-        device="cpu",
-        repeats=repeats,
-        model=MODEL,
-        trainer={"sasrec_lr": 0.02, "retriever_lr": 0.02},
-    )
+    config = config_of(path / "plays.csv", backend, epochs={"joint_finetune": 4}, repeats=repeats)
     directory = RunDirectory.create(path / "run")
     TrainingRun(config, prepare(config), directory, progress=False).train()
     return directory, resolved
+
+
+def test_every_target_of_a_given_split_is_ranked_and_named(backend, tmp_path):
+    write_data(tmp_path / "plays.csv", NUM_USERS // 2)
+    whole = load_dataset(tmp_path / "plays.csv")
+    users_N, items_N = whole.sequences.rows, whole.sequences.items_N
+    parts_N = np.where(
+        whole.sequences.positions < LENGTH - 6, 0, np.where(whole.sequences.positions < LENGTH - 3, 1, 2)
+    )
+    given = build_interactions(
+        users=[whole.user_ids[user] for user in users_N], items=[whole.item_ids[item] for item in items_N],
+        timestamps=np.arange(len(users_N)), parts=parts_N, titles={}, texts={}, name="given", source="test",
+    )  # fmt: skip
+    config = config_of(tmp_path / "plays.csv", backend, epochs={"joint_finetune": 1}, schedule="payoff")
+    prepared = prepare_data(config, given)
+    assert (len(prepared.split.validation), len(prepared.split.test)) == (3 * NUM_USERS, 3 * NUM_USERS)
+    probe = prepared.probe()
+    assert probe.num_valid == len(probe.targets_B) == 3 * NUM_USERS
+    assert (np.diff(probe.users_B) >= 0).all()
+    directory = RunDirectory.create(tmp_path / "run")
+    run = TrainingRun(config, prepared, directory, progress=False)
+    run.train()
+    with (directory.path / "test_ranks.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    tested = [(given.user_ids[user], item) for user in range(NUM_USERS) for item in given.sequences[user][-3:]]
+    assert [(row["user"], row["item"]) for row in rows] == [(user, given.item_ids[item]) for user, item in tested]
+    scorer = load_scorer(backend.name, directory.require_checkpoint())
+    ranks_T = scorer.rank(prepared.evaluation(prepared.split.test))
+    assert [int(row["fused"]) for row in rows] == ranks_T.tolist()
+    popularity_T = popularity_ranks(prepared.split.train, prepared.split.test, given.num_items)
+    assert [int(row["popularity"]) for row in rows] == popularity_T.tolist()
+    kinds = json.loads((directory.path / "metrics.json").read_text())["final"]["fused"]["test_by_kind"]
+    new_T = np.array([item not in given.sequences[int(user[1:])][: LENGTH - 3] for user, item in tested])
+    assert kinds["new"]["hit@10"] == pytest.approx((ranks_T[new_T] <= 10).mean())
 
 
 def lists(recommender, targets, top):

@@ -104,7 +104,8 @@ def train(
 
     A run is the same to the bit on the same number of CPU threads (OMP_NUM_THREADS for torch, PJRT_NPROC for jax).
 
-    test_ranks.csv has the data's user ids as they are: one that begins with =, +, - or @ is a formula to a spreadsheet.
+    test_ranks.csv has the data's user and item ids as they are: one that begins with =, +, - or @ is a formula to a
+    spreadsheet.
     """
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.event_log import check_event_logs, open_event_log

@@ -55,7 +55,9 @@ def check_batch(batch: EvaluationBatch, config: ModelConfig) -> None:
     _refuse_any((targets_B < 0) | (targets_B >= config.num_items), targets_B, "have targets among the items", config)
 
 
-def _refuse_any(wrong_BL: NDArray[np.bool_], items_BL: NDArray[np.integer[Any]], rule: str, config: ModelConfig) -> None:
+def _refuse_any(
+    wrong_BL: NDArray[np.bool_], items_BL: NDArray[np.integer[Any]], rule: str, config: ModelConfig
+) -> None:
     if wrong_BL.any():
         row, position = np.argwhere(wrong_BL)[0]
         raise DataError(

@@ -278,10 +278,10 @@ def test_data_that_came_split_is_not_split_again_and_other_data_has_no_split():
     for method in ("leave-one-out", "temporal"):
         with pytest.raises(DataError, match=f"data that came split must keep its split, got {method}; choose given"):
             make_split(parted, method)
-    with pytest.raises(DataError, match="needs data that came split, .* got one without; choose leave-one-out"):
+    with pytest.raises(DataError, match=r"needs data that came split, .* got one without; choose leave-one-out"):
         make_split(whole, "given")
     for parts in ([0, 0, 2], [0, 1, 1], [1, 2, 2]):
-        with pytest.raises(DataError, match="needs a (validation|test) row with an earlier row of its user, found no"):
+        with pytest.raises(DataError, match=r"needs a (validation|test) row with an earlier row of its user, found no"):
             make_split(build([(0, 0, 1), (0, 1, 2), (0, 2, 3)], parts=np.array(parts)))
 
 

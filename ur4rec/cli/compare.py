@@ -17,7 +17,9 @@ from ur4rec.cli.options import (
     Dataset,
     Encoder,
     Quiet,
+    Repeats,
     Settings,
+    Split,
     one_line_errors,
     sort_settings,
 )
@@ -53,6 +55,8 @@ def compare(
         int | None, typer.Option(help="Evaluate after this number of updates. Default: a tenth of the budget.")
     ] = None,
     dataset: Dataset = None,
+    split: Split = None,
+    repeats: Repeats = None,
     num_users: Annotated[
         int | None, typer.Option(help="Use only this number of users, drawn with a fixed seed.")
     ] = None,
@@ -94,6 +98,8 @@ def compare(
         log_to_stderr(quiet)
         given = {
             "dataset": dataset,
+            "split": split,
+            "repeats": repeats,
             "num_users": num_users,
             "blank_texts": blank_texts or None,
             "updates": updates,
@@ -129,8 +135,10 @@ def comparison_command(config: RunConfig) -> str:
         >>> print(comparison_command(RunConfig(dataset="synthetic")))
         ur4rec compare --dataset synthetic --backend torch --arms parity joint payoff --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare
     """  # noqa: E501
+    held_out = {"split": config.split, "repeats": config.repeats}
+    options = "".join(f"--{name} {value} " for name, value in held_out.items() if value != "auto")
     return (
-        f"ur4rec compare --dataset {shlex.quote(config.dataset)} --backend {config.backend} "
+        f"ur4rec compare --dataset {shlex.quote(config.dataset)} {options}--backend {config.backend} "
         "--arms parity joint payoff --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare"
     )
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ur4rec.cli.options import AsJson, DataDirectory, one_line_errors
-from ur4rec.cli.output import build_table, say_json, say_table
+from ur4rec.cli.options import AsJson, DataDirectory, Deduplicate, Repeats, Split, one_line_errors
+from ur4rec.cli.output import build_table, say, say_json, say_table
 from ur4rec.errors import ConfigurationError
 
 
@@ -16,6 +16,9 @@ def data(
         str | None, typer.Option(help="A dataset as for train. Default: ml-100k.", show_default=False)
     ] = None,
     data_dir: DataDirectory = None,
+    deduplicate: Deduplicate = False,
+    split: Split = None,
+    repeats: Repeats = None,
     as_json: AsJson = False,
     texts_file: Annotated[
         Path | None,
@@ -26,8 +29,9 @@ def data(
         ),
     ] = None,
 ) -> None:
-    """Fetch a dataset, check it, and print its counts and hashes."""
-    from ur4rec.data import describe, leave_one_out, load_dataset
+    """Fetch a dataset, check and split it, and print its counts and hashes, and how much of it is repeated."""
+    from ur4rec.data import describe, load_dataset, make_split
+    from ur4rec.data.describe import describe_split, explain_duplicates, explain_repeats
     from ur4rec.text.users import texts_of_prefixes, write_user_texts
 
     with one_line_errors():
@@ -35,19 +39,23 @@ def data(
             raise ConfigurationError(
                 f"a dataset must be named once, got {name!r} and --dataset {dataset!r}; leave one out"
             )
-        interactions = load_dataset(name or dataset or "ml-100k", directory=data_dir)
+        interactions = load_dataset(name or dataset or "ml-100k", directory=data_dir, deduplicate=deduplicate)
+        found = make_split(interactions, split or "auto", repeats or "auto")
         if texts_file is not None:
-            texts = texts_of_prefixes(leave_one_out(interactions), interactions)
+            texts = texts_of_prefixes(found, interactions)
             write_user_texts(texts_file, interactions.user_ids, texts)
         facts: dict[str, Any] = {
             "dataset": interactions.name,
             "source": interactions.source,
             **describe(interactions),
             "interactions_hash": interactions.hash,
-            "leave_one_out_hash": leave_one_out(interactions).hash,
+            **describe_split(found),
         }
         if as_json:
             say_json(facts)
             return
         rows = [[name, f"{value:.4g}" if isinstance(value, float) else str(value)] for name, value in facts.items()]
         say_table(build_table({"fact": {}, "value": {"overflow": "fold"}}, rows))  # a hash is of use only whole
+        for line in (explain_duplicates(interactions, deduplicate), explain_repeats(found, repeats or "auto")):
+            if line:
+                say(line)

@@ -12,6 +12,7 @@ from alternator import AlternatorError
 from alternator.checks import cut
 from alternator.rules.named import parse_value
 from ur4rec.cli.output import say_to_stderr
+from ur4rec.data.splits import AUTO_SHARE
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS
 
@@ -24,6 +25,32 @@ Dataset = Annotated[
 ]
 DataDirectory = Annotated[
     Path | None, typer.Option("--data-dir", help="Where to look for a built-in dataset before it is downloaded.")
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="Which interactions are held out: leave-one-out (of each user the last is tested, the one before it "
+        "validates), temporal (what comes after two points in time), given (as the files are split). Default: auto, "
+        "given where the data came split, else leave-one-out.",
+        rich_help_panel="Evaluation",
+    ),
+]
+Repeats = Annotated[
+    str | None,
+    typer.Option(
+        help="Items that a user had before: allow ranks and recommends them like any other; exclude does neither, and "
+        f"evaluates only targets that are new to their user. Default: auto, allow where at least {AUTO_SHARE:.0%} of "
+        "the targets are repeated.",
+        rich_help_panel="Evaluation",
+    ),
+]
+Deduplicate = Annotated[
+    bool,
+    typer.Option(
+        "--deduplicate",
+        help="Drop rows that repeat another one: user, item and time.",
+        rich_help_panel="Data",
+    ),
 ]
 Run = Annotated[Path, typer.Argument(help="A run directory: the --out of train.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")]

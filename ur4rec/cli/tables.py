@@ -2,22 +2,27 @@
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ur4rec.cli.output import Table, build_table
-from ur4rec.evaluation.results import K_LIST, Result
+from ur4rec.evaluation.results import K_LIST, Result, summarise_rows
 
 
-def results_table(results: Iterable[Result], sampled: tuple[int, int] | None = None) -> Table:
+def results_table(
+    results: Iterable[Result], is_repeated_T: NDArray[np.bool_], sampled: tuple[int, int] | None = None
+) -> Table:
     """Test metrics of a run, one row per scorer, each at its best epoch by validation.
 
     Args:
         results: The rows.
+        is_repeated_T: Which test targets their user had before; where there are both kinds, each has rows of its own.
         sampled: How many users validated, and how many there are to validate; None is all.
     """
     title = "Test: the whole catalogue ranked, at the best epoch by validation"
     if sampled is not None:
         title += f" (of a sample: {sampled[0]:,} of {sampled[1]:,} users)"
-    rows = {result.name: result.test for result in results}
-    return metrics_table(title, rows)
+    return metrics_table(title, summarise_rows({result.name: result.test_ranks for result in results}, is_repeated_T))
 
 
 def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:

@@ -17,23 +17,27 @@ from ur4rec.cli.options import (
     BatchSize,
     DataDirectory,
     Dataset,
+    Deduplicate,
     Encoder,
     Overwrite,
     Quiet,
+    Repeats,
     Settings,
+    Split,
     one_line_errors,
     parse_epochs,
     sort_settings,
 )
 from ur4rec.cli.output import log_to_stderr, say, say_table, say_to_stderr
 from ur4rec.errors import ConfigurationError, OutOfMemoryError
-from ur4rec.runs.config import preset
+from ur4rec.runs.config import RunConfig, preset
 from ur4rec.schedule.alternators import SCHEDULE_HELP
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import load_backend
 
 if TYPE_CHECKING:
     from ur4rec.evaluation.results import Result
+    from ur4rec.runs.prepared import PreparedData
     from ur4rec.runs.run import TrainingRun
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,6 +53,9 @@ def train(
         Path | None, typer.Option(help="Continue the run in this directory where it stopped, with its own settings.")
     ] = None,
     dataset: Dataset = None,
+    deduplicate: Deduplicate = False,
+    split: Split = None,
+    repeats: Repeats = None,
     backend: Backend = None,
     schedule: Annotated[
         str | None, typer.Option(help=f"Who trains in the joint stage: {SCHEDULE_HELP}. Default: auto.")
@@ -124,7 +131,8 @@ def train(
 
     A run is the same to the bit on the same number of CPU threads (OMP_NUM_THREADS for torch, PJRT_NPROC for jax).
 
-    test_ranks.csv has the data's user ids as they are: one that begins with =, +, - or @ is a formula to a spreadsheet.
+    test_ranks.csv has the data's user and item ids as they are: one that begins with =, +, - or @ is a formula to a
+    spreadsheet.
     """
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.event_log import check_event_logs, open_event_log
@@ -148,6 +156,9 @@ def train(
             config = preset(
                 preset_name,
                 dataset=dataset,
+                data={"deduplicate": True} if deduplicate else None,
+                split=split,
+                repeats=repeats,
                 backend=backend,
                 schedule=schedule,
                 batch_size=batch_size,
@@ -167,6 +178,8 @@ def train(
             run = TrainingRun(config, prepare(config, directory=data_dir), RunDirectory(out), progress=progress)
             was_there = out.exists()
             RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
+        if resume is None:
+            say_what_is_evaluated(run.prepared, config)
         try:
             with open_event_log(log, run.directory.path) if log else nullcontext() as run.events:
                 results = train_until_stopped(run, resume=resume is not None)
@@ -175,6 +188,15 @@ def train(
                 run.directory.discard(keep_directory=was_there)
             raise
         print_outcome(run, results)
+
+
+def say_what_is_evaluated(prepared: "PreparedData", config: RunConfig) -> None:
+    """Print how much of the data is repeated, and what is done about it."""
+    from ur4rec.data.describe import explain_duplicates, explain_repeats
+
+    if duplicates := explain_duplicates(prepared.interactions, bool(config.data.get("deduplicate"))):
+        say(duplicates)
+    say(explain_repeats(prepared.split, config.repeats))
 
 
 def user_text_settings(path: Path | None) -> dict[str, str]:
@@ -193,7 +215,8 @@ def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
     from ur4rec.runs.verdict import explain_decisions
 
     num_validated, num_targets = len(run.validation.targets), len(run.prepared.split.validation)
-    say_table(results_table(results, (num_validated, num_targets) if num_validated < num_targets else None))
+    sampled = (num_validated, num_targets) if num_validated < num_targets else None
+    say_table(results_table(results, run.prepared.split.test.is_repeated, sampled))
     say(explain_epochs(run.plan, run.epochs, run.results))
     say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records))
     path = run.directory.path

@@ -49,6 +49,10 @@ def check_report(report: Mapping[str, Any]) -> None:
         ValueError: Says what it must have.
     """
     check_form(report, _REPORT)
+    if per_user := report.get("targets_per_user"):
+        check_form(per_user, {"validation": [int], "test": [int]}, "targets_per_user")
+        if min(min(counts, default=0) for counts in per_user.values()) < 1:
+            raise ValueError("targets_per_user must be numbers of at least 1")
     best, turns = report["best"], report["turns"]
     if not (best is None or 0 <= best < len(report["points"])):
         raise ValueError(f"best must be one of {len(report['points'])} points, got {best}")

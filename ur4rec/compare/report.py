@@ -110,7 +110,8 @@ def compare_command(study: StudyConfig) -> str:
     words += ["--seeds", *map(str, study.seeds), "--updates", str(study.updates), "--eval-every", str(study.eval_every)]
     if study.budgets != default.budgets:
         words += ["--budgets", *study.budgets]
-    for name in ("num_users", "joint_loss", "backend", "preset", "pretrain", "batch_size", "encoder", "device"):
+    others = ("num_users", "joint_loss", "backend", "preset", "pretrain", "batch_size", "encoder", "device")
+    for name in ("split", "repeats", *others):
         if getattr(study, name) != getattr(default, name):
             words += [f"--{name.replace('_', '-')}", str(getattr(study, name))]
     if study.blank_texts:

@@ -19,7 +19,7 @@ from alternator.recordings.log import StepRecord
 from ur4rec.compare.arms import schedule_string, with_costs
 from ur4rec.compare.budget import Course, Ledger, StepCosts, describe_turns
 from ur4rec.compare.study import StudyConfig
-from ur4rec.data import Interactions, load_dataset, sample_users, synthetic, without_texts
+from ur4rec.data import Interactions, Split, load_dataset, sample_users, synthetic, without_texts
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import NonFiniteError
 from ur4rec.evaluation.metrics import negative_log_likelihood, summarise, target_ranks
@@ -165,9 +165,17 @@ class ArmRun:
             "best": int(np.argmax(quality)) if quality else None,
             "points": self.points,
             "turns": describe_turns(self.ledger.turns),
+            **_targets_per_user(self.prepared.split),
             "seconds": seconds,
             "facts": study_facts(self.prepared, self.study),
         }
+
+
+def _targets_per_user(split: Split) -> dict[str, Any]:
+    """The number of targets of each user, in their order, where some user has several."""
+    held_out = {"validation": split.validation, "test": split.test}
+    counts = {name: np.unique(targets.users_T, return_counts=True)[1].tolist() for name, targets in held_out.items()}
+    return {"targets_per_user": counts} if max(map(max, counts.values())) > 1 else {}
 
 
 def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -> PreparedData:

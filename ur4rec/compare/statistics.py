@@ -1,6 +1,6 @@
 """Paired two-level bootstrap, and the speed and steadiness of a curve.
 
-Shapes: S seeds, T targets (users), R resamples, P evaluation points.
+Shapes: S seeds, T targets, U users, R resamples, P evaluation points.
 """
 
 from collections.abc import Sequence
@@ -49,6 +49,8 @@ class Resamples:
     Args:
         num_seeds: Seeds.
         num_users: Users.
+        targets_per_user: The number of targets of each user, whose targets are next to each other and drawn together;
+            None is one of each.
         num_resamples: Number of resamples.
         seed: Seed of the draws.
 
@@ -59,20 +61,35 @@ class Resamples:
         Interval(estimate=1.0, low=1.0, high=1.0)
     """
 
-    def __init__(self, num_seeds: int, num_users: int, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_seeds: int,
+        num_users: int,
+        *,
+        targets_per_user: Sequence[int] | None = None,
+        num_resamples: int = NUM_RESAMPLES,
+        seed: int = 0,
+    ) -> None:
         rng = np.random.default_rng(seed)
+        counts_U = np.ones(num_users, np.int64) if targets_per_user is None else np.array(targets_per_user)
+        self._firsts_U = np.cumsum(counts_U) - counts_U
         self._seeds_RS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples) / num_seeds
-        self._users_RT = np.empty((num_resamples, num_users), np.uint8)
+        self._users_RU = np.empty((num_resamples, num_users), np.uint8)
+        self._num_targets_R = np.empty(num_resamples, np.int64)
         for start in range(0, num_resamples, _CHUNK):
-            rows = self._users_RT[start : start + _CHUNK]
+            rows = self._users_RU[start : start + _CHUNK]
             rows[:] = rng.multinomial(num_users, np.full(num_users, 1 / num_users), len(rows))
+            self._num_targets_R[start : start + _CHUNK] = rows @ counts_U
 
     def means(self, values_ST: NDArray[Any]) -> NDArray[np.float64]:
         """The mean of each resample, (R,)."""
-        num_users = values_ST.shape[1]
-        chunks = [slice(start, start + _CHUNK) for start in range(0, len(self._users_RT), _CHUNK)]
+        sums_SU = np.add.reduceat(values_ST, self._firsts_U, axis=1)
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(self._users_RU), _CHUNK)]
         return np.concatenate(
-            [np.einsum("rt,rt->r", self._seeds_RS[c] @ values_ST, self._users_RT[c] / num_users) for c in chunks]
+            [
+                np.einsum("ru,ru->r", self._seeds_RS[c] @ sums_SU, self._users_RU[c] / self._num_targets_R[c, None])
+                for c in chunks
+            ]
         )
 
     def relative_difference(self, arm_ST: NDArray[Any], reference_ST: NDArray[Any]) -> Interval:

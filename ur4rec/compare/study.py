@@ -13,6 +13,8 @@ from ur4rec.config import JOINT_LOSSES
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.config import PRESETS, RunConfig, preset
 
+_ADDED = ("split", "repeats")
+"""Conditions that studies of before do not name; a study names them where they are not the default."""
 MAX_POINTS = 10_000
 """The number of points at which an arm is evaluated at most."""
 
@@ -51,6 +53,10 @@ class StudyConfig:
     """Evaluate whenever this number of updates (or their part of the cost) has been spent."""
     budgets: tuple[str, ...] = BASES
     """What is held equal: ``updates``, ``cost``, or each in turn."""
+    split: str = "auto"
+    """As for `ur4rec.runs.config.RunConfig`."""
+    repeats: str = "auto"
+    """As for `ur4rec.runs.config.RunConfig`."""
     pretrain: int = 0
     """Steps of each of the two pretraining stages before it, the same for every arm of a seed; charged to none."""
     joint_loss: str = "fused"
@@ -117,6 +123,8 @@ class StudyConfig:
             schedule=schedule_string(schedule),
             batch_size=self.batch_size,
             encoder=self.encoder,
+            split=self.split,
+            repeats=self.repeats,
             seed=seed,
             device=self.device,
             model=dict(self.model),
@@ -131,11 +139,15 @@ class StudyConfig:
 
     def conditions(self) -> dict[str, Any]:
         """What every run shares: the study without its arms, its seeds and its choice of budgets."""
-        return {key: value for key, value in self.to_json().items() if key not in ("arms", "seeds", "budgets")}
+        content = {**self.to_json(), **{name: getattr(self, name) for name in _ADDED}}
+        return {key: value for key, value in content.items() if key not in ("arms", "seeds", "budgets")}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         content = dataclasses.asdict(self)
+        for name in _ADDED:
+            if content[name] == getattr(type(self), name):
+                del content[name]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 
     @classmethod

@@ -146,8 +146,8 @@ def _differences(directory: StudyDirectory, arms: Mapping[str, Arm], tuned: str)
     """Each arm against parity, the tuned ratio, joint training and its own controls."""
 
     @cache
-    def resamples(num_seeds: int, num_users: int) -> Resamples:
-        return Resamples(num_seeds, num_users)
+    def resamples(num_seeds: int, num_targets: int) -> Resamples:
+        return _resamples(arms[PARITY], "test", num_seeds, num_targets)
 
     values = {arm: _per_target(directory, found) for arm, found in arms.items()}
     table: dict[str, Any] = {}
@@ -175,6 +175,18 @@ def _differences(directory: StudyDirectory, arms: Mapping[str, Arm], tuned: str)
     return table
 
 
+def _resamples(arm: Arm, split: str, num_seeds: int, num_targets: int, **settings: int) -> Resamples:
+    """Draws of seeds and users; the targets of a user, as its runs report them, are drawn together."""
+    run = next(iter(arm.runs.values()))
+    counts = (run.get("targets_per_user") or {}).get(split) or [1] * num_targets
+    if sum(counts) != num_targets:
+        raise DataError(
+            f"the {split} targets of a run must be those of its users, got {num_targets} for {sum(counts)}; remove its "
+            "files and compare again"
+        )
+    return Resamples(num_seeds, len(counts), targets_per_user=counts, **settings)
+
+
 def pack_study(directory: StudyDirectory) -> None:
     """Pack a study's finished runs, with the intervals that need every target at every point.
 
@@ -200,8 +212,8 @@ def _time_ratios(directory: StudyDirectory, arms: Mapping[str, Arm], basis: str)
     curves = {arm: _curves_per_target(directory, found) for arm, found in arms.items()}
 
     @cache
-    def resamples(num_seeds: int, num_users: int) -> Resamples:
-        return Resamples(num_seeds, num_users, num_resamples=NUM_CURVE_RESAMPLES)
+    def resamples(num_seeds: int, num_targets: int) -> Resamples:
+        return _resamples(arms[PARITY], "validation", num_seeds, num_targets, num_resamples=NUM_CURVE_RESAMPLES)
 
     @cache
     def resampled(arm: str, seeds: tuple[int, ...]) -> dict[str, ResampledCurves]:

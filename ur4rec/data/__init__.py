@@ -5,7 +5,7 @@ from ur4rec.data.interactions import Interactions, Sequences, build_interactions
 from ur4rec.data.reading.formats import Columns
 from ur4rec.data.sample import sample_users, without_texts
 from ur4rec.data.sources import load_dataset
-from ur4rec.data.splits import Split, Targets, global_temporal, leave_one_out
+from ur4rec.data.splits import Split, Targets, as_given, global_temporal, leave_one_out, make_split
 from ur4rec.data.synthetic import synthetic
 
 __all__ = [
@@ -14,11 +14,13 @@ __all__ = [
     "Sequences",
     "Split",
     "Targets",
+    "as_given",
     "build_interactions",
     "describe",
     "global_temporal",
     "leave_one_out",
     "load_dataset",
+    "make_split",
     "sample_users",
     "synthetic",
     "without_texts",

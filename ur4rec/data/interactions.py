@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.errors import DataError
 
+TRAIN, VALIDATION, TEST, CONTEXT = range(4)
+"""The parts of data that comes split; see `Interactions.parts_N`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
@@ -80,9 +83,9 @@ class Sequences:
         mask = self.positions >= np.repeat(self.lengths - kept, self.lengths)
         return Sequences(self.items_N[mask], offsets_from_lengths(kept))
 
-    def take(self, rows_T: NDArray[Any]) -> "Sequences":
-        """The rows named, in that order."""
-        lengths = self.lengths[rows_T]
+    def take(self, rows_T: NDArray[Any], lengths_T: NDArray[np.int64] | None = None) -> "Sequences":
+        """The rows named, in that order; of each its first ``lengths_T`` items, or all."""
+        lengths = self.lengths[rows_T] if lengths_T is None else lengths_T
         offsets = offsets_from_lengths(lengths)
         shift = np.repeat(self.offsets_U[:-1][rows_T] - offsets[:-1], lengths)
         return Sequences(self.items_N[np.arange(offsets[-1]) + shift], offsets)
@@ -120,8 +123,11 @@ class Interactions:
     source: str
     """Where the data came from."""
     parts_N: NDArray[np.int8] | None = None
-    """Of data that came split: 0 train, 1 validation target, 2 test target, 3 context only; None where it did not. The
-    rows of a user are then in the order of parts, and of time within each."""
+    """The part of each interaction, for data that came split; None for data that did not. 0 is trained on, 1 is a
+    validation target, 2 a test target, 3 is context: part of histories, but neither trained on nor ranked. Rows are
+    then in order of part before time, context among what is trained on."""
+    num_duplicates: int = 0
+    """Rows that repeat another one, with user, item and time: left out if the data was deduplicated."""
 
     @property
     def num_users(self) -> int:
@@ -139,14 +145,19 @@ class Interactions:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the canonical indices in order of time: equal for every copy of the same data."""
-        return hash_arrays(f"interactions {self.num_users} {self.num_items}", self.users_N, self.items_N)
+        parts = () if self.parts_N is None else (self.parts_N,)
+        return hash_arrays(f"interactions {self.num_users} {self.num_items}", self.users_N, self.items_N, *parts)
+
+    @cached_property
+    def order_by_user(self) -> NDArray[np.int64]:
+        """The interactions user by user, each user's in order of time: what ``sequences.items_N`` holds."""
+        return np.argsort(self.users_N, kind="stable")
 
     @cached_property
     def sequences(self) -> Sequences:
         """Each user's items in order of time."""
-        order = np.argsort(self.users_N, kind="stable")
         lengths = np.bincount(self.users_N, minlength=self.num_users).astype(np.int64)
-        return Sequences(self.items_N[order], offsets_from_lengths(lengths))
+        return Sequences(self.items_N[self.order_by_user], offsets_from_lengths(lengths))
 
 
 def build_interactions(
@@ -159,6 +170,8 @@ def build_interactions(
     name: str,
     source: str,
     min_item_interactions: int = 1,
+    parts: NDArray[np.int8] | None = None,
+    deduplicate: bool = False,
 ) -> Interactions:
     """Number users and items, drop rare items, sort by time.
 
@@ -171,6 +184,9 @@ def build_interactions(
         name: Name of the dataset.
         source: Where the data came from, for reports.
         min_item_interactions: Items with fewer interactions are dropped, once (no k-core iteration).
+        parts: The part of each interaction, for data that came split; see `Interactions.parts_N`.
+        deduplicate: Drop every row whose user, item and time (and part) another one had before it. They are counted in
+            any case.
 
     Raises:
         DataError: No interaction is left.
@@ -183,29 +199,48 @@ def build_interactions(
         >>> data.user_ids, data.item_ids, data.titles, [row.tolist() for row in data.sequences]
         (['u2', 'u1'], ['b', 'a'], ['b', 'Apple'], [[1, 0], [0]])
     """
+    times = np.asarray(timestamps)
+    parts_N = np.zeros(len(times), np.int8) if parts is None else np.asarray(parts, np.int8)
+    user_codes, user_names = _number(np.asarray(users, dtype=object))
     item_codes, item_names = _number(np.asarray(items, dtype=object))
-    kept = np.bincount(item_codes, minlength=len(item_names))[item_codes] >= min_item_interactions
+    first = _first_of_equals(user_codes * len(item_names) + item_codes, times, parts_N)
+    num_duplicates = len(first) - int(first.sum())
+    kept = first if deduplicate else np.ones(len(times), bool)
+    kept &= np.bincount(item_codes[kept], minlength=len(item_names))[item_codes] >= min_item_interactions
     if not kept.any():
         raise DataError(
             f"{name}: no interaction is left of {len(kept)} with min_item_interactions={min_item_interactions}"
         )
     item_codes, items_left = _number(item_codes[kept])
-    user_codes, user_names = _number(np.asarray(users, dtype=object)[kept])
+    user_codes, users_left = _number(user_codes[kept])
+    times, parts_N = times[kept], parts_N[kept]
     item_ids = [str(item_names[code]) for code in items_left]
     item_titles = [titles.get(item, item) for item in item_ids]
-    times = np.asarray(timestamps)[kept]
-    order = np.argsort(times, kind="stable")
+    order = np.lexsort((times, np.where(parts_N == CONTEXT, TRAIN, parts_N)))
     return Interactions(
         users_N=user_codes[order].astype(np.int32),
         items_N=item_codes[order].astype(np.int32),
         timestamps_N=times[order],
-        user_ids=[str(user) for user in user_names],
+        user_ids=[str(user_names[code]) for code in users_left],
         item_ids=item_ids,
         titles=item_titles,
         texts=[texts.get(item, title) for item, title in zip(item_ids, item_titles, strict=True)],
         name=name,
         source=source,
+        parts_N=None if parts is None else parts_N[order],
+        num_duplicates=num_duplicates,
     )
+
+
+def _first_of_equals(pairs: NDArray[np.int64], *others: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each row is the first of those with the same values."""
+    first = np.ones(len(pairs), bool)
+    if (np.diff(np.sort(pairs)) > 0).all():  # one sort, where nobody has an item twice
+        return first
+    order = np.lexsort((pairs, *others))
+    same = np.logical_and.reduce([np.diff(column[order]) == 0 for column in (pairs, *others)])
+    first[order[1:][same]] = False
+    return first
 
 
 def _number(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[Any]]:

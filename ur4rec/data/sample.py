@@ -35,6 +35,7 @@ def sample_users(interactions: Interactions, num_users: int, seed: int = 0) -> I
         users_N=np.searchsorted(kept, interactions.users_N[rows]).astype(np.int32),
         items_N=interactions.items_N[rows],
         timestamps_N=interactions.timestamps_N[rows],
+        parts_N=None if interactions.parts_N is None else interactions.parts_N[rows],
         user_ids=[interactions.user_ids[user] for user in kept],
         source=f"{interactions.source}; {num_users} of {interactions.num_users} users, drawn with seed {seed}",
     )

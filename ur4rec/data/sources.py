@@ -26,6 +26,7 @@ def load_dataset(
     min_item_interactions: int | None = None,
     columns: Columns | None = None,
     items_path: str | Path | None = None,
+    deduplicate: bool = False,
 ) -> Interactions:
     """Load a dataset by name (``ml-100k``, ``ml-1m``, ``synthetic``) or from the user's own files.
 
@@ -44,6 +45,7 @@ def load_dataset(
             (with 5: 1,349 items, 99,287 interactions).
         columns: Names of the columns of your own CSV or Parquet files.
         items_path: A table with titles and texts, if it is not beside the interactions.
+        deduplicate: Drop rows of your own files that repeat another one: user, item and time. Named datasets have none.
 
     Raises:
         UnknownNameError: It is neither a name nor an existing path.
@@ -63,7 +65,7 @@ def load_dataset(
     if path is None:
         raise UnknownNameError("dataset", cut(name), (*NAMES, "an existing path"))
     items = None if items_path is None else Path(items_path).expanduser()
-    return read_path(path, columns or Columns(), items, min_item_interactions or 1)
+    return read_path(path, columns or Columns(), items, min_item_interactions or 1, deduplicate=deduplicate)
 
 
 def _existing_path(name: str) -> Path | None:

@@ -1,42 +1,67 @@
-"""Splits: which interactions are for training, for validation and for testing.
+"""Splits: which interactions are for training, for validation and for testing, and whether what was seen counts.
 
 Shapes: T targets.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.data.interactions import Interactions, Sequences, hash_arrays, offsets_from_lengths
+from alternator.checks import check_choice
+from ur4rec.data.interactions import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Interactions,
+    Sequences,
+    hash_arrays,
+    offsets_from_lengths,
+)
 from ur4rec.errors import ConfigurationError, DataError
+
+REPEATS = ("auto", "allow", "exclude")
+"""What becomes of items that a user had before; see `make_split`."""
+AUTO_SHARE = 0.1
+"""From this share of repeated targets on, ``auto`` is ``allow``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Targets:
-    """What to predict: one item per row, from the history before it."""
+    """What to predict: one item per row, from the history before it. A user may have several, one after the other."""
 
     users_T: NDArray[np.int32]
-    """The user of each target."""
+    """The user of each target, ascending."""
     items_T: NDArray[np.int32]
     """The item to be predicted."""
     histories: Sequences
     """The items before the target in order of time: what the model is fed. Never empty."""
     seen: Sequences
-    """The distinct items to filter from the ranking, ascending; never holds the target itself."""
+    """The distinct items to filter from the ranking, ascending, never the target itself; none where repeats count."""
+    num_excluded: int = 0
+    """Targets that were left out since their users had the item before."""
+    num_unfed: int = 0
+    """Targets that were left out for want of a history."""
 
     def __len__(self) -> int:
         return len(self.items_T)
 
-    def take(self, rows_T: NDArray[Any]) -> "Targets":
-        """The targets of these rows, in that order."""
-        return Targets(
-            users_T=self.users_T[rows_T],
-            items_T=self.items_T[rows_T],
-            histories=self.histories.take(rows_T),
-            seen=self.seen.take(rows_T),
+    @cached_property
+    def is_repeated(self) -> NDArray[np.bool_]:
+        """Whether the user had the item before, (T,): it is in the history."""
+        same_N = self.histories.items_N == np.repeat(self.items_T, self.histories.lengths)
+        return np.bincount(self.histories.rows[same_N], minlength=len(self)) > 0
+
+    def take(self, rows_R: NDArray[Any]) -> "Targets":
+        """The targets of some rows, in that order."""
+        return replace(
+            self,
+            users_T=self.users_T[rows_R],
+            items_T=self.items_T[rows_R],
+            histories=self.histories.take(rows_R),
+            seen=self.seen.take(rows_R),
         )
 
     def sample(self, count: int) -> "Targets":
@@ -58,6 +83,8 @@ class Split:
     """Targets to tune on."""
     test: Targets
     """Targets to report."""
+    repeats: str
+    """Whether items that a user had before are ranked and recommended: ``allow`` or ``exclude``."""
 
     @cached_property
     def hash(self) -> str:
@@ -68,15 +95,53 @@ class Split:
             arrays += [targets.seen.items_N, targets.seen.offsets_U]
         return hash_arrays(f"split {self.name} {self.num_items}", *arrays)
 
+    @property
+    def repeated_share(self) -> float:
+        """The share of repeated targets, those that were left out among them."""
+        both = (self.validation, self.test)
+        num_repeated = sum(int(targets.is_repeated.sum()) + targets.num_excluded for targets in both)
+        return num_repeated / sum(len(targets) + targets.num_excluded for targets in both)
 
-def leave_one_out(interactions: Interactions) -> Split:
+
+def make_split(interactions: Interactions, method: str = "auto", repeats: str = "auto") -> Split:
+    """The split of a run: one protocol for its evaluation and its recommendations.
+
+    Args:
+        interactions: The data.
+        method: ``leave-one-out``, ``temporal`` (`global_temporal`) or ``given`` (`as_given`); ``auto`` is ``given``
+            where the data came split, else ``leave-one-out``.
+        repeats: ``allow`` filters nothing: items that a user had before are ranked, and count as targets. ``exclude``
+            filters them from rankings, and leaves out the targets that are not new to their user. ``auto`` is ``allow``
+            where at least a tenth (`AUTO_SHARE`) of validation and test targets are in their histories.
+
+    Raises:
+        UnknownNameError: There is no such method, or no such protocol.
+        DataError: The data has no targets for it, or came split and is to be split otherwise.
+
+    Example:
+        >>> from ur4rec.data import synthetic
+        >>> split = make_split(synthetic(num_users=20, num_items=50))
+        >>> split.name, split.repeats, split.repeated_share
+        ('leave-one-out', 'exclude', 0.0)
+    """
+    check_choice("split", method, SPLITS)
+    if method == "auto":
+        method = "leave-one-out" if interactions.parts_N is None else "given"
+    return _METHODS[method](interactions, repeats=repeats)
+
+
+def leave_one_out(interactions: Interactions, *, repeats: str = "auto") -> Split:
     """The last item of each user is the test target, the one before it the validation target.
 
     The validation item is part of the history that is fed at test time. Users with fewer than 3 interactions cannot be
     split: all they have is training data, and they are neither validated nor tested.
 
+    Args:
+        interactions: The data.
+        repeats: As for `make_split`.
+
     Raises:
-        DataError: No user has 3 interactions.
+        DataError: No user has 3 interactions, or the data came split.
 
     Example:
         >>> from ur4rec.data import synthetic
@@ -84,22 +149,19 @@ def leave_one_out(interactions: Interactions) -> Split:
         >>> len(split.train), len(split.validation), len(split.test)
         (20, 20, 20)
     """
-    sequences, num_items = interactions.sequences, interactions.num_items
-    users = np.flatnonzero(sequences.lengths >= 3)
+    _refuse_given(interactions, "leave-one-out")
+    sequences, lengths = interactions.sequences, interactions.sequences.lengths
+    users = np.flatnonzero(lengths >= 3)
     if not len(users):
         raise DataError(f"{interactions.name}: leave-one-out needs a user with at least 3 interactions, found none")
-    train_lengths = sequences.lengths.copy()
+    train_lengths = lengths.copy()
     train_lengths[users] -= 2
-    return Split(
-        name="leave-one-out",
-        num_items=num_items,
-        train=sequences.heads(train_lengths),
-        validation=_targets(sequences, users, sequences.lengths[users] - 2, num_items),
-        test=_targets(sequences, users, sequences.lengths[users] - 1, num_items),
-    )
+    train = sequences.heads(train_lengths)
+    validation, test = (_targets(sequences, users, lengths[users] - back) for back in (2, 1))
+    return _settle("leave-one-out", interactions, train, validation, test, repeats)
 
 
-def global_temporal(interactions: Interactions, q: float = 0.9) -> Split:
+def global_temporal(interactions: Interactions, q: float = 0.9, *, repeats: str = "auto") -> Split:
     """Cut the whole dataset at points in time, the same for every user, so that nothing from the future is trained on.
 
     The test period starts at the q-quantile of all timestamps; the validation period at the q-quantile of what is
@@ -107,9 +169,14 @@ def global_temporal(interactions: Interactions, q: float = 0.9) -> Split:
     (of the same period too). Users without any earlier interaction give no target. Interactions at the very second of a
     cut are after it. Targets may be items that training never saw: they count, as they would in use.
 
+    Args:
+        interactions: The data.
+        q: Where the periods are cut.
+        repeats: As for `make_split`.
+
     Raises:
         ConfigurationError: q is not inside (0, 1).
-        DataError: A period has no target.
+        DataError: A period has no target, or the data came split.
 
     Example:
         >>> from ur4rec.data import synthetic
@@ -119,39 +186,116 @@ def global_temporal(interactions: Interactions, q: float = 0.9) -> Split:
     """
     if not 0 < q < 1:
         raise ConfigurationError(f"q must be inside (0, 1), got {q!r}")
-    times, sequences, num_items = interactions.timestamps_N, interactions.sequences, interactions.num_items
+    _refuse_given(interactions, "temporal")
+    times, sequences = interactions.timestamps_N, interactions.sequences
     test_start = int(np.searchsorted(times, times[int(q * len(times))], side="left"))
     validation_start = 0
     if test_start:
         validation_start = int(np.searchsorted(times, times[int(q * test_start)], side="left"))
     before_validation = np.bincount(interactions.users_N[:validation_start], minlength=interactions.num_users)
     before_test = np.bincount(interactions.users_N[:test_start], minlength=interactions.num_users)
-    return Split(
-        name=f"global-temporal-{q:g}",
-        num_items=num_items,
-        train=sequences.heads(before_validation),
-        validation=_last_in_period(sequences, before_validation, before_test, num_items, "validation"),
-        test=_last_in_period(sequences, before_test, sequences.lengths, num_items, "test"),
-    )
+    validation = _last_in_period(sequences, before_validation, before_test, "validation")
+    test = _last_in_period(sequences, before_test, sequences.lengths, "test")
+    train = sequences.heads(before_validation)
+    return _settle(f"global-temporal-{q:g}", interactions, train, validation, test, repeats)
 
 
-def _last_in_period(
-    sequences: Sequences, starts_U: NDArray[Any], ends_U: NDArray[Any], num_items: int, period: str
-) -> Targets:
+def as_given(interactions: Interactions, *, repeats: str = "auto") -> Split:
+    """The split that the data came with: a target for each row of the validation and the test part.
+
+    The history of a target is all that comes before it in its user's rows, of whatever part; a target that is its
+    user's first row is left out, and counted. Training sequences are the rows of the training part.
+
+    Args:
+        interactions: The data, with ``parts_N``.
+        repeats: As for `make_split`.
+
+    Raises:
+        DataError: The data did not come split, or a part has no target with a history.
+    """
+    if interactions.parts_N is None:
+        raise DataError(
+            f"{interactions.name}: the split 'given' needs data that came split, into files for training, validation "
+            "and test, got one without; choose leave-one-out or temporal"
+        )
+    parts_N, sequences = interactions.parts_N[interactions.order_by_user], interactions.sequences
+    trained_N = parts_N == TRAIN
+    train_lengths = np.bincount(sequences.rows[trained_N], minlength=len(sequences))
+    train = Sequences(sequences.items_N[trained_N], offsets_from_lengths(train_lengths))
+    validation = _part(interactions.name, sequences, parts_N == VALIDATION, "validation")
+    test = _part(interactions.name, sequences, parts_N == TEST, "test")
+    return _settle("given", interactions, train, validation, test, repeats)
+
+
+_METHODS = {"leave-one-out": leave_one_out, "temporal": global_temporal, "given": as_given}
+SPLITS = ("auto", *_METHODS)
+"""How data is split; see `make_split`."""
+
+
+def _refuse_given(interactions: Interactions, method: str) -> None:
+    if interactions.parts_N is not None:
+        raise DataError(
+            f"{interactions.name}: data that came split must keep its split, got {method}; choose given, or pass all "
+            "of it as one file"
+        )
+
+
+def _last_in_period(sequences: Sequences, starts_U: NDArray[Any], ends_U: NDArray[Any], period: str) -> Targets:
     users = np.flatnonzero((ends_U > starts_U) & (ends_U >= 2))
     if not len(users):
         raise DataError(f"the {period} period holds no target: choose another q, or leave-one-out")
-    return _targets(sequences, users, ends_U[users] - 1, num_items)
+    return _targets(sequences, users, ends_U[users] - 1)
 
 
-def _targets(sequences: Sequences, users_T: NDArray[Any], positions_T: NDArray[Any], num_items: int) -> Targets:
+def _part(name: str, sequences: Sequences, chosen_N: NDArray[np.bool_], part: str) -> Targets:
+    """A target for each of the chosen rows that has one before it."""
+    positions_N = sequences.positions
+    fed_T = np.flatnonzero(chosen_N & (positions_N > 0))
+    num_chosen = int(chosen_N.sum())
+    if not len(fed_T):
+        raise DataError(
+            f"{name}: the split 'given' needs a {part} row with an earlier row of its user, found none among "
+            f"{num_chosen} rows; add some, or pass all of it as one file"
+        )
+    targets = _targets(sequences, sequences.rows[fed_T], positions_N[fed_T])
+    return replace(targets, num_unfed=num_chosen - len(fed_T))
+
+
+def _targets(sequences: Sequences, users_T: NDArray[Any], positions_T: NDArray[Any]) -> Targets:
     """The target of each user is at the given position of the sequence; what is before it is history."""
     items_T = sequences.items_N[sequences.offsets_U[users_T] + positions_T]
-    histories = sequences.take(users_T).heads(positions_T)
-    keys = np.sort(histories.rows * num_items + histories.items_N)
+    histories = sequences.take(users_T, positions_T)
+    seen = Sequences(np.zeros(0, np.int32), np.zeros(len(users_T) + 1, np.int64))
+    return Targets(users_T=users_T.astype(np.int32), items_T=items_T, histories=histories, seen=seen)
+
+
+def _settle(
+    name: str, interactions: Interactions, train: Sequences, validation: Targets, test: Targets, repeats: str
+) -> Split:
+    """The split of targets that nothing is filtered for yet, with what the protocol says of repeats."""
+    check_choice("repeats", repeats, REPEATS)
+    num_items = interactions.num_items
+    split = Split(name=name, num_items=num_items, train=train, validation=validation, test=test, repeats="allow")
+    if repeats == "allow" or (repeats == "auto" and split.repeated_share >= AUTO_SHARE):
+        return split
+    return replace(
+        split,
+        validation=_only_new(validation, num_items, f"{interactions.name}: validation"),
+        test=_only_new(test, num_items, f"{interactions.name}: test"),
+        repeats="exclude",
+    )
+
+
+def _only_new(targets: Targets, num_items: int, what: str) -> Targets:
+    """The targets that are new to their users, and what their users had before as seen."""
+    new = targets.take(np.flatnonzero(~targets.is_repeated))
+    if not len(new):
+        raise DataError(
+            f"{what} needs a target that is new to its user where repeats are excluded, found none among "
+            f"{len(targets)}; allow repeats (--repeats allow)"
+        )
+    keys = np.sort(new.histories.rows * num_items + new.histories.items_N)
     keys = keys[np.diff(keys, prepend=-1) > 0]
     rows, items = keys // num_items, (keys % num_items).astype(np.int32)
-    other = items != items_T[rows]
-    lengths = np.bincount(rows[other], minlength=len(users_T)).astype(np.int64)
-    seen = Sequences(items[other], offsets_from_lengths(lengths))
-    return Targets(users_T=users_T.astype(np.int32), items_T=items_T, histories=histories, seen=seen)
+    seen = Sequences(items, offsets_from_lengths(np.bincount(rows, minlength=len(new))))
+    return replace(new, seen=seen, num_excluded=len(targets) - len(new))

@@ -41,6 +41,29 @@ class Result:
         return cls(**{**row, "test_ranks": np.array(row["test_ranks"], np.int64)})
 
 
+def summarise_kinds(ranks_T: NDArray[Any], repeated_T: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
+    """The metrics of targets that are ``new`` to their user and of ``repeated`` ones; empty where all are of a kind.
+
+    Example:
+        >>> kinds = summarise_kinds(np.array([1, 30, 1]), np.array([True, False, True]))
+        >>> {kind: metrics["hit@10"] for kind, metrics in kinds.items()}
+        {'new': 0.0, 'repeated': 1.0}
+    """
+    kinds = {"new": ~repeated_T, "repeated": repeated_T}
+    if not all(chosen_T.any() for chosen_T in kinds.values()):
+        return {}
+    return {kind: summarise(ranks_T[chosen_T], K_LIST) for kind, chosen_T in kinds.items()}
+
+
+def summarise_rows(ranks: Mapping[str, NDArray[Any]], repeated_T: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
+    """The rows of a table of metrics: those of each scorer over all targets, then over each kind, if there are both."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, ranks_T in ranks.items():
+        kinds = summarise_kinds(ranks_T, repeated_T)
+        rows |= {name: summarise(ranks_T, K_LIST), **{f"{name}, {kind}": found for kind, found in kinds.items()}}
+    return rows
+
+
 def build_result(name: str, epoch: int, validation: dict[str, float], test_ranks: NDArray[Any]) -> Result:
     """The result of a scorer from its validation and the ranks of the test targets."""
     return Result(

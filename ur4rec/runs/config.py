@@ -7,16 +7,18 @@ from typing import Any
 
 from alternator.checks import check_choice, check_integer, set_fields
 from ur4rec.config import ModelConfig, TrainerConfig
+from ur4rec.data.splits import REPEATS, SPLITS
 from ur4rec.errors import ConfigurationError, UnknownNameError, refuse_malformed
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import BACKENDS
 
-_CHANGEABLE = ("backend", "device", "checkpoint_every", "user_texts", "allow_leakage")
+_IN_SPLIT = ("data", "split", "repeats")
+"""What decides nothing but the split, whose hash a run keeps."""
+_CHANGEABLE = ("backend", "device", "checkpoint_every", "user_texts", "allow_leakage", *_IN_SPLIT)
 MAX_EPOCHS = 100_000
 """The number of epochs of a stage at most."""
-REPEATS = ("auto", "allow", "exclude")
 _REQUIRED = frozenset(("dataset", "backend", "schedule"))
 """What the configuration of a run says in any case."""
 _OPTIONAL = ("min_item_interactions", "early_stopping", "eval_users")
@@ -58,9 +60,13 @@ class RunConfig:
     """Whether to train although the user texts name held-out items more often than chance: `ur4rec.text.leakage`."""
     min_item_interactions: int | None = None
     """Items with fewer interactions are dropped; None is the dataset's usual number (5 for ml-1m, else 1)."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """How files of one's own are read, other than by default."""
+    split: str = "auto"
+    """Which interactions are held out: "auto", "leave-one-out", "temporal" or "given"; see `ur4rec.data.make_split`."""
     repeats: str = "auto"
-    """Whether items that a user has had are ranked and recommended: "allow", "exclude", or "auto", which the share of
-    repeated targets decides when a run begins; a run that does not say excludes them."""
+    """Whether items that a user had before are ranked and recommended: "allow", "exclude", or "auto", which the data
+    decides when the run begins."""
     early_stopping: int | None = None
     """Validations in a row without a better one after which a stage ends; None is never."""
     eval_every: int = 1
@@ -87,14 +93,20 @@ class RunConfig:
                 _check_string(name, getattr(self, name))
         if not isinstance(self.allow_leakage, bool):
             raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
-        for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
+        for name, known in (
+            ("model", MODEL_SETTINGS),
+            ("trainer", TRAINER_SETTINGS),
+            ("epochs", STAGES),
+            ("data", ("deduplicate",)),
+        ):
             _check_mapping(name, getattr(self, name), known)
         for name, minimum in _MINIMA.items():
             if getattr(self, name) is not None or name not in _OPTIONAL:
                 set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         parse_schedule(self.schedule)
-        check_choice("repeats", self.repeats, REPEATS)
         check_choice("backend", self.backend, tuple(BACKENDS))
+        check_choice("split", self.split, SPLITS)
+        check_choice("repeats", self.repeats, REPEATS)
         self.model_config(num_items=2)
         TrainerConfig(**self.trainer)
         for stage, epochs in self.epochs.items():

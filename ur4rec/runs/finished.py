@@ -5,13 +5,11 @@ from pathlib import Path
 
 from alternator.checks import check_choice
 from ur4rec.config import SCORERS
-from ur4rec.data import leave_one_out
 from ur4rec.errors import ConfigurationError
-from ur4rec.evaluation.metrics import summarise
-from ur4rec.evaluation.results import K_LIST
+from ur4rec.evaluation.results import summarise_rows
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import read_data
+from ur4rec.runs.prepared import read_data, split_of
 from ur4rec.runs.ranking import Ranking
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 from ur4rec.training.checkpoint import check_settings
@@ -20,7 +18,7 @@ from ur4rec.training.checkpoint import check_settings
 def evaluate_run(
     directory: RunDirectory, *, split: str = "test", checkpoint: str = "best", data_dir: Path | None = None
 ) -> dict[str, dict[str, float]]:
-    """Hit@k, NDCG@k and MRR of each scorer of a run.
+    """Hit@k, NDCG@k and MRR of each scorer of a run; where some targets are repeated, of both kinds apart too.
 
     Args:
         directory: The run.
@@ -35,11 +33,12 @@ def evaluate_run(
     config = read_config(directory)
     path = directory.require_checkpoint(checkpoint)
     check_settings(path, config.model_config(num_items=2))
-    held_out = leave_one_out(read_data(directory, config, data_dir))
+    held_out = split_of(config, read_data(directory, config, data_dir))
     directory.check_fact("split_hash", held_out.hash)
     model = load_scorer(config.backend, path, config.device)
-    ranking = Ranking(getattr(held_out, split), config.model_config(held_out.num_items))
-    return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in ranking.ranks(model, SCORERS).items()}
+    targets = getattr(held_out, split)
+    ranks = Ranking(targets, config.model_config(held_out.num_items)).ranks(model, SCORERS)
+    return summarise_rows(ranks, targets.is_repeated)
 
 
 def convert_run(directory: RunDirectory, backend: str, out: Path, *, overwrite: bool = False) -> RunDirectory:

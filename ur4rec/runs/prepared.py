@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.config import ModelConfig
-from ur4rec.data import Interactions, Split, Targets, leave_one_out
+from ur4rec.data import Interactions, Split, Targets, make_split
 from ur4rec.data.batches import EvaluationBatch, EvaluationBatches, TrainBatches
+from ur4rec.data.describe import describe_split
 from ur4rec.data.kept import hash_contents, read_interactions, write_interactions
 from ur4rec.data.sources import NAMES, load_dataset
 from ur4rec.errors import DataError
@@ -91,6 +92,7 @@ def load_interactions(config: RunConfig, directory: Path | None = None, cache_di
         cache_dir=cache_dir,
         directory=directory,
         min_item_interactions=config.min_item_interactions,
+        **config.data,
     )
 
 
@@ -131,6 +133,15 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     return replace(config, **changed)
 
 
+def split_of(config: RunConfig, interactions: Interactions) -> Split:
+    """The split of a run: what it is trained on, evaluated on, and whether it recommends what a user had before.
+
+    Raises:
+        DataError: The data does not go with the run's ``split`` or ``repeats``.
+    """
+    return make_split(interactions, config.split, config.repeats)
+
+
 def evaluation_batches(targets: Targets, model: ModelConfig) -> EvaluationBatches:
     """Batches of targets for a model, of at most `MAX_SCORES` scores and `MAX_ROWS` rows.
 
@@ -160,7 +171,7 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
 
 
 def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path | None) -> PreparedData:
-    split = leave_one_out(interactions)
+    split = split_of(config, interactions)
     model = config.model_config(interactions.num_items)
     vectors_IT, encoder = fit_encoder(
         interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
@@ -227,8 +238,7 @@ def run_facts(prepared: PreparedData, backend: str) -> dict[str, Any]:
         "dataset": interactions.name,
         "source": interactions.source,
         "interactions_hash": interactions.hash,
-        "split": split.name,
-        "split_hash": split.hash,
+        **describe_split(split),
         "num_users": interactions.num_users,
         "num_items": interactions.num_items,
         "num_interactions": len(interactions),

@@ -13,7 +13,7 @@ from ur4rec.data.kept import hash_contents
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import popularity_ranks
-from ur4rec.evaluation.results import CRITERION, K_LIST, METRICS, Result, build_result
+from ur4rec.evaluation.results import CRITERION, K_LIST, METRICS, Result, build_result, summarise_kinds
 from ur4rec.files import check_form
 from ur4rec.runs.config import RunConfig, read_config
 from ur4rec.runs.directory import AppendedLog, RunDirectory
@@ -98,7 +98,7 @@ class TrainingRun:
         schedule = resolve_schedule(
             config.schedule, fusion=prepared.model.fusion, num_targets=len(prepared.split.validation)
         )
-        config = dataclasses.replace(config, schedule=schedule)
+        config = dataclasses.replace(config, schedule=schedule, repeats=prepared.split.repeats)
         self.config = config
         self.prepared = prepared
         self.directory = directory
@@ -373,7 +373,7 @@ class TrainingRun:
 
     def _write_results(self) -> None:
         """Write what follows from the epochs; a crash before they are saved leaves it ahead of them, no harm done."""
-        self.directory.write_csv("test_ranks.csv", self._rank_rows(), ["user", *self.results])
+        self.directory.write_csv("test_ranks.csv", self._rank_rows(), ["user", "item", *self.results])
         self.directory.write_json("metrics.json", self._metrics())
 
     def _save(self, epoch: int, *, best: bool) -> None:
@@ -407,8 +407,12 @@ class TrainingRun:
         )
 
     def _metrics(self) -> dict[str, Any]:
+        repeated_T = self.prepared.split.test.is_repeated
         return {
-            "final": {name: result.to_json() for name, result in self.results.items()},
+            "final": {
+                name: {**result.to_json(), "test_by_kind": summarise_kinds(result.test_ranks, repeated_T)}
+                for name, result in self.results.items()
+            },
             "schedule": self.trainer.alternator.get_stats(),
             "train_seconds": sum(row["train_seconds"] for row in self.epochs),
             "facts": self._facts,
@@ -419,8 +423,12 @@ class TrainingRun:
         interactions, test = self.prepared.interactions, self.prepared.split.test
         columns = {name: result.test_ranks.tolist() for name, result in self.results.items()}
         return [
-            {"user": interactions.user_ids[user], **{name: ranks[row] for name, ranks in columns.items()}}
-            for row, user in enumerate(test.users_T)
+            {
+                "user": interactions.user_ids[user],
+                "item": interactions.item_ids[item],
+                **{name: ranks[row] for name, ranks in columns.items()},
+            }
+            for row, (user, item) in enumerate(zip(test.users_T, test.items_T, strict=True))
         ]
 
     @cached_property

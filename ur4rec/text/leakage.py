@@ -7,7 +7,8 @@ what it was given. The check looks for the titles of held-out items in the texts
   its title as a whole phrase, with or without the year and with the article in front or behind, where no longer title
   covers that place ("Batman Forever" does not name "Batman").
 * **Who is tested.** Users with a text, and a target that their training prefix does not hold, nor another item of its
-  title: to name what was trained on leaks nothing.
+  title: to name what was trained on leaks nothing. Of several such targets of a user the last one counts, so that the
+  users stay independent events.
 * **What chance is.** For each of them, how often the texts of those users name the target who never had it. Popular
   and short titles are named by chance more often, and this keeps that. The user counts as one of those whose text
   names it: so a rate is never 0, and a few coincidences never suffice.
@@ -81,11 +82,14 @@ def find_leakage(texts: Sequence[str], interactions: Interactions, split: Split)
     num_strange = Counter(item for user, named in writers.items() for item in named - had[user])
     tests = []
     for name, targets in (("validation", split.validation), ("test", split.test)):
-        rates, num_named = [], 0
-        for user, item in zip(targets.users_T.tolist(), targets.items_T.tolist(), strict=True):
-            if user in writers and item not in finder.with_namesakes(split.train[user]):
-                rates.append((num_strange[item] + 1) / (len(writers) - num_had[item] + 1))
-                num_named += item in writers[user]
+        pairs = zip(targets.users_T.tolist(), targets.items_T.tolist(), strict=True)
+        tested = {
+            user: item
+            for user, item in pairs
+            if user in writers and item not in finder.with_namesakes(split.train[user])
+        }
+        rates = [(num_strange[item] + 1) / (len(writers) - num_had[item] + 1) for item in tested.values()]
+        num_named = sum(item in writers[user] for user, item in tested.items())
         p_value = poisson_binomial_tail(rates, num_named)
         tests.append(LeakageTest(name, len(rates), num_named, float(sum(rates)), p_value))
     return tests

@@ -18,6 +18,7 @@ from ur4rec.data.splits import Targets
 from ur4rec.errors import DataError, NonFiniteError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.training.arrays import ArrayT
+from ur4rec.training.histories import check_batch, check_histories
 from ur4rec.training.memory import enough_for_scores
 
 ScoreFunction = Callable[[ArrayLike, ArrayLike | None], Mapping[str, ArrayT]]
@@ -76,12 +77,13 @@ class BaseScorer(ABC, Generic[ArrayT]):
         Raises:
             NonFiniteError: A target or a candidate has a score that is NaN or infinite.
             OutOfMemoryError: The scores of a batch are too many.
-            DataError: The loader is empty.
+            DataError: The loader is empty, or a batch cannot be fed; see `ur4rec.training.histories`.
         """
         ranks: dict[str, list[tuple[ArrayT, int]]] = {scorer: [] for scorer in scorers}
         finite: list[ArrayT] = []
         with enough_for_scores(), self._scoring(tuple(ranks)) as score:
             for batch in loader:
+                check_batch(batch, self._model_config)
                 scores = score(batch.items_BL, batch.users_B)
                 for scorer, parts in ranks.items():
                     ranks_B, is_finite = self._rank_batch(scores[scorer], batch)
@@ -99,6 +101,7 @@ class BaseScorer(ABC, Generic[ArrayT]):
         """Scores of every item as the next one of right-padded histories, (B, I); of these users, if any are named.
 
         Raises:
+            DataError: The histories cannot be fed: too long, padded in front, or of items that do not exist.
             NonFiniteError: A score is NaN or infinite.
         """
         return self.scores(items_BL, users_B, (scorer,))[scorer]
@@ -109,9 +112,11 @@ class BaseScorer(ABC, Generic[ArrayT]):
         """The scores of several scorers by name, as `score` gives them; each module is run once.
 
         Raises:
+            DataError: The histories cannot be fed.
             NonFiniteError: A score is NaN or infinite.
         """
         wanted = tuple(dict.fromkeys(scorers))
+        items_BL = check_histories(items_BL, self._model_config)
         with enough_for_scores(), self._scoring(wanted) as score:
             found = score(items_BL, users_B)
             on_host = {scorer: self._to_host(found[scorer]) for scorer in wanted}

@@ -30,7 +30,9 @@ class Columns:
     """What the encoder reads besides the title, in the items table; None: all other columns except ids."""
 
 
-def read_path(path: Path, columns: Columns, items_path: Path | None, min_item_interactions: int) -> Interactions:
+def read_path(
+    path: Path, columns: Columns, items_path: Path | None, min_item_interactions: int, *, deduplicate: bool = False
+) -> Interactions:
     """Read interactions, and titles and texts of items where there are any.
 
     Args:
@@ -38,6 +40,7 @@ def read_path(path: Path, columns: Columns, items_path: Path | None, min_item_in
         columns: Names of the columns (in atomic files only those of title and texts can be chosen).
         items_path: The items table, if it is not beside the interactions.
         min_item_interactions: Items with fewer interactions are dropped.
+        deduplicate: Drop rows that repeat another one.
 
     Raises:
         DataError: A file is missing or malformed; says where.
@@ -58,6 +61,7 @@ def read_path(path: Path, columns: Columns, items_path: Path | None, min_item_in
         name=interactions_path.stem if interactions_path.suffix == ".inter" else path.stem,
         source=str(path),
         min_item_interactions=min_item_interactions,
+        deduplicate=deduplicate,
     )
 
 

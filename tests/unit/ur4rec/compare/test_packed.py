@@ -9,13 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.ur4rec.compare.tiny_study import COSTS, PRICES, tiny_study
+from ur4rec.compare import runner, summary
 from ur4rec.compare.arms import original_of
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.packed import KeptTargets, PackedRuns
-from ur4rec.compare.report import write_report
+from ur4rec.compare.report import compare_command, write_report
 from ur4rec.compare.runner import RunKey
+from ur4rec.compare.statistics import Resamples
 from ur4rec.compare.summary import METRICS, pack_study, summarise_study
 from ur4rec.compare.workers import run_one, run_study
+from ur4rec.data import build_interactions, synthetic
 from ur4rec.errors import DataError
 from ur4rec.evaluation.metrics import summarise
 
@@ -58,6 +61,42 @@ def test_the_report_of_packed_runs_is_the_same_to_the_digit(study, tmp_path):
     assert again.missing() == []
     assert dict(again.runs()) == runs
     assert report(again, tmp_path / "packed") == loose
+
+
+def given_data(*_):
+    """Data that came split, with one to three test targets of a user."""
+    whole = synthetic(num_users=40, num_items=50, num_clusters=5, mean_length=12)
+    backwards_N = np.concatenate([np.arange(length)[::-1] for length in whole.sequences.lengths])
+    users_N = whole.sequences.rows
+    num_tested_N = 1 + users_N % 3
+    parts_N = np.where(backwards_N < num_tested_N, 2, np.where(backwards_N < num_tested_N + 2, 1, 0))
+    return build_interactions(
+        users=users_N, items=whole.sequences.items_N, timestamps=np.arange(len(whole)), parts=parts_N,
+        titles={}, texts={}, name="given", source="test",
+    )  # fmt: skip
+
+
+def test_several_targets_of_a_user_are_resampled_together(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(runner, "_load", given_data)
+    directory = tiny_study(tmp_path / "study", arms=("parity", "joint"), budgets=("cost",), repeats="allow")
+    run_all(directory)
+    (run, *_) = [run for _, run in directory.runs()]
+    assert run["targets_per_user"]["test"] == [1 + user % 3 for user in range(40)]
+    assert run["targets_per_user"]["validation"] == [2] * 40
+    assert run["facts"]["split"] == "given"
+    drawn = []
+    monkeypatch.setattr(
+        summary,
+        "Resamples",
+        lambda *sizes, **settings: drawn.append((sizes, settings)) or Resamples(*sizes, **settings),
+    )
+    loose = report(directory, tmp_path / "loose")
+    assert [sizes for sizes, _ in drawn] == [(2, 40), (2, 40)]
+    assert [sum(settings["targets_per_user"]) for _, settings in drawn] == [79, 80]
+    pack_study(directory)
+    assert report(StudyDirectory.reopen(directory.path), tmp_path / "packed") == loose
+    assert "--repeats allow" in compare_command(directory.study)
 
 
 def test_packing_twice_changes_nothing(study):

@@ -57,6 +57,22 @@ def test_draws_are_reproducible():
     assert (first.means(values_ST) != other.means(values_ST)).any()
 
 
+def test_the_targets_of_a_user_are_drawn_together(rng):
+    values_SU, counts_U = rng.normal(size=(2, 40)), np.full(40, 3)
+    one, three = (Resamples(2, 40, targets_per_user=counts, num_resamples=100) for counts in (None, counts_U))
+    np.testing.assert_allclose(three.means(np.repeat(values_SU, 3, axis=1)), one.means(values_SU))
+
+
+def test_a_resample_weighs_every_target_alike(rng):
+    counts_U = np.array([1, 4, 2])
+    values_ST = rng.normal(size=(1, 7))
+    resamples = Resamples(1, 3, targets_per_user=counts_U, num_resamples=50)
+    users_T = np.repeat(np.arange(3), counts_U)
+    weights_RT = resamples._users_RU[:, users_T].astype(float)
+    expected_R = (weights_RT * values_ST).sum(1) / weights_RT.sum(1)
+    np.testing.assert_allclose(resamples.means(values_ST), expected_R)
+
+
 @pytest.mark.parametrize(
     ("target", "spent"), [(0.05, 10.0), (0.1, 10.0), (0.15, 15.0), (0.3, 30.0), (0.4, 40.0), (0.41, None)]
 )

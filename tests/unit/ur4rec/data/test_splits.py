@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, reject
 from hypothesis import strategies as st
 
-from ur4rec.data import build_interactions, describe, global_temporal, leave_one_out, synthetic
+from ur4rec.data import (
+    as_given,
+    build_interactions,
+    describe,
+    global_temporal,
+    leave_one_out,
+    make_split,
+    sample_users,
+    synthetic,
+)
+from ur4rec.data.describe import describe_split, explain_duplicates, explain_repeats
 from ur4rec.errors import ConfigurationError, DataError
 
 
@@ -71,20 +81,37 @@ def test_users_who_lose_everything_are_gone():
     assert interactions.num_items == 1
 
 
-@given(events.filter(lambda rows: any(len(row) >= 3 for row in naive_sequences(rows))))
-def test_leave_one_out(rows):
+def check_targets(targets, naive, repeats):
+    """Targets against a naive list of (user, history, item), before the protocol leaves any out."""
+    expected = [each for each in naive if repeats == "allow" or each[2] not in each[1]]
+    assert targets.num_excluded == len(naive) - len(expected)
+    assert targets.users_T.tolist() == [user for user, _, _ in expected]
+    assert [row.tolist() for row in targets.histories] == [history for _, history, _ in expected]
+    assert targets.items_T.tolist() == [item for _, _, item in expected]
+    assert targets.is_repeated.tolist() == [item in history for _, history, item in expected]
+    seen = [sorted(set(history)) if repeats == "exclude" else [] for _, history, _ in expected]
+    assert [row.tolist() for row in targets.seen] == seen
+
+
+@given(
+    events.filter(lambda rows: any(len(row) >= 3 for row in naive_sequences(rows))),
+    st.sampled_from(["auto", "allow", "exclude"]),
+)
+def test_leave_one_out(rows, repeats):
     sequences = naive_sequences(rows)
-    split = leave_one_out(build(rows))
     users = [user for user, row in enumerate(sequences) if len(row) >= 3]
+    naive = [[(user, sequences[user][:-back], sequences[user][-back]) for user in users] for back in (2, 1)]
+    share = np.mean([item in history for targets in naive for _, history, item in targets])
+    if repeats == "exclude" and any(all(item in history for _, history, item in targets) for targets in naive):
+        with pytest.raises(DataError, match="needs a target that is new to its user where repeats are excluded, found"):
+            leave_one_out(build(rows), repeats=repeats)
+        reject()
+    split = leave_one_out(build(rows), repeats=repeats)
+    assert split.repeats == (repeats if repeats != "auto" else "allow" if share >= 0.1 else "exclude")
+    assert split.repeated_share == pytest.approx(share)
     assert [row.tolist() for row in split.train] == [row[:-2] if len(row) >= 3 else row for row in sequences]
-    for targets, back in ((split.validation, 2), (split.test, 1)):
-        assert targets.users_T.tolist() == users
-        assert targets.items_T.tolist() == [sequences[user][-back] for user in users]
-        histories = [sequences[user][:-back] for user in users]
-        assert [row.tolist() for row in targets.histories] == histories
-        assert [row.tolist() for row in targets.seen] == [
-            sorted(set(history) - {sequences[user][-back]}) for user, history in zip(users, histories, strict=True)
-        ]
+    check_targets(split.validation, naive[0], split.repeats)
+    check_targets(split.test, naive[1], split.repeats)
 
 
 def test_leave_one_out_needs_three_interactions():
@@ -103,7 +130,7 @@ def test_tied_timestamps_do_not_make_the_split_depend_on_luck():
 def test_global_temporal_trains_on_nothing_from_the_future(rows, q):
     interactions = build(rows)
     try:
-        split = global_temporal(interactions, q)
+        split = global_temporal(interactions, q, repeats="allow")
     except DataError:
         reject()
     times = {}
@@ -147,6 +174,135 @@ def test_global_temporal_by_hand():
     assert [row.tolist() for row in split.test.histories] == [[0, 1, 2], [1, 2, 0], [0]]
 
 
+def repeating(num_repeating, num_users=50):
+    """Users with items of their own, the last of which is a repeat for some."""
+    return [
+        (user, 5 * user + (0 if place == 4 and user < num_repeating else place), place)
+        for user in range(num_users)
+        for place in range(5)
+    ]
+
+
+@pytest.mark.parametrize(("num_repeating", "repeats"), [(0, "exclude"), (9, "exclude"), (10, "allow"), (50, "allow")])
+def test_a_tenth_of_repeated_targets_decides(num_repeating, repeats):
+    split = make_split(build(repeating(num_repeating)))  # 50 validation targets are new, of 50 test targets some
+    assert split.repeats == repeats
+    assert split.repeated_share == pytest.approx(num_repeating / 100)
+    assert (len(split.validation), split.validation.num_excluded) == (50, 0)
+    left_out = num_repeating if repeats == "exclude" else 0
+    assert (len(split.test), split.test.num_excluded) == (50 - left_out, left_out)
+    said = explain_repeats(split)
+    assert said.startswith(f"{num_repeating / 100:.1%} of the targets repeat an item of their history (auto: allowed")
+    assert f"{num_repeating} targets are left out" in said if left_out else "left out" not in said
+    facts = describe_split(split)
+    assert (facts["repeats_allowed"], facts["targets_left_out"]) == (repeats == "allow", left_out)
+
+
+def test_targets_that_all_repeat_are_no_test_of_new_ones():
+    with pytest.raises(DataError, match=r"tiny: test needs a target that is new .*, found none among 50; allow"):
+        make_split(build(repeating(50)), repeats="exclude")
+
+
+@pytest.mark.parametrize("method", ["leave-one-out", "temporal"])
+def test_protocols_and_methods_are_told_apart_by_the_hash(method):
+    data = synthetic(num_users=60, num_items=60, repeat=0.1)
+    splits = [make_split(data, method, repeats) for repeats in ("auto", "allow", "exclude")]
+    assert splits[0].hash in {splits[1].hash, splits[2].hash}
+    assert splits[1].hash != splits[2].hash
+    assert (splits[1].train.items_N == splits[2].train.items_N).all()
+
+
+def test_what_does_not_exist_is_refused():
+    with pytest.raises(ConfigurationError, match="unknown split 'random'; expected one of"):
+        make_split(synthetic(num_users=20, num_items=50), "random")
+    with pytest.raises(ConfigurationError, match="unknown repeats 'never'; expected one of"):
+        make_split(synthetic(num_users=20, num_items=50), repeats="never")
+
+
+def naive_given(rows, parts):
+    """Each user's (part, item) in the order that files for training, validation and test have."""
+    names = list(dict.fromkeys(item for _, item, _ in rows))
+    sequences = {user: [] for user in dict.fromkeys(user for user, _, _ in rows)}
+    for (user, item, time), part in zip(rows, parts, strict=True):
+        sequences[user].append((part % 3, time, part, names.index(item)))
+    ordered = [sorted(each, key=lambda row: row[:2]) for each in sequences.values()]
+    return [[(part, item) for _, _, part, item in each] for each in ordered]
+
+
+@given(events, st.data(), st.sampled_from(["allow", "exclude"]))
+def test_a_given_split_is_kept(rows, data, repeats):
+    parts = data.draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)))
+    interactions = build(rows, parts=np.array(parts))
+    try:
+        split = make_split(interactions, repeats=repeats)
+    except DataError:
+        reject()
+    assert split.name == "given"
+    sequences = naive_given(rows, parts)
+    assert [row.tolist() for row in split.train] == [[item for part, item in row if part == 0] for row in sequences]
+    for part, targets in ((1, split.validation), (2, split.test)):
+        naive = [
+            (user, [item for _, item in row[:place]], row[place][1])
+            for user, row in enumerate(sequences)
+            for place in range(len(row))
+            if row[place][0] == part
+        ]
+        check_targets(targets, [each for each in naive if each[1]], repeats)
+        assert targets.num_unfed == sum(not history for _, history, _ in naive)
+
+
+def test_a_given_split_by_hand():
+    """The test file has a time before the validation's: the parts come first. Context is fed, but no target."""
+    rows = [(0, 0, 5), (0, 1, 6), (0, 2, 9), (0, 3, 8), (0, 4, 7), (1, 0, 1), (1, 1, 2), (2, 2, 3)]
+    interactions = build(rows, parts=np.array([0, 0, 1, 2, 2, 3, 2, 2]))
+    assert [row.tolist() for row in interactions.sequences] == [[0, 1, 2, 4, 3], [0, 1], [2]]
+    split = as_given(interactions)
+    assert [row.tolist() for row in split.train] == [[0, 1], [], []]
+    assert (split.test.users_T.tolist(), split.test.items_T.tolist()) == ([0, 0, 1], [4, 3, 1])
+    assert [row.tolist() for row in split.test.histories] == [[0, 1, 2], [0, 1, 2, 4], [0]]
+    assert [row.tolist() for row in split.test.seen] == [[0, 1, 2], [0, 1, 2, 4], [0]]
+    assert split.test.num_unfed == 1  # user 2 has nothing before it
+    assert "1 targets without a history are left out" in explain_repeats(split)
+    assert sample_users(interactions, 3).parts_N.tolist() == interactions.parts_N.tolist()
+
+
+def test_parts_are_in_the_hash_only_where_there_are_any():
+    rows = [(0, 0, 1), (0, 1, 2), (0, 2, 3)]
+    whole, given_, other = build(rows), *(build(rows, parts=np.array(parts)) for parts in ([0, 1, 2], [0, 2, 1]))
+    assert len({whole.hash, given_.hash, other.hash}) == 3
+
+
+def test_data_that_came_split_is_not_split_again_and_other_data_has_no_split():
+    whole = build([(0, 0, 1), (0, 1, 2), (0, 2, 3)])
+    parted = build([(0, 0, 1), (0, 1, 2), (0, 2, 3)], parts=np.array([0, 1, 2]))
+    for method in ("leave-one-out", "temporal"):
+        with pytest.raises(DataError, match=f"data that came split must keep its split, got {method}; choose given"):
+            make_split(parted, method)
+    with pytest.raises(DataError, match=r"needs data that came split, .* got one without; choose leave-one-out"):
+        make_split(whole, "given")
+    for parts in ([0, 0, 2], [0, 1, 1], [1, 2, 2]):
+        with pytest.raises(DataError, match=r"needs a (validation|test) row with an earlier row of its user, found no"):
+            make_split(build([(0, 0, 1), (0, 1, 2), (0, 2, 3)], parts=np.array(parts)))
+
+
+@given(events, st.booleans())
+def test_rows_that_repeat_another_one_are_counted_and_dropped_on_demand(rows, deduplicate):
+    interactions = build(rows, deduplicate=deduplicate)
+    kept = list(dict.fromkeys(rows)) if deduplicate else rows
+    assert interactions.num_duplicates == describe(interactions)["duplicates"] == len(rows) - len(set(rows))
+    assert [row.tolist() for row in interactions.sequences] == naive_sequences(kept)
+    assert interactions.hash == build(kept).hash
+
+
+def test_rows_are_duplicates_within_a_part_and_before_rare_items_are_dropped():
+    rows = [(0, 0, 1), (0, 0, 1), (0, 0, 2), (0, 1, 3), (0, 1, 3)]
+    assert build(rows, parts=np.array([0, 1, 0, 0, 2])).num_duplicates == 0
+    assert build(rows, deduplicate=True, min_item_interactions=2).item_ids == ["i0"]
+    assert build(rows, min_item_interactions=2).item_ids == ["i0", "i1"]
+    assert explain_duplicates(build(rows), False).startswith("2 rows repeat another one (user, item and time): each co")
+    assert explain_duplicates(build(rows, deduplicate=True), True).endswith("left out")
+
+
 def test_global_temporal_refuses_a_period_without_targets():
     with pytest.raises(DataError, match="the validation period holds no target: choose another q, or leave-one-out"):
         global_temporal(build([(0, 0, 0), (0, 1, 0), (0, 2, 0)]))
@@ -175,5 +331,6 @@ def test_describe_counts():
     assert facts["sequence_length_mean"] == 2.0
     assert (facts["sequence_length_min"], facts["sequence_length_max"]) == (1.0, 3.0)
     assert facts["repeats"] == pytest.approx(1 / 6)
+    assert facts["duplicates"] == 1
     assert facts["tied_last_two"] == 0.5  # user 0 of users 0 and 1; user 2 has one event
     assert facts["users_below_3"] == 2

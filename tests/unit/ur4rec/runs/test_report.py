@@ -25,11 +25,23 @@ def records(num_steps):
 def test_the_table_shows_every_metric():
     result = build_result("fused", 4, {}, np.array([1, 12]))
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(results_table([result], (2000, 35598)))
+    console.print(results_table([result], np.array([False, False]), (2000, 35598)))
     text = console.export_text()
     assert "(of a sample: 2,000 of 35,598 users)" in text
     assert "0.5000" in text
     assert text.count("NDCG") == 3
+    assert "repeated" not in text
+
+
+def test_the_table_shows_new_and_repeated_targets_apart():
+    result = build_result("fused", 4, {}, np.array([1, 12, 30]))
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(results_table([result], np.array([True, False, False])))
+    rows = {line.split("  ")[1]: line for line in console.export_text().splitlines() if "fused" in line}
+    assert list(rows) == ["fused", "fused, new", "fused, repeated"]
+    assert "0.3333" in rows["fused"]
+    assert "0.5000" in rows["fused, new"]  # one of two in the first 20
+    assert "1.0000" in rows["fused, repeated"]
 
 
 def epochs(num_steps):

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 
-from ur4rec.data import Split, global_temporal, leave_one_out, synthetic
+from ur4rec.data import Split, build_interactions, global_temporal, leave_one_out, make_split, synthetic
 from ur4rec.errors import LeakageError
 from ur4rec.evaluation.popularity import popularity_scores
 from ur4rec.text.leakage import TitleFinder, find_leakage, poisson_binomial_tail, refuse_leakage
@@ -101,6 +101,24 @@ def test_texts_of_prefixes_hold_the_last_titles_newest_last():
     split = leave_one_out(interactions)
     texts = texts_of_prefixes(split, interactions, max_titles=3)
     assert texts[4].split("; ") == [interactions.titles[item] for item in split.train[4][-3:]]
+
+
+def test_several_targets_of_a_user_are_one_coincidence():
+    """Somebody who comes back to a new item thirty times is one user whose text happens to name it."""
+    rows = [(user, (user + 7 * place) % 90, 0) for user in range(30) for place in range(8)]
+    rows += [(0, 90, 2)] * 30 + [(user, 90 + user, part) for user in range(30) for part in (1, 2)]
+    users, items, parts = np.array(rows).T
+    interactions = build_interactions(
+        users=users, items=items, timestamps=np.arange(len(rows)), parts=parts, name="tiny", source="test",
+        titles={item: f"title {item}" for item in range(120)}, texts={},
+    )  # fmt: skip
+    split = make_split(interactions)
+    assert np.bincount(split.test.users_T)[0] == 31
+    texts = texts_of_prefixes(split, interactions)
+    texts[0] += f"; {interactions.titles[split.test.items_T[0]]}"
+    found = find_leakage(texts, interactions, split)
+    assert [test.leaks for test in found] == [False, False]
+    assert found[1].num_users == 30
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,24 @@
 """``ur4rec data``."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ur4rec.cli.data_options import GivenOptions, command_words, with_data_options
 from ur4rec.cli.options import AsJson, DataDirectory, one_line_errors
-from ur4rec.cli.output import build_table, say_json, say_table
+from ur4rec.cli.output import build_table, log_to_stderr, say_json, say_table
 from ur4rec.errors import ConfigurationError
+from ur4rec.options import DataOptions
+
+if TYPE_CHECKING:
+    from ur4rec.data import Interactions
 
 
+@with_data_options
 def data(
+    data_options: GivenOptions,
     name: Annotated[str | None, typer.Argument(metavar="DATASET", help="As --dataset.", show_default=False)] = None,
     dataset: Annotated[
         str | None, typer.Option(help="A dataset as for train. Default: ml-100k.", show_default=False)
@@ -26,7 +34,7 @@ def data(
         ),
     ] = None,
 ) -> None:
-    """Fetch a dataset, check it, and print its counts and hashes."""
+    """Fetch a dataset or read files of your own, check them, and print how they were read, counts, rows and hashes."""
     from ur4rec.data import describe, leave_one_out, load_dataset
     from ur4rec.text.users import texts_of_prefixes, write_user_texts
 
@@ -35,13 +43,20 @@ def data(
             raise ConfigurationError(
                 f"a dataset must be named once, got {name!r} and --dataset {dataset!r}; leave one out"
             )
-        interactions = load_dataset(name or dataset or "ml-100k", directory=data_dir)
+        log_to_stderr(quiet=True)  # warnings alone: the rest is printed
+        given = data_options()
+        interactions = load_dataset(
+            name or dataset or "ml-100k", directory=data_dir, options=DataOptions.from_json(given)
+        )
         if texts_file is not None:
             texts = texts_of_prefixes(leave_one_out(interactions), interactions)
             write_user_texts(texts_file, interactions.user_ids, texts)
         facts: dict[str, Any] = {
             "dataset": interactions.name,
             "source": interactions.source,
+            **({"options": given} if given else {}),
+            "read": list(interactions.notes),
+            "first_rows": first_rows(interactions),
             **describe(interactions),
             "interactions_hash": interactions.hash,
             "leave_one_out_hash": leave_one_out(interactions).hash,
@@ -49,5 +64,34 @@ def data(
         if as_json:
             say_json(facts)
             return
-        rows = [[name, f"{value:.4g}" if isinstance(value, float) else str(value)] for name, value in facts.items()]
+        rows = [row for name, value in facts.items() for row in _table_rows(name, value)]
         say_table(build_table({"fact": {}, "value": {"overflow": "fold"}}, rows))  # a hash is of use only whole
+
+
+def first_rows(interactions: "Interactions", num_rows: int = 3) -> list[dict[str, str]]:
+    """The first interactions as they were read: user, item, time and title."""
+    return [
+        {
+            "user": interactions.user_ids[user],
+            "item": interactions.item_ids[item],
+            "time": str(time),
+            "title": interactions.titles[item],
+        }
+        for user, item, time in zip(
+            interactions.users_N[:num_rows].tolist(),
+            interactions.items_N[:num_rows].tolist(),
+            interactions.timestamps_N[:num_rows].tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _table_rows(name: str, value: Any) -> list[list[str]]:
+    """A fact as rows of the table: one for each value of a list."""
+    if isinstance(value, list):
+        shown = [", ".join(each.values()) if isinstance(each, dict) else each for each in value]
+    elif isinstance(value, dict):
+        shown = [shlex.join(command_words(value))]
+    else:
+        shown = [f"{value:.4g}" if isinstance(value, float) else str(value)]
+    return [["" if number else name, each] for number, each in enumerate(shown)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ur4rec.cli.compare import COMPARISON_ADVICE, comparison_command
+from ur4rec.cli.data_options import GivenOptions, with_data_options
 from ur4rec.cli.options import (
     PRESET_NAMES,
     Backend,
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@with_data_options
 def train(
     context: typer.Context,
+    data_options: GivenOptions,
     out: Annotated[
         Path | None,
         typer.Option(help="Directory of the new run: config.json, metrics.json, decisions.csv, schedule.png, ..."),
@@ -120,6 +123,7 @@ def train(
             config = preset(
                 preset_name,
                 dataset=dataset,
+                data=data_options(),
                 backend=backend,
                 schedule=schedule,
                 batch_size=batch_size,

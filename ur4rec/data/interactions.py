@@ -106,7 +106,7 @@ class Interactions:
     items_N: NDArray[np.int32]
     """Item of each interaction."""
     timestamps_N: NDArray[Any]
-    """Time of each interaction (int64 or float64), never decreasing."""
+    """Time of each interaction (int64 or float64), never decreasing unless the data came split."""
     user_ids: list[str]
     """The source's name of each user."""
     item_ids: list[str]
@@ -119,6 +119,12 @@ class Interactions:
     """Name of the dataset."""
     source: str
     """Where the data came from."""
+    parts_N: NDArray[np.int8] | None = None
+    """The part of each interaction where the data came split: 0 training, 1 a validation target, 2 a test target,
+    3 context alone (fed, neither trained on nor ranked). Then the rows of a user are in the order of part and time, and
+    context stands before the target that it leads to."""
+    notes: tuple[str, ...] = ()
+    """What was found when it was read, for people: format, columns, times, titles."""
 
     @property
     def num_users(self) -> int:
@@ -156,6 +162,7 @@ def build_interactions(
     name: str,
     source: str,
     min_item_interactions: int = 1,
+    parts: NDArray[np.int8] | None = None,
 ) -> Interactions:
     """Number users and items, drop rare items, sort by time.
 
@@ -168,6 +175,7 @@ def build_interactions(
         name: Name of the dataset.
         source: Where the data came from, for reports.
         min_item_interactions: Items with fewer interactions are dropped, once (no k-core iteration).
+        parts: The part of each interaction, as in `Interactions.parts_N`; the rows then keep their order.
 
     Raises:
         DataError: No interaction is left.
@@ -191,8 +199,9 @@ def build_interactions(
     item_ids = [str(item_names[code]) for code in items_left]
     item_titles = [titles.get(item, item) for item in item_ids]
     times = np.asarray(timestamps)[kept]
-    order = np.argsort(times, kind="stable")
+    order = np.argsort(times, kind="stable") if parts is None else np.arange(len(times))
     return Interactions(
+        parts_N=None if parts is None else parts[kept],
         users_N=user_codes[order].astype(np.int32),
         items_N=item_codes[order].astype(np.int32),
         timestamps_N=times[order],

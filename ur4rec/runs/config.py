@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alternator.checks import check_choice, check_integer, set_fields
+from alternator.errors import quoted
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError, refuse_malformed
+from ur4rec.options import DataOptions
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import STAGES
@@ -18,6 +20,7 @@ MAX_EPOCHS = 100_000
 """The number of epochs of a stage at most."""
 _REQUIRED = frozenset(("dataset", "backend", "schedule"))
 """What the configuration of a run says in any case."""
+_EPOCHS = {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 5}
 _FROM_DATA = ("num_items", "num_users")
 MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
 """What may be set of a model; the rest comes from the data."""
@@ -39,9 +42,7 @@ class RunConfig:
     """"torch" or "jax"."""
     schedule: str = "auto"
     """Who trains in the joint stage; see `ur4rec.schedule.alternators`."""
-    epochs: Mapping[str, int] = field(
-        default_factory=lambda: {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 5}
-    )
+    epochs: Mapping[str, int] = field(default_factory=lambda: dict(_EPOCHS))
     """Epochs of each stage, in the order in which they run; 0 leaves a stage out."""
     batch_size: int = 128
     """Rows of a training batch; a row holds up to max_seq_len targets."""
@@ -55,6 +56,8 @@ class RunConfig:
     """Whether to train although the user texts name held-out items more often than chance: `ur4rec.text.leakage`."""
     min_item_interactions: int | None = None
     """Items with fewer interactions are dropped; None is the dataset's usual number (5 for ml-1m, else 1)."""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """How files of one's own are read: options of `ur4rec.options.DataOptions` other than their defaults."""
     seed: int = 0
     """Seed of weights, data order, dropout and sampled negatives."""
     device: str = "auto"
@@ -82,6 +85,9 @@ class RunConfig:
                 set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         parse_schedule(self.schedule)
         check_choice("backend", self.backend, tuple(BACKENDS))
+        if not isinstance(self.data, Mapping):
+            raise ConfigurationError(f"data must be options by name, got {quoted(self.data)}")
+        DataOptions.from_json(self.data)
         self.model_config(num_items=2)
         TrainerConfig(**self.trainer)
         for stage, epochs in self.epochs.items():
@@ -177,7 +183,7 @@ def preset(name: str, **changes: Any) -> RunConfig:
     given = {key: value for key, value in changes.items() if value is not None}
     for key in ("model", "trainer", "epochs"):
         if key in given:
-            given[key] = {**PRESETS[name].get(key, {}), **given[key]}
+            given[key] = {**PRESETS[name].get(key, _EPOCHS if key == "epochs" else {}), **given[key]}
     return RunConfig(**{**PRESETS[name], **given})
 
 

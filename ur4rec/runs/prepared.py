@@ -15,6 +15,7 @@ from ur4rec.data import Interactions, Split, Targets, leave_one_out
 from ur4rec.data.batches import EvaluationBatch, EvaluationBatches, TrainBatches
 from ur4rec.data.sources import load_dataset
 from ur4rec.errors import DataError
+from ur4rec.options import DataOptions
 from ur4rec.runs.config import RunConfig
 from ur4rec.text.encoders import encode_items, encode_users
 from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
@@ -86,6 +87,7 @@ def load_interactions(config: RunConfig, directory: Path | None = None, cache_di
         cache_dir=cache_dir,
         directory=directory,
         min_item_interactions=config.min_item_interactions,
+        options=DataOptions.from_json(config.data),
     )
 
 

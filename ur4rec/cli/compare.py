@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from ur4rec.cli.data_options import GivenOptions, command_words, with_data_options
 from ur4rec.cli.options import (
     PRESET_NAMES,
     Backend,
@@ -33,7 +34,9 @@ COMPARISON_ADVICE = (
 )
 
 
+@with_data_options
 def compare(
+    data_options: GivenOptions,
     study: Annotated[
         Path | None, typer.Argument(help="A study to continue, to extend by --arms and --seeds, or to report on.")
     ] = None,
@@ -100,6 +103,7 @@ def compare(
             "dataset": dataset,
             "split": split,
             "repeats": repeats,
+            "data": data_options() or None,
             "num_users": num_users,
             "blank_texts": blank_texts or None,
             "updates": updates,
@@ -136,9 +140,10 @@ def comparison_command(config: RunConfig) -> str:
         ur4rec compare --dataset synthetic --backend torch --arms parity joint payoff --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare
     """  # noqa: E501
     held_out = {"split": config.split, "repeats": config.repeats}
-    options = "".join(f"--{name} {value} " for name, value in held_out.items() if value != "auto")
+    options = "".join(f" --{name} {value}" for name, value in held_out.items() if value != "auto")
+    data = "".join(f" {shlex.quote(word)}" for word in command_words(config.data))
     return (
-        f"ur4rec compare --dataset {shlex.quote(config.dataset)} {options}--backend {config.backend} "
+        f"ur4rec compare --dataset {shlex.quote(config.dataset)}{data}{options} --backend {config.backend} "
         "--arms parity joint payoff --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare"
     )
 

@@ -44,14 +44,6 @@ Repeats = Annotated[
         rich_help_panel="Evaluation",
     ),
 ]
-Deduplicate = Annotated[
-    bool,
-    typer.Option(
-        "--deduplicate",
-        help="Drop rows that repeat another one: user, item and time.",
-        rich_help_panel="Data",
-    ),
-]
 Run = Annotated[Path, typer.Argument(help="A run directory: the --out of train.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

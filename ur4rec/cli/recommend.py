@@ -123,7 +123,7 @@ def _open(
     only: Path | None,
 ) -> "tuple[Recommender, Any]":
     """The run, and the items that may be recommended; what is wrong with --out is said first."""
-    from ur4rec.data.reading.formats import read_ids
+    from ur4rec.data.reading.ids import read_ids
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.recommendations import check_output
     from ur4rec.runs.recommender import Recommender
@@ -140,7 +140,7 @@ def _open(
 
 
 def _read_users(path: Path) -> list[str]:
-    from ur4rec.data.reading.formats import read_ids
+    from ur4rec.data.reading.ids import read_ids
 
     found = read_ids(path, ("user", "user_id"))
     ids = list(dict.fromkeys(found))

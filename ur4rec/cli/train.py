@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ur4rec.cli.compare import COMPARISON_ADVICE, comparison_command
+from ur4rec.cli.data_options import GivenOptions, with_data_options
 from ur4rec.cli.options import (
     PRESET_NAMES,
     Backend,
     BatchSize,
     DataDirectory,
     Dataset,
-    Deduplicate,
     Encoder,
     Overwrite,
     Quiet,
@@ -43,8 +43,10 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+@with_data_options
 def train(
     context: typer.Context,
+    data_options: GivenOptions,
     out: Annotated[
         Path | None,
         typer.Option(help="Directory of the new run: config.json, metrics.json, decisions.csv, schedule.png, ..."),
@@ -53,7 +55,6 @@ def train(
         Path | None, typer.Option(help="Continue the run in this directory where it stopped, with its own settings.")
     ] = None,
     dataset: Dataset = None,
-    deduplicate: Deduplicate = False,
     split: Split = None,
     repeats: Repeats = None,
     backend: Backend = None,
@@ -156,9 +157,9 @@ def train(
             config = preset(
                 preset_name,
                 dataset=dataset,
-                data={"deduplicate": True} if deduplicate else None,
                 split=split,
                 repeats=repeats,
+                data=data_options(),
                 backend=backend,
                 schedule=schedule,
                 batch_size=batch_size,

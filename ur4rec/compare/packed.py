@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ur4rec.compare.runner import RunKey
-from ur4rec.data.reading.tables import read_parquet
+from ur4rec.data.reading.parquet import read_parquet
 from ur4rec.errors import DataError, refuse_malformed
 from ur4rec.files import check_form, parse_object, write_file
 

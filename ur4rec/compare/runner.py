@@ -3,6 +3,7 @@
 Shapes: B rows of a batch, I items, L positions, P evaluation points, S steps, M modules, T targets.
 """
 
+import json
 import os
 import platform
 import subprocess
@@ -24,6 +25,7 @@ from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import NonFiniteError
 from ur4rec.evaluation.metrics import negative_log_likelihood, summarise, target_ranks
 from ur4rec.evaluation.results import CRITERION
+from ur4rec.options import DataOptions
 from ur4rec.runs.prepared import PreparedData, prepare_data, run_facts
 from ur4rec.schedule.alternators import Schedule, parse_schedule
 from ur4rec.schedule.stages import MODULES
@@ -184,7 +186,7 @@ def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -
     Raises:
         UR4RecError: The data cannot be had or is malformed, or a setting does not fit it.
     """
-    data = tuple(sorted(study.data.items()))
+    data = json.dumps(dict(study.data), sort_keys=True)
     interactions = _load(study.dataset, data, study.num_users, study.user_seed, study.blank_texts, data_dir)
     return prepare_data(study.run_config("parity", seed), interactions)
 
@@ -192,13 +194,16 @@ def prepare_study(study: StudyConfig, seed: int, data_dir: Path | None = None) -
 @lru_cache(maxsize=1)
 def _load(
     dataset: str,
-    data: tuple[tuple[str, Any], ...],
+    data: str,
     num_users: int | None,
     user_seed: int,
     blank_texts: bool,
     data_dir: Path | None,
 ) -> Interactions:
-    interactions = synthetic(**dict(data)) if data else load_dataset(dataset, directory=data_dir)
+    if dataset == "synthetic" and data != "{}":
+        interactions = synthetic(**json.loads(data))
+    else:
+        interactions = load_dataset(dataset, directory=data_dir, options=DataOptions.from_json(json.loads(data)))
     if num_users is not None:
         interactions = sample_users(interactions, num_users, user_seed)
     return without_texts(interactions) if blank_texts else interactions

@@ -35,7 +35,7 @@ class StudyConfig:
     dataset: str = "ml-100k"
     """As for `ur4rec.runs.config.RunConfig`."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of `ur4rec.data.synthetic`, for the dataset of that name."""
+    """Arguments of `ur4rec.data.synthetic`, for the dataset of that name; else as for `RunConfig`."""
     num_users: int | None = None
     """Train, validate and test on this number of users, drawn with ``user_seed``; None is all of them."""
     user_seed: int = 0
@@ -104,8 +104,6 @@ class StudyConfig:
             raise ConfigurationError(f"seeds must be one or more different numbers, got {self.seeds}")
         if not self.budgets or not set(self.budgets) <= set(BASES):
             raise ConfigurationError(f"budgets must be one or more of {BASES}, got {self.budgets}")
-        if self.data and self.dataset != "synthetic":
-            raise ConfigurationError(f"data must be left out for {self.dataset!r}: only 'synthetic' has arguments")
         self.run_config(PARITY, self.seeds[0])
 
     @property
@@ -119,6 +117,7 @@ class StudyConfig:
         return preset(
             self.preset,
             dataset=self.dataset,
+            data={} if self.dataset == "synthetic" else self.data,
             backend=self.backend,
             schedule=schedule_string(schedule),
             batch_size=self.batch_size,

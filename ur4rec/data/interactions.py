@@ -109,7 +109,7 @@ class Interactions:
     items_N: NDArray[np.int32]
     """Item of each interaction."""
     timestamps_N: NDArray[Any]
-    """Time of each interaction (int64 or float64), never decreasing."""
+    """Time of each interaction (int64 or float64), never decreasing unless the data came split."""
     user_ids: list[str]
     """The source's name of each user."""
     item_ids: list[str]
@@ -124,10 +124,12 @@ class Interactions:
     """Where the data came from."""
     parts_N: NDArray[np.int8] | None = None
     """The part of each interaction, for data that came split; None for data that did not. 0 is trained on, 1 is a
-    validation target, 2 a test target, 3 is context: part of histories, but neither trained on nor ranked. Rows are
-    then in order of part before time, context among what is trained on."""
+    validation target, 2 a test target, 3 is context: part of histories, but neither trained on nor ranked. The rows of
+    a user are then in the order of part before time, and context stands before the target that it leads to."""
     num_duplicates: int = 0
     """Rows that repeat another one, with user, item and time: left out if the data was deduplicated."""
+    notes: tuple[str, ...] = ()
+    """What was found when it was read, for people: format, columns, times, titles."""
 
     @property
     def num_users(self) -> int:
@@ -184,7 +186,8 @@ def build_interactions(
         name: Name of the dataset.
         source: Where the data came from, for reports.
         min_item_interactions: Items with fewer interactions are dropped, once (no k-core iteration).
-        parts: The part of each interaction, for data that came split; see `Interactions.parts_N`.
+        parts: The part of each interaction, for data that came split, in the order that `Interactions.parts_N` says;
+            the rows keep it.
         deduplicate: Drop every row whose user, item and time (and part) another one had before it. They are counted in
             any case.
 
@@ -216,7 +219,7 @@ def build_interactions(
     times, parts_N = times[kept], parts_N[kept]
     item_ids = [str(item_names[code]) for code in items_left]
     item_titles = [titles.get(item, item) for item in item_ids]
-    order = np.lexsort((times, np.where(parts_N == CONTEXT, TRAIN, parts_N)))
+    order = np.argsort(times, kind="stable") if parts is None else np.arange(len(times))
     return Interactions(
         users_N=user_codes[order].astype(np.int32),
         items_N=item_codes[order].astype(np.int32),

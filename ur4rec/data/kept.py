@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ur4rec.data.interactions import Interactions
-from ur4rec.data.reading.tables import read_parquet
+from ur4rec.data.reading.parquet import read_parquet
 from ur4rec.errors import refuse_malformed
 from ur4rec.files import write_directory
 

@@ -21,17 +21,17 @@ def append_items(known: Interactions, titles: Mapping[str, str], texts: Mapping[
 
     Args:
         known: The data.
-        titles: Item → title, of any items; those that are known keep theirs.
-        texts: Item → text.
+        titles: Item → title, of those that have one.
+        texts: Item → text, of any items; those that are known keep theirs.
     """
     there = set(known.item_ids)
-    new = [item for item in titles if item not in there]
-    if len(new) < len(titles):
-        logger.info("%d of %d items are the run's own: they keep its texts", len(titles) - len(new), len(titles))
+    new = [item for item in texts if item not in there]
+    if len(new) < len(texts):
+        logger.info("%d of %d items are the run's own: they keep its texts", len(texts) - len(new), len(texts))
     return replace(
         known,
         item_ids=[*known.item_ids, *new],
-        titles=[*known.titles, *(titles[item] for item in new)],
+        titles=[*known.titles, *(titles.get(item, item) for item in new)],
         texts=[*known.texts, *(texts[item] for item in new)],
     )
 
@@ -44,8 +44,7 @@ def append_interactions(known: Interactions, later: Interactions) -> Interaction
     """
     titles, texts = (dict(zip(later.item_ids, each, strict=True)) for each in (later.titles, later.texts))
     seen = set(known.item_ids)
-    new_titles = {item: title for item, title in titles.items() if item not in seen}
-    whole = append_items(known, new_titles, texts)
+    whole = append_items(known, titles, {item: text for item, text in texts.items() if item not in seen})
     users, new_users = _indices(known.user_ids, later.user_ids)
     items, _ = _indices(whole.item_ids, later.item_ids)
     users_M, items_M, times_M = users[later.users_N], items[later.items_N], later.timestamps_N

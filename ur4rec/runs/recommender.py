@@ -6,6 +6,7 @@ Shapes: R histories, I items, C of them later, k places.
 import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +20,10 @@ from ur4rec.config import SCORERS
 from ur4rec.data.interactions import Interactions, Sequences
 from ur4rec.data.kept import to_arrow
 from ur4rec.data.later import append_interactions, append_items
-from ur4rec.data.reading.formats import Columns, read_items
+from ur4rec.data.reading.titles import read_items
 from ur4rec.data.sources import load_dataset
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+from ur4rec.options import DataOptions
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.prepared import DATA, ENCODER, read_data
@@ -91,7 +93,7 @@ class Recommender:
         known = read_data(directory, config, data_dir)
         directory.check_fact("interactions_hash", known.hash)
         self.num_trained = known.num_items
-        self.interactions = _with_later(known, interactions, items)
+        self.interactions = _with_later(known, DataOptions.from_json(config.data), interactions, items)
         vectors_CT = self._encode_later(directory)
         self._scorer = load_scorer(config.backend, checkpoint, device, vectors_CT)
         if (size := self._scorer.num_items) != self.interactions.num_items:
@@ -343,13 +345,16 @@ class Recommender:
         raise DataError(f"no item has the id or title {name!r}; the nearest titles are {choices}")
 
 
-def _with_later(known: Interactions, interactions: Path | None, items: Path | None) -> Interactions:
-    """The data of a run, and what came later, read as the run's own data is."""
+def _with_later(
+    known: Interactions, options: DataOptions, interactions: Path | None, items: Path | None
+) -> Interactions:
+    """The data of a run, and what came later, read as the run's own data is; nothing of it is rare."""
     whole = known
     if items is not None:
-        whole = append_items(whole, *read_items(items, Columns()))
+        whole = append_items(whole, *read_items(items, options, None))
     if interactions is not None:
-        whole = append_interactions(whole, load_dataset(str(interactions), min_item_interactions=1))
+        later = load_dataset(str(interactions), min_item_interactions=1, options=replace(options, k_core=1, items=None))
+        whole = append_interactions(whole, later)
     new = list(zip(whole.item_ids, whole.texts, strict=True))[known.num_items :]
     if nameless := sum(item == text for item, text in new):
         logger.warning("%d of %d items that came later have no text: only their ids are read", nameless, len(new))

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ur4rec.data.interactions import Interactions, build_interactions
-from ur4rec.data.reading.tables import Table, TextFormat, read_text_table, require_columns
+from ur4rec.data.reading.tables import Table, require_columns
+from ur4rec.data.reading.text import TextFormat, read_text_table
+from ur4rec.data.reading.times import read_times
 
 _GENRES_100K = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
@@ -18,15 +20,15 @@ _GENRES_100K = (
 )
 _RATINGS = ("user_id", "item_id", "rating", "timestamp")
 _ITEMS_100K = ("item_id", "title", "release_date", "video_release_date", "url", *_GENRES_100K)
-_RATINGS_100K = TextFormat(separator="\t", columns=_RATINGS)
-_RATINGS_1M = TextFormat(separator="::", columns=_RATINGS)
-_MOVIES_100K = TextFormat(separator="|", columns=_ITEMS_100K, encoding="latin-1")
-_MOVIES_1M = TextFormat(separator="::", columns=("item_id", "title", "genres"), encoding="latin-1")
+RATINGS_100K = TextFormat(separator="\t", columns=_RATINGS)
+RATINGS_1M = TextFormat(separator="::", columns=_RATINGS)
+MOVIES_100K = TextFormat(separator="|", columns=_ITEMS_100K, encoding="latin-1")
+MOVIES_1M = TextFormat(separator="::", columns=("item_id", "title", "genres"), encoding="latin-1")
 _ATOMIC = TextFormat(separator="\t")
 
 
 @dataclass(frozen=True)
-class _Movie:
+class Movie:
     """The title and the genres of an item."""
 
     title: str
@@ -55,15 +57,15 @@ def read_movielens(name: str, directory: Path, *, min_item_interactions: int, so
     if ratings_file.endswith(".inter"):
         ratings, movies = _read_copy(directory / ratings_file, directory / movies_file)
     elif name == "ml-100k":
-        ratings = read_text_table(directory / ratings_file, _RATINGS_100K)
-        movies = _flagged_movies(read_text_table(directory / movies_file, _MOVIES_100K))
+        ratings = read_text_table(directory / ratings_file, RATINGS_100K)
+        movies = flagged_movies(read_text_table(directory / movies_file, MOVIES_100K))
     else:
-        ratings = read_text_table(directory / ratings_file, _RATINGS_1M)
-        movies = _listed_movies(read_text_table(directory / movies_file, _MOVIES_1M))
+        ratings = read_text_table(directory / ratings_file, RATINGS_1M)
+        movies = listed_movies(read_text_table(directory / movies_file, MOVIES_1M))
     interactions = build_interactions(
         users=ratings.names("user_id"),
         items=ratings.names("item_id"),
-        timestamps=ratings.numbers_of_time("timestamp"),
+        timestamps=read_times(ratings, "timestamp", None)[0],
         titles={item: movie.title for item, movie in movies.items()},
         texts={item: movie.text for item, movie in movies.items()},
         name=name,
@@ -88,24 +90,24 @@ def find_layout(name: str, directory: Path) -> tuple[str, str] | None:
     return None
 
 
-def _flagged_movies(table: Table) -> dict[str, _Movie]:
+def flagged_movies(table: Table) -> dict[str, Movie]:
     """ML-100K's official items: one column of 0 and 1 for each genre."""
     flags = [table.strings(genre) for genre in _GENRES_100K]
     return {
-        item: _Movie(
+        item: Movie(
             _tidy(title), tuple(genre for genre, flag in zip(_GENRES_100K, flags, strict=True) if flag[row] == "1")
         )
         for row, (item, title) in enumerate(zip(table.names("item_id"), table.strings("title"), strict=True))
     }
 
 
-def _listed_movies(table: Table) -> dict[str, _Movie]:
+def listed_movies(table: Table) -> dict[str, Movie]:
     """ML-1M's official items: genres between bars."""
     columns = (table.names("item_id"), table.strings("title"), table.strings("genres"))
-    return {item: _Movie(_tidy(title), tuple(genres.split("|"))) for item, title, genres in zip(*columns, strict=True)}
+    return {item: Movie(_tidy(title), tuple(genres.split("|"))) for item, title, genres in zip(*columns, strict=True)}
 
 
-def _read_copy(ratings_file: Path, movies_file: Path) -> tuple[Table, dict[str, _Movie]]:
+def _read_copy(ratings_file: Path, movies_file: Path) -> tuple[Table, dict[str, Movie]]:
     """The RecBole copies: typed headers, title and year apart, genres between blanks."""
     ratings, movies = (_untyped(read_text_table(file, _ATOMIC)) for file in (ratings_file, movies_file))
     genres = "class" if "class" in movies.columns else "genre"
@@ -114,13 +116,13 @@ def _read_copy(ratings_file: Path, movies_file: Path) -> tuple[Table, dict[str, 
     require_columns(movies, ("item_id", "movie_title", "release_year", genres), remedy)
     columns = (movies.names("item_id"), *(movies.strings(name) for name in ("movie_title", "release_year", genres)))
     return ratings, {
-        item: _Movie(_with_year(title, year), tuple(genre.split()))
+        item: Movie(_with_year(title, year), tuple(genre.split()))
         for item, title, year, genre in zip(*columns, strict=True)
     }
 
 
 def _untyped(table: Table) -> Table:
-    return Table(table.path, {name.partition(":")[0]: column for name, column in table.columns.items()}, table.format)
+    return replace(table, columns={name.partition(":")[0]: column for name, column in table.columns.items()})
 
 
 def _with_year(title: str, year: str) -> str:

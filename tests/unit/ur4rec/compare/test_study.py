@@ -95,7 +95,7 @@ def test_points_end_with_the_budget():
         ({"eval_every": 500}, "eval_every must be at most updates"),
         ({"seeds": (1, 1)}, "seeds must be"),
         ({"budgets": ("steps",)}, "budgets must be"),
-        ({"data": {"num_items": 50}}, "only 'synthetic' has arguments"),
+        ({"data": {"num_items": 50}}, "unknown option of data 'num_items'"),
         ({"joint_loss": "both"}, "unknown joint_loss"),
         ({"updates": 1}, "updates must be"),
     ],

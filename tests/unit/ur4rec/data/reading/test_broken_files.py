@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from ur4rec.cli import app
 from ur4rec.data import load_dataset
-from ur4rec.data.reading.tables import TextFormat, read_text_table
+from ur4rec.data.reading.text import TextFormat, read_text_table
 from ur4rec.errors import DataError
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -123,8 +123,42 @@ CSV_FAULTS = {
     ),
     "over 10 MB": (HEAD + '"u,a,1\n' + LINES * (LONG // 21), ":2: cannot be read: field larger than field limit"),
     "10 MB field": (HEAD + '"' + "u" * LONG + '",a,1\n', ":2: cannot be read: field larger than field limit"),
-    "semicolons": ((HEAD + LINES).replace(",", ";"), "needs a column 'user', has 'user;item;timestamp'"),
-    "other case": (HEAD.title() + LINES, "needs a column 'user', has 'User', 'Item', 'Timestamp'"),
+    "other names": (
+        "Customer,Item,When\n" + LINES,
+        "needs a column 'user', has 'Customer', 'Item', 'When'; first line: 'Customer,Item,When'; "
+        "give --columns user=Customer,item=Item,time=When",
+    ),
+    "no time": (
+        "user,item\nu,a\n",
+        "first line: 'user,item'; give --columns user=user,item=item,time=..., or --order file if the rows are in the "
+        "order of time",
+    ),
+    "no header": (
+        "7,a,881250949\n" + LINES,
+        "its first line must be names of columns, it looks like values; first line: '7,a,881250949'; if it has no "
+        "header give --no-header --names user,item,timestamp",
+    ),
+    "neither header nor times": (
+        "7,9\n8,9\n",
+        "give --no-header --names user,item and, without times, --order file",
+    ),
+    "no separator": ("plays\nu a b\nc\n", "needs a column 'user', has 'plays'; first line: 'plays'"),
+    "seconds and milliseconds": (
+        HEAD + "u,a,1400000000\nu,b,1400000000000\n",
+        ":3, column 'timestamp': must be epoch seconds, as in the first row, got '1400000000000'; write all in one unit",
+    ),
+    "day or month first": (
+        HEAD + "u,a,01/02/2020\nu,b,03/04/2020\n",
+        ":2, column 'timestamp': may have the day or the month first, got '01/02/2020'; say which with --time-format",
+    ),
+    "neither day nor month": (
+        HEAD + "u,a,13/02/2020\nu,b,02/13/2020\n",
+        ":3, column 'timestamp': must be dates with the day first, as in the first row (%d/%m/%Y), got '02/13/2020'",
+    ),
+    "no such zone": (
+        HEAD + "u,a,2020-01-01 00:00:00 UTC\nu,b,2020-01-01 00:00:00 Mars\n",
+        ":3, column 'timestamp': must be a date with the name of a time zone, as in the first row, got",
+    ),
     "empty quotes": (HEAD + '"",a,10\n', ":2, column 'user': must not be empty"),
     "commas alone": (HEAD + LINES + ",,\n", ":5, column 'user': must not be empty"),
     "late fault": (HEAD + LINES * 100_000 + "x\n", ":300002, column 1: every row must have 3 fields, got 1"),

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ur4rec.data import Columns, load_dataset
-from ur4rec.data.reading.tables import TextFormat, read_text_table
+from ur4rec.data import DataOptions, load_dataset
+from ur4rec.data.reading.text import TextFormat, read_text_table
 from ur4rec.errors import DataError
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
@@ -44,7 +44,7 @@ def test_atomic_without_items_and_with_windows_line_ends(tmp_path):
 
 def test_columns_can_be_chosen(tmp_path):
     item = ITEM + "a\tApple pie\tsweet food\t1.5\n"
-    data = load_dataset(atomic(tmp_path, item=item), columns=Columns(title="genre", texts=("movie_title",)))
+    data = load_dataset(atomic(tmp_path, item=item), options=DataOptions(title="genre", texts=("movie_title",)))
     assert (data.titles[0], data.texts[0]) == ("sweet food", "sweet food. Apple pie")
 
 
@@ -82,7 +82,7 @@ def test_a_malformed_row_is_named(tmp_path, case):
         (INTER, "holds no row; give a file with at least one"),
         (
             "user_id:token\titem_id:token\nu\ta\n",
-            r"needs a column 'timestamp', has 'user_id', 'item_id'; a header is",
+            r"needs a column 'timestamp', has 'user_id', 'item_id'; first line: 'user_id:token.*; a header is, .* --order file",
         ),
         (GOOD.replace("user_id:token", "user_id"), "1, column 'user_id': must be name:type with a type of"),
         (GOOD.replace("user_id:token", "user_id:text"), "1, column 'user_id:text': must be name:type with a type of"),
@@ -107,12 +107,12 @@ def test_a_repeated_item_is_named(tmp_path):
 
 def test_one_interactions_file_is_needed(tmp_path):
     with pytest.raises(
-        DataError, match=r"must hold one NAME.inter or one interactions.csv, .tsv or .parquet, got none"
+        DataError, match=r"must hold one NAME.inter, one interactions.csv .*, or parts of one table .*, got none"
     ):
         load_dataset(tmp_path)
     for name in ("x", "y"):
         (tmp_path / f"{name}.inter").write_text(GOOD)
-    with pytest.raises(DataError, match=r"got \('x.inter', 'y.inter'\); pass the file itself"):
+    with pytest.raises(DataError, match=r"got 'x.inter', 'y.inter'; pass the file itself"):
         load_dataset(tmp_path)
     assert load_dataset(tmp_path / "x.inter").num_users == 2
 
@@ -141,7 +141,9 @@ def test_tables(tmp_path, suffix):
     assert data.texts == ["Ant, the. 2001", "Bee. wing. 1999"]
     assert data.timestamps_N.tolist() == [0.25, 1.5, 2.5]
     assert data.items_N.tolist() == [0, 0, 1]
-    other = load_dataset(tmp_path / f"interactions{suffix}", items_path=tmp_path / f"items{suffix}")
+    other = load_dataset(
+        tmp_path / f"interactions{suffix}", options=DataOptions(items=str(tmp_path / f"items{suffix}"))
+    )
     assert (other.hash, other.texts) == (data.hash, data.texts)
     assert load_dataset(tmp_path / f"interactions{suffix}").titles == ["a", "b"]
 
@@ -150,14 +152,18 @@ def test_tables(tmp_path, suffix):
 def test_other_column_names(tmp_path, suffix):
     path = tmp_path / f"log{suffix}"
     write(FRAME.rename(columns={"user": "customer", "item": "sku", "timestamp": "bought at"}), path)
-    with pytest.raises(DataError, match=r"needs a column 'user', has 'customer', 'sku', .*pass the names with Columns"):
+    remedy = "give --columns user=customer,item=sku,time=bought at"
+    first_line = ".*first line: 'customer,sku,bought at,note'; " if suffix == ".csv" else ".*; "
+    with pytest.raises(DataError, match=rf"needs a column 'user', has 'customer', 'sku', {first_line}{remedy}"):
         load_dataset(path)
-    data = load_dataset(path, columns=Columns(user="customer", item="sku", timestamp="bought at"))
+    data = load_dataset(path, options=DataOptions(user="customer", item="sku", time="bought at"))
     assert (data.name, data.num_users, data.num_items) == ("log", 2, 2)
     write(FRAME, tmp_path / "interactions.csv")
     write(ITEMS, tmp_path / "items.csv")
     with pytest.raises(DataError, match=r"items.csv: needs a column 'label'"):
-        load_dataset(tmp_path / "interactions.csv", columns=Columns(title="label"), items_path=tmp_path / "items.csv")
+        load_dataset(
+            tmp_path / "interactions.csv", options=DataOptions(title="label", items=str(tmp_path / "items.csv"))
+        )
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -216,11 +222,11 @@ def test_other_faults_of_files(tmp_path):
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         load_dataset(tmp_path / "x.parquet")
     (tmp_path / "x.xlsx").write_text("x")
-    with pytest.raises(DataError, match=r"must end in .inter, .item, .csv, .tsv or .parquet, got '.xlsx'; rename it"):
+    with pytest.raises(DataError, match=r"must end in one of \('.csv', .*'.parquet'\) or, of text, with .gz or .zst"):
         load_dataset(tmp_path / "x.xlsx")
     (tmp_path / "x.csv").write_text("user,item,timestamp\n1,a,3\n")
     with pytest.raises(DataError, match=r"none.csv: must be an existing file, got none"):
-        load_dataset(tmp_path / "x.csv", items_path=tmp_path / "none.csv")
+        load_dataset(tmp_path / "x.csv", options=DataOptions(items=str(tmp_path / "none.csv")))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])

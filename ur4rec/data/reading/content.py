@@ -1,0 +1,129 @@
+"""The content of a text file: unpacked, decoded and checked, and in memory that Arrow owns while it is parsed."""
+
+import re
+from pathlib import Path
+
+import pyarrow as pa
+
+from alternator.checks import one_line
+from ur4rec.errors import DataError
+
+MAX_BYTES, MAX_RATIO = 2**27, 100
+"""What a file unpacks to (gzip, zstd, Parquet) has at most this number of bytes, or this number of times its own."""
+MAX_LINE_BYTES = 2**24
+"""A longer line is refused before the file is parsed, which would say which of its fields is too long."""
+MAX_ROW_BYTES = 2**20
+"""The maximum length of a row of a text file: the block that pyarrow reads at once."""
+PACKED = {".gz": "gzip", ".zst": "zstd"}
+"""Suffixes of packed text files, and what pyarrow calls their formats."""
+LINE_END = re.compile(b"\r\n|\n|\r")
+_MARK = b"\xef\xbb\xbf"
+_PIECE, _PEEKED = 2**22, 2**12
+
+
+def bare_name(path: Path) -> str:
+    """The name of a file without the suffix of its packing.
+
+    Example:
+        >>> bare_name(Path("plays.csv.gz"))
+        'plays.csv'
+    """
+    return path.stem if path.suffix.lower() in PACKED else path.name
+
+
+def kind_of(path: Path) -> str:
+    """The suffix of a file in lower case, without that of its packing.
+
+    Example:
+        >>> kind_of(Path("meta.JSON.gz"))
+        '.json'
+    """
+    return Path(bare_name(path)).suffix.lower()
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse what is no file: nothing, directories, pipes."""
+    if not path.is_file():
+        found = "a directory" if path.is_dir() else "something else" if path.exists() else "none"
+        raise DataError(f"{path}: must be an existing file, got {found}; give the path of one")
+
+
+def read_content(path: Path, encoding: str = "utf-8") -> bytes:
+    """The content as UTF-8 without a byte order mark, checked to be text in its encoding.
+
+    Raises:
+        DataError: The file is missing, empty, badly packed, in another encoding or has a line that no row may have.
+    """
+    check_is_file(path)
+    try:
+        content = _unpack(path) if path.suffix.lower() in PACKED else path.read_bytes()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or one_line(str(error))}"
+        ) from error
+    content = content.removeprefix(_MARK)
+    if not content.strip():
+        raise DataError(f"{path}: is empty; give a file with at least one row")
+    _refuse_long_lines(path, content)
+    return _as_utf8(path, content, encoding).removeprefix(_MARK)
+
+
+def peek_line(path: Path) -> str:
+    """The first line of a text file that is not empty, for messages: cut where it is long."""
+    try:
+        with pa.input_stream(str(path), compression=PACKED.get(path.suffix.lower())) as stream:
+            start = stream.read(_PEEKED)
+    except (OSError, pa.ArrowException):
+        return ""
+    return LINE_END.split(start.removeprefix(_MARK).lstrip(b"\r\n"), maxsplit=1)[0].decode(errors="replace")
+
+
+def own(content: bytes | memoryview) -> pa.BufferReader:
+    """A stream over a copy that Arrow owns.
+
+    A thread of Arrow may let go of the last block that it has read while the interpreter ends: if Python owned the
+    memory (`pa.py_buffer`, or an ``encoding`` that is decoded in Python) the process would abort, with exit code 134.
+    """
+    copy = pa.BufferOutputStream()
+    copy.write(content)
+    return pa.BufferReader(copy.getvalue())
+
+
+def _unpack(path: Path) -> bytes:
+    limit, pieces = max(MAX_BYTES, MAX_RATIO * path.stat().st_size), []
+    with pa.input_stream(str(path), compression=PACKED[path.suffix.lower()]) as stream:
+        while piece := stream.read(_PIECE):
+            pieces.append(piece)
+            if (limit := limit - len(piece)) < 0:
+                raise DataError(
+                    f"{path}: must unpack to at most {MAX_RATIO} times its size, this one is larger; unpack it first"
+                )
+    return b"".join(pieces)
+
+
+def _as_utf8(path: Path, content: bytes, encoding: str) -> bytes:
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        before, found = content[: error.start], content[error.start]
+    else:
+        utf8 = content if encoding == "utf-8" else text.encode()
+        if (place := utf8.find(b"\0")) < 0:
+            return utf8
+        before, found = utf8[:place], 0
+    lines = LINE_END.split(before)
+    raise DataError(
+        f"{path}:{len(lines)}, byte {len(lines[-1]) + 1}: must be {encoding} text, got the byte 0x{found:02x}; "
+        f"save it as {encoding}, or give its --encoding, such as latin-1"
+    )
+
+
+def _refuse_long_lines(path: Path, content: bytes) -> None:
+    """Refuse a line that no row may have, before the file is decoded and parsed: both take many times its memory."""
+    start = 0
+    while len(content) - start > MAX_LINE_BYTES:
+        end = max(content.rfind(each, start, start + MAX_LINE_BYTES + 1) for each in (b"\n", b"\r"))
+        if end < 0:
+            lines = len(LINE_END.split(content[:start]))
+            raise DataError(f"{path}:{lines}: a row must have at most {MAX_ROW_BYTES} bytes, got more; shorten it")
+        start = end + 1

@@ -1,0 +1,126 @@
+"""JSON lines: one object per line, read whole and checked, or refused with file and line."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json
+
+from alternator.checks import cut, one_line
+from ur4rec.data.reading.content import LINE_END, MAX_ROW_BYTES, own, read_content
+from ur4rec.data.reading.tables import Part, Table
+from ur4rec.errors import DataError
+
+_SAMPLE_LINES, _SAMPLE_BYTES = 1000, 2**20
+"""Where the names and types of the columns are looked up: the first lines."""
+MAX_JSON_COLUMNS = 1000
+"""The number of names of a JSON lines file at most."""
+
+
+def read_json_lines(path: Path, encoding: str = "utf-8") -> Table:
+    """Read JSON lines: columns of strings, numbers, truth values and lists of them; objects within are left out.
+
+    Raises:
+        DataError: The file is missing, empty or in another encoding, or a line is no object or of other types.
+    """
+    content = read_content(path, encoding)
+    kinds = _column_kinds(path, content)
+    try:
+        table = pa.json.read_json(
+            own(content),
+            read_options=pa.json.ReadOptions(block_size=MAX_ROW_BYTES),
+            parse_options=pa.json.ParseOptions(
+                explicit_schema=pa.schema(list(kinds.items())), unexpected_field_behavior="ignore"
+            ),
+        )
+    except pa.ArrowException as error:
+        _refuse_lines(path, content, kinds)
+        raise DataError(f"{path}: cannot be read as JSON lines: {one_line(str(error), 200)}") from error
+    columns = {name: table[name].combine_chunks() for name in kinds}
+    return Table(path, columns, (Part(path, len(table), partial(_lines, path, encoding)),))
+
+
+def _lines(path: Path, encoding: str) -> Iterator[int]:
+    return (line for line, _ in _numbered(read_content(path, encoding)))
+
+
+def _numbered(content: bytes) -> Iterator[tuple[int, bytes]]:
+    return ((line, text) for line, text in enumerate(LINE_END.split(content), 1) if text.strip())
+
+
+def _column_kinds(path: Path, content: bytes) -> dict[str, pa.DataType]:
+    """The names and types of the columns, from the first lines."""
+    kinds: dict[str, Any] = {}
+    lines = list(_numbered(content[:_SAMPLE_BYTES]))
+    if len(content) > _SAMPLE_BYTES and len(lines) > 1:
+        lines.pop()  # it may be cut
+    for line, text in lines[:_SAMPLE_LINES]:
+        row = _parse(path, line, text)
+        for name, value in row.items():
+            found = _kind(value)
+            kinds[name] = found if kinds.get(name) in (None, found) else _wider(kinds[name], found)
+        if len(kinds) > MAX_JSON_COLUMNS:
+            raise DataError(f"{path}:{line}: rows must have at most {MAX_JSON_COLUMNS} names together, have more")
+    return {name: pa.string() if kind is None else kind for name, kind in kinds.items() if kind is not _OBJECT}
+
+
+_OBJECT = object()
+
+
+def _kind(value: Any) -> Any:
+    """The Arrow type of a JSON value; None for null and `_OBJECT` for what is left out."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, (int, float, str)):
+        return {int: pa.int64(), float: pa.float64(), str: pa.string()}[type(value)]
+    if isinstance(value, list):
+        kind = None
+        for each in value:
+            kind = _wider(kind, _kind(each))
+        return kind if kind is _OBJECT else pa.list_(pa.string() if kind is None else kind)
+    return _OBJECT
+
+
+def _wider(kind: Any, other: Any) -> Any:
+    """The type of both; the first where there is none, which the reading then refuses."""
+    if kind is None or other is None:
+        return other if kind is None else kind
+    numbers = {pa.int64(), pa.float64()}
+    if _OBJECT not in (kind, other) and {kind, other} == numbers:
+        return pa.float64()
+    return kind
+
+
+def _parse(path: Path, line: int, text: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        why = one_line(str(error)) if isinstance(error, ValueError) else "it nests too deeply"
+        raise DataError(f"{path}:{line}: must be a JSON object, got {cut(repr(text))} ({why})") from error
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{path}:{line}: must be a JSON object, got {cut(repr(row))}; write one object per line, without [ and ]"
+        )
+    return row
+
+
+def _refuse_lines(path: Path, content: bytes, kinds: dict[str, pa.DataType]) -> None:
+    """Raise for the first line that is no object, too long, or has a value of another type."""
+    for line, text in _numbered(content):
+        if len(text) >= MAX_ROW_BYTES:
+            raise DataError(
+                f"{path}:{line}: a row must have at most {MAX_ROW_BYTES} bytes, got {len(text)}; shorten it"
+            )
+        for name, value in _parse(path, line, text).items():
+            kind, found = kinds.get(name), _kind(value)
+            if None not in (kind, found) and found != kind and (kind, found) != (pa.float64(), pa.int64()):
+                what = "an object" if found is _OBJECT else found
+                raise DataError(
+                    f"{path}:{line}, column {name!r}: must be {kind}, as in the first lines, got {what} "
+                    f"({cut(repr(value))}); write all in one way"
+                )

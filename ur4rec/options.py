@@ -13,6 +13,7 @@ from ur4rec.errors import ConfigurationError
 ORDERS = ("time", "file")
 TIME_FORMATS = ("iso", "dayfirst", "monthfirst", "s", "ms", "us", "ns")
 """The times that have a name; any other ``time_format`` is one of strptime."""
+_MAX_TIME_FORMAT = 64
 _SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " ", "bar": "|"}
 _ENCODINGS = ("ascii", "utf-8", "utf-16", "utf-32", "iso8859", "cp", "gb", "big5", "shift_jis", "euc_", "koi8", "mac-")
 """How the names of encodings of text begin; others (punycode, idna) are slow or no encodings of files."""
@@ -81,7 +82,7 @@ class DataOptions:
                 raise ConfigurationError(f"where must read COLUMN=VALUE, got {quoted(each)}")
         if self.encoding is not None:
             _check_encoding(self.encoding)
-        if self.time_format is not None and self.time_format not in TIME_FORMATS and "%" not in self.time_format:
+        if self.time_format is not None and not _is_time_format(self.time_format):
             raise ConfigurationError(
                 f"time_format must be one of {TIME_FORMATS} or of strptime, such as %d.%m.%Y, got "
                 f"{quoted(self.time_format)}"
@@ -112,6 +113,10 @@ class DataOptions:
         for name in content:
             check_choice("option of data", name, known)
         return cls(**content)
+
+
+def _is_time_format(value: str) -> bool:
+    return value in TIME_FORMATS or ("%" in value and len(value) <= _MAX_TIME_FORMAT)
 
 
 def _check_string(name: str, value: object) -> None:

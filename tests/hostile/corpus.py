@@ -5,6 +5,7 @@ that says so.
 """
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -74,6 +75,10 @@ COMMANDS = {
     "data": of_data("data"),
     "kept": on("run", RESUME, EVALUATE, RECOMMEND),
     "parquet": of_data("plays.parquet"),
+    "packed text": of_data("plays.csv.gz"),
+    "zstd": of_data("plays.csv.zst"),
+    "JSON lines": of_data("plays.jsonl"),
+    "split": of_data("split"),
     "texts": [(*TRAIN_NEW, "--user-texts", "texts.json")],
     "study": [REPORT, CONTINUE],
     "packed": [tuple("packed" if word == "study" else word for word in words) for words in (REPORT, CONTINUE)],
@@ -243,6 +248,14 @@ def parquet_bomb(root):
             writer.write_table(pa.table([rows] * 3, schema=schema))
 
 
+def packed_text(content):
+    return lambda root: (root / "plays.csv.gz").write_bytes(gzip.compress(content, 1))
+
+
+def zstd(content):
+    return pa.compress(content, codec="zstd", asbytes=True)
+
+
 def event(length, content=b""):
     """A record of an event file: the length, its checksum, the content, its checksum."""
     return struct.pack("<Q", length) + b"\0" * 4 + content + b"\0" * 4
@@ -369,6 +382,15 @@ CONFIG = [
     Case("config", "a long schedule", config("schedule", to=f"{DIGITS}:1"), "schedule"),
     Case("config", "a deep schedule", config("schedule", to="sequence:" + "(" * 50_000), "sequence"),
     Case("config", "unhashable keys", config("schedule", to="plateau,threshold={[]: 1}"), "threshold"),
+    Case("config", "data in a list", config("data", to=["user"]), "data"),
+    Case("config", "an unknown option of data", config("data", to={"speed": 1}), "speed"),
+    Case("config", "a column of numbers", config("data", to={"user": 3}), "user"),
+    Case("config", "a long separator", config("data", to={"separator": DIGITS}), "separator"),
+    Case("config", "a slow encoding", config("data", to={"encoding": "punycode"}), "encoding"),
+    Case("config", "a long format of times", config("data", to={"time_format": "%d" * 10**5}), "time_format"),
+    Case("config", "a long k-core", config("data", to={"k_core": 10**400}), "k_core"),
+    Case("config", "columns in an object", config("data", to={"texts": {"a": 1}}), "texts"),
+    Case("config", "rows of numbers", config("data", to={"where": [1]}), "where"),
     Case("config", "no settings", config("model", to=None), "model"),
     Case("config", "settings in a list", config("model", to=[["sasrec_num_blocks", 2]]), "model"),
     Case("config", "an unknown setting", config("modle", to={}), "modle"),
@@ -583,6 +605,33 @@ KEPT_DATA = [
         lambda root: [parquet_bomb(root), shutil.copy(root / "plays.parquet", root / KEPT.format("users"))],
         "larger",
     ),
+]
+DEEP = b"[" * 2_000_000 + b"]" * 2_000_000
+DATA += [
+    Case("packed text", "a bomb", packed_text(b"u,i,1\n" * 2**26)),
+    Case("packed text", "a bomb of a line", packed_text(b"u" * 2**28)),
+    Case("packed text", "half a file", cut("plays.csv.gz")),
+    Case("packed text", "nothing", emptied("plays.csv.gz")),
+    Case("packed text", "no gzip", whole("plays.csv.gz", HEADER + b"u,i,1\n")),
+    Case("packed text", "gzip in gzip", lambda root: packed_text((root / "plays.csv.gz").read_bytes())(root)),
+    Case("zstd", "a bomb", lambda root: (root / "plays.csv.zst").write_bytes(zstd(HEADER + b"u,i,1\n" * 2**26))),
+    Case("zstd", "half a file", cut("plays.csv.zst")),
+    Case("zstd", "no zstd", whole("plays.csv.zst", b"\x28\xb5\x2f\xfd" + b"\xff" * 100)),
+    Case("JSON lines", "nothing", emptied("plays.jsonl")),
+    Case("JSON lines", "bytes", whole("plays.jsonl", b"\xff\xfe" * 100)),
+    Case("JSON lines", "an array", whole("plays.jsonl", b'[{"user": 1}]')),
+    Case("JSON lines", "half an object", whole("plays.jsonl", b'{"user": "u"')),
+    Case("JSON lines", "nested", whole("plays.jsonl", b'{"user": ' + DEEP + b"}")),
+    Case("JSON lines", "a long line", whole("plays.jsonl", b'{"user": "' + b"u" * 50_000_000 + b'"}')),
+    Case("JSON lines", "many names", whole("plays.jsonl", b"".join(b'{"k%d": 1}\n' % each for each in range(10**5)))),
+    Case("JSON lines", "a long number", whole("plays.jsonl", b'{"user": ' + DIGITS.encode() + b"}\n")),
+    Case("JSON lines", "mixed types", whole("plays.jsonl", b'{"user": 1, "item": 1, "time": 1}\n{"user": "a"}\n')),
+    Case("JSON lines", "half a surrogate pair", whole("plays.jsonl", b'{"user": "\\ud800", "item": 1, "time": 1}\n')),
+    Case("split", "a part is missing", lambda root: (root / "split/b.valid.inter").unlink()),
+    Case("split", "bytes", whole("split/b.test.inter", b"\xff\0" * 50)),
+    Case("split", "other columns", whole("split/b.test.inter", b"user_id:token\titem_id:token\nu\ti\n")),
+    Case("split", "a part twice", lambda root: (root / "split/b.test.inter.gz").write_bytes(b"x")),
+    Case("split", "two of them", lambda root: [(root / f"split/c.{each}.inter").touch() for each in ("train", "test")]),
 ]
 TEXTS = [Case("texts", name, whole("texts.json", content)) for name, content in JSON_FILES.items()]
 TEXTS += [

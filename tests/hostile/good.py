@@ -1,6 +1,7 @@
 """What the cases damage: data, a run of each backend, a study, loose and packed, losses and their events."""
 
 import contextlib
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -58,9 +59,27 @@ def make_files():
     ]
     Path("data/items.csv").write_text(csv(("item", "title"), titles))
     pq.write_table(pa.table(dict(zip(header, zip(*rows(), strict=True), strict=True))), "plays.parquet")
+    Path("plays.csv.gz").write_bytes(gzip.compress(csv(header, rows()).encode()))
+    Path("plays.csv.zst").write_bytes(pa.compress(csv(header, rows()).encode(), codec="zstd", asbytes=True))
+    Path("plays.jsonl").write_text("".join(json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in rows()))
+    make_split()
     Path("texts.json").write_text(json.dumps({f"u{user}": "red films" for user in range(NUM_USERS)}))
     losses = [(step, 1 / step, 2 / step) for step in range(1, 40)]
     Path("losses.csv").write_text(csv(("step", "encoder", "head"), losses))
+
+
+def make_split():
+    """Data that came split, as lists of items with their targets."""
+    Path("split").mkdir()
+    items = [f"i{item % NUM_ITEMS}" for item in range(NUM_USERS + LENGTH)]
+    for name, ends in {"train": range(1, LENGTH - 2), "valid": [LENGTH - 2], "test": [LENGTH - 1]}.items():
+        lines = [
+            (f"u{user}", " ".join(items[user : user + end]), items[user + end])
+            for user in range(NUM_USERS)
+            for end in ends
+        ]
+        head = ("user_id:token", "item_id_list:token_seq", "item_id:token")
+        Path(f"split/b.{name}.inter").write_text(csv(head, lines).replace(",", "\t"))
 
 
 def make_runs():

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from alternator.checks import cut
 from ur4rec.data.interactions import Interactions, build_interactions
 from ur4rec.data.reading.filters import keep_core, keep_rows
 from ur4rec.data.reading.layouts import Files, find_files
@@ -82,7 +83,7 @@ def _read_rows(opened: Opened, options: DataOptions, notes: list[str]) -> tuple[
     times, when = np.arange(len(table)), "no times read: the order of the file stands for them"
     if order == "time":
         times, when = read_times(table, roles["time"], options.time_format)
-    columns = ", ".join(f"{role} {name}" for role, name in roles.items() if role in ("user", "item", "time"))
+    columns = ", ".join(f"{role} {cut(name)}" for role, name in roles.items() if role in ("user", "item", "time"))
     label = "" if opened.shape is None else f"{opened.shape.label}: "
     notes += [f"read as {label}{opened.how}; {columns}", when, *said]
     if opened.shape is not None and opened.shape.note:

@@ -11,7 +11,7 @@ import pyarrow.json
 
 from alternator.checks import cut, one_line
 from ur4rec.data.reading.content import LINE_END, MAX_ROW_BYTES, own, read_content
-from ur4rec.data.reading.tables import Part, Table
+from ur4rec.data.reading.tables import Part, Table, check_header
 from ur4rec.errors import DataError
 
 _SAMPLE_LINES, _SAMPLE_BYTES = 1000, 2**20
@@ -62,6 +62,7 @@ def _column_kinds(path: Path, content: bytes) -> dict[str, pa.DataType]:
         for name, value in row.items():
             found = _kind(value)
             kinds[name] = found if kinds.get(name) in (None, found) else _wider(kinds[name], found)
+        check_header(f"{path}:{line}", list(kinds))
         if len(kinds) > MAX_JSON_COLUMNS:
             raise DataError(f"{path}:{line}: rows must have at most {MAX_JSON_COLUMNS} names together, have more")
     return {name: pa.string() if kind is None else kind for name, kind in kinds.items() if kind is not _OBJECT}

@@ -81,10 +81,13 @@ class _Sequence:
 def _rebuild(files: Sequence[Rows]) -> tuple[Rows, list[str]]:
     """Sequences from rows of a list and a target: a row whose list is the end of a sequence continues it.
 
-    Lists may hold the last items alone, as many as the longest list. A row that continues no sequence of its user
-    begins one: its list is trained on in the training file, and context in the others.
+    Lists may hold the last items alone, as many as the longest list of the user. A row that continues no sequence of
+    its user begins one: its list is trained on in the training file, and context in the others.
     """
-    longest = max((len(each) for rows in files for each in rows.lists_N or ()), default=0)
+    longest: dict[str, int] = defaultdict(int)
+    for rows in files:
+        for user, before in zip(rows.users_N, rows.lists_N or (), strict=True):
+            longest[user] = max(longest[user], len(before))
     sequences: dict[str, list[_Sequence]] = {}
     for part, rows in enumerate(files):
         of_user: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
@@ -92,7 +95,7 @@ def _rebuild(files: Sequence[Rows]) -> tuple[Rows, list[str]]:
         for user, before, item in zip(rows.users_N, rows.lists_N, rows.items_N, strict=True):
             of_user[user].append((before, item))
         for user, pairs in of_user.items():
-            _continue(sequences.setdefault(user, []), pairs, part, longest)
+            _continue(sequences.setdefault(user, []), pairs, part, longest[user])
     return _number(sequences)
 
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from alternator.checks import cut, listed
 from ur4rec.errors import DataError
 
+MAX_NAME = 1000
+"""The length of the name of a column at most, in characters."""
 Fault = Callable[[str], str | None]
 
 
@@ -167,9 +169,11 @@ def require_columns(table: Table, columns: Iterable[str], remedy: str) -> None:
 
 
 def check_header(where: str, names: Sequence[str]) -> None:
-    """Refuse names of columns that are empty or there twice."""
+    """Refuse names of columns that are empty, there twice or too long."""
     if not all(names) or len(set(names)) < len(names):
         raise DataError(f"{where}: column names must be distinct and not empty, got {_shown(names)}")
+    if (longest := max(names, key=len, default="")) and len(longest) > MAX_NAME:
+        raise DataError(f"{where}: a column name must have at most {MAX_NAME} characters, got {cut(longest)!r}")
 
 
 def _shown(names: Iterable[str]) -> str:

@@ -115,11 +115,11 @@ def _header(path: Path, form: TextFormat, content: bytes) -> tuple[list[str], in
 
 
 def _read_columns(form: TextFormat, content: bytes, start: int, names: Sequence[str]) -> dict[str, pa.Array]:
-    separator = form.separator
+    separator, rows = form.separator, memoryview(content)[start:]
     if len(separator) > 1:
-        content, separator = content.replace(separator.encode(), b"\t"), "\t"
+        rows, separator = memoryview(content[start:].replace(separator.encode(), b"\t")), "\t"
     table = pa.csv.read_csv(
-        own(memoryview(content)[start:]),
+        own(rows),
         read_options=pa.csv.ReadOptions(column_names=names, block_size=MAX_ROW_BYTES),
         parse_options=pa.csv.ParseOptions(
             delimiter=separator,

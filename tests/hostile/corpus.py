@@ -378,6 +378,10 @@ CONFIG = [
     Case("config", "a wide model", config("model", "sasrec_hidden_dim", to=2**20), "sasrec_hidden_dim"),
     Case("config", "wide texts", config("model", "text_embedding_dim", to=2**28), "text_embedding_dim"),
     Case("config", "a long history", config("model", "max_seq_len", to=2**28), "max_seq_len"),
+    Case("config", "a protocol that is none", config("repeats", to="sometimes"), "repeats"),
+    Case("config", "repeats of another kind", config("repeats", to=["allow"]), "repeats"),
+    Case("config", "a split that is none", config("split", to="random" * 10**5), "split"),
+    Case("config", "options of data that are none", config("data", to={"deduplicate": "yes"}), "deduplicate"),
     Case("config", "a long rate", config("trainer", "sasrec_lr", to=10**400), "sasrec_lr"),
     Case("config", "a long schedule", config("schedule", to=f"{DIGITS}:1"), "schedule"),
     Case("config", "a deep schedule", config("schedule", to="sequence:" + "(" * 50_000), "sequence"),
@@ -676,6 +680,11 @@ STUDY = [
     Case("study", "tenures in words", run_report("turns", "tenures", to="long")),
     Case("study", "tenures of 2**60 steps", run_report("turns", "tenures", to=[["both", 2**60]])),
     Case("study", "no facts", run_report("facts", to=[])),
+    Case("study", "targets of users in words", run_report("targets_per_user", to={"validation": [1], "test": "many"})),
+    Case("study", "users without targets", run_report("targets_per_user", to={"validation": [0, 20], "test": [20]})),
+    Case(
+        "study", "more targets than there are", run_report("targets_per_user", to={"validation": [9], "test": [9**99]})
+    ),
     Case("study", "a budget in a list", run_report("budget", to=[1])),
     Case(
         "study",

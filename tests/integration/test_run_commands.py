@@ -27,6 +27,32 @@ def test_evaluate_finds_the_metrics_of_the_run_again(run):
     assert validation["fused"] == saved["fused"]["validation"]
 
 
+def test_a_run_keeps_how_it_is_split_and_what_repeats_count(tmp_path):
+    rows = [f"u{user},i{(user + time % 3) % 20},{time}" for user in range(40) for time in range(9)]
+    (tmp_path / "plays.csv").write_text("\n".join(["user,item,timestamp", *rows, *rows[::9]]) + "\n")
+    asked = ("--deduplicate", "--split", "temporal", "--repeats", "allow", "--batch-size", 64)
+    sizes = [f"--set={name}=8" for name in ("sasrec_hidden_dim", "retriever_output_dim", "text_embedding_dim")]
+    epochs = [f"--epochs={stage}=0" for stage in ("pretrain_sasrec", "pretrain_retriever", "end_to_end")]
+    trained = invoke(
+        *("train", "--dataset", tmp_path / "plays.csv", *asked, *sizes, *epochs, "--epochs=joint_finetune=1"),
+        *("--preset", "smoke", "--schedule", "parity", "--device", "cpu", "--out", tmp_path / "run", "--quiet"),
+    )
+    assert trained.exit_code == 0, trained.stderr
+    printed = " ".join(trained.stdout.split())
+    assert "40 rows repeat another one (user, item and time): left out" in printed
+    assert (
+        "100.0% of the targets repeat an item of their history (as asked): items that a user had are allowed" in printed
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["split"], config["repeats"], config["data"]) == ("temporal", "allow", {"deduplicate": True})
+    assert config["facts"]["num_interactions"] == 360
+    rows = json.loads(invoke("evaluate", tmp_path / "run", "--json").stdout)
+    assert rows["fused"] == final(tmp_path / "run")["fused"]["test"]
+    listed = invoke("recommend", tmp_path / "run", "--user", "u0", "--top", 21)
+    assert "20 items are all that can be recommended" in listed.stdout
+    assert "20 items" not in invoke("recommend", tmp_path / "run", "--user", "u0", "--top", 20).stdout
+
+
 def test_the_other_backend_finds_them_too(run, tmp_path):
     assert invoke("convert", run[0], "--to", "jax", "--out", tmp_path / "jax").exit_code == 0
     rows = json.loads(invoke("evaluate", tmp_path / "jax", "--json").stdout)
@@ -179,8 +205,17 @@ def test_a_dataset_is_named_once():
 def test_data_prints_counts_and_hashes():
     facts = json.loads(invoke("data", "--dataset", "synthetic", "--json").stdout)
     assert (facts["num_users"], facts["num_items"]) == (600, 300)
-    assert len(facts["leave_one_out_hash"]) == 64
-    assert "num_interactions" in invoke("data", "--dataset", "synthetic").stdout
+    assert (facts["split"], len(facts["split_hash"])) == ("leave-one-out", 64)
+    assert (facts["repeats_allowed"], facts["repeated_targets"], facts["duplicates"]) == (False, 0, 0)
+    temporal = json.loads(invoke("data", "synthetic", "--split", "temporal", "--repeats", "allow", "--json").stdout)
+    assert (temporal["split"], temporal["repeats_allowed"]) == ("global-temporal-0.9", True)
+    assert temporal["split_hash"] != facts["split_hash"]
+    text = " ".join(invoke("data", "--dataset", "synthetic").stdout.split())
+    assert "num_interactions" in text
+    assert (
+        "0.0% of the targets repeat an item of their history (auto: allowed from 10%): items that a user had are "
+        in text
+    )
 
 
 def test_data_writes_texts_from_training_prefixes(tmp_path):

@@ -39,6 +39,7 @@ def test_the_run_directory_holds_everything(run):
     files = {path.name for path in (out / "checkpoint" / latest).iterdir()}
     assert files == {"model.safetensors", "optimizer.safetensors", "state.json"}
     assert "fused" in printed
+    assert "0.0% of the targets repeat an item of their history (auto: allowed from 10%)" in printed
     assert str(out) in printed
     assert "Payoff trained both modules" in printed
     assert "ur4rec compare --dataset synthetic" in printed

@@ -33,6 +33,11 @@ def test_any_value_is_refused_or_written_back_as_it_was(name, value, inner):
     assert Plan(config=config).stage in config.epochs
 
 
+def test_a_configuration_of_before_splits_and_protocols_is_read():
+    before = {name: value for name, value in GOOD.items() if name not in ("data", "split", "repeats")}
+    assert RunConfig.from_json(before) == preset("smoke")
+
+
 def test_a_configuration_that_was_saved_is_read_back():
     assert RunConfig.from_json(json.loads(json.dumps(GOOD))) == preset("smoke")
 
@@ -56,6 +61,9 @@ def test_a_configuration_that_was_saved_is_read_back():
         ({"user_texts": ""}, "user_texts must be a string that is not empty"),
         ({"allow_leakage": 1}, "allow_leakage must be true or false, got 1"),
         ({"model": 3}, "model must be settings by name, got 3"),
+        ({"split": "random"}, "unknown split 'random'; expected one of ('auto', 'leave-one-out', 'temporal', 'given')"),
+        ({"repeats": True}, "unknown repeats True; expected one of ('auto', 'allow', 'exclude')"),
+        ({"data": {"deduplicate": 1}}, "deduplicate must be"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_rule(changes, message):

@@ -18,8 +18,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import save_file
 
 from tests.hostile.good import EVENTS, TRAIN
+from ur4rec.text.encoders import TextEncoder
 from ur4rec.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, read_checkpoint, write_checkpoint
 
 Change = Callable[[Path], object]
@@ -71,6 +73,8 @@ COMMANDS = {
     "decisions": [*on("run", RESUME), ("alternator", "replay", "run")],
     "payoffs": on("run", RESUME),
     "data": of_data("data"),
+    "encoder": on("run", (*RECOMMEND, "--items", "new.csv")),
+    "later": on("run", (*RECOMMEND, "--interactions", "later.csv", "--items", "new.csv", "--exclude", "ids.jsonl")),
     "kept": on("run", RESUME, EVALUATE, RECOMMEND),
     "parquet": of_data("plays.parquet"),
     "texts": [(*TRAIN_NEW, "--user-texts", "texts.json")],
@@ -565,6 +569,45 @@ KEPT_DATA = [
         "larger",
     ),
 ]
+ENCODER = "run/data/encoder.safetensors"
+
+
+def encoder(**changes):
+    """Other arrays in the encoder that the run keeps, with the right checksum; None is no such array."""
+
+    def damage(root):
+        path = root / ENCODER
+        kept = TextEncoder.read(path)
+        arrays = {name: array for name, array in {**kept.arrays, **changes}.items() if array is not None}
+        path.write_bytes(TextEncoder(kept.name, kept.dim, arrays).to_bytes())
+
+    return damage
+
+
+KEPT_ENCODER = [
+    Case("encoder", "half a file", cut(ENCODER), ENCODER),
+    Case("encoder", "nothing", emptied(ENCODER), ENCODER),
+    Case("encoder", "no file", lambda root: (root / ENCODER).unlink(), ENCODER),
+    Case("encoder", "a header of 2**60 bytes", whole(ENCODER, struct.pack("<Q", 2**60) + b"{" * 100), ENCODER),
+    Case("encoder", "another tensor", lambda root: save_file({"idf": np.zeros(3)}, root / ENCODER), ENCODER),
+    Case("encoder", "no words", encoder(words=None), ENCODER),
+    Case("encoder", "words of bytes", encoder(words=np.full(30, 255, np.uint8)), ENCODER),
+    Case("encoder", "one word twice", encoder(words=np.frombuffer(b"a\na", np.uint8), idf=np.ones(2)), ENCODER),
+    Case("encoder", "few weights", encoder(idf=np.ones(1)), ENCODER),
+    Case("encoder", "weights that are not", encoder(idf=np.full(16, np.nan)), ENCODER),
+    Case("encoder", "components of other words", encoder(components=np.ones((8, 3), np.float32)), ENCODER),
+    Case("encoder", "many components", encoder(components=np.ones((500, 16), np.float32)), ENCODER),
+    Case("encoder", "another width", encoder(neutral=np.ones(9, np.float32)), ENCODER),
+    Case("later", "interactions: bytes", whole("later.csv", b"\xff\xfe\0" * 50), "later.csv"),
+    Case("later", "interactions: nothing", emptied("later.csv"), "later.csv"),
+    Case("later", "interactions: a time in words", whole("later.csv", b"user,item,timestamp\nu,i,late\n"), "later.csv"),
+    Case("later", "items: nothing", emptied("new.csv"), "new.csv"),
+    Case("later", "items: one twice", whole("new.csv", b"item,title\ni9,a\ni9,b\n"), "new.csv"),
+    *(
+        Case("later", f"ids: {name}", whole("ids.jsonl", content), "ids.jsonl")
+        for name, content in {**JSON_FILES, "a list of ids": b'{"item": ["i1"]}'}.items()
+    ),
+]
 TEXTS = [Case("texts", name, whole("texts.json", content)) for name, content in JSON_FILES.items()]
 TEXTS += [
     Case("texts", "numbers", whole("texts.json", b'{"u1": 1}')),
@@ -716,7 +759,7 @@ RULE_SETTINGS = {
     "a long delay": ["--rule", "plateau", "--delay", DIGITS],
 }
 
-CASES = [*CONFIG, *RESUMED, *CHECKPOINT, *LOGS, *DATA, *KEPT_DATA, *TEXTS, *STUDY, *LOSSES, *EVENT_FILES]
+CASES = [*CONFIG, *RESUMED, *CHECKPOINT, *LOGS, *DATA, *KEPT_DATA, *KEPT_ENCODER, *TEXTS, *STUDY, *LOSSES, *EVENT_FILES]
 
 
 def with_settings(words):

@@ -58,6 +58,9 @@ def make_files():
     ]
     Path("data/items.csv").write_text(csv(("item", "title"), titles))
     pq.write_table(pa.table(dict(zip(header, zip(*rows(), strict=True), strict=True))), "plays.parquet")
+    Path("later.csv").write_text(csv(header, [("new", "i1", 999), ("new", "i99", 1000)]))
+    Path("new.csv").write_text(csv(("item", "title"), [("i98", "The red one"), ("i99", "The grey one")]))
+    Path("ids.jsonl").write_text('{"item": "i1"}\n{"item": "i2"}\n')
     Path("texts.json").write_text(json.dumps({f"u{user}": "red films" for user in range(NUM_USERS)}))
     losses = [(step, 1 / step, 2 / step) for step in range(1, 40)]
     Path("losses.csv").write_text(csv(("step", "encoder", "head"), losses))

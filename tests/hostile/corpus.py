@@ -19,8 +19,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.numpy import save_file
 
 from tests.hostile.good import EVENTS, TRAIN
+from ur4rec.text.encoders import TextEncoder
 from ur4rec.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, read_checkpoint, write_checkpoint
 
 Change = Callable[[Path], object]
@@ -73,6 +75,8 @@ COMMANDS = {
     "payoffs": on("run", RESUME),
     "page": [("tests.hostile.good:page", "run")],
     "data": of_data("data"),
+    "encoder": on("run", (*RECOMMEND, "--items", "new.csv")),
+    "later": on("run", (*RECOMMEND, "--interactions", "later.csv", "--items", "new.csv", "--exclude", "ids.jsonl")),
     "kept": on("run", RESUME, EVALUATE, RECOMMEND),
     "parquet": of_data("plays.parquet"),
     "packed text": of_data("plays.csv.gz"),
@@ -248,8 +252,8 @@ def parquet_bomb(root):
             writer.write_table(pa.table([rows] * 3, schema=schema))
 
 
-def packed_text(content):
-    return lambda root: (root / "plays.csv.gz").write_bytes(gzip.compress(content, 1))
+def packed_text(content, times=1):
+    return lambda root: (root / "plays.csv.gz").write_bytes(gzip.compress(content * times, 1))
 
 
 def zstd(content):
@@ -610,10 +614,10 @@ KEPT_DATA = [
         "larger",
     ),
 ]
-DEEP = b"[" * 2_000_000 + b"]" * 2_000_000
+DEEPER = b"[" * 2_000_000 + b"]" * 2_000_000
 DATA += [
-    Case("packed text", "a bomb", packed_text(b"u,i,1\n" * 2**26)),
-    Case("packed text", "a bomb of a line", packed_text(b"u" * 2**28)),
+    Case("packed text", "a bomb", packed_text(b"u,i,1\n", 2**26)),
+    Case("packed text", "a bomb of a line", packed_text(b"u", 2**28)),
     Case("packed text", "half a file", cut("plays.csv.gz")),
     Case("packed text", "nothing", emptied("plays.csv.gz")),
     Case("packed text", "no gzip", whole("plays.csv.gz", HEADER + b"u,i,1\n")),
@@ -625,8 +629,12 @@ DATA += [
     Case("JSON lines", "bytes", whole("plays.jsonl", b"\xff\xfe" * 100)),
     Case("JSON lines", "an array", whole("plays.jsonl", b'[{"user": 1}]')),
     Case("JSON lines", "half an object", whole("plays.jsonl", b'{"user": "u"')),
-    Case("JSON lines", "nested", whole("plays.jsonl", b'{"user": ' + DEEP + b"}")),
-    Case("JSON lines", "a long line", whole("plays.jsonl", b'{"user": "' + b"u" * 50_000_000 + b'"}')),
+    Case("JSON lines", "nested", whole("plays.jsonl", b'{"user": ' + DEEPER + b"}")),
+    Case(
+        "JSON lines",
+        "a long line",
+        lambda root: (root / "plays.jsonl").write_bytes(b'{"user": "' + b"u" * 50_000_000 + b'"}'),
+    ),
     Case("JSON lines", "many names", whole("plays.jsonl", b"".join(b'{"k%d": 1}\n' % each for each in range(10**5)))),
     Case("JSON lines", "a long number", whole("plays.jsonl", b'{"user": ' + DIGITS.encode() + b"}\n")),
     Case("JSON lines", "mixed types", whole("plays.jsonl", b'{"user": 1, "item": 1, "time": 1}\n{"user": "a"}\n')),
@@ -636,6 +644,45 @@ DATA += [
     Case("split", "other columns", whole("split/b.test.inter", b"user_id:token\titem_id:token\nu\ti\n")),
     Case("split", "a part twice", lambda root: (root / "split/b.test.inter.gz").write_bytes(b"x")),
     Case("split", "two of them", lambda root: [(root / f"split/c.{each}.inter").touch() for each in ("train", "test")]),
+]
+ENCODER = "run/data/encoder.safetensors"
+
+
+def encoder(**changes):
+    """Other arrays in the encoder that the run keeps, with the right checksum; None is no such array."""
+
+    def damage(root):
+        path = root / ENCODER
+        kept = TextEncoder.read(path)
+        arrays = {name: array for name, array in {**kept.arrays, **changes}.items() if array is not None}
+        path.write_bytes(TextEncoder(kept.name, kept.dim, arrays).to_bytes())
+
+    return damage
+
+
+KEPT_ENCODER = [
+    Case("encoder", "half a file", cut(ENCODER), ENCODER),
+    Case("encoder", "nothing", emptied(ENCODER), ENCODER),
+    Case("encoder", "no file", lambda root: (root / ENCODER).unlink(), ENCODER),
+    Case("encoder", "a header of 2**60 bytes", whole(ENCODER, struct.pack("<Q", 2**60) + b"{" * 100), ENCODER),
+    Case("encoder", "another tensor", lambda root: save_file({"idf": np.zeros(3)}, root / ENCODER), ENCODER),
+    Case("encoder", "no words", encoder(words=None), ENCODER),
+    Case("encoder", "words of bytes", encoder(words=np.full(30, 255, np.uint8)), ENCODER),
+    Case("encoder", "one word twice", encoder(words=np.frombuffer(b"a\na", np.uint8), idf=np.ones(2)), ENCODER),
+    Case("encoder", "few weights", encoder(idf=np.ones(1)), ENCODER),
+    Case("encoder", "weights that are not", encoder(idf=np.full(16, np.nan)), ENCODER),
+    Case("encoder", "components of other words", encoder(components=np.ones((8, 3), np.float32)), ENCODER),
+    Case("encoder", "many components", encoder(components=np.ones((500, 16), np.float32)), ENCODER),
+    Case("encoder", "another width", encoder(neutral=np.ones(9, np.float32)), ENCODER),
+    Case("later", "interactions: bytes", whole("later.csv", b"\xff\xfe\0" * 50), "later.csv"),
+    Case("later", "interactions: nothing", emptied("later.csv"), "later.csv"),
+    Case("later", "interactions: a time in words", whole("later.csv", b"user,item,timestamp\nu,i,late\n"), "later.csv"),
+    Case("later", "items: nothing", emptied("new.csv"), "new.csv"),
+    Case("later", "items: one twice", whole("new.csv", b"item,title\ni9,a\ni9,b\n"), "new.csv"),
+    *(
+        Case("later", f"ids: {name}", whole("ids.jsonl", content), "ids.jsonl")
+        for name, content in {**JSON_FILES, "a list of ids": b'{"item": ["i1"]}'}.items()
+    ),
 ]
 TEXTS = [Case("texts", name, whole("texts.json", content)) for name, content in JSON_FILES.items()]
 TEXTS += [
@@ -793,7 +840,10 @@ RULE_SETTINGS = {
     "a long delay": ["--rule", "plateau", "--delay", DIGITS],
 }
 
-CASES = [*CONFIG, *RESUMED, *CHECKPOINT, *LOGS, *PAGE, *DATA, *KEPT_DATA, *TEXTS, *STUDY, *LOSSES, *EVENT_FILES]
+CASES = [
+    *(*CONFIG, *RESUMED, *CHECKPOINT, *LOGS, *PAGE, *DATA, *KEPT_DATA, *KEPT_ENCODER, *TEXTS),
+    *(*STUDY, *LOSSES, *EVENT_FILES),
+]
 
 
 def with_settings(words):

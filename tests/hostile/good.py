@@ -63,6 +63,9 @@ def make_files():
     Path("plays.csv.zst").write_bytes(pa.compress(csv(header, rows()).encode(), codec="zstd", asbytes=True))
     Path("plays.jsonl").write_text("".join(json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in rows()))
     make_split()
+    Path("later.csv").write_text(csv(header, [("new", "i1", 999), ("new", "i99", 1000)]))
+    Path("new.csv").write_text(csv(("item", "title"), [("i98", "The red one"), ("i99", "The grey one")]))
+    Path("ids.jsonl").write_text('{"item": "i1"}\n{"item": "i2"}\n')
     Path("texts.json").write_text(json.dumps({f"u{user}": "red films" for user in range(NUM_USERS)}))
     losses = [(step, 1 / step, 2 / step) for step in range(1, 40)]
     Path("losses.csv").write_text(csv(("step", "encoder", "head"), losses))

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tests.guide_blocks import blocks_of, run_blocks
 from tests.integration.tiny_run import invoke, mistaken
 from ur4rec.data import synthetic
 from ur4rec.runs import recommendations
@@ -208,6 +209,14 @@ def test_each_scorer_has_a_list_of_its_own(run):
     for scorer, found in lists.items():
         own = [each.probabilities[scorer] for each in found]
         assert own == sorted(own, reverse=True)
+
+
+def test_the_guide_s_program_runs(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = [block for block in blocks_of("docs/recommender.md") if "Recommender(" in block]
+    names = run_blocks("docs/recommender.md", [block.replace("runs/mine", str(run[0]))], {})
+    assert {name: len(found) for name, found in names["lists"].items()} == {"fused": 3, "sasrec": 3, "retriever": 3}
+    assert len(pq.read_table("recs.parquet")) == 40
 
 
 @pytest.mark.parametrize(

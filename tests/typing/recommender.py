@@ -1,5 +1,6 @@
 """`ur4rec` as a user writes it: configuration, data, evaluation."""
 
+from pathlib import Path
 from typing import Any, assert_type
 
 import numpy as np
@@ -10,6 +11,9 @@ from ur4rec.data import Interactions, Split, Targets, leave_one_out, synthetic
 from ur4rec.data.batches import Batch, EvaluationBatch, EvaluationBatches, TrainBatches
 from ur4rec.evaluation.metrics import rank_batches, summarise
 from ur4rec.evaluation.popularity import popularity_scores
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.recommendations import write_recommendations
+from ur4rec.runs.recommender import Recommendation, Recommender
 
 
 def main() -> None:
@@ -34,6 +38,15 @@ def main() -> None:
     assert_type(ModelConfig(num_items=split.num_items, **settings).fusion, str)
     rates: TrainerSettings = {"sasrec_lr": 1e-3}
     assert_type(TrainerConfig(**rates).sasrec_lr, float)
+
+
+def after_training(run: Path) -> None:
+    recommender = Recommender(RunDirectory(run), interactions=Path("plays.csv"))
+    assert_type(recommender.recommend(recommender.history_of("u1"), top=3), list[Recommendation])
+    assert_type(recommender.lists(recommender.find_items(["i1"])), dict[str, list[Recommendation]])
+    write_recommendations(
+        Path("recs.csv"), recommender.recommend_users(candidates_I=recommender.candidates(only=["i1"]))
+    )
 
 
 def misuse(config: ModelConfig) -> None:

@@ -19,12 +19,15 @@ from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS
 Dataset = Annotated[
     str | None,
     typer.Option(
-        help="ml-100k, ml-1m, synthetic, a directory of RecBole atomic files (NAME.inter, NAME.item), or a CSV or "
-        "Parquet file with the columns user, item, timestamp. Default: the preset's, ml-100k.",
+        help="ml-100k, ml-1m, synthetic, or a file or directory of your own: CSV, Parquet, JSON lines, RecBole, "
+        "public datasets as they are published. Default: the preset's, ml-100k. Try 'ur4rec data FILE' first.",
     ),
 ]
 DataDirectory = Annotated[
-    Path | None, typer.Option("--data-dir", help="Where to look for a built-in dataset before it is downloaded.")
+    Path | None,
+    typer.Option(
+        "--data-dir", help="Where to look for a built-in dataset before it is downloaded.", rich_help_panel="Data"
+    ),
 ]
 Split = Annotated[
     str | None,
@@ -45,9 +48,9 @@ Repeats = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(help="A run directory: the --out of train.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.", rich_help_panel="Run")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel="Run")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -55,11 +58,18 @@ Settings = Annotated[
         metavar="NAME=VALUE",
         help="A setting of the model or the trainer, e.g. --set sasrec_lr=0.003; 'ur4rec settings' lists them. "
         "Repeatable.",
+        rich_help_panel="Training",
     ),
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Rows of a training batch. Default: the preset's.")]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Rows of a training batch. Default: the preset's.", rich_help_panel="Training")
+]
 Encoder = Annotated[
-    str | None, typer.Option(help="Text encoder: auto, tfidf, the name of a sentence-transformers model, or a path.")
+    str | None,
+    typer.Option(
+        help="Text encoder: auto, tfidf, the name of a sentence-transformers model, or a path.",
+        rich_help_panel="Training",
+    ),
 ]
 Backend = Annotated[str | None, typer.Option(help="torch (the default) or jax.")]
 PRESET_NAMES = ", ".join(PRESETS)

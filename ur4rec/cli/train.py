@@ -47,26 +47,28 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def train(
     context: typer.Context,
     data_options: GivenOptions,
+    dataset: Dataset = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Directory of the new run: config.json, metrics.json, decisions.csv, schedule.png, ..."),
     ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Continue the run in this directory where it stopped, with its own settings.")
-    ] = None,
-    dataset: Dataset = None,
-    split: Split = None,
-    repeats: Repeats = None,
-    backend: Backend = None,
-    schedule: Annotated[
-        str | None, typer.Option(help=f"Who trains in the joint stage: {SCHEDULE_HELP}. Default: auto.")
-    ] = None,
     preset_name: Annotated[
         str, typer.Option("--preset", help=f"Sizes and lengths: {PRESET_NAMES}; smoke takes seconds.")
     ] = "default",
+    backend: Backend = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Who trains in the joint stage: {SCHEDULE_HELP}. Default: auto.", rich_help_panel="Training"
+        ),
+    ] = None,
     epochs: Annotated[
         list[str] | None,
-        typer.Option(metavar="STAGE=N", help=f"Epochs of a stage ({', '.join(STAGES)}); 0 leaves it out. Repeatable."),
+        typer.Option(
+            metavar="STAGE=N",
+            help=f"Epochs of a stage ({', '.join(STAGES)}); 0 leaves it out. Repeatable.",
+            rich_help_panel="Training",
+        ),
     ] = None,
     early_stopping: Annotated[
         int | None,
@@ -78,6 +80,8 @@ def train(
             "Default: never.",
         ),
     ] = None,
+    split: Split = None,
+    repeats: Repeats = None,
     eval_every: Annotated[
         int | None,
         typer.Option(
@@ -100,25 +104,41 @@ def train(
     encoder: Encoder = None,
     user_texts: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="JSON file, user id to preference text: further memory of the retriever."),
+        typer.Option(
+            metavar="FILE",
+            help="JSON file, user id to preference text: further memory of the retriever.",
+            rich_help_panel="Data",
+        ),
     ] = None,
     allow_leakage: Annotated[
-        bool, typer.Option("--allow-leakage", help="Train although the user texts name held-out items.")
+        bool,
+        typer.Option(
+            "--allow-leakage", help="Train although the user texts name held-out items.", rich_help_panel="Data"
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.", rich_help_panel="Training")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel="Run")] = "auto",
     data_dir: DataDirectory = None,
     checkpoint_every: Annotated[
         int | None,
         typer.Option(
-            metavar="STEPS", help="Save every STEPS steps too (default: 500); 0: only at the end of an epoch."
+            metavar="STEPS",
+            help="Save every STEPS steps too (default: 500); 0: only at the end of an epoch.",
+            rich_help_panel="Run",
         ),
     ] = None,
     log: Annotated[
         list[str] | None,
         typer.Option(
             help="Log losses, who trains and each module's share of the updates at every step: tensorboard or wandb. "
-            "Repeatable."
+            "Repeatable.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="Continue the run in this directory where it stopped, with its own settings.", rich_help_panel="Run"
         ),
     ] = None,
     overwrite: Overwrite = False,

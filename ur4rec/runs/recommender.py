@@ -19,8 +19,7 @@ from ur4rec.config import SCORERS
 from ur4rec.data.interactions import Interactions, Sequences
 from ur4rec.data.kept import to_arrow
 from ur4rec.data.later import append_interactions, append_items
-from ur4rec.data.reading.formats import Columns, read_items
-from ur4rec.data.sources import load_dataset
+from ur4rec.data.reading.formats import Columns, read_items, read_path
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
@@ -332,7 +331,7 @@ def _with_later(known: Interactions, interactions: Path | None, items: Path | No
     if items is not None:
         whole = append_items(whole, *read_items(items, Columns()))
     if interactions is not None:
-        whole = append_interactions(whole, load_dataset(str(interactions), min_item_interactions=1))
+        whole = append_interactions(whole, read_path(interactions, Columns(), None, 1))
     new = list(zip(whole.item_ids, whole.texts, strict=True))[known.num_items :]
     if nameless := sum(item == text for item, text in new):
         logger.warning("%d of %d items that came later have no text: only their ids are read", nameless, len(new))

@@ -1,6 +1,7 @@
 """What a run is made of before any framework is loaded: data, split, text vectors and batches."""
 
 import logging
+import os
 import platform
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -128,9 +129,9 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The configuration with paths that hold from any working directory."""
     changed: dict[str, Any] = {}
     for name, known in (("dataset", NAMES), ("encoder", ("auto", "tfidf"))):
-        path = Path(getattr(config, name)).expanduser()
-        if str(path) not in known and path.exists():
-            changed[name] = str(path.resolve())
+        path = os.path.expanduser(getattr(config, name))
+        if path not in known and os.path.exists(path):  # of a name that can be no path it says no
+            changed[name] = os.path.realpath(path)
     return replace(config, **changed)
 
 

@@ -13,6 +13,8 @@ from ur4rec.files import write_file
 from ur4rec.runs.recommender import SCHEMA
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
+_ROW_GROUP = 2**17
+"""Rows that are written at once at least: what repeats within them is kept once."""
 
 
 def check_output(path: Path) -> None:
@@ -44,9 +46,15 @@ def write_recommendations(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def _write_parquet(path: Path, tables: Iterable[pa.Table]) -> None:
+    waiting: list[pa.Table] = []
     with pa.parquet.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for table in tables:
-            writer.write_table(table)
+            waiting.append(table)
+            if sum(map(len, waiting)) >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
 
 
 def _write_csv(path: Path, tables: Iterable[pa.Table]) -> None:

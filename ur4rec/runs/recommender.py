@@ -20,8 +20,8 @@ from ur4rec.config import SCORERS
 from ur4rec.data.interactions import Interactions, Sequences
 from ur4rec.data.kept import to_arrow
 from ur4rec.data.later import append_interactions, append_items
+from ur4rec.data.reading.formats import read_path
 from ur4rec.data.reading.titles import read_items
-from ur4rec.data.sources import load_dataset
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.options import DataOptions
 from ur4rec.runs.config import read_config
@@ -353,8 +353,7 @@ def _with_later(
     if items is not None:
         whole = append_items(whole, *read_items(items, options, None))
     if interactions is not None:
-        later = load_dataset(str(interactions), min_item_interactions=1, options=replace(options, k_core=1, items=None))
-        whole = append_interactions(whole, later)
+        whole = append_interactions(whole, read_path(interactions, replace(options, k_core=1, items=None), 1))
     new = list(zip(whole.item_ids, whole.texts, strict=True))[known.num_items :]
     if nameless := sum(item == text for item, text in new):
         logger.warning("%d of %d items that came later have no text: only their ids are read", nameless, len(new))

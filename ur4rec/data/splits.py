@@ -51,8 +51,10 @@ class Targets:
     @cached_property
     def is_repeated(self) -> NDArray[np.bool_]:
         """Whether the user had the item before, (T,): it is in the history."""
-        same_N = self.histories.items_N == np.repeat(self.items_T, self.histories.lengths)
-        return np.bincount(self.histories.rows[same_N], minlength=len(self)) > 0
+        places = np.flatnonzero(self.histories.items_N == np.repeat(self.items_T, self.histories.lengths))
+        repeated_T = np.zeros(len(self), bool)
+        repeated_T[np.searchsorted(self.histories.offsets_U, places, side="right") - 1] = True
+        return repeated_T
 
     def take(self, rows_R: NDArray[Any]) -> "Targets":
         """The targets of some rows, in that order."""
@@ -288,7 +290,7 @@ def _settle(
 
 def _only_new(targets: Targets, num_items: int, what: str) -> Targets:
     """The targets that are new to their users, and what their users had before as seen."""
-    new = targets.take(np.flatnonzero(~targets.is_repeated))
+    new = targets.take(np.flatnonzero(~targets.is_repeated)) if targets.is_repeated.any() else targets
     if not len(new):
         raise DataError(
             f"{what} needs a target that is new to its user where repeats are excluded, found none among "

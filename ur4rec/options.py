@@ -1,4 +1,4 @@
-"""Options: how files of one's own are read."""
+"""Options: how files of one's own are read, and the choices of how data is split."""
 
 import codecs
 import dataclasses
@@ -11,6 +11,12 @@ from alternator.errors import quoted
 from ur4rec.errors import ConfigurationError
 
 ORDERS = ("time", "file")
+SPLITS = ("auto", "leave-one-out", "temporal", "given")
+"""How data is split; see `ur4rec.data.make_split`."""
+REPEATS = ("auto", "allow", "exclude")
+"""What becomes of items that a user had before; see `ur4rec.data.make_split`."""
+AUTO_SHARE = 0.1
+"""From this share of repeated targets on, ``auto`` is ``allow``."""
 TIME_FORMATS = ("iso", "dayfirst", "monthfirst", "s", "ms", "us", "ns")
 """The times that have a name; any other ``time_format`` is one of strptime."""
 _MAX_TIME_FORMAT = 64

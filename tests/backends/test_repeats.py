@@ -11,8 +11,9 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.popularity import popularity_ranks
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.finished import Recommender, evaluate_run
+from ur4rec.runs.finished import evaluate_run
 from ur4rec.runs.prepared import prepare, prepare_data
+from ur4rec.runs.recommender import Recommender
 from ur4rec.runs.run import TrainingRun
 from ur4rec.training.backend import load_scorer
 

@@ -16,6 +16,7 @@ from ur4rec.runs.plan import TABLE_ROWS
 from ur4rec.runs.prepared import PreparedData
 from ur4rec.runs.ranking import Ranking
 from ur4rec.runs.run import Stopped, TrainingRun
+from ur4rec.text.encoders import TextEncoder
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,12 @@ def make_run(backend):
         model = config.model_config(split.num_items)
         train = TrainBatches(split.train, split.num_items, max_seq_len=5, batch_size=16, seed=0)
         prepared = PreparedData(
-            interactions=interactions, split=split, item_text_vectors_IT=vectors_IT, model=model, train=train
+            interactions=interactions,
+            split=split,
+            item_text_vectors_IT=vectors_IT,
+            model=model,
+            train=train,
+            encoder=TextEncoder("tfidf", 8, {"neutral": vectors_IT[0]}),
         )
         return TrainingRun(config, prepared, RunDirectory(path), progress=False)
 

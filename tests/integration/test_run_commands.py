@@ -104,7 +104,7 @@ print(sorted(needless & set(sys.modules)))
         (["recommend", "RUN", "--user", "nobody"], "unknown user 'nobody'; expected one of ('u0', 'u1', 'u2'"),
         (["recommend", "RUN", "--item", "zzzz"], "no item has the id or title 'zzzz'"),
         (["recommend", "RUN", "--item", "("], "an item must be named clearly, '(' fits"),
-        (["recommend", "RUN", "--user", "u1", "--top", "0"], "top must be an integer of at least 1, got 0"),
+        (["recommend", "RUN", "--user", "u1", "--top", "0"], "top must be at least 1, got 0"),
         (["recommend", "NOWHERE", "--user", "u1"], "is no run directory"),
         (["evaluate", "RUN", "--split", "train"], "unknown split 'train'; expected one of ('test', 'validation')"),
         (["evaluate", "RUN", "--checkpoint", "first"], "unknown checkpoint 'first'"),

@@ -12,8 +12,8 @@ from alternator import AlternatorError
 from alternator.checks import cut
 from alternator.rules.named import parse_value
 from ur4rec.cli.output import say_to_stderr
-from ur4rec.data.splits import AUTO_SHARE
 from ur4rec.errors import ConfigurationError
+from ur4rec.options import AUTO_SHARE
 from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS
 
 Dataset = Annotated[

@@ -170,6 +170,8 @@ def _recommend_one(
     else:
         titles = [recommender.interactions.titles[item] for item in items[-3:]]
         _show(found, f"after {len(items)} items, the last: {', '.join(titles)}")
+        if len(found) < top:
+            say(f"{len(found)} items are all that can be recommended: the others are in the history or excluded")
 
 
 def _show(found: "list[Recommendation]", title: str) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 
 from ur4rec.data.interactions import Interactions
-from ur4rec.data.splits import AUTO_SHARE, Split
+from ur4rec.data.splits import Split
+from ur4rec.options import AUTO_SHARE
 
 _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 

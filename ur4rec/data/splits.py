@@ -21,11 +21,7 @@ from ur4rec.data.interactions import (
     offsets_from_lengths,
 )
 from ur4rec.errors import ConfigurationError, DataError
-
-REPEATS = ("auto", "allow", "exclude")
-"""What becomes of items that a user had before; see `make_split`."""
-AUTO_SHARE = 0.1
-"""From this share of repeated targets on, ``auto`` is ``allow``."""
+from ur4rec.options import AUTO_SHARE, REPEATS, SPLITS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -230,8 +226,6 @@ def as_given(interactions: Interactions, *, repeats: str = "auto") -> Split:
 
 
 _METHODS = {"leave-one-out": leave_one_out, "temporal": global_temporal, "given": as_given}
-SPLITS = ("auto", *_METHODS)
-"""How data is split; see `make_split`."""
 
 
 def _refuse_given(interactions: Interactions, method: str) -> None:

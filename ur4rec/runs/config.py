@@ -8,9 +8,8 @@ from typing import Any
 from alternator.checks import check_choice, check_integer, set_fields
 from alternator.errors import quoted
 from ur4rec.config import ModelConfig, TrainerConfig
-from ur4rec.data.splits import REPEATS, SPLITS
 from ur4rec.errors import ConfigurationError, UnknownNameError, refuse_malformed
-from ur4rec.options import DataOptions
+from ur4rec.options import REPEATS, SPLITS, DataOptions
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import STAGES

@@ -148,7 +148,7 @@ def evaluation_batches(targets: Targets, model: ModelConfig) -> EvaluationBatche
     """Batches of targets for a model, of at most `MAX_SCORES` scores and `MAX_ROWS` rows.
 
     Example:
-        >>> from ur4rec.data import synthetic
+        >>> from ur4rec.data import leave_one_out, synthetic
         >>> targets = leave_one_out(synthetic(num_users=1000, num_items=50)).test
         >>> [evaluation_batches(targets, ModelConfig(num_items=num)).batch_size for num in (50, 300_000, 10**9)]
         [512, 13, 1]

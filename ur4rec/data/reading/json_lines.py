@@ -18,6 +18,8 @@ _SAMPLE_LINES, _SAMPLE_BYTES = 1000, 2**20
 """Where the names and types of the columns are looked up: the first lines."""
 MAX_JSON_COLUMNS = 1000
 """The number of names of a JSON lines file at most."""
+MIN_CELLS, MAX_CELLS_PER_BYTE = 2**20, 2
+"""The table of a JSON lines file has at most this number of cells, or this number for each byte of the file."""
 
 
 def read_json_lines(path: Path, encoding: str = "utf-8") -> Table:
@@ -28,6 +30,7 @@ def read_json_lines(path: Path, encoding: str = "utf-8") -> Table:
     """
     content = read_content(path, encoding)
     kinds = _column_kinds(path, content)
+    _refuse_sparse(path, content, len(kinds))
     try:
         table = pa.json.read_json(
             own(content),
@@ -66,6 +69,16 @@ def _column_kinds(path: Path, content: bytes) -> dict[str, pa.DataType]:
         if len(kinds) > MAX_JSON_COLUMNS:
             raise DataError(f"{path}:{line}: rows must have at most {MAX_JSON_COLUMNS} names together, have more")
     return {name: pa.string() if kind is None else kind for name, kind in kinds.items() if kind is not _OBJECT}
+
+
+def _refuse_sparse(path: Path, content: bytes, num_names: int) -> None:
+    """Refuse what would take far more memory as a table than as a file, where a cell that is there takes some bytes."""
+    num_lines = content.count(b"\n") + 1
+    if num_lines * num_names > max(MIN_CELLS, MAX_CELLS_PER_BYTE * len(content)):
+        raise DataError(
+            f"{path}: rows must have most names in common, {num_lines} lines of {len(content) // num_lines} bytes have "
+            f"{num_names}; leave out what few have"
+        )
 
 
 _OBJECT = object()

@@ -20,7 +20,11 @@ from ur4rec.errors import ConfigurationError, DataError
 
 
 def build(rows, **settings):
-    """Rows of (user, item, time)."""
+    """Rows of (user, item, time); with parts, in the order in which data that came split is read."""
+    if "parts" in settings:
+        parts = np.asarray(settings["parts"])
+        order = np.lexsort((np.array([time for _, _, time in rows]), parts % 3))
+        rows, settings = [rows[row] for row in order], {**settings, "parts": parts[order]}
     users, items, times = zip(*rows, strict=True)
     return build_interactions(
         users=[f"u{user}" for user in users],

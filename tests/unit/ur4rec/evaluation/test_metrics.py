@@ -106,7 +106,7 @@ def test_no_target_or_no_k_is_an_error():
 
 
 def test_popularity_ranks_are_those_of_the_reference():
-    split = leave_one_out(synthetic(num_users=80, num_items=40))
+    split = leave_one_out(synthetic(num_users=80, num_items=60))
     scores_I = popularity_scores(split.train, split.num_items)
     for targets in (split.validation, split.test):
         batches = EvaluationBatches(targets, split.num_items, max_seq_len=1, batch_size=9)

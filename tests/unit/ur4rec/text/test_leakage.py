@@ -51,6 +51,7 @@ def test_the_check_finds_texts_made_from_whole_sequences():
         train=interactions.sequences,
         validation=split.validation,
         test=split.test,
+        repeats=split.repeats,
     )
     texts = texts_of_prefixes(whole, interactions)
     assert is_leaking(texts, interactions, split.test)

@@ -165,5 +165,5 @@ def test_a_history_leaves_something_to_recommend_or_is_refused(run):
     if resolved == "allow":
         assert len(recommender.recommend(everything, top=NUM_ITEMS + 1)) == NUM_ITEMS
     else:
-        with pytest.raises(ConfigurationError, match="a history must leave items to recommend, got all 30; name anoth"):
+        with pytest.raises(ConfigurationError, match="a history must leave items to recommend, got all 30 in it"):
             recommender.recommend(everything)

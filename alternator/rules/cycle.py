@@ -7,6 +7,7 @@ from alternator.checks import check_integer, plain, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._names import by_name
 
 
 class CycleState(NamedTuple):
@@ -16,6 +17,7 @@ class CycleState(NamedTuple):
 _STATE = CycleState()
 
 
+@by_name(positional=1, series="one number or one per module")
 @dataclass(frozen=True)
 class Cycle:
     """Train each module for a fixed number of updated steps, in order.

@@ -9,6 +9,7 @@ from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import MIN_LOSSES, is_next_look
+from alternator.rules._names import by_name
 from alternator.rules._regression import robust_gain
 
 
@@ -26,6 +27,7 @@ class GainState(NamedTuple):
     scores: tuple[float, ...]
 
 
+@by_name()
 @dataclass(frozen=True, kw_only=True)
 class Gain:
     """Train the module whose loss falls fastest per unit of cost, and every module as often as ``max_wait`` demands.

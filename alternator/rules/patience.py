@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypeVar
 from alternator.checks import check_choice, check_integer, check_max_steps, check_range, check_switch, set_fields
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._names import by_name
 
 BURST = 16
 """The maximum number of losses judged at one decision: of more, the newest."""
@@ -34,6 +35,7 @@ class PatienceState(NamedTuple):
     cooldown: tuple[int, ...]
 
 
+@by_name()
 @dataclass(frozen=True, kw_only=True)
 class Patience:
     """Switch when the loss has not improved on its best for more than ``patience`` losses in a row.

@@ -12,6 +12,7 @@ from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import is_next_look
+from alternator.rules._names import by_name
 
 MAX_DOUBLINGS = 30
 """The maximum number of doublings of ``retry_after``: enough to reach any ``max_retry_after``."""
@@ -33,6 +34,7 @@ class PayoffState(NamedTuple):
     confirmations: tuple[int, ...]
 
 
+@by_name(series="one number per turn")
 @dataclass(frozen=True, kw_only=True)
 class Payoff:
     """Train all modules together, and leave out those that clearly do not pay for their work.

@@ -8,6 +8,7 @@ from alternator.checks import check_integer, check_positive, set_fields, to_inte
 from alternator.errors import ConfigurationError, quoted
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._names import by_name
 
 
 class PlateauState(NamedTuple):
@@ -17,6 +18,7 @@ class PlateauState(NamedTuple):
 _STATE = PlateauState()
 
 
+@by_name()
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
     """Switch when the relative change of the loss over the last few steps is small.

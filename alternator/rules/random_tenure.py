@@ -9,6 +9,7 @@ from alternator.checks import check_integer, check_positive, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._names import by_name
 
 _BITS = 0xFFFFFFFF
 
@@ -19,6 +20,7 @@ class RandomTenureState(NamedTuple):
     draws: int
 
 
+@by_name(positional=3)
 @dataclass(frozen=True)
 class RandomTenure:
     """Tenures of random length with a given mean: the matched control of an adaptive rule.

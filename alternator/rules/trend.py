@@ -10,6 +10,7 @@ from alternator.checks import check_fraction, check_integer, check_max_steps, ch
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import MIN_LOSSES, is_next_look, look_spacing
+from alternator.rules._names import by_name
 from alternator.rules._regression import rises, robust_gain
 
 _HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.UNCONFIRMED_PLATEAU)
@@ -34,6 +35,7 @@ class TrendState(NamedTuple):
 _ENTERED = TrendState(MIN_LOSSES, 0, 0, 0.0)
 
 
+@by_name()
 @dataclass(frozen=True, kw_only=True)
 class Trend:
     """Switch when the loss can be expected to fall by less than ``min_gain`` over the next ``horizon`` steps.

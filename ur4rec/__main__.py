@@ -2,6 +2,9 @@
 
 import sys
 from importlib.util import find_spec
+from typing import NoReturn
+
+import alternator
 
 REQUIRED = (
     *("numpy", "pyarrow", "pandas", "sklearn", "safetensors", "typer"),
@@ -14,14 +17,23 @@ def main() -> None:
     """Run the command, or say in one line what is not installed; the exit status is 2 then."""
     missing = [package for package in REQUIRED if find_spec(package) is None]
     if missing:
-        sys.stderr.write(
-            f"ur4rec: the command needs packages that are not installed ({', '.join(missing)}); "
-            "run: pip install 'adaptive-alternator[rec,torch]', or [rec,jax] in its place\n"
+        _refuse(
+            f"the command needs packages that are not installed ({', '.join(missing)}); "
+            "run: pip install 'adaptive-alternator[rec,torch]', or [rec,jax] in its place"
         )
-        sys.exit(2)
+    if not hasattr(alternator, "Alternator"):
+        _refuse(
+            "the package 'alternator' must be adaptive-alternator's, but that in "
+            f"{alternator.__path__[0]} is found first; use an environment without it"
+        )
     from ur4rec.cli import app
 
     app(prog_name="ur4rec")
+
+
+def _refuse(line: str) -> NoReturn:
+    sys.stderr.write(f"ur4rec: {line}\n")
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ class Cycle:
     ``Cycle(1)`` is parity: even steps (0-based) train the first module. ``Cycle((3, 1))`` is the ratio 3:1. A *tuned*
     fixed ratio is the control that an adaptive rule has to beat.
 
+    Args:
+        steps: Length of a tenure in updated steps: one number for all modules, or one per module.
+
     Raises:
         ConfigurationError: A length is not an integer of at least 1, or there is not one length per module.
 
@@ -36,7 +39,6 @@ class Cycle:
     """
 
     steps: int | tuple[int, ...] = 1
-    """Length of a tenure in updated steps: one number for all modules, or one per module."""
 
     def __post_init__(self) -> None:
         steps = plain(self.steps)

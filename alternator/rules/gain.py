@@ -46,6 +46,12 @@ class Gain:
 
     On a device in float32, decisions agree with these unless two scores lie within 1e-6 / cost of each other.
 
+    Args:
+        min_steps: Minimum length of a tenure, in updated steps.
+        max_wait: Updated steps after which a waiting module trains whatever its score.
+        window: The maximum number of losses that a score is measured on.
+        costs: Cost of an updated step of each module, in any unit (measured seconds, say); None: all cost the same.
+
     Raises:
         ConfigurationError: A parameter is out of range, ``costs`` are not one per module, or ``max_wait`` is so short
             that the scores would never be compared.
@@ -62,13 +68,9 @@ class Gain:
     """
 
     min_steps: int = 30
-    """Minimum length of a tenure, in updated steps."""
     max_wait: int = 300
-    """Updated steps after which a waiting module trains whatever its score."""
     window: int = 60
-    """The maximum number of losses that a score is measured on."""
     costs: tuple[float, ...] | None = None
-    """Cost of an updated step of each module, in any unit (measured seconds, say); None: all cost the same."""
 
     def __post_init__(self) -> None:
         min_steps = check_integer("min_steps", self.min_steps, 1)

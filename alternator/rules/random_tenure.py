@@ -29,6 +29,11 @@ class RandomTenure:
     are min_steps - 1 plus a geometric length. Draws are a 32-bit hash of (seed, count) against an integer threshold:
     nothing hidden to save, and the same on every device.
 
+    Args:
+        mean: Mean length of a tenure, in updated steps.
+        seed: Seed of the draws, 0 to 2³² - 1.
+        min_steps: Minimum length of a tenure, in updated steps.
+
     Raises:
         ConfigurationError: The mean is below min_steps or above 2³¹, or a parameter is out of range.
 
@@ -40,11 +45,8 @@ class RandomTenure:
     """
 
     mean: float
-    """Mean length of a tenure, in updated steps."""
     seed: int = 0
-    """Seed of the draws, 0 to 2³² - 1."""
     min_steps: int = 1
-    """Minimum length of a tenure, in updated steps."""
 
     def __post_init__(self) -> None:
         set_fields(

@@ -5,6 +5,7 @@ Parameters are known here by a number (an ``id``, a place in a tree) and a name 
 
 from collections.abc import Iterable, Mapping
 
+import adapters.own_alternator  # noqa: F401  first: says so where the next line would find another distribution's
 from alternator import AlternatorError, ConfigurationError, LossError, Payoff, Rule, UnknownModuleError
 
 ALWAYS = "always"

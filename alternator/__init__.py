@@ -19,6 +19,7 @@ The adapters (packages `adapters.torch`, `adapters.lightning`, `adapters.jax`, `
 freeze and train what an alternator decides.
 """
 
+from alternator.collisions import warn_of_others
 from alternator.decision import Decision
 from alternator.errors import (
     AlternatorError,
@@ -63,3 +64,5 @@ __all__ = [
     "Verdict",
     "replay",
 ]
+
+warn_of_others()

@@ -6,36 +6,43 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleStats:
-    """Counts of one module; see `Alternator.stats`."""
+    """Counts of one module; see `Alternator.stats`.
+
+    Attributes:
+        training_steps: The number of steps in which the module was active and its optimizer updated it.
+        training_ratio: Its training steps divided by those of all modules together, 0 to 1 (0 before the first).
+        skipped_steps: The number of steps in which it was active and its optimizer skipped the update.
+        nonfinite_losses: The number of NaN and infinite losses recorded for it.
+        staleness: The number of updated steps, of any module, since it last trained.
+        recent_loss: Its newest finite loss, None before the first.
+    """
 
     training_steps: int
-    """The number of steps in which the module was active and its optimizer updated it."""
     training_ratio: float
-    """Its training steps divided by those of all modules together, 0 to 1 (0 before the first)."""
     skipped_steps: int
-    """The number of steps in which it was active and its optimizer skipped the update."""
     nonfinite_losses: int
-    """The number of NaN and infinite losses recorded for it."""
     staleness: int
-    """The number of updated steps, of any module, since it last trained."""
     recent_loss: float | None
-    """Its newest finite loss, None before the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """Counts of a whole alternator; see `Alternator.stats`."""
+    """Counts of a whole alternator; see `Alternator.stats`.
+
+    Attributes:
+        total_steps: The number of steps counted, including skipped ones.
+        current_module: The module that trains next.
+        steps_since_switch: The number of updated steps of the current tenure.
+        switch_count: The number of switches made by the rule or because of non-finite losses; forced ones are not
+            counted.
+        modules: Counts per module, in order.
+    """
 
     total_steps: int
-    """The number of steps counted, including skipped ones."""
     current_module: str
-    """The module that trains next."""
     steps_since_switch: int
-    """The number of updated steps of the current tenure."""
     switch_count: int
-    """The number of switches made by the rule or because of non-finite losses; forced ones are not counted."""
     modules: dict[str, ModuleStats]
-    """Counts per module, in order."""
 
     def flat(self) -> dict[str, Any]:
         """The same as one plain dict, with keys such as ``sasrec_training_steps`` and ``recent_sasrec_loss``."""

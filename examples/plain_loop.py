@@ -28,7 +28,7 @@ def main(num_steps: int = 400) -> dict[str, float]:
         x_BD, y_B1 = batch(step)
         loss = (model(x_BD) - y_B1).square().mean()
         decision = alternating.step(loss)
-        if decision is not None and decision.switched:
+        if decision.switched:
             print(decision.explain())
     alternating.flush()
 

@@ -162,9 +162,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         else:
             for optimizer in self._optimizers.values():
                 optimizer.found_inf = (~torch.isfinite(losses.total.detach())).float()  # type: ignore[attr-defined]
-        decision = self._alternating.step(losses.total, observed)
-        assert decision is not None
-        return decision
+        return self._alternating.step(losses.total, observed)
 
 
 def _adamw(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:

@@ -39,7 +39,11 @@ class LateCopy:
 
 
 class LateScalar:
-    """A copy of one scalar on its way to the host, see `LateCopy`."""
+    """A copy of one scalar on its way to the host, see `LateCopy`.
+
+    Args:
+        value: A tensor of one element, on any device, or a number.
+    """
 
     def __init__(self, value: Loss) -> None:
         self._copy = LateCopy(value) if isinstance(value, Tensor) else None

@@ -7,11 +7,12 @@ again it continues exactly as if the frozen steps had not happened. See docs/fre
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
 
 from torch import Tensor, float64, nn, tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from typing_extensions import TypeVar  # with a default, as in Python 3.13; PyTorch requires it
 
 from adapters.contract import FreezeError
 from adapters.torch.checks import Optimizers, Schedulers
@@ -28,8 +29,11 @@ from alternator.checks import check_integer, to_float
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+Decided = TypeVar("Decided", bound=Decision | None, default=Decision, covariant=True)
+"""What `AlternatingOptimizer.step` returns: a Decision, or with ``accumulate`` a Decision or None."""
 
-class AlternatingOptimizer:
+
+class AlternatingOptimizer(Generic[Decided]):
     """Steps the optimizers of the active modules; the freeze contract holds for all others.
 
     Build it once, after the optimizers; from then on call `step` where you would call ``loss.backward()`` and
@@ -71,6 +75,44 @@ class AlternatingOptimizer:
         >>> decision.active, encoder.weight.requires_grad, encoder.training
         ('head', False, False)
     """
+
+    @overload
+    def __init__(
+        self: "AlternatingOptimizer[Decision]",
+        alternator: Alternator,
+        modules: Mapping[str, Parameters],
+        optimizers: Optimizers,
+        *,
+        model: nn.Module | None = None,
+        turns: Mapping[str, str | Iterable[str]] | None = None,
+        always: Parameters | tuple[Parameters, Optimizer] | None = None,
+        schedulers: Schedulers | None = None,
+        clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
+        accumulate: Literal[1] = 1,
+        delay: int = 1,
+        process_group: "ProcessGroup | None" = None,
+        check_ranks_every: int | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "AlternatingOptimizer[Decision | None]",
+        alternator: Alternator,
+        modules: Mapping[str, Parameters],
+        optimizers: Optimizers,
+        *,
+        model: nn.Module | None = None,
+        turns: Mapping[str, str | Iterable[str]] | None = None,
+        always: Parameters | tuple[Parameters, Optimizer] | None = None,
+        schedulers: Schedulers | None = None,
+        clip_norm: float | None = None,
+        scaler: GradScaler | None = None,
+        accumulate: int,
+        delay: int = 1,
+        process_group: "ProcessGroup | None" = None,
+        check_ranks_every: int | None = None,
+    ) -> None: ...
 
     def __init__(
         self,
@@ -133,7 +175,7 @@ class AlternatingOptimizer:
         """Total norm of the last update's gradients before clipping, on its device; None without ``clip_norm``."""
         return self._stepper.grad_norm
 
-    def step(self, loss: Tensor | None = None, losses: Mapping[str, Loss] | None = None) -> Decision | None:
+    def step(self, loss: Tensor | None = None, losses: Mapping[str, Loss] | None = None) -> Decided:
         """Backward, update of what is active, decision and switch: all that follows the forward pass.
 
         Args:
@@ -142,7 +184,7 @@ class AlternatingOptimizer:
                 mapping nothing is recorded (you record what the rule needs).
 
         Returns:
-            The decision; None after a micro-step that updates nothing (``accumulate`` above 1).
+            The decision; with ``accumulate`` above 1, None after a micro-step that updates nothing.
 
         Raises:
             LossError: The active name's loss is missing, a loss is not a scalar, or ``loss`` reaches no active
@@ -158,11 +200,11 @@ class AlternatingOptimizer:
         if self._micro_step + 1 < self._accumulate:
             self._micro_step += 1
             self._decisions.add(named)
-            return None
+            return cast(Decided, None)
         self._freezer.prepare_update()
         updated = self._stepper.update(self._freezer.applied)
         self._decisions.add(named)
-        return self._close_step(updated)
+        return cast(Decided, self._close_step(updated))
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss / accumulate``, scaled by the scaler; then call `step` without ``loss``.

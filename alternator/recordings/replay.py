@@ -20,52 +20,58 @@ CAVEAT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Switch:
-    """One switch of a replay."""
+    """One switch of a replay.
+
+    Attributes:
+        step: The step after which it happened, as the record numbers its steps.
+        previous: The module that had trained.
+        active: The module that took over.
+        reason: A code of `Reason`.
+        why: The reason in words, with its numbers.
+        all_plateaued: Whether every module's last tenure had ended on a plateau.
+    """
 
     step: int
-    """The step after which it happened, as the record numbers its steps."""
     previous: str
-    """The module that had trained."""
     active: str
-    """The module that took over."""
     reason: str
-    """A code of `Reason`."""
     why: str
-    """The reason in words, with its numbers."""
     all_plateaued: bool
-    """Whether every module's last tenure had ended on a plateau."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What a rule decided on recorded losses."""
+    """What a rule decided on recorded losses.
+
+    Attributes:
+        modules: The modules, in order.
+        rule: The rule and its parameters.
+        steps: The steps of the record.
+        actives: Per step, the module that would have trained.
+        switches: The switches, in order.
+        training_steps: Per module, the steps in which it would have trained.
+        shares: Per module, its share of all steps.
+        longest_wait: Per module, the longest row of steps in which it would not have trained.
+        holds: Why the rule held, in words, and how often; the most frequent first.
+        last_decision: The last decision in words.
+        blind_steps: Steps for which the record has no loss of the module that would have trained.
+        nonfinite_losses: Per module, NaN and infinite losses in the record.
+        caveat: What a replay cannot show.
+    """
 
     modules: tuple[str, ...]
-    """The modules, in order."""
     rule: str
-    """The rule and its parameters."""
     steps: tuple[int, ...]
-    """The steps of the record."""
     actives: tuple[str, ...]
-    """Per step, the module that would have trained."""
     switches: tuple[Switch, ...]
-    """The switches, in order."""
     training_steps: dict[str, int]
-    """Per module, the steps in which it would have trained."""
     shares: dict[str, float]
-    """Per module, its share of all steps."""
     longest_wait: dict[str, int]
-    """Per module, the longest row of steps in which it would not have trained."""
     holds: dict[str, int]
-    """Why the rule held, in words, and how often; the most frequent first."""
     last_decision: str
-    """The last decision in words."""
     blind_steps: int
-    """Steps for which the record has no loss of the module that would have trained."""
     nonfinite_losses: dict[str, int]
-    """Per module, NaN and infinite losses in the record."""
     caveat: str = CAVEAT
-    """What a replay cannot show."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the step-by-step lists, as plain JSON values."""

@@ -7,6 +7,7 @@ from alternator.checks import check_integer, plain, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._names import by_name
 
 
 class CycleState(NamedTuple):
@@ -16,12 +17,16 @@ class CycleState(NamedTuple):
 _STATE = CycleState()
 
 
+@by_name(positional=1, series="one number or one per module")
 @dataclass(frozen=True)
 class Cycle:
     """Train each module for a fixed number of updated steps, in order.
 
     ``Cycle(1)`` is parity: even steps (0-based) train the first module. ``Cycle((3, 1))`` is the ratio 3:1. A *tuned*
     fixed ratio is the control that an adaptive rule has to beat.
+
+    Args:
+        steps: Length of a tenure in updated steps: one number for all modules, or one per module.
 
     Raises:
         ConfigurationError: A length is not an integer of at least 1, or there is not one length per module.
@@ -34,7 +39,6 @@ class Cycle:
     """
 
     steps: int | tuple[int, ...] = 1
-    """Length of a tenure in updated steps: one number for all modules, or one per module."""
 
     def __post_init__(self) -> None:
         steps = plain(self.steps)

@@ -9,6 +9,7 @@ from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import MIN_LOSSES, is_next_look
+from alternator.rules._names import by_name
 from alternator.rules._regression import robust_gain
 
 
@@ -26,6 +27,7 @@ class GainState(NamedTuple):
     scores: tuple[float, ...]
 
 
+@by_name()
 @dataclass(frozen=True, kw_only=True)
 class Gain:
     """Train the module whose loss falls fastest per unit of cost, and every module as often as ``max_wait`` demands.
@@ -44,6 +46,12 @@ class Gain:
 
     On a device in float32, decisions agree with these unless two scores lie within 1e-6 / cost of each other.
 
+    Args:
+        min_steps: Minimum length of a tenure, in updated steps.
+        max_wait: Updated steps after which a waiting module trains whatever its score.
+        window: The maximum number of losses that a score is measured on.
+        costs: Cost of an updated step of each module, in any unit (measured seconds, say); None: all cost the same.
+
     Raises:
         ConfigurationError: A parameter is out of range, ``costs`` are not one per module, or ``max_wait`` is so short
             that the scores would never be compared.
@@ -60,13 +68,9 @@ class Gain:
     """
 
     min_steps: int = 30
-    """Minimum length of a tenure, in updated steps."""
     max_wait: int = 300
-    """Updated steps after which a waiting module trains whatever its score."""
     window: int = 60
-    """The maximum number of losses that a score is measured on."""
     costs: tuple[float, ...] | None = None
-    """Cost of an updated step of each module, in any unit (measured seconds, say); None: all cost the same."""
 
     def __post_init__(self) -> None:
         min_steps = check_integer("min_steps", self.min_steps, 1)

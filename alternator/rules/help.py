@@ -1,8 +1,8 @@
 """The rules and their parameters as help for the command line, from their own docstrings."""
 
-import ast
 import dataclasses
 import inspect
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -28,22 +28,17 @@ def render_rules(names: Sequence[str] = ()) -> str:
     return "\n\n".join(_render_rule(name, RULES[name]) for name in names or RULES)
 
 
-def field_docs(rule: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass.
+def parameter_docs(rule: type) -> dict[str, str]:
+    """What the docstring of a class says of each of its parameters.
 
     Example:
         >>> from alternator import Cycle
-        >>> field_docs(Cycle)
+        >>> parameter_docs(Cycle)
         {'steps': 'Length of a tenure in updated steps: one number for all modules, or one per module.'}
     """
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(rule))).body
-    assert isinstance(definition, ast.ClassDef)
-    docs = {}
-    for field, text in zip(definition.body, definition.body[1:], strict=False):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
-                docs[name] = " ".join(doc.split())
-    return docs
+    section = inspect.cleandoc(rule.__doc__ or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def render_setting(setting: str, meaning: str) -> str:
@@ -58,7 +53,7 @@ def render_setting(setting: str, meaning: str) -> str:
 
 
 def _render_rule(name: str, rule: type) -> str:
-    docs = field_docs(rule)
+    docs = parameter_docs(rule)
     lines = [name, f"  {(rule.__doc__ or '').splitlines()[0]}"]
     for field in dataclasses.fields(rule):
         default = "VALUE (required)" if field.default is dataclasses.MISSING else repr(field.default)

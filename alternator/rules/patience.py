@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypeVar
 from alternator.checks import check_choice, check_integer, check_max_steps, check_range, check_switch, set_fields
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._names import by_name
 
 BURST = 16
 """The maximum number of losses judged at one decision: of more, the newest."""
@@ -34,6 +35,7 @@ class PatienceState(NamedTuple):
     cooldown: tuple[int, ...]
 
 
+@by_name()
 @dataclass(frozen=True, kw_only=True)
 class Patience:
     """Switch when the loss has not improved on its best for more than ``patience`` losses in a row.
@@ -59,6 +61,17 @@ class Patience:
     On a device in float32, decisions agree with these unless a loss (or its average) lies within
     1e-6 · (abs(best) + threshold) of what would be better than the best.
 
+    Args:
+        patience: The number of losses in a row without improvement that are tolerated; the next one switches.
+        threshold: How much better than the best a loss must be.
+        threshold_mode: Whether the threshold is a fraction of the best or a difference to it.
+        mode: Whether lower or higher is better.
+        cooldown: The number of losses after a switch (the first of the module's next tenure) that do not count as bad.
+        smoothing: Weight of the past in an exponential moving average that is judged in place of the loss; 0 is the
+            loss itself.
+        restart: Whether each tenure starts with no best.
+        max_steps: Maximum length of a tenure, in updated steps; None for no limit (then others may wait forever).
+
     Raises:
         ConfigurationError: A parameter is out of range.
 
@@ -72,21 +85,13 @@ class Patience:
     """
 
     patience: int = 10
-    """The number of losses in a row without improvement that are tolerated; the next one switches."""
     threshold: float = 1e-4
-    """How much better than the best a loss must be."""
     threshold_mode: Literal["rel", "abs"] = "rel"
-    """Whether the threshold is a fraction of the best or a difference to it."""
     mode: Literal["min", "max"] = "min"
-    """Whether lower or higher is better."""
     cooldown: int = 0
-    """The number of losses after a switch (the first of the module's next tenure) that do not count as bad."""
     smoothing: float = 0.0
-    """Weight of the past in an exponential moving average that is judged in place of the loss; 0 is the loss itself."""
     restart: bool = False
-    """Whether each tenure starts with no best."""
     max_steps: int | None = None
-    """Maximum length of a tenure, in updated steps; None for no limit (then others may wait forever)."""
 
     def __post_init__(self) -> None:
         check_choice("threshold_mode", self.threshold_mode, ("rel", "abs"))

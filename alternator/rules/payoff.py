@@ -12,6 +12,7 @@ from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import is_next_look
+from alternator.rules._names import by_name
 
 MAX_DOUBLINGS = 30
 """The maximum number of doublings of ``retry_after``: enough to reach any ``max_retry_after``."""
@@ -33,6 +34,7 @@ class PayoffState(NamedTuple):
     confirmations: tuple[int, ...]
 
 
+@by_name(series="one number per turn")
 @dataclass(frozen=True, kw_only=True)
 class Payoff:
     """Train all modules together, and leave out those that clearly do not pay for their work.
@@ -65,6 +67,17 @@ class Payoff:
     each other or of their limit -z, z being the normal quantile of ``confidence``, or two payoffs per unit of cost
     within 1e-5 of the largest payoff over the smallest difference of costs.
 
+    Args:
+        costs: Cost of an updated step of each turn, in any unit (measured seconds, say); the joint turn's comes first.
+        share: Modules are left out when they pay less per cost than this share of what all together pay per cost.
+        confidence: One-sided confidence of that test, above 0.5 and below 1: 0.84 is about one standard error.
+        confirmations: The number of measurements in a row that must find it.
+        groups: The number of values per measurement.
+        min_steps: Minimum length of a tenure, in updated steps.
+        retry_after: Updated steps after which the joint turn returns for the first time; doubled whenever that changes
+            nothing.
+        max_retry_after: Maximum of ``retry_after`` after all doublings, in updated steps.
+
     Raises:
         ConfigurationError: A parameter is out of range, ``costs`` are not one per turn, or the joint turn's cost is not
             the largest.
@@ -82,21 +95,13 @@ class Payoff:
     """
 
     costs: tuple[float, ...]
-    """Cost of an updated step of each turn, in any unit (measured seconds, say); the joint turn's comes first."""
     share: float = 0.3
-    """Modules are left out when they pay less per cost than this share of what all together pay per cost."""
     confidence: float = 0.84
-    """One-sided confidence of that test, above 0.5 and below 1: 0.84 is about one standard error."""
     confirmations: int = 2
-    """The number of measurements in a row that must find it."""
     groups: int = 16
-    """The number of values per measurement."""
     min_steps: int = 20
-    """Minimum length of a tenure, in updated steps."""
     retry_after: int = 100
-    """Updated steps after which the joint turn returns for the first time; doubled whenever that changes nothing."""
     max_retry_after: int = 800
-    """Maximum of ``retry_after`` after all doublings, in updated steps."""
 
     def __post_init__(self) -> None:
         set_fields(self, costs=check_costs(self.costs, "turn"))

@@ -8,6 +8,7 @@ from alternator.checks import check_integer, check_positive, set_fields, to_inte
 from alternator.errors import ConfigurationError, quoted
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._names import by_name
 
 
 class PlateauState(NamedTuple):
@@ -17,6 +18,7 @@ class PlateauState(NamedTuple):
 _STATE = PlateauState()
 
 
+@by_name()
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
     """Switch when the relative change of the loss over the last few steps is small.
@@ -36,6 +38,11 @@ class Plateau:
     On a device in float32, decisions agree with these unless the change rate lies within 1e-6 · (1 + rate) of the
     threshold.
 
+    Args:
+        threshold: Relative change of the loss, strictly below which the module counts as converging.
+        min_steps: Minimum length of a tenure, in updated steps.
+        window: The number of losses of the active module that it needs; also sets k. At least 3.
+
     Raises:
         ConfigurationError: A parameter is out of range, or the rule could never switch.
 
@@ -47,11 +54,8 @@ class Plateau:
     """
 
     threshold: float = 0.01
-    """Relative change of the loss, strictly below which the module counts as converging."""
     min_steps: int = 5
-    """Minimum length of a tenure, in updated steps."""
     window: int = 10
-    """The number of losses of the active module that it needs; also sets k. At least 3."""
 
     def __post_init__(self) -> None:
         window = to_integer(self.window)

@@ -9,6 +9,7 @@ from alternator.checks import check_integer, check_positive, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
+from alternator.rules._names import by_name
 
 _BITS = 0xFFFFFFFF
 
@@ -19,6 +20,7 @@ class RandomTenureState(NamedTuple):
     draws: int
 
 
+@by_name(positional=3)
 @dataclass(frozen=True)
 class RandomTenure:
     """Tenures of random length with a given mean: the matched control of an adaptive rule.
@@ -26,6 +28,11 @@ class RandomTenure:
     From ``min_steps`` on, each updated step ends the tenure with probability 1 / (mean - min_steps + 1), so tenures
     are min_steps - 1 plus a geometric length. Draws are a 32-bit hash of (seed, count) against an integer threshold:
     nothing hidden to save, and the same on every device.
+
+    Args:
+        mean: Mean length of a tenure, in updated steps.
+        seed: Seed of the draws, 0 to 2³² - 1.
+        min_steps: Minimum length of a tenure, in updated steps.
 
     Raises:
         ConfigurationError: The mean is below min_steps or above 2³¹, or a parameter is out of range.
@@ -38,11 +45,8 @@ class RandomTenure:
     """
 
     mean: float
-    """Mean length of a tenure, in updated steps."""
     seed: int = 0
-    """Seed of the draws, 0 to 2³² - 1."""
     min_steps: int = 1
-    """Minimum length of a tenure, in updated steps."""
 
     def __post_init__(self) -> None:
         set_fields(

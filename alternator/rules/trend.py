@@ -10,6 +10,7 @@ from alternator.checks import check_fraction, check_integer, check_max_steps, ch
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import MIN_LOSSES, is_next_look, look_spacing
+from alternator.rules._names import by_name
 from alternator.rules._regression import rises, robust_gain
 
 _HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.UNCONFIRMED_PLATEAU)
@@ -34,6 +35,7 @@ class TrendState(NamedTuple):
 _ENTERED = TrendState(MIN_LOSSES, 0, 0, 0.0)
 
 
+@by_name()
 @dataclass(frozen=True, kw_only=True)
 class Trend:
     """Switch when the loss can be expected to fall by less than ``min_gain`` over the next ``horizon`` steps.
@@ -58,6 +60,18 @@ class Trend:
     On a device in float32, decisions agree with these unless the number compared with ``min_gain`` (or with 0) lies
     within 1e-6·horizon + 0.1% of the se term of it.
 
+    Args:
+        min_gain: The module continues to train while its loss can be expected to fall by this fraction over the
+            horizon.
+        horizon: The number of updated steps ahead over which the gain is judged.
+        window: The maximum number of losses that a line is fitted to; also sets how much evidence early looks need.
+        min_steps: Minimum length of a tenure, in updated steps.
+        max_steps: Maximum length of a tenure, in updated steps; None for no limit (then a module may wait forever).
+            Keep it short compared with the run: a tenth of it, say.
+        confidence: One-sided confidence of the plateau test at a full window, above 0.5 and below 1.
+        confirmations: The number of looks in a row that must find a plateau.
+        rise_confidence: One-sided confidence of the divergence test, above 0.5 and below 1.
+
     Raises:
         ConfigurationError: A parameter is out of range.
 
@@ -77,22 +91,13 @@ class Trend:
     """
 
     min_gain: float = 0.01
-    """The module continues to train while its loss can be expected to fall by this fraction over the horizon."""
     horizon: int = 100
-    """The number of updated steps ahead over which the gain is judged."""
     window: int = 200
-    """The maximum number of losses that a line is fitted to; also sets how much evidence early looks need."""
     min_steps: int = 20
-    """Minimum length of a tenure, in updated steps."""
     max_steps: int | None = 300
-    """Maximum length of a tenure, in updated steps; None for no limit (then a module may wait forever). Keep it short
-    compared with the run: a tenth of it, say."""
     confidence: float = 0.67
-    """One-sided confidence of the plateau test at a full window, above 0.5 and below 1."""
     confirmations: int = 2
-    """The number of looks in a row that must find a plateau."""
     rise_confidence: float = 0.9998
-    """One-sided confidence of the divergence test, above 0.5 and below 1."""
 
     def __post_init__(self) -> None:
         for name, minimum in (("horizon", 1), ("window", 4 * MIN_LOSSES), ("min_steps", 1), ("confirmations", 1)):

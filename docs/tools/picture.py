@@ -25,12 +25,12 @@ switches: list[Decision] = []
 class Recorder(adapters.torch.AlternatingOptimizer):
     """Keeps what each step of the program looked like."""
 
-    def step(self, *arguments: Any, **options: Any) -> Decision | None:
+    def step(self, *arguments: Any, **options: Any) -> Decision:
         """A step, recorded."""
         losses.append(arguments[0].item())
         trained.append(self.active)
         decision = super().step(*arguments, **options)
-        if decision is not None and decision.switched:
+        if decision.switched:
             switches.append(decision)
         return decision
 

@@ -20,7 +20,7 @@ def main() -> None:
         clip_norm=1.0,
     )
     loss: Tensor = modules["head"](modules["encoder"](torch.ones(2, 4))).square().mean()
-    assert_type(alternating.step(loss, {alternating.active: loss.detach()}), Decision | None)
+    assert_type(alternating.step(loss, {alternating.active: loss.detach()}), Decision)
     assert_type(alternating.skip(float("nan")), Decision)
     assert_type(alternating.force("head"), Decision)
     assert_type(alternating.active, str)
@@ -35,6 +35,23 @@ def main() -> None:
     alternating.load_state_dict(state)
     alternating.release()
     assert_type(LateScalar(loss.detach()).read(), float)
+    accumulate(modules, optimizers, 2)
+    train_step(AlternatingOptimizer(Alternator(modules), modules, optimizers, accumulate=1), modules)
+
+
+def accumulate(modules: dict[str, nn.Linear], optimizers: dict[str, torch.optim.AdamW], num_micro_steps: int) -> None:
+    """None is part of the type where there may be micro-steps, and only there."""
+    alternating = AlternatingOptimizer(Alternator(modules), modules, optimizers, accumulate=num_micro_steps)
+    decision = alternating.step(modules["head"](modules["encoder"](torch.ones(2, 4))).square().mean())
+    assert_type(decision, Decision | None)
+    assert decision is None
+    alternating.skip()
+    alternating.release()
+
+
+def train_step(alternating: AlternatingOptimizer, modules: dict[str, nn.Linear]) -> str:
+    """Without a parameter the class stands for one that does not accumulate."""
+    return alternating.step(modules["head"](modules["encoder"](torch.ones(2, 4))).square().mean()).active
 
 
 def misuse(alternating: AlternatingOptimizer, alternator: Alternator) -> None:
@@ -43,6 +60,9 @@ def misuse(alternating: AlternatingOptimizer, alternator: Alternator) -> None:
     alternating.force(1)  # type: ignore[arg-type]
     alternating.active = "head"  # type: ignore[misc]
     AlternatingOptimizer(alternator, {"encoder": 3}, {})  # type: ignore[dict-item]
+    accumulating = AlternatingOptimizer(alternator, {}, {}, accumulate=2)
+    str(accumulating.step().active)  # type: ignore[union-attr]
+    train_step(accumulating, {})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ def misuse(alternator: Alternator) -> None:
     Alternator(("encoder", "head"), rule="plateau")  # type: ignore[arg-type]
     Alternator(("encoder", "head"), rule=Counted(0))  # type: ignore[arg-type]
     Plateau(threshold="0.01")  # type: ignore[arg-type]
+    Plateau(0.01)  # type: ignore[call-arg]
     alternator.observe("0.7")  # type: ignore[arg-type]
     alternator.observe([0.7, 0.5])  # type: ignore[arg-type]
     alternator.record(0, 0.4)  # type: ignore[arg-type]

@@ -1,10 +1,13 @@
 """``ur4rec settings``: the settings of model and trainer, from their own docstrings."""
 
+import ast
+import inspect
+import textwrap
 from typing import Annotated
 
 import typer
 
-from alternator.rules.help import field_docs, render_setting
+from alternator.rules.help import render_setting
 from ur4rec.cli.options import PRESET_NAMES, one_line_errors
 from ur4rec.cli.output import say_raw
 from ur4rec.config import ModelConfig, TrainerConfig
@@ -53,3 +56,20 @@ def render_settings(preset_name: str) -> str:
             note = "" if value == default else f" (default {default})"
             lines.append(render_setting(f"{name}={value}{note}", docs[name]))
     return "\n".join(lines)
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass.
+
+    Example:
+        >>> field_docs(TrainerConfig)["sasrec_lr"]
+        'Peak learning rate of SASRec.'
+    """
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for field, text in zip(definition.body, definition.body[1:], strict=False):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                docs[name] = " ".join(doc.split())
+    return docs

@@ -108,7 +108,15 @@ def load_backend(name: str) -> Backend:
             f"backend {name!r} needs {', '.join(missing)}, which is not installed; "
             f"run: pip install 'adaptive-alternator[{name}]'"
         )
-    return cast(Backend, importlib.import_module(package))
+    try:
+        return cast(Backend, importlib.import_module(package))
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("adapters."):
+            raise
+        raise ConfigurationError(
+            f"the package 'adapters' must be adaptive-alternator's, but another is found first, without {error.name}; "
+            "use an environment without the distribution adapters"
+        ) from error
 
 
 def load_scorer(

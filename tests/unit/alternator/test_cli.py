@@ -19,7 +19,7 @@ from alternator.recordings.log import StepRecord, read_log
 from alternator.recordings.log import write_log as log_of
 from alternator.recordings.tables import read_losses
 from alternator.recordings.text import MAX_SWITCHES
-from alternator.rules.help import field_docs
+from alternator.rules.help import parameter_docs
 from alternator.rules.named import RULES
 
 
@@ -399,8 +399,8 @@ def test_rules_lists_every_rule_and_parameter(run):
     assert code == 0
     for name, rule in RULES.items():
         assert f"{name}\n  {rule.__doc__.splitlines()[0]}" in out
-        docs = field_docs(rule)
-        assert set(docs) == set(rule.__dataclass_fields__)
+        docs = parameter_docs(rule)
+        assert list(docs) == list(rule.__dataclass_fields__)
         for field in docs:
             assert f"--set {field}=" in out
     assert "--set mean=VALUE (required)" in out

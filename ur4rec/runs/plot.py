@@ -1,6 +1,7 @@
 """The picture of a run: the losses, who trained when and why, and the validation."""
 
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -256,11 +257,11 @@ def _draw_turns(axes: Axes, records: Sequence[StepRecord]) -> None:
 
 
 def _draw_validation(axes: Axes, epochs: Sequence[Mapping[str, Any]]) -> None:
+    validated = [epoch for epoch in epochs if epoch["validation"]]
     for scorer in ("sasrec", "retriever", "fused"):
-        own = [epoch for epoch in epochs if scorer in epoch["validation"]]
-        if own:
-            steps = [epoch["step"] for epoch in own]
-            values = [epoch["validation"][scorer]["ndcg@10"] for epoch in own]
+        values = [epoch["validation"].get(scorer, {}).get("ndcg@10", math.nan) for epoch in validated]
+        if not all(map(math.isnan, values)):  # a stage that does not rank a scorer leaves a gap
+            steps = [epoch["step"] for epoch in validated]
             axes.plot(steps, values, color=COLOURS[scorer], marker="o", markersize=3, label=NAMES[scorer])
     axes.set_ylabel("validation NDCG@10")
     if axes.has_data():

@@ -52,8 +52,8 @@ def atomic_roles(types: Mapping[str, str]) -> dict[str, str]:
     """The roles of the columns of an atomic file, whatever they are called.
 
     User: ``user_id``, else the first token with user or session in its name, else the first token. Item: ``item_id``,
-    else the first other token with item in its name, else the next token. Time: ``timestamp``, else the first float
-    with time or date in its name. Rating: ``rating``.
+    else the first other token with item in its name, else the next token after the user, else the first. Time:
+    ``timestamp``, else the first float with time or date in its name. Rating: ``rating``.
 
     Example:
         >>> atomic_roles({"session_id": "token", "track": "token", "play_time": "float"})
@@ -67,6 +67,8 @@ def atomic_roles(types: Mapping[str, str]) -> dict[str, str]:
     roles: dict[str, str] = {}
     for role, (name, pattern, columns, is_any) in rules.items():
         left = [each for each in columns if each not in roles.values() and (each == name or each not in exact)]
+        if role == "item" and "user" in roles:  # what comes after the user, then what comes before
+            left.sort(key=lambda each: tokens.index(each) < tokens.index(roles["user"]))
         like = [each for each in left if re.search(pattern, each, re.IGNORECASE)]
         found = [name] * (name in left) + like + left * is_any
         if found:

@@ -43,6 +43,7 @@ def test_a_run_keeps_how_it_is_split_and_what_repeats_count(tmp_path):
     assert (
         "100.0% of the targets repeat an item of their history (as asked): items that a user had are allowed" in printed
     )
+    assert "plays.csv --deduplicate --split temporal --backend torch" in printed  # as auto would decide of repeats
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["split"], config["repeats"], config["data"]) == ("temporal", "allow", {"deduplicate": True})
     assert config["facts"]["num_interactions"] == 360

@@ -152,6 +152,15 @@ def test_a_malformed_row_is_one_line_with_its_place(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_data_of_one_item_is_refused_by_its_name(tmp_path):
+    (tmp_path / "one.csv").write_text("user,item,timestamp\n" + "".join(f"u{n % 2},i,{n}\n" for n in range(8)))
+    (line,) = ur4rec(
+        "train", "--dataset", tmp_path / "one.csv", "--preset", "smoke", "--quiet", "--out", tmp_path / "run"
+    ).stderr.splitlines()
+    assert line == "error: one: must have at least 2 items, got 1; look which column is the item's"
+    assert not (tmp_path / "run").exists()
+
+
 def test_losses_that_stay_nan_stop_the_run_with_one_line(tmp_path):
     assert "must be finite" in mistaken(
         "--out", tmp_path / "run", "--set", "sasrec_lr=1e30", "--set", "max_nonfinite_losses=3"

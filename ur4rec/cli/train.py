@@ -4,6 +4,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -243,7 +244,8 @@ def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
     path = run.directory.path
     say(f"Everything is in {path}: look at {path / 'schedule.png'}")
     say(f"{COMPARISON_ADVICE}:")
-    say(comparison_command(run.config), soft_wrap=True)
+    as_usual = run.config.repeats == run.prepared.split.usual_repeats
+    say(comparison_command(replace(run.config, repeats="auto") if as_usual else run.config), soft_wrap=True)
 
 
 def refuse_settings(context: typer.Context) -> None:

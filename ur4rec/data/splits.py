@@ -94,6 +94,11 @@ class Split:
         return hash_arrays(f"split {self.name} {self.num_items}", *arrays)
 
     @property
+    def usual_repeats(self) -> str:
+        """What ``auto`` decides: ``allow`` or ``exclude``."""
+        return "allow" if self.repeated_share >= AUTO_SHARE else "exclude"
+
+    @property
     def repeated_share(self) -> float:
         """The share of repeated targets, those that were left out among them."""
         both = (self.validation, self.test)
@@ -272,7 +277,7 @@ def _settle(
     check_choice("repeats", repeats, REPEATS)
     num_items = interactions.num_items
     split = Split(name=name, num_items=num_items, train=train, validation=validation, test=test, repeats="allow")
-    if repeats == "allow" or (repeats == "auto" and split.repeated_share >= AUTO_SHARE):
+    if (split.usual_repeats if repeats == "auto" else repeats) == "allow":
         return split
     return replace(
         split,

@@ -174,6 +174,8 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
 
 def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path | None) -> PreparedData:
     split = split_of(config, interactions)
+    if interactions.num_items < 2:
+        raise DataError(f"{interactions.name}: must have at least 2 items, got 1; look which column is the item's")
     model = config.model_config(interactions.num_items)
     vectors_IT, encoder = fit_encoder(
         interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir

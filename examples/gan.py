@@ -23,7 +23,8 @@ def main(num_steps: int = 1000) -> dict[str, float]:
     optimizers = {
         name: torch.optim.Adam(module.parameters(), lr=5e-3, betas=(0.5, 0.9)) for name, module in modules.items()
     }
-    # Two critic steps for each of the generator; any other rule fits here just as well.
+    # Two critic steps for each of the generator. A loss against another player is no progress, so no rule that watches
+    # losses fits here.
     alternating = AlternatingOptimizer(Alternator(modules, rule=Cycle((1, 2))), modules, optimizers)
 
     before = sample(generator, 2000)

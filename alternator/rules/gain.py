@@ -46,6 +46,8 @@ class Gain:
 
     On a device in float32, decisions agree with these unless two scores lie within 1e-6 / cost of each other.
 
+    A loss that is measured against another player (a GAN's) is no progress: take `Cycle` there.
+
     Args:
         min_steps: Minimum length of a tenure, in updated steps.
         max_wait: Updated steps after which a waiting module trains whatever its score.

@@ -61,6 +61,8 @@ class Patience:
     On a device in float32, decisions agree with these unless a loss (or its average) lies within
     1e-6 · (abs(best) + threshold) of what would be better than the best.
 
+    A loss that is measured against another player (a GAN's) is no progress: take `Cycle` there.
+
     Args:
         patience: The number of losses in a row without improvement that are tolerated; the next one switches.
         threshold: How much better than the best a loss must be.

@@ -67,6 +67,8 @@ class Payoff:
     each other or of their limit -z, z being the normal quantile of ``confidence``, or two payoffs per unit of cost
     within 1e-5 of the largest payoff over the smallest difference of costs.
 
+    A value that is measured against another player (a GAN's) is no progress: take `Cycle` there.
+
     Args:
         costs: Cost of an updated step of each turn, in any unit (measured seconds, say); the joint turn's comes first.
         share: Modules are left out when they pay less per cost than this share of what all together pay per cost.

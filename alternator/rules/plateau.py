@@ -38,6 +38,8 @@ class Plateau:
     On a device in float32, decisions agree with these unless the change rate lies within 1e-6 · (1 + rate) of the
     threshold.
 
+    A loss that is measured against another player (a GAN's) is no progress: take `Cycle` there.
+
     Args:
         threshold: Relative change of the loss, strictly below which the module counts as converging.
         min_steps: Minimum length of a tenure, in updated steps.

@@ -60,6 +60,8 @@ class Trend:
     On a device in float32, decisions agree with these unless the number compared with ``min_gain`` (or with 0) lies
     within 1e-6·horizon + 0.1% of the se term of it.
 
+    A loss that is measured against another player (a GAN's) is no progress: take `Cycle` there.
+
     Args:
         min_gain: The module continues to train while its loss can be expected to fall by this fraction over the
             horizon.

@@ -31,8 +31,8 @@ item_tower: nn.Linear
 shared_embedding: nn.Embedding
 criterion: Callable[[Tensor, Tensor], Tensor]
 loss: Tensor
-loss_g: Tensor
-loss_c: Tensor
+loss_e: Tensor
+loss_h: Tensor
 loader: DataLoader[tuple[Tensor, ...]]
 held_out_groups: list[tuple[Tensor, Tensor]]
 train: Callable[[str, object], dict[str, float]]

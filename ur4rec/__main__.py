@@ -24,7 +24,7 @@ def main() -> None:
     if not hasattr(alternator, "Alternator"):
         _refuse(
             "the package 'alternator' must be adaptive-alternator's, but that in "
-            f"{alternator.__path__[0]} is found first; use an environment without it"
+            f"{alternator.__path__[0]!a} is found first; use an environment without it"
         )
     from ur4rec.cli import app
 
@@ -32,6 +32,7 @@ def main() -> None:
 
 
 def _refuse(line: str) -> NoReturn:
+    """Write a line, without `alternator.checks.printable`, which may not be there: its own words and `ascii` alone."""
     sys.stderr.write(f"ur4rec: {line}\n")
     sys.exit(2)
 

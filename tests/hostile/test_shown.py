@@ -185,6 +185,7 @@ def test_a_logarithmic_scale_needs_no_mathtext(tmp_path, monkeypatch):
 
 PACKAGES = ("alternator", "adapters", "ur4rec", "ur4rec_torch", "ur4rec_jax")
 OUTPUT = ROOT / "ur4rec" / "cli" / "output.py"
+MAIN = ROOT / "ur4rec" / "__main__.py"
 SHOWING = {"print", "echo", "secho", "basicConfig", "StreamHandler", "add_row", "add_column"}
 
 
@@ -217,6 +218,13 @@ def test_one_file_prints():
     """Another one may print only what `printable` gives, and only the one file knows Rich."""
     for path, tree in trees():
         if path == OUTPUT:
+            continue
+        if path == MAIN:  # `printable` may not be there yet: what it did not write itself is shown by `ascii`
+            shown = [node for node in ast.walk(tree) if isinstance(node, ast.FormattedValue)]
+            assert {ast.unparse(node.value) for node in shown if node.conversion != ord("a")} == {
+                "', '.join(missing)",
+                "line",
+            }
             continue
         assert not [name for name in imported(tree) if name.split(".")[0] == "rich"], path
         for name, call in calls(tree):

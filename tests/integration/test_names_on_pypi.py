@@ -85,7 +85,7 @@ def test_their_alternator_comes_first(distribution, tmp_path):
         ),
         (
             "alternator",
-            "ur4rec: the package 'alternator' must be adaptive-alternator's, but that in {site} is found first; "
+            "ur4rec: the package 'alternator' must be adaptive-alternator's, but that in '{site}' is found first; "
             "use an environment without it",
         ),
     ],

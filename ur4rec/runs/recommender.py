@@ -7,6 +7,7 @@ import difflib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +102,11 @@ class Recommender:
         self.max_seq_len = config.model_config(self.num_trained).max_seq_len
         self._excludes_seen = config.repeats != "allow"
         self._users = {user: number for number, user in enumerate(self.interactions.user_ids)}
+
+    @cached_property
+    def item_numbers(self) -> dict[str, int]:
+        """The canonical index of each item by the source's name of it."""
+        return {item: number for number, item in enumerate(self.interactions.item_ids)}
 
     def history_of(self, user_id: str) -> NDArray[np.int32]:
         """All items of a user in order of time.
@@ -318,7 +324,7 @@ class Recommender:
         return self._users[user_id]
 
     def _numbers_of(self, item_ids: Iterable[str], what: str) -> NDArray[np.int64]:
-        numbers = {item: number for number, item in enumerate(self.interactions.item_ids)}
+        numbers = self.item_numbers
         wanted = list(dict.fromkeys(item_ids))
         found = [numbers[item] for item in wanted if item in numbers]
         if len(found) < len(wanted):
@@ -327,8 +333,8 @@ class Recommender:
         return np.array(found, np.int64)
 
     def _find_item(self, name: str) -> int:
-        if name in self.interactions.item_ids:
-            return self.interactions.item_ids.index(name)
+        if name in self.item_numbers:
+            return self.item_numbers[name]
         titles = [title.casefold() for title in self.interactions.titles]
         wanted = name.casefold()
         for found in (

@@ -40,7 +40,6 @@ class Answers:
         self._recommender = recommender
         self.run = describe_run(directory, recommender.interactions)
         self._titles = [printable(title) for title in recommender.interactions.titles]
-        self._index = {item_id: index for index, item_id in enumerate(recommender.interactions.item_ids)}
         self._folded = [title.casefold() for title in self._titles]
 
     @property
@@ -52,8 +51,8 @@ class Answers:
     def complete_item(self, query: str) -> list[dict[str, Any]]:
         """The item of the id that was typed, then items whose title begins with it or holds it, shorter ones first."""
         wanted = query.casefold()
-        ids = self._recommender.interactions.item_ids
-        exact = [index for index, each in enumerate(ids) if each == query]
+        numbers = self._recommender.item_numbers
+        exact = [numbers[query]] if query in numbers else []
         found = [index for index, title in enumerate(self._folded) if wanted in title]
         found.sort(key=lambda index: (not self._folded[index].startswith(wanted), len(self._folded[index])))
         return self._describe(list(dict.fromkeys(exact + found))[:MAX_COMPLETIONS])
@@ -91,14 +90,15 @@ class Answers:
         """
         check_integer("top", top, 1, MAX_TOP)
         history = np.array([each["index"] for each in self.items(items)], np.int32)
+        numbers = self._recommender.item_numbers
         lists = self._recommender.lists(history, top=top, user_id=user)
-        found = list(dict.fromkeys(self._index[each.item_id] for ranking in lists.values() for each in ranking))
+        found = list(dict.fromkeys(numbers[each.item_id] for ranking in lists.values() for each in ranking))
         weights = dict(zip(found, self._recommender.explain(history, found, user_id=user).tolist(), strict=True))
         return {
             "lists": {
                 scorer: [
                     {
-                        "index": (item := self._index[each.item_id]),
+                        "index": (item := numbers[each.item_id]),
                         "title": self._titles[item],
                         "probability": each.probabilities[scorer],
                         "weights": weights[item],

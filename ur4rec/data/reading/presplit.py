@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CONTEXT = 3
-"""The part of rows that are fed, neither trained on nor ranked; 0, 1 and 2 are training, validation and testing."""
+from ur4rec.data.interactions import CONTEXT, TRAIN
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +52,7 @@ def _arrange_rows(files: Sequence[Rows]) -> Rows:
     first_file_U = np.full(codes_N.max() + 1, len(files))
     np.minimum.at(first_file_U, codes_N, parts_N)
     last_row_U = np.zeros(len(first_file_U), np.int64)
-    begins_N = (parts_N == first_file_U[codes_N]) & (parts_N > 0)
+    begins_N = (parts_N == first_file_U[codes_N]) & (parts_N != TRAIN)
     rows = np.flatnonzero(begins_N)
     last_row_U[codes_N[rows]] = rows  # rows ascend: the last one stays
     context_N = begins_N & (np.arange(len(codes_N)) != last_row_U[codes_N])
@@ -115,7 +114,7 @@ def _continue(known: list[_Sequence], pairs: list[tuple[tuple[str, ...], str]], 
                 sequence = last
             else:
                 sequence = _Sequence()
-                sequence.add(before, CONTEXT if part else 0)
+                sequence.add(before, CONTEXT if part else TRAIN)
                 known.append(sequence)
             sequence.add([targets[before].pop(0)], part)
             _follow(sequence, targets, part, longest)

@@ -1,0 +1,1 @@
+"""Flax linen: a `TrainState` that moves the active modules only."""

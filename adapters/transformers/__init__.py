@@ -1,0 +1,1 @@
+"""Transformers: a callback that keeps the freeze contract within ``Trainer.train``."""

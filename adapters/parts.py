@@ -3,7 +3,7 @@
 A parameter is known by its dotted path (``"encoder.layers.0.weight"``). A part is named by one or more of
 
 - a path: ``"encoder"`` is everything under it, ``"encoder.layers.0.weight"`` one parameter;
-- a pattern with shell wildcards, of which ``*`` also matches dots: ``"*.lora_A"`` is every ``lora_A``, with all under it;
+- a pattern with shell wildcards, whose ``*`` also matches dots: ``"*.lora_A"`` is every ``lora_A`` and all under it;
 - ``"*"``: the rest, whatever no other part names.
 
 Where several match, the one that matches deepest in the path wins: ``"encoder.norm"`` before ``"encoder"``.

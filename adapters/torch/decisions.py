@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
-
 from adapters.contract import FreezeError, refuse_loss
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import LocalLosses, Loss, PendingLosses, check_scalar
@@ -31,7 +29,7 @@ class Decisions:
         self._pending = PendingLosses(delay, LocalLosses if freezer.ranks is None else freezer.ranks.send)
         freezer.apply(alternator.active)
 
-    def check_losses(self, loss: Tensor | None, losses: Mapping[str, Loss] | None) -> dict[str, Loss]:
+    def check_losses(self, loss: Loss | None, losses: Mapping[str, Loss] | None) -> dict[str, Loss]:
         """The losses of a step by name: those given, or ``loss`` under the active name.
 
         Raises:
@@ -67,9 +65,9 @@ class Decisions:
             )
         self._freezer.check_modes()
 
-    def add(self, losses: Mapping[str, Loss]) -> None:
-        """Add the losses of a micro-step, as `check_losses` returns them, to the means of the step."""
-        self._pending.add(losses)
+    def add(self, losses: Mapping[str, Loss], *, summed: bool = False) -> None:
+        """Add the losses of a micro-step, as `check_losses` returns them, to the means (or sums) of the step."""
+        self._pending.add(losses, summed=summed)
 
     def close_step(self, *, updated: bool) -> Decision:
         """End the step: drop its gradients, record the losses that are due, decide, and switch if so decided."""

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import Tensor
-
 from adapters.contract import FreezeError, refuse_loss
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import LocalLosses, Loss, PendingLosses, check_scalar
@@ -40,7 +38,7 @@ class Decisions:
         for listen in LISTENERS.get():
             listen(self)
 
-    def check_losses(self, loss: Tensor | None, losses: Mapping[str, Loss] | None) -> dict[str, Loss]:
+    def check_losses(self, loss: Loss | None, losses: Mapping[str, Loss] | None) -> dict[str, Loss]:
         """The losses of a step by name: those given, or ``loss`` under the active name.
 
         Raises:
@@ -76,9 +74,9 @@ class Decisions:
             )
         self.freezer.check_modes()
 
-    def add(self, losses: Mapping[str, Loss]) -> None:
-        """Add the losses of a micro-step, as `check_losses` returns them, to the means of the step."""
-        self._pending.add(losses)
+    def add(self, losses: Mapping[str, Loss], *, summed: bool = False) -> None:
+        """Add the losses of a micro-step, as `check_losses` returns them, to the means (or sums) of the step."""
+        self._pending.add(losses, summed=summed)
 
     def close_step(self, *, updated: bool) -> Decision:
         """End the step: drop its gradients, record the losses that are due, decide, and switch if so decided."""

@@ -67,6 +67,12 @@ def test_every_setting_is_listed_with_its_meaning():
     assert listed["sasrec_lr"] == "Peak learning rate of SASRec."
 
 
+def test_a_loop_that_owns_the_optimizer():
+    (block,) = [block for block in blocks_of("docs/training-loop.md") if "import Follower" in block]
+    names = run_blocks("docs/training-loop.md", [block], two_towers())
+    assert names["alternator"].step == 60
+
+
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_lightning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -115,12 +115,13 @@ class Freezer:
     ) -> None:
         members = check_turns(names, modules, turns, rule)
         group, extra = _split_pair(always)
-        self._naming = Naming(modules, group, model)
-        given = self._naming.modules
+        self.naming = Naming(modules, group, model)
+        """What belongs to the modules and the always group."""
+        given = self.naming.modules
         with_others = process_group is not None or _is_distributed()
         if with_others:
             reshard(find_sharded(given))  # so that the groups hold the parameters that optimizers step
-        self.groups = {name: Freezable(part) for name, part in self._naming.parts().items()}
+        self.groups = self.naming.groups()
         """The modules and the always group, by name."""
         check_ownership(self.groups, model)
         check_storage(self.groups)
@@ -200,10 +201,9 @@ class Freezer:
 
     def _look_again(self) -> bool:
         """Whether a group has other parameters or submodules than before."""
-        parts = self._naming.look_again()
-        changed = [] if parts is None else [group.look_again(parts[name]) for name, group in self.groups.items()]
+        changed = self.naming.look_again(self.groups)
         self._between.look_again(self.groups.values())
-        return any(changed)
+        return changed
 
     def _cover(self) -> None:
         self._uncovered = check_coverage(self.groups, self._given_optimizers, self.optimizers)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from adapters.contract import ALWAYS
 from adapters.parts import assign
-from adapters.torch.modules import Parameters, Part
+from adapters.torch.modules import Freezable, Parameters, Part
 from adapters.torch.wrappers import join, shells, unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
@@ -66,11 +66,19 @@ class Naming:
         items = [self._model, *(item for given in self._given.values() for item in _items(given))]
         return [item for item in items if isinstance(item, nn.Module)]
 
-    def look_again(self) -> dict[str, Part] | None:
-        """The parts as they are now; None if modules are made of the same as at the last call that returned them.
+    def groups(self) -> dict[str, Freezable]:
+        """What can be frozen, by name.
 
         Raises:
             ConfigurationError: See `parts`.
+        """
+        return {name: Freezable(part) for name, part in self.parts().items()}
+
+    def look_again(self, groups: Mapping[str, Freezable]) -> bool:
+        """Take into the groups what belongs to them now; False if that is what did before.
+
+        Raises:
+            ConfigurationError: See `parts`; the next call raises it again.
         """
         inside = {id(each): each for module in self.modules for each in module.modules()}
         made_of = [
@@ -79,10 +87,11 @@ class Naming:
             for key, item in (*each._modules.items(), *each._parameters.items())
         ]
         if made_of == self._made_of:
-            return None
+            return False
         parts = self.parts()
+        changed = [group.look_again(parts[name]) for name, group in groups.items()]
         self._made_of = made_of
-        return parts
+        return any(changed)
 
     def parts(self) -> dict[str, Part]:
         """What each part has now.

@@ -41,10 +41,11 @@ class AlternatingOptimizer(Generic[Decided]):
 
     Args:
         alternator: Decides who trains.
-        modules: Per module name what belongs to it: an ``nn.Module``, a parameter, a leaf tensor that requires gradients,
-            a path or pattern within ``model`` (``"head"``, ``"*.lora_A"``; ``"*"`` is the rest), or an iterable that mixes
-            these. What another names more closely is that one's: ``{"backbone": model, "head": model.fc}``. Parameters
-            alone have a mode and buffers only where they are all that a submodule of ``model`` or of another has.
+        modules: Per module name what belongs to it: an ``nn.Module``, a parameter, a leaf tensor that requires
+            gradients, a path or pattern within ``model`` (``"head"``, ``"*.lora_A"``; ``"*"`` is the rest), or an
+            iterable that mixes these. What another names more closely is that one's: ``{"backbone": model, "head":
+            model.fc}``. Parameters alone have modes and buffers only where a submodule of ``model``, or of what another
+            names, has no other parameters.
         optimizers: One optimizer per module name, or a list of several that each hold a part of it (SparseAdam for a
             table, Muon for matrices, and AdamW for the rest); or one over all.
         model: The model that holds them all: names are looked up in it, parameters that belong to none are refused, and

@@ -37,7 +37,7 @@ class Loop:
         return False
 
     def before_batch(self) -> None:
-        """Apply a switch that the user forced, and put frozen modules back in inference mode."""
+        """Apply a switch that the user forced, and put frozen modules back in their frozen mode."""
         if not self.is_accumulating and self.decisions.alternator.active != self.freezer.applied:
             self.decisions.apply()
         self.freezer.set_frozen_inference_mode()

@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from adapters.contract import FrozenMode
+from adapters.torch.frozen_modes import Tracking, Unchosen, check_batch_mode, has_statistics, may_write
 from adapters.torch.wrappers import shells, unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
@@ -24,13 +26,20 @@ class Freezable:
         name: The name for messages and saved states.
         module: A module, or parameters alone (which have no mode and no buffers to fix).
         excluded: The ``id`` of parameters and submodules that belong to the always group.
+        frozen_mode: How it runs while it is frozen; None is inference mode, with a warning of gradients through it.
 
     Raises:
-        ConfigurationError: There are no parameters, some are lazy, or the module has a wrapper that is refused.
+        ConfigurationError: There are no parameters, some are lazy, the module has a wrapper that is refused, or it
+            cannot run in this mode.
     """
 
-    def __init__(self, name: str, module: Parameters, excluded: Collection[int] = ()) -> None:
+    def __init__(
+        self, name: str, module: Parameters, excluded: Collection[int] = (), frozen_mode: FrozenMode | None = None
+    ) -> None:
         self.name = name
+        self._frozen_mode = frozen_mode
+        self._tracking = Tracking()
+        self._unchosen = Unchosen(name)
         self.root = unwrapped(module) if isinstance(module, nn.Module) else None
         if self.root is not None:
             _check_modes(name, self.root)
@@ -76,18 +85,42 @@ class Freezable:
         self.user_frozen -= {key for key, parameter in self.parameters.items() if parameter.requires_grad}
 
     def freeze(self) -> None:
-        """No gradients, none left over, inference mode."""
+        """No gradients, none left over, the frozen mode."""
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
-        self.set_inference_mode()
+        if self._frozen_mode is None:
+            self._unchosen.listen(norm for key, norm in self._norms.items() if key not in self.inference)
+        self.set_frozen_mode()
 
     def activate(self) -> None:
         """Gradients and training mode, but for what the user froze or put in inference mode."""
         for key, parameter in self.parameters.items():
             parameter.requires_grad_(key not in self.user_frozen)
             parameter.grad = None
+        self._unchosen.stop()
+        self._tracking.resume()
         self.set_training_mode()
+
+    def set_frozen_mode(self) -> None:
+        """Inference mode; with ``"batch"`` only for what may write in training mode and what the user put there."""
+        self._set_modes(self._fixed)
+        if self._frozen_mode == "batch":
+            self._tracking.stop(norm for key, norm in self._norms.items() if key not in self.inference)
+
+    def find_unfixed(self) -> list[str]:
+        """The names of submodules whose training mode does not go with the frozen mode: what they hold would change."""
+        fixed = self._fixed
+        return [
+            key
+            for key, submodule in self.submodules.items()
+            if submodule.training and (key in fixed or (key in self._norms and submodule.track_running_stats))
+        ]
+
+    @property
+    def _fixed(self) -> Collection[str]:
+        """The submodules that are in inference mode while this is frozen."""
+        return self.inference | self._writers if self._frozen_mode == "batch" else self.submodules
 
     def set_inference_mode(self) -> None:
         """Put every submodule in inference mode: dropout off, normalisation statistics fixed."""
@@ -108,6 +141,10 @@ class Freezable:
         inside = {} if self.root is None else {_join(self.name, key): sub for key, sub in self.root.named_modules()}
         self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
         self.submodules = {key: submodule for key, submodule in inside.items() if id(submodule) not in excluded}
+        self._norms = {key: submodule for key, submodule in self.submodules.items() if has_statistics(submodule)}
+        self._writers = {key for key, submodule in self.submodules.items() if may_write(submodule)}
+        if self._frozen_mode == "batch":
+            check_batch_mode(self.submodules)
         self._others = [submodule for submodule in inside.values() if id(submodule) in excluded]
         self._inside = list(inside.values())
         self._made_of = self._parts(excluded)

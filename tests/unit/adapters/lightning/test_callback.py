@@ -260,7 +260,7 @@ def test_a_frozen_module_in_training_mode_within_the_step_is_refused():
             self.train()
             return super().training_step(batch, batch_idx)
 
-    with pytest.raises(FreezeError, match="a frozen module must be in inference mode"):
+    with pytest.raises(FreezeError, match="a frozen module must be in its frozen mode"):
         fit(Training())
 
 
@@ -319,8 +319,9 @@ class Tensors(Steps):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
+@pytest.mark.parametrize("frozen_mode", ["inference", "batch"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole):
+def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole, frozen_mode):
     graphs = []
 
     def backend(graph, inputs):
@@ -330,7 +331,7 @@ def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole):
     def run(prepare):
         model = Chain()
         alternator = Recorded(rule=Cycle(2))
-        trainer(AlternatingCallback(alternator)).fit(prepare(model), Tensors())
+        trainer(AlternatingCallback(alternator, frozen_mode=frozen_mode)).fit(prepare(model), Tensors())
         return list(model.state_dict().values()), alternator.decisions
 
     def parts(model):

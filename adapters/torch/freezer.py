@@ -237,7 +237,7 @@ class Freezer:
     def train(self) -> None:
         """Training mode for what is active, its frozen mode for what is frozen."""
         self._between.set_training_mode()
-        self.set_frozen_inference_mode()
+        self.set_frozen_modes()
         for module in self.turn.active:
             module.set_training_mode()
 
@@ -247,7 +247,7 @@ class Freezer:
         for group in self.groups.values():
             group.set_inference_mode()
 
-    def set_frozen_inference_mode(self) -> None:
+    def set_frozen_modes(self) -> None:
         """Its frozen mode for what is frozen, whatever mode it has been put in; the rest stays as it is."""
         for module in self.turn.frozen:
             module.set_frozen_mode()

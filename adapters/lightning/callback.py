@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adapters.contract import refuse_loss
+from adapters.contract import FrozenMode, refuse_loss
 from adapters.lightning.loops import FollowedOptimizer, ManualOptimizer
 from adapters.torch.follower import Follower
 from adapters.torch.losses import Loss
@@ -48,6 +48,8 @@ class AlternatingCallback(Callback):
             or ``turns``, has.
         turns: Per name of the alternator the modules that train together; by default each name is a module.
         always: What trains in every step, named likewise.
+        frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"``, or ``"batch"`` for
+            players such as those of a GAN, as in `adapters.torch.AlternatingOptimizer`.
         clip_norm: Clip what trains to this total norm, with manual optimization. With automatic optimization use the
             Trainer's ``gradient_clip_val``.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
@@ -84,6 +86,7 @@ class AlternatingCallback(Callback):
         *,
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | None = None,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         clip_norm: float | None = None,
         delay: int = 1,
         log: bool = True,
@@ -93,6 +96,7 @@ class AlternatingCallback(Callback):
         self._turns = None if turns is None else {name: _members(turn) for name, turn in turns.items()}
         self._modules = _sources(modules, self._turns or {name: (name,) for name in alternator.modules})
         self._always = None if always is None else kept(always)
+        self._frozen_mode = frozen_mode
         self._clip_norm = clip_norm
         self._delay = delay
         self._log = log
@@ -154,7 +158,7 @@ class AlternatingCallback(Callback):
             self._loop.schedule.load_state_dict(state)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Put frozen modules back in inference mode, in case a hook or the end of a validation changed that."""
+        """Put frozen modules back in their frozen mode, in case a hook or the end of a validation changed that."""
         if self._loop is not None:
             self._loop.before_batch()
 
@@ -227,6 +231,7 @@ class AlternatingCallback(Callback):
             "model": pl_module,
             "turns": self._turns,
             "always": self._always,
+            "frozen_mode": self._frozen_mode,
         }
         if not pl_module.automatic_optimization:
             return ManualOptimizer(self._alternator, self._modules, pl_module, clip_norm=self._clip_norm, **options)

@@ -36,7 +36,7 @@ class FollowedOptimizer:
         self._open_window()
 
     def before_batch(self) -> None:
-        """Apply a switch that the user forced, and put frozen modules back in inference mode."""
+        """Apply a switch that the user forced, and put frozen modules back in their frozen mode."""
         self.schedule.before_step()
 
     def before_backward(self, loss: Tensor) -> None:
@@ -112,10 +112,10 @@ class ManualOptimizer:
         self._hooks = [optimizer.register_step_post_hook(lambda *_: self._note_step()) for optimizer in optimizers]
 
     def before_batch(self) -> None:
-        """Apply a switch that the user forced, and put frozen modules back in inference mode."""
+        """Apply a switch that the user forced, and put frozen modules back in their frozen mode."""
         if self.schedule.alternator.active != self._freezer.applied:
             self.schedule.apply()
-        self._freezer.set_frozen_inference_mode()
+        self._freezer.set_frozen_modes()
 
     def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
         """Backward, update of what is active, decision and switch; see `AlternatingCallback.step`."""

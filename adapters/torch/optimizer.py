@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import TypeVar  # with a default, as in Python 3.13; PyTorch requires it
 
-from adapters.contract import FreezeError
+from adapters.contract import FreezeError, FrozenMode
 from adapters.torch.checks import Optimizers, Schedulers
 from adapters.torch.decisions import Decisions, refusing_damage
 from adapters.torch.freezer import Freezer
@@ -59,6 +59,10 @@ class AlternatingOptimizer(Generic[Decided]):
         scaler: A GradScaler for float16. A step that it skips counts as skipped (``updated=False``).
         accumulate: Micro-steps per update. Gradients and recorded losses are their means.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
+        frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"``, or ``"batch"`` for
+            players such as those of a GAN: BatchNorm normalises by the batch and dropout is on, as in training, but
+            nothing that the module holds changes. None is inference mode, with a warning where that may not be meant
+            (docs/freezing.md).
         process_group: The processes that train this model together: losses are averaged over them, so that all decide
             the same. By default that of the DistributedDataParallel in ``model`` or ``modules`` (docs/distributed.md).
         check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
@@ -95,6 +99,7 @@ class AlternatingOptimizer(Generic[Decided]):
         scaler: GradScaler | None = None,
         accumulate: Literal[1] = 1,
         delay: int = 1,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None: ...
@@ -114,6 +119,7 @@ class AlternatingOptimizer(Generic[Decided]):
         scaler: GradScaler | None = None,
         accumulate: int,
         delay: int = 1,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None: ...
@@ -132,6 +138,7 @@ class AlternatingOptimizer(Generic[Decided]):
         scaler: GradScaler | None = None,
         accumulate: int = 1,
         delay: int = 1,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None:
@@ -148,6 +155,7 @@ class AlternatingOptimizer(Generic[Decided]):
             model=model,
             turns=turns,
             always=always,
+            frozen_mode=frozen_mode,
             process_group=process_group,
             check_ranks_every=check_ranks_every,
             rule=alternator.rule,
@@ -254,7 +262,7 @@ class AlternatingOptimizer(Generic[Decided]):
         self._freezer.zero_grad()
 
     def train(self) -> None:
-        """Training mode for what is active, inference for what is frozen: call it where you called model.train()."""
+        """Training mode for what is active, its frozen mode for what is not: call it where you called model.train()."""
         self._freezer.train()
 
     def eval(self) -> None:

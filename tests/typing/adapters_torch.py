@@ -36,6 +36,8 @@ def main() -> None:
     alternating.release()
     assert_type(LateScalar(loss.detach()).read(), float)
     accumulate(modules, optimizers, 2)
+    AlternatingOptimizer(Alternator(modules), modules, optimizers, frozen_mode={"head": "batch"}).release()
+    AlternatingOptimizer(Alternator(modules), modules, optimizers, frozen_mode="inference").release()
     train_step(alternating := AlternatingOptimizer(Alternator(modules), modules, optimizers, accumulate=1), modules)
     alternating.release()
     follow(modules)
@@ -87,6 +89,7 @@ def follow(modules: dict[str, nn.Linear]) -> None:
 
 
 def misuse(alternating: AlternatingOptimizer, alternator: Alternator) -> None:
+    AlternatingOptimizer(alternator, {}, {}, frozen_mode="train")  # type: ignore[call-overload]
     alternating.step(0.5)  # type: ignore[arg-type]
     alternating.step(losses={"head": "0.5"})  # type: ignore[dict-item]
     alternating.force(1)  # type: ignore[arg-type]

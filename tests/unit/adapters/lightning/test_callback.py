@@ -262,7 +262,7 @@ def test_a_module_that_a_training_step_puts_in_training_mode(kind, is_refused):
             return super().training_step(batch, batch_idx)
 
     if is_refused:
-        with pytest.raises(FreezeError, match="a frozen module must be in inference mode"):
+        with pytest.raises(FreezeError, match="a frozen module must be in its frozen mode"):
             fit(Training())
     else:
         assert same_bits(fit(Training()), fit(Towers()))
@@ -323,8 +323,9 @@ class Tensors(Steps):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
+@pytest.mark.parametrize("frozen_mode", ["inference", "batch"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole):
+def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole, frozen_mode):
     graphs = []
 
     def backend(graph, inputs):
@@ -334,7 +335,7 @@ def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole):
     def run(prepare):
         model = Chain()
         alternator = Recorded(rule=Cycle(2))
-        trainer(AlternatingCallback(alternator)).fit(prepare(model), Tensors())
+        trainer(AlternatingCallback(alternator, frozen_mode=frozen_mode)).fit(prepare(model), Tensors())
         return list(model.state_dict().values()), alternator.decisions
 
     def parts(model):

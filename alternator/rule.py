@@ -69,7 +69,8 @@ class Verdict(NamedTuple):
         reason: A code of `Reason`, or a string of your own.
         value: The number that was compared.
         limit: The number that it was compared with.
-        plateaued: True when the rule switches because the active module's loss has stopped falling.
+        plateaued: True when the rule switches because the active module's loss has stopped falling; a rise is no
+            plateau.
         target: Index of the module to switch to; None is the following one in order.
     """
 

@@ -13,6 +13,7 @@ Design constraints:
 
 import warnings
 from collections.abc import Iterable, Mapping
+from math import ceil, inf, isfinite
 from operator import attrgetter
 from typing import Any
 
@@ -149,6 +150,8 @@ class AlternatingCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and activate; continue from a checkpoint if one was loaded."""
         self._loop = self._build(trainer, pl_module)
+        if self._alternator.num_steps is None:
+            self._alternator.expect(num_steps=_planned_steps(trainer))
         self._is_training = True
         if self._loaded is not None:
             state, self._loaded = self._loaded, None
@@ -257,6 +260,16 @@ class AlternatingCallback(Callback):
             metrics[f"share/{name}"] = module.training_ratio
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=decision.step - 1)  # Lightning counts from 0
+
+
+def _planned_steps(trainer: Trainer) -> int | None:
+    """The number of updates of the fit, as far as the Trainer's settings tell; its own estimate may load data."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    planned = [float(trainer.max_steps)] if trainer.max_steps > 0 else []
+    if epochs is not None and epochs > 0:
+        planned.append(epochs * ceil(batches / trainer.accumulate_grad_batches) if isfinite(batches) else inf)
+    steps = min(planned, default=inf)
+    return int(steps) if 0 < steps < inf else None
 
 
 def _members(turn: str | Iterable[str]) -> tuple[str, ...]:

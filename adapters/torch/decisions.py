@@ -29,6 +29,7 @@ class Decisions:
         """Decides who trains."""
         self._freezer = freezer
         self._pending = PendingLosses(delay, LocalLosses if freezer.ranks is None else freezer.ranks.send)
+        alternator.expect(turns={name: turn.modules for name, turn in freezer.turns.items()})
         freezer.apply(alternator.active)
 
     def check_losses(self, loss: Tensor | None, losses: Mapping[str, Loss] | None) -> dict[str, Loss]:

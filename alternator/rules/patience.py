@@ -114,6 +114,11 @@ class Patience:
         )
 
     @property
+    def tenure_limit(self) -> tuple[str, float | None]:
+        """The parameter that limits how long others wait, and its value; see `Rule`."""
+        return "max_steps", self.max_steps
+
+    @property
     def ring_size(self) -> int:
         """The maximum number of losses judged at one decision."""
         return BURST

@@ -121,6 +121,11 @@ class Trend:
         )
 
     @property
+    def tenure_limit(self) -> tuple[str, float | None]:
+        """The parameter that limits how long others wait, and its value; see `Rule`."""
+        return "max_steps", self.max_steps
+
+    @property
     def ring_size(self) -> int:
         """The window."""
         return self.window

@@ -9,6 +9,7 @@ from torch import Tensor
 from adapters.contract import FreezeError, refuse_loss
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import LocalLosses, Loss, PendingLosses, check_scalar
+from adapters.torch.schedules import Epochs
 from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
 from alternator.checks import listed
 
@@ -22,12 +23,14 @@ class Decisions:
         alternator: Decides who trains.
         freezer: Applies the decisions; the name that is active now is applied at once.
         delay: How many steps later losses are read.
+        epochs: What has trained in the epoch, to be saved with the rest.
     """
 
-    def __init__(self, alternator: Alternator, freezer: Freezer, delay: int) -> None:
+    def __init__(self, alternator: Alternator, freezer: Freezer, delay: int, epochs: Epochs | None = None) -> None:
         self.alternator = alternator
         """Decides who trains."""
         self._freezer = freezer
+        self._epochs = Epochs((), ()) if epochs is None else epochs
         self._pending = PendingLosses(delay, LocalLosses if freezer.ranks is None else freezer.ranks.send)
         alternator.expect(turns={name: turn.modules for name, turn in freezer.turns.items()})
         freezer.apply(alternator.active)
@@ -107,6 +110,7 @@ class Decisions:
             "alternator": self.alternator.state_dict(),
             "pending_losses": self._pending.state(),
             **self._freezer.state_dict(),
+            **self._epochs.state_dict(),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -124,6 +128,7 @@ class Decisions:
                 f"the state belongs to another model: it names {listed(unknown)}, which this one does not have"
             )
         self._freezer.check_state(state)
+        self._epochs.check_state(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken.
@@ -143,6 +148,7 @@ class Decisions:
             raise
         self._pending.load(_floats(state["pending_losses"]), self.alternator.step)
         self._freezer.load_state_dict(state)
+        self._epochs.load_state_dict(state)
         self._freezer.apply(self.alternator.active)
 
     def _record(self, losses: Iterator[tuple[int, str, float]]) -> None:

@@ -11,7 +11,6 @@ Design constraints:
 3. What a training step returns is what the alternator records; nothing is read from the device before it has arrived.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping
 from math import ceil, inf, isfinite
 from operator import attrgetter
@@ -24,6 +23,7 @@ from torch.optim import Optimizer
 
 from adapters.contract import refuse_loss
 from adapters.lightning.loops import FollowedOptimizer, ManualOptimizer
+from adapters.torch.follower import Follower
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
 from alternator import Alternator, ConfigurationError, Decision, LossError
@@ -138,8 +138,8 @@ class AlternatingCallback(Callback):
 
     def apply(self) -> None:
         """Accept what you have written to frozen modules, and apply a switch of the alternator, between two batches."""
-        if self._loop is not None and self._is_training and not self._loop.is_accumulating:
-            self._loop.decisions.apply()
+        if self._loop is not None and self._is_training and not self._is_accumulating:
+            self._loop.schedule.apply()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything is built."""
@@ -155,7 +155,7 @@ class AlternatingCallback(Callback):
         self._is_training = True
         if self._loaded is not None:
             state, self._loaded = self._loaded, None
-            self._loop.decisions.load_state_dict(state)
+            self._loop.schedule.load_state_dict(state)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Put frozen modules back in inference mode, in case a hook or the end of a validation changed that."""
@@ -187,7 +187,7 @@ class AlternatingCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the last losses; unfreeze what you had not frozen."""
         if self._loop is not None:
-            self._loop.decisions.flush()
+            self._loop.schedule.flush()
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -203,18 +203,15 @@ class AlternatingCallback(Callback):
         """What a checkpoint of Lightning holds of the schedule; JSON-safe. Empty before the first training."""
         if self._loop is None:
             return self._loaded or {}
-        if self._is_training and self._loop.is_accumulating:
-            warnings.warn(
-                "a checkpoint should be saved between updates, but this one is in the middle of an accumulation, whose "
-                "gradients Lightning does not save: a run resumed from it differs from one never stopped; let "
-                "val_check_interval and every_n_train_steps end with an update",
-                stacklevel=2,
-            )
-        return self._loop.decisions.state_dict()
+        return self._loop.schedule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from this state at the next start of training, which refuses that of another configuration."""
         self._loaded = state_dict
+
+    @property
+    def _is_accumulating(self) -> bool:
+        return isinstance(self._loop, FollowedOptimizer) and self._loop.schedule.is_accumulating
 
     def _check_optimization(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.automatic_optimization and self._clip_norm is not None:
@@ -239,7 +236,8 @@ class AlternatingCallback(Callback):
         if not pl_module.automatic_optimization:
             return ManualOptimizer(self._alternator, modules, pl_module, clip_norm=self._clip_norm, **options)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        return FollowedOptimizer(self._alternator, modules, trainer.optimizers[0], loop_scaler=scaler, **options)
+        follower = Follower(self._alternator, modules, trainer.optimizers[0], scaler=scaler, **options)
+        return FollowedOptimizer(follower)
 
     def _release(self) -> None:
         if self._loop is not None and self._is_training:

@@ -5,8 +5,8 @@ from typing import Any, assert_type
 import torch
 from torch import Tensor, nn
 
-from adapters.torch import AlternatingOptimizer, LateScalar
-from alternator import Alternator, Decision
+from adapters.torch import AlternatingOptimizer, Follower, LateScalar
+from alternator import Alternator, Cycle, Decision
 
 
 def main() -> None:
@@ -36,7 +36,9 @@ def main() -> None:
     alternating.release()
     assert_type(LateScalar(loss.detach()).read(), float)
     accumulate(modules, optimizers, 2)
-    train_step(AlternatingOptimizer(Alternator(modules), modules, optimizers, accumulate=1), modules)
+    train_step(alternating := AlternatingOptimizer(Alternator(modules), modules, optimizers, accumulate=1), modules)
+    alternating.release()
+    follow(modules)
 
 
 def accumulate(modules: dict[str, nn.Linear], optimizers: dict[str, torch.optim.AdamW], num_micro_steps: int) -> None:
@@ -54,6 +56,24 @@ def train_step(alternating: AlternatingOptimizer, modules: dict[str, nn.Linear])
     return alternating.step(modules["head"](modules["encoder"](torch.ones(2, 4))).square().mean()).active
 
 
+def follow(modules: dict[str, nn.Linear]) -> None:
+    """In a loop that owns the optimizer."""
+    optimizer = torch.optim.AdamW([p for module in modules.values() for p in module.parameters()])
+    follower = Follower(Alternator(modules, rule=Cycle(2)), modules, optimizer, delay=0)
+    loss: Tensor = modules["head"](modules["encoder"](torch.ones(2, 4))).square().mean()
+    torch.autograd.backward(loss)
+    follower.before_update()
+    optimizer.step()
+    optimizer.zero_grad()
+    assert_type(follower.after_step(loss), Decision | None)
+    assert_type(follower.after_step({"encoder": 0.5}, ended=True, updated=False), Decision | None)
+    assert_type(follower.active, str)
+    follower.load_state_dict(follower.state_dict())
+    assert_type(follower.force("head"), Decision)
+    follower.flush()
+    follower.close()
+
+
 def misuse(alternating: AlternatingOptimizer, alternator: Alternator) -> None:
     alternating.step(0.5)  # type: ignore[arg-type]
     alternating.step(losses={"head": "0.5"})  # type: ignore[dict-item]
@@ -63,6 +83,7 @@ def misuse(alternating: AlternatingOptimizer, alternator: Alternator) -> None:
     accumulating = AlternatingOptimizer(alternator, {}, {}, accumulate=2)
     str(accumulating.step().active)  # type: ignore[union-attr]
     train_step(accumulating, {})  # type: ignore[arg-type]
+    Follower(alternator, {"encoder": 3}, {})  # type: ignore[dict-item]
 
 
 if __name__ == "__main__":

@@ -254,14 +254,18 @@ def test_a_switch_in_the_middle_of_an_accumulation_is_refused():
         fit(Towers(), alternator, [Forcing()], accumulate_grad_batches=2)
 
 
-def test_a_frozen_module_in_training_mode_within_the_step_is_refused():
-    class Training(Towers):
+@pytest.mark.parametrize(("kind", "is_refused"), [(Towers, False), (ManualTowers, True)])
+def test_a_module_that_a_training_step_puts_in_training_mode(kind, is_refused):
+    class Training(kind):
         def training_step(self, batch, batch_idx):
             self.train()
             return super().training_step(batch, batch_idx)
 
-    with pytest.raises(FreezeError, match="a frozen module must be in inference mode"):
-        fit(Training())
+    if is_refused:
+        with pytest.raises(FreezeError, match="a frozen module must be in inference mode"):
+            fit(Training())
+    else:
+        assert same_bits(fit(Training()), fit(Towers()))
 
 
 class Kept(Logger):

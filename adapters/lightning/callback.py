@@ -115,7 +115,9 @@ class AlternatingCallback(Callback):
     def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
         """Backward, update of what is active, decision and switch; in a training step with manual optimization.
 
-        Schedulers of optimizers that hold one module step with it. You step all others, and those that need a metric.
+        Schedulers of optimizers that hold one module move with it: with ``"interval": "step"`` after its updates, with
+        ``"epoch"``, Lightning's default, at the end of epochs in which it trained. You step all others, and those that
+        need a metric.
 
         Args:
             loss: What to minimise.
@@ -183,6 +185,11 @@ class AlternatingCallback(Callback):
         decision = self._loop.after_batch(_losses_of(outputs, self._alternator, trainer.accumulate_grad_batches))
         if decision is not None:
             self._log_decision(trainer, decision)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Advance the schedulers of modules that move by epochs, with manual optimization."""
+        if isinstance(self._loop, ManualOptimizer):
+            self._loop.end_epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the last losses; unfreeze what you had not frozen."""

@@ -182,3 +182,5 @@ class Epochs:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue in the middle of that epoch; see `check_state`."""
         self._trained = set(state.get("trained_in_epoch", []))
+        for key in self._trained:  # has been stepped, before it was saved: PyTorch would warn that it has not
+            setattr(self._scheduled[key].scheduler.optimizer, "_opt_called", True)  # noqa: B010  unknown to mypy

@@ -151,7 +151,7 @@ class ManualOptimizer:
 
     def end_epoch(self) -> None:
         """Advance the schedulers that move at the end of an epoch, each if its module trained in it."""
-        self._stepper.epochs.end(None, lambda value: torch.as_tensor(value))
+        self.schedule.end_epoch(None, torch.as_tensor)
 
     def close(self) -> None:
         """Unfreeze what the user had not frozen, and stop watching the optimizers."""

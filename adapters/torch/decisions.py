@@ -94,6 +94,15 @@ class Decisions:
         self._report(accepted=False)
         return decision
 
+    def end_epoch(self, values: Loss | Mapping[str, Loss] | None, mean: Callable[[Loss], Tensor]) -> None:
+        """Advance the schedulers that move by epochs, of what trained in this one; see `Epochs.end`.
+
+        A module that trained in the epoch may be frozen by now: who listens is told that its schedule may move.
+        """
+        self._report(accepted=False)
+        self._epochs.end(values, mean)
+        self._report(accepted=True)
+
     def force(self, name: str) -> Decision:
         """Start a new tenure of a name now, as `Alternator.force` does."""
         self.freezer.check_written()

@@ -270,7 +270,7 @@ class AlternatingOptimizer(Generic[Decided]):
             {'encoder': 0.5, 'head': 1.0}
         """
         self._check_boundary("end_epoch")
-        self._stepper.epochs.end(values, self.mean_over_ranks)
+        self._decisions.end_epoch(values, self.mean_over_ranks)
 
     def mean_over_ranks(self, value: Loss) -> Tensor:
         """The mean of a scalar over all processes, which must all call this; the scalar itself if there is only one.

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 from adapters.contract import FreezeError
 from adapters.torch import AlternatingOptimizer
+from adapters.torch.audit import Audit
 from alternator import Alternator, ConfigurationError, Cycle, LossError, StateError, UnknownModuleError
 
 NAMES = ("a", "b")
@@ -289,3 +290,25 @@ def test_what_is_frozen_keeps_its_rate_to_the_bit():
         *[[False, True]] * 3,
         [True, False],
     ]
+
+
+def test_an_audit_knows_that_the_end_of_an_epoch_moves_a_module_frozen_by_then():
+    run = Run(rule=Cycle(2))
+    with Audit.of(run.alternating) as audit:
+        for _ in range(4):
+            run.epoch(3)  # both train in each
+        assert run.rates() == (0.0625, 0.0625)
+        frozen = next(name for name in NAMES if name != run.alternating.active)
+        run.optimizers[frozen].param_groups[0]["lr"] = 3.0
+        with pytest.raises(FreezeError, match=f"of '{frozen}' changed"):
+            run.alternating.end_epoch()
+    assert audit.num_checks == 16  # after steps and epochs
+
+
+def test_a_scheduler_by_epochs_can_be_audited():
+    modules, optimizers = towers()
+    scheduler = ExponentialLR(optimizers["a"], 0.5)
+    audit = Audit(modules, optimizers, {"a": (scheduler, "epoch")})
+    optimizers["a"].step()
+    with pytest.raises(FreezeError, match="of 'a' changed"), audit.step("b"):
+        scheduler.step()

@@ -94,7 +94,7 @@ class Decisions:
         self._report(accepted=False)
         return decision
 
-    def end_epoch(self, values: Loss | Mapping[str, Loss] | None, mean: Callable[[Loss], Tensor]) -> None:
+    def end_epoch(self, values: Loss | Mapping[str, Loss] | None, mean: Callable[[Loss], Loss]) -> None:
         """Advance the schedulers that move by epochs, of what trained in this one; see `Epochs.end`.
 
         A module that trained in the epoch may be frozen by now: who listens is told that its schedule may move.

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -122,7 +121,7 @@ class Epochs:
         """Its optimizer has updated its module in this epoch."""
         self._trained.add(scheduled.key)
 
-    def end(self, values: Loss | Mapping[str, Loss] | None, mean: Callable[[Loss], Tensor]) -> None:
+    def end(self, values: Loss | Mapping[str, Loss] | None, mean: Callable[[Loss], Loss]) -> None:
         """Advance what has trained; see `AlternatingOptimizer.end_epoch`. Nothing moves if a value is missing.
 
         Args:

@@ -12,6 +12,7 @@ Design constraints:
 """
 
 from collections.abc import Iterable, Mapping
+from math import ceil, inf, isfinite
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -117,7 +118,9 @@ class AlternatingCallback(Callback):
     def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
         """Backward, update of what is active, decision and switch; in a training step with manual optimization.
 
-        Schedulers of optimizers that hold one module step with it. You step all others, and those that need a metric.
+        Schedulers of optimizers that hold one module move with it: with ``"interval": "step"`` after its updates, with
+        ``"epoch"``, Lightning's default, at the end of epochs in which it trained. You step all others, and those that
+        need a metric.
 
         Args:
             loss: What to minimise.
@@ -152,6 +155,8 @@ class AlternatingCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and activate; continue from a checkpoint if one was loaded."""
         self._loop = self._build(trainer, pl_module)
+        if self._alternator.num_steps is None:
+            self._alternator.expect(num_steps=_planned_steps(trainer))
         self._is_training = True
         if self._loaded is not None:
             state, self._loaded = self._loaded, None
@@ -183,6 +188,11 @@ class AlternatingCallback(Callback):
         decision = self._loop.after_batch(_losses_of(outputs, self._alternator, trainer.accumulate_grad_batches))
         if decision is not None:
             self._log_decision(trainer, decision)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Advance the schedulers of modules that move by epochs, with manual optimization."""
+        if isinstance(self._loop, ManualOptimizer):
+            self._loop.end_epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the last losses; unfreeze what you had not frozen."""
@@ -258,6 +268,16 @@ class AlternatingCallback(Callback):
             metrics[f"share/{name}"] = module.training_ratio
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=decision.step - 1)  # Lightning counts from 0
+
+
+def _planned_steps(trainer: Trainer) -> int | None:
+    """The number of updates of the fit, as far as the Trainer's settings tell; its own estimate may load data."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    planned = [float(trainer.max_steps)] if trainer.max_steps > 0 else []
+    if epochs is not None and epochs > 0:
+        planned.append(epochs * ceil(batches / trainer.accumulate_grad_batches) if isfinite(batches) else inf)
+    steps = min(planned, default=inf)
+    return int(steps) if 0 < steps < inf else None
 
 
 def _members(turn: str | Iterable[str]) -> tuple[str, ...]:

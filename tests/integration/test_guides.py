@@ -71,6 +71,19 @@ def test_a_loop_that_owns_the_optimizer():
     assert names["alternator"].step == 60
 
 
+def test_transformers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (block,) = [
+        block
+        for block in blocks_of("docs/training-loop.md")
+        if "import AlternatingCallback" in block and "Trainer(cl" in block
+    ]
+    sequences = [{"input_ids": torch.tensor([1, 2, row % 2]), "labels": torch.tensor(row % 2)} for row in range(80)]
+    names = run_blocks("docs/training-loop.md", [block], {"sequences": sequences})
+    assert names["alternator"].step == 30
+
+
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_lightning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

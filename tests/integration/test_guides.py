@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from adapters.torch import AlternatingOptimizer
+from alternator import Alternator, Cycle
 from tests.guide_blocks import blocks_of, run_blocks
 from ur4rec.cli.settings import render_settings
 from ur4rec.config import ModelConfig, TrainerConfig
@@ -102,6 +104,17 @@ def test_measuring_payoffs():
     stats = names["alternator"].stats()
     assert stats.total_steps == 60
     assert all(module.recent_loss is not None for module in stats.modules.values())
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_auditing_a_loop(number, capsys):
+    block = [block for block in blocks_of("docs/freezing.md") if "adapters.torch.audit" in block][number]
+    given = two_towers() | {"AlternatingOptimizer": AlternatingOptimizer}
+    given["modules"] = {"encoder": given["tower"], "head": given["head"]}
+    given["optimizers"] = {"encoder": given["optimizers"]["tower"], "head": given["optimizers"]["head"]}
+    given["alternator"] = Alternator(given["modules"], rule=Cycle(5))
+    assert run_blocks("docs/freezing.md", [block], given)["audit"].num_checks == 60
+    assert capsys.readouterr().out.startswith("60")
 
 
 def test_two_processes(tmp_path):

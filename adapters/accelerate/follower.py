@@ -24,8 +24,8 @@ class Follower(adapters.torch.Follower):
     """Freezes and decides in a loop that Accelerate prepared; backward, clipping and steps stay its own.
 
     Build it once, after ``accelerator.prepare``, of what that returned, and call `after_step` last in every batch. It
-    is saved and loaded by ``accelerator.save_state`` and ``load_state``. Several processes decide the same, by the means
-    of their losses.
+    is saved and loaded by ``accelerator.save_state`` and ``load_state``. Several processes decide the same, by the
+    means of their losses.
 
     Args:
         accelerator: Says when gradients are synchronised, and saves the schedule.

@@ -1,7 +1,7 @@
 """Transformers: `AlternatingCallback` keeps the freeze contract within ``Trainer.train``.
 
 The Trainer runs backward, clips, steps the optimizer and its scheduler, evaluates and saves; the callback follows with
-an `adapters.torch.Follower`. See docs/training-loop.md.
+an `adapters.torch.Follower`. See docs/other-loops.md.
 
 Design constraints:
 

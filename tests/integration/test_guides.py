@@ -73,17 +73,20 @@ def test_a_loop_that_owns_the_optimizer():
     assert names["alternator"].step == 60
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 def test_transformers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (block,) = [
-        block
-        for block in blocks_of("docs/training-loop.md")
-        if "import AlternatingCallback" in block and "Trainer(cl" in block
-    ]
+    block, _ = blocks_of("docs/other-loops.md")
     sequences = [{"input_ids": torch.tensor([1, 2, row % 2]), "labels": torch.tensor(row % 2)} for row in range(80)]
-    names = run_blocks("docs/training-loop.md", [block], {"sequences": sequences})
-    assert names["alternator"].step == 30
+    assert run_blocks("docs/other-loops.md", [block], {"sequences": sequences})["alternator"].step == 30
+
+
+def test_accelerate():
+    _, block = blocks_of("docs/other-loops.md")
+    rows = TensorDataset(torch.randn(400, 4), torch.randn(400, 1))
+    names = run_blocks("docs/other-loops.md", [block], {"loader": DataLoader(rows, batch_size=8)})
+    assert names["follower"].alternator.step == 25
 
 
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")

@@ -39,8 +39,8 @@ sequences: Dataset[dict[str, Tensor]]
 train: Callable[[str, object], dict[str, float]]
 """
 """What some guides take as given."""
-TAKE_AS_GIVEN = ("docs/choosing-a-rule.md", "docs/freezing.md", "docs/training-loop.md")
-PROGRAMS = ("docs/distributed.md",)
+TAKE_AS_GIVEN = ("docs/choosing-a-rule.md", "docs/freezing.md", "docs/other-loops.md", "docs/training-loop.md")
+PROGRAMS = ("docs/distributed.md", "docs/other-loops.md")
 """Pages whose blocks are programs of their own."""
 
 

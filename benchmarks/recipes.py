@@ -95,10 +95,17 @@ def lines_of(program: list[str]) -> list[str]:
     return done.stdout.splitlines()
 
 
+def kept_rows(folder: Path) -> dict[str, Row]:
+    """The rows of the newest result, by recipe."""
+    files = sorted(folder.glob("recipes_*.json"))
+    rows = json.loads(files[-1].read_text(encoding="utf-8"))["rows"] if files else []
+    return {row["name"]: Row(**{key: value for key, value in row.items() if key != "passes"}) for row in rows}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure all recipes and save the result."""
     parser = argparse.ArgumentParser(description=QUESTION)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="some recipes")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure some, and keep the rows of others")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each recipe")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="CPU seconds of steps in a round of each program"
@@ -112,10 +119,11 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.simplefilter("ignore")
         print(json.dumps(asdict(measure_recipe(recipes[0], options.rounds, options.seconds))))
         return 0
-    rows = []
+    measured = {} if options.only is None else kept_rows(options.out)
     for recipe in (bar := tqdm(recipes, unit="recipe")):
         bar.set_description(recipe.name)
-        rows.append(in_a_process(recipe, options.rounds, options.seconds))
+        measured[recipe.name] = in_a_process(recipe, options.rounds, options.seconds)
+    rows = [measured[each.name] for each in find_recipes() if each.name in measured]
     command = "python benchmarks/recipes.py"
     hardware = f"cpu{torch.multiprocessing.cpu_count()}"
     file = save(rows, options.out, hardware, command, theme="recipes", question=QUESTION)

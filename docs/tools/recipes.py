@@ -55,6 +55,11 @@ class Recipe:
         """Whether a framework owns the loop, and a callback is all that is added."""
         return re.search(r"\bAlternatingCallback\b", self.after.read_text(encoding="utf-8")) is not None
 
+    @property
+    def is_jax(self) -> bool:
+        """Whether it trains with JAX."""
+        return re.search(r"^(import|from) jax\b", self.after.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
     def diff(self) -> str:
         """The difference from ``before`` to ``after``."""
         before, after = (path.read_text(encoding="utf-8").splitlines() for path in (self.before, self.after))

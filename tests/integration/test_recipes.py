@@ -5,6 +5,8 @@ A new directory of examples/recipes is found by itself; it needs both programs, 
 
 import ast
 import runpy
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 from torch import nn
@@ -12,7 +14,7 @@ from torch import nn
 from adapters.torch.audit import audited
 from adapters.torch.decisions import LISTENERS
 from adapters.torch.digests import Digester
-from docs.tools.recipes import PAGES, Recipe, find_recipes, render_pages, with_section
+from docs.tools.recipes import PAGES, ROOT, Recipe, find_recipes, render_pages, with_section
 
 RECIPES = find_recipes()
 NUM_STEPS = 24
@@ -90,3 +92,40 @@ def test_lines_are_counted_with_imports_and_without_blank_ones(tmp_path, monkeyp
 def test_a_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="must have the markers"):
         with_section("# A recipe\n", "diff", "")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The benchmark of recipes, with a clock that only the measured programs move."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark, overhead = import_module("recipes"), import_module("overhead")
+    now = SimpleNamespace(seconds=0.0, benchmark=benchmark)
+
+    def measure(call):
+        start = now.seconds
+        call()
+        return now.seconds - start
+
+    for module in (benchmark, overhead):
+        monkeypatch.setattr(module, "measure", measure)
+    return now
+
+
+def test_the_benchmark_takes_off_what_a_program_takes_to_start(clock, monkeypatch):
+    seconds = {"after.py": (5.0, 0.011), "before.py": (2.0, 0.010)}
+
+    def load(path):
+        start, step = seconds[path.name]
+
+        def train(num_steps):
+            clock.seconds += start + step * num_steps
+
+        return train
+
+    monkeypatch.setattr(clock.benchmark, "load", load)
+    row = clock.benchmark.measure_recipe(Recipe("sac"), rounds=3, seconds=1.0)
+    assert row.value == pytest.approx(1.1)
+    assert row.low == pytest.approx(row.high)
+    assert row.against == "before.py"
+    assert row.detail.startswith("11 ms against 10 ms")
+    assert 390 <= int(row.detail.split(", ")[1].split()[0]) <= 402  # twice the start of 2 s, in steps of 10 ms

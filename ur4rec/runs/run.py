@@ -29,6 +29,7 @@ from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend, load_scorer
 from ur4rec.training.checkpoint import check_same, check_settings
 from ur4rec.training.scorer import AnyScorer
+from ur4rec.training.slices import parse_memory
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +111,10 @@ class TrainingRun:
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
         validation, num_users = prepared.split.validation, config.eval_users
-        self.validation = Ranking(validation if num_users is None else validation.sample(num_users), prepared.model)
-        self._test = Ranking(prepared.split.test, prepared.model)
+        memory = parse_memory(config.memory)
+        sampled = validation if num_users is None else validation.sample(num_users)
+        self.validation = Ranking(sampled, prepared.model, memory)
+        self._test = Ranking(prepared.split.test, prepared.model, memory)
         self.plan = Plan(config=config)
         self._heartbeat = Heartbeat(progress)
         backend = load_backend(config.backend)
@@ -125,6 +128,7 @@ class TrainingRun:
         self.trainer = backend.JointTrainer(
             model,
             device=config.device,
+            memory=memory,
             rule=self._schedule.rule,
             probe=prepared.probe() if self._schedule.measures else None,
             seed=config.seed,
@@ -360,7 +364,10 @@ class TrainingRun:
         scorer: AnyScorer = self.trainer
         if epoch != len(self.epochs):  # not this one, which has not been saved
             scorer = load_scorer(
-                self.config.backend, self.directory.require_checkpoint("best"), device=self.config.device
+                self.config.backend,
+                self.directory.require_checkpoint("best"),
+                device=self.config.device,
+                memory=self.config.memory,
             )
         ranks = self._rank(self._test, scorer, rows, "test")
         for name, row in rows.items():
@@ -389,7 +396,7 @@ class TrainingRun:
                 "results": {name: result.to_json(ranks=True) for name, result in self.results.items()},
                 "logs": [log.state_dict() for log in self._logs],
             }
-            self.trainer.save_checkpoint(path, epoch=epoch, metrics=state)
+            self.trainer.save_checkpoint(path, epoch=epoch, metrics=state, shares_texts=True)
         self._saved_step = self.trainer.step
 
     @property

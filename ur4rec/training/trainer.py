@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, Unpack
 
+from numpy.typing import NDArray
+
 from alternator import Alternator, Decision, Rule
 from alternator.checks import check_integer
 from alternator.recordings.log import StepRecord
@@ -34,6 +36,9 @@ from ur4rec.training.memory import enough_for_model, enough_for_steps
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory, slice_width
 from ur4rec.training.step_log import LateStep, LateSteps, Reader
+
+_GIVEN = "given."
+"""Names of the arrays in a checkpoint that its trainer was given begin so."""
 
 ModelT = TypeVar("ModelT", bound=Model)
 DeviceT = TypeVar("DeviceT")
@@ -217,6 +222,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         epoch: int = 0,
         metrics: Mapping[str, Any] | None = None,
         *,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
         shares_texts: bool = False,
     ) -> None:
         """Write everything that the run needs to continue exactly, as a directory that is whole or absent.
@@ -225,6 +231,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             path: The directory to make.
             epoch: The epoch that is finished, kept for `load_checkpoint` to return.
             metrics: Its metrics, kept likewise.
+            arrays: What else of it is kept likewise, and is too long for JSON: arrays by name.
             shares_texts: Keep the text vectors, which never change, in one file beside ``path``, for all checkpoints
                 that are saved there; by default the directory holds all that is needed.
         """
@@ -232,6 +239,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         weights, moments = self._export_arrays()
         if self._payoffs is not None:
             moments |= self._payoffs.state_dict()
+        moments |= {f"{_GIVEN}{name}": array for name, array in (arrays or {}).items()}
         state = {
             "backend": self.backend,
             "model": asdict(self._model_config),
@@ -253,7 +261,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """Continue exactly where a checkpoint was saved.
 
         Returns:
-            ``epoch`` and ``metrics`` as they were given to `save_checkpoint`.
+            ``epoch`` and ``metrics`` as they were given to `save_checkpoint`, and ``arrays`` if any were.
 
         Raises:
             CheckpointError: It is missing, damaged, or of another version or configuration.
@@ -279,7 +287,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             self._payoffs.load_state_dict(loaded.moments)
         self.step, self.stage_step = progress["step"], progress["stage_step"]
         self._log.load_state_dict(progress)
-        return {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
+        given = {name.removeprefix(_GIVEN): each for name, each in loaded.moments.items() if name.startswith(_GIVEN)}
+        found = {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
+        return {**found, "arrays": given} if given else found
 
     @abstractmethod
     def _set_up(self, model: ModelT, device: str | DeviceT) -> None:

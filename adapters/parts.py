@@ -12,7 +12,7 @@ Where several match, the one that matches deepest in the path wins: ``"encoder.n
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import adapters.own_alternator  # noqa: F401  first: says so where the next line would find another distribution's
 from alternator import ConfigurationError
@@ -78,8 +78,8 @@ def patterns_of(part: str, patterns: str | Iterable[str]) -> tuple[str, ...]:
     Raises:
         ConfigurationError: It is no path or pattern.
     """
-    alone = isinstance(patterns, str) or not isinstance(patterns, Iterable)
-    given = (patterns,) if alone else tuple(patterns)
+    is_one = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    given: tuple[Any, ...] = (patterns,) if is_one else tuple(patterns)
     if not given or any(not isinstance(pattern, str) or not pattern for pattern in given):
         raise ConfigurationError(
             f"a part must be named by a path or pattern, or several, got {quoted(patterns)} for {part!r}; "

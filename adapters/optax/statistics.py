@@ -46,7 +46,8 @@ def keep_frozen(
         kept = trainable(params)
         owners = dict(zip(dotted_paths(kept), owners_of(kept, labels, known, optional=(ALWAYS,)), strict=True))
         old, structure = jax.tree.flatten(before)
-        if jax.tree.structure(after) != structure:
+        new: Any = jax.tree.structure(after)
+        if new != structure:
             raise ConfigurationError("statistics must keep their structure, but those after the step have another one")
         paths = dotted_paths(before)
         near = owners_around(paths, owners, {})

@@ -80,7 +80,10 @@ def test_indices_several_paths_and_the_reserved_parts():
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"head": "head"}, r"'trunk\.b', 'trunk\.w' is named by none of \('head',\); .*'\*', or \{'frozen': '\*'\}"),
+        (
+            {"head": "head"},
+            r"'trunk\.b', 'trunk\.w' is named by none of \('head',\); .*'\*', to one of them, or \{'frozen': '\*'\}",
+        ),
         ({"backbone": "*", "head": "haed"}, r"'haed' of 'head' names none; there is 'head'"),
         ({"a": "trunk", "b": "trunk", "c": "*"}, "named by 'a', 'b' alike"),
         ({"backbone": "*", "head": 3}, "must be named by a path or pattern"),

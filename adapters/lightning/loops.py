@@ -3,17 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from adapters.contract import ALWAYS
 from adapters.torch.checks import parameters_of
 from adapters.torch.decisions import Decisions
 from adapters.torch.follower import Follower
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss, check_differentiable
-from adapters.torch.modules import Parameters
+from adapters.torch.modules import Parameters, Part
+from adapters.torch.naming import Naming
+from adapters.torch.schedules import Schedule
 from adapters.torch.stepping import Stepper
 from alternator import Alternator, ConfigurationError, Decision
 
@@ -34,7 +38,7 @@ class FollowedOptimizer:
         self._open_window()
 
     def before_batch(self) -> None:
-        """Apply a switch that the user forced, and put frozen modules back in inference mode."""
+        """Apply a switch that the user forced, and put frozen modules back in their frozen mode."""
         self.schedule.before_step()
 
     def before_backward(self, loss: Tensor) -> None:
@@ -93,27 +97,27 @@ class ManualOptimizer:
         self._wrapped = {id(each.optimizer): each for each in wrapped}
         optimizers = [each.optimizer for each in wrapped]
         if len(optimizers) == 1:
-            schedulers: dict[str, list[LRScheduler]] = {}
+            schedulers: dict[str, list[Schedule]] = {}
             freezer = Freezer(
                 alternator.modules, modules, optimizers[0], always=always, rule=alternator.rule, **options
             )
         else:
-            owned, extra = _assign(optimizers, modules, always)
+            owned, extra = _assign(optimizers, Naming(modules, always, pl_module).parts())
             schedulers = _own_schedulers(pl_module, owned)
             group = always if always is None or extra is None else (always, extra)
             freezer = Freezer(alternator.modules, modules, owned, always=group, rule=alternator.rule, **options)
         self._stepper = Stepper(freezer, schedulers=schedulers, clip_norm=clip_norm, step=self._step_wrapped)
         self._freezer = freezer
-        self.schedule = Decisions(alternator, freezer, delay)
+        self.schedule = Decisions(alternator, freezer, delay, self._stepper.epochs)
         """Applies, saves and loads what the alternator decides."""
         self._is_stepping = self._was_bypassed = False
         self._hooks = [optimizer.register_step_post_hook(lambda *_: self._note_step()) for optimizer in optimizers]
 
     def before_batch(self) -> None:
-        """Apply a switch that the user forced, and put frozen modules back in inference mode."""
+        """Apply a switch that the user forced, and put frozen modules back in their frozen mode."""
         if self.schedule.alternator.active != self._freezer.applied:
             self.schedule.apply()
-        self._freezer.set_frozen_inference_mode()
+        self._freezer.set_frozen_modes()
 
     def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
         """Backward, update of what is active, decision and switch; see `AlternatingCallback.step`."""
@@ -147,6 +151,10 @@ class ManualOptimizer:
                 "so no module was chosen: call it in place of manual_backward() and optimizer.step()"
             )
 
+    def end_epoch(self) -> None:
+        """Advance the schedulers that move at the end of an epoch, each if its module trained in it."""
+        self.schedule.end_epoch(None, torch.as_tensor)
+
     def close(self) -> None:
         """Unfreeze what the user had not frozen, and stop watching the optimizers."""
         for hook in self._hooks:
@@ -158,13 +166,12 @@ class ManualOptimizer:
 
 
 def _assign(
-    optimizers: Sequence[Optimizer], modules: Mapping[str, Parameters], always: Parameters | None
+    optimizers: Sequence[Optimizer], parts: Mapping[str, Part]
 ) -> tuple[dict[str, list[Optimizer]], Optimizer | None]:
     """Per module the optimizers that hold its parameters, and the one of the always group if that has its own."""
-    shared = [] if always is None else _parameters(always)
-    owned = {name: _holders(optimizers, _parameters(module), shared) for name, module in modules.items()}
+    owned = {name: _holders(optimizers, part) for name, part in parts.items() if name != ALWAYS}
     extra = [each for each in optimizers if not any(each is own for holders in owned.values() for own in holders)]
-    if len(extra) > (always is not None):
+    if len(extra) > (ALWAYS in parts):
         raise ConfigurationError(
             f"every optimizer must hold parameters of a module, but {len(extra)} of {len(optimizers)} hold none; "
             "leave them out, or declare what one of them trains with always="
@@ -172,26 +179,27 @@ def _assign(
     return owned, extra[0] if extra else None
 
 
-def _parameters(module: Parameters) -> list[Tensor]:
-    if isinstance(module, Tensor):
-        return [module]
-    return list(module.parameters() if isinstance(module, nn.Module) else module)
-
-
-def _holders(optimizers: Sequence[Optimizer], parameters: list[Tensor], shared: list[Tensor]) -> list[Optimizer]:
-    """The optimizers that hold any of these parameters, the shared ones aside."""
-    own = {id(parameter) for parameter in parameters} - {id(parameter) for parameter in shared}
+def _holders(optimizers: Sequence[Optimizer], part: Part) -> list[Optimizer]:
+    own = {id(parameter) for parameter in part.parameters.values()}
     return [each for each in optimizers if any(id(parameter) in own for parameter in parameters_of(each))]
 
 
-def _own_schedulers(
-    pl_module: LightningModule, owned: Mapping[str, Sequence[Optimizer]]
-) -> dict[str, list[LRScheduler]]:
-    """Per module those of its optimizers; one that needs a metric, or drives several modules, is the user's."""
-    schedulers: dict[str, list[LRScheduler]] = {}
+def _own_schedulers(pl_module: LightningModule, owned: Mapping[str, Sequence[Optimizer]]) -> dict[str, list[Schedule]]:
+    """Per module those of its optimizers; one that needs a metric, or drives several modules, is the user's.
+
+    Raises:
+        ConfigurationError: One is to move at every n-th update or epoch only.
+    """
+    schedulers: dict[str, list[Schedule]] = {}
     for config in pl_module.trainer.lr_scheduler_configs:
         scheduler = config.scheduler
         driven = [name for name, holders in owned.items() if any(each is scheduler.optimizer for each in holders)]
         if len(driven) == 1 and not isinstance(scheduler, ReduceLROnPlateau):
-            schedulers.setdefault(driven[0], []).append(scheduler)
+            if config.frequency != 1:
+                raise ConfigurationError(
+                    f"the scheduler of {driven[0]!r} must have frequency 1, got {config.frequency}: it moves with its "
+                    "module, by its interval; give its own steps instead (StepLR has step_size)"
+                )
+            own: Schedule = (scheduler, "epoch") if config.interval == "epoch" else scheduler
+            schedulers.setdefault(driven[0], []).append(own)
     return schedulers

@@ -97,6 +97,11 @@ def refuse_loss(rule: Rule) -> None:
         )
 
 
+def watches_losses(rule: Rule) -> bool:
+    """Whether a rule decides by losses: not by the number of steps alone, and not by payoffs."""
+    return rule.ring_size > 0 and not isinstance(rule, Payoff)
+
+
 def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Refuse names that are not known, e.g. of schedulers.
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from adapters.contract import FreezeError
+from adapters.contract import FreezeError, watches_losses
 from adapters.torch.checks import Optimizers
 from adapters.torch.decisions import Decisions
 from adapters.torch.freezer import Freezer
@@ -24,7 +24,7 @@ from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Freezable, Parameters
 from adapters.torch.shares import ShownSteps
 from adapters.torch.stepping import skips_in_kernel
-from alternator import Alternator, Decision, LossError, Payoff
+from alternator import Alternator, Decision, LossError
 from alternator.checks import check_integer
 
 
@@ -251,7 +251,7 @@ class Follower:
     def _check_seen(self) -> None:
         """Refuse an update of which a rule that watches losses has seen none."""
         rule = self.alternator.rule
-        if rule.ring_size and not isinstance(rule, Payoff):
+        if watches_losses(rule):
             raise LossError(
                 f"{type(rule).__name__} must see the loss of {self.active!r}, got none in this window: give it to "
                 "after_step(), or an empty mapping if you record losses yourself"

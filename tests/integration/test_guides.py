@@ -81,6 +81,22 @@ def test_epoch_schedulers():
     assert names["optimizers"]["tower"].param_groups[0]["lr"] == pytest.approx(0.0005)  # ten epochs of twenty
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+def test_transformers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    block, _ = blocks_of("docs/other-loops.md")
+    sequences = [{"input_ids": torch.tensor([1, 2, row % 2]), "labels": torch.tensor(row % 2)} for row in range(80)]
+    assert run_blocks("docs/other-loops.md", [block], {"sequences": sequences})["alternator"].step == 30
+
+
+def test_accelerate():
+    _, block = blocks_of("docs/other-loops.md")
+    rows = TensorDataset(torch.randn(400, 4), torch.randn(400, 1))
+    names = run_blocks("docs/other-loops.md", [block], {"loader": DataLoader(rows, batch_size=8)})
+    assert names["follower"].alternator.step == 25
+
+
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_lightning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,6 @@
 """Flax linen: a `TrainState` whose gradients are applied to the active modules only."""
 
-from typing import Any
+from typing import Any, Self
 
 import jax
 from flax.training import train_state
@@ -10,7 +10,7 @@ from adapters.optax import AlternatingState, apply_updates
 from alternator import ConfigurationError
 
 
-class TrainState(train_state.TrainState):
+class TrainState(train_state.TrainState):  # type: ignore[no-untyped-call]
     """Flax's `TrainState` over `adapters.optax.alternating`: what is frozen keeps every bit.
 
     Everything else is as in Flax: subclass it to hold collections such as ``batch_stats``, which `apply_gradients` then
@@ -39,7 +39,7 @@ class TrainState(train_state.TrainState):
         True
     """
 
-    def apply_gradients(self, *, grads: PyTree, active: Active, **kwargs: Any) -> "TrainState":  # type: ignore[override]
+    def apply_gradients(self, *, grads: PyTree, active: Active, **kwargs: Any) -> Self:  # type: ignore[override]
         """The state after an update of the active modules, one step later.
 
         Args:
@@ -56,17 +56,17 @@ class TrainState(train_state.TrainState):
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **kwargs)
 
     @classmethod
-    def create(cls, **kwargs: Any) -> "TrainState":  # type: ignore[override]
+    def create(cls, **kwargs: Any) -> Self:
         """The state before the first step.
 
         Args:
-            **kwargs: As in Flax: ``apply_fn``, ``params``, ``tx`` (an `adapters.optax.alternating`, alone or in a chain)
-                and the attributes of a subclass.
+            **kwargs: As in Flax: ``apply_fn``, ``params``, ``tx`` (an `adapters.optax.alternating`, alone or in a
+                chain) and the attributes of a subclass.
 
         Raises:
             ConfigurationError: ``tx`` would train everything at every step.
         """
-        state = super().create(**kwargs)
+        state: Self = super().create(**kwargs)  # type: ignore[no-untyped-call]
         nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, AlternatingState))
         if not any(isinstance(node, AlternatingState) for node in nodes):
             raise ConfigurationError(

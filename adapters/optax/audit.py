@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adapters.contract import ALWAYS, FreezeError
@@ -42,7 +43,6 @@ class Audit:
         turns: Names that stand for several modules, as given to `alternating`.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> import optax
         >>> labels = {"encoder": "encoder", "head": "head"}
         >>> params = {"encoder": jnp.ones(2), "head": jnp.ones(2)}
@@ -161,7 +161,7 @@ class Audit:
         return [owners[".".join(keys[starts[0] :])]] if starts else []
 
     def _digest(self, leaf: Any) -> bytes:
-        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         self._num_bytes += array.nbytes

@@ -1,6 +1,6 @@
 """Which module each variable of a Flax NNX model belongs to, worked out once, by identity."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +43,13 @@ class Layout:
             )
         return jax.tree.unflatten(jax.tree.structure(params), [known[path] for path in given])
 
-    def set_inference_mode(self, model: nnx.Module, trained: Iterable[str]) -> None:
-        """Dropout off, normalisation statistics fixed in every module that does not train."""
+    def nodes(self, model: nnx.Module, names: Collection[str]) -> Iterator[tuple[str, nnx.Module]]:
+        """The module, and every `nnx.Module` within it, of these names."""
         for module, attribute in self.attributes:
-            if module not in trained:
+            if module in names:
                 for _, node in nnx.iter_graph(_find(model, attribute)):
                     if isinstance(node, nnx.Module):
-                        node.eval()  # type: ignore[no-untyped-call]
+                        yield module, node
 
     def restore(self, before: PyTree, after: PyTree, trained: Iterable[str]) -> PyTree:
         """The state ``after``, with what belongs to frozen modules, and what variables there are, as ``before``."""

@@ -20,7 +20,8 @@ from flax import nnx
 from adapters.contract import ALWAYS, FrozenMode, check_frozen_modes
 from adapters.jax.turns import Active, Chooses, PyTree, Turns
 from adapters.nnx.frozen_modes import Reported, on_gradients
-from adapters.nnx.layout import layout_of, leaves_by_path, mask_whole, named, pure
+from adapters.nnx.layout import layout_of, leaves_by_path, mask_whole, named, pure, set_inference_mode
+from adapters.nnx.naming import Modules
 from adapters.optax import active_value_and_grad, alternating, apply_updates, in_force
 from alternator import ConfigurationError
 from alternator.checks import listed
@@ -48,6 +49,10 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
             players such as those of a GAN: in the modes that they have for training, so that BatchNorm normalises by
             the batch and dropout is on, but what they hold stays as it is. None is inference mode, with a warning where
             that may not be meant (docs/freezing.md).
+        modules: Per name of ``transforms`` what it stands for, if that is not the attribute of its name: a path, a
+            pattern whose ``*`` matches dots too, ``"*"`` for the rest of the model, or several of these
+            (``{"adapter": "*.lora_a", "backbone": "*"}``). The deepest match wins, and ``always`` is named so too. A
+            submodule all of whose parameters belong to a module belongs to it, with its statistics and its mode.
 
     Raises:
         ConfigurationError: The model has no such attribute, or one without parameters; a parameter belongs to no module
@@ -84,6 +89,7 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         accumulate: int = 1,
         alternator: Chooses | None = None,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        modules: Modules | None = None,
     ) -> None:
         names: str | Iterable[str] = ()
         transform = None
@@ -94,7 +100,7 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         self._frozen_modes = tuple(check_frozen_modes(frozen_mode, transforms).items())
         self._reported = Reported()
         every_step = (names,) if isinstance(names, str) else tuple(names)
-        self._layout = layout = layout_of(model, wrt, self._modules, every_step)
+        self._layout = layout = layout_of(model, wrt, self._modules, every_step, modules)
         tx = alternating(
             {name: _of_variables(name, each) for name, each in transforms.items()},
             layout.labels,
@@ -193,7 +199,7 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
             if modes[name] is None and isinstance(node, nnx.BatchNorm) and not node.use_running_average:
                 on_gradients(node, partial(self._reported.warn, name))
         for _, node in nodes:
-            node.eval()  # type: ignore[no-untyped-call]
+            set_inference_mode(node)
 
     def _complete(self, gradients: PyTree, params: PyTree, active: Active) -> PyTree:
         """The gradients in the tree of the parameters, zeros for what is missing."""

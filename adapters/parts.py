@@ -111,7 +111,10 @@ def _check_used(names: tuple[str, ...], given: Mapping[str, tuple[str, ...]]) ->
         for pattern in patterns:
             if not any(_depth(nodes_of(name), pattern) >= 0 for name in names):
                 nodes = list(dict.fromkeys(node for name in names for node in nodes_of(name)))
-                near = get_close_matches(pattern, nodes, n=3) or [node for node in nodes if "." not in node]
+                near = [node for node in nodes if node.endswith(f".{pattern}")] or get_close_matches(
+                    pattern, nodes, n=3
+                )
+                near = near or [node for node in nodes if "." not in node]
                 raise ConfigurationError(
                     f"a path or pattern must name parameters of the model, but {pattern!r} of {part!r} names none; "
                     f"there is {listed(near)}"

@@ -13,12 +13,11 @@ Design constraints:
 
 from collections.abc import Iterable, Mapping
 from math import ceil, inf, isfinite
-from operator import attrgetter
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from adapters.contract import refuse_loss
@@ -26,11 +25,9 @@ from adapters.lightning.loops import FollowedOptimizer, ManualOptimizer
 from adapters.torch.follower import Follower
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
+from adapters.torch.naming import kept
 from alternator import Alternator, ConfigurationError, Decision, LossError
 from alternator.checks import check_integer
-
-Source = str | Parameters
-"""An attribute of the LightningModule (a dotted path), or a module or parameters."""
 
 
 class AlternatingCallback(Callback):
@@ -46,10 +43,12 @@ class AlternatingCallback(Callback):
 
     Args:
         alternator: Decides who trains.
-        modules: Names of attributes of the LightningModule, or per module name an attribute (``"net.encoder"``), a
-            module or parameters. By default the names that the alternator, or ``turns``, has.
+        modules: Names of attributes of the LightningModule, or per module name what belongs to it: a path or pattern
+            within the LightningModule (``"net.encoder"``, ``"*.lora_A"``, ``"*"`` for the rest), a module, a parameter,
+            or several of these, as in `adapters.torch.AlternatingOptimizer`. By default the names that the alternator,
+            or ``turns``, has.
         turns: Per name of the alternator the modules that train together; by default each name is a module.
-        always: What trains in every step: an attribute, a module or parameters.
+        always: What trains in every step, named likewise.
         clip_norm: Clip what trains to this total norm, with manual optimization. With automatic optimization use the
             Trainer's ``gradient_clip_val``.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
@@ -82,10 +81,10 @@ class AlternatingCallback(Callback):
     def __init__(
         self,
         alternator: Alternator,
-        modules: Iterable[str] | Mapping[str, Source] | None = None,
+        modules: Iterable[str] | Mapping[str, Parameters] | None = None,
         *,
         turns: Mapping[str, str | Iterable[str]] | None = None,
-        always: Source | None = None,
+        always: Parameters | None = None,
         clip_norm: float | None = None,
         delay: int = 1,
         log: bool = True,
@@ -94,7 +93,7 @@ class AlternatingCallback(Callback):
         self._alternator = alternator
         self._turns = None if turns is None else {name: _members(turn) for name, turn in turns.items()}
         self._modules = _sources(modules, self._turns or {name: (name,) for name in alternator.modules})
-        self._always = always
+        self._always = None if always is None else kept(always)
         self._clip_norm = clip_norm
         self._delay = delay
         self._log = log
@@ -233,17 +232,16 @@ class AlternatingCallback(Callback):
             )
 
     def _build(self, trainer: Trainer, pl_module: LightningModule) -> FollowedOptimizer | ManualOptimizer:
-        modules = {name: _resolve(pl_module, source) for name, source in self._modules.items()}
         options: dict[str, Any] = {
             "delay": self._delay,
             "model": pl_module,
             "turns": self._turns,
-            "always": None if self._always is None else _resolve(pl_module, self._always),
+            "always": self._always,
         }
         if not pl_module.automatic_optimization:
-            return ManualOptimizer(self._alternator, modules, pl_module, clip_norm=self._clip_norm, **options)
+            return ManualOptimizer(self._alternator, self._modules, pl_module, clip_norm=self._clip_norm, **options)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        follower = Follower(self._alternator, modules, trainer.optimizers[0], scaler=scaler, **options)
+        follower = Follower(self._alternator, self._modules, trainer.optimizers[0], scaler=scaler, **options)
         return FollowedOptimizer(follower)
 
     def _release(self) -> None:
@@ -282,31 +280,13 @@ def _members(turn: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _sources(
-    modules: Iterable[str] | Mapping[str, Source] | None, turns: Mapping[str, tuple[str, ...]]
-) -> dict[str, Source]:
-    """Per module name where it is found; by default the attribute of that name."""
+    modules: Iterable[str] | Mapping[str, Parameters] | None, turns: Mapping[str, tuple[str, ...]]
+) -> dict[str, Parameters]:
+    """Per module name what belongs to it; by default the attribute of that name."""
     if isinstance(modules, Mapping):
-        return dict(modules)
+        return {name: kept(given) for name, given in modules.items()}
     names = modules if modules is not None else (name for turn in turns.values() for name in turn)
     return {name: name for name in names}
-
-
-def _resolve(pl_module: LightningModule, source: Source) -> Parameters:
-    """The module, or a list of parameters."""
-    if not isinstance(source, str):
-        return source if isinstance(source, (nn.Module, Tensor)) else list(source)
-    try:
-        found = attrgetter(source)(pl_module)
-    except AttributeError:
-        found = None
-    if isinstance(found, Tensor):
-        return [found]
-    if isinstance(found, nn.Module):
-        return found
-    raise ConfigurationError(
-        f"a module must be an attribute of {type(pl_module).__name__} that is an nn.Module or a parameter, but "
-        f"{source!r} is not; say where it is with modules={{name: 'path.of.attributes'}}, or give the module"
-    )
 
 
 def _check_trainer(trainer: Trainer) -> None:

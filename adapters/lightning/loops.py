@@ -5,16 +5,18 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from adapters.contract import ALWAYS
 from adapters.torch.checks import parameters_of
 from adapters.torch.decisions import Decisions
 from adapters.torch.follower import Follower
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss, check_differentiable
-from adapters.torch.modules import Parameters
+from adapters.torch.modules import Parameters, Part
+from adapters.torch.naming import Naming
 from adapters.torch.schedules import Schedule
 from adapters.torch.stepping import Stepper
 from alternator import Alternator, ConfigurationError, Decision
@@ -100,7 +102,7 @@ class ManualOptimizer:
                 alternator.modules, modules, optimizers[0], always=always, rule=alternator.rule, **options
             )
         else:
-            owned, extra = _assign(optimizers, modules, always)
+            owned, extra = _assign(optimizers, Naming(modules, always, pl_module).parts())
             schedulers = _own_schedulers(pl_module, owned)
             group = always if always is None or extra is None else (always, extra)
             freezer = Freezer(alternator.modules, modules, owned, always=group, rule=alternator.rule, **options)
@@ -164,13 +166,12 @@ class ManualOptimizer:
 
 
 def _assign(
-    optimizers: Sequence[Optimizer], modules: Mapping[str, Parameters], always: Parameters | None
+    optimizers: Sequence[Optimizer], parts: Mapping[str, Part]
 ) -> tuple[dict[str, list[Optimizer]], Optimizer | None]:
     """Per module the optimizers that hold its parameters, and the one of the always group if that has its own."""
-    shared = [] if always is None else _parameters(always)
-    owned = {name: _holders(optimizers, _parameters(module), shared) for name, module in modules.items()}
+    owned = {name: _holders(optimizers, part) for name, part in parts.items() if name != ALWAYS}
     extra = [each for each in optimizers if not any(each is own for holders in owned.values() for own in holders)]
-    if len(extra) > (always is not None):
+    if len(extra) > (ALWAYS in parts):
         raise ConfigurationError(
             f"every optimizer must hold parameters of a module, but {len(extra)} of {len(optimizers)} hold none; "
             "leave them out, or declare what one of them trains with always="
@@ -178,15 +179,8 @@ def _assign(
     return owned, extra[0] if extra else None
 
 
-def _parameters(module: Parameters) -> list[Tensor]:
-    if isinstance(module, Tensor):
-        return [module]
-    return list(module.parameters() if isinstance(module, nn.Module) else module)
-
-
-def _holders(optimizers: Sequence[Optimizer], parameters: list[Tensor], shared: list[Tensor]) -> list[Optimizer]:
-    """The optimizers that hold any of these parameters, the shared ones aside."""
-    own = {id(parameter) for parameter in parameters} - {id(parameter) for parameter in shared}
+def _holders(optimizers: Sequence[Optimizer], part: Part) -> list[Optimizer]:
+    own = {id(parameter) for parameter in part.parameters.values()}
     return [each for each in optimizers if any(id(parameter) in own for parameter in parameters_of(each))]
 
 

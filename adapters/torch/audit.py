@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
@@ -19,6 +19,7 @@ from adapters.torch.checks import Optimizers, each_of, parameters_of
 from adapters.torch.decisions import LISTENERS, Decisions
 from adapters.torch.digests import Digester, Digests, find_changed
 from adapters.torch.modules import Freezable, Parameters
+from adapters.torch.naming import Naming
 from adapters.torch.schedules import Schedulers, list_schedulers
 from alternator import ConfigurationError, UnknownModuleError
 from alternator.checks import listed
@@ -39,9 +40,10 @@ class Audit:
     hold one module alone (learning rates, counters), schedulers, and that no gradient is computed.
 
     Args:
-        modules: Per name an ``nn.Module``, or parameters.
+        modules: Per name what belongs to it, as `AlternatingOptimizer` has it.
         optimizers: One per name, several, or one over all.
         schedulers: Per name a scheduler, or several.
+        model: The model in which names are looked up.
         gradients: Whether a frozen module may get no gradient either. False for loops that compute gradients which are
             not applied.
         learning_rates: Whether learning rates, momenta and betas of a frozen module must stay. False where a scheduler
@@ -74,14 +76,18 @@ class Audit:
         optimizers: Optimizers | Iterable[Optimizer],
         schedulers: Schedulers | None = None,
         *,
+        model: nn.Module | None = None,
         gradients: bool = True,
         learning_rates: bool = True,
     ) -> None:
-        groups = {name: Freezable(name, module) for name, module in modules.items()}
-        self._start(groups, _flat(optimizers), schedulers, gradients=gradients, learning_rates=learning_rates)
+        naming = Naming(modules, model=model)
+        self._start(
+            naming, naming.groups(), _flat(optimizers), schedulers, gradients=gradients, learning_rates=learning_rates
+        )
 
     def _start(
         self,
+        naming: Naming,
         groups: Mapping[str, Freezable],
         optimizers: Sequence[Optimizer],
         schedulers: Schedulers | None = None,
@@ -89,6 +95,7 @@ class Audit:
         gradients: bool,
         learning_rates: bool,
     ) -> None:
+        self._naming = naming
         self._groups = groups
         self._optimizers = optimizers
         self._schedulers: dict[str, list[LRScheduler]] = {}
@@ -125,8 +132,7 @@ class Audit:
         for name in training:
             if name not in self._groups:
                 raise UnknownModuleError(name, tuple(self._groups))
-        for group in self._groups.values():
-            group.look_again()
+        self._naming.look_again(self._groups)
         self._check_covered()
         self._keep([name for name in self._groups if name not in training])
         try:
@@ -169,7 +175,9 @@ class Audit:
     def _of(cls, decisions: Decisions, *, gradients: bool, learning_rates: bool) -> Iterator["Audit"]:
         audit = cls.__new__(cls)
         freezer = decisions.freezer
-        audit._start(freezer.groups, freezer.optimizers, gradients=gradients, learning_rates=learning_rates)
+        audit._start(
+            freezer.naming, freezer.groups, freezer.optimizers, gradients=gradients, learning_rates=learning_rates
+        )
         audit._listen(decisions, accepted=True)
         decisions.listeners.append(audit._listen)
         try:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-from adapters.contract import ALWAYS, check_disjoint, check_names
+from adapters.contract import ALWAYS, check_names
 from adapters.torch.modules import Freezable
 from adapters.torch.optimizers import check_optimizer
 from adapters.torch.wrappers import unwrapped
@@ -23,17 +23,12 @@ Optimizers = Mapping[str, Optimizer | Sequence[Optimizer]] | Optimizer
 
 
 def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) -> None:
-    """Each trainable parameter, and each submodule, has one owner and a name of its own.
+    """Each trainable parameter of the model has an owner, and each parameter and submodule a name of its own.
 
     Raises:
-        ConfigurationError: One has two owners, two have one name; or one of ``model`` has no owner.
+        ConfigurationError: One has no owner, or two have one name.
     """
     _check_distinct([key for group in groups.values() for key in (*group.parameters, *group.submodules)])
-    check_disjoint({name: {id(value): key for key, value in g.parameters.items()} for name, g in groups.items()})
-    check_disjoint(
-        {name: {id(value): key for key, value in group.submodules.items()} for name, group in groups.items()},
-        what="submodule",
-    )
     owned = {id(parameter) for group in groups.values() for parameter in group.parameters.values()}
     named = [] if model is None else unwrapped(model).named_parameters()
     orphans = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in owned]

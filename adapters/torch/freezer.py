@@ -30,6 +30,7 @@ from adapters.torch.checks import (
     warn_of_recompiles,
 )
 from adapters.torch.modules import Between, Freezable, Parameters
+from adapters.torch.naming import Naming
 from adapters.torch.parallel.fsdp import find_sharded, reshard
 from adapters.torch.parallel.group import check_single, join
 from adapters.torch.storage import check_storage
@@ -114,11 +115,13 @@ class Freezer:
     ) -> None:
         members = check_turns(names, modules, turns, rule)
         group, extra = _split_pair(always)
-        given = [model, *modules.values(), group]
+        self.naming = Naming(modules, group, model)
+        """What belongs to the modules and the always group."""
+        given = self.naming.modules
         with_others = process_group is not None or _is_distributed()
         if with_others:
             reshard(find_sharded(given))  # so that the groups hold the parameters that optimizers step
-        self.groups = _gather(modules, group)
+        self.groups = self.naming.groups()
         """The modules and the always group, by name."""
         check_ownership(self.groups, model)
         check_storage(self.groups)
@@ -133,9 +136,9 @@ class Freezer:
         self.num_changes = 0
         """How often what trains may have changed: at each switch, with other parameters, or by the user's hand."""
         self._required: list[bool] = []
-        warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
+        warn_of_recompiles(given, len({frozenset(turn) for turn in members.values()}))
         self._between = Between(model, self.groups.values())
-        self._watches = {name: Watch(module, model) for name, module in self.groups.items()}
+        self._watches = {name: Watch(module) for name, module in self.groups.items()}
         self._parameters = _parameters_of(self.groups.values())
         self.turns = {name: _plan(self.groups, turn) for name, turn in members.items()}
         """What each name trains."""
@@ -198,12 +201,9 @@ class Freezer:
 
     def _look_again(self) -> bool:
         """Whether a group has other parameters or submodules than before."""
-        always = self.groups.get(ALWAYS)
-        changed = [always is not None and always.look_again()]
-        taken = _ids_of(always)
-        changed += [group.look_again(taken) for name, group in self.groups.items() if name != ALWAYS]
+        changed = self.naming.look_again(self.groups)
         self._between.look_again(self.groups.values())
-        return any(changed)
+        return changed
 
     def _cover(self) -> None:
         self._uncovered = check_coverage(self.groups, self._given_optimizers, self.optimizers)
@@ -418,20 +418,6 @@ def _plan(groups: Mapping[str, Freezable], modules: tuple[str, ...]) -> Turn:
 
 def _parameters_of(groups: Iterable[Freezable]) -> tuple[nn.Parameter, ...]:
     return tuple(parameter for group in groups for parameter in group.parameters.values())
-
-
-def _gather(modules: Mapping[str, Parameters], always: Parameters | None) -> dict[str, Freezable]:
-    """The modules, and the always group if there is one; what is declared always belongs to no module."""
-    if always is None:
-        return {name: Freezable(name, module) for name, module in modules.items()}
-    group = Freezable(ALWAYS, always)
-    taken = _ids_of(group)
-    return {**{name: Freezable(name, module, taken) for name, module in modules.items()}, ALWAYS: group}
-
-
-def _ids_of(group: Freezable | None) -> set[int]:
-    """The ``id`` of its parameters and submodules."""
-    return set() if group is None else {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
 
 
 def _count(optimizers: Iterable[Optimizer]) -> int:

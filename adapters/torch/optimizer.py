@@ -42,14 +42,18 @@ class AlternatingOptimizer(Generic[Decided]):
 
     Args:
         alternator: Decides who trains.
-        modules: Per module name an ``nn.Module``, or an iterable of parameters (which has no mode and no buffers).
+        modules: Per module name what belongs to it: an ``nn.Module``, a parameter, a leaf tensor that requires
+            gradients, a path or pattern within ``model`` (``"head"``, ``"*.lora_A"``; ``"*"`` is the rest), or an
+            iterable that mixes these. What another names more closely is that one's: ``{"backbone": model, "head":
+            model.fc}``. Parameters alone have modes and buffers only where a submodule of ``model``, or of what another
+            names, has no other parameters.
         optimizers: One optimizer per module name, or a list of several that each hold a part of it (SparseAdam for a
             table, Muon for matrices, and AdamW for the rest); or one over all.
-        model: The model that holds them all: parameters that belong to none are refused, and `train` and `eval` reach
-            what lies between the modules (dropout, the model's own flag).
+        model: The model that holds them all: names are looked up in it, parameters that belong to none are refused, and
+            `train` and `eval` reach what lies between the modules (dropout, the model's own flag).
         turns: Per name of the alternator the modules that train together; by default each name is a module.
-        always: What trains in every step (fusion or uncertainty weights, a shared embedding): a module or parameters
-            that one of the optimizers covers, or a pair of these and an optimizer of their own.
+        always: What trains in every step (fusion or uncertainty weights, a shared embedding), named as in ``modules``
+            and covered by one of the optimizers; or a pair of this and an optimizer of its own.
         schedulers: Per module name (or ``"always"``) a scheduler, or a list of several, stepped after each update of
             that module only. ``(scheduler, "epoch")`` in place of one: stepped by `end_epoch`, if the module trained.
         clip_norm: Clip the gradients of what trains in the step, the always group included, to this total norm.

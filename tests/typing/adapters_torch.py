@@ -71,6 +71,18 @@ def accumulate(modules: dict[str, nn.Linear], optimizers: dict[str, torch.optim.
     alternating.release()
 
 
+def name_parts(model: nn.Sequential, optimizer: torch.optim.Optimizer, log_alpha: Tensor) -> None:
+    """A part is a module, a parameter, a leaf tensor, a name, or several of these."""
+    alternator = Alternator(("backbone", "head"))
+    AlternatingOptimizer(alternator, {"backbone": model, "head": model[1]}, optimizer)
+    AlternatingOptimizer(alternator, {"backbone": "*", "head": ("1", "*.norm")}, optimizer, model=model)
+    AlternatingOptimizer(alternator, {"backbone": [model[0], log_alpha, "1.bias"], "head": "1"}, optimizer, model=model)
+    AlternatingOptimizer(alternator, {"backbone": model.parameters(), "head": log_alpha}, optimizer)
+    AlternatingOptimizer(alternator, {"backbone": "0", "head": "1"}, optimizer, model=model, always=["2", log_alpha])
+    AlternatingOptimizer(alternator, {"backbone": "0", "head": "1"}, optimizer, model=model, always=("2", optimizer))
+    AlternatingOptimizer(alternator, {"backbone": "*", "head": [1]}, optimizer, model=model)  # type: ignore[list-item]
+
+
 def train_step(alternating: AlternatingOptimizer, modules: dict[str, nn.Linear]) -> str:
     """Without a parameter the class stands for one that does not accumulate."""
     return alternating.step(modules["head"](modules["encoder"](torch.ones(2, 4))).square().mean()).active

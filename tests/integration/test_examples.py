@@ -12,6 +12,7 @@ EXAMPLES = sorted(Path(__file__).parents[2].joinpath("examples").glob("*.py"))
 
 SHOWS = {
     "plain_loop": lambda result: result["loss_after"] < 0.3 * result["loss_before"] and result["switches"] >= 2,
+    "scanned_gan": lambda result: abs(result["mean_after"] - 4) < 0.5 and abs(result["mean_before"] - 4) > 3,
     "lightning_loop": lambda result: result["loss_after"] < 0.3 * result["loss_before"] and result["switches"] >= 2,
     "actor_critic": lambda result: (
         result["return_after"] > 0.6 > 0 > result["return_before"] and result["switches"] >= 4

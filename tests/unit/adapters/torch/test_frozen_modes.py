@@ -252,6 +252,9 @@ def test_no_warning_without_gradients_through_it_without_batchnorm_or_where_the_
     modules, alternating = build(None, rest=lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)))
     alternating.step(loss(modules))
     assert not any(each._forward_pre_hooks for each in modules["b"].modules())
+    modules, _ = build(None)
+    modules["b"][0].requires_grad_(True)  # gradients of its own, and none through it
+    modules["b"](torch.ones(4, 6))
 
 
 def test_hooks_are_there_only_while_a_module_with_batchnorm_is_frozen():

@@ -1,6 +1,5 @@
 """``frozen_mode`` in Flax NNX: as in training with every bit kept, and the warning where none is chosen."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

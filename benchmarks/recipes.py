@@ -2,18 +2,20 @@
 
 The programs of each recipe in examples/recipes, with an adapter and with the same schedule by hand, take turns in one
 process, which is theirs alone. What each takes to start, the time of `train(1)`, is taken off; what is left are steps.
+Then the program with the adapter runs as a whole, to show what it learns.
 """
 
 import argparse
 import json
 import os
+import re
 import runpy
 import statistics
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -75,19 +77,35 @@ def steps_of(train: Train, start: float, seconds: float) -> int:
     return max(2, int(num_steps * seconds / taken))
 
 
-def in_a_process(name: str, rounds: int, seconds: float) -> Row:
-    """The row of a recipe, measured in a process of its own."""
-    command = [sys.executable, __file__, "--only", name, "--rounds", str(rounds), "--seconds", str(seconds), "--print"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def in_a_process(recipe: Recipe, rounds: int, seconds: float) -> Row:
+    """The row of a recipe, measured in a process of its own, with what it prints in another."""
+    measured = [__file__, "--only", recipe.name, "--rounds", str(rounds), "--seconds", str(seconds), "--print"]
+    row = Row(**json.loads(lines_of(measured)[-1]))
+    learned = re.sub(
+        r"\d+\.\d+", lambda found: f"{float(found[0]):.3g}", " → ".join(lines_of([str(recipe.after)])[-2:])
+    )
+    return replace(row, detail=f"{row.detail}; {learned}")
+
+
+def lines_of(program: list[str]) -> list[str]:
+    """What a Python program prints."""
+    done = subprocess.run([sys.executable, *program], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"measuring {name} failed:\n{done.stderr}")
-    return Row(**json.loads(done.stdout.splitlines()[-1]))
+        raise RuntimeError(f"{program} failed:\n{done.stderr}")
+    return done.stdout.splitlines()
+
+
+def kept_rows(folder: Path) -> dict[str, Row]:
+    """The rows of the newest result, by recipe."""
+    files = sorted(folder.glob("recipes_*.json"))
+    rows = json.loads(files[-1].read_text(encoding="utf-8"))["rows"] if files else []
+    return {row["name"]: Row(**{key: value for key, value in row.items() if key != "passes"}) for row in rows}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure all recipes and save the result."""
     parser = argparse.ArgumentParser(description=QUESTION)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="some recipes")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure some, and keep the rows of others")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each recipe")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="CPU seconds of steps in a round of each program"
@@ -101,10 +119,11 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.simplefilter("ignore")
         print(json.dumps(asdict(measure_recipe(recipes[0], options.rounds, options.seconds))))
         return 0
-    rows = []
+    measured = {} if options.only is None else kept_rows(options.out)
     for recipe in (bar := tqdm(recipes, unit="recipe")):
         bar.set_description(recipe.name)
-        rows.append(in_a_process(recipe.name, options.rounds, options.seconds))
+        measured[recipe.name] = in_a_process(recipe, options.rounds, options.seconds)
+    rows = [measured[each.name] for each in find_recipes() if each.name in measured]
     command = "python benchmarks/recipes.py"
     hardware = f"cpu{torch.multiprocessing.cpu_count()}"
     file = save(rows, options.out, hardware, command, theme="recipes", question=QUESTION)

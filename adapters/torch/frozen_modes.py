@@ -82,10 +82,12 @@ class Unchosen:
         self._name = name
         self._has_warned = False
         self._handles: list[RemovableHandle] = []
+        self._parameters: tuple[Tensor, ...] = ()
 
-    def listen(self, norms: Iterable[nn.Module]) -> None:
-        """Hook these layers, and no others."""
+    def listen(self, norms: Iterable[nn.Module], parameters: Iterable[Tensor]) -> None:
+        """Hook these layers, and no others, of a module with these parameters."""
         self.stop()
+        self._parameters = tuple(parameters)
         if not self._has_warned:
             self._handles = [norm.register_forward_pre_hook(_Hook(self.warn)) for norm in norms]
 
@@ -95,7 +97,9 @@ class Unchosen:
             self._handles.pop().remove()
 
     def warn(self) -> None:
-        """Say what the choices are, and stop."""
+        """Say what the choices are, and stop; gradients may be of what the user has unfrozen within the module."""
+        if any(parameter.requires_grad for parameter in self._parameters):
+            return
         self.stop()
         self._has_warned = True
         warnings.warn(unchosen(self._name), stacklevel=6)

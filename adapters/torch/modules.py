@@ -101,7 +101,8 @@ class Freezable:
             parameter.requires_grad_(False)
             parameter.grad = None
         if self._frozen_mode is None:
-            self._unchosen.listen(norm for key, norm in self._norms.items() if key not in self.inference)
+            norms = [norm for key, norm in self._norms.items() if key not in self.inference]
+            self._unchosen.listen(norms, self.parameters.values())
         self.set_frozen_mode()
 
     def activate(self) -> None:

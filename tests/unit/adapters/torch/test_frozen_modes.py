@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm
 
 from adapters.torch import AlternatingOptimizer, FreezeError
+from adapters.torch.frozen_modes import Tracking
 from alternator import Alternator, ConfigurationError, Cycle
 from tests.conformance.freeze_contract_torch import adamw, same_bits
 
@@ -252,6 +253,9 @@ def test_no_warning_without_gradients_through_it_without_batchnorm_or_where_the_
     modules, alternating = build(None, rest=lambda: nn.Sequential(nn.Linear(6, 6), nn.LayerNorm(6)))
     alternating.step(loss(modules))
     assert not any(each._forward_pre_hooks for each in modules["b"].modules())
+    modules, _ = build(None)
+    modules["b"][0].requires_grad_(True)  # gradients of its own, and none through it
+    modules["b"](torch.ones(4, 6))
 
 
 def test_hooks_are_there_only_while_a_module_with_batchnorm_is_frozen():
@@ -288,3 +292,14 @@ def test_a_compiled_model_does_not_warn_and_is_compiled_once_per_turn():
             alternating.step(forward(torch.randn(8, 6)))
     assert len(graphs) == 2
     torch._dynamo.reset()
+
+
+def test_a_flaw_that_lets_statistics_move_is_found(monkeypatch):
+    monkeypatch.setattr(Tracking, "stop", lambda self, norms: None)
+    modules, alternating = build()
+    before = copy.deepcopy(modules["b"].state_dict())
+    given = loss(modules)
+    assert not same_bits(modules["b"].state_dict(), before)
+    with pytest.raises(FreezeError, match=r"'b.1' is in training mode"):
+        alternating.step(given)
+    assert same_bits(modules["b"].state_dict(), before)

@@ -12,6 +12,7 @@ Design constraints:
 """
 
 from collections.abc import Iterable, Mapping
+from math import ceil, inf, isfinite
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,7 +20,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adapters.contract import refuse_loss
+from adapters.contract import FrozenMode, refuse_loss
 from adapters.lightning.loops import FollowedOptimizer, ManualOptimizer
 from adapters.torch.follower import Follower
 from adapters.torch.losses import Loss
@@ -48,6 +49,8 @@ class AlternatingCallback(Callback):
             or ``turns``, has.
         turns: Per name of the alternator the modules that train together; by default each name is a module.
         always: What trains in every step, named likewise.
+        frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"``, or ``"batch"`` for
+            players such as those of a GAN, as in `adapters.torch.AlternatingOptimizer`.
         clip_norm: Clip what trains to this total norm, with manual optimization. With automatic optimization use the
             Trainer's ``gradient_clip_val``.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
@@ -84,6 +87,7 @@ class AlternatingCallback(Callback):
         *,
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | None = None,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         clip_norm: float | None = None,
         delay: int = 1,
         log: bool = True,
@@ -93,6 +97,7 @@ class AlternatingCallback(Callback):
         self._turns = None if turns is None else {name: _members(turn) for name, turn in turns.items()}
         self._modules = _sources(modules, self._turns or {name: (name,) for name in alternator.modules})
         self._always = None if always is None else kept(always)
+        self._frozen_mode = frozen_mode
         self._clip_norm = clip_norm
         self._delay = delay
         self._log = log
@@ -113,7 +118,9 @@ class AlternatingCallback(Callback):
     def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
         """Backward, update of what is active, decision and switch; in a training step with manual optimization.
 
-        Schedulers of optimizers that hold one module step with it. You step all others, and those that need a metric.
+        Schedulers of optimizers that hold one module move with it: with ``"interval": "step"`` after its updates, with
+        ``"epoch"``, Lightning's default, at the end of epochs in which it trained. You step all others, and those that
+        need a metric.
 
         Args:
             loss: What to minimise.
@@ -148,13 +155,15 @@ class AlternatingCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and activate; continue from a checkpoint if one was loaded."""
         self._loop = self._build(trainer, pl_module)
+        if self._alternator.num_steps is None:
+            self._alternator.expect(num_steps=_planned_steps(trainer))
         self._is_training = True
         if self._loaded is not None:
             state, self._loaded = self._loaded, None
             self._loop.schedule.load_state_dict(state)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Put frozen modules back in inference mode, in case a hook or the end of a validation changed that."""
+        """Put frozen modules back in their frozen mode, in case a hook or the end of a validation changed that."""
         if self._loop is not None:
             self._loop.before_batch()
 
@@ -179,6 +188,11 @@ class AlternatingCallback(Callback):
         decision = self._loop.after_batch(_losses_of(outputs, self._alternator, trainer.accumulate_grad_batches))
         if decision is not None:
             self._log_decision(trainer, decision)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Advance the schedulers of modules that move by epochs, with manual optimization."""
+        if isinstance(self._loop, ManualOptimizer):
+            self._loop.end_epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the last losses; unfreeze what you had not frozen."""
@@ -227,6 +241,7 @@ class AlternatingCallback(Callback):
             "model": pl_module,
             "turns": self._turns,
             "always": self._always,
+            "frozen_mode": self._frozen_mode,
         }
         if not pl_module.automatic_optimization:
             return ManualOptimizer(self._alternator, self._modules, pl_module, clip_norm=self._clip_norm, **options)
@@ -253,6 +268,16 @@ class AlternatingCallback(Callback):
             metrics[f"share/{name}"] = module.training_ratio
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=decision.step - 1)  # Lightning counts from 0
+
+
+def _planned_steps(trainer: Trainer) -> int | None:
+    """The number of updates of the fit, as far as the Trainer's settings tell; its own estimate may load data."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    planned = [float(trainer.max_steps)] if trainer.max_steps > 0 else []
+    if epochs is not None and epochs > 0:
+        planned.append(epochs * ceil(batches / trainer.accumulate_grad_batches) if isfinite(batches) else inf)
+    steps = min(planned, default=inf)
+    return int(steps) if 0 < steps < inf else None
 
 
 def _members(turn: str | Iterable[str]) -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from adapters.contract import ALWAYS
 from adapters.torch.checks import parameters_of
@@ -16,6 +17,7 @@ from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters, Part
 from adapters.torch.naming import Naming
+from adapters.torch.schedules import Schedule
 from adapters.torch.stepping import Stepper
 from alternator import Alternator, ConfigurationError, Decision
 
@@ -36,7 +38,7 @@ class FollowedOptimizer:
         self._open_window()
 
     def before_batch(self) -> None:
-        """Apply a switch that the user forced, and put frozen modules back in inference mode."""
+        """Apply a switch that the user forced, and put frozen modules back in their frozen mode."""
         self.schedule.before_step()
 
     def before_backward(self, loss: Tensor) -> None:
@@ -95,7 +97,7 @@ class ManualOptimizer:
         self._wrapped = {id(each.optimizer): each for each in wrapped}
         optimizers = [each.optimizer for each in wrapped]
         if len(optimizers) == 1:
-            schedulers: dict[str, list[LRScheduler]] = {}
+            schedulers: dict[str, list[Schedule]] = {}
             freezer = Freezer(
                 alternator.modules, modules, optimizers[0], always=always, rule=alternator.rule, **options
             )
@@ -106,16 +108,16 @@ class ManualOptimizer:
             freezer = Freezer(alternator.modules, modules, owned, always=group, rule=alternator.rule, **options)
         self._stepper = Stepper(freezer, schedulers=schedulers, clip_norm=clip_norm, step=self._step_wrapped)
         self._freezer = freezer
-        self.schedule = Decisions(alternator, freezer, delay)
+        self.schedule = Decisions(alternator, freezer, delay, self._stepper.epochs)
         """Applies, saves and loads what the alternator decides."""
         self._is_stepping = self._was_bypassed = False
         self._hooks = [optimizer.register_step_post_hook(lambda *_: self._note_step()) for optimizer in optimizers]
 
     def before_batch(self) -> None:
-        """Apply a switch that the user forced, and put frozen modules back in inference mode."""
+        """Apply a switch that the user forced, and put frozen modules back in their frozen mode."""
         if self.schedule.alternator.active != self._freezer.applied:
             self.schedule.apply()
-        self._freezer.set_frozen_inference_mode()
+        self._freezer.set_frozen_modes()
 
     def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
         """Backward, update of what is active, decision and switch; see `AlternatingCallback.step`."""
@@ -149,6 +151,10 @@ class ManualOptimizer:
                 "so no module was chosen: call it in place of manual_backward() and optimizer.step()"
             )
 
+    def end_epoch(self) -> None:
+        """Advance the schedulers that move at the end of an epoch, each if its module trained in it."""
+        self.schedule.end_epoch(None, torch.as_tensor)
+
     def close(self) -> None:
         """Unfreeze what the user had not frozen, and stop watching the optimizers."""
         for hook in self._hooks:
@@ -178,14 +184,22 @@ def _holders(optimizers: Sequence[Optimizer], part: Part) -> list[Optimizer]:
     return [each for each in optimizers if any(id(parameter) in own for parameter in parameters_of(each))]
 
 
-def _own_schedulers(
-    pl_module: LightningModule, owned: Mapping[str, Sequence[Optimizer]]
-) -> dict[str, list[LRScheduler]]:
-    """Per module those of its optimizers; one that needs a metric, or drives several modules, is the user's."""
-    schedulers: dict[str, list[LRScheduler]] = {}
+def _own_schedulers(pl_module: LightningModule, owned: Mapping[str, Sequence[Optimizer]]) -> dict[str, list[Schedule]]:
+    """Per module those of its optimizers; one that needs a metric, or drives several modules, is the user's.
+
+    Raises:
+        ConfigurationError: One is to move at every n-th update or epoch only.
+    """
+    schedulers: dict[str, list[Schedule]] = {}
     for config in pl_module.trainer.lr_scheduler_configs:
         scheduler = config.scheduler
         driven = [name for name, holders in owned.items() if any(each is scheduler.optimizer for each in holders)]
         if len(driven) == 1 and not isinstance(scheduler, ReduceLROnPlateau):
-            schedulers.setdefault(driven[0], []).append(scheduler)
+            if config.frequency != 1:
+                raise ConfigurationError(
+                    f"the scheduler of {driven[0]!r} must have frequency 1, got {config.frequency}: it moves with its "
+                    "module, by its interval; give its own steps instead (StepLR has step_size)"
+                )
+            own: Schedule = (scheduler, "epoch") if config.interval == "epoch" else scheduler
+            schedulers.setdefault(driven[0], []).append(own)
     return schedulers

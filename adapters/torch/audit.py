@@ -11,14 +11,16 @@ from typing import Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from adapters.contract import FreezeError
-from adapters.torch.checks import Optimizers, Schedulers, each_of, parameters_of
+from adapters.torch.checks import Optimizers, each_of, parameters_of
 from adapters.torch.decisions import LISTENERS, Decisions
 from adapters.torch.digests import Digester, Digests, find_changed
 from adapters.torch.modules import Freezable, Parameters
 from adapters.torch.naming import Naming
+from adapters.torch.schedules import Schedulers, list_schedulers
 from alternator import ConfigurationError, UnknownModuleError
 from alternator.checks import listed
 
@@ -96,7 +98,9 @@ class Audit:
         self._naming = naming
         self._groups = groups
         self._optimizers = optimizers
-        self._schedulers = {name: each_of(given) for name, given in (schedulers or {}).items()}
+        self._schedulers: dict[str, list[LRScheduler]] = {}
+        for each in list_schedulers(schedulers):
+            self._schedulers.setdefault(each.module, []).append(each.scheduler)
         self._learning_rates = learning_rates
         self._digester = Digester()
         self._gradients = _Gradients() if gradients else None

@@ -8,6 +8,7 @@ from typing import Any
 from adapters.contract import FreezeError, refuse_loss
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import LocalLosses, Loss, PendingLosses, check_scalar
+from adapters.torch.schedules import Epochs
 from alternator import Alternator, ConfigurationError, Decision, LossError, StateError, UnknownModuleError
 from alternator.checks import listed
 
@@ -23,9 +24,10 @@ class Decisions:
         alternator: Decides who trains.
         freezer: Applies the decisions; the name that is active now is applied at once.
         delay: How many steps later losses are read.
+        epochs: What has trained in the epoch, to be saved with the rest.
     """
 
-    def __init__(self, alternator: Alternator, freezer: Freezer, delay: int) -> None:
+    def __init__(self, alternator: Alternator, freezer: Freezer, delay: int, epochs: Epochs | None = None) -> None:
         self.alternator = alternator
         """Decides who trains."""
         self.freezer = freezer
@@ -33,7 +35,9 @@ class Decisions:
         self.listeners: list[Callable[[Decisions, bool], None]] = []
         """Called after each step, or forced switch, and what it has led to; and with True where what frozen modules
         hold is accepted: the user says so, or a state has been loaded."""
+        self._epochs = Epochs((), ()) if epochs is None else epochs
         self._pending = PendingLosses(delay, LocalLosses if freezer.ranks is None else freezer.ranks.send)
+        alternator.expect(turns={name: turn.modules for name, turn in freezer.turns.items()})
         freezer.apply(alternator.active)
         for listen in LISTENERS.get():
             listen(self)
@@ -90,6 +94,15 @@ class Decisions:
         self._report(accepted=False)
         return decision
 
+    def end_epoch(self, values: Loss | Mapping[str, Loss] | None, mean: Callable[[Loss], Loss]) -> None:
+        """Advance the schedulers that move by epochs, of what trained in this one; see `Epochs.end`.
+
+        A module that trained in the epoch may be frozen by now: who listens is told that its schedule may move.
+        """
+        self._report(accepted=False)
+        self._epochs.end(values, mean)
+        self._report(accepted=True)
+
     def force(self, name: str) -> Decision:
         """Start a new tenure of a name now, as `Alternator.force` does."""
         self.freezer.check_written()
@@ -115,6 +128,7 @@ class Decisions:
             "alternator": self.alternator.state_dict(),
             "pending_losses": self._pending.state(),
             **self.freezer.state_dict(),
+            **self._epochs.state_dict(),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -132,6 +146,7 @@ class Decisions:
                 f"the state belongs to another model: it names {listed(unknown)}, which this one does not have"
             )
         self.freezer.check_state(state)
+        self._epochs.check_state(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state_dict` was taken.
@@ -151,6 +166,7 @@ class Decisions:
             raise
         self._pending.load(_floats(state["pending_losses"]), self.alternator.step)
         self.freezer.load_state_dict(state)
+        self._epochs.load_state_dict(state)
         self.freezer.apply(self.alternator.active)
         self._report(accepted=True)
 

@@ -46,7 +46,7 @@ class Follower:
         always: What trains in every step.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
         scaler: The loop's GradScaler, if it has one.
-        options: What else `AlternatingOptimizer` takes for modules and processes: ``process_group``,
+        options: What else `AlternatingOptimizer` takes for modules and processes: ``frozen_mode``, ``process_group``,
             ``check_ranks_every``.
 
     Raises:
@@ -122,7 +122,7 @@ class Follower:
             shown.reset()  # the last step may have failed
         if self.alternator.active != self._freezer.applied and not self.is_accumulating:
             self._decisions.apply()
-        self._freezer.set_frozen_inference_mode()
+        self._freezer.set_frozen_modes()
 
     def before_backward(self, loss: object) -> None:
         """Before the backward pass, if your loop has a place for it: refuse what that would refuse in other words.
@@ -288,7 +288,7 @@ def _watch_forward(model: nn.Module | None, freezer: Freezer) -> Iterator[Any]:
 
     def set_modes(module: nn.Module, _: object) -> None:
         if module.training:
-            freezer.set_frozen_inference_mode()
+            freezer.set_frozen_modes()
 
     def set_modes_unless_compiled(module: nn.Module, _: object) -> None:
         if not torch.compiler.is_compiling():

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from adapters.contract import ALWAYS, FreezeError, check_turns
+from adapters.contract import ALWAYS, FreezeError, FrozenMode, check_frozen_modes, check_turns
 from adapters.torch.checks import (
     Optimizers,
     check_coverage,
@@ -79,6 +79,7 @@ class Freezer:
         turns: Per name the modules that train together; by default each name is a module.
         always: What trains in every turn.
         process_group: The processes that train this model together.
+        frozen_mode: How modules run while they are frozen.
         check_ranks_every: Compare decisions and parameters across ranks after this many decisions each.
         rule: What will choose among the names: the alternator's rule.
         with_closure: Whether whoever steps the optimizers gives them a closure.
@@ -108,6 +109,7 @@ class Freezer:
         model: nn.Module | None = None,
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | tuple[Parameters, Optimizer] | None = None,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: ProcessGroup | None = None,
         check_ranks_every: int | None = None,
         rule: Rule | None = None,
@@ -121,7 +123,7 @@ class Freezer:
         with_others = process_group is not None or _is_distributed()
         if with_others:
             reshard(find_sharded(given))  # so that the groups hold the parameters that optimizers step
-        self.groups = self.naming.groups()
+        self.groups = self.naming.groups(check_frozen_modes(frozen_mode, modules))
         """The modules and the always group, by name."""
         check_ownership(self.groups, model)
         check_storage(self.groups)
@@ -233,9 +235,9 @@ class Freezer:
             group.activate()
 
     def train(self) -> None:
-        """Training mode for what is active, inference mode for what is frozen."""
+        """Training mode for what is active, its frozen mode for what is frozen."""
         self._between.set_training_mode()
-        self.set_frozen_inference_mode()
+        self.set_frozen_modes()
         for module in self.turn.active:
             module.set_training_mode()
 
@@ -245,10 +247,10 @@ class Freezer:
         for group in self.groups.values():
             group.set_inference_mode()
 
-    def set_frozen_inference_mode(self) -> None:
-        """Inference mode for what is frozen, whatever has put it in training mode; the rest stays as it is."""
+    def set_frozen_modes(self) -> None:
+        """Its frozen mode for what is frozen, whatever mode it has been put in; the rest stays as it is."""
         for module in self.turn.frozen:
-            module.set_inference_mode()
+            module.set_frozen_mode()
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
@@ -259,17 +261,17 @@ class Freezer:
         """Refuse a forward pass that has changed what is frozen.
 
         Raises:
-            FreezeError: A frozen module is in training mode (buffers that this has changed are put back), or has been
-                written.
+            FreezeError: A frozen module is in training mode and not to be (buffers that this has changed are put
+                back), or has been written.
             ConfigurationError: Several processes have been started since this was built.
         """
         if self.ranks is None and _is_distributed():
             check_single()
-        training = [key for key, submodule in self.turn.frozen_submodules if submodule.training]
+        training = [key for module in self.turn.frozen for key in module.find_unfixed()]
         if training:
             left = [name for watch in self._watches.values() for name in watch.restore()]
             raise FreezeError(
-                f"a frozen module must be in inference mode, but {listed(training)} is in training mode: call train() "
+                f"a frozen module must be in its frozen mode, but {listed(training)} is in training mode: call train() "
                 "of the AlternatingOptimizer where you call model.train(). Normalisation statistics and other small "
                 f"buffers are as they were{f'; {listed(left)} has been written' if left else ''}"
             )

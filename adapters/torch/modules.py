@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from adapters.contract import FrozenMode
+from adapters.torch.frozen_modes import Tracking, Unchosen, check_batch_mode, has_statistics, may_write
 from adapters.torch.wrappers import join, shells, unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
@@ -41,13 +43,18 @@ class Freezable:
 
     Args:
         part: What belongs to it.
+        frozen_mode: How it runs while it is frozen; None is inference mode, with a warning of gradients through it.
 
     Raises:
-        ConfigurationError: There are no parameters, some are lazy, or a submodule follows no modes.
+        ConfigurationError: There are no parameters, some are lazy, a submodule follows no modes, or cannot run in this
+            one.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Part, frozen_mode: FrozenMode | None = None) -> None:
         self.name = part.name
+        self._frozen_mode = frozen_mode
+        self._tracking = Tracking()
+        self._unchosen = Unchosen(part.name)
         self._take(part)
         for key, root in part.roots.items():
             _check_modes(key, root)
@@ -89,18 +96,43 @@ class Freezable:
         self.user_frozen -= {key for key, parameter in self.parameters.items() if parameter.requires_grad}
 
     def freeze(self) -> None:
-        """No gradients, none left over, inference mode."""
+        """No gradients, none left over, the frozen mode."""
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
-        self.set_inference_mode()
+        if self._frozen_mode is None:
+            norms = [norm for key, norm in self._norms.items() if key not in self.inference]
+            self._unchosen.listen(norms, self.parameters.values())
+        self.set_frozen_mode()
 
     def activate(self) -> None:
         """Gradients and training mode, but for what the user froze or put in inference mode."""
         for key, parameter in self.parameters.items():
             parameter.requires_grad_(key not in self.user_frozen)
             parameter.grad = None
+        self._unchosen.stop()
+        self._tracking.resume()
         self.set_training_mode()
+
+    def set_frozen_mode(self) -> None:
+        """Inference mode; with ``"batch"`` only for what may write in training mode and what the user put there."""
+        self._set_modes(self._fixed)
+        if self._frozen_mode == "batch":
+            self._tracking.stop(norm for key, norm in self._norms.items() if key not in self.inference)
+
+    def find_unfixed(self) -> list[str]:
+        """The names of submodules whose training mode does not go with the frozen mode: what they hold would change."""
+        fixed = self._fixed
+        return [
+            key
+            for key, submodule in self.submodules.items()
+            if submodule.training and (key in fixed or (key in self._norms and submodule.track_running_stats))
+        ]
+
+    @property
+    def _fixed(self) -> Collection[str]:
+        """The submodules that are in inference mode while this is frozen."""
+        return self.inference | self._writers if self._frozen_mode == "batch" else self.submodules
 
     def set_inference_mode(self) -> None:
         """Put every submodule in inference mode: dropout off, normalisation statistics fixed."""
@@ -120,6 +152,10 @@ class Freezable:
             )
         self._part = part
         self.parameters, self.submodules, self.loaded = part.parameters, part.submodules, part.loaded
+        self._norms = {key: submodule for key, submodule in self.submodules.items() if has_statistics(submodule)}
+        self._writers = {key for key, submodule in self.submodules.items() if may_write(submodule)}
+        if self._frozen_mode == "batch":
+            check_batch_mode(self.submodules)
 
     def _in_inference_mode(self) -> set[str]:
         return {key for key, submodule in self.submodules.items() if not submodule.training}

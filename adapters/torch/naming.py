@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from adapters.contract import ALWAYS
+from adapters.contract import ALWAYS, FrozenMode
 from adapters.parts import assign
 from adapters.torch.modules import Freezable, Parameters, Part
 from adapters.torch.wrappers import join, shells, unwrapped
@@ -66,13 +66,16 @@ class Naming:
         items = [self._model, *(item for given in self._given.values() for item in _items(given))]
         return [item for item in items if isinstance(item, nn.Module)]
 
-    def groups(self) -> dict[str, Freezable]:
+    def groups(self, frozen_modes: Mapping[str, FrozenMode | None] | None = None) -> dict[str, Freezable]:
         """What can be frozen, by name.
+
+        Args:
+            frozen_modes: Per module how it runs while it is frozen; None is in inference mode.
 
         Raises:
             ConfigurationError: See `parts`.
         """
-        return {name: Freezable(part) for name, part in self.parts().items()}
+        return {name: Freezable(part, (frozen_modes or {}).get(name)) for name, part in self.parts().items()}
 
     def look_again(self, groups: Mapping[str, Freezable]) -> bool:
         """Take into the groups what belongs to them now; False if that is what did before.

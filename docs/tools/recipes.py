@@ -55,6 +55,11 @@ class Recipe:
         """Whether a framework owns the loop, and a callback is all that is added."""
         return re.search(r"\bAlternatingCallback\b", self.after.read_text(encoding="utf-8")) is not None
 
+    @property
+    def is_jax(self) -> bool:
+        """Whether it trains with JAX."""
+        return re.search(r"^(import|from) jax\b", self.after.read_text(encoding="utf-8"), re.MULTILINE) is not None
+
     def diff(self) -> str:
         """The difference from ``before`` to ``after``."""
         before, after = (path.read_text(encoding="utf-8").splitlines() for path in (self.before, self.after))
@@ -81,11 +86,12 @@ def render_table(recipes: list[Recipe]) -> str:
     """A row per recipe: lines added, and the ratio of times if it has been measured."""
     measured = sorted(RESULTS.glob("recipes_*.json"))
     rows = json.loads(measured[-1].read_text(encoding="utf-8"))["rows"] if measured else []
-    ratios = {row["name"]: f"{row['value']:.2f} ({row['low']:.2f} – {row['high']:.2f})" for row in rows}
-    lines = ["| program | lines added | time of a step, against the hand-written one |", "|---|---|---|"]
-    lines += [
-        f"| [{each.title}]({each.name}.md) | {each.num_added()} | {ratios.get(each.name, '')} |" for each in recipes
-    ]
+    shown = {row["name"]: f"{row['value']:.2f} ({row['low']:.2f} – {row['high']:.2f})" for row in rows}
+    learned = {row["name"]: row["detail"].partition("; ")[2] for row in rows}
+    lines = ["| program | lines added | time of a step, against by hand | what it prints |", "|---|---|---|---|"]
+    for each in recipes:
+        figures = f"{each.num_added()} | {shown.get(each.name, '')} | {learned.get(each.name, '')}"
+        lines.append(f"| [{each.title}]({each.name}.md) | {figures} |")
     return "\n".join(lines)
 
 

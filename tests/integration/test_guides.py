@@ -73,6 +73,14 @@ def test_a_loop_that_owns_the_optimizer():
     assert names["alternator"].step == 60
 
 
+def test_epoch_schedulers():
+    (block,) = [block for block in blocks_of("docs/training-loop.md") if "end_epoch" in block]
+    given = two_towers() | {"AlternatingOptimizer": AlternatingOptimizer}
+    given["alternator"] = Alternator(given["modules"], rule=Cycle(60))
+    names = run_blocks("docs/training-loop.md", [block], given)
+    assert names["optimizers"]["tower"].param_groups[0]["lr"] == pytest.approx(0.0005)  # ten epochs of twenty
+
+
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
 def test_transformers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,14 +5,17 @@ A new directory of examples/recipes is found by itself; it needs both programs, 
 
 import ast
 import runpy
+from importlib import import_module
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from adapters.torch.audit import audited
 from adapters.torch.decisions import LISTENERS
 from adapters.torch.digests import Digester
-from docs.tools.recipes import PAGES, Recipe, find_recipes, render_pages, with_section
+from docs.tools.recipes import PAGES, ROOT, Recipe, find_recipes, render_pages, with_section
 
 RECIPES = find_recipes()
 NUM_STEPS = 24
@@ -29,10 +32,15 @@ def train(recipe, path):
 
 
 def digests_of(trained):
+    """Of a module, a tensor, or a tree of JAX's arrays."""
     digester = Digester()
     if isinstance(trained, nn.Module):
         return {key: digester.of(value) for key, value in trained.state_dict().items()}
-    return digester.of(trained)
+    if isinstance(trained, Tensor):
+        return digester.of(trained)
+    tree_util = import_module("jax.tree_util")
+    leaves = tree_util.tree_leaves_with_path(trained)
+    return {tree_util.keystr(path): digester.of(np.asarray(leaf)) for path, leaf in leaves if hasattr(leaf, "dtype")}
 
 
 @pytest.fixture
@@ -44,9 +52,22 @@ def built():
     LISTENERS.reset(token)
 
 
-@each_recipe
+@pytest.mark.parametrize("recipe", [each for each in RECIPES if each.is_jax], ids=lambda recipe: recipe.name)
+def test_jax_no_frozen_bit_moves_and_the_weights_are_those_by_hand(recipe):
+    with import_module("tests.integration.audited_jax").audited() as audits:
+        train(recipe, recipe.after)
+        import_module("jax").effects_barrier()
+    assert audits
+    for audit in audits:
+        assert audit.num_checks >= NUM_STEPS
+        assert set(audit.active) == set(audit.turns)
+    assert train(recipe, recipe.after) == train(recipe, recipe.twin)
+
+
+@pytest.mark.parametrize("recipe", [each for each in RECIPES if not each.is_jax], ids=lambda recipe: recipe.name)
 def test_no_frozen_bit_moves_and_the_weights_are_those_by_hand(recipe, built):
-    with audited() as audits:
+    owns_the_schedule = not recipe.is_callback and "Follower" not in recipe.after.read_text()
+    with audited(learning_rates=owns_the_schedule) as audits:
         trained = train(recipe, recipe.after)
     assert [audit.num_checks for audit in audits] == [decisions.alternator.step for decisions in built]
     stats = [decisions.alternator.stats() for decisions in built]
@@ -90,3 +111,40 @@ def test_lines_are_counted_with_imports_and_without_blank_ones(tmp_path, monkeyp
 def test_a_page_without_markers_is_refused():
     with pytest.raises(ValueError, match="must have the markers"):
         with_section("# A recipe\n", "diff", "")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The benchmark of recipes, with a clock that only the measured programs move."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    benchmark, overhead = import_module("recipes"), import_module("overhead")
+    now = SimpleNamespace(seconds=0.0, benchmark=benchmark)
+
+    def measure(call):
+        start = now.seconds
+        call()
+        return now.seconds - start
+
+    for module in (benchmark, overhead):
+        monkeypatch.setattr(module, "measure", measure)
+    return now
+
+
+def test_the_benchmark_takes_off_what_a_program_takes_to_start(clock, monkeypatch):
+    seconds = {"after.py": (5.0, 0.011), "before.py": (2.0, 0.010)}
+
+    def load(path):
+        start, step = seconds[path.name]
+
+        def train(num_steps):
+            clock.seconds += start + step * num_steps
+
+        return train
+
+    monkeypatch.setattr(clock.benchmark, "load", load)
+    row = clock.benchmark.measure_recipe(Recipe("sac"), rounds=3, seconds=1.0)
+    assert row.value == pytest.approx(1.1)
+    assert row.low == pytest.approx(row.high)
+    assert row.against == "before.py"
+    assert row.detail.startswith("11 ms against 10 ms")
+    assert 390 <= int(row.detail.split(", ")[1].split()[0]) <= 410  # twice the start of 2 s, in steps of 10 ms

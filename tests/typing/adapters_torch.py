@@ -4,6 +4,7 @@ from typing import Any, assert_type
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, ReduceLROnPlateau
 
 from adapters.torch import AlternatingOptimizer, Follower, LateScalar
 from alternator import Alternator, Cycle, Decision
@@ -36,9 +37,30 @@ def main() -> None:
     alternating.release()
     assert_type(LateScalar(loss.detach()).read(), float)
     accumulate(modules, optimizers, 2)
+    AlternatingOptimizer(Alternator(modules), modules, optimizers, frozen_mode={"head": "batch"}).release()
+    AlternatingOptimizer(Alternator(modules), modules, optimizers, frozen_mode="inference").release()
+    by_epochs(modules, optimizers)
     train_step(alternating := AlternatingOptimizer(Alternator(modules), modules, optimizers, accumulate=1), modules)
     alternating.release()
     follow(modules)
+
+
+def by_epochs(modules: dict[str, nn.Linear], optimizers: dict[str, torch.optim.AdamW]) -> None:
+    """A scheduler of either kind, several, and one that needs a value."""
+    encoder, head = optimizers["encoder"], optimizers["head"]
+    alternating = AlternatingOptimizer(
+        Alternator(modules),
+        modules,
+        optimizers,
+        schedulers={
+            "encoder": [(CosineAnnealingLR(encoder, T_max=3), "epoch"), ExponentialLR(encoder, 0.99)],
+            "head": (ReduceLROnPlateau(head), "epoch"),
+        },
+    )
+    alternating.end_epoch()
+    alternating.end_epoch(0.5)
+    alternating.end_epoch({"head": torch.tensor(0.5)})
+    alternating.release()
 
 
 def accumulate(modules: dict[str, nn.Linear], optimizers: dict[str, torch.optim.AdamW], num_micro_steps: int) -> None:
@@ -87,8 +109,10 @@ def follow(modules: dict[str, nn.Linear]) -> None:
 
 
 def misuse(alternating: AlternatingOptimizer, alternator: Alternator) -> None:
+    AlternatingOptimizer(alternator, {}, {}, frozen_mode="train")  # type: ignore[call-overload]
     alternating.step(0.5)  # type: ignore[arg-type]
     alternating.step(losses={"head": "0.5"})  # type: ignore[dict-item]
+    alternating.end_epoch("0.5")  # type: ignore[arg-type]
     alternating.force(1)  # type: ignore[arg-type]
     alternating.active = "head"  # type: ignore[misc]
     AlternatingOptimizer(alternator, {"encoder": 3}, {})  # type: ignore[dict-item]

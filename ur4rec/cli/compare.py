@@ -17,6 +17,7 @@ from ur4rec.cli.options import (
     DataDirectory,
     Dataset,
     Encoder,
+    Memory,
     Quiet,
     Repeats,
     Settings,
@@ -28,6 +29,7 @@ from ur4rec.cli.output import log_to_stderr, say, say_markdown
 from ur4rec.compare.arms import ARMS_HELP
 from ur4rec.errors import ConfigurationError, OutOfMemoryError
 from ur4rec.runs.config import RunConfig
+from ur4rec.training.slices import parse_memory
 
 COMPARISON_ADVICE = (
     "To compare parity, joint and adaptive training on this data (ml-100k: three to five minutes on two cores)"
@@ -79,6 +81,7 @@ def compare(
     batch_size: BatchSize = None,
     encoder: Encoder = None,
     device: Annotated[str | None, typer.Option(help="Where to train. Default: cpu.")] = None,
+    memory: Memory = None,
     jobs: Annotated[int | None, typer.Option(help="Processes, of one thread each. Default: 1.")] = None,
     cluster: Annotated[
         str | None,
@@ -125,6 +128,7 @@ def compare(
             "batch_size": batch_size,
             "encoder": encoder,
             "device": device,
+            "memory": None if memory is None else parse_memory(memory),
             **{name: values for name, values in sort_settings(settings or []).items() if values},
         }
         was_there = out is None or out.exists()

@@ -16,7 +16,7 @@ from adapters.torch import AlternatingOptimizer
 from alternator import Alternator, Cycle
 
 SIZE, ACTION_SIZE, ACTION_SCALE = 3, 1, 2.0
-BATCH_SIZE, START_STEPS, BUFFER_SIZE = 128, 200, 20_000
+BATCH_SIZE, START_STEPS, BUFFER_SIZE = 256, 200, 20_000
 DISCOUNT, POLYAK = 0.99, 0.01
 
 
@@ -77,7 +77,7 @@ class Replay:
         return Batch(*(column[places_B] for column in self.columns))
 
 
-def train(num_steps: int = 4000) -> dict[str, nn.Module | Tensor]:
+def train(num_steps: int = 2500) -> dict[str, nn.Module | Tensor]:
     """Train for a number of updates, one per step of the environment after the first steps, which are random."""
     torch.manual_seed(0)
     actor, critics = Actor(), Critics()
@@ -126,7 +126,7 @@ def critic_loss(actor: nn.Module, critics: nn.Module, targets: nn.Module, alpha:
     return sum(mse_loss(each, values_B) for each in critics(batch.observations_BS, batch.actions_BA))
 
 
-def mlp(in_features: int, out_features: int, width: int = 64) -> nn.Sequential:
+def mlp(in_features: int, out_features: int, width: int = 256) -> nn.Sequential:
     """Two hidden layers."""
     return nn.Sequential(
         nn.Linear(in_features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, out_features)

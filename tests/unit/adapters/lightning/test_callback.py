@@ -262,7 +262,7 @@ def test_a_module_that_a_training_step_puts_in_training_mode(kind, is_refused):
             return super().training_step(batch, batch_idx)
 
     if is_refused:
-        with pytest.raises(FreezeError, match="a frozen module must be in inference mode"):
+        with pytest.raises(FreezeError, match="a frozen module must be in its frozen mode"):
             fit(Training())
     else:
         assert same_bits(fit(Training()), fit(Towers()))
@@ -323,8 +323,9 @@ class Tensors(Steps):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
+@pytest.mark.parametrize("frozen_mode", ["inference", "batch"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole):
+def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole, frozen_mode):
     graphs = []
 
     def backend(graph, inputs):
@@ -334,7 +335,7 @@ def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole):
     def run(prepare):
         model = Chain()
         alternator = Recorded(rule=Cycle(2))
-        trainer(AlternatingCallback(alternator)).fit(prepare(model), Tensors())
+        trainer(AlternatingCallback(alternator, frozen_mode=frozen_mode)).fit(prepare(model), Tensors())
         return list(model.state_dict().values()), alternator.decisions
 
     def parts(model):
@@ -472,3 +473,42 @@ def test_names_are_attributes_by_default_and_parameters_are_modules():
     alternator = Recorded(turns, Cycle(3))
     trainer(AlternatingCallback(alternator, turns=turns)).fit(Scaled(), Steps(6))
     assert alternator.active == "towers"
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "num_steps"),
+    [
+        ({"max_epochs": 3}, None, 48),
+        ({"max_epochs": 3, "accumulate_grad_batches": 3}, None, 18),
+        ({"max_epochs": 3, "max_steps": 20}, None, 20),
+        ({"max_epochs": 1000, "max_steps": 7}, None, 7),
+        ({"max_epochs": -1, "max_steps": 7}, None, 7),
+        ({"max_epochs": 1}, 500, 500),
+    ],
+)
+def test_the_alternator_is_told_how_long_the_run_is(options, given, num_steps):
+    alternator = Alternator(NAMES, Cycle(3), num_steps=given)
+    model = Towers()
+    trainer(callback(alternator, model), **options).fit(model, Steps())
+    assert alternator.num_steps == num_steps
+    assert given is not None or alternator.step == num_steps
+
+
+def test_an_endless_run_has_no_length():
+    class Ends(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = True
+
+    alternator, model = Alternator(NAMES, Cycle(3)), Towers()
+    trainer(callback(alternator, model), Ends(), max_epochs=-1).fit(model, Steps())
+    assert alternator.num_steps is None
+
+
+def test_a_module_that_starves_is_named():
+    model = Towers()
+    made = callback(Alternator(NAMES, Cycle(400)), model)
+    with (
+        pytest.warns(UserWarning, match="steps of Cycle should be at most a tenth of the run's 256 planned steps"),
+        pytest.warns(UserWarning, match="'b' has not trained for 26 of 256 planned steps"),
+    ):
+        trainer(made, max_epochs=16).fit(model, Steps())

@@ -54,7 +54,10 @@ class Run:
                 fully_shard(self.model.get_submodule(sharded))
         self.optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
         self.alternating = AlternatingOptimizer(
-            Alternator(NAMES, rule=rule), named or modules, self.optimizers, **{"clip_norm": 0.5, **options}
+            Alternator(NAMES, rule=rule),
+            named or modules,
+            self.optimizers,
+            **{"clip_norm": 0.5, "frozen_mode": "inference", **options},
         )
         self.decisions = []
         self.losses = []

@@ -66,7 +66,7 @@ def test_with_optimizers_that_move_what_has_no_gradient(name):
 
 def test_without_its_hooks_the_frozen_module_would_be_in_training_mode(monkeypatch):
     monkeypatch.setattr(follower, "_watch_forward", lambda *_: iter(()))
-    with pytest.raises(FreezeError, match="must be in inference mode"):
+    with pytest.raises(FreezeError, match="must be in its frozen mode"):
         broken_clauses(OwnLoop)
 
 

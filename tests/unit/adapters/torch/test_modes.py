@@ -14,6 +14,7 @@ from tests.conformance.freeze_contract_torch import adamw, same_bits, tower, tow
 def build(modules=None, cycle=1, **options):
     modules = modules or {"a": tower(0), "b": tower(1)}
     optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
+    options = {"frozen_mode": "inference", **options}
     return AlternatingOptimizer(Alternator(modules, rule=Cycle(cycle)), modules, optimizers, **options), modules
 
 
@@ -67,7 +68,7 @@ def test_a_parameter_unfrozen_while_its_module_is_frozen_waits_for_its_turn_with
     modules = {"a": tower(0), "b": tower(1)}
     modules["b"][0].requires_grad_(False)
     optimizer = adamw([parameter for module in modules.values() for parameter in module.parameters()])
-    alternating = AlternatingOptimizer(Alternator(modules, rule=Cycle(4)), modules, optimizer)
+    alternating = AlternatingOptimizer(Alternator(modules, rule=Cycle(4)), modules, optimizer, frozen_mode="inference")
     train(alternating, modules, 1)
     modules["b"][0].requires_grad_(True)
     before = copy.deepcopy(list(modules["b"].parameters()))

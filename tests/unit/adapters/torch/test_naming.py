@@ -45,6 +45,7 @@ def build(net, modules, optimizers=None, *, cycle=2, model=True, **options):
     names = ("backbone", "head")
     optimizers = optimizers or adamw(net.parameters())
     alternator = Alternator(names, rule=Cycle(cycle))
+    options = {"frozen_mode": "inference", **options}
     return AlternatingOptimizer(alternator, modules, optimizers, model=net if model else None, **options)
 
 
@@ -185,6 +186,19 @@ def test_a_buffer_of_a_part_named_by_parameters_is_watched():
     alternating.apply()
     net.load_state_dict(net.state_dict())
     alternating.step(loss(net, 0))
+
+
+def test_the_frozen_mode_is_that_of_the_part():
+    net = Norms()
+    modules = {"backbone": net, "head": NORMS["parameters"](net)}
+    alternating = build(net, modules, cycle=1, frozen_mode={"head": "batch", "backbone": "inference"})
+    for step in range(4):
+        norm, is_norms = net.blocks[0]["norm"], alternating.active == "head"
+        assert norm.training
+        assert net.blocks[0]["dropout"].training != is_norms
+        before = copy.deepcopy(norm.state_dict())
+        alternating.step(loss(net, step))
+        assert same_bits(before, norm.state_dict()) != is_norms
 
 
 class Clip(nn.Module):

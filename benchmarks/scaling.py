@@ -1,7 +1,8 @@
 """How do time, memory and files grow with the catalogue?  `python benchmarks/scaling.py` measures both backends.
 
-Each catalogue is a process of its own with one thread; the peak of its resident memory is reset before each measurement,
-which Linux alone can do. `MEASURES` holds what is measured: a function of a `Subject` that prepares the work and returns it; another row is one more entry.
+Each catalogue is a process of its own with one thread; the peak of its resident memory is reset before each measurement
+(on Linux alone). `MEASURES` holds what is measured: a function of a `Subject` that prepares the work and returns it, so
+another row is one more entry.
 Growth is the slope of the logarithm of the figure between the two largest catalogues, 1 for what is proportional.
 """
 
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import product
@@ -309,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.one is not None:
         subject = Subject(backend=backends[0], num_items=options.items[0], memory=memory)
         for name in options.one:
-            sys.stdout.write(json.dumps(asdict(measure(name, subject))) + "\n")
+            sys.stdout.write(json.dumps(asdict(measure(name, replace(subject)))) + "\n")  # a model of its own
             sys.stdout.flush()
         return 0
     from overhead import machine  # which loads PyTorch: not where memory is measured

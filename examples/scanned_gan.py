@@ -7,7 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax  # type: ignore[import-untyped]
+import optax
 
 from adapters.jax import DeviceAlternator, DeviceDecision, DeviceState
 from adapters.optax import active_value_and_grad, alternating, apply_updates

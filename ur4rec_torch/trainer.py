@@ -39,6 +39,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     that was compiled, whole or in part, is saved under its plain names.
 
     Example:
+        >>> import numpy as np
         >>> from ur4rec.data.batches import EvaluationBatches, TrainBatches
         >>> from ur4rec.data import leave_one_out, synthetic
         >>> split = leave_one_out(synthetic(num_users=40, num_items=50))

@@ -144,10 +144,8 @@ def test_no_more_scores_are_held_at_once_than_memory_allows_and_all_slices_are_o
     )  # fmt: skip
     scorer.rank_all(EvaluationBatches(targets, num_items, max_seq_len=8, batch_size=rows))
     list(scorer.top(histories, 5, excluded=histories))
-    assert len(set(shapes)) == 1
-    num_scores = np.prod(shapes[0])
-    assert num_scores <= MIN_MEMORY / 32
-    assert num_scores >= MIN_MEMORY / 40
+    assert len(set(shapes)) == 2  # 125 rows are ranked at once, 100 get items
+    assert all(MIN_MEMORY / 40 <= rows * items <= MIN_MEMORY / 32 for rows, items in shapes)
     assert backend.name == "torch" or len(shapes) < num_items / shapes[0][1]
 
 

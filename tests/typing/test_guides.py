@@ -71,7 +71,11 @@ def check(*command, folder):
 
 @pytest.mark.slow
 def test_mypy_accepts_the_guides(pages):
-    untyped = ("--disable-error-code=import-untyped", "--untyped-calls-exclude=torch")  # optax, and Tensor.backward
+    untyped = (
+        "--disable-error-code=import-untyped",
+        "--untyped-calls-exclude=torch",
+        "--untyped-calls-exclude=flax",
+    )  # optax, and Tensor.backward
     assert check("mypy", "--strict", *untyped, folder=pages) == ""
 
 

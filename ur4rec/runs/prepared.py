@@ -26,7 +26,7 @@ from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, ref
 from ur4rec.text.users import hash_file, read_user_texts
 from ur4rec.training.backend import BACKENDS, load_backend
 from ur4rec.training.memory import enough_memory
-from ur4rec.training.slices import DEFAULT_MEMORY, count_rows, parse_memory
+from ur4rec.training.slices import DEFAULT_MEMORY, WHOLE, count_rows, parse_memory
 
 logger = logging.getLogger(__name__)
 
@@ -152,9 +152,9 @@ def evaluation_batches(targets: Targets, model: ModelConfig, memory: int = DEFAU
         >>> from ur4rec.data import leave_one_out, synthetic
         >>> targets = leave_one_out(synthetic(num_users=1000, num_items=50)).test
         >>> [evaluation_batches(targets, ModelConfig(num_items=num)).batch_size for num in (50, 3000, 10**9)]
-        [512, 349, 256]
+        [500, 500, 250]
     """
-    num_rows = count_rows(model, len(targets), memory, max_rows=MAX_ROWS)
+    num_rows = count_rows(model, len(targets), memory, max_rows=MAX_ROWS, blocks=WHOLE)
     return EvaluationBatches(targets, model.num_items, max_seq_len=model.max_seq_len, batch_size=num_rows)
 
 

@@ -50,8 +50,10 @@ def slices_of(num_items: int, width: int) -> Iterator[Slice]:
         yield Slice(start, first - start)
 
 
-def count_rows(model: ModelConfig, num_rows: int, memory: int, *, device: object = "cpu", max_rows: int) -> int:
-    """The rows of a block, of at most ``num_rows`` and ``max_rows``.
+def count_rows(
+    model: ModelConfig, num_rows: int, memory: int, *, device: object = "cpu", max_rows: int, blocks: int = 1
+) -> int:
+    """The rows that are scored together: at most ``max_rows``, and as few as give no more batches.
 
     Args:
         model: The shape of the model.
@@ -59,19 +61,22 @@ def count_rows(model: ModelConfig, num_rows: int, memory: int, *, device: object
         memory: Bytes that scores may take.
         device: Where they are computed.
         max_rows: The rows of a small catalogue.
+        blocks: The number of blocks of a catalogue that is scored whole, `WHOLE` at most.
 
     Example:
         >>> sizes = [ModelConfig(num_items=num) for num in (50, 3000, 10**6)]
         >>> [count_rows(model, 10_000, DEFAULT_MEMORY, max_rows=4096) for model in sizes]
-        [4096, 349, 256]
+        [3334, 345, 250]
         >>> count_rows(ModelConfig(num_items=10**6, fusion="rank"), 10_000, DEFAULT_MEMORY, max_rows=4096)
         4
     """
     at_once = _block(memory, device, sliced=_is_sliced(model))
     rows = at_once // model.num_items
     if _is_sliced(model):
+        rows = min(blocks * at_once, memory // _SLICED_BYTES) // model.num_items
         rows = max(rows, min(SLICE_ROWS, at_once // SLICE_ROWS))
-    return max(1, min(rows, max_rows, num_rows))
+    num_batches = -(-num_rows // max(1, min(rows, max_rows)))
+    return max(1, -(-num_rows // max(1, num_batches)))
 
 
 def slice_width(

@@ -16,11 +16,11 @@ NUM_PAIRS, BATCH_SIZE = NUM_COLOURS * NUM_PLACES**2, 32
 START, END = 0, 1
 
 
-def train(num_steps: int = 300) -> dict[str, nn.Module]:
+def train(num_steps: int = 600) -> dict[str, nn.Module]:
     """Train for a number of updates."""
     torch.manual_seed(0)
     model = make_model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.train()
     towers = {"image": "vis*", "text": "text_*"}
     alternator = Alternator(towers, rule=Cycle(1))
@@ -36,7 +36,6 @@ def train(num_steps: int = 300) -> dict[str, nn.Module]:
 def make_model() -> nn.Module:
     """Two towers of two layers each."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes |= {"attention_dropout": 0.1}
     text = {"vocab_size": 16, "max_position_embeddings": 5, "eos_token_id": END, "bos_token_id": START, **sizes}
     vision = {"image_size": SIZE, "patch_size": PATCH, **sizes}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32))

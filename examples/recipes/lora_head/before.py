@@ -11,11 +11,11 @@ from transformers import BertConfig, BertForSequenceClassification
 VOCAB_SIZE, LENGTH, BATCH_SIZE, NUM_CLASSES = 64, 15, 32, 2
 
 
-def train(num_steps: int = 300) -> dict[str, nn.Module]:
+def train(num_steps: int = 500) -> dict[str, nn.Module]:
     """Train for a number of updates."""
     torch.manual_seed(0)
     model = make_model()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     model.train()
 
     for _ in range(num_steps):
@@ -28,10 +28,10 @@ def train(num_steps: int = 300) -> dict[str, nn.Module]:
 
 
 def make_model() -> nn.Module:
-    """A BERT of two layers with adapters in its attention; peft trains a copy of the head."""
+    """A BERT of two layers with adapters; peft trains a copy of the head."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = BertConfig(vocab_size=VOCAB_SIZE, max_position_embeddings=LENGTH, num_labels=NUM_CLASSES, **sizes)
-    adapters = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, target_modules=["query", "value"])
+    adapters = LoraConfig(task_type=TaskType.SEQ_CLS, r=8, target_modules=["query", "value", "dense"])
     return get_peft_model(BertForSequenceClassification(config), adapters)
 
 

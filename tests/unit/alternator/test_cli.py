@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import runpy
 import struct
 import subprocess
@@ -95,6 +96,14 @@ def test_the_default_rule_is_the_recommended_one_and_it_says_why_it_never_switch
 def test_one_switch_reads_well(run, tmp_path):
     _, out, _ = run("replay", write_csv(tmp_path / "losses.csv", 30), "--rule", "cycle", "--set", "steps=20")
     assert "It would have switched once:" in out
+
+
+def test_long_waits_are_named(run, tmp_path):
+    path = write_csv(tmp_path / "losses.csv", 300)
+    _, out, _ = run("replay", path, "--rule", "cycle", "--set", "steps=40")
+    assert re.search(r"Long waits: \w+ for \d+, \w+ for \d+ of 300 steps, more than a tenth", " ".join(out.split()))
+    _, out, _ = run("replay", path, "--rule", "cycle", "--set", "steps=20")
+    assert "Long waits" not in out
 
 
 def test_a_rule_that_switches_always_has_no_holds(run, tmp_path):

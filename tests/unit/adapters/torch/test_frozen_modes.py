@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm
 
 from adapters.torch import AlternatingOptimizer, FreezeError
+from adapters.torch.frozen_modes import Tracking
 from alternator import Alternator, ConfigurationError, Cycle
 from tests.conformance.freeze_contract_torch import adamw, same_bits
 
@@ -291,3 +292,14 @@ def test_a_compiled_model_does_not_warn_and_is_compiled_once_per_turn():
             alternating.step(forward(torch.randn(8, 6)))
     assert len(graphs) == 2
     torch._dynamo.reset()
+
+
+def test_a_flaw_that_lets_statistics_move_is_found(monkeypatch):
+    monkeypatch.setattr(Tracking, "stop", lambda self, norms: None)
+    modules, alternating = build()
+    before = copy.deepcopy(modules["b"].state_dict())
+    given = loss(modules)
+    assert not same_bits(modules["b"].state_dict(), before)
+    with pytest.raises(FreezeError, match=r"'b.1' is in training mode"):
+        alternating.step(given)
+    assert same_bits(modules["b"].state_dict(), before)

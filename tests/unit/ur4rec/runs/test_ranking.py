@@ -42,7 +42,7 @@ def test_ranks_are_in_the_order_of_the_targets_and_batches_no_wider_than_they_mu
     assert told == [(index, 5) for index in range(5)]
     shapes = scorer.shapes[1:]
     assert shapes == sorted(shapes)
-    assert shapes[0][0] == 20
+    assert shapes[0][0] == 18
     assert shapes[0][1] < shapes[-1][1]
 
 

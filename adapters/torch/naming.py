@@ -20,6 +20,28 @@ from alternator import ConfigurationError
 from alternator.checks import listed
 
 
+def parameters_by_module(
+    modules: Mapping[str, Parameters], *, model: nn.Module | None = None, always: Parameters | None = None
+) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each part, to build an optimizer for each: what it names, less what others name more closely.
+
+    Args:
+        modules: Per name what belongs to it, as `AlternatingOptimizer` takes it.
+        model: The model in which names are looked up.
+        always: What trains in every step; it belongs to none of the others, and is returned under ``"always"``.
+
+    Raises:
+        ConfigurationError: A name names nothing, two parts have the same, or one is left with nothing.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> parts = parameters_by_module({"backbone": model, "head": model[2]})
+        >>> {name: [tuple(parameter.shape) for parameter in parameters] for name, parameters in parts.items()}
+        {'backbone': [(3, 4), (3,)], 'head': [(1, 3), (1,)]}
+    """
+    return {name: list(part.parameters.values()) for name, part in Naming(modules, always, model).parts().items()}
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Claim:
     """A module or tensor that a part names."""

@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import ParallelMode
 
-from adapters.contract import watches_losses
+from adapters.contract import FrozenMode, watches_losses
 from adapters.torch import Follower
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
@@ -60,6 +60,8 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             see `adapters.parts`), a module or parameters.
         turns: Per name of the alternator the modules that train together; by default each name is a module.
         always: What trains in every step.
+        frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"`` or ``"batch"``, as
+            `adapters.torch.AlternatingOptimizer` has it.
         losses: What to record of the model's outputs: a function of these that returns a loss, or losses by name. By
             default the ``loss`` among them. If the loss is computed outside of the model see `record`.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
@@ -85,6 +87,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         *,
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | None = None,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         losses: Callable[[Any], Losses] | None = None,
         delay: int = 1,
         log: bool = True,
@@ -97,6 +100,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         check_integer("delay", delay, 0)
         self._alternator = alternator
         self._given: dict[str, Any] = {"modules": modules, "turns": turns, "always": always, "delay": delay}
+        self._given["frozen_mode"] = frozen_mode
         self._losses_of = losses
         self._log = log
         self._follower: Follower | None = None

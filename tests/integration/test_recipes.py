@@ -68,6 +68,7 @@ def test_jax_no_frozen_bit_moves_and_the_weights_are_those_by_hand(recipe):
     assert train(recipe, recipe.after) == train(recipe, recipe.twin)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.(script|interface)` is deprecated:DeprecationWarning")  # of ignite
 @pytest.mark.parametrize("recipe", [each for each in RECIPES if not each.is_jax], ids=lambda recipe: recipe.name)
 def test_no_frozen_bit_moves_and_the_weights_are_those_by_hand(recipe, built):
     owns_the_schedule = not recipe.is_callback and "Follower" not in recipe.after.read_text()

@@ -57,7 +57,13 @@ class Run:
         self.modules = {name: getattr(plain, name) for name in NAMES}
         self.alternator = Alternator(NAMES, rule=rule)
         self.follower = Follower(
-            self.accelerator, self.alternator, self.modules, optimizers, model=self.model, **options
+            self.accelerator,
+            self.alternator,
+            self.modules,
+            optimizers,
+            model=self.model,
+            frozen_mode="inference",
+            **options,
         )
         self.decisions, self.losses, self.num_moved = [], [], 0
 

@@ -101,7 +101,9 @@ def test_bfloat16():
     plain = Model()
     model, optimizer = accelerator.prepare(plain, adamw(plain.parameters()))
     modules = {name: getattr(plain, name) for name in NAMES}
-    follower = Follower(accelerator, Alternator(NAMES, rule=Cycle(2)), modules, optimizer, model=model)
+    follower = Follower(
+        accelerator, Alternator(NAMES, rule=Cycle(2)), modules, optimizer, model=model, frozen_mode="inference"
+    )
     before = copy.deepcopy(plain.b.state_dict())
     for _ in range(2):
         model.train()
@@ -120,7 +122,7 @@ def test_an_optimizer_of_what_always_trains_is_unwrapped_too():
     model, optimizer, extra = accelerator.prepare(plain, adamw(plain.parameters()), adamw([scale]))
     modules = {name: getattr(plain, name) for name in NAMES}
     alternator = Alternator(NAMES, rule=Cycle(2))
-    follower = Follower(accelerator, alternator, modules, optimizer, always=([scale], extra))
+    follower = Follower(accelerator, alternator, modules, optimizer, always=([scale], extra), frozen_mode="inference")
     accelerator.backward(model(rows().tensors[0]).square().mean() * scale)
     optimizer.step()
     extra.step()

@@ -330,7 +330,9 @@ def train_chain(compiled=None):
     called = model if compiled is None else torch.compile(model, backend="eager")
     optimizer = adamw(model.parameters())
     given = called if compiled == "given" else model
-    made = Follower(Alternator(NAMES, rule=Cycle(2)), {"a": model.a, "b": model.b}, optimizer, model=given)
+    made = Follower(
+        Alternator(NAMES, rule=Cycle(2)), {"a": model.a, "b": model.b}, optimizer, model=given, frozen_mode="inference"
+    )
     for step in range(6):
         called.train()
         x_BD = batch(step)

@@ -1,7 +1,7 @@
 """What does inference mode do to the frozen player of a GAN with BatchNorm, and is batch mode the loop by hand?
 
-`python benchmarks/frozen_modes.py [--num-steps 1000] [--seeds 3]` trains examples/recipes/dcgan three times per seed: by
-hand, with frozen_mode="batch" and with "inference". A row has the Fréchet distance of generated to real digits
+`python benchmarks/frozen_modes.py [--num-steps 1000] [--seeds 3]` trains examples/recipes/dcgan three times per seed:
+by hand, with frozen_mode="batch" and with "inference". A row has the Fréchet distance of generated to real digits
 (generator normalising by the batch / by its running statistics), whether the weights are those by hand to the bit, and
 the mean probability of being real that the discriminator gives to generated digits, by the batch / by its statistics.
 """

@@ -235,7 +235,17 @@ class Freezer:
             group.activate()
 
     def train(self) -> None:
-        """Training mode for what is active, its frozen mode for what is frozen."""
+        """Training mode for what is active, its frozen mode for what is frozen.
+
+        Warns if nothing has a training mode, as where all was in inference mode at first (pretrained models).
+        """
+        trainable = [group.has_training_mode for group in self.groups.values() if group.submodules]
+        if trainable and not any(trainable):
+            warnings.warn(
+                "train() must find what was in training mode when this was built, but all modules were in inference "
+                "mode, which is kept as your choice: call model.train() before you build this",
+                stacklevel=3,
+            )
         self._between.set_training_mode()
         self.set_frozen_modes()
         for module in self.turn.active:

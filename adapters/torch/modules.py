@@ -134,6 +134,11 @@ class Freezable:
         """The submodules that are in inference mode while this is frozen."""
         return self.inference | self._writers if self._frozen_mode == "batch" else self.submodules
 
+    @property
+    def has_training_mode(self) -> bool:
+        """False if all of it was in inference mode when this was built, and stays so."""
+        return len(self.inference) < len(self.submodules)
+
     def set_inference_mode(self) -> None:
         """Put every submodule in inference mode: dropout off, normalisation statistics fixed."""
         self._set_modes(self.submodules)

@@ -75,7 +75,9 @@ class Naming:
         Raises:
             ConfigurationError: See `parts`.
         """
-        return {name: Freezable(part, (frozen_modes or {}).get(name)) for name, part in self.parts().items()}
+        groups = {name: Freezable(part, (frozen_modes or {}).get(name)) for name, part in self.parts().items()}
+        self._made_of = self._find_made_of()
+        return groups
 
     def look_again(self, groups: Mapping[str, Freezable]) -> bool:
         """Take into the groups what belongs to them now; False if that is what did before.
@@ -83,12 +85,7 @@ class Naming:
         Raises:
             ConfigurationError: See `parts`; the next call raises it again.
         """
-        inside = {id(each): each for module in self.modules for each in module.modules()}
-        made_of = [
-            (key, id(item))
-            for each in inside.values()
-            for key, item in (*each._modules.items(), *each._parameters.items())
-        ]
+        made_of = self._find_made_of()
         if made_of == self._made_of:
             return False
         parts = self.parts()
@@ -112,6 +109,15 @@ class Naming:
             layout = Layout([*claims, *whole], model)
         layout.check_buffers()
         return {name: layout.part(name) for name in self._given}
+
+    def _find_made_of(self) -> list[tuple[str, int]]:
+        """What modules are made of, without the names that cost time: all that is added is added to one of them."""
+        inside = {id(each): each for module in self.modules for each in module.modules()}
+        return [
+            (key, id(item))
+            for each in inside.values()
+            for key, item in (*each._modules.items(), *each._parameters.items())
+        ]
 
 
 class Layout:

@@ -12,7 +12,6 @@ Design constraints:
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 from warnings import warn
 
@@ -57,7 +56,8 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
 
     Args:
         alternator: Decides who trains.
-        modules: Per module name a name within the model (``"bert"``, ``"bert.encoder"``), a module or parameters.
+        modules: Per module name what it is: names within the model (``"bert"``, ``"*.lora_A"``, ``"*"`` for the rest,
+            see `adapters.parts`), a module or parameters.
         turns: Per name of the alternator the modules that train together; by default each name is a module.
         always: What trains in every step.
         losses: What to record of the model's outputs: a function of these that returns a loss, or losses by name. By
@@ -81,10 +81,10 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
     def __init__(
         self,
         alternator: Alternator,
-        modules: Mapping[str, Parameters | str],
+        modules: Mapping[str, Parameters],
         *,
         turns: Mapping[str, str | Iterable[str]] | None = None,
-        always: Parameters | str | None = None,
+        always: Parameters | None = None,
         losses: Callable[[Any], Losses] | None = None,
         delay: int = 1,
         log: bool = True,
@@ -96,8 +96,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             )
         check_integer("delay", delay, 0)
         self._alternator = alternator
-        self._modules, self._always = modules, always
-        self._given: dict[str, Any] = {"turns": turns, "delay": delay}
+        self._given: dict[str, Any] = {"modules": modules, "turns": turns, "always": always, "delay": delay}
         self._losses_of = losses
         self._log = log
         self._follower: Follower | None = None
@@ -217,9 +216,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         wrapped = isinstance(optimizer, AcceleratedOptimizer)
         inside: Optimizer = optimizer.optimizer if wrapped else optimizer
         scaler = optimizer.scaler if wrapped else None
-        given = {**self._given, "modules": {name: _find(model, part) for name, part in self._modules.items()}}
-        given["always"] = None if self._always is None else _find(model, self._always)
-        return Follower(self._alternator, optimizers=inside, model=model, scaler=scaler, **given)
+        return Follower(self._alternator, optimizers=inside, model=model, scaler=scaler, **self._given)
 
     def _resume(self, state: TrainerState, follower: Follower) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__, {})
@@ -261,10 +258,6 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
                 "compute it, in compute_loss or compute_loss_func"
             )
         return {} if seen.returned is None else seen.returned
-
-
-def _find(model: nn.Module, part: Any) -> Any:
-    return attrgetter(part)(model) if isinstance(part, str) else part
 
 
 def _loss_in(outputs: Any) -> Tensor | None:

@@ -121,6 +121,19 @@ def test_a_whole_module_in_inference_mode_when_this_is_built_stays_so():
     assert modules["a"][0].weight.requires_grad
 
 
+def test_training_mode_of_a_model_that_was_built_in_inference_mode_is_warned_of():
+    """As Transformers' pretrained models are."""
+    modules = {"a": tower(0).eval(), "b": tower(1).eval()}
+    alternating, _ = build(modules)
+    with pytest.warns(UserWarning, match=r"all modules were in inference mode, .*call model.train\(\) before"):
+        alternating.train()
+    alternating.release()
+    modules["a"].train()
+    alternating, _ = build(modules)
+    alternating.train()
+    assert modules["a"].training
+
+
 def test_train_and_eval_keep_frozen_modules_frozen():
     alternating, modules = build(cycle=100)
     modules["a"][1].eval()

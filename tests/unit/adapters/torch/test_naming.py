@@ -420,6 +420,7 @@ def test_a_list_of_parameters_without_model_has_no_mode():
     net = Net()
     modules = {"backbone": list(net.body.parameters()), "head": list(net.head.parameters())}
     alternating = build(net, modules, model=False)
+    alternating.train()
     assert net.head.training
     alternating.release()
     build(net, modules)

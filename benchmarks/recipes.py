@@ -82,7 +82,7 @@ def in_a_process(recipe: Recipe, rounds: int, seconds: float) -> Row:
     measured = [__file__, "--only", recipe.name, "--rounds", str(rounds), "--seconds", str(seconds), "--print"]
     row = Row(**json.loads(lines_of(measured)[-1]))
     learned = re.sub(
-        r"\d+\.\d+", lambda found: f"{float(found[0]):.3g}", " → ".join(lines_of([str(recipe.after)])[-2:])
+        r"\d+\.\d+", lambda found: f"{float(found[0]):.4g}", " → ".join(lines_of([str(recipe.after)])[-2:])
     )
     return replace(row, detail=f"{row.detail}; {learned}")
 

@@ -53,7 +53,7 @@ def measure_recipe(recipe: Recipe, rounds: int, seconds: float) -> Row:
         high=high,
         unit="×",
         bar=None,
-        detail=f"{mine_ms:.3g} ms against {other_ms:.3g} ms, {num_steps} steps of `train`",
+        detail=f"{mine_ms:.3g} ms against {other_ms:.3g} ms, {rounds} rounds of {num_steps} steps",
     )
 
 
@@ -82,7 +82,7 @@ def in_a_process(recipe: Recipe, rounds: int, seconds: float) -> Row:
     measured = [__file__, "--only", recipe.name, "--rounds", str(rounds), "--seconds", str(seconds), "--print"]
     row = Row(**json.loads(lines_of(measured)[-1]))
     learned = re.sub(
-        r"\d+\.\d+", lambda found: f"{float(found[0]):.3g}", " → ".join(lines_of([str(recipe.after)])[-2:])
+        r"\d+\.\d+", lambda found: f"{float(found[0]):.4g}", " → ".join(lines_of([str(recipe.after)])[-2:])
     )
     return replace(row, detail=f"{row.detail}; {learned}")
 
@@ -105,7 +105,13 @@ def kept_rows(folder: Path) -> dict[str, Row]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure all recipes and save the result."""
     parser = argparse.ArgumentParser(description=QUESTION)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure some, and keep the rows of others")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=[each.name for each in find_recipes()],
+        help="measure some, and keep the rows of others",
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds of each recipe")
     parser.add_argument(
         "--seconds", type=float, default=SECONDS, help="CPU seconds of steps in a round of each program"
@@ -120,13 +126,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(asdict(measure_recipe(recipes[0], options.rounds, options.seconds))))
         return 0
     measured = {} if options.only is None else kept_rows(options.out)
+    command, hardware = "python benchmarks/recipes.py", f"cpu{torch.multiprocessing.cpu_count()}"
     for recipe in (bar := tqdm(recipes, unit="recipe")):
         bar.set_description(recipe.name)
         measured[recipe.name] = in_a_process(recipe, options.rounds, options.seconds)
-    rows = [measured[each.name] for each in find_recipes() if each.name in measured]
-    command = "python benchmarks/recipes.py"
-    hardware = f"cpu{torch.multiprocessing.cpu_count()}"
-    file = save(rows, options.out, hardware, command, theme="recipes", question=QUESTION)
+        rows = [measured[each.name] for each in find_recipes() if each.name in measured]
+        file = save(rows, options.out, hardware, command, theme="recipes", question=QUESTION)
     print(table(rows, machine(), command, QUESTION))
     print(f"written: {file.stem}.json, .md, .png; python docs/tools/recipes.py shows them in the guide")
     return 0

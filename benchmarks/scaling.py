@@ -271,7 +271,8 @@ def to_markdown(found: list[Figures], catalogues: tuple[int, ...], memory: int, 
             by_size = {figures.num_items: f"{value(figures):.3g}" for figures in each}
             cells = [by_size.get(num, "–") for num in catalogues]
             exponent = growth(each, value)
-            lines.append(f"| {name}, {backend} | {' | '.join(cells)} | {exponent:.2f} |")
+            shown_exponent = "–" if math.isnan(exponent) else f"{exponent:.2f}"
+            lines.append(f"| {name}, {backend} | {' | '.join(cells)} | {shown_exponent} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """Accelerate: `Follower` keeps the freeze contract in a loop of your own that `Accelerator.prepare` has prepared."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 import adapters.torch
+from adapters.contract import FrozenMode
 from adapters.torch.checks import Optimizers
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
@@ -37,7 +38,8 @@ class Follower(adapters.torch.Follower):
         turns: Per name of the alternator the modules that train together; by default each name is a module.
         always: What trains in every step.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
-        options: What else `adapters.torch.Follower` takes.
+        frozen_mode: How modules run while they are frozen, as `adapters.torch.AlternatingOptimizer` has it.
+        check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
 
     Raises:
         ConfigurationError: Names, ownership or coverage are wrong, or the model is sharded; the message says which and
@@ -75,7 +77,8 @@ class Follower(adapters.torch.Follower):
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | tuple[Parameters, Optimizer] | None = None,
         delay: int = 1,
-        **options: Any,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        check_ranks_every: int | None = None,
     ) -> None:
         if accelerator.distributed_type not in [getattr(DistributedType, name, None) for name in SUPPORTED]:
             raise ConfigurationError(
@@ -90,8 +93,18 @@ class Follower(adapters.torch.Follower):
         if isinstance(always, tuple):
             always = tuple(_unwrapped(each) for each in always)
         self._accelerator = accelerator
-        options |= {"turns": turns, "always": always, "delay": delay, "scaler": accelerator.scaler}
-        super().__init__(alternator, modules, inside, model=model, **options)
+        super().__init__(
+            alternator,
+            modules,
+            inside,
+            model=model,
+            turns=turns,
+            always=always,
+            delay=delay,
+            scaler=accelerator.scaler,
+            frozen_mode=frozen_mode,
+            check_ranks_every=check_ranks_every,
+        )
         accelerator.register_for_checkpointing(self)
 
     def after_step(

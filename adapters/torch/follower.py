@@ -8,7 +8,7 @@ Design constraints:
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from adapters.contract import FreezeError, watches_losses
+from adapters.contract import FreezeError, FrozenMode, watches_losses
 from adapters.torch.checks import Optimizers
 from adapters.torch.decisions import Decisions
 from adapters.torch.freezer import Freezer
@@ -26,6 +26,9 @@ from adapters.torch.shares import ShownSteps
 from adapters.torch.stepping import skips_in_kernel
 from alternator import Alternator, Decision, LossError
 from alternator.checks import check_integer
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Follower:
@@ -46,8 +49,9 @@ class Follower:
         always: What trains in every step.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
         scaler: The loop's GradScaler, if it has one.
-        options: What else `AlternatingOptimizer` takes for modules and processes: ``frozen_mode``, ``process_group``,
-            ``check_ranks_every``.
+        frozen_mode: How modules run while they are frozen, as `AlternatingOptimizer` has it.
+        process_group: The processes that train this model together, as `AlternatingOptimizer` has it.
+        check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
 
     Raises:
         ConfigurationError: Names, ownership or coverage are wrong; the message says which and what to do.
@@ -79,11 +83,24 @@ class Follower:
         always: Parameters | tuple[Parameters, Optimizer] | None = None,
         delay: int = 1,
         scaler: GradScaler | None = None,
-        **options: Any,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        process_group: "ProcessGroup | None" = None,
+        check_ranks_every: int | None = None,
     ) -> None:
         check_integer("delay", delay, 0)
-        options |= {"model": model, "turns": turns, "always": always, "rule": alternator.rule, "with_closure": True}
-        self._freezer = Freezer(alternator.modules, modules, optimizers, **options)
+        self._freezer = Freezer(
+            alternator.modules,
+            modules,
+            optimizers,
+            model=model,
+            turns=turns,
+            always=always,
+            frozen_mode=frozen_mode,
+            process_group=process_group,
+            check_ranks_every=check_ranks_every,
+            rule=alternator.rule,
+            with_closure=True,
+        )
         self._decisions = Decisions(alternator, self._freezer, delay)
         fused = any(skips_in_kernel(optimizer) for optimizer in self._freezer.optimizers)
         self._watched_scaler = scaler if fused and scaler is not None and scaler.is_enabled() else None

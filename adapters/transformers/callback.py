@@ -151,6 +151,8 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         assert model is not None
         _check_arguments(args)
         self._started_from = self._alternator.state_dict()
+        if self._alternator.num_steps is None and state.max_steps > 0:
+            self._alternator.expect(num_steps=state.max_steps)
         self._follower = self._build(model, optimizer)
         watch_losses = torch.compiler.disable(self._watch_losses)  # type: ignore[no-untyped-call]
         self._hook = model.register_forward_hook(watch_losses, with_kwargs=True)

@@ -29,9 +29,9 @@ from alternator import (
     UnknownModuleError,
     rules,
 )
-from tests.conformance.comparisons import same_curves, same_ranking, same_scores
+from tests.conformance.comparisons import CURVE_TOLERANCE, same_curves, same_ranking, same_scores
 from tests.conformance.harness import Build, Harness, Snapshot
-from tests.conformance.problem import ALWAYS, Setup, make_batch
+from tests.conformance.problem import ALWAYS, Batch, Setup, make_batch
 from tests.conformance.reference import ReferenceHarness
 
 TRACES = Path(__file__).parents[1] / "traces"
@@ -110,6 +110,30 @@ def frozen_schedule(build: Build) -> None:
 def frozen_buffers(build: Build) -> None:
     """A frozen module's normalisation statistics keep their bits; an active one's change."""
     check_clause(build, "buffers/")
+
+
+@case
+def frozen_batch_mode(build: Build) -> None:
+    """With frozen_mode="batch" a frozen module normalises by the batch, as in training, and keeps every bit."""
+    setup = Setup(rule=Cycle((3, 5)), frozen_mode="batch")
+    harness, reference = build(setup), ReferenceHarness(setup)
+    by_running = ReferenceHarness(replace(setup, frozen_mode="inference"))
+    curves: list[list[float]] = [[], [], []]
+    for step in range(20):
+        check_step(harness, setup, step, "")
+        for other in (reference, by_running):
+            other.step(make_batch(setup, step))
+        for curve, each in zip(curves, (harness, reference, by_running), strict=True):
+            curve.append(curve_point(each, make_batch(setup, step)))
+    same_curves(curves[0], curves[1])
+    assert not np.allclose(curves[1], curves[2], rtol=10 * CURVE_TOLERANCE), "the modes do not differ enough to tell"
+    check_joint_step(build, setup)
+    resumed = build(setup)
+    resumed.load(harness.save())  # in the middle of a tenure
+    for step in range(20, 40):
+        for each in (harness, resumed):
+            each.step(make_batch(setup, step))
+        assert snapshot_bits(resumed) == snapshot_bits(harness), f"step {step}"
 
 
 @case
@@ -315,10 +339,23 @@ def equal_curves(build: Build) -> None:
         assert same_decision(*decisions), f"{decisions[0]} against {decisions[1]}"
         switches += decisions[0].switched
         for curve, harness in zip(curves, (ours, theirs), strict=True):
-            curve.append(float(((harness.scores(batch) - batch.targets_B) ** 2).mean()))
+            curve.append(curve_point(harness, batch))
     same_curves(*curves)
     assert switches >= 5
     assert np.mean(curves[0][-7:]) < 0.5 * np.mean(curves[0][:7]), "nothing was learned"
+
+
+def check_joint_step(build: Build, setup: Setup) -> None:
+    """The first step of the first module, the others frozen, equals its step where all train: so do its gradients."""
+    first = setup.modules[0]
+    frozen, joint = build(setup), build(replace(setup, rule=Cycle(), turns={"all": setup.modules, first: (first,)}))
+    before, moved = frozen.snapshot()[first], []
+    for harness in (frozen, joint):
+        harness.step(make_batch(setup, 0))
+        moved.append(harness.snapshot()[first])
+    for key, expected in moved[1].items():
+        np.testing.assert_allclose(moved[0][key], expected, rtol=1e-4, atol=1e-6, err_msg=key)
+    assert bits(before) != bits(moved[0])
 
 
 def check_clause(build: Build, clause: str) -> None:
@@ -341,6 +378,11 @@ def check_step(harness: Harness, setup: Setup, step: int, clause: str) -> None:
             assert stays == (name not in trained), (
                 f"step {step}, {trained} train: {name}'s {key} {'stays' if stays else 'moves'}"
             )
+
+
+def curve_point(harness: Harness, batch: Batch) -> float:
+    """The mean squared error of the scores."""
+    return float(((harness.scores(batch) - batch.targets_B) ** 2).mean())
 
 
 def changed(before: Snapshot, after: Snapshot, clause: str) -> set[str]:

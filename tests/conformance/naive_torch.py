@@ -192,6 +192,16 @@ class TrainingMode(HandWritten):
             self.set_gradients(module, name == self.active)
 
 
+class ZeroMomentum(HandWritten):
+    """Leaves frozen modules in training mode with BatchNorm's momentum at 0: its count of batches moves."""
+
+    def enter(self) -> None:
+        for name, module in self.modules.items():
+            self.set_gradients(module, name == self.active)
+            for norm in (each for each in module.modules() if isinstance(each, nn.BatchNorm1d)):
+                norm.momentum = 0.1 if name == self.active else 0.0
+
+
 class EveryScheduler(HandWritten):
     """Advances every scheduler in every step: a module's share changes its annealing."""
 
@@ -232,8 +242,11 @@ BREAKS: dict[type[HandWritten], set[str]] = {
     EverythingClipped: {"gradients", "continuation"},
     GradientsPileUp: {"gradients", "continuation"},
     TrainingMode: {"buffers", "continuation"},
+    ZeroMomentum: {"buffers", "continuation"},
     EveryScheduler: {"learning rate", "continuation"},
     FreshOptimizer: {"optimizer state", "continuation"},
     BuiltWhileFrozen: {"continuation"},
 }
+BY_BATCH = (TrainingMode, ZeroMomentum)
+"""The naive ways in which frozen modules normalise by the batch."""
 """Per naive way the clauses of the contract that it breaks."""

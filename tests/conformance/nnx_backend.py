@@ -56,7 +56,8 @@ class NnxProgram(Program):
         model = Model(self.setup)
         transforms = {name: self.transform() for name in self.setup.modules}
         always = ("mix", self.transform()) if self.setup.always else None
-        optimizer = AlternatingOptimizer(model, transforms, turns=self.setup.turns, always=always)
+        options = {"turns": self.setup.turns, "frozen_mode": self.setup.frozen_mode}
+        optimizer = AlternatingOptimizer(model, transforms, always=always, **options)
         self.graphdef, initial = nnx.split((model, optimizer))
         return initial
 

@@ -80,7 +80,7 @@ class Program:
         """What is minimised; each module's own loss, the new means, and the scores."""
         predictions, new_means = [], {}
         for name, inputs_BD in zip(self.setup.modules, batch.inputs_NBD, strict=True):
-            mean_D = jnp.mean(inputs_BD, 0) if name in trained else means[name]
+            mean_D = jnp.mean(inputs_BD, 0) if name in self.setup.by_batch(trained) else means[name]
             predictions.append((inputs_BD - mean_D) @ params[name]["weight"] + params[name]["bias"])
             moved_D = (1 - MOMENTUM) * means[name] + MOMENTUM * mean_D
             new_means[name] = moved_D if name in trained else means[name]
@@ -148,9 +148,10 @@ def optimizer_arrays(state: PyTree, name: str) -> dict[str, Any]:
 
 @cache
 def program_of(kind: type[Program], key: tuple[Any, ...]) -> Program:
-    modules, turns, always, coupled, clip_norm = key
+    modules, turns, always, coupled, clip_norm, frozen_mode = key
     named = None if turns is None else dict(turns)
-    return kind(Setup(modules=modules, turns=named, always=always, coupled=coupled, clip_norm=clip_norm))
+    options = {"always": always, "coupled": coupled, "clip_norm": clip_norm, "frozen_mode": frozen_mode}
+    return kind(Setup(modules=modules, turns=named, **options))
 
 
 class JaxHarness:
@@ -161,7 +162,7 @@ class JaxHarness:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         turns = None if setup.turns is None else tuple(setup.turns.items())
-        key = (setup.modules, turns, setup.always, setup.coupled, setup.clip_norm)
+        key = (setup.modules, turns, setup.always, setup.coupled, setup.clip_norm, setup.frozen_mode)
         self.program = program_of(self.program_type, key)
         self.training = self.program.initial
         self.seen: set[str] = set()

@@ -1,6 +1,7 @@
 """The naive ways to freeze with optax, each of which breaks the contract as its docstring says."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import optax
 from alternator import Decision
 from tests.conformance.harness import Unsupported
 from tests.conformance.optax_backend import Program, PyTree, StaticHarness
-from tests.conformance.problem import ALWAYS, Batch
+from tests.conformance.problem import ALWAYS, Batch, Setup
 
 Update = tuple[PyTree, PyTree]
 
@@ -143,6 +144,13 @@ class TrainingMode(OneAtATime):
         return super().loss((*self.setup.modules, *trained) if trained else (), params, means, batch)
 
 
+class RunningStatistics(OneAtATime):
+    """Frozen modules run in inference mode, whatever was chosen."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(replace(setup, frozen_mode="inference"))
+
+
 class SetToZero(StaticHarness):
     """partition({active: adamw, frozen: set_to_zero}) built again at each switch: moments and counts are forgotten."""
 
@@ -169,7 +177,8 @@ MUTANTS: dict[type[StaticHarness], set[str]] = {
     harness_of(MaskedPassesThrough): {"frozen_parameters", "frozen_gradients", "continuation"},
     harness_of(ZeroLearningRate): {"frozen_gradients", *_FROZEN},
     harness_of(ClipsEverything): {"frozen_gradients", "clipping", "continuation"},
-    harness_of(TrainingMode): {"frozen_buffers", "continuation"},
+    harness_of(TrainingMode): {"frozen_buffers", "frozen_batch_mode", "continuation"},
+    harness_of(RunningStatistics): {"frozen_batch_mode"},
     SetToZero: {"continuation", "equal_curves"},
 }
 """Per mutant the cases that are there to kill it; others may as well."""

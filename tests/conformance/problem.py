@@ -1,8 +1,10 @@
 """The problem on which every backend is measured: linear towers with normalisation, small enough for bit comparisons.
 
 A module m holds a weight, a bias and a running mean of its inputs. It predicts ``(x_m - mean) · weight + bias``: with
-the batch's mean while it trains (and then the running mean moves a tenth of the way to it), with the running mean while
-it is frozen. A module's own loss is the mean squared error of its prediction alone. What is minimised is
+the batch's mean while it trains (and then the running mean moves a tenth of the way to it); while it is frozen with the
+running mean, or, in a setup whose ``frozen_mode`` is "batch", with the batch's mean, and its running mean stays. In
+inference mode, where nothing trains, every module takes its running mean. A module's own loss is the mean squared error
+of its prediction alone. What is minimised is
 
 - coupled: the mean squared error of the sum of all predictions, each times its entry of ``mix`` (the always group), or
 - otherwise: the sum of the modules' own losses, so that no module's path depends on another.
@@ -19,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adapters.contract import FrozenMode
 from alternator import Cycle, Rule
 
 NUM_ROWS, NUM_INPUTS = 16, 4
@@ -47,7 +50,8 @@ class Setup:
     """Maximum norm of the gradients of what trains."""
     delay: int = 0
     """The number of steps after which losses are read."""
-
+    frozen_mode: FrozenMode = "inference"
+    """How modules run while they are frozen."""
     compiled: bool = False
     """Whether to compile where that is a choice, and so count traces."""
 
@@ -59,6 +63,10 @@ class Setup:
     def trains(self, name: str) -> tuple[str, ...]:
         """The modules that a name trains, and the always group."""
         return (*((name,) if self.turns is None else self.turns[name]), *((ALWAYS,) if self.always else ()))
+
+    def by_batch(self, trained: tuple[str, ...]) -> tuple[str, ...]:
+        """The modules that normalise by the batch while some groups train; in inference mode, where none do, none."""
+        return self.modules if trained and self.frozen_mode == "batch" else trained
 
     @property
     def groups(self) -> tuple[str, ...]:

@@ -86,7 +86,8 @@ class ReferenceHarness:
 
     def centred(self, batch: Batch, name: str, trained: tuple[str, ...]) -> np.ndarray:
         inputs_BD = batch.inputs_NBD[self.setup.modules.index(name)].astype(np.float64)
-        return inputs_BD - (inputs_BD.mean(0) if name in trained else self.weights[name]["mean"])
+        by_batch = name in self.setup.by_batch(trained)
+        return inputs_BD - (inputs_BD.mean(0) if by_batch else self.weights[name]["mean"])
 
     def predictions(self, batch: Batch, trained: tuple[str, ...]) -> np.ndarray:
         return np.stack(

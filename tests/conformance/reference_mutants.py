@@ -58,6 +58,20 @@ class MovesFrozenMeans(ReferenceHarness):
         super().move_means(batch, self.setup.modules)
 
 
+class MovesBatchMeans(ReferenceHarness):
+    """Frozen modules that normalise by the batch move their statistics."""
+
+    def move_means(self, batch: Batch, trained: tuple[str, ...]) -> None:
+        super().move_means(batch, self.setup.by_batch(trained))
+
+
+class RunningStatistics(ReferenceHarness):
+    """Frozen modules run in inference mode, whatever was chosen."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(replace(setup, frozen_mode="inference"))
+
+
 class ComputesEverything(ReferenceHarness):
     """Gradients of frozen modules are computed, and thrown away."""
 
@@ -271,6 +285,8 @@ MUTANTS: dict[type[ReferenceHarness], set[str]] = {
     CountsFrozenSteps: {"frozen_optimizer_state", "continuation"},
     AnnealsFrozen: {"frozen_schedule", "continuation"},
     MovesFrozenMeans: {"frozen_buffers", "continuation"},
+    MovesBatchMeans: {"frozen_batch_mode"},
+    RunningStatistics: {"frozen_batch_mode"},
     ComputesEverything: {"frozen_gradients"},
     ClipsEverything: {"clipping", "continuation"},
     ForgetsMoments: {"continuation", "equal_curves"},

@@ -27,23 +27,18 @@ from tests.conformance.problem import (
 
 
 class Tower(nn.Module):
-    """One module of the problem."""
-
-    mean: Tensor
+    """One module of the problem. PyTorch's own normalisation, at its input's scale: the problem's only centres."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(weights["weight"]))
         self.bias = nn.Parameter(torch.tensor(weights["bias"]))
-        self.register_buffer("mean", torch.tensor(weights["mean"]))
+        self.norm = nn.BatchNorm1d(len(weights["mean"]), momentum=MOMENTUM, affine=False)
+        self.norm.running_mean = torch.tensor(weights["mean"])
 
     def forward(self, inputs_BD: Tensor) -> Tensor:
-        mean_D = self.mean
-        if self.training:
-            mean_D = inputs_BD.mean(0)
-            with torch.no_grad():
-                self.mean.mul_(1 - MOMENTUM).add_(mean_D, alpha=MOMENTUM)
-        return (inputs_BD - mean_D) @ self.weight + self.bias
+        normed_BD = self.norm(inputs_BD)
+        return (normed_BD * (inputs_BD.std(0) / normed_BD.std(0))) @ self.weight + self.bias
 
 
 class Model(nn.Module):
@@ -97,6 +92,7 @@ class TorchHarness:
             schedulers=self.schedulers,
             clip_norm=setup.clip_norm,
             delay=setup.delay,
+            frozen_mode=setup.frozen_mode,
         )
 
     @staticmethod
@@ -153,7 +149,7 @@ class TorchHarness:
             taken[name]["schedule/count"] = np.array(self.schedulers[name].last_epoch)
             taken[name]["schedule/rate"] = np.array(self.optimizers[name].param_groups[0]["lr"])
             if name != ALWAYS:
-                taken[name]["buffers/mean"] = array(self.towers[name].mean)
+                taken[name] |= {f"buffers/{key}": array(value) for key, value in self.towers[name].named_buffers()}
         return taken
 
     def computed(self) -> set[str]:

@@ -1,5 +1,6 @@
-"""The naive ways to freeze in PyTorch, of `naive_torch`, under the harness of the PyTorch backend."""
+"""The naive ways to freeze in PyTorch, of `naive_torch`, under the harness of the backend; and one flaw of its own."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from alternator import Alternator, Decision
 from tests.conformance import naive_torch
 from tests.conformance.harness import Unsupported
 from tests.conformance.naive_torch import HandWritten
+from tests.conformance.problem import Setup
 from tests.conformance.torch_backend import TorchHarness
 
 
@@ -19,6 +21,8 @@ class NaiveHarness(TorchHarness):
     def build(self) -> HandWritten:
         setup = self.setup
         if setup.turns is not None or setup.always or setup.delay or setup.compiled:
+            raise Unsupported
+        if setup.frozen_mode == "batch" and self.naive not in naive_torch.BY_BATCH:
             raise Unsupported
         alternator = Alternator(setup.names, rule=setup.rule)
         arguments: dict[str, Any] = {"clip_norm": setup.clip_norm, "schedulers": self.schedulers}
@@ -42,10 +46,18 @@ class NaiveHarness(TorchHarness):
         raise Unsupported
 
 
+class RunningStatistics(TorchHarness):
+    """Frozen modules run in inference mode, whatever was chosen."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(replace(setup, frozen_mode="inference"))
+
+
 def harness_of(naive: type[HandWritten]) -> type[NaiveHarness]:
     return type(naive.__name__, (NaiveHarness,), {"naive": naive, "__doc__": naive.__doc__})
 
 
+_BATCH = "frozen_batch_mode"
 _CASES = {
     "parameters": "frozen_parameters",
     "optimizer state": "frozen_optimizer_state",
@@ -56,7 +68,8 @@ _CASES = {
 }
 """The case for each clause of `naive_torch.BREAKS`."""
 
-MUTANTS: dict[type[NaiveHarness], set[str]] = {
-    harness_of(naive): {_CASES[clause] for clause in clauses} for naive, clauses in naive_torch.BREAKS.items()
-}
+MUTANTS: dict[type[TorchHarness], set[str]] = {
+    harness_of(naive): {_CASES[clause] for clause in clauses} | ({_BATCH} if naive in naive_torch.BY_BATCH else set())
+    for naive, clauses in naive_torch.BREAKS.items()
+} | {RunningStatistics: {_BATCH}}
 """Per mutant the cases that are there to kill it; others may as well."""

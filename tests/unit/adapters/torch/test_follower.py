@@ -113,6 +113,70 @@ def by_alternating_optimizer(num_micro=1, rule=RULE):
     return run
 
 
+class Through(nn.ModuleDict):
+    """``b`` sees what ``a`` makes of the input: gradients of ``a`` flow through ``b``, which has BatchNorm."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__({"a": nn.Linear(6, 6), "b": tower(1)})
+
+    def loss(self, step):
+        x_BD = batch(step)
+        torch.manual_seed(step)
+        return (self["b"](self["a"](x_BD)) - x_BD.sum(1, keepdim=True)).square().mean()
+
+
+def train_through(frozen_mode=None, by_hand=False):
+    """The model after 12 steps, of which ``a`` trains every third, and the state of ``b`` before and after those."""
+    model = Through()
+    optimizers = {name: adamw(module.parameters()) for name, module in model.items()}
+    alternator = Alternator(NAMES, rule=Cycle((1, 2)))
+    made = None if by_hand else Follower(alternator, dict(model.items()), optimizers, frozen_mode=frozen_mode)
+    pairs = []
+    for step in range(12):
+        active = "b" if step % 3 else "a"
+        model.train()
+        before = state_of(model["b"], optimizers["b"])
+        loss = model.loss(step)
+        loss.backward()
+        for name in [active] if by_hand else NAMES:
+            optimizers[name].step()
+        model.zero_grad()
+        if active == "a":
+            pairs.append((before, state_of(model["b"], optimizers["b"])))
+        if not by_hand:
+            assert made.active == active
+            made.after_step(loss)
+    return model, pairs
+
+
+def state_of(module, optimizer):
+    return copy.deepcopy([module.state_dict(), optimizer_state(optimizer, module)])
+
+
+@pytest.mark.parametrize("chosen", ["batch", {"a": "inference", "b": "batch"}])
+def test_a_frozen_module_normalises_by_the_batch_where_that_was_chosen(chosen):
+    model, pairs = train_through(chosen)
+    assert len(pairs) == 4
+    assert all(same_bits(before, after) for before, after in pairs)
+    assert model["b"][1].num_batches_tracked == 8
+    by_hand, moved = train_through(by_hand=True)
+    assert same_bits(list(model.parameters()), list(by_hand.parameters()))
+    assert not any(same_bits(before, after) for before, after in moved)  # a loop by hand moves the statistics
+
+
+def test_in_inference_mode_it_does_not():
+    model, pairs = train_through("inference")
+    assert all(same_bits(before, after) for before, after in pairs)
+    assert not same_bits(list(model.parameters()), list(train_through(by_hand=True)[0].parameters()))
+
+
+def test_without_a_choice_gradients_through_it_warn_once():
+    with pytest.warns(UserWarning, match=r"'b' has BatchNorm .* frozen_mode=\{'b': 'batch'\}") as caught:
+        train_through()
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize("num_micro", [1, 2, 3])
 def test_it_does_what_the_alternating_optimizer_does(num_micro):
     run, expected = Run(num_micro=num_micro).train(), by_alternating_optimizer(num_micro)

@@ -82,9 +82,14 @@ def in_a_process(recipe: Recipe, rounds: int, seconds: float) -> Row:
     measured = [__file__, "--only", recipe.name, "--rounds", str(rounds), "--seconds", str(seconds), "--print"]
     row = Row(**json.loads(lines_of(measured)[-1]))
     learned = re.sub(
-        r"\d+\.\d+", lambda found: f"{float(found[0]):.4g}", " → ".join(lines_of([str(recipe.after)])[-2:])
+        r"\d+\.\d+", lambda found: f"{float(found[0]):.4g}", " → ".join(figures(lines_of([str(recipe.after)])))
     )
     return replace(row, detail=f"{row.detail}; {learned}")
+
+
+def figures(lines: list[str]) -> list[str]:
+    """What a program says of itself before and after; frameworks print lines of their own."""
+    return [line for line in lines if re.search(r"\b(before|after)\b", line)]
 
 
 def lines_of(program: list[str]) -> list[str]:

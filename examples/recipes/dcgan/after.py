@@ -82,5 +82,5 @@ def frechet_distance(generator: nn.Module, size: int = 4000, seed: int = 0) -> f
 if __name__ == "__main__":
     torch.set_num_threads(1)  # networks this small are faster so
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    print("before", frechet_distance(train(0, seed)["generator"]))
-    print("after", frechet_distance(train(seed=seed)["generator"]))
+    print("Fréchet distance before", frechet_distance(train(0, seed)["generator"]))
+    print("Fréchet distance after", frechet_distance(train(seed=seed)["generator"]))

@@ -8,7 +8,7 @@ rule compares lies within the rule's stated float32 margin of its limit.
 """
 
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -153,8 +153,7 @@ class DeviceAlternator:
         """
         limit = alternator.state_dict()["configuration"]["nonfinite_limit"]
         machine = cls(alternator.modules, alternator.rule, nonfinite_limit=limit, delay=delay, dtype=dtype)
-        machine._host = deepcopy(alternator)  # which knows what is planned, and what has been warned of
-        machine._host.reset()
+        machine._host._starvation = copy(alternator._starvation)  # what is planned, and what has been warned of
         return machine
 
     def expect(self, num_steps: int | None = None, turns: Mapping[str, str | Iterable[str]] | None = None) -> None:
@@ -255,7 +254,7 @@ class DeviceAlternator:
 
     def to_host(self, state: DeviceState) -> Alternator:
         """An `Alternator` that continues from the state: its counts, statistics and decisions."""
-        host = deepcopy(self._host)  # which knows what is planned, and what has been warned of
+        host = deepcopy(self._host)  # with what is planned, and what has been warned of
         host.load_state_dict(self.state_dict(state))
         return host
 

@@ -112,7 +112,7 @@ class Audit:
 
     @property
     def num_checks(self) -> int:
-        """The number of times that what was frozen has been found unchanged: after each step, forced switch and epoch."""
+        """The number of times that what was frozen has been found unchanged: after steps, forced switches, epochs."""
         return self._num_checks
 
     @property

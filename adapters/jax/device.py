@@ -8,6 +8,7 @@ rule compares lies within the rule's stated float32 margin of its limit.
 """
 
 from collections.abc import Iterable, Mapping
+from copy import copy, deepcopy
 from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -151,14 +152,18 @@ class DeviceAlternator:
             1
         """
         limit = alternator.state_dict()["configuration"]["nonfinite_limit"]
-        return cls(
-            alternator.modules,
-            alternator.rule,
-            nonfinite_limit=limit,
-            num_steps=alternator.num_steps,
-            delay=delay,
-            dtype=dtype,
-        )
+        machine = cls(alternator.modules, alternator.rule, nonfinite_limit=limit, delay=delay, dtype=dtype)
+        machine._host._starvation = copy(alternator._starvation)  # what is planned, and what has been warned of
+        return machine
+
+    def expect(self, num_steps: int | None = None, turns: Mapping[str, str | Iterable[str]] | None = None) -> None:
+        """Say what is planned, as `Alternator.expect` does: the alternators of `to_host` know it from then on.
+
+        Raises:
+            ConfigurationError: As there.
+            UnknownModuleError: As there.
+        """
+        self._host.expect(num_steps, turns)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -249,9 +254,7 @@ class DeviceAlternator:
 
     def to_host(self, state: DeviceState) -> Alternator:
         """An `Alternator` that continues from the state: its counts, statistics and decisions."""
-        host = Alternator(
-            self.modules, self.rule, nonfinite_limit=self._nonfinite_limit, num_steps=self._host.num_steps
-        )
+        host = deepcopy(self._host)  # with what is planned, and what has been warned of
         host.load_state_dict(self.state_dict(state))
         return host
 

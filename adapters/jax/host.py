@@ -1,7 +1,7 @@
 """The core's alternator for losses that are still on the device, and read late."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -52,6 +52,15 @@ class HostAlternator:
     def rule(self) -> Rule:
         """The switching rule."""
         return self.alternator.rule
+
+    def expect(self, num_steps: int | None = None, turns: Mapping[str, str | Iterable[str]] | None = None) -> None:
+        """Say what is planned, as `Alternator.expect` does.
+
+        Raises:
+            ConfigurationError: As there.
+            UnknownModuleError: As there.
+        """
+        self.alternator.expect(num_steps, turns)
 
     @property
     def active(self) -> str:

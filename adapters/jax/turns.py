@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from adapters.contract import ALWAYS, check_turns
-from alternator import Alternator, ConfigurationError, Rule, UnknownModuleError
+from alternator import ConfigurationError, Rule, UnknownModuleError
 from alternator.checks import listed, one_line
 from alternator.errors import quoted
 
@@ -25,7 +25,7 @@ PyTree = Any
 
 
 class Chooses(Protocol):
-    """What chooses among the turns: an `alternator.Alternator` or a `DeviceAlternator`."""
+    """What chooses among the turns: an `alternator.Alternator`, a `DeviceAlternator` or a `HostAlternator`."""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -35,6 +35,10 @@ class Chooses(Protocol):
     @property
     def rule(self) -> Rule:
         """The switching rule."""
+        ...
+
+    def expect(self, num_steps: int | None = None, turns: Mapping[str, str | Iterable[str]] | None = None) -> None:
+        """Say what is planned."""
         ...
 
 
@@ -79,7 +83,7 @@ class Turns:
                 f"turns must be the alternator's names {alternator.modules} in their order, as active may be an index, "
                 f"got {names}"
             )
-        if isinstance(alternator, Alternator):
+        if alternator is not None:
             alternator.expect(turns=checked)
         return cls(tuple(checked), tuple((*members, ALWAYS) for members in checked.values()))
 

@@ -43,8 +43,9 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         always: An attribute, or several, that train at every step, with their optimizer, such as
             ``("fusion", optax.adam(1e-3))``. A parameter that two modules share must be among them.
         accumulate: The number of calls per update, which uses the mean gradient; a change of `active` waits for it.
-        alternator: What chooses `active`, an `alternator.Alternator` or `adapters.jax.DeviceAlternator`, if it is to be
-            checked that the turns have its names in its order, and are such as its rule chooses among.
+        alternator: What chooses `active`, an `alternator.Alternator`, or a `DeviceAlternator` or `HostAlternator` of
+            `adapters.jax`, if it is to be checked that the turns have its names in its order, and are such as its rule
+            chooses among.
         frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"``, or ``"batch"`` for
             players such as those of a GAN: in the modes that they have for training, so that BatchNorm normalises by
             the batch and dropout is on, but what they hold stays as it is. None is inference mode, with a warning where

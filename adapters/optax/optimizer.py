@@ -81,8 +81,9 @@ def alternating(
         always: The optimizer of the parameters labelled `ALWAYS` (fusion or uncertainty weights).
         accumulate: The number of calls per update, which uses the mean gradient. A change of `active` takes effect with
             the next update's first call: until then take gradients for `in_force` (state, active).
-        alternator: What chooses `active`, an `alternator.Alternator` or `adapters.jax.DeviceAlternator`, if it is to be
-            checked that the turns have its names in its order, and are such as its rule chooses among.
+        alternator: What chooses `active`, an `alternator.Alternator`, or a `DeviceAlternator` or `HostAlternator` of
+            `adapters.jax`, if it is to be checked that the turns have its names in its order, and are such as its rule
+            chooses among.
 
     Raises:
         ConfigurationError: A turn is wrong; and by ``init``: a parameter without a label, a label without an optimizer,

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
-from adapters.contract import FreezeError
+from adapters.contract import FreezeError, check_names
 from adapters.torch.checks import Optimizers, each_of, parameters_of
 from adapters.torch.decisions import LISTENERS, Decisions
 from adapters.torch.digests import Digester, Digests, find_changed
@@ -50,7 +50,8 @@ class Audit:
             of the whole run moves them all.
 
     Raises:
-        ConfigurationError: A module has no parameter in an optimizer, and so would never train.
+        ConfigurationError: A module has no parameter in an optimizer, and so would never train, or a scheduler is of no
+            module.
 
     Example:
         >>> import torch
@@ -100,6 +101,7 @@ class Audit:
         self._optimizers = optimizers
         self._schedulers: dict[str, list[LRScheduler]] = {}
         for each in list_schedulers(schedulers):
+            check_names("schedulers", [each.module], groups)
             self._schedulers.setdefault(each.module, []).append(each.scheduler)
         self._learning_rates = learning_rates
         self._digester = Digester()
@@ -110,7 +112,7 @@ class Audit:
 
     @property
     def num_checks(self) -> int:
-        """The number of steps after which what was frozen has been found unchanged."""
+        """The number of times that what was frozen has been found unchanged: after steps, forced switches, epochs."""
         return self._num_checks
 
     @property
@@ -146,7 +148,8 @@ class Audit:
     def of(cls, alternating: Alternating, *, gradients: bool = True, learning_rates: bool = True) -> Iterator["Audit"]:
         """Audit an adapter within: each module from when it is frozen to when it is active again.
 
-        What you write meanwhile on purpose, or load, you accept by ``apply()`` of the adapter.
+        What you write meanwhile on purpose, or load, you accept by ``apply()`` of the adapter. Of schedulers only the
+        learning rates are audited, the adapter does not show them.
 
         Args:
             alternating: An `AlternatingOptimizer` or `Follower`.

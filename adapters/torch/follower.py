@@ -3,7 +3,8 @@
 Design constraints:
 
 1. One step of the alternator per window of the optimizer, however many micro-steps it has, and whatever is skipped.
-2. Whatever calls ``model.train()``, what is frozen is back in its frozen mode before the next forward pass uses it.
+2. Whatever calls ``model.train()``, what is frozen is back in its frozen mode before the next forward pass uses it, and
+   in training mode in its turns, though it may have been loaded in inference mode (as pretrained models are).
 3. Nothing of the loop is replaced: all is done by hooks, which `close` removes.
 """
 
@@ -305,6 +306,7 @@ def _watch_forward(model: nn.Module | None, freezer: Freezer) -> Iterator[Any]:
 
     def set_modes(module: nn.Module, _: object) -> None:
         if module.training:
+            freezer.take_training_modes()
             freezer.set_frozen_modes()
 
     def set_modes_unless_compiled(module: nn.Module, _: object) -> None:

@@ -262,6 +262,11 @@ class Freezer:
         for module in self.turn.frozen:
             module.set_frozen_mode()
 
+    def take_training_modes(self) -> None:
+        """Take from the loop's ``train()`` that what was in inference mode when this was built is to train."""
+        for module in self.turn.frozen:
+            module.take_training_mode()
+
     def zero_grad(self) -> None:
         """Set all gradients to None."""
         for parameter in self._parameters:

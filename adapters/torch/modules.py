@@ -95,6 +95,14 @@ class Freezable:
         """What the user has unfrozen while the module was frozen trains in its next turn."""
         self.user_frozen -= {key for key, parameter in self.parameters.items() if parameter.requires_grad}
 
+    def take_training_mode(self) -> None:
+        """Take the user's choices from how the frozen module is now, if all was in inference mode when this was built.
+
+        To be called where the loop calls ``train()`` of the model, and before `set_frozen_mode`.
+        """
+        if not self.has_training_mode and any(root.training for root in self._part.roots.values()):
+            self.inference = self._in_inference_mode()
+
     def freeze(self) -> None:
         """No gradients, none left over, the frozen mode."""
         for parameter in self.parameters.values():

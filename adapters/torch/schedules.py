@@ -38,7 +38,7 @@ def list_schedulers(schedulers: Schedulers | None) -> list[Scheduled]:
     """All schedulers, in the order given.
 
     Raises:
-        ConfigurationError: What stands beside a scheduler is not ``"epoch"``.
+        ConfigurationError: One is neither a scheduler nor a pair of one and ``"epoch"``.
 
     Example:
         >>> import torch
@@ -61,13 +61,12 @@ def _is_when(part: object) -> bool:
 
 
 def _parse(module: str, given: Any) -> tuple[LRScheduler, bool]:
-    if not isinstance(given, tuple):
-        return given, False
-    if len(given) != 2 or given[1] != "epoch" or isinstance(given[0], str):
+    parts = given if isinstance(given, tuple) else (given,)
+    if not hasattr(parts[0], "optimizer") or parts[1:] not in ((), ("epoch",)):
         raise ConfigurationError(
             f'the scheduler of {module!r} must be a scheduler, or a pair (scheduler, "epoch"), got {quoted(given)}'
         )
-    return given[0], True
+    return parts[0], len(parts) == 2
 
 
 def check_schedulers(

@@ -27,6 +27,7 @@ from adapters.contract import FrozenMode, watches_losses
 from adapters.torch import Follower
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
+from adapters.torch.naming import kept
 from alternator import Alternator, ConfigurationError, Decision, LossError, Payoff
 from alternator.checks import check_integer
 
@@ -99,8 +100,13 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             )
         check_integer("delay", delay, 0)
         self._alternator = alternator
-        self._given: dict[str, Any] = {"modules": modules, "turns": turns, "always": always, "delay": delay}
-        self._given["frozen_mode"] = frozen_mode
+        self._given: dict[str, Any] = {
+            "modules": {name: kept(given) for name, given in modules.items()},
+            "turns": turns and {name: turn if isinstance(turn, str) else tuple(turn) for name, turn in turns.items()},
+            "always": None if always is None else kept(always),
+            "delay": delay,
+            "frozen_mode": frozen_mode,
+        }
         self._losses_of = losses
         self._log = log
         self._follower: Follower | None = None

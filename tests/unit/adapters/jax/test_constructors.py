@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from adapters.jax import DeviceAlternator, HostAlternator
+from adapters.jax.turns import Turns
 from adapters.optax import alternating
 from alternator import Alternator, AlternatorError, Cycle, Plateau, Trend
 
@@ -96,6 +97,30 @@ def test_wrong_losses_are_the_same_error(given):
         host.observe(given)
     with pytest.raises(type(of_host.value)):
         machine.step(machine.init(), given)
+
+
+def test_what_is_planned_is_known_on_the_host_and_warned_of_once():
+    with pytest.warns(UserWarning, match="a module may starve"):
+        host = Alternator(NAMES, Cycle(500), num_steps=1000)
+    machine = DeviceAlternator.of(host)  # from here on a warning is an error
+    restored = [machine.to_host(machine.init()) for _ in range(2)]
+    assert [each.num_steps for each in restored] == [1000, 1000]
+
+
+@pytest.mark.parametrize("kind", ["device", "host"])
+def test_the_turns_of_an_optimizer_are_known_on_the_host(kind):
+    host = Alternator(NAMES, Cycle(1), num_steps=1000)
+    machine = DeviceAlternator.of(host) if kind == "device" else HostAlternator(host)
+    Turns.of(("a", "b"), {"encoder": ("a", "b"), "head": "a"}, machine)
+    told = machine.to_host(machine.init()) if isinstance(machine, DeviceAlternator) else machine.alternator
+    for _ in range(150):  # in which "a" trains, and "b" does not
+        told.force("head")
+        if told.step == 101:
+            with pytest.warns(UserWarning, match="'b' has not trained for 101 of 1,000 planned steps"):
+                told.advance()
+        else:
+            told.advance()
+    assert told.step == 150
 
 
 @pytest.mark.parametrize("delay", [0, 1])

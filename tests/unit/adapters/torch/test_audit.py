@@ -209,6 +209,9 @@ def test_unknown_names_are_refused():
     modules, optimizers, _ = two()
     with pytest.raises(UnknownModuleError, match="unknown module 'haed'"), Audit(modules, optimizers).step("haed"):
         pass
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizers["head"])
+    with pytest.raises(ConfigurationError, match=r"schedulers must be named after the modules .*, got \['haed'\]"):
+        Audit(modules, optimizers, {"haed": scheduler})
 
 
 def alternating_of_two():

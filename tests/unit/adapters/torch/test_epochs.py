@@ -214,6 +214,8 @@ def test_reduce_on_plateau_per_step_is_refused_with_what_to_give():
         lambda each: (ExponentialLR(each, 0.5), "epochs"),
         lambda each: (ExponentialLR(each, 0.5), "epoch", 3),
         lambda each: ("epoch", ExponentialLR(each, 0.5)),
+        lambda each: [ExponentialLR(each, 0.5), "epoch"],
+        lambda each: each,
         lambda each: [(ExponentialLR(each, 0.5), "step")],
     ],
 )

@@ -185,6 +185,36 @@ def test_it_does_what_the_alternating_optimizer_does(num_micro):
     assert same_bits(run.outcome(), expected.outcome())
 
 
+def test_a_model_that_was_in_inference_mode_at_first_trains_as_the_loop_says():
+    run = Run(rule=Cycle(2))
+    run.follower.close()
+    run.model.eval()  # as pretrained models are
+    run.follower = Follower(Alternator(NAMES, rule=Cycle(2)), dict(run.model.items()), run.optimizer, model=run.model)
+    run.model.train()  # once, before the first epoch
+    for step in range(6):
+        active = run.follower.active
+        loss = sum(tower_loss(run.model[name], name, step) for name in NAMES)
+        training = {name: {submodule.training for submodule in run.model[name].modules()} for name in NAMES}
+        assert training == {name: {name == active} for name in NAMES}
+        loss.backward()
+        run.optimizer.step()
+        run.follower.after_step(loss)
+
+
+def test_what_the_loop_leaves_in_inference_mode_stays_in_it():
+    model = nn.ModuleDict({name: tower(seed) for seed, name in enumerate(NAMES)}).eval()
+    optimizer = adamw(model.parameters())
+    followed = Follower(Alternator(NAMES, rule=Cycle(1)), dict(model.items()), optimizer, model=model)
+    model["a"].train()
+    for step in range(3):
+        loss = sum(tower_loss(model[name], name, step) for name in NAMES)
+        assert not model["b"].training
+        loss.backward()
+        optimizer.step()
+        followed.after_step(loss)
+    assert model["b"][0].weight.requires_grad
+
+
 def test_a_partial_window_counts_as_one_step():
     run = Run(rule=Cycle(2), num_micro=4).train(stop=10)
     assert [step for step, decision in enumerate(run.decisions) if decision is not None] == [3, 7, 9]

@@ -292,6 +292,16 @@ class Failing(TrainerCallback):
             raise RuntimeError("no memory")
 
 
+def test_modules_given_as_iterators_serve_every_training(tmp_path):
+    model = bert()
+    given = {name: getattr(model, path).parameters() for name, path in MODULES.items()}
+    run = Run(tmp_path, model=model, given={"modules": given, "turns": {name: iter([name]) for name in NAMES}})
+    run.train()
+    num_steps = run.alternator.step
+    run.train()
+    assert run.alternator.step == 2 * num_steps > 0
+
+
 def test_a_training_that_starts_again_counts_from_where_it_began(tmp_path):
     run = Run(tmp_path, callbacks=[Failing()])
     with pytest.raises(RuntimeError, match="no memory"):

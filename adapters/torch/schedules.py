@@ -61,13 +61,12 @@ def _is_when(part: object) -> bool:
 
 
 def _parse(module: str, given: Any) -> tuple[LRScheduler, bool]:
-    if not isinstance(given, tuple):
-        return given, False
-    if len(given) != 2 or given[1] != "epoch" or isinstance(given[0], str):
+    scheduler, *when = given if isinstance(given, tuple) else (given,)
+    if when not in ([], ["epoch"]) or not hasattr(scheduler, "optimizer"):
         raise ConfigurationError(
             f'the scheduler of {module!r} must be a scheduler, or a pair (scheduler, "epoch"), got {quoted(given)}'
         )
-    return given[0], True
+    return scheduler, bool(when)
 
 
 def check_schedulers(

@@ -204,7 +204,7 @@ def _find(model: nnx.Module, attribute: str) -> Any:
         except (KeyError, IndexError, TypeError):
             raise ConfigurationError(
                 f"a module must be an attribute of the model, but {type(model).__name__} has no {attribute!r}; "
-                "use a name such as 'encoder' or 'towers.user'"
+                "use a name such as 'encoder' or 'towers.user', or say with modules= what it stands for"
             ) from None
     return node
 

@@ -102,6 +102,8 @@ def describe(reason: str, value: float, limit: float) -> str:
         'change rate 0.0312 ≥ 0.01'
         >>> describe(Reason.LESS_GAIN, -0.001, 0.002)
         'the loss rises: gain per cost -0.001 < 0.002 of another module'
+        >>> describe(Reason.DIVERGING, -0.8403, -0.00001)
+        'diverging, the loss rises: expected gain -84.03% < 0.00%'
         >>> describe("my_reason", 0.5, 2)
         'my_reason: 0.5 against 2'
     """
@@ -109,7 +111,7 @@ def describe(reason: str, value: float, limit: float) -> str:
     if known is None:
         return f"{reason}: {value:g} against {limit:g}"
     rises = "the loss rises: " if reason in _GAINS and value < 0 else ""
-    return rises + known[1].format(value=value, limit=limit)
+    return rises + known[1].format(value=value, limit=limit).replace("-0.00%", "0.00%")
 
 
 def label(reason: str) -> str:

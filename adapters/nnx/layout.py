@@ -99,8 +99,8 @@ def layout_of(
     unowned = [named(path) for path, variable in _variables_by_path(model, params) if id(variable) not in held]
     if unowned:
         raise ConfigurationError(
-            f"every parameter of the model must belong to a module, but {listed(unowned)} belongs to none of "
-            f"{modules}; name its attribute in transforms or always=, or leave it out with wrt="
+            f"every parameter of the model must belong to a module, but none of {modules} has "
+            f"{listed(unowned)}; name its attribute in transforms or always=, or leave it out with wrt="
         )
     _check_gradients(params)
     return Layout(attributes, *_by_path(model, params, others, held))
@@ -204,7 +204,7 @@ def _find(model: nnx.Module, attribute: str) -> Any:
         except (KeyError, IndexError, TypeError):
             raise ConfigurationError(
                 f"a module must be an attribute of the model, but {type(model).__name__} has no {attribute!r}; "
-                "use a name such as 'encoder' or 'towers.user'"
+                "use a name such as 'encoder' or 'towers.user', or say with modules= what it stands for"
             ) from None
     return node
 

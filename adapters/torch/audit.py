@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from adapters.contract import FreezeError, check_names
 from adapters.torch.checks import Optimizers, each_of, parameters_of
 from adapters.torch.decisions import LISTENERS, Decisions
-from adapters.torch.digests import Digester, Digests, find_changed
+from adapters.torch.digests import MOVED_BY_SCHEDULERS, Digester, Digests, find_changed
 from adapters.torch.modules import Freezable, Parameters
 from adapters.torch.naming import Naming
 from adapters.torch.schedules import Schedulers, list_schedulers
@@ -210,8 +210,7 @@ class Audit:
             if changed := find_changed(before, now):
                 raise FreezeError(
                     f"a frozen module must keep every bit, but {listed(changed)} of {name!r} changed in step {step}; "
-                    "set its gradients to None, leave its optimizer alone, and put it in inference mode before the "
-                    "forward pass"
+                    f"{_remedy(changed)}"
                 )
             self._kept[name] = now
         computed = [] if self._gradients is None else self._gradients.computed
@@ -305,6 +304,12 @@ class _Gradients:
         )
         self._hooks.append(hook)
         parameter.requires_grad_(required)
+
+
+def _remedy(changed: Iterable[str]) -> str:
+    if all(name.partition(" of the group of ")[0] in MOVED_BY_SCHEDULERS for name in changed):
+        return "change it while the module trains only, or give learning_rates=False if a scheduler of the run moves it"
+    return "set its gradients to None, leave its optimizer alone, and put it in inference mode before the forward pass"
 
 
 def _flat(optimizers: Optimizers | Iterable[Optimizer]) -> list[Optimizer]:

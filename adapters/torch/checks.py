@@ -34,8 +34,8 @@ def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) ->
     orphans = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in owned]
     if orphans:
         raise ConfigurationError(
-            f"every trainable parameter of the model must belong to a module, but {listed(orphans)} belongs to none; "
-            "add it to one, freeze it, or declare it with always="
+            f"every trainable parameter of the model must belong to a module, but none has {listed(orphans)}; add each "
+            "to one, freeze it, or declare it with always="
         )
 
 

@@ -294,7 +294,18 @@ class Follower:
         if not self._shown[optimizer].trains:
             optimizer.zero_grad()  # whoever computed them
         elif not self._reached:
+            self._before_plain_update()
+
+    def _before_plain_update(self) -> None:
+        """In a loop that does not call `before_update`."""
+        try:
             self.before_update()
+        except LossError as error:
+            raise LossError(
+                f"nothing of {self.active!r}, which is active, has a gradient as the optimizer steps: give a loss that "
+                "depends on it, do not step where there is none, and call after_step() after optimizer.step(), not "
+                "before"
+            ) from error
 
     def _note_step(self, optimizer: Optimizer, *_: object) -> None:
         if self._shown[optimizer].trains:

@@ -18,6 +18,7 @@ from adapters.torch.modules import Freezable, Parameters, Part
 from adapters.torch.wrappers import join, shells, unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
+from alternator.errors import quoted
 
 
 def parameters_by_module(
@@ -347,7 +348,7 @@ def _claims(part: str, given: Parameters, nodes: Mapping[str, nn.Module | Tensor
         else:
             raise ConfigurationError(
                 "a module must be an nn.Module, a name in model=, or an iterable of nn.Parameter, modules and names, "
-                f"or of leaf tensors that require gradients; {key!r} is not"
+                f"or of leaf tensors that require gradients; {key!r} is not: it is {_told(item)}"
             )
 
 
@@ -384,11 +385,21 @@ def _can_train(item: object) -> bool:
     return isinstance(item, nn.Parameter) or (isinstance(item, Tensor) and item.is_leaf and item.requires_grad)
 
 
+def _told(item: object) -> str:
+    """What was given in place of something that can train, for messages."""
+    if isinstance(item, Tensor):
+        return "computed from other tensors" if item.requires_grad else "a tensor that requires no gradient"
+    return quoted(item)
+
+
 def _refuse_two(place: Place, other: Place) -> None:
     assert place.claim is not None
     assert other.claim is not None
+    what = f"{place.key!r} of {place.claim.part!r} is {other.key!r} of {other.claim.part!r}"
     if place.claim.item is place.item:
         remedy = "name it in one of them"
+        if (place.key, other.key) == (place.claim.part, other.claim.part):
+            what = f"{place.key!r} and {other.key!r} are both the whole {type(place.item).__name__}"
     elif place.holder is not other.holder:
         remedy = (
             "the two are tied: name the parameter itself in the one that trains it, as in "
@@ -398,8 +409,7 @@ def _refuse_two(place: Place, other: Place) -> None:
         remedy = "give each its own"
     raise ConfigurationError(
         f"a {'submodule' if isinstance(place.item, nn.Module) else 'parameter'} must belong to one module, but "
-        f"{place.key!r} of {place.claim.part!r} is {other.key!r} of {other.claim.part!r}; {remedy}, or declare it with "
-        "always= if it may train in every step"
+        f"{what}; {remedy}, or declare it with always= if it may train in every step"
     )
 
 

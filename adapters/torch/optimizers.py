@@ -20,8 +20,8 @@ def check_optimizer(optimizer: object) -> None:
     if inside:
         raise ConfigurationError(
             f"an optimizer must itself move what it holds whenever step() is called, but {type(optimizer).__name__} "
-            f"wraps another: give that one (its .{inside}), and what the wrapper adds as accumulate=, scaler= or "
-            "clip_norm="
+            f"wraps another: give that one (its .{inside}); where AlternatingOptimizer steps it, accumulate=, "
+            "scaler= or clip_norm= do what the wrapper adds"
         )
     if not isinstance(optimizer, Optimizer):
         raise ConfigurationError(f"an optimizer must be a torch.optim.Optimizer, got {optimizer!r}")

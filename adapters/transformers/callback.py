@@ -244,8 +244,8 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
 
     def _watch_losses(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any], outputs: Any) -> None:
         """Keep the losses of a forward pass that trains."""
-        if not model.training or not torch.is_grad_enabled():
-            return
+        if not torch.is_grad_enabled() or not any(module.training for module in model.modules()):
+            return  # an evaluation; the model itself may be frozen
         self._seen.num_passes += 1
         self._seen.returned = _loss_in(outputs) if self._losses_of is None else self._losses_of(outputs)
         if self._seen.recorded is None:

@@ -321,7 +321,7 @@ def test_dotted_names_and_a_shared_table_that_always_trains():
         (("towers.user", "towers.item"), r"belong to one module, but 'table.embedding' of 'towers.user' is"),
         (("table", "towers.user"), "belong to one module"),
         (("towers", "towers.user"), "belong to one module"),
-        (("towers.user", "towers.left"), "Shared has no 'towers.left'"),
+        (("towers.user", "towers.left"), r"Shared has no 'towers.left'; .* modules="),
         (("towers.user", "towers.item.7"), "Shared has no 'towers.item.7'"),
     ],
 )
@@ -331,7 +331,7 @@ def test_wrong_modules(modules, message):
 
 
 def test_a_parameter_without_a_module():
-    with pytest.raises(ConfigurationError, match="but 'scale' belongs to none of"):
+    with pytest.raises(ConfigurationError, match=r"but none of .* has 'scale'; name"):
         AlternatingOptimizer(Model(nnx.Rngs(0)), {name: optax.sgd(1.0) for name in MODULES})
 
 

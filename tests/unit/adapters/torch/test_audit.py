@@ -145,6 +145,14 @@ def test_what_changes_is_named(write):
     assert audit.num_checks == 2
 
 
+def test_a_learning_rate_that_moves_is_answered_with_how_to_allow_it():
+    modules, optimizers, scheduler = two()
+    audit = Audit(modules, optimizers)
+    message = "give learning_rates=False if a scheduler of the run moves it"
+    with pytest.raises(FreezeError, match=message), audit.step("head"):
+        move_the_learning_rate(modules, optimizers, scheduler)
+
+
 def test_what_a_schedule_of_the_whole_run_moves_may_be_left_out():
     modules, optimizers, scheduler = two()
     audit = Audit(modules, optimizers, learning_rates=False)

@@ -217,6 +217,7 @@ def test_reduce_on_plateau_per_step_is_refused_with_what_to_give():
         lambda each: [ExponentialLR(each, 0.5), "epoch"],
         lambda each: each,
         lambda each: [(ExponentialLR(each, 0.5), "step")],
+        lambda each: {"scheduler": ExponentialLR(each, 0.5), "interval": "epoch"},
     ],
 )
 def test_other_pairs_are_refused(wrong):

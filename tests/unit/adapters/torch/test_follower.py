@@ -313,7 +313,23 @@ def test_a_loss_that_reaches_nothing_active_is_refused_as_the_optimizer_steps():
     run = Run(rule=Cycle(2))
     run.model["b"].requires_grad_(True)
     tower_loss(run.model["b"], "b", 0).backward()
-    with pytest.raises(LossError, match="the loss reaches no parameter of 'a', which is active"):
+    with pytest.raises(
+        LossError,
+        match=r"nothing of 'a', which is active, has a gradient as the optimizer steps: .*after_step\(\) after",
+    ):
+        run.optimizer.step()
+
+
+def test_after_step_before_the_optimizers_step_is_answered_with_the_order():
+    run = Run(rule=Cycle(2))
+    loss = tower_loss(run.model["a"], "a", 0)
+    loss.backward()
+    assert run.follower.after_step(loss) is None  # taken for a micro-step
+    run.optimizer.step()
+    loss = tower_loss(run.model["a"], "a", 1)
+    loss.backward()
+    run.follower.after_step(loss)
+    with pytest.raises(LossError, match=r"call after_step\(\) after optimizer.step\(\), not before"):
         run.optimizer.step()
 
 

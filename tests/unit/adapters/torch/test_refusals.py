@@ -61,7 +61,7 @@ def test_a_shared_parameter_declared_always_is_accepted():
 def test_a_parameter_of_the_model_owned_by_none():
     model = nn.ModuleDict({**modules(), "fusion": nn.Linear(1, 1)})
     given = {name: model[name] for name in "ab"}
-    refused(r"'fusion.weight', 'fusion.bias' belongs to none; .*always=", given, model=model)
+    refused(r"none has 'fusion.weight', 'fusion.bias'; .*always=", given, model=model)
     assert build(given, model=model, always=(model["fusion"], sgd(model["fusion"]))).active == "a"
 
 

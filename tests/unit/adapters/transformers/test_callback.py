@@ -116,6 +116,14 @@ def test_what_is_recorded_is_what_the_trainer_logs(tmp_path):
     assert trained == [decision.previous for decision in run.alternator.decisions]
 
 
+def test_losses_are_seen_while_the_model_itself_belongs_to_what_is_frozen(tmp_path):
+    given = {"modules": {"backbone": "*", "head": "classifier"}}
+    run = Run(tmp_path, alternator=Recorded(rule=Cycle(3)), given=given).train()
+    trained = [decision.previous for decision in run.alternator.decisions]
+    assert [module for _, module, _ in run.alternator.losses] == trained
+    assert "head" in trained
+
+
 class Averaging(Trainer):
     """Of a model whose loss is the mean of its batch, whatever it is given."""
 

@@ -6,6 +6,7 @@ What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B row
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
 from ur4rec_torch.device import find_device, seeded, to_device, to_host
+from ur4rec_torch.lazy_adamw import LazyAdamW
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.scorer import rank_batch, scores_of, top_batch
@@ -66,6 +68,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self.device = find_device(device)
         self.model = model.to(self.device)
         self._loss_at_hand = self.device.type == "cpu"
+        model.sasrec.item_embedding.sparse = self._sampler is not None
         self._optimizers = {name: _adamw(getattr(model, name), self.config.weight_decay) for name in MODULES}
         if any(True for _ in model.fusion.parameters()):
             self._optimizers[FUSION] = _adamw(model.fusion, 0.0)
@@ -93,7 +96,8 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
-        inputs = to_device(batch, self._model_config.num_items, self.device, with_users=self._reads_users)
+        options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler, "step": self.step}
+        inputs = to_device(batch, self._model_config.num_items, self.device, **options)
         losses = self._losses(inputs, TURNS[active])
         decision = self._step(losses, self._observed(active, losses.total, losses.modules))
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
@@ -139,7 +143,11 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     def _losses(self, inputs: StepInputs, modules: tuple[str, ...]) -> StepLosses:
         """The forward pass: in a joint stage the joint loss, in a stage of one module that module's own."""
         needs_retriever = self._is_fused or self._distils or "retriever" in modules
-        catalogue = self._catalogue(trains="retriever" in modules) if needs_retriever else None
+        catalogue = None
+        if needs_retriever and inputs.sample is not None:
+            catalogue = self.model.retriever.catalogue(inputs.sample.items_J, with_users=False)
+        elif needs_retriever:
+            catalogue = self._catalogue(trains="retriever" in modules)
         with (
             seeded(self.config.seed, self.step, self.device),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
@@ -166,4 +174,4 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
 
 def _adamw(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(module.parameters(), weight_decay=weight_decay, fused=True)
+    return LazyAdamW(module.parameters(), weight_decay=weight_decay, fused=True)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from alternator import Alternator, Decision, Rule
 from alternator.checks import check_integer
 from alternator.recordings.log import StepRecord
-from ur4rec.config import TrainerConfig, TrainerSettings, check_joint_loss
+from ur4rec.config import TrainerConfig, TrainerSettings, check_catalogue_loss, check_joint_loss
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
@@ -33,6 +33,7 @@ from ur4rec.training.arrays import ArrayT, StepReport
 from ur4rec.training.backend import Adapter, Model, check_model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, load_checkpoint, save_checkpoint
 from ur4rec.training.memory import enough_for_model, enough_for_steps
+from ur4rec.training.sampling import Sampler
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.step_log import LateStep, LateSteps, Reader
 
@@ -54,6 +55,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         progress: Whether to show a bar per epoch; None is only on a terminal.
         probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth.
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
+        item_counts: How often each item is a target in the training data, `TrainBatches.item_counts`; needed, and read,
+            for ``catalogue_loss="sampled"``.
         **settings: The fields of `TrainerConfig`.
 
     Attributes:
@@ -84,11 +87,16 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         progress: bool | None = None,
         probe: EvaluationBatch | None = None,
         on_step: Callable[[StepRecord], object] | None = None,
+        item_counts: ArrayLike | None = None,
         **settings: Unpack[TrainerSettings],
     ) -> None:
         check_model(model)
         self.config = TrainerConfig(**settings)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
+        check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
+        self._sampler: Sampler | None = None
+        if self.config.catalogue_loss == "sampled":
+            self._sampler = Sampler(self.config, model.config.num_items, item_counts)
         self.step = 0
         self.adaptive_alternating: ModuleAlternator | None = None
         self._model_config = model.config

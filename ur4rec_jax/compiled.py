@@ -10,7 +10,8 @@ from jax import Array
 
 from ur4rec.config import TrainerConfig
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.step import PARTS, Step, TrainState, write
+from ur4rec_jax.state import TrainState
+from ur4rec_jax.step import PARTS, Step, write
 from ur4rec_jax.ur4rec import UR4Rec
 
 _STEP_SETTINGS = (
@@ -18,6 +19,7 @@ _STEP_SETTINGS = (
     "clip_norm",
     "sasrec_loss",
     "num_negatives",
+    "catalogue_loss",
     "gbce_t",
     "sasrec_loss_weight",
     "retriever_loss_weight",

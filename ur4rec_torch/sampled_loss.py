@@ -13,9 +13,7 @@ from ur4rec.training.sampling import HIT
 from ur4rec_torch.retriever import PreferenceRetriever
 
 
-def sasrec_scores(
-    hidden_Nd: Tensor, table_Jd: Tensor, targets_N: Tensor, sample: arrays.Sample[Tensor]
-) -> Tensor:
+def sasrec_scores(hidden_Nd: Tensor, table_Jd: Tensor, targets_N: Tensor, sample: arrays.Sample[Tensor]) -> Tensor:
     """SASRec's logits of the candidates, (N, S)."""
     positive_N1 = (hidden_Nd * F.embedding(targets_N, table_Jd)).sum(1, keepdim=True)
     negative_NC = hidden_Nd @ F.embedding(sample.candidates_C, table_Jd).T

@@ -1,4 +1,4 @@
-"""Scores of each position's target and of the negatives that all share, and their softmax; see `ur4rec.training.sampling`.
+"""Scores of each position's target and of the negatives that all share; see `ur4rec.training.sampling`.
 
 Shapes: N positions with a target, d width, K preference vectors, J items of the step with the padding, C negatives,
 S = C + 1 candidates of a position: its target and the negatives.
@@ -35,7 +35,7 @@ def retriever_scores(
 
 
 def corrections(targets_N: Tensor, sample: arrays.Sample[Tensor]) -> Tensor:
-    """What is added to the candidates' logits, (N, S): nothing to the target's; a negative that is it does not count."""
+    """What is added to the candidates' logits, (N, S): 0 to the target's; a negative that is it drops out."""
     is_hit_NC = sample.candidates_C == targets_N[:, None]
     offsets_NC = torch.where(is_hit_NC, HIT, sample.offsets_C)
     return torch.cat([offsets_NC.new_zeros(len(targets_N), 1), offsets_NC], dim=1)

@@ -114,7 +114,7 @@ class TrainerConfig:
     num_negatives: int = 256
     """Uniformly drawn items of `sampled` and `gbce`, shared by the whole batch."""
     catalogue_loss: str = "full"
-    """Over which items the softmax of every loss goes, fused or a module's own: `full` (the catalogue) or `sampled` (the
+    """The items under the softmax of every loss, fused or a module's own: `full` (the catalogue) or `sampled` (the
     target, `num_negatives` uniformly drawn items and `num_in_batch` targets of the batch, with logQ correction). A step
     of the latter does not grow with the catalogue, and moves only the item embeddings that it uses."""
     num_in_batch: int = 256

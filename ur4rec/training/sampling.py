@@ -11,7 +11,7 @@ exponential divided by how often its item is expected among the draws::
 
 ``− log expected_j`` is the logQ correction (Yi et al., RecSys 2019). The target is in every sum, with certainty, so its
 own logit has no correction: to correct it too, as that paper does, is biased (Khrylchenko et al., RecSys 2025). A
-negative that is the position's target is left out. The more negatives, the closer loss and gradient are to the full ones.
+negative that is the position's target is left out. The more negatives, the closer to the full softmax.
 
 Draws are functions of (seed, step), frequencies those of the training data: a run that resumes draws the same, and so
 does the other backend.

@@ -4,12 +4,15 @@ Parameters are known here by a number (an ``id``, a place in a tree) and a name 
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Literal, get_args
 
 import adapters.own_alternator  # noqa: F401  first: says so where the next line would find another distribution's
 from alternator import AlternatorError, ConfigurationError, LossError, Payoff, Rule, UnknownModuleError
 
 ALWAYS = "always"
 """The reserved name of the group that trains in every step."""
+FrozenMode = Literal["inference", "batch"]
+"""How a module runs while it is frozen: in inference mode; or as in training, but nothing that it holds changes."""
 
 
 class FreezeError(AlternatorError):
@@ -94,6 +97,11 @@ def refuse_loss(rule: Rule) -> None:
         )
 
 
+def watches_losses(rule: Rule) -> bool:
+    """Whether a rule decides by losses: not by the number of steps alone, and not by payoffs."""
+    return rule.ring_size > 0 and not isinstance(rule, Payoff)
+
+
 def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Refuse names that are not known, e.g. of schedulers.
 
@@ -104,6 +112,41 @@ def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     unknown = [name for name in given if name not in choices]
     if unknown:
         raise ConfigurationError(f"{what} must be named after the modules {choices}, got {unknown}")
+
+
+def check_frozen_modes(
+    frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None, modules: Iterable[str]
+) -> dict[str, FrozenMode | None]:
+    """The frozen mode that was chosen for each module; None, which is inference mode, where none was.
+
+    Args:
+        frozen_mode: One mode for all modules, or per module its own.
+        modules: The names of the modules.
+
+    Raises:
+        ConfigurationError: A name or a mode does not exist.
+
+    Example:
+        >>> check_frozen_modes({"critic": "batch"}, ("generator", "critic"))
+        {'generator': None, 'critic': 'batch'}
+    """
+    known = tuple(modules)
+    if isinstance(frozen_mode, Mapping):
+        check_names("frozen_mode", frozen_mode, known)
+    given = frozen_mode if isinstance(frozen_mode, Mapping) else dict.fromkeys(known, frozen_mode)
+    for name, mode in given.items():
+        if mode not in get_args(FrozenMode) and (mode is not None or isinstance(frozen_mode, Mapping)):
+            raise ConfigurationError(f"frozen_mode must be one of {get_args(FrozenMode)}, got {mode!r} for {name!r}")
+    return {name: given.get(name) for name in known}
+
+
+def unchosen(name: str) -> str:
+    """The warning of gradients through a frozen module with BatchNorm whose frozen mode nobody has chosen."""
+    return (
+        f"the frozen module {name!r} has BatchNorm and is in inference mode, in which it normalises by its running "
+        "statistics, while gradients flow through it (reported once): choose frozen_mode={"
+        f"{name!r}: 'batch'}} to normalise by the batch as in training, which a GAN needs, or 'inference' to keep this"
+    )
 
 
 def check_disjoint(owned: Mapping[str, Mapping[int, str]], what: str = "parameter") -> None:

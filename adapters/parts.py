@@ -12,7 +12,7 @@ Where several match, the one that matches deepest in the path wins: ``"encoder.n
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import adapters.own_alternator  # noqa: F401  first: says so where the next line would find another distribution's
 from alternator import ConfigurationError
@@ -49,7 +49,7 @@ def assign(names: Iterable[str], parts: Mapping[str, str | Iterable[str]]) -> di
         ['backbone', 'adapter', 'head']
     """
     known = tuple(names)
-    given = {part: _patterns_of(part, patterns) for part, patterns in parts.items()}
+    given = {part: patterns_of(part, patterns) for part, patterns in parts.items()}
     found = {name: match for name in known if (match := _deepest(name, given)) is not None}
     _check_used(known, given)
     owners = {match.part for match in found.values()}
@@ -72,8 +72,14 @@ def nodes_of(name: str) -> list[str]:
     return [".".join(keys[:length]) for length in range(1, len(keys) + 1)]
 
 
-def _patterns_of(part: str, patterns: str | Iterable[str]) -> tuple[str, ...]:
-    given = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def patterns_of(part: str, patterns: str | Iterable[str]) -> tuple[str, ...]:
+    """What names a part, as a tuple that can be read more than once.
+
+    Raises:
+        ConfigurationError: It is no path or pattern.
+    """
+    is_one = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    given: tuple[Any, ...] = (patterns,) if is_one else tuple(patterns)
     if not given or any(not isinstance(pattern, str) or not pattern for pattern in given):
         raise ConfigurationError(
             f"a part must be named by a path or pattern, or several, got {quoted(patterns)} for {part!r}; "
@@ -111,8 +117,48 @@ def _check_used(names: tuple[str, ...], given: Mapping[str, tuple[str, ...]]) ->
         for pattern in patterns:
             if not any(_depth(nodes_of(name), pattern) >= 0 for name in names):
                 nodes = list(dict.fromkeys(node for name in names for node in nodes_of(name)))
-                near = get_close_matches(pattern, nodes, n=3) or [node for node in nodes if "." not in node]
+                near = [node for node in nodes if node.endswith(f".{pattern}")] or get_close_matches(
+                    pattern, nodes, n=3
+                )
+                near = near or [node for node in nodes if "." not in node]
                 raise ConfigurationError(
                     f"a path or pattern must name parameters of the model, but {pattern!r} of {part!r} names none; "
                     f"there is {listed(near)}"
                 )
+
+
+def owners_around(names: Iterable[str], owners: Mapping[str, str], named: Mapping[str, str]) -> dict[str, list[str]]:
+    """The parts of what is no parameter (statistics, submodules): those of the parameters nearest to it.
+
+    A node of the tree belongs to a part where all parameters under it do, or where the part names it. The innermost
+    such node around a name decides; if there is none, it belongs to all parts that have parameters near it.
+
+    Args:
+        names: The dotted paths to place.
+        owners: The part of each parameter, by dotted path.
+        named: The part of each node that is named, as `Match` has it.
+
+    Example:
+        >>> owners = {"norm.scale": "backbone", "head.norm.scale": "head", "head.norm.bias": "backbone"}
+        >>> owners_around(["norm.mean", "head.norm.mean"], owners, {})
+        {'norm.mean': ['backbone'], 'head.norm.mean': ['head', 'backbone']}
+        >>> owners_around(["head.norm.mean"], owners, {"head": "head"})
+        {'head.norm.mean': ['head']}
+    """
+    inside: dict[str, dict[str, None]] = {}
+    for name, part in owners.items():
+        for node in ("", *nodes_of(name)):
+            inside.setdefault(node, {})[part] = None
+    return {name: _nearest(["", *nodes_of(name)], inside, named) for name in names}
+
+
+def _nearest(nodes: list[str], inside: Mapping[str, Iterable[str]], named: Mapping[str, str]) -> list[str]:
+    near: list[str] = []
+    for node in reversed(nodes):
+        parts = list(inside.get(node, ()))
+        if len(parts) == 1:
+            return parts
+        if node in named:
+            return [named[node]]
+        near = near or parts
+    return near

@@ -17,7 +17,7 @@ class Decision(NamedTuple):
         value: The number that was compared.
         limit: The number that it was compared with.
         all_plateaued: True at a switch after which every module's last tenure has ended on a plateau: nothing improves
-            any more, so a trainer may stop early.
+            any more, so a trainer may stop early. A loss that rises is on no plateau.
     """
 
     step: int

@@ -11,6 +11,7 @@ from alternator.errors import ConfigurationError, LossError, UnknownModuleError,
 from alternator.reasons import Reason, describe
 from alternator.rule import Facts, Rule
 from alternator.rules.plateau import Plateau
+from alternator.starvation import Starvation
 from alternator.state import build_facts, configuration, dump_state, fingerprint, parse_state
 from alternator.stats import ModuleStats, Stats
 
@@ -28,6 +29,10 @@ class Alternator:
         modules: Two or more names, in the order in which they take turns.
         rule: The switching rule; `Plateau`, the original method, by default.
         nonfinite_limit: The number of non-finite losses in a row of the active module that forces a switch.
+        num_steps: The planned number of steps of the run, if you want to be warned, once, when a module has not trained
+            for a tenth of it, or if the rule's limit (``max_steps``, ``max_wait``) is longer than that. No decision
+            depends on it. Not for `Payoff`, which leaves modules out because they do not pay; nor for fewer than 200
+            steps.
 
     Raises:
         ConfigurationError: Fewer than two modules, a name that is empty or appears twice, or a rule that cannot work.
@@ -41,7 +46,14 @@ class Alternator:
         'step 3: sasrec → retriever (change rate 0 < 0.01)'
     """
 
-    def __init__(self, modules: Iterable[str], rule: Rule | None = None, *, nonfinite_limit: int = 10) -> None:
+    def __init__(
+        self,
+        modules: Iterable[str],
+        rule: Rule | None = None,
+        *,
+        nonfinite_limit: int = 10,
+        num_steps: int | None = None,
+    ) -> None:
         self._modules = _check_modules(modules)
         self._index = {name: index for index, name in enumerate(self._modules)}
         self._rule: Rule = Plateau() if rule is None else rule
@@ -50,7 +62,9 @@ class Alternator:
         check_integer("ring_size", self._rule.ring_size, 0)
         self._nonfinite_limit = check_integer("nonfinite_limit", nonfinite_limit, 1)
         self._configuration = configuration(self._modules, self._rule, self._nonfinite_limit)
+        self._starvation = Starvation(self._modules, self._rule)
         self.reset()
+        self._starvation.expect(num_steps, depth=2)
 
     def reset(self) -> None:
         """Forget everything but the configuration: the state of a new alternator."""
@@ -63,6 +77,32 @@ class Alternator:
         self._nonfinite_streaks = [0] * num_modules
         self._plateaued = [False] * num_modules
         self._switch_count = 0
+        self._starvation.restart()
+
+    def expect(self, num_steps: int | None = None, turns: Mapping[str, str | Iterable[str]] | None = None) -> None:
+        """Say what is planned, where it is known later than the alternator is built; adapters do. Decides nothing.
+
+        Example:
+            >>> alternator = Alternator(("encoder", "head"))
+            >>> alternator.expect(num_steps=10_000)
+            >>> alternator.num_steps
+            10000
+
+        Args:
+            num_steps: The planned number of steps of the run, for the warnings that `Alternator` describes.
+            turns: The modules that each name trains, where names stand for several: a module waits while none of its
+                names trains.
+
+        Raises:
+            ConfigurationError: ``num_steps`` is not an integer of at least 1, or ``turns`` lacks a name.
+            UnknownModuleError: ``turns`` has a name that the alternator does not have.
+        """
+        self._starvation.expect(num_steps, turns, depth=2)
+
+    @property
+    def num_steps(self) -> int | None:
+        """The planned number of steps of the run, None if unknown."""
+        return self._starvation.num_steps
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -141,6 +181,8 @@ class Alternator:
             updated: False if the optimizer skipped this update: the step then counts as skipped, not as training.
         """
         facts = self._facts
+        if facts.updates >= self._starvation.check_at:
+            self._starvation.check(facts.updates, facts.trained_at, depth=3)
         active = facts.active
         facts.step += 1
         facts.updated = updated
@@ -276,6 +318,7 @@ class Alternator:
         self._nonfinite_streaks = counts["nonfinite_streaks"]
         self._plateaued = counts["plateaued"]
         self._switch_count = counts["switch_count"]
+        self._starvation.restart()
 
     def __repr__(self) -> str:
         return f"Alternator({self._modules}, rule={self._rule}, active={self.active!r}, step={self._facts.step})"

@@ -4,7 +4,11 @@ from typing import Final
 
 
 class Reason:
-    """The codes of the built-in rules: plain strings. A rule of your own may use any other string."""
+    """The codes of the built-in rules: plain strings. A rule of your own may use any other string.
+
+    Those of a loss that rises, rather than having stopped falling, begin with ``rising``, and `DIVERGING` is a rise
+    beyond doubt: no rise counts as a plateau.
+    """
 
     MIN_STEPS: Final = "min_steps"
     FEW_LOSSES: Final = "few_losses"
@@ -18,6 +22,10 @@ class Reason:
     OUT_OF_PATIENCE: Final = "out_of_patience"
     PLATEAU: Final = "plateau"
     DIVERGING: Final = "diverging"
+    RISING: Final = "rising"
+    RISING_UNCONFIRMED: Final = "rising_unconfirmed"
+    RISING_CHANGE: Final = "rising_change"
+    RISING_OUT_OF_PATIENCE: Final = "rising_out_of_patience"
     MAX_STEPS: Final = "max_steps"
     BEST_GAIN: Final = "best_gain"
     LESS_GAIN: Final = "less_gain"
@@ -48,6 +56,19 @@ _SENTENCES: dict[str, tuple[str, str]] = {
     Reason.OUT_OF_PATIENCE: ("out of patience", "bad losses in a row: {value:.0f} > patience {limit:.0f}"),
     Reason.PLATEAU: ("plateau", "plateau: the expected gain is at most {value:.2%} < {limit:.2%}"),
     Reason.DIVERGING: ("diverging", "diverging, the loss rises: expected gain {value:.2%} < {limit:.2%}"),
+    Reason.RISING: ("the loss rises", "the loss rises: expected gain {value:.2%} ≤ {limit:.2%}"),
+    Reason.RISING_UNCONFIRMED: (
+        "the loss rises, to be confirmed",
+        "the loss rises: expected gain {value:.2%} ≤ {limit:.2%}; to be confirmed",
+    ),
+    Reason.RISING_CHANGE: (
+        "the loss rises: change rate ≥ threshold",
+        "the loss rises: change rate {value:.3g} ≥ {limit:g}",
+    ),
+    Reason.RISING_OUT_OF_PATIENCE: (
+        "the loss rises: out of patience",
+        "the loss rises: bad losses in a row: {value:.0f} > patience {limit:.0f}",
+    ),
     Reason.MAX_STEPS: ("tenure = max_steps", "tenure {value:.0f} reached max_steps {limit:.0f}"),
     Reason.BEST_GAIN: ("largest gain per cost", "gain per cost {value:.3g} ≥ {limit:.3g} of the best other module"),
     Reason.LESS_GAIN: ("another module gains more", "gain per cost {value:.3g} < {limit:.3g} of another module"),
@@ -70,6 +91,8 @@ _SENTENCES: dict[str, tuple[str, str]] = {
     Reason.FORCED: ("forced", "forced"),
 }
 
+_GAINS = (Reason.BEST_GAIN, Reason.LESS_GAIN, Reason.LESS_UNCONFIRMED)
+
 
 def describe(reason: str, value: float, limit: float) -> str:
     """The sentence for one decision; a reason of your own is quoted with its two numbers.
@@ -77,11 +100,16 @@ def describe(reason: str, value: float, limit: float) -> str:
     Example:
         >>> describe(Reason.CHANGING, 0.0312, 0.01)
         'change rate 0.0312 ≥ 0.01'
+        >>> describe(Reason.LESS_GAIN, -0.001, 0.002)
+        'the loss rises: gain per cost -0.001 < 0.002 of another module'
         >>> describe("my_reason", 0.5, 2)
         'my_reason: 0.5 against 2'
     """
     known = _SENTENCES.get(reason)
-    return known[1].format(value=value, limit=limit) if known else f"{reason}: {value:g} against {limit:g}"
+    if known is None:
+        return f"{reason}: {value:g} against {limit:g}"
+    rises = "the loss rises: " if reason in _GAINS and value < 0 else ""
+    return rises + known[1].format(value=value, limit=limit)
 
 
 def label(reason: str) -> str:

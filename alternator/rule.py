@@ -69,7 +69,8 @@ class Verdict(NamedTuple):
         reason: A code of `Reason`, or a string of your own.
         value: The number that was compared.
         limit: The number that it was compared with.
-        plateaued: True when the rule switches because the active module's loss has stopped falling.
+        plateaued: True when the rule switches because the active module's loss has stopped falling; a rise is no
+            plateau.
         target: Index of the module to switch to; None is the following one in order.
     """
 
@@ -88,7 +89,8 @@ class Rule(Protocol):
     Validate in ``__post_init__`` and refuse what could never switch. `Alternator` calls `step` once per step. A saved
     state is loaded only if its numbers are of the types, and its tuples of the lengths, of what `init` returns. A rule
     that fails on some such states has a fourth member, ``is_possible(state, facts)``, which says whether it can be in
-    this one.
+    this one. One that limits its tenures may have a property ``tenure_limit``: the name of the parameter and its value
+    in updated steps (None for no limit), for the warning if that is long against the run.
 
     Example:
         >>> from dataclasses import dataclass

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ur4rec.compare.plots import to_png
+from ur4rec.compare.processes import one_thread_processes
 from ur4rec.compare.report import compact_json
 from ur4rec.compare.runner import evaluate, machine_facts, source_commit
 from ur4rec.compare.statistics import Resamples
-from ur4rec.compare.workers import one_thread_processes
 from ur4rec.evaluation.metrics import ndcg
 from ur4rec.files import write_file, write_whole
 from ur4rec.runs.config import RunConfig, preset

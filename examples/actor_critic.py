@@ -1,7 +1,7 @@
 """Actor and critic on a shared body: they take turns, the body trains in every step.
 
-A corridor of seven cells, the reward at the right end, a cost for each step. The critic learns until its loss stops
-changing, then the actor, and so on.
+A corridor of seven cells, the reward at the right end, a cost for each step. Two steps of the
+critic, then one of the actor.
 
 Run: python examples/actor_critic.py
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.torch import AlternatingOptimizer
-from alternator import Alternator, Plateau
+from alternator import Alternator, Cycle
 
 NUM_CELLS = 7
 EPISODE_STEPS = 12
@@ -36,8 +36,10 @@ def main(num_steps: int = 100) -> dict[str, float]:
     body = nn.Sequential(nn.Embedding(NUM_CELLS, 16), nn.Tanh())
     modules = {"critic": nn.Linear(16, 1), "actor": nn.Linear(16, 2)}
     optimizers = {name: torch.optim.Adam(module.parameters(), lr=0.05) for name, module in modules.items()}
+    # The loss of either moves with the other's policy or values: no progress, so no rule that watches losses can say
+    # who should train.
     alternating = AlternatingOptimizer(
-        Alternator(modules, rule=Plateau(threshold=0.2, min_steps=3, window=5)),
+        Alternator(modules, rule=Cycle((2, 1))),
         modules,
         optimizers,
         always=(body, torch.optim.Adam(body.parameters(), lr=0.01)),

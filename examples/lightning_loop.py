@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from adapters.lightning import AlternatingCallback
-from alternator import Alternator
+from alternator import Alternator, Trend
 
 
 class Regression(LightningModule):
@@ -40,7 +40,8 @@ def main(num_epochs: int = 10) -> dict[str, float]:
     torch.set_num_threads(1)  # faster for networks this small
     torch.manual_seed(0)
     model = Regression()
-    alternator = Alternator(("encoder", "head"))  # names of attributes of the model
+    rule = Trend(max_steps=40)  # a tenth of the run, so that no module starves
+    alternator = Alternator(("encoder", "head"), rule)  # names of attributes of the model
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=num_epochs,

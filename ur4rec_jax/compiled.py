@@ -9,7 +9,10 @@ from flax import nnx
 from jax import Array
 
 from ur4rec.config import TrainerConfig
-from ur4rec_jax.retriever import Catalogue
+from ur4rec.data.batches import EvaluationBatch
+from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
+from ur4rec_jax.sasrec import SASRec
+from ur4rec_jax.slices import rank_in_slices, top_in_slices
 from ur4rec_jax.state import TrainState
 from ur4rec_jax.step import PARTS, Step, write
 from ur4rec_jax.ur4rec import UR4Rec
@@ -52,6 +55,18 @@ class Functions(NamedTuple):
     scores: Callable[..., dict[str, Array]]
     """Scores by scorer from parameters, buffers, catalogue, histories and their users; compiled once per tuple of
     scorers."""
+    rank: Callable[..., dict[str, tuple[Array, Array]]]
+    """Ranks by scorer, and whether the scores are finite, from parameters, buffers, catalogue and a batch; in slices of
+    the catalogue."""
+    top: Callable[..., tuple[Array, Array, Array]]
+    """The best items from parameters, buffers, catalogue, a batch and which items are candidates; in slices too."""
+    read: Callable[..., tuple[Array, Array]]
+    """What a module says of histories, and the table that it compares it with, from parameters, buffers, histories and
+    users."""
+    compare: Callable[..., Array]
+    """Scores of a module from parameters, buffers, what `read` returned and the first item of a slice."""
+    fuse: Callable[..., Array]
+    """Fused scores from parameters, buffers, both modules' scores and what normalises them."""
     explain: Callable[..., Array]
     """By which texts of histories candidates are found, from parameters, buffers, catalogue, histories, candidates and
     users."""
@@ -99,6 +114,11 @@ def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tup
         project=compiled(partial(_project, graphdef)),
         epochs={},
         scores=compiled(partial(_scores, graphdef), static_argnames="scorers"),
+        rank=compiled(partial(_rank, graphdef), static_argnames=("scorers", "width")),
+        top=compiled(partial(_top, graphdef), static_argnames=("scorers", "k", "width")),
+        read=compiled(partial(_read, graphdef), static_argnames="module"),
+        compare=compiled(partial(_compare, graphdef), static_argnames=("module", "width")),
+        fuse=compiled(partial(_fuse, graphdef)),
         explain=compiled(partial(_explain, graphdef)),
     )
 
@@ -118,6 +138,75 @@ def _scores(
     scorers: tuple[str, ...],
 ) -> dict[str, Array]:
     return nnx.merge(graphdef, params, buffers).scores(items_BL, scorers, catalogue, users_B)
+
+
+def _rank(
+    graphdef: nnx.GraphDef[UR4Rec],
+    params: Any,
+    buffers: Any,
+    catalogue: Catalogue,
+    batch: EvaluationBatch,
+    *,
+    scorers: tuple[str, ...],
+    width: int,
+) -> dict[str, tuple[Array, Array]]:
+    return rank_in_slices(nnx.merge(graphdef, params, buffers), catalogue, batch, scorers, width)
+
+
+def _top(
+    graphdef: nnx.GraphDef[UR4Rec],
+    params: Any,
+    buffers: Any,
+    catalogue: Catalogue,
+    batch: EvaluationBatch,
+    candidates_I: Array | None,
+    *,
+    scorers: tuple[str, ...],
+    k: int,
+    width: int,
+) -> tuple[Array, Array, Array]:
+    model = nnx.merge(graphdef, params, buffers)
+    return top_in_slices(model, catalogue, batch, candidates_I, scorers, k, width)
+
+
+def _read(
+    graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any, items_BL: Array, users_B: Array | None, *, module: str
+) -> tuple[Array, Array]:
+    model = nnx.merge(graphdef, params, buffers)
+    catalogue = None if module == "sasrec" else model.retriever.catalogue(with_users=False)
+    outputs = model.encode(items_BL, (module,), catalogue, users_B)
+    if catalogue is None:
+        assert outputs.hidden_Nd is not None
+        return outputs.hidden_Nd, model.sasrec.item_table()
+    assert outputs.preferences_NKd is not None
+    return outputs.preferences_NKd, catalogue.keys_Id
+
+
+def _compare(
+    graphdef: nnx.GraphDef[UR4Rec],
+    params: Any,
+    buffers: Any,
+    outputs_Bd: Array,
+    table_Id: Array,
+    first: Array,
+    *,
+    module: str,
+    width: int,
+) -> Array:
+    model = nnx.merge(graphdef, params, buffers)
+    part: SASRec | PreferenceRetriever = getattr(model, module)
+    return part.score(outputs_Bd, jax.lax.dynamic_slice_in_dim(table_Id, first, width))
+
+
+def _fuse(
+    graphdef: nnx.GraphDef[UR4Rec],
+    params: Any,
+    buffers: Any,
+    sasrec_Bs: Array,
+    retriever_Bs: Array,
+    totals: tuple[Array, ...] | None,
+) -> Array:
+    return nnx.merge(graphdef, params, buffers).fuse(sasrec_Bs, retriever_Bs, totals)
 
 
 def _explain(

@@ -19,11 +19,10 @@ from ur4rec.training import arrays
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
-from ur4rec_jax.ur4rec import LogitFusion, UR4Rec
+from ur4rec_jax.ur4rec import LogitFusion, Outputs, UR4Rec
 
 StepInputs: TypeAlias = arrays.StepInputs[Array]
 Component: TypeAlias = arrays.Component[Array]
-Outputs: TypeAlias = arrays.Outputs[Array]
 StepLosses: TypeAlias = arrays.StepLosses[Array]
 
 

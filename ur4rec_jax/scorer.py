@@ -1,65 +1,23 @@
 """Scorer: a trained model that ranks and scores, and nothing else; ranks are computed on the device.
 
-Shapes: B rows, L positions, I items, M coordinates of seen items, S scorers, k places.
+Shapes: B rows, L positions, C candidates.
 """
 
-from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ur4rec.config import TrainerConfig
-from ur4rec.data.batches import EvaluationBatch
 from ur4rec.training.backend import check_model
 from ur4rec.training.memory import enough_for_model
-from ur4rec.training.scorer import NO_ITEM, ModelScorer, ScoreFunction
-from ur4rec_jax.compiled import Functions, functions_of, split_model
+from ur4rec.training.scorer import ModelScorer, Scores
+from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory
+from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_indices
+from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.ur4rec import UR4Rec
-
-
-@jax.jit
-def rank_batch(scores_BI: Array, batch: EvaluationBatch) -> tuple[Array, Array]:
-    """Ranks of the targets, and whether all scores that count are finite.
-
-    The rank is 1 + the number of other unseen items that score at least as much as the target: ties count against us.
-    The target is never filtered. Rows and coordinates that only fill up are out of range and dropped.
-    """
-    rows_B = jnp.arange(len(scores_BI))
-    target_scores_B = scores_BI[rows_B, batch.targets_B]
-    below_B = jnp.nextafter(target_scores_B, -jnp.inf)  # counts for nothing
-    below_M = below_B.at[batch.seen_rows_M].get(mode="fill")
-    scores_BI = scores_BI.at[batch.seen_rows_M, batch.seen_items_M].set(below_M, mode="drop")
-    scores_BI = scores_BI.at[rows_B, batch.targets_B].set(target_scores_B)
-    finite = (jnp.isfinite(scores_BI).all(1) | (rows_B >= batch.num_valid)).all()
-    return (scores_BI >= target_scores_B[:, None]).sum(1), finite
-
-
-@partial(jax.jit, static_argnames="k")
-def top_batch(
-    scores: Sequence[Array], batch: EvaluationBatch, candidates_I: NDArray[np.bool_] | None, k: int
-) -> tuple[Array, Array, Array]:
-    """The best items by the first scores, their probabilities by all, and whether the scores that count are finite."""
-    masked = [each.at[batch.seen_rows_M, batch.seen_items_M].set(-jnp.inf, mode="drop") for each in scores]
-    if candidates_I is not None:
-        masked = [jnp.where(candidates_I, scores_BI, -jnp.inf) for scores_BI in masked]
-    values_Bk, items_Bk = jax.lax.top_k(masked[0], k)
-    is_item_Bk = values_Bk > -jnp.inf
-    logs = [jax.nn.logsumexp(scores_BI, axis=1, keepdims=True) for scores_BI in masked]
-    shares = [
-        jnp.exp(jnp.take_along_axis(scores_BI, items_Bk, axis=1) - log_B1)
-        for scores_BI, log_B1 in zip(masked, logs, strict=True)
-    ]
-    log_SB = jnp.concatenate(logs, axis=1).T
-    counts_B = jnp.arange(log_SB.shape[1]) < batch.num_valid
-    finite = (jnp.isfinite(log_SB) | jnp.isneginf(log_SB) | ~counts_B).all()  # the logarithm of no candidates
-    return jnp.where(is_item_Bk, items_Bk, NO_ITEM), jnp.where(is_item_Bk, jnp.stack(shares), 0), finite
 
 
 class Scorer(ModelScorer[Array]):
@@ -70,8 +28,10 @@ class Scorer(ModelScorer[Array]):
     Args:
         model: The model; its arrays are moved to the device.
         device: ``auto`` is an accelerator where there is one.
+        memory: Bytes that scores may take at once, a number or a string such as ``4GB``.
 
     Attributes:
+        memory: The same, as a number.
         model: The model.
 
     Example:
@@ -81,12 +41,11 @@ class Scorer(ModelScorer[Array]):
         (1, 3)
     """
 
-    _rank_batch = staticmethod(rank_batch)
-    _top_batch = staticmethod(top_batch)
     _to_host = staticmethod(to_host)
 
-    def __init__(self, model: UR4Rec, *, device: str | jax.Device = "auto") -> None:
+    def __init__(self, model: UR4Rec, *, device: str | jax.Device = "auto", memory: int | str = DEFAULT_MEMORY) -> None:
         check_model(model)
+        self.memory = parse_memory(memory)
         self._model_config = model.config
         self.device = find_device(device)
         self.model = model
@@ -96,9 +55,8 @@ class Scorer(ModelScorer[Array]):
             params, buffers = jax.device_put((params, buffers), self.device)
             self._arrays = (params, buffers, self._functions.project(params, buffers))
 
-    def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[ScoreFunction[Array]]:
-        with_users = self.model.config.num_users > 0
-        return nullcontext(scores_of(self._functions, self._arrays, scorers, with_users=with_users))
+    def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[Scores[Array]]:
+        return nullcontext(ModelScores(self._functions, self._arrays, scorers, self._model_config))
 
     def _explain(self, items_BL: ArrayLike, candidates_BC: ArrayLike, users_B: ArrayLike | None) -> Array:
         users = None if users_B is None else to_indices(users_B)
@@ -106,22 +64,3 @@ class Scorer(ModelScorer[Array]):
             *self._arrays, to_indices(items_BL), to_indices(candidates_BC), users
         )
         return explained
-
-
-def scores_of(
-    functions: Functions, arrays: tuple[Any, Any, Any], scorers: tuple[str, ...], *, with_users: bool
-) -> ScoreFunction[Array]:
-    """The scores of a model by these scorers, as a function of histories and their users.
-
-    Args:
-        functions: The model's.
-        arrays: Its parameters, its buffers and the catalogue.
-        scorers: Which.
-        with_users: Whether it has user texts; if not, users are left out, so that they cause no further compilation.
-    """
-    return lambda items_BL, users_B: functions.scores(
-        *arrays,
-        to_indices(items_BL),
-        to_indices(users_B) if with_users and users_B is not None else None,
-        scorers=scorers,
-    )

@@ -11,11 +11,10 @@ from functools import partial
 from typing import Any, Unpack
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from adapters.jax import DeviceAlternator, HostAlternator
 from alternator import Alternator, Decision, Payoff, Rule
@@ -26,7 +25,7 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
-from ur4rec.training.scorer import ScoreFunction
+from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
@@ -34,7 +33,8 @@ from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_inputs
 from ur4rec_jax.epoch import Epoch, stack_inputs
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.scorer import rank_batch, scores_of, top_batch
+from ur4rec_jax.slices import ModelScores
+from ur4rec_jax.snapshots import ModuleSnapshots
 from ur4rec_jax.step import PARTS
 from ur4rec_jax.ur4rec import UR4Rec
 
@@ -50,6 +50,7 @@ class TrainerArguments(TrainerSettings, total=False):
     probe: EvaluationBatch | None
     on_step: Callable[[StepRecord], object] | None
     item_counts: ArrayLike | None
+    memory: int | str
 
 
 class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
@@ -82,8 +83,6 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     backend = "jax"
     _alternating: HostAlternator
-    _rank_batch = staticmethod(rank_batch)
-    _top_batch = staticmethod(top_batch)
     _to_host = staticmethod(to_host)
 
     def __init__(self, model: UR4Rec, *, on_device: bool = False, **arguments: Unpack[TrainerArguments]) -> None:
@@ -153,12 +152,15 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _late(self, value: Array) -> Reader:
         return partial(float, value)
 
-    def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[ScoreFunction[Array]]:
+    def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[Scores[Array]]:
         arrays = (self._state.params, self._buffers, self._catalogue())
-        return nullcontext(scores_of(self._functions, arrays, scorers, with_users=self._reads_users))
+        return nullcontext(ModelScores(self._functions, arrays, scorers, self._model_config))
 
-    def _fuse(self, sasrec_BI: ArrayLike, retriever_BI: ArrayLike) -> NDArray[np.float32]:
-        return to_host(self.model.fusion(jnp.asarray(sasrec_BI), jnp.asarray(retriever_BI)))
+    def _snapshots(self) -> ModuleSnapshots:
+        def arrays() -> tuple[dict[str, Any], Any]:
+            return self._state.params, self._buffers
+
+        return ModuleSnapshots(self._functions, arrays, self._place, reads_users=self._reads_users)
 
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
         return export_arrays(self._state, self._buffers)

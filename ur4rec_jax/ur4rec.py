@@ -1,9 +1,10 @@
 """UR4Rec: SASRec and a text preference retriever, and the fusion of their scores.
 
-Shapes: B rows, L positions, N positions of which scores are fused, T width of text vectors, I items, U users.
+Shapes: B rows, L positions, N positions of which scores are fused, T width of text vectors, I items, s of them that are
+scored at once, U users.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeAlias, Unpack
 
 import jax
@@ -16,10 +17,13 @@ from numpy.typing import ArrayLike
 from alternator.checks import check_choice
 from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.text.encoders import check_text_vectors
+from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
 from ur4rec.training.memory import enough_for_model
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
+
+Outputs: TypeAlias = arrays.Outputs[Array]
 
 
 class LogitFusion(nnx.Module):
@@ -45,11 +49,12 @@ class WeightedFusion(nnx.Module):
 
     def __call__(self, sasrec_NI: Array, retriever_NI: Array) -> Array:
         """Fused log-probabilities, (N, I)."""
+        return self.mix(jax.nn.log_softmax(sasrec_NI, axis=1), jax.nn.log_softmax(retriever_NI, axis=1))
+
+    def mix(self, sasrec_Ns: Array, retriever_Ns: Array) -> Array:
+        """Fused log-probabilities of some items from each module's, (N, s)."""
         log_weights = jax.nn.log_softmax(self.weights[...])
-        return jnp.logaddexp(
-            jax.nn.log_softmax(sasrec_NI, axis=1) + log_weights[0],
-            jax.nn.log_softmax(retriever_NI, axis=1) + log_weights[1],
-        )
+        return jnp.logaddexp(sasrec_Ns + log_weights[0], retriever_Ns + log_weights[1])
 
 
 class RankFusion(nnx.Module):
@@ -187,28 +192,70 @@ class UR4Rec(nnx.Module):
         users_B: Array | None = None,
     ) -> dict[str, Array]:
         """The scores of several scorers by name, as `score` returns them; each module is run once, at the last item."""
-        wanted = dict.fromkeys(scorers)
+        wanted = tuple(dict.fromkeys(scorers))
         for scorer in wanted:
             check_choice("scorer", scorer, SCORERS)
-        last_B = self._last(items_BL)
-        found: dict[str, Array] = {}
-        if wanted.keys() & {"sasrec", "fused"}:
-            hidden_Bd = self.sasrec(items_BL, at_B=last_B)[:, 0]
-            found["sasrec"] = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
-        if wanted.keys() & {"retriever", "fused"}:
-            catalogue = self.retriever.catalogue(with_users=False) if catalogue is None else catalogue
+        if catalogue is None and set(wanted) & {"retriever", "fused"}:
+            catalogue = self.retriever.catalogue(with_users=False)
+        return self.score_items(self.encode(items_BL, wanted, catalogue, users_B), wanted, catalogue)
+
+    def encode(
+        self, items_BL: Array, scorers: Collection[str], catalogue: Catalogue | None, users_B: Array | None = None
+    ) -> Outputs:
+        """What the modules that these scorers need say of each history: its state and its preference vectors."""
+        last_B = self.last(items_BL)
+        encoded: Outputs = Outputs()
+        if {"sasrec", "fused"} & {*scorers}:
+            encoded = encoded._replace(hidden_Nd=self.sasrec(items_BL, at_B=last_B)[:, 0])
+        if {"retriever", "fused"} & {*scorers}:
+            assert catalogue is not None
             preferences_BKd = self.retriever(items_BL, catalogue, users_B=users_B, at_B=last_B)[:, 0]
-            found["retriever"] = self.retriever.score(preferences_BKd, catalogue.keys_Id)
-        if "fused" in wanted:
-            found["fused"] = self.fusion(found["sasrec"], found["retriever"])
-        return {scorer: found[scorer] for scorer in wanted}
+            encoded = encoded._replace(preferences_NKd=preferences_BKd)
+        return encoded
+
+    def score_items(
+        self,
+        encoded: Outputs,
+        scorers: Collection[str],
+        catalogue: Catalogue | None,
+        take: Callable[[Array], Array] | None = None,
+        totals: Sequence[Array] | None = None,
+    ) -> dict[str, Array]:
+        """Scores of some items by name, (B, s).
+
+        Args:
+            encoded: What `encode` returned.
+            scorers: Which.
+            catalogue: As for `encode`.
+            take: Takes the rows of some items from a table with a row per item; None is all.
+            totals: For the fusion `weighted` and fewer items than all, the logarithm of the sum of the exponentials of
+                each module's scores of all items, (B, 1).
+        """
+        found: dict[str, Array] = {}
+        if encoded.hidden_Nd is not None:
+            table_sd = self.sasrec.item_table() if take is None else take(self.sasrec.item_embedding.embedding[...])
+            found["sasrec"] = self.sasrec.score(encoded.hidden_Nd, table_sd)
+        if encoded.preferences_NKd is not None:
+            assert catalogue is not None
+            keys_sd = catalogue.keys_Id if take is None else take(catalogue.keys_Id)
+            found["retriever"] = self.retriever.score(encoded.preferences_NKd, keys_sd)
+        if "fused" in scorers:
+            found["fused"] = self.fuse(found["sasrec"], found["retriever"], totals)
+        return {scorer: found[scorer] for scorer in scorers}
+
+    def fuse(self, sasrec_Bs: Array, retriever_Bs: Array, totals: Sequence[Array] | None = None) -> Array:
+        """Fused scores of some items, (B, s), from those of both modules; ``totals`` as for `score_items`."""
+        if totals is None:
+            return self.fusion(sasrec_Bs, retriever_Bs)
+        assert isinstance(self.fusion, WeightedFusion)
+        return self.fusion.mix(sasrec_Bs - totals[0], retriever_Bs - totals[1])
 
     def explain(
         self, items_BL: Array, candidates_BC: Array, catalogue: Catalogue, users_B: Array | None = None
     ) -> Array:
         """By which texts of a history the retriever finds the candidates, (B, C, M); `PreferenceRetriever.explain`."""
-        return self.retriever.explain(items_BL, self._last(items_BL), candidates_BC, catalogue, users_B)
+        return self.retriever.explain(items_BL, self.last(items_BL), candidates_BC, catalogue, users_B)
 
-    def _last(self, items_BL: Array) -> Array:
+    def last(self, items_BL: Array) -> Array:
         """The position of the last item of each history, (B,)."""
         return jnp.maximum((items_BL != self.config.num_items).sum(1), 1) - 1

@@ -17,11 +17,10 @@ from ur4rec.training import arrays
 from ur4rec_torch.catalogue_loss import catalogue_cross_entropy
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
-from ur4rec_torch.ur4rec import LogitFusion, UR4Rec
+from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec
 
 StepInputs: TypeAlias = arrays.StepInputs[Tensor]
 Component: TypeAlias = arrays.Component[Tensor]
-Outputs: TypeAlias = arrays.Outputs[Tensor]
 StepLosses: TypeAlias = arrays.StepLosses[Tensor]
 
 

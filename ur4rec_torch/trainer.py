@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from adapters.torch import AlternatingOptimizer, LateScalar
@@ -20,7 +18,7 @@ from ur4rec.schedule.stages import MODULES, TURNS, WITHOUT_CURRICULUM
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.components import UNCERTAINTY
-from ur4rec.training.scorer import ScoreFunction
+from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
@@ -28,7 +26,8 @@ from ur4rec_torch.device import find_device, seeded, to_device, to_host
 from ur4rec_torch.lazy_adamw import LazyAdamW
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_torch.retriever import Catalogue
-from ur4rec_torch.scorer import rank_batch, scores_of, top_batch
+from ur4rec_torch.slices import ModelScores
+from ur4rec_torch.snapshots import ModuleSnapshots
 from ur4rec_torch.strategies import Context, Strategies
 from ur4rec_torch.ur4rec import UR4Rec
 
@@ -42,6 +41,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     that was compiled, whole or in part, is saved under its plain names.
 
     Example:
+        >>> import numpy as np
         >>> from ur4rec.data.batches import EvaluationBatches, TrainBatches
         >>> from ur4rec.data import leave_one_out, synthetic
         >>> split = leave_one_out(synthetic(num_users=40, num_items=50))
@@ -59,8 +59,6 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     backend = "torch"
     _alternating: AlternatingOptimizer
-    _rank_batch = staticmethod(rank_batch)
-    _top_batch = staticmethod(top_batch)
     _to_host = staticmethod(to_host)
 
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:
@@ -108,19 +106,22 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         return LateScalar(value).read
 
     @contextmanager
-    def _scoring(self, scorers: tuple[str, ...]) -> Iterator[ScoreFunction[Tensor]]:
+    def _scoring(self, scorers: tuple[str, ...]) -> Iterator[Scores[Tensor]]:
+        with self._inference():
+            yield ModelScores(self.model, self._catalogue(trains=False), self.device, scorers)
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
         """All modules in inference mode, without gradients; afterwards as the schedule has it."""
         self._alternating.eval()
         try:
             with torch.no_grad():
-                yield scores_of(self.model, self._catalogue(trains=False), self.device, scorers)
+                yield
         finally:
             self._alternating.train()
 
-    def _fuse(self, sasrec_BI: ArrayLike, retriever_BI: ArrayLike) -> NDArray[np.float32]:
-        scores = (torch.as_tensor(scores_BI, device=self.device) for scores_BI in (sasrec_BI, retriever_BI))
-        with torch.no_grad():
-            return to_host(self.model.fusion(*scores))
+    def _snapshots(self) -> ModuleSnapshots:
+        return ModuleSnapshots(self.model, self.device, self._inference)
 
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
         self._alternating.train()  # a mode set since the last step is not what the user wants to keep

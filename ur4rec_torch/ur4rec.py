@@ -1,9 +1,10 @@
 """UR4Rec: SASRec and a text preference retriever, and the fusion of their scores.
 
-Shapes: B rows, L positions, N positions of which scores are fused, T width of text vectors, I items, U users.
+Shapes: B rows, L positions, N positions of which scores are fused, T width of text vectors, I items, s of them that are
+scored at once, U users.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeAlias, Unpack
 
 import numpy as np
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from alternator.checks import check_choice
 from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.text.encoders import check_text_vectors
+from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
 from ur4rec.training.memory import enough_for_model
 from ur4rec_torch.retriever import Catalogue, PreferenceRetriever
 from ur4rec_torch.sasrec import SASRec
+
+Outputs: TypeAlias = arrays.Outputs[Tensor]
 
 
 class LogitFusion(nn.Module):
@@ -45,11 +49,12 @@ class WeightedFusion(nn.Module):
 
     def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
         """Fused log-probabilities, (N, I)."""
+        return self.mix(torch.log_softmax(sasrec_NI, dim=1), torch.log_softmax(retriever_NI, dim=1))
+
+    def mix(self, sasrec_Ns: Tensor, retriever_Ns: Tensor) -> Tensor:
+        """Fused log-probabilities of some items from each module's, (N, s)."""
         log_weights = torch.log_softmax(self.weights, dim=0)
-        return torch.logaddexp(
-            torch.log_softmax(sasrec_NI, dim=1) + log_weights[0],
-            torch.log_softmax(retriever_NI, dim=1) + log_weights[1],
-        )
+        return torch.logaddexp(sasrec_Ns + log_weights[0], retriever_Ns + log_weights[1])
 
 
 class RankFusion(nn.Module):
@@ -190,29 +195,69 @@ class UR4Rec(nn.Module):
         users_B: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The scores of several scorers by name, as `score` returns them; each module is run once, at the last item."""
-        wanted = dict.fromkeys(scorers)
+        wanted = tuple(dict.fromkeys(scorers))
         for scorer in wanted:
             check_choice("scorer", scorer, SCORERS)
-        last_B = self._last(items_BL)
+        if catalogue is None and set(wanted) & {"retriever", "fused"}:
+            catalogue = self.retriever.catalogue(with_users=False)
+        return self.score_items(self.encode(items_BL, wanted, catalogue, users_B), wanted, catalogue)
+
+    def encode(
+        self, items_BL: Tensor, scorers: Collection[str], catalogue: Catalogue | None, users_B: Tensor | None = None
+    ) -> Outputs:
+        """What the modules that these scorers need say of each history: its state and its preference vectors."""
+        last_B = self.last(items_BL)
+        encoded = Outputs()
+        if {"sasrec", "fused"} & {*scorers}:
+            encoded = encoded._replace(hidden_Nd=self.sasrec(items_BL, last_B)[:, 0])
+        if {"retriever", "fused"} & {*scorers}:
+            assert catalogue is not None
+            encoded = encoded._replace(preferences_NKd=self.retriever(items_BL, catalogue, users_B, last_B)[:, 0])
+        return encoded
+
+    def score_items(
+        self,
+        encoded: Outputs,
+        scorers: Collection[str],
+        catalogue: Catalogue | None,
+        items: slice | Tensor = slice(None),
+        totals: Sequence[Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Scores of some items by name, (B, s).
+
+        Args:
+            encoded: What `encode` returned.
+            scorers: Which.
+            catalogue: As for `encode`.
+            items: Which items; all by default.
+            totals: For the fusion `weighted` and fewer items than all, the logarithm of the sum of the exponentials of
+                each module's scores of all items, (B, 1).
+        """
         found: dict[str, Tensor] = {}
-        if wanted.keys() & {"sasrec", "fused"}:
-            hidden_Bd = self.sasrec(items_BL, last_B)[:, 0]
-            found["sasrec"] = self.sasrec.score(hidden_Bd, self.sasrec.item_table())
-        if wanted.keys() & {"retriever", "fused"}:
-            catalogue = self.retriever.catalogue(with_users=False) if catalogue is None else catalogue
-            preferences_BKd = self.retriever(items_BL, catalogue, users_B, last_B)[:, 0]
-            found["retriever"] = self.retriever.score(preferences_BKd, catalogue.keys_Id)
-        if "fused" in wanted:
-            found["fused"] = self.fusion(found["sasrec"], found["retriever"])
-        return {scorer: found[scorer] for scorer in wanted}
+        if encoded.hidden_Nd is not None:
+            found["sasrec"] = self.sasrec.score(encoded.hidden_Nd, self.sasrec.item_table()[items])
+        if encoded.preferences_NKd is not None:
+            assert catalogue is not None
+            found["retriever"] = self.retriever.score(encoded.preferences_NKd, catalogue.keys_Id[items])
+        if "fused" in scorers:
+            found["fused"] = self.fuse(found["sasrec"], found["retriever"], totals)
+        return {scorer: found[scorer] for scorer in scorers}
+
+    def fuse(self, sasrec_Bs: Tensor, retriever_Bs: Tensor, totals: Sequence[Tensor] | None = None) -> Tensor:
+        """Fused scores of some items, (B, s), from those of both modules; ``totals`` as for `score_items`."""
+        if totals is None:
+            fused_Bs: Tensor = self.fusion(sasrec_Bs, retriever_Bs)
+            return fused_Bs
+        assert isinstance(self.fusion, WeightedFusion)
+        return self.fusion.mix(sasrec_Bs - totals[0], retriever_Bs - totals[1])
 
     def explain(
         self, items_BL: Tensor, candidates_BC: Tensor, catalogue: Catalogue, users_B: Tensor | None = None
     ) -> Tensor:
         """By which texts of a history the retriever finds the candidates, (B, C, M); `PreferenceRetriever.explain`."""
-        return self.retriever.explain(items_BL, self._last(items_BL), candidates_BC, catalogue, users_B)
+        return self.retriever.explain(items_BL, self.last(items_BL), candidates_BC, catalogue, users_B)
 
-    def _last(self, items_BL: Tensor) -> Tensor:
+    def last(self, items_BL: Tensor) -> Tensor:
         """The position of the last item of each history, (B,)."""
         return (items_BL != self.config.num_items).sum(1).clamp(min=1) - 1
 

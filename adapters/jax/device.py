@@ -7,7 +7,7 @@ rule compares lies within the rule's stated float32 margin of its limit.
 `HostAlternator` feeds the core's own with device arrays, one step late, so that the host never waits for the device.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -90,6 +90,9 @@ class DeviceAlternator:
         modules: As for `Alternator`: the names, in order.
         rule: As for `Alternator`; a rule of your own needs a device version, see `device_step`.
         nonfinite_limit: As for `Alternator`.
+        num_steps: As for `Alternator`: it is warned of a limit of the rule that is longer than a tenth of the run. A
+            module that has not trained for so long is named by the `Alternator` of `to_host` only, as nothing on the
+            device can warn.
         delay: The number of steps after which losses given to `step` count. 0 is the core's `observe`; 1 decides as
             adapters do that read losses one step late.
         dtype: The type in which losses are kept: float32, or float64 under x64; by default the widest enabled.
@@ -109,14 +112,15 @@ class DeviceAlternator:
 
     def __init__(
         self,
-        modules: tuple[str, ...],
+        modules: Iterable[str],
         rule: Rule | None = None,
         *,
         nonfinite_limit: int = 10,
+        num_steps: int | None = None,
         delay: int = 0,
         dtype: DTypeLike | None = None,
     ) -> None:
-        self._host = Alternator(modules, rule, nonfinite_limit=nonfinite_limit)
+        self._host = Alternator(modules, rule, nonfinite_limit=nonfinite_limit, num_steps=num_steps)
         self._delay = check_integer("delay", delay, 0)
         _check_integers(self.rule)
         if device_step.dispatch(type(self.rule)) is device_step.dispatch(object):
@@ -126,6 +130,35 @@ class DeviceAlternator:
             )
         self._nonfinite_limit = nonfinite_limit
         self._dtype = _float_type(dtype)
+
+    @classmethod
+    def of(cls, alternator: Alternator, *, delay: int = 0, dtype: DTypeLike | None = None) -> "DeviceAlternator":
+        """The machine with the configuration of an `Alternator`: ``machine.load_state_dict`` takes its state.
+
+        Args:
+            alternator: What decides on the host; it is left as it is.
+            delay: As above.
+            dtype: As above.
+
+        Raises:
+            ConfigurationError: As above.
+
+        Example:
+            >>> alternator = Alternator(("encoder", "head"))
+            >>> decision = alternator.observe(0.7)
+            >>> machine = DeviceAlternator.of(alternator)
+            >>> int(machine.load_state_dict(alternator.state_dict()).step)
+            1
+        """
+        limit = alternator.state_dict()["configuration"]["nonfinite_limit"]
+        return cls(
+            alternator.modules,
+            alternator.rule,
+            nonfinite_limit=limit,
+            num_steps=alternator.num_steps,
+            delay=delay,
+            dtype=dtype,
+        )
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -216,7 +249,9 @@ class DeviceAlternator:
 
     def to_host(self, state: DeviceState) -> Alternator:
         """An `Alternator` that continues from the state: its counts, statistics and decisions."""
-        host = Alternator(self.modules, self.rule, nonfinite_limit=self._nonfinite_limit)
+        host = Alternator(
+            self.modules, self.rule, nonfinite_limit=self._nonfinite_limit, num_steps=self._host.num_steps
+        )
         host.load_state_dict(self.state_dict(state))
         return host
 

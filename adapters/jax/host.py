@@ -8,7 +8,7 @@ import jax
 
 from adapters.contract import refuse_loss
 from adapters.jax.losses import Losses, check_scalar
-from alternator import Alternator, Decision, LossError, StateError, UnknownModuleError
+from alternator import Alternator, Decision, LossError, Rule, StateError, UnknownModuleError
 from alternator.checks import check_integer, listed
 from alternator.errors import quoted
 
@@ -42,6 +42,16 @@ class HostAlternator:
         self.alternator = alternator
         self._delay = check_integer("delay", delay, 0)
         self._pending: deque[tuple[int, dict[str, Any]]] = deque()
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The names, in order."""
+        return self.alternator.modules
+
+    @property
+    def rule(self) -> Rule:
+        """The switching rule."""
+        return self.alternator.rule
 
     @property
     def active(self) -> str:

@@ -8,7 +8,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from alternator.rules._regression import MAD_TO_SD, MAX_AUTOCORRELATION, MAX_POINTS, MEAN_TO_SD, TRIM
+from alternator.rules._regression import (
+    MAD_TO_SD,
+    MAX_AUTOCORRELATION,
+    MAX_POINTS,
+    MEAN_TO_SD,
+    MIN_RISE,
+    SURE_RISE,
+    TRIM,
+)
 
 
 class _Points(NamedTuple):
@@ -52,6 +60,17 @@ def rises(losses_R: jax.Array, count: jax.Array) -> jax.Array:
     position_R = jnp.arange(losses_R.shape[0]) - (losses_R.shape[0] - count)
     weights_R = position_R - (count - 1) / 2
     return jnp.where(position_R >= 0, weights_R * (losses_R - losses_R[-1]), 0).sum() > 0
+
+
+def surely_rises(losses_R: jax.Array, count: jax.Array) -> jax.Array:
+    """`alternator.rules._regression.surely_rises` of the last ``count`` losses, at most `MAX_POINTS`."""
+    real_R = jnp.arange(losses_R.shape[0]) >= losses_R.shape[0] - count
+    centred_R = jnp.where(real_R, losses_R - losses_R[-1], 0)
+    range_ = jnp.abs(centred_R).max()
+    points, _ = _batch_means(centred_R / jnp.where(range_ > 0, range_, 1), jnp.maximum(count, MIN_RISE))
+    fit = _fit(points, points.values_P)
+    stderr = jnp.sqrt(fit.squares / (points.number - 2) / points.spread)
+    return (count >= MIN_RISE) & (fit.slope > SURE_RISE * stderr)
 
 
 def _batch_means(losses_R: jax.Array, count: jax.Array) -> tuple[_Points, jax.Array]:

@@ -17,9 +17,10 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adapters.jax.regression import rises, robust_gain
+from adapters.jax.regression import rises, robust_gain, surely_rises
 from alternator import ConfigurationError, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Rule, Trend
 from alternator.rules._looks import MIN_LOSSES
+from alternator.rules._regression import MIN_RISE, SURE_RISE
 from alternator.rules.payoff import MAX_DOUBLINGS
 
 REASONS: Final[tuple[str, ...]] = tuple(code for name, code in vars(Reason).items() if name.isupper())
@@ -68,7 +69,7 @@ class DeviceVerdict(NamedTuple):
         reason: An index of `REASONS`.
         value: The number that was compared.
         limit: The number that it was compared with.
-        plateaued: Whether it switches because the active module's loss has stopped falling.
+        plateaued: Whether it switches because the active module's loss has stopped falling; a rise is no plateau.
         target: Index of the module to switch to; -1 is the following one.
     """
 
@@ -120,7 +121,13 @@ def _plateau(rule: Plateau, state: Any, facts: DeviceFacts) -> tuple[Any, Device
     rate = jnp.where(base == 0, jnp.where(newest == 0, 0, jnp.inf), quotient)
     early, few = facts.tenure < rule.min_steps, length < rule.window
     steady = rate < rule.threshold
-    reason = choose(Reason.CHANGING, (early, Reason.MIN_STEPS), (few, Reason.FEW_LOSSES), (steady, Reason.STEADY))
+    reason = choose(
+        Reason.CHANGING,
+        (early, Reason.MIN_STEPS),
+        (few, Reason.FEW_LOSSES),
+        (steady, Reason.STEADY),
+        (newest > base, Reason.RISING_CHANGE),
+    )
     value = jnp.where(early, facts.tenure, jnp.where(few, length, rate))
     limit = jnp.where(early, rule.min_steps, jnp.where(few, rule.window, rule.threshold))
     switch = ~early & ~few & steady
@@ -149,7 +156,11 @@ def _trend(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerd
     state, seen = jax.lax.cond(looks, lambda: _look(rule, state, facts), lambda: (state, unseen))
     longest = rule.max_steps if rule.max_steps is not None else _FOREVER
     late, few = ~early & (facts.tenure >= longest), state.hold == 0
-    holds = (state.hold == 1, Reason.IMPROVING), (state.hold == 2, Reason.UNSURE)
+    holds = (
+        (state.hold == 1, Reason.IMPROVING),
+        (state.hold == 2, Reason.UNSURE),
+        (state.hold == 4, Reason.RISING_UNCONFIRMED),
+    )
     reason = choose(
         Reason.UNCONFIRMED_PLATEAU,
         (early, Reason.MIN_STEPS),
@@ -158,7 +169,7 @@ def _trend(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerd
         *holds,
     )
     value = jnp.where(early | late, facts.tenure, jnp.where(few, facts.observed, state.value))
-    bound = jnp.where(state.hold == 3, rule.confirmations, rule.min_gain)
+    bound = jnp.asarray([rule.min_gain, rule.min_gain, rule.min_gain, rule.confirmations, -rule.min_gain])[state.hold]
     limit = jnp.where(early, rule.min_steps, jnp.where(late, longest, jnp.where(few, MIN_LOSSES, bound)))
     otherwise = DeviceVerdict(late, reason, value, limit)
     return state, DeviceVerdict(*(jnp.where(seen.switch, a, b) for a, b in zip(seen, otherwise, strict=True)))
@@ -175,20 +186,22 @@ def _look(rule: Trend, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdi
     rise, rise_limit = rate * scale, -rule.rise_z * stderr * scale
     rate, stderr = robust_gain(ring_R, count)
     gain, bound = rate * scale, (rate + rule.z * rule.window / count * stderr) * scale
-    flat, improving = ~diverging & (bound < rule.min_gain), gain >= rule.min_gain
-    confirmations = jnp.where(flat, state.confirmations + 1, 0)
-    plateau = flat & (confirmations >= rule.confirmations)
-    switch = diverging | plateau
+    floor = -jnp.maximum(rule.min_gain, SURE_RISE * stderr * scale)
+    ends, improving, rising = ~diverging & (bound < rule.min_gain), gain >= rule.min_gain, gain <= floor
+    confirmations = jnp.where(ends, state.confirmations + 1, 0)
+    confirmed = ends & (confirmations >= rule.confirmations)
+    switch = diverging | confirmed
     held = type(state)(
         next_look=facts.observed + jnp.maximum(8, count // 8),
         confirmations=confirmations,
-        hold=jnp.where(flat, 3, jnp.where(improving, 1, 2)),
-        value=jnp.where(flat, confirmations, jnp.where(improving, gain, bound)),
+        hold=jnp.where(ends, jnp.where(rising, 4, 3), jnp.where(improving, 1, 2)),
+        value=jnp.where(ends & ~rising, confirmations, jnp.where(improving | ends, gain, bound)),
     )
     new_state = jax.tree.map(lambda old, new: jnp.where(switch, old, new).astype(old.dtype), state, held)
-    reason = choose(Reason.PLATEAU, (diverging, Reason.DIVERGING))
-    value, limit = jnp.where(diverging, rise, bound), jnp.where(diverging, rise_limit, rule.min_gain)
-    return new_state, DeviceVerdict(switch, reason, value, limit, plateau)
+    reason = choose(Reason.PLATEAU, (diverging, Reason.DIVERGING), (rising, Reason.RISING))
+    value = jnp.where(diverging, rise, jnp.where(rising, gain, bound))
+    limit = jnp.where(diverging, rise_limit, jnp.where(rising, floor, rule.min_gain))
+    return new_state, DeviceVerdict(switch, reason, value, limit, confirmed & ~rising)
 
 
 @device_step.register
@@ -206,11 +219,18 @@ def _patience(rule: Patience, state: Any, facts: DeviceFacts) -> tuple[Any, Devi
     longest = _FOREVER if rule.max_steps is None else rule.max_steps
     late, cooling = ~out & (facts.tenure >= longest), state.cooldown[facts.active]
     state = state._replace(bad=jnp.where(out, 0, bad), cooldown=jnp.where(out & mine_N, rule.cooldown, state.cooldown))
-    cases = (out, Reason.OUT_OF_PATIENCE), (late, Reason.MAX_STEPS), (cooling > 0, Reason.COOLDOWN)
+    newest = jnp.minimum(jnp.minimum(jnp.maximum(bad, MIN_RISE), facts.observed), rule.ring_size)
+    rising = out & surely_rises(facts.rings_NR[facts.active] * (1 if rule.mode == "min" else -1), newest)
+    cases = (
+        (rising, Reason.RISING_OUT_OF_PATIENCE),
+        (out, Reason.OUT_OF_PATIENCE),
+        (late, Reason.MAX_STEPS),
+        (cooling > 0, Reason.COOLDOWN),
+    )
     waits = ~out & (cooling > 0)
     value = jnp.where(late, facts.tenure, jnp.where(waits, cooling, bad))
     limit = jnp.where(late, longest, jnp.where(waits, rule.cooldown, rule.patience))
-    return state, DeviceVerdict(out | late, choose(Reason.WAITING, *cases), value, limit, out)
+    return state, DeviceVerdict(out | late, choose(Reason.WAITING, *cases), value, limit, out & ~rising)
 
 
 def _judge(rule: Patience, state: Any, facts: DeviceFacts) -> tuple[Any, jax.Array, jax.Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from adapters.contract import ALWAYS, check_turns
-from alternator import ConfigurationError, Rule, UnknownModuleError
+from alternator import Alternator, ConfigurationError, Rule, UnknownModuleError
 from alternator.checks import listed, one_line
 from alternator.errors import quoted
 
@@ -79,6 +79,8 @@ class Turns:
                 f"turns must be the alternator's names {alternator.modules} in their order, as active may be an index, "
                 f"got {names}"
             )
+        if isinstance(alternator, Alternator):
+            alternator.expect(turns=checked)
         return cls(tuple(checked), tuple((*members, ALWAYS) for members in checked.values()))
 
     def find(self, active: Active) -> int | jax.Array:

@@ -11,25 +11,23 @@ Design constraints:
 3. What a training step returns is what the alternator records; nothing is read from the device before it has arrived.
 """
 
-import warnings
 from collections.abc import Iterable, Mapping
-from operator import attrgetter
+from math import ceil, inf, isfinite
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from adapters.contract import refuse_loss
+from adapters.contract import FrozenMode, refuse_loss
 from adapters.lightning.loops import FollowedOptimizer, ManualOptimizer
+from adapters.torch.follower import Follower
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
+from adapters.torch.naming import kept
 from alternator import Alternator, ConfigurationError, Decision, LossError
 from alternator.checks import check_integer
-
-Source = str | Parameters
-"""An attribute of the LightningModule (a dotted path), or a module or parameters."""
 
 
 class AlternatingCallback(Callback):
@@ -45,10 +43,14 @@ class AlternatingCallback(Callback):
 
     Args:
         alternator: Decides who trains.
-        modules: Names of attributes of the LightningModule, or per module name an attribute (``"net.encoder"``), a
-            module or parameters. By default the names that the alternator, or ``turns``, has.
+        modules: Names of attributes of the LightningModule, or per module name what belongs to it: a path or pattern
+            within the LightningModule (``"net.encoder"``, ``"*.lora_A"``, ``"*"`` for the rest), a module, a parameter,
+            or several of these, as in `adapters.torch.AlternatingOptimizer`. By default the names that the alternator,
+            or ``turns``, has.
         turns: Per name of the alternator the modules that train together; by default each name is a module.
-        always: What trains in every step: an attribute, a module or parameters.
+        always: What trains in every step, named likewise.
+        frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"``, or ``"batch"`` for
+            players such as those of a GAN, as in `adapters.torch.AlternatingOptimizer`.
         clip_norm: Clip what trains to this total norm, with manual optimization. With automatic optimization use the
             Trainer's ``gradient_clip_val``.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
@@ -81,10 +83,11 @@ class AlternatingCallback(Callback):
     def __init__(
         self,
         alternator: Alternator,
-        modules: Iterable[str] | Mapping[str, Source] | None = None,
+        modules: Iterable[str] | Mapping[str, Parameters] | None = None,
         *,
         turns: Mapping[str, str | Iterable[str]] | None = None,
-        always: Source | None = None,
+        always: Parameters | None = None,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         clip_norm: float | None = None,
         delay: int = 1,
         log: bool = True,
@@ -93,7 +96,8 @@ class AlternatingCallback(Callback):
         self._alternator = alternator
         self._turns = None if turns is None else {name: _members(turn) for name, turn in turns.items()}
         self._modules = _sources(modules, self._turns or {name: (name,) for name in alternator.modules})
-        self._always = always
+        self._always = None if always is None else kept(always)
+        self._frozen_mode = frozen_mode
         self._clip_norm = clip_norm
         self._delay = delay
         self._log = log
@@ -114,7 +118,9 @@ class AlternatingCallback(Callback):
     def step(self, loss: Tensor, losses: Mapping[str, Loss] | None = None) -> Decision:
         """Backward, update of what is active, decision and switch; in a training step with manual optimization.
 
-        Schedulers of optimizers that hold one module step with it. You step all others, and those that need a metric.
+        Schedulers of optimizers that hold one module move with it: with ``"interval": "step"`` after its updates, with
+        ``"epoch"``, Lightning's default, at the end of epochs in which it trained. You step all others, and those that
+        need a metric.
 
         Args:
             loss: What to minimise.
@@ -137,8 +143,8 @@ class AlternatingCallback(Callback):
 
     def apply(self) -> None:
         """Accept what you have written to frozen modules, and apply a switch of the alternator, between two batches."""
-        if self._loop is not None and self._is_training and not self._loop.is_accumulating:
-            self._loop.decisions.apply()
+        if self._loop is not None and self._is_training and not self._is_accumulating:
+            self._loop.schedule.apply()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything is built."""
@@ -149,13 +155,15 @@ class AlternatingCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and activate; continue from a checkpoint if one was loaded."""
         self._loop = self._build(trainer, pl_module)
+        if self._alternator.num_steps is None:
+            self._alternator.expect(num_steps=_planned_steps(trainer))
         self._is_training = True
         if self._loaded is not None:
             state, self._loaded = self._loaded, None
-            self._loop.decisions.load_state_dict(state)
+            self._loop.schedule.load_state_dict(state)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Put frozen modules back in inference mode, in case a hook or the end of a validation changed that."""
+        """Put frozen modules back in their frozen mode, in case a hook or the end of a validation changed that."""
         if self._loop is not None:
             self._loop.before_batch()
 
@@ -181,10 +189,15 @@ class AlternatingCallback(Callback):
         if decision is not None:
             self._log_decision(trainer, decision)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Advance the schedulers of modules that move by epochs, with manual optimization."""
+        if isinstance(self._loop, ManualOptimizer):
+            self._loop.end_epoch()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the last losses; unfreeze what you had not frozen."""
         if self._loop is not None:
-            self._loop.decisions.flush()
+            self._loop.schedule.flush()
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -200,18 +213,15 @@ class AlternatingCallback(Callback):
         """What a checkpoint of Lightning holds of the schedule; JSON-safe. Empty before the first training."""
         if self._loop is None:
             return self._loaded or {}
-        if self._is_training and self._loop.is_accumulating:
-            warnings.warn(
-                "a checkpoint should be saved between updates, but this one is in the middle of an accumulation, whose "
-                "gradients Lightning does not save: a run resumed from it differs from one never stopped; let "
-                "val_check_interval and every_n_train_steps end with an update",
-                stacklevel=2,
-            )
-        return self._loop.decisions.state_dict()
+        return self._loop.schedule.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from this state at the next start of training, which refuses that of another configuration."""
         self._loaded = state_dict
+
+    @property
+    def _is_accumulating(self) -> bool:
+        return isinstance(self._loop, FollowedOptimizer) and self._loop.schedule.is_accumulating
 
     def _check_optimization(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if pl_module.automatic_optimization and self._clip_norm is not None:
@@ -226,17 +236,18 @@ class AlternatingCallback(Callback):
             )
 
     def _build(self, trainer: Trainer, pl_module: LightningModule) -> FollowedOptimizer | ManualOptimizer:
-        modules = {name: _resolve(pl_module, source) for name, source in self._modules.items()}
         options: dict[str, Any] = {
             "delay": self._delay,
             "model": pl_module,
             "turns": self._turns,
-            "always": None if self._always is None else _resolve(pl_module, self._always),
+            "always": self._always,
+            "frozen_mode": self._frozen_mode,
         }
         if not pl_module.automatic_optimization:
-            return ManualOptimizer(self._alternator, modules, pl_module, clip_norm=self._clip_norm, **options)
+            return ManualOptimizer(self._alternator, self._modules, pl_module, clip_norm=self._clip_norm, **options)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        return FollowedOptimizer(self._alternator, modules, trainer.optimizers[0], loop_scaler=scaler, **options)
+        follower = Follower(self._alternator, self._modules, trainer.optimizers[0], scaler=scaler, **options)
+        return FollowedOptimizer(follower)
 
     def _release(self) -> None:
         if self._loop is not None and self._is_training:
@@ -259,36 +270,28 @@ class AlternatingCallback(Callback):
             logger.log_metrics(metrics, step=decision.step - 1)  # Lightning counts from 0
 
 
+def _planned_steps(trainer: Trainer) -> int | None:
+    """The number of updates of the fit, as far as the Trainer's settings tell; its own estimate may load data."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    planned = [float(trainer.max_steps)] if trainer.max_steps > 0 else []
+    if epochs is not None and epochs > 0:
+        planned.append(epochs * ceil(batches / trainer.accumulate_grad_batches) if isfinite(batches) else inf)
+    steps = min(planned, default=inf)
+    return int(steps) if 0 < steps < inf else None
+
+
 def _members(turn: str | Iterable[str]) -> tuple[str, ...]:
     return (turn,) if isinstance(turn, str) else tuple(turn)
 
 
 def _sources(
-    modules: Iterable[str] | Mapping[str, Source] | None, turns: Mapping[str, tuple[str, ...]]
-) -> dict[str, Source]:
-    """Per module name where it is found; by default the attribute of that name."""
+    modules: Iterable[str] | Mapping[str, Parameters] | None, turns: Mapping[str, tuple[str, ...]]
+) -> dict[str, Parameters]:
+    """Per module name what belongs to it; by default the attribute of that name."""
     if isinstance(modules, Mapping):
-        return dict(modules)
+        return {name: kept(given) for name, given in modules.items()}
     names = modules if modules is not None else (name for turn in turns.values() for name in turn)
     return {name: name for name in names}
-
-
-def _resolve(pl_module: LightningModule, source: Source) -> Parameters:
-    """The module, or a list of parameters."""
-    if not isinstance(source, str):
-        return source if isinstance(source, (nn.Module, Tensor)) else list(source)
-    try:
-        found = attrgetter(source)(pl_module)
-    except AttributeError:
-        found = None
-    if isinstance(found, Tensor):
-        return [found]
-    if isinstance(found, nn.Module):
-        return found
-    raise ConfigurationError(
-        f"a module must be an attribute of {type(pl_module).__name__} that is an nn.Module or a parameter, but "
-        f"{source!r} is not; say where it is with modules={{name: 'path.of.attributes'}}, or give the module"
-    )
 
 
 def _check_trainer(trainer: Trainer) -> None:

@@ -1,6 +1,6 @@
 """Which module each variable of a Flax NNX model belongs to, worked out once, by identity."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from flax import nnx
 
 from adapters.contract import ALWAYS, check_disjoint
 from adapters.jax.turns import has_gradient
+from adapters.nnx.naming import Modules, parts_of
 from alternator import ConfigurationError
 from alternator.checks import listed
 
@@ -28,6 +29,8 @@ class Layout:
     """(path, module) of every array of the parameters, in the order of their state's leaves."""
     others: tuple[tuple[Path, tuple[str, ...]], ...]
     """(path, modules) of every other array of the model that belongs to modules, random streams aside."""
+    submodules: tuple[tuple[str, str], ...] = ()
+    """(module, path) of every submodule by itself, in place of attributes, where modules are named by ``modules=``."""
 
     def labels(self, params: PyTree) -> PyTree:
         """The module of each parameter, as a tree like the parameters'.
@@ -43,13 +46,14 @@ class Layout:
             )
         return jax.tree.unflatten(jax.tree.structure(params), [known[path] for path in given])
 
-    def set_inference_mode(self, model: nnx.Module, trained: Iterable[str]) -> None:
-        """Dropout off, normalisation statistics fixed in every module that does not train."""
+    def nodes(self, model: nnx.Module, names: Collection[str]) -> Iterator[tuple[str, nnx.Module]]:
+        """The module, and every `nnx.Module` within it, of these names."""
         for module, attribute in self.attributes:
-            if module not in trained:
+            if module in names:
                 for _, node in nnx.iter_graph(_find(model, attribute)):
                     if isinstance(node, nnx.Module):
-                        node.eval()  # type: ignore[no-untyped-call]
+                        yield module, node
+        yield from ((module, _find(model, path)) for module, path in self.submodules if module in names)
 
     def restore(self, before: PyTree, after: PyTree, trained: Iterable[str]) -> PyTree:
         """The state ``after``, with what belongs to frozen modules, and what variables there are, as ``before``."""
@@ -62,21 +66,31 @@ class Layout:
         return jax.tree.unflatten(jax.tree.structure(before), leaves)
 
 
-def layout_of(model: nnx.Module, wrt: Any, modules: tuple[str, ...], always: tuple[str, ...]) -> Layout:
-    """Find the modules by attribute, and the owner of each parameter.
+def layout_of(
+    model: nnx.Module, wrt: Any, modules: tuple[str, ...], always: tuple[str, ...], names: Modules | None = None
+) -> Layout:
+    """Find the modules, by attribute or as they are named, and the owner of each parameter.
 
     Raises:
         ConfigurationError: The model has no such attribute; a parameter belongs to two modules or to none, or has no
             gradient.
     """
+    params, others = nnx.state(model, wrt), nnx.state(model, nnx.Not(nnx.Any(wrt, nnx.RngState)))
+    if names is not None:
+        if set(names) != set(modules):
+            raise ConfigurationError(f"modules must have the names of the transforms {modules}, got {tuple(names)}")
+        trained = {id(variable): variable for _, variable in _variables_by_path(model, params)}
+        parts = parts_of(model, trained, names, always)
+        _check_gradients(params)
+        held = {key: dict.fromkeys(owners) for key, owners in parts.variables.items()}
+        return Layout((), *_by_path(model, params, others, held), parts.submodules)
     attributes = (*((name, name) for name in modules), *((ALWAYS, name) for name in always))
-    held: dict[int, dict[str, None]] = {}  # per variable its modules; the always group owns its variables alone
+    held = {}  # per variable its modules; the always group owns its variables alone
     for module, attribute in reversed(attributes):
         for variable in _variables(_find(model, attribute)):
             owners = held.setdefault(id(variable), {})
             if ALWAYS not in owners:
                 owners[module] = None
-    params, others = nnx.state(model, wrt), nnx.state(model, nnx.Not(nnx.Any(wrt, nnx.RngState)))
     owned: dict[str, dict[int, str]] = {module: {} for module, _ in attributes}
     for path, variable in _variables_by_path(model, params):
         for module in held.get(id(variable), ()):
@@ -89,8 +103,14 @@ def layout_of(model: nnx.Module, wrt: Any, modules: tuple[str, ...], always: tup
             f"{modules}; name its attribute in transforms or always=, or leave it out with wrt="
         )
     _check_gradients(params)
-    return Layout(
-        attributes,
+    return Layout(attributes, *_by_path(model, params, others, held))
+
+
+def _by_path(
+    model: nnx.Module, params: PyTree, others: PyTree, held: Mapping[int, Iterable[str]]
+) -> tuple[tuple[tuple[Path, str], ...], tuple[tuple[Path, tuple[str, ...]], ...]]:
+    """The paths of parameters and of other arrays with their modules."""
+    return (
         tuple((path, next(iter(held[id(variable)]))) for path, variable in _variables_by_path(model, params)),
         tuple(
             (path, tuple(held[id(variable)]))
@@ -122,6 +142,13 @@ def mask_whole(tree: PyTree) -> PyTree:
         tree,
         is_leaf=is_variable,
     )
+
+
+def set_inference_mode(node: nnx.Module) -> None:
+    """Dropout off, normalisation statistics fixed, in this module and not in those within it."""
+    for flag in ("deterministic", "use_running_average"):
+        if hasattr(node, flag):
+            setattr(node, flag, True)
 
 
 def is_variable(node: Any) -> bool:
@@ -171,7 +198,7 @@ def _child(node: Any, key: Any) -> Any:
 
 def _find(model: nnx.Module, attribute: str) -> Any:
     node: Any = model
-    for part in attribute.split("."):
+    for part in attribute.split(".") if attribute else ():
         try:
             node = _child(node, int(part) if part.isdigit() else part)
         except (KeyError, IndexError, TypeError):

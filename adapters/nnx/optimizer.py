@@ -1,8 +1,8 @@
 """Flax NNX: an `nnx.Optimizer` that moves the active modules only, and gradients for these alone.
 
 The freeze contract: while a module is frozen its parameters, its optimizer state and its normalisation statistics do
-not change by a single bit; its gradients are neither computed nor counted in clipping; it runs in inference mode; and
-when it is active again it continues exactly as if the frozen steps had not happened.
+not change by a single bit; its gradients are neither computed nor counted in clipping; and when it is active again it
+continues exactly as if the frozen steps had not happened. It runs in inference mode, or as in training (`frozen_mode`).
 
 Modules are attributes of the model, so there are no labels to write. Both functions work on the split state inside, so
 they serve `nnx.jit`, where the model is updated in place, and pure code under `jax.jit` that splits and merges itself.
@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 from flax import nnx
 
-from adapters.contract import ALWAYS
+from adapters.contract import ALWAYS, FrozenMode, check_frozen_modes
 from adapters.jax.turns import Active, Chooses, PyTree, Turns
-from adapters.nnx.layout import layout_of, leaves_by_path, mask_whole, named, pure
+from adapters.nnx.frozen_modes import Reported, on_gradients
+from adapters.nnx.layout import layout_of, leaves_by_path, mask_whole, named, pure, set_inference_mode
+from adapters.nnx.naming import Modules
 from adapters.optax import active_value_and_grad, alternating, apply_updates, in_force
 from alternator import ConfigurationError
 from alternator.checks import listed
@@ -43,6 +45,14 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         accumulate: The number of calls per update, which uses the mean gradient; a change of `active` waits for it.
         alternator: What chooses `active`, an `alternator.Alternator` or `adapters.jax.DeviceAlternator`, if it is to be
             checked that the turns have its names in its order, and are such as its rule chooses among.
+        frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"``, or ``"batch"`` for
+            players such as those of a GAN: in the modes that they have for training, so that BatchNorm normalises by
+            the batch and dropout is on, but what they hold stays as it is. None is inference mode, with a warning where
+            that may not be meant (docs/freezing.md).
+        modules: Per name of ``transforms`` what it stands for, if that is not the attribute of its name: a path, a
+            pattern whose ``*`` matches dots too, ``"*"`` for the rest of the model, or several of these
+            (``{"adapter": "*.lora_a", "backbone": "*"}``). The deepest match wins, and ``always`` is named so too. A
+            submodule all of whose parameters belong to a module belongs to it, with its statistics and its mode.
 
     Raises:
         ConfigurationError: The model has no such attribute, or one without parameters; a parameter belongs to no module
@@ -78,6 +88,8 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         always: tuple[str | Iterable[str], optax.GradientTransformation] | None = None,
         accumulate: int = 1,
         alternator: Chooses | None = None,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        modules: Modules | None = None,
     ) -> None:
         names: str | Iterable[str] = ()
         transform = None
@@ -85,8 +97,10 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
             names, transform = always
         self._turns = Turns.of(transforms, turns, alternator)
         self._modules = tuple(transforms)
+        self._frozen_modes = tuple(check_frozen_modes(frozen_mode, transforms).items())
+        self._reported = Reported()
         every_step = (names,) if isinstance(names, str) else tuple(names)
-        self._layout = layout = layout_of(model, wrt, self._modules, every_step)
+        self._layout = layout = layout_of(model, wrt, self._modules, every_step, modules)
         tx = alternating(
             {name: _of_variables(name, each) for name, each in transforms.items()},
             layout.labels,
@@ -101,9 +115,10 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
     ) -> Callable[..., tuple[Any, PyTree]]:
         """Like `nnx.value_and_grad`, for the active modules only.
 
-        The modules outside the turn run in inference mode, whatever their own mode, and what they hold besides
-        parameters (normalisation statistics) stays as it is. Variables that a loss adds to the model are dropped:
-        return them as auxiliary data. Inside an accumulation pass ``active=optimizer.in_force(active)``.
+        The modules outside the turn run in inference mode, whatever their own mode, or with ``frozen_mode="batch"`` in
+        their own; and what they hold besides parameters (normalisation statistics) stays as it is. Variables that a
+        loss adds to the model are dropped: return them as auxiliary data. Inside an accumulation pass
+        ``active=optimizer.in_force(active)``.
 
         Args:
             losses: A loss ``(model, *args, **kwargs)``, or one per turn.
@@ -171,10 +186,20 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         """The loss of the model in one turn; what the model holds besides parameters, and auxiliary data."""
         inner = jax.tree.map(lambda array: array, rest)  # variables of this trace, which the loss may change
         model = nnx.merge(graphdef, params, inner)
-        self._layout.set_inference_mode(model, trained)
+        self._set_frozen_modes(model, trained)
         result = loss(model, *args, **kwargs)
         value, aux = result if has_aux else (result, None)
         return value, (self._layout.restore(rest, nnx.state(model), trained), aux)
+
+    def _set_frozen_modes(self, model: nnx.Module, trained: tuple[str, ...]) -> None:
+        """Inference mode for what is frozen, unless it was to be as in training; the model is one of a single trace."""
+        modes = {name: mode for name, mode in self._frozen_modes if name not in trained and mode != "batch"}
+        nodes = list(self._layout.nodes(model, modes))
+        for name, node in nodes:
+            if modes[name] is None and isinstance(node, nnx.BatchNorm) and not node.use_running_average:
+                on_gradients(node, partial(self._reported.warn, name))
+        for _, node in nodes:
+            set_inference_mode(node)
 
     def _complete(self, gradients: PyTree, params: PyTree, active: Active) -> PyTree:
         """The gradients in the tree of the parameters, zeros for what is missing."""

@@ -2,6 +2,7 @@
 
 from adapters.contract import ALWAYS
 from adapters.jax.turns import FROZEN
+from adapters.optax.labels import labels_of
 from adapters.optax.optimizer import (
     AccumulationState,
     AlternatingState,
@@ -10,6 +11,7 @@ from adapters.optax.optimizer import (
     apply_updates,
     in_force,
 )
+from adapters.optax.statistics import keep_frozen
 
 __all__ = [
     "ALWAYS",
@@ -20,4 +22,6 @@ __all__ = [
     "alternating",
     "apply_updates",
     "in_force",
+    "keep_frozen",
+    "labels_of",
 ]

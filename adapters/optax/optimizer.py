@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
 from adapters.contract import ALWAYS
+from adapters.jax.equinox import combined, trainable
 from adapters.jax.turns import Active, Chooses, PyTree, Turns, has_gradient, owners_of
 from alternator import ConfigurationError
 from alternator.checks import check_integer
@@ -104,6 +105,7 @@ def alternating(
     optimizers = {name: optax.with_extra_args_support(transform) for name, transform in given.items()}
 
     def init(params: PyTree) -> AlternatingState:
+        params = trainable(params)
         if not jax.tree.leaves(params):  # a stand-in, with which optax.tree.map_params probes
             return AlternatingState({name: optimizer.init(params) for name, optimizer in optimizers.items()})
         owners = owners_of(params, labels, tuple(optimizers))
@@ -116,11 +118,12 @@ def alternating(
     def update(
         updates: PyTree, state: AlternatingState, params: PyTree = None, *, active: Active, **extra_args: Any
     ) -> tuple[PyTree, AlternatingState]:
+        whole, params, updates = params, trainable(params), trainable(updates)
         reference = updates if params is None else params
         structures: list[Any] = [jax.tree.structure(tree) for tree in (updates, reference)]
         if structures[0] != structures[1]:
             raise ConfigurationError("gradients must have the structure of the parameters; give zeros for frozen ones")
-        step = _Step(optimizers, table, owners_of(reference, labels, tuple(optimizers)), params, extra_args)
+        step = _Step(optimizers, table, owners_of(reference, labels, tuple(optimizers)), params, whole, extra_args)
         if state.accumulation is None:
             return step.update(updates, state.inner_states, table.find(active))
         return step.accumulate(updates, state.inner_states, state.accumulation, table.find(active), accumulate)
@@ -142,17 +145,14 @@ def apply_updates(params: PyTree, updates: PyTree) -> PyTree:
     """Add the updates, and leave a parameter whose update is zero as it is, to the bit.
 
     Use it in place of `optax.apply_updates`: XLA flushes subnormal weights to 0 when it adds a zero to them, and typed
-    random keys among the parameters cannot be added.
+    random keys among the parameters cannot be added. It takes the place of `equinox.apply_updates` too: where an update
+    is None, the leaf stays.
 
     Example:
         >>> apply_updates(jnp.array([-0.0, 1.0]), jnp.array([0.0, 0.5]))
         Array([-0. ,  1.5], dtype=float32)
     """
-    return jax.tree.map(
-        lambda p, u: jnp.where(u == 0, p, jnp.asarray(p + u, jnp.result_type(p))) if _is_number(u) else p,
-        params,
-        updates,
-    )
+    return jax.tree.map(_added, updates, params, is_leaf=lambda node: node is None)
 
 
 def active_value_and_grad(
@@ -199,11 +199,13 @@ def active_value_and_grad(
         raise ConfigurationError(f"losses must be one function, or one per turn {table.names}; got {tuple(per_turn)}")
 
     def evaluate(params: PyTree, *args: Any, active: Active, **kwargs: Any) -> tuple[Any, PyTree]:
-        owners = owners_of(params, labels, known, optional=(ALWAYS,))
+        kept = trainable(params)
+        owners = owners_of(kept, labels, known, optional=(ALWAYS,))
 
         def branch(turn: int, trained: tuple[str, ...]) -> Callable[[], tuple[Any, PyTree]]:
             loss = per_turn[table.names[turn]]
-            return lambda: _differentiate(lambda p: loss(p, *args, **kwargs), params, owners, trained, has_aux)
+            of_kept = lambda p: loss(combined(p, params), *args, **kwargs)  # noqa: E731
+            return lambda: _differentiate(of_kept, kept, owners, trained, has_aux)
 
         index = table.find(active)
         if isinstance(index, int):
@@ -224,6 +226,7 @@ class _Step:
     turns: Turns
     owners: list[str]
     params: PyTree
+    whole: PyTree
     extra_args: dict[str, Any]
 
     def update(
@@ -272,8 +275,9 @@ class _Step:
         structure: Any = jax.tree.structure(self.params)
         given = dict(self.extra_args)
         for key, value in given.items():
-            if self.params is not None and jax.tree.structure(value) == structure:
-                given[key] = _keep(value, self.owners, name)
+            tree = trainable(value)
+            if self.params is not None and jax.tree.structure(tree) == structure:
+                given[key] = _keep(tree, self.owners, name)
         if "value_fn" in given and self.params is not None:
             given["value_fn"] = self._with_the_others(given["value_fn"])
         return given
@@ -285,7 +289,7 @@ class _Step:
         def of_own(own: PyTree, *args: Any, **kwargs: Any) -> Any:
             given = jax.tree.leaves(own, is_leaf=_is_masked)
             filled = [old if _is_masked(new) else new for new, old in zip(given, leaves, strict=True)]
-            return value_fn(jax.tree.unflatten(structure, filled), *args, **kwargs)
+            return value_fn(combined(jax.tree.unflatten(structure, filled), self.whole), *args, **kwargs)
 
         return of_own
 
@@ -327,6 +331,12 @@ def _keep(tree: PyTree, owners: list[str], name: str) -> PyTree:
 
 def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
+
+
+def _added(update: Any, param: Any) -> Any:
+    if update is None or not _is_number(update):
+        return param
+    return jnp.where(update == 0, param, jnp.asarray(param + update, jnp.result_type(param)))
 
 
 def _is_number(leaf: Any) -> bool:

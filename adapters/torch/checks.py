@@ -1,4 +1,4 @@
-"""Checks of what the user gives the PyTorch adapter: ownership, coverage, schedulers; each error has the remedy."""
+"""Checks of what the user gives the PyTorch adapter: ownership, coverage; each error has the remedy."""
 
 import inspect
 import sys
@@ -9,9 +9,8 @@ from typing import TypeVar
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from adapters.contract import ALWAYS, check_disjoint, check_names
+from adapters.contract import ALWAYS, check_names
 from adapters.torch.modules import Freezable
 from adapters.torch.optimizers import check_optimizer
 from adapters.torch.wrappers import unwrapped
@@ -21,22 +20,15 @@ from alternator.checks import listed
 T = TypeVar("T")
 Optimizers = Mapping[str, Optimizer | Sequence[Optimizer]] | Optimizer
 """One per module, or several that each hold a part of it; or one over all."""
-Schedulers = Mapping[str, LRScheduler | Sequence[LRScheduler]]
-"""One per module, or several for its several optimizers."""
 
 
 def check_ownership(groups: Mapping[str, Freezable], model: nn.Module | None) -> None:
-    """Each trainable parameter, and each submodule, has one owner and a name of its own.
+    """Each trainable parameter of the model has an owner, and each parameter and submodule a name of its own.
 
     Raises:
-        ConfigurationError: One has two owners, two have one name; or one of ``model`` has no owner.
+        ConfigurationError: One has no owner, or two have one name.
     """
     _check_distinct([key for group in groups.values() for key in (*group.parameters, *group.submodules)])
-    check_disjoint({name: {id(value): key for key, value in g.parameters.items()} for name, g in groups.items()})
-    check_disjoint(
-        {name: {id(value): key for key, value in group.submodules.items()} for name, group in groups.items()},
-        what="submodule",
-    )
     owned = {id(parameter) for group in groups.values() for parameter in group.parameters.values()}
     named = [] if model is None else unwrapped(model).named_parameters()
     orphans = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in owned]
@@ -169,35 +161,6 @@ def _check_once(parameters: list[nn.Parameter], groups: Mapping[str, Freezable])
                 f"{tuple(parameter.shape)} {fault}; take it out, add it to a module, or declare it with always="
             )
         seen.add(id(parameter))
-
-
-def check_schedulers(groups: Mapping[str, Freezable], schedulers: Schedulers, optimizers: list[Optimizer]) -> None:
-    """Each scheduler moves the learning rate of its own module only.
-
-    Raises:
-        ConfigurationError: It moves another's too, drives none of the optimizers, or needs a metric.
-    """
-    check_names("schedulers", schedulers, groups)
-    for name, scheduler in ((name, each) for name, given in schedulers.items() for each in each_of(given)):
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise ConfigurationError(
-                f"a scheduler must step without a metric, but {name!r} has ReduceLROnPlateau; step that one yourself"
-            )
-        if not any(scheduler.optimizer is optimizer for optimizer in optimizers):
-            raise ConfigurationError(
-                f"the scheduler of {name!r} must drive one of the optimizers given; it drives none"
-            )
-        driven = {id(parameter) for parameter in parameters_of(scheduler.optimizer)}
-        others = [
-            other
-            for other, group in groups.items()
-            if other not in (name, ALWAYS) and any(id(value) in driven for value in group.parameters.values())
-        ]
-        if others:
-            raise ConfigurationError(
-                f"a scheduler must move the learning rate of its own module only, but that of {name!r} also moves "
-                f"{listed(others)}; give each module an optimizer of its own"
-            )
 
 
 def warn_of_recompiles(modules: Iterable[object], num_graphs: int) -> None:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from adapters.contract import ALWAYS, FreezeError, check_turns
+from adapters.contract import ALWAYS, FreezeError, FrozenMode, check_frozen_modes, check_turns
 from adapters.torch.checks import (
     Optimizers,
     check_coverage,
@@ -30,6 +30,7 @@ from adapters.torch.checks import (
     warn_of_recompiles,
 )
 from adapters.torch.modules import Between, Freezable, Parameters
+from adapters.torch.naming import Naming
 from adapters.torch.parallel.fsdp import find_sharded, reshard
 from adapters.torch.parallel.group import check_single, join
 from adapters.torch.storage import check_storage
@@ -78,6 +79,7 @@ class Freezer:
         turns: Per name the modules that train together; by default each name is a module.
         always: What trains in every turn.
         process_group: The processes that train this model together.
+        frozen_mode: How modules run while they are frozen.
         check_ranks_every: Compare decisions and parameters across ranks after this many decisions each.
         rule: What will choose among the names: the alternator's rule.
         with_closure: Whether whoever steps the optimizers gives them a closure.
@@ -107,6 +109,7 @@ class Freezer:
         model: nn.Module | None = None,
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | tuple[Parameters, Optimizer] | None = None,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: ProcessGroup | None = None,
         check_ranks_every: int | None = None,
         rule: Rule | None = None,
@@ -114,11 +117,13 @@ class Freezer:
     ) -> None:
         members = check_turns(names, modules, turns, rule)
         group, extra = _split_pair(always)
-        given = [model, *modules.values(), group]
+        self.naming = Naming(modules, group, model)
+        """What belongs to the modules and the always group."""
+        given = self.naming.modules
         with_others = process_group is not None or _is_distributed()
         if with_others:
             reshard(find_sharded(given))  # so that the groups hold the parameters that optimizers step
-        self.groups = _gather(modules, group)
+        self.groups = self.naming.groups(check_frozen_modes(frozen_mode, modules))
         """The modules and the always group, by name."""
         check_ownership(self.groups, model)
         check_storage(self.groups)
@@ -133,9 +138,9 @@ class Freezer:
         self.num_changes = 0
         """How often what trains may have changed: at each switch, with other parameters, or by the user's hand."""
         self._required: list[bool] = []
-        warn_of_recompiles([model, *modules.values()], len({frozenset(turn) for turn in members.values()}))
+        warn_of_recompiles(given, len({frozenset(turn) for turn in members.values()}))
         self._between = Between(model, self.groups.values())
-        self._watches = {name: Watch(module, model) for name, module in self.groups.items()}
+        self._watches = {name: Watch(module) for name, module in self.groups.items()}
         self._parameters = _parameters_of(self.groups.values())
         self.turns = {name: _plan(self.groups, turn) for name, turn in members.items()}
         """What each name trains."""
@@ -198,12 +203,9 @@ class Freezer:
 
     def _look_again(self) -> bool:
         """Whether a group has other parameters or submodules than before."""
-        always = self.groups.get(ALWAYS)
-        changed = [always is not None and always.look_again()]
-        taken = _ids_of(always)
-        changed += [group.look_again(taken) for name, group in self.groups.items() if name != ALWAYS]
+        changed = self.naming.look_again(self.groups)
         self._between.look_again(self.groups.values())
-        return any(changed)
+        return changed
 
     def _cover(self) -> None:
         self._uncovered = check_coverage(self.groups, self._given_optimizers, self.optimizers)
@@ -233,9 +235,19 @@ class Freezer:
             group.activate()
 
     def train(self) -> None:
-        """Training mode for what is active, inference mode for what is frozen."""
+        """Training mode for what is active, its frozen mode for what is frozen.
+
+        Warns if nothing has a training mode, as where all was in inference mode at first (pretrained models).
+        """
+        trainable = [group.has_training_mode for group in self.groups.values() if group.submodules]
+        if trainable and not any(trainable):
+            warnings.warn(
+                "train() must find what was in training mode when this was built, but all modules were in inference "
+                "mode, which is kept as your choice: call model.train() before you build this",
+                stacklevel=3,
+            )
         self._between.set_training_mode()
-        self.set_frozen_inference_mode()
+        self.set_frozen_modes()
         for module in self.turn.active:
             module.set_training_mode()
 
@@ -245,10 +257,10 @@ class Freezer:
         for group in self.groups.values():
             group.set_inference_mode()
 
-    def set_frozen_inference_mode(self) -> None:
-        """Inference mode for what is frozen, whatever has put it in training mode; the rest stays as it is."""
+    def set_frozen_modes(self) -> None:
+        """Its frozen mode for what is frozen, whatever mode it has been put in; the rest stays as it is."""
         for module in self.turn.frozen:
-            module.set_inference_mode()
+            module.set_frozen_mode()
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
@@ -259,17 +271,17 @@ class Freezer:
         """Refuse a forward pass that has changed what is frozen.
 
         Raises:
-            FreezeError: A frozen module is in training mode (buffers that this has changed are put back), or has been
-                written.
+            FreezeError: A frozen module is in training mode and not to be (buffers that this has changed are put
+                back), or has been written.
             ConfigurationError: Several processes have been started since this was built.
         """
         if self.ranks is None and _is_distributed():
             check_single()
-        training = [key for key, submodule in self.turn.frozen_submodules if submodule.training]
+        training = [key for module in self.turn.frozen for key in module.find_unfixed()]
         if training:
             left = [name for watch in self._watches.values() for name in watch.restore()]
             raise FreezeError(
-                f"a frozen module must be in inference mode, but {listed(training)} is in training mode: call train() "
+                f"a frozen module must be in its frozen mode, but {listed(training)} is in training mode: call train() "
                 "of the AlternatingOptimizer where you call model.train(). Normalisation statistics and other small "
                 f"buffers are as they were{f'; {listed(left)} has been written' if left else ''}"
             )
@@ -418,20 +430,6 @@ def _plan(groups: Mapping[str, Freezable], modules: tuple[str, ...]) -> Turn:
 
 def _parameters_of(groups: Iterable[Freezable]) -> tuple[nn.Parameter, ...]:
     return tuple(parameter for group in groups for parameter in group.parameters.values())
-
-
-def _gather(modules: Mapping[str, Parameters], always: Parameters | None) -> dict[str, Freezable]:
-    """The modules, and the always group if there is one; what is declared always belongs to no module."""
-    if always is None:
-        return {name: Freezable(name, module) for name, module in modules.items()}
-    group = Freezable(ALWAYS, always)
-    taken = _ids_of(group)
-    return {**{name: Freezable(name, module, taken) for name, module in modules.items()}, ALWAYS: group}
-
-
-def _ids_of(group: Freezable | None) -> set[int]:
-    """The ``id`` of its parameters and submodules."""
-    return set() if group is None else {id(item) for item in (*group.parameters.values(), *group.submodules.values())}
 
 
 def _count(optimizers: Iterable[Optimizer]) -> int:

@@ -86,13 +86,13 @@ class PendingLosses:
         self._steps: deque[tuple[int, LateLosses]] = deque()
         self._sums: dict[str, tuple[Loss, int]] = {}
 
-    def add(self, losses: Mapping[str, Loss]) -> None:
-        """Add the losses of one micro-step to the step's means."""
+    def add(self, losses: Mapping[str, Loss], *, summed: bool = False) -> None:
+        """Add the losses of one micro-step to the step's means; or to its sums, if they are parts of a whole."""
         for name, value in losses.items():
             detached = value.detach() if isinstance(value, Tensor) else value
             if name in self._sums:
                 total, count = self._sums[name]
-                self._sums[name] = (total + _widened(detached), count + 1)
+                self._sums[name] = (total + _widened(detached), count + (not summed))
             else:
                 self._sums[name] = (detached, 1)
 

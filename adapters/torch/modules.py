@@ -1,17 +1,38 @@
 """One module, frozen or active: requires_grad, gradients and training modes, the user's own choices kept."""
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from adapters.torch.wrappers import shells, unwrapped
+from adapters.contract import FrozenMode
+from adapters.torch.frozen_modes import Tracking, Unchosen, check_batch_mode, has_statistics, may_write
+from adapters.torch.wrappers import join, shells, unwrapped
 from alternator import ConfigurationError
 from alternator.checks import listed
 
-Parameters = nn.Module | Tensor | Iterable[Tensor]
-"""A module, or parameters alone: leaf tensors that require gradients will do, as the temperature of SAC is one."""
+Parameters = nn.Module | Tensor | str | Iterable[nn.Module | Tensor | str]
+"""A module, a parameter, a leaf tensor that requires gradients (as the temperature of SAC is one), or a name within
+``model=`` (see `adapters.parts`); or several of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What belongs to one module as the user named it; `adapters.torch.naming` finds it."""
+
+    name: str
+    """The name for messages and saved states."""
+    parameters: dict[str, nn.Parameter]
+    submodules: dict[str, nn.Module]
+    roots: dict[str, nn.Module]
+    """Those of the submodules that were named, whose ``train()`` is called; parameters alone have none."""
+    shells: list[tuple[str, nn.Module]]
+    """The DDP wrappers around roots, each with the name of its root."""
+    others: list[nn.Module]
+    """Submodules within the roots that belong to other parts."""
+    loaded: list[nn.Module]
+    """The modules whose ``load_state_dict`` may write it."""
 
 
 class Freezable:
@@ -21,37 +42,36 @@ class Freezable:
     so: these choices are read when this is built, and again before each switch.
 
     Args:
-        name: The name for messages and saved states.
-        module: A module, or parameters alone (which have no mode and no buffers to fix).
-        excluded: The ``id`` of parameters and submodules that belong to the always group.
+        part: What belongs to it.
+        frozen_mode: How it runs while it is frozen; None is inference mode, with a warning of gradients through it.
 
     Raises:
-        ConfigurationError: There are no parameters, some are lazy, or the module has a wrapper that is refused.
+        ConfigurationError: There are no parameters, some are lazy, a submodule follows no modes, or cannot run in this
+            one.
     """
 
-    def __init__(self, name: str, module: Parameters, excluded: Collection[int] = ()) -> None:
-        self.name = name
-        self.root = unwrapped(module) if isinstance(module, nn.Module) else None
-        if self.root is not None:
-            _check_modes(name, self.root)
-        self._shells = shells(module) if isinstance(module, nn.Module) else []
-        self._take(_named_parameters(name, module if self.root is None else self.root), excluded)
+    def __init__(self, part: Part, frozen_mode: FrozenMode | None = None) -> None:
+        self.name = part.name
+        self._frozen_mode = frozen_mode
+        self._tracking = Tracking()
+        self._unchosen = Unchosen(part.name)
+        self._take(part)
+        for key, root in part.roots.items():
+            _check_modes(key, root)
         self.user_frozen: set[str] = set()
         self.inference = self._in_inference_mode()
         self.remember_active()
 
-    def look_again(self, excluded: Collection[int] = ()) -> bool:
-        """Find what has been added to the module, or taken out, since this was built; False if nothing has.
+    def look_again(self, part: Part) -> bool:
+        """Take what belongs to the module now; False if that is what did before.
 
         What is new trains if it requires gradients; of what was there before the user's choices stay.
         """
-        if self.root is None or self._made_of == self._parts(excluded):
-            return False
         parameters, submodules = self.parameters, self.submodules
         frozen = {id(parameters[key]) for key in self.user_frozen}
         known = {id(parameter) for parameter in parameters.values()}
         inference = {id(submodules[key]) for key in self.inference}
-        self._take(_named_parameters(self.name, self.root), excluded)
+        self._take(part)
         if _are_same(parameters, self.parameters) and _are_same(submodules, self.submodules):
             return False
         self.user_frozen = {
@@ -68,7 +88,7 @@ class Freezable:
         A whole module in inference mode is being evaluated; its modes are the user's choice only when this is built.
         """
         self.user_frozen = {key for key, parameter in self.parameters.items() if not parameter.requires_grad}
-        if self.root is not None and self.root.training:
+        if any(root.training for root in self._part.roots.values()):
             self.inference = self._in_inference_mode()
 
     def remember_frozen(self) -> None:
@@ -76,18 +96,48 @@ class Freezable:
         self.user_frozen -= {key for key, parameter in self.parameters.items() if parameter.requires_grad}
 
     def freeze(self) -> None:
-        """No gradients, none left over, inference mode."""
+        """No gradients, none left over, the frozen mode."""
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
-        self.set_inference_mode()
+        if self._frozen_mode is None:
+            norms = [norm for key, norm in self._norms.items() if key not in self.inference]
+            self._unchosen.listen(norms, self.parameters.values())
+        self.set_frozen_mode()
 
     def activate(self) -> None:
         """Gradients and training mode, but for what the user froze or put in inference mode."""
         for key, parameter in self.parameters.items():
             parameter.requires_grad_(key not in self.user_frozen)
             parameter.grad = None
+        self._unchosen.stop()
+        self._tracking.resume()
         self.set_training_mode()
+
+    def set_frozen_mode(self) -> None:
+        """Inference mode; with ``"batch"`` only for what may write in training mode and what the user put there."""
+        self._set_modes(self._fixed)
+        if self._frozen_mode == "batch":
+            self._tracking.stop(norm for key, norm in self._norms.items() if key not in self.inference)
+
+    def find_unfixed(self) -> list[str]:
+        """The names of submodules whose training mode does not go with the frozen mode: what they hold would change."""
+        fixed = self._fixed
+        return [
+            key
+            for key, submodule in self.submodules.items()
+            if submodule.training and (key in fixed or (key in self._norms and submodule.track_running_stats))
+        ]
+
+    @property
+    def _fixed(self) -> Collection[str]:
+        """The submodules that are in inference mode while this is frozen."""
+        return self.inference | self._writers if self._frozen_mode == "batch" else self.submodules
+
+    @property
+    def has_training_mode(self) -> bool:
+        """False if all of it was in inference mode when this was built, and stays so."""
+        return len(self.inference) < len(self.submodules)
 
     def set_inference_mode(self) -> None:
         """Put every submodule in inference mode: dropout off, normalisation statistics fixed."""
@@ -97,36 +147,32 @@ class Freezable:
         """Put the submodules in training mode, but for those that the user put in inference mode."""
         self._set_modes(self.inference)
 
-    def _take(self, parameters: dict[str, nn.Parameter], excluded: Collection[int]) -> None:
-        if not parameters:
+    def _take(self, part: Part) -> None:
+        if not part.parameters:
             raise ConfigurationError(f"a module must have parameters, but {self.name!r} has none; leave it out")
-        lazy = [key for key, parameter in parameters.items() if is_lazy(parameter)]
+        lazy = [key for key, parameter in part.parameters.items() if is_lazy(parameter)]
         if lazy:
             raise ConfigurationError(
                 f"a parameter must be initialized, but {listed(lazy)} is lazy; run a forward pass before this is built"
             )
-        inside = {} if self.root is None else {_join(self.name, key): sub for key, sub in self.root.named_modules()}
-        self.parameters = {key: parameter for key, parameter in parameters.items() if id(parameter) not in excluded}
-        self.submodules = {key: submodule for key, submodule in inside.items() if id(submodule) not in excluded}
-        self._others = [submodule for submodule in inside.values() if id(submodule) in excluded]
-        self._inside = list(inside.values())
-        self._made_of = self._parts(excluded)
-
-    def _parts(self, excluded: Collection[int]) -> tuple[Collection[int], list[tuple[str, int]]]:
-        """What the module is made of, without the names that cost time: nothing is added but to a part of it."""
-        parts = [part for inside in self._inside for part in (*inside._modules.items(), *inside._parameters.items())]
-        return excluded, [(key, id(part)) for key, part in parts]
+        self._part = part
+        self.parameters, self.submodules, self.loaded = part.parameters, part.submodules, part.loaded
+        self._norms = {key: submodule for key, submodule in self.submodules.items() if has_statistics(submodule)}
+        self._writers = {key for key, submodule in self.submodules.items() if may_write(submodule)}
+        if self._frozen_mode == "batch":
+            check_batch_mode(self.submodules)
 
     def _in_inference_mode(self) -> set[str]:
         return {key for key, submodule in self.submodules.items() if not submodule.training}
 
     def _set_modes(self, inference: Collection[str]) -> None:
-        for shell in self._shells:
-            shell.training = self.name not in inference
-        if self.root is None or all(sub.training != (key in inference) for key, sub in self.submodules.items()):
+        for key, shell in self._part.shells:
+            shell.training = key not in inference
+        if all(submodule.training != (key in inference) for key, submodule in self.submodules.items()):
             return
-        others = [(submodule, submodule.training) for submodule in self._others]
-        self.root.train(self.name not in inference)  # for modules that override train()
+        others = [(submodule, submodule.training) for submodule in self._part.others]
+        for key, root in self._part.roots.items():
+            root.train(key not in inference)  # for modules that override train()
         for key, submodule in self.submodules.items():
             if submodule.training == (key in inference):
                 submodule.training = not submodule.training
@@ -177,35 +223,10 @@ def _check_modes(name: str, root: nn.Module) -> None:
                 submodule.train(submodule.training)
             except NotImplementedError as error:
                 raise ConfigurationError(
-                    f"a module must follow train() and eval(), but {_join(name, key)!r} cannot ({error}): give what it "
+                    f"a module must follow train() and eval(), but {join(name, key)!r} cannot ({error}): give what it "
                     "was exported from, or list(module.parameters()) if it has neither dropout nor normalisation"
                 ) from error
 
 
-def _named_parameters(name: str, module: Parameters) -> dict[str, nn.Parameter]:
-    if isinstance(module, nn.Module):
-        return {_join(name, key): parameter for key, parameter in module.named_parameters()}
-    given = [module] if isinstance(module, Tensor) else module
-    parameters: dict[str, Any] = {f"{name}[{index}]": parameter for index, parameter in enumerate(given)}
-    wrong = [key for key, parameter in parameters.items() if not _can_train(parameter)]
-    if wrong:
-        raise ConfigurationError(
-            "a module must be an nn.Module or an iterable of nn.Parameter, or of leaf tensors that require gradients; "
-            f"{listed(wrong)} is not"
-        )
-    return parameters
-
-
-def _can_train(parameter: object) -> bool:
-    return isinstance(parameter, nn.Parameter) or (
-        isinstance(parameter, Tensor) and parameter.is_leaf and parameter.requires_grad
-    )
-
-
 def _are_same(before: Mapping[str, object], now: Mapping[str, object]) -> bool:
     return before.keys() == now.keys() and all(before[key] is now[key] for key in before)
-
-
-def _join(name: str, key: str) -> str:
-    """A dotted name, the same whether or not a part of the module is compiled."""
-    return ".".join(part for part in (name, *key.split(".")) if part not in ("", "_orig_mod"))

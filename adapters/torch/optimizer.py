@@ -14,12 +14,13 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import TypeVar  # with a default, as in Python 3.13; PyTorch requires it
 
-from adapters.contract import FreezeError
-from adapters.torch.checks import Optimizers, Schedulers
+from adapters.contract import FreezeError, FrozenMode
+from adapters.torch.checks import Optimizers
 from adapters.torch.decisions import Decisions, refusing_damage
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters
+from adapters.torch.schedules import Schedulers
 from adapters.torch.states import States
 from adapters.torch.stepping import Stepper, forget_unscaled
 from adapters.torch.unfrozen import unfrozen
@@ -41,20 +42,28 @@ class AlternatingOptimizer(Generic[Decided]):
 
     Args:
         alternator: Decides who trains.
-        modules: Per module name an ``nn.Module``, or an iterable of parameters (which has no mode and no buffers).
+        modules: Per module name what belongs to it: an ``nn.Module``, a parameter, a leaf tensor that requires
+            gradients, a path or pattern within ``model`` (``"head"``, ``"*.lora_A"``; ``"*"`` is the rest), or an
+            iterable that mixes these. What another names more closely is that one's: ``{"backbone": model, "head":
+            model.fc}``. Parameters alone have modes and buffers only where a submodule of ``model``, or of what another
+            names, has no other parameters.
         optimizers: One optimizer per module name, or a list of several that each hold a part of it (SparseAdam for a
             table, Muon for matrices, and AdamW for the rest); or one over all.
-        model: The model that holds them all: parameters that belong to none are refused, and `train` and `eval` reach
-            what lies between the modules (dropout, the model's own flag).
+        model: The model that holds them all: names are looked up in it, parameters that belong to none are refused, and
+            `train` and `eval` reach what lies between the modules (dropout, the model's own flag).
         turns: Per name of the alternator the modules that train together; by default each name is a module.
-        always: What trains in every step (fusion or uncertainty weights, a shared embedding): a module or parameters
-            that one of the optimizers covers, or a pair of these and an optimizer of their own.
+        always: What trains in every step (fusion or uncertainty weights, a shared embedding), named as in ``modules``
+            and covered by one of the optimizers; or a pair of this and an optimizer of its own.
         schedulers: Per module name (or ``"always"``) a scheduler, or a list of several, stepped after each update of
-            that module only.
+            that module only. ``(scheduler, "epoch")`` in place of one: stepped by `end_epoch`, if the module trained.
         clip_norm: Clip the gradients of what trains in the step, the always group included, to this total norm.
         scaler: A GradScaler for float16. A step that it skips counts as skipped (``updated=False``).
         accumulate: Micro-steps per update. Gradients and recorded losses are their means.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
+        frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"``, or ``"batch"`` for
+            players such as those of a GAN: BatchNorm normalises by the batch and dropout is on, as in training, but
+            nothing that the module holds changes. None is inference mode, with a warning where that may not be meant
+            (docs/freezing.md).
         process_group: The processes that train this model together: losses are averaged over them, so that all decide
             the same. By default that of the DistributedDataParallel in ``model`` or ``modules`` (docs/distributed.md).
         check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
@@ -91,6 +100,7 @@ class AlternatingOptimizer(Generic[Decided]):
         scaler: GradScaler | None = None,
         accumulate: Literal[1] = 1,
         delay: int = 1,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None: ...
@@ -110,6 +120,7 @@ class AlternatingOptimizer(Generic[Decided]):
         scaler: GradScaler | None = None,
         accumulate: int,
         delay: int = 1,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None: ...
@@ -128,6 +139,7 @@ class AlternatingOptimizer(Generic[Decided]):
         scaler: GradScaler | None = None,
         accumulate: int = 1,
         delay: int = 1,
+        frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None:
@@ -144,16 +156,17 @@ class AlternatingOptimizer(Generic[Decided]):
             model=model,
             turns=turns,
             always=always,
+            frozen_mode=frozen_mode,
             process_group=process_group,
             check_ranks_every=check_ranks_every,
             rule=alternator.rule,
         )
         self._stepper = Stepper(self._freezer, schedulers=schedulers, clip_norm=clip_norm, scaler=scaler)
-        self._states = States(self._freezer, schedulers or {}, scaler)
+        self._states = States(self._freezer, schedulers, scaler)
         self._scaler = scaler
         self._accumulate = accumulate
         self._micro_step = 0
-        self._decisions = Decisions(alternator, self._freezer, delay)
+        self._decisions = Decisions(alternator, self._freezer, delay, self._stepper.epochs)
 
     @property
     def alternator(self) -> Alternator:
@@ -234,6 +247,43 @@ class AlternatingOptimizer(Generic[Decided]):
         self._forget_unscaled()
         return self._close_step(updated=False)
 
+    def end_epoch(self, values: Loss | Mapping[str, Loss] | None = None) -> None:
+        """Advance the schedulers given with ``"epoch"``, each if its module was updated since the last `end_epoch`.
+
+        Call it once at the end of each epoch, between updates; it decides nothing. A module that was frozen throughout,
+        or whose every update the scaler skipped, keeps its learning rate: its ``last_epoch`` counts its own epochs.
+
+        Args:
+            values: What ReduceLROnPlateau compares: a module's own value by module, or one for all; averaged over the
+                processes that train together. A module that did not train needs none.
+
+        Raises:
+            LossError: The value of a ReduceLROnPlateau whose module trained is missing, or is not a scalar. No
+                scheduler has moved then.
+            UnknownModuleError: ``values`` has a name that is no module.
+            FreezeError: In the middle of an accumulation.
+
+        Example:
+            >>> import torch
+            >>> from alternator import Alternator, Cycle
+            >>> modules = {"encoder": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 1)}
+            >>> optimizers = {name: torch.optim.SGD(module.parameters(), lr=1.0) for name, module in modules.items()}
+            >>> halve = {
+            ...     name: (torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), "epoch")
+            ...     for name, optimizer in optimizers.items()
+            ... }
+            >>> alternating = AlternatingOptimizer(
+            ...     Alternator(modules, rule=Cycle(5)), modules, optimizers, schedulers=halve
+            ... )
+            >>> for step in range(3):  # an epoch in which the encoder trains
+            ...     decision = alternating.step(modules["head"](modules["encoder"](torch.ones(1, 2))).sum())
+            >>> alternating.end_epoch()
+            >>> {name: optimizer.param_groups[0]["lr"] for name, optimizer in optimizers.items()}
+            {'encoder': 0.5, 'head': 1.0}
+        """
+        self._check_boundary("end_epoch")
+        self._decisions.end_epoch(values, self.mean_over_ranks)
+
     def mean_over_ranks(self, value: Loss) -> Tensor:
         """The mean of a scalar over all processes, which must all call this; the scalar itself if there is only one.
 
@@ -250,7 +300,7 @@ class AlternatingOptimizer(Generic[Decided]):
         self._freezer.zero_grad()
 
     def train(self) -> None:
-        """Training mode for what is active, inference for what is frozen: call it where you called model.train()."""
+        """Training mode for what is active, its frozen mode for what is not: call it where you called model.train()."""
         self._freezer.train()
 
     def eval(self) -> None:

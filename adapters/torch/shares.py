@@ -99,17 +99,27 @@ class Shares:
     def __init__(self, freezer: Freezer) -> None:
         self._freezer = freezer
         self._num_changes = -1
+        self._every: dict[Optimizer, Share] = {}
         self._found: list[Share] = []
 
     def find(self) -> list[Share]:
         """One per optimizer that has something to train."""
-        if self._num_changes != self._freezer.num_changes:
-            training = self._freezer.training()
-            frozen = {id(parameter) for parameter in self._freezer.turn.frozen_parameters}
-            every = [Share(optimizer, training, frozen) for optimizer in self._freezer.optimizers]
-            self._found = [share for share in every if share.parameters]
-            self._num_changes = self._freezer.num_changes
+        self._look()
         return self._found
+
+    def of(self, optimizer: Optimizer) -> Share:
+        """That of one optimizer, which may be nothing."""
+        self._look()
+        return self._every[optimizer]
+
+    def _look(self) -> None:
+        if self._num_changes == self._freezer.num_changes:
+            return
+        training = self._freezer.training()
+        frozen = {id(parameter) for parameter in self._freezer.turn.frozen_parameters}
+        self._every = {optimizer: Share(optimizer, training, frozen) for optimizer in self._freezer.optimizers}
+        self._found = [share for share in self._every.values() if share.parameters]
+        self._num_changes = self._freezer.num_changes
 
 
 def showing(shares: Iterable[Share]) -> AbstractContextManager[None]:
@@ -140,14 +150,20 @@ class ShownSteps:
     """
 
     def __init__(self, optimizer: Optimizer, freezer: Freezer) -> None:
+        self._optimizer = optimizer
         self._freezer = freezer
         self._shares = Shares(freezer)
-        self._shown: list[Share] = []
+        self._shown: Share | None = None
         self._depth = 0
         self._hooks = (
             optimizer.register_step_pre_hook(self._enter),
             optimizer.register_step_post_hook(self._leave),
         )
+
+    @property
+    def trains(self) -> bool:
+        """Whether something of the optimizer trains."""
+        return bool(self._shares.of(self._optimizer).parameters)
 
     def reset(self) -> None:
         """The optimizer is whole again after a step that failed, which calls no hook."""
@@ -171,8 +187,8 @@ class ShownSteps:
         if not self._depth:
             shown = self._shown
             self._hide()
-            for share in shown:
-                share.check_options()
+            if shown is not None:
+                shown.check_options()
 
     def _seeing_all(self, given: Any) -> Any:
         if not callable(given):
@@ -188,17 +204,16 @@ class ShownSteps:
         return seeing_all
 
     def _show(self) -> None:
-        if self._shown:
+        if self._shown is not None:
             return
         self._freezer.take_new_groups()
-        self._shown = self._shares.find()
-        for share in self._shown:
-            share.show()
+        self._shown = self._shares.of(self._optimizer)
+        self._shown.show()
 
     def _hide(self) -> None:
-        for share in self._shown:
-            share.hide()
-        self._shown = []
+        if self._shown is not None:
+            self._shown.hide()
+        self._shown = None
 
 
 def _skips_missing_gradients(optimizer: Optimizer) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from adapters.torch.checks import Schedulers, each_of, parameters_of
+from adapters.torch.checks import parameters_of
 from adapters.torch.freezer import Freezer
+from adapters.torch.schedules import Schedulers, list_schedulers
 from alternator import StateError
 from alternator.checks import listed
 
@@ -32,13 +32,9 @@ class States:
         scaler: The GradScaler.
     """
 
-    def __init__(self, freezer: Freezer, schedulers: Schedulers, scaler: GradScaler | None) -> None:
+    def __init__(self, freezer: Freezer, schedulers: Schedulers | None, scaler: GradScaler | None) -> None:
         self._freezer = freezer
-        self._schedulers = {
-            name if isinstance(given, LRScheduler) else f"{name}[{number}]": scheduler
-            for name, given in schedulers.items()
-            for number, scheduler in enumerate(each_of(given))
-        }
+        self._schedulers = {each.key: each.scheduler for each in list_schedulers(schedulers)}
         self._scaler = scaler
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 
-from adapters.torch.checks import Schedulers, check_schedulers, each_of, needs_no_closure, parameters_of
+from adapters.torch.checks import needs_no_closure, parameters_of
 from adapters.torch.freezer import Freezer
+from adapters.torch.schedules import Epochs, Schedulers, check_schedulers, list_schedulers
 from adapters.torch.shares import Shares, showing
 from alternator import ConfigurationError
 from alternator.checks import one_line
@@ -19,7 +20,8 @@ class Stepper:
 
     Args:
         freezer: Knows the turns and holds the optimizers.
-        schedulers: Per module name (or ``"always"``) a scheduler or several, stepped after that module's updates only.
+        schedulers: Per module name (or ``"always"``) a scheduler or several, stepped after that module's updates only,
+            or as ``(scheduler, "epoch")`` by `epochs`.
         clip_norm: Clip the gradients of all that trains to this total norm.
         scaler: A GradScaler for float16, which skips updates whose gradients are not finite.
         step: Steps optimizers and returns those that updated; by default `step_optimizers`.
@@ -39,14 +41,16 @@ class Stepper:
     ) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ConfigurationError(f"clip_norm must be above 0 or None, got {clip_norm!r}")
-        given = schedulers or {}
+        given = list_schedulers(schedulers)
         check_schedulers(freezer.groups, given, freezer.optimizers)
+        self.epochs = Epochs(given, freezer.groups)
+        """The schedulers that move at the end of an epoch."""
         self._clip_norm = clip_norm
         self._scaler = scaler
         self._step = partial(step_optimizers, scaler=scaler) if step is None else step
         self._shares = Shares(freezer)
         self._turn_schedulers = {
-            name: [scheduler for key in given if turn.trains(key) for scheduler in each_of(given[key])]
+            name: [scheduled for scheduled in given if turn.trains(scheduled.module)]
             for name, turn in freezer.turns.items()
         }
         self.grad_norm: Tensor | None = None
@@ -64,9 +68,13 @@ class Stepper:
             except (TypeError, ValueError, RuntimeError, AssertionError) as error:
                 refuse_closures(stepping, error)
                 raise
-        for scheduler in self._turn_schedulers[name]:
-            if any(scheduler.optimizer is optimizer for optimizer in updated):
-                scheduler.step()
+        for scheduled in self._turn_schedulers[name]:
+            if not scheduled.drives(updated):
+                continue
+            if scheduled.per_epoch:
+                self.epochs.note(scheduled)
+            else:
+                scheduled.scheduler.step()
         return len(updated) == len(stepping)
 
 

@@ -31,16 +31,14 @@ class Watch:
 
     Args:
         group: The module.
-        model: Loads the parameters if there is no module, but parameters alone.
     """
 
-    def __init__(self, group: Freezable, model: nn.Module | None) -> None:
+    def __init__(self, group: Freezable) -> None:
         self._group = group
         self._is_running = False
         self._exempt: frozenset[int] = frozenset()
-        loaded = model if group.root is None else group.root
-        if loaded is not None:
-            loaded.register_load_state_dict_post_hook(_LoadHook(self))  # type: ignore[no-untyped-call]
+        self._hooked: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._hook()
 
     def start(self, exempt: frozenset[int]) -> None:
         """Remember how often each has been written, and the values of small buffers.
@@ -48,6 +46,7 @@ class Watch:
         Args:
             exempt: The ``id`` of buffers that something writes on purpose, always with the same values.
         """
+        self._hook()
         self._is_running = True
         self._exempt = exempt
         named: dict[str, Tensor] = {key: p for key, p in self._group.parameters.items() if not p.is_inference()}
@@ -58,6 +57,12 @@ class Watch:
         self._copies = {
             key: buffer.clone() for key, (_, _, buffer) in self._places.items() if buffer.numel() <= COPIED_SIZE
         }
+
+    def _hook(self) -> None:
+        for module in self._group.loaded:
+            if module not in self._hooked:
+                module.register_load_state_dict_post_hook(_LoadHook(self))  # type: ignore[no-untyped-call]
+                self._hooked.add(module)
 
     def stop(self) -> None:
         """The module trains: it may be written."""

@@ -36,6 +36,11 @@ def shells(module: nn.Module) -> list[DistributedDataParallel]:
     return found
 
 
+def join(name: str, key: str) -> str:
+    """A dotted name, the same whether or not a part of the module is compiled."""
+    return ".".join(part for part in (name, *key.split(".")) if part not in ("", "_orig_mod"))
+
+
 def _inside(module: nn.Module) -> nn.Module | None:
     if isinstance(module, DistributedDataParallel):
         inside: nn.Module | None = module.module

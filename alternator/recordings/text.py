@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from alternator.recordings.replay import CAVEAT, Replay
 from alternator.recordings.sweep import SweepRow
 from alternator.recordings.tables import LossTable
+from alternator.starvation import longest_sensible_wait
 
 MAX_SWITCHES = 20
 """The number of switches that are listed at most."""
@@ -97,6 +98,13 @@ def _render_notes(result: Replay) -> list[str]:
     broken = [f"{count} of {name}" for name, count in result.nonfinite_losses.items() if count]
     if broken:
         notes.append(f"Non-finite losses: {', '.join(broken)}. They never count as convergence.")
+    allowed = longest_sensible_wait(len(result.steps))
+    waits = [f"{name} for {wait:,}" for name, wait in result.longest_wait.items() if allowed and wait > allowed]
+    if waits:
+        notes.append(
+            f"Long waits: {', '.join(waits)} of {len(result.steps):,} steps, more than a tenth of them. Limit the "
+            "tenures (max_steps, max_wait), or take cycle."
+        )
     return ["", *map(_wrap, notes)] if notes else []
 
 

@@ -19,6 +19,10 @@ MEAN_TO_SD = 1.2533
 """The same for the mean absolute deviation, which stands in where the median is 0."""
 MAX_POINTS = 32
 """The maximum number of points of a line: more losses are averaged in groups of equal size first (batch means)."""
+MIN_RISE = 3
+"""The minimum number of losses of which a rise can be told: a line through two is always certain."""
+SURE_RISE = 1.645
+"""The number of standard errors above 0 from which a slope is called a rise: a one-sided confidence of 95%."""
 MAX_AUTOCORRELATION = 0.99
 """The maximum of the estimated autocorrelation: the standard error is inflated at most 14-fold."""
 
@@ -115,6 +119,19 @@ def rises(losses: Sequence[float]) -> bool:
     """
     moment: float = sum(map(mul, _positions(len(losses)), losses))
     return moment > 0
+
+
+def surely_rises(losses: Sequence[float]) -> bool:
+    """Whether the slope of three or more losses is above 0 by `SURE_RISE` standard errors; never of fewer.
+
+    Example:
+        >>> surely_rises([0.9, 1.0, 1.2, 1.3]), surely_rises([1.0, 1.3, 0.9, 1.1]), surely_rises([1.0, 1.1])
+        (True, False, False)
+    """
+    if len(losses) < MIN_RISE:
+        return False
+    line = least_squares(losses)
+    return line.slope > SURE_RISE * line.stderr
 
 
 @lru_cache(maxsize=256)

@@ -48,6 +48,11 @@ class Cycle:
             set_fields(self, steps=check_integer("steps", steps, 1))
 
     @property
+    def tenure_limit(self) -> tuple[str, float]:
+        """The parameter that limits how long others wait, and its value; see `Rule`."""
+        return "steps", max(self.steps) if isinstance(self.steps, tuple) else self.steps
+
+    @property
     def ring_size(self) -> int:
         """No losses are needed."""
         return 0

@@ -85,6 +85,11 @@ class Gain:
         )
 
     @property
+    def tenure_limit(self) -> tuple[str, float]:
+        """The parameter that limits how long others wait, and its value; see `Rule`."""
+        return "max_wait", self.max_wait
+
+    @property
     def ring_size(self) -> int:
         """The window."""
         return self.window

@@ -9,6 +9,7 @@ from alternator.checks import check_choice, check_integer, check_max_steps, chec
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._names import by_name
+from alternator.rules._regression import MIN_RISE, surely_rises
 
 BURST = 16
 """The maximum number of losses judged at one decision: of more, the newest."""
@@ -59,7 +60,11 @@ class Patience:
     the two libraries; give losses that may be negative the mode "abs".
 
     On a device in float32, decisions agree with these unless a loss (or its average) lies within
-    1e-6 · (abs(best) + threshold) of what would be better than the best.
+    1e-6 · (abs(best) + threshold) of what would be better than the best. Whether the bad losses rise agrees unless
+    their slope lies within 1e-5 of their range of 1.645 standard errors.
+
+    Where it switches because the bad losses rise, by more than 1.645 standard errors of their slope, the decision says
+    so (`Reason.RISING_OUT_OF_PATIENCE`), and that is no plateau; in mode "max" the values fall then.
 
     A loss that is measured against another player (a GAN's) is no progress: take `Cycle` there.
 
@@ -109,6 +114,11 @@ class Patience:
         )
 
     @property
+    def tenure_limit(self) -> tuple[str, float | None]:
+        """The parameter that limits how long others wait, and its value; see `Rule`."""
+        return "max_steps", self.max_steps
+
+    @property
     def ring_size(self) -> int:
         """The maximum number of losses judged at one decision."""
         return BURST
@@ -146,13 +156,19 @@ class Patience:
             state = self._judge(state, facts)
             if state.bad > self.patience:
                 cooldown = _with(state.cooldown, facts.active, self.cooldown)
-                verdict = Verdict(True, Reason.OUT_OF_PATIENCE, state.bad, self.patience, True)
-                return state._replace(bad=0, cooldown=cooldown), verdict
+                return state._replace(bad=0, cooldown=cooldown), self._end(state.bad, facts)
         if self.max_steps is not None and facts.tenure >= self.max_steps:
             return state, Verdict(True, Reason.MAX_STEPS, facts.tenure, self.max_steps)
         if state.cooldown[facts.active]:
             return state, Verdict(False, Reason.COOLDOWN, state.cooldown[facts.active], self.cooldown)
         return state, Verdict(False, Reason.WAITING, state.bad, self.patience)
+
+    def _end(self, bad: int, facts: Facts) -> Verdict:
+        """The switch, and whether the bad losses (at least three) rise rather than having stopped falling."""
+        newest = list(facts.rings[facts.active])[-min(max(bad, MIN_RISE), facts.observed) :]
+        rises = surely_rises(newest if self.mode == "min" else [-value for value in newest])
+        reason = Reason.RISING_OUT_OF_PATIENCE if rises else Reason.OUT_OF_PATIENCE
+        return Verdict(True, reason, bad, self.patience, not rises)
 
     def _enter(self, state: PatienceState, active: int) -> PatienceState:
         state = state._replace(seen=0, bad=0)

@@ -30,8 +30,9 @@ class Plateau:
         change_rate >= threshold  →  still optimising: stay
 
     Use it to reproduce earlier results. With mini-batch noise it is close to a random timer, and with a smooth,
-    steadily falling loss it never switches; `Trend` is the rule for new work. ``abs`` also counts a rising loss as
-    progress. **A larger threshold switches more often**: more change rates fall below it.
+    steadily falling loss it never switches; `Trend` is the rule for new work. ``abs`` makes it hold while a loss rises
+    too; the decision then says that it rises. **A larger threshold switches more often**: more change rates fall below
+    it.
 
     Recommended: threshold 0.005 (small data), 0.01, 0.02 (large data); min_steps 3, 5, 10 (large batches).
 
@@ -95,7 +96,8 @@ class Plateau:
         rate = change_rate(ring[-1], ring[window // 2 - window])
         if rate < self.threshold:
             return state, Verdict(True, Reason.STEADY, rate, self.threshold, True)
-        return state, Verdict(False, Reason.CHANGING, rate, self.threshold)
+        rises = ring[-1] > ring[window // 2 - window]
+        return state, Verdict(False, Reason.RISING_CHANGE if rises else Reason.CHANGING, rate, self.threshold)
 
 
 def change_rate(newest: float, base: float) -> float:

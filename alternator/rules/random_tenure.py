@@ -64,6 +64,11 @@ class RandomTenure:
         return math.floor(2**32 / (self.mean - self.min_steps + 1)) - 1
 
     @property
+    def tenure_limit(self) -> tuple[str, float]:
+        """The parameter that limits how long others wait, and its value; see `Rule`."""
+        return "mean", self.mean
+
+    @property
     def ring_size(self) -> int:
         """No losses are needed."""
         return 0

@@ -11,9 +11,15 @@ from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import MIN_LOSSES, is_next_look, look_spacing
 from alternator.rules._names import by_name
-from alternator.rules._regression import rises, robust_gain
+from alternator.rules._regression import SURE_RISE, rises, robust_gain
 
-_HOLDS = (Reason.FEW_LOSSES, Reason.IMPROVING, Reason.UNSURE, Reason.UNCONFIRMED_PLATEAU)
+_HOLDS = (
+    Reason.FEW_LOSSES,
+    Reason.IMPROVING,
+    Reason.UNSURE,
+    Reason.UNCONFIRMED_PLATEAU,
+    Reason.RISING_UNCONFIRMED,
+)
 
 
 class TrendState(NamedTuple):
@@ -22,7 +28,8 @@ class TrendState(NamedTuple):
     Attributes:
         next_look: The number of losses of this tenure at which the line is fitted next.
         confirmations: The number of looks in a row that found a plateau.
-        hold: Why the last look held: an index of (few losses, improving, unsure, confirmations).
+        hold: Why the last look held: an index of (few losses, improving, unsure, confirmations,
+            rising).
         value: The number that goes with it.
     """
 
@@ -46,7 +53,8 @@ class Trend:
     A line is fitted to the losses of this tenure, at most the newest ``window`` of them (see `robust_gain`). The gain g
     is what the line falls over the next horizon, relative to its newest end; se is its standard error. A look asks::
 
-        g + z(n)·se < min_gain,  z(n) = z·window/n   →  plateau: ``confirmations`` looks in a row switch
+        g + z(n)·se < min_gain,  z(n) = z·window/n   →  ``confirmations`` looks in a row switch: on a plateau; on
+                                                        a rise where g ≤ -max(min_gain, 1.645·se)
         g + z′·se < 0  over the newest window // 4   →  diverging: switches at once
 
     with z and z′ the normal quantiles of ``confidence`` and ``rise_confidence``. A test that is repeated errs more
@@ -57,8 +65,8 @@ class Trend:
     Losses need not come at every step: the horizon counts updated steps, whatever the number of losses. A sudden drop
     is read as a fall until it has left the window, so a plateau is noticed at most about one window late.
 
-    On a device in float32, decisions agree with these unless the number compared with ``min_gain`` (or with 0) lies
-    within 1e-6·horizon + 0.1% of the se term of it.
+    On a device in float32, decisions agree with these unless the number compared with ``min_gain`` (or with 0 or
+    ``-min_gain``) lies within 1e-6·horizon + 0.1% of the se term of it.
 
     A loss that is measured against another player (a GAN's) is no progress: take `Cycle` there.
 
@@ -113,6 +121,11 @@ class Trend:
         )
 
     @property
+    def tenure_limit(self) -> tuple[str, float | None]:
+        """The parameter that limits how long others wait, and its value; see `Rule`."""
+        return "max_steps", self.max_steps
+
+    @property
     def ring_size(self) -> int:
         """The window."""
         return self.window
@@ -155,10 +168,8 @@ class Trend:
             return state, Verdict(True, Reason.MAX_STEPS, tenure, self.max_steps)
         if state.hold == 0:
             return state, Verdict(False, Reason.FEW_LOSSES, facts.observed, MIN_LOSSES)
-        reason = _HOLDS[state.hold]
-        return state, Verdict(
-            False, reason, state.value, self.confirmations if reason is Reason.UNCONFIRMED_PLATEAU else self.min_gain
-        )
+        limits = (self.min_gain, self.min_gain, self.min_gain, self.confirmations, -self.min_gain)
+        return state, Verdict(False, _HOLDS[state.hold], state.value, limits[state.hold])
 
     def _look(self, state: TrendState, facts: Facts) -> tuple[TrendState, Verdict | None]:
         """Fit the line; without a verdict it holds, for the reason in the new state."""
@@ -170,12 +181,16 @@ class Trend:
         if gain is not None and gain.rate + self.rise_z * gain.stderr < 0:
             return state, Verdict(True, Reason.DIVERGING, gain.rate * scale, -self.rise_z * gain.stderr * scale)
         rate, stderr = gain if gain is not None and len(recent) == count else robust_gain(losses)
-        bound = (rate + self.z * self.window / count * stderr) * scale
+        expected, bound = rate * scale, (rate + self.z * self.window / count * stderr) * scale
         next_look = facts.observed + look_spacing(count)
         if bound >= self.min_gain:
-            improving = rate * scale >= self.min_gain
-            return TrendState(next_look, 0, 1 if improving else 2, rate * scale if improving else bound), None
+            improving = expected >= self.min_gain
+            return TrendState(next_look, 0, 1 if improving else 2, expected if improving else bound), None
+        floor = -max(self.min_gain, SURE_RISE * stderr * scale)
+        rising = expected <= floor
         confirmations = state.confirmations + 1
         if confirmations < self.confirmations:
-            return TrendState(next_look, confirmations, 3, confirmations), None
+            return TrendState(next_look, confirmations, *((4, expected) if rising else (3, confirmations))), None
+        if rising:
+            return state, Verdict(True, Reason.RISING, expected, floor)
         return state, Verdict(True, Reason.PLATEAU, bound, self.min_gain, True)

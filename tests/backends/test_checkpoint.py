@@ -8,8 +8,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from alternator import Cycle, Plateau, StateError
-from tests.backends.harness import equal, snapshot
+from tests.backends.harness import equal, snapshot, train
 from ur4rec.errors import CheckpointError
+from ur4rec.training.checkpoint import (
+    ITEM_TEXTS,
+    MODEL_FILE,
+    check_settings,
+    load_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 RULE = Plateau(threshold=0.05, min_steps=2, window=4)
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -182,3 +190,49 @@ def test_a_model_alone_gives_the_same_scores(backend, make_trainer, batch_stream
     trainer.save_checkpoint(tmp_path / "step")
     scores_BI = backend.call(backend.package.load_model(tmp_path / "step").score, [[3, 1, 4]])
     np.testing.assert_allclose(scores_BI, trainer.score([[3, 1, 4]]), **backend.same_scores)
+
+
+def test_checkpoints_share_one_file_of_text_vectors(backend, make_trainer, batch_stream, tmp_path):
+    """Saved twice, the texts once; whatever loads one alone says which file is missing."""
+    trainer, other = make_trainer(), make_trainer()
+    trainer.save_checkpoint(tmp_path / "run" / "step-0", shares_texts=True)
+    (texts,) = tmp_path.glob("run/texts-*.safetensors")
+    written = texts.stat().st_mtime_ns, texts.stat().st_ino
+    train(trainer, batch_stream(0, 3))
+    trainer.save_checkpoint(tmp_path / "run" / "step-3", shares_texts=True)
+    assert [texts] == list(tmp_path.glob("run/texts-*"))
+    assert written == (texts.stat().st_mtime_ns, texts.stat().st_ino)
+    assert not set(load_file(tmp_path / "run" / "step-3" / MODEL_FILE)) & {ITEM_TEXTS}
+    trainer.save_checkpoint(tmp_path / "alone")
+    expected, found = (load_checkpoint(path) for path in (tmp_path / "alone", tmp_path / "run" / "step-3"))
+    assert {**expected.state, "sha256": None} == {**found.state, "sha256": None}
+    for alone, shared in zip(expected[:2], found[:2], strict=True):
+        assert alone.keys() == shared.keys()
+        for name, array in alone.items():
+            np.testing.assert_array_equal(shared[name], array, err_msg=name)
+    other.load_checkpoint(tmp_path / "run" / "step-3")
+    assert train(other, batch_stream(3, 4)) == train(trainer, batch_stream(3, 4))
+    other.save_checkpoint(tmp_path / "run" / "step-7", shares_texts=True)
+    assert [texts] == list(tmp_path.glob("run/texts-*"))
+    check_settings(tmp_path / "run" / "step-7", trainer.model.config)
+
+
+def test_shared_text_vectors_that_are_missing_or_damaged_are_named(backend, make_trainer, tmp_path):
+    trainer = make_trainer()
+    trainer.save_checkpoint(tmp_path / "run" / "step-0", shares_texts=True)
+    shutil.copytree(tmp_path / "run" / "step-0", tmp_path / "copy")
+    (texts,) = tmp_path.glob("run/texts-*.safetensors")
+    for work in (trainer.load_checkpoint, lambda path: check_settings(path, trainer.model.config)):
+        with pytest.raises(CheckpointError, match=rf"but {texts.name} is not beside it; copy that file"):
+            work(tmp_path / "copy")
+    shutil.copy(texts, tmp_path)
+    trainer.load_checkpoint(tmp_path / "copy")
+    content = bytearray(texts.read_bytes())
+    content[-1] ^= 1
+    texts.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{texts.name} is damaged: its SHA-256"):
+        trainer.load_checkpoint(tmp_path / "run" / "step-0")
+    files, state = read_checkpoint(tmp_path / "run" / "step-0")
+    write_checkpoint(tmp_path / "run" / "step-0", files, {**state, "texts": "../../secret"})
+    with pytest.raises(CheckpointError, match="must name its texts by SHA-256"):
+        trainer.load_checkpoint(tmp_path / "run" / "step-0")

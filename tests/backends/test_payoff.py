@@ -8,6 +8,8 @@ from tests.backends.harness import train
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import negative_log_likelihood
 from ur4rec.schedule.stages import MODULES
+from ur4rec.training import trainer as training
+from ur4rec.training.checkpoint import FROZEN, load_checkpoint, save_checkpoint
 
 RULE = Payoff(costs=(1.0, 0.6, 0.5), min_steps=3, groups=4, confidence=0.69, retry_after=6, max_retry_after=6)
 
@@ -42,6 +44,51 @@ def test_payoffs_are_the_falls_of_the_held_out_loss(backend, make_trainer, batch
     for turn, values in expected.items():
         np.testing.assert_allclose(reported[turn], values / 3, rtol=1e-9, atol=1e-12)
     assert abs(expected["both"]).min() > 0
+
+
+@pytest.mark.parametrize("fusion", ["logit", "weighted"])
+def test_slices_of_the_catalogue_give_the_losses_of_the_whole(make_trainer, batch_stream, probe, fusion, monkeypatch):
+    trainer = make_trainer(rule=RULE, probe=probe, fusion=fusion, sasrec_lr=3e-3, retriever_lr=3e-3)
+    whole = trainer._held_out()
+    before = {name: whole.take(name) for name in MODULES}
+    trainer.set_training_stage("joint_finetune")
+    train(trainer, batch_stream(0, 3))
+    mixed = {**before, "retriever": whole.take("retriever")}
+    monkeypatch.setattr(training, "slice_width", lambda *arguments, **settings: 16)
+    sliced = trainer._held_out()
+    np.testing.assert_allclose(sliced.losses(mixed), whole.losses(mixed), rtol=1e-6)
+    again = {name: sliced.take(name, sliced.weights(snapshot)) for name, snapshot in mixed.items()}
+    np.testing.assert_array_equal(sliced.losses(again), sliced.losses(mixed))
+
+
+def test_a_checkpoint_keeps_weights_not_scores(make_trainer, batch_stream, probe, tmp_path):
+    trainer = make_trainer(rule=RULE, probe=probe)
+    trainer.set_training_stage("joint_finetune", num_steps=30)
+    train(trainer, batch_stream(0, 2))
+    trainer.save_checkpoint(tmp_path / "checkpoint")
+    saved = load_checkpoint(tmp_path / "checkpoint")
+    kept = {name.removeprefix("payoff."): each.shape for name, each in saved.moments.items() if "payoff." in name}
+    trained = {name for name in saved.weights if name not in FROZEN and not name.startswith("fusion.")}
+    assert kept == {"position": (2,), **{name: saved.weights[name].shape for name in trained}}
+
+
+def test_scores_of_an_earlier_version_are_left_alone(make_trainer, batch_stream, probe, tmp_path):
+    """Measuring starts again from where the modules are."""
+    trainer = make_trainer(rule=RULE, probe=probe)
+    trainer.set_training_stage("joint_finetune", num_steps=30)
+    train(trainer, batch_stream(0, 2))
+    trainer.save_checkpoint(tmp_path / "checkpoint")
+    saved = load_checkpoint(tmp_path / "checkpoint")
+    moments = {name: each for name, each in saved.moments.items() if not name.startswith("payoff.")}
+    scores = {f"payoff.{name}": np.zeros((16, 60), np.float32) for name in MODULES}
+    position = {"payoff.position": saved.moments["payoff.position"]}
+    del saved.state["sha256"]
+    save_checkpoint(tmp_path / "earlier", saved._replace(moments={**moments, **scores, **position}))
+    other = make_trainer(rule=RULE, probe=probe)
+    other.load_checkpoint(tmp_path / "earlier")
+    assert other.step == 2
+    train(other, batch_stream(2, 4))
+    assert other.num_probe_forwards == 2 * len(MODULES)
 
 
 def test_a_long_tenure_is_measured_less_often(make_trainer, batch_stream, probe):

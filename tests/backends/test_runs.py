@@ -8,6 +8,7 @@ import pytest
 from ur4rec.config import SCORERS
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import TrainBatches
+from ur4rec.errors import DataError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.runs import progress
 from ur4rec.runs.config import RunConfig
@@ -17,6 +18,7 @@ from ur4rec.runs.prepared import PreparedData
 from ur4rec.runs.ranking import Ranking
 from ur4rec.runs.run import Stopped, TrainingRun
 from ur4rec.text.encoders import TextEncoder
+from ur4rec.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +80,9 @@ def outcome(run):
     rows = [{name: value for name, value in row.items() if "seconds" not in name} for row in run.epochs]
     checkpoint = run.directory.checkpoint("latest")
     weights = [(checkpoint / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]
-    results = {name: result.to_json(ranks=True) for name, result in run.results.items()}
+    results = {
+        name: {**result.to_json(), "test_ranks": result.test_ranks.tolist()} for name, result in run.results.items()
+    }
     logs = (run.directory.path / "decisions.csv").read_bytes(), (run.directory.path / "test_ranks.csv").read_bytes()
     return rows, weights, results, logs, run.directory.checkpoint("best").stem
 
@@ -144,3 +148,26 @@ def test_without_a_terminal_every_epoch_says_a_line_and_a_long_one_says_where_it
     assert "validation NDCG@10" in second
     assert " elapsed" in second
     assert " left" not in second
+
+
+def test_ranks_are_arrays_of_a_checkpoint_and_those_of_an_earlier_version_are_read(make_run, tmp_path):
+    run = make_run(tmp_path)
+    run.train()
+    latest = run.directory.checkpoint("latest")
+    saved = load_checkpoint(latest)
+    results = saved.state["metrics"]["results"]
+    assert results
+    assert not any("test_ranks" in result for result in results.values())
+    ranks = {name: saved.moments.pop(f"given.test_ranks.{name}").tolist() for name in results}
+    assert ranks == {name: result.test_ranks.tolist() for name, result in run.results.items()}
+    for name, result in results.items():
+        result["test_ranks"] = ranks[name]
+    del saved.state["sha256"]
+    save_checkpoint(latest, saved)
+    again = make_run(tmp_path)
+    again.resume()
+    assert {name: result.test_ranks.tolist() for name, result in again.results.items()} == ranks
+    del results["popularity"]["test_ranks"]
+    save_checkpoint(latest, saved)
+    with pytest.raises(DataError, match="its metrics"):
+        make_run(tmp_path).resume()

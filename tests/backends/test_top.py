@@ -18,10 +18,21 @@ HISTORIES = Sequences.from_lists([[3, 1, 4], [1] * 20, [5, 9, 2, 6, 5, 3, 5, 8, 
 def make_scorer(backend, make_model, monkeypatch):
     def make(fusion="logit"):
         model = make_model(fusion=fusion)
-        monkeypatch.setattr(scoring, "CPU_SCORES", 3 * model.config.num_items)  # slices of three histories
+        monkeypatch.setattr(scoring, "MAX_ROWS", 3)  # slices of three histories
         return backend.package.Scorer(model, device="cpu")
 
     return make
+
+
+class FixedScores:
+    """Scores that are no model's."""
+
+    def __init__(self, backend, score):
+        self.top_batch, self.score = backend.part("slices").top_batch, score
+
+    def top(self, batch, order, candidates_I, k, width):
+        scores = self.score(batch.items_BL)
+        return self.top_batch([scores[name] for name in order], batch, candidates_I, k)
 
 
 def padded(scorer, histories):
@@ -95,10 +106,10 @@ def test_equal_scores_come_in_the_order_of_items(backend, make_scorer, monkeypat
     scores_I = np.zeros(scorer.num_items, np.float32)
     scores_I[[50, 7, 30]] = 1
 
-    def score(items_BL, users_B):
+    def score(items_BL):
         return {name: backend.array(np.tile(scores_I, (len(items_BL), 1))) for name in SCORERS}
 
-    monkeypatch.setattr(scorer, "_scoring", lambda scorers: nullcontext(score))
+    monkeypatch.setattr(scorer, "_scoring", lambda scorers: nullcontext(FixedScores(backend, score)))
     for k, places in ((2, [7, 30]), (5, [7, 30, 50, 0, 1])):
         for each in scorer.top(HISTORIES, k):
             assert each.items_Bk.tolist() == [places] * len(each.items_Bk)
@@ -108,12 +119,12 @@ def test_equal_scores_come_in_the_order_of_items(backend, make_scorer, monkeypat
 def test_scores_that_are_not_finite_are_refused_unless_they_do_not_count(backend, make_scorer, monkeypatch, value):
     scorer = make_scorer()
 
-    def score(items_BL, users_B):
+    def score(items_BL):
         scores_BI = np.zeros((len(items_BL), scorer.num_items), np.float32)
         scores_BI[0, 5] = value
         return {name: backend.array(scores_BI.copy()) for name in SCORERS}
 
-    monkeypatch.setattr(scorer, "_scoring", lambda scorers: nullcontext(score))
+    monkeypatch.setattr(scorer, "_scoring", lambda scorers: nullcontext(FixedScores(backend, score)))
     with pytest.raises(NonFiniteError, match="scores must be finite"):
         list(scorer.top(HISTORIES, 3))
     list(scorer.top(HISTORIES, 3, excluded=Sequences.from_lists([[5]] * len(HISTORIES))))

@@ -288,7 +288,7 @@ def test_a_batch_is_ranked_as_by_the_reference(backend, spoilt, is_finite, bad):
     expected = target_ranks(scores_BI[:3], targets_B[:3], rows[:5], items[:5])
     if spoilt is not None:
         scores_BI[spoilt] = bad
-    ranks, finite = backend.part("scorer").rank_batch(backend.array(scores_BI), batch)
+    ranks, finite = backend.part("slices").rank_batch(backend.array(scores_BI), batch)
     assert bool(finite) == is_finite
     if is_finite:
         assert np.asarray(ranks)[:3].tolist() == expected.tolist()

@@ -43,6 +43,10 @@ def test_a_study_is_run_and_reported_on(tmp_path):
         (["--arms", "joint"], "give either --out DIR"),
         ([*SMALL, "--arms", "plato", "--out", "study"], "unknown schedule 'plato'"),
         (["nowhere"], "is no study"),
+        (
+            [*SMALL, "--jobs", "2", "--cluster", "tcp://127.0.0.1:9", "--out", "study"],
+            "give either --jobs or --cluster",
+        ),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):

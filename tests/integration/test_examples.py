@@ -1,4 +1,4 @@
-"""Every program in examples/ runs, and those listed here show what they promise."""
+"""Every program in examples/ runs without moving a frozen bit, and those listed here show what they promise."""
 
 import math
 import runpy
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from adapters.torch.audit import audited
+
 EXAMPLES = sorted(Path(__file__).parents[2].joinpath("examples").glob("*.py"))
 
 SHOWS = {
     "plain_loop": lambda result: result["loss_after"] < 0.3 * result["loss_before"] and result["switches"] >= 2,
-    "gan": lambda result: abs(result["mean_after"] - 4) < 0.5 and abs(result["mean_before"] - 4) > 3,
+    "scanned_gan": lambda result: abs(result["mean_after"] - 4) < 0.5 and abs(result["mean_before"] - 4) > 3,
     "lightning_loop": lambda result: result["loss_after"] < 0.3 * result["loss_before"] and result["switches"] >= 2,
     "actor_critic": lambda result: (
         result["return_after"] > 0.6 > 0 > result["return_before"] and result["switches"] >= 4
@@ -22,7 +24,10 @@ SHOWS = {
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_and_shows_what_it_promises(path, capsys):
-    result = runpy.run_path(str(path), run_name="__main__").get("result")
+    with audited() as audits:
+        result = runpy.run_path(str(path), run_name="__main__").get("result")
+    assert all(audit.num_checks > 0 for audit in audits)
+    assert audits
     assert capsys.readouterr().out.strip()
     if path.stem in SHOWS:
         assert all(math.isfinite(value) for value in result.values())

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from adapters.torch import AlternatingOptimizer
+from alternator import Alternator, Cycle
 from tests.guide_blocks import blocks_of, run_blocks
 from ur4rec.cli.settings import render_settings
 from ur4rec.config import ModelConfig, TrainerConfig
@@ -65,6 +67,36 @@ def test_every_setting_is_listed_with_its_meaning():
     assert listed["sasrec_lr"] == "Peak learning rate of SASRec."
 
 
+def test_a_loop_that_owns_the_optimizer():
+    (block,) = [block for block in blocks_of("docs/training-loop.md") if "import Follower" in block]
+    names = run_blocks("docs/training-loop.md", [block], two_towers())
+    assert names["alternator"].step == 60
+
+
+def test_epoch_schedulers():
+    (block,) = [block for block in blocks_of("docs/training-loop.md") if "end_epoch" in block]
+    given = two_towers() | {"AlternatingOptimizer": AlternatingOptimizer}
+    given["alternator"] = Alternator(given["modules"], rule=Cycle(60))
+    names = run_blocks("docs/training-loop.md", [block], given)
+    assert names["optimizers"]["tower"].param_groups[0]["lr"] == pytest.approx(0.0005)  # ten epochs of twenty
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+def test_transformers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    block, _ = blocks_of("docs/other-loops.md")
+    sequences = [{"input_ids": torch.tensor([1, 2, row % 2]), "labels": torch.tensor(row % 2)} for row in range(80)]
+    assert run_blocks("docs/other-loops.md", [block], {"sequences": sequences})["alternator"].step == 30
+
+
+def test_accelerate():
+    _, block = blocks_of("docs/other-loops.md")
+    rows = TensorDataset(torch.randn(400, 4), torch.randn(400, 1))
+    names = run_blocks("docs/other-loops.md", [block], {"loader": DataLoader(rows, batch_size=8)})
+    assert names["follower"].alternator.step == 25
+
+
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_lightning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -83,6 +115,17 @@ def test_measuring_payoffs():
     stats = names["alternator"].stats()
     assert stats.total_steps == 60
     assert all(module.recent_loss is not None for module in stats.modules.values())
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_auditing_a_loop(number, capsys):
+    block = [block for block in blocks_of("docs/freezing.md") if "adapters.torch.audit" in block][number]
+    given = two_towers() | {"AlternatingOptimizer": AlternatingOptimizer}
+    given["modules"] = {"encoder": given["tower"], "head": given["head"]}
+    given["optimizers"] = {"encoder": given["optimizers"]["tower"], "head": given["optimizers"]["head"]}
+    given["alternator"] = Alternator(given["modules"], rule=Cycle(5))
+    assert run_blocks("docs/freezing.md", [block], given)["audit"].num_checks == 60
+    assert capsys.readouterr().out.startswith("60")
 
 
 def test_two_processes(tmp_path):

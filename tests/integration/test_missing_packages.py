@@ -53,3 +53,19 @@ def test_training_names_the_extra_of_the_framework(backend, needed, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.endswith(f"needs {needed}, which is not installed; run: pip install 'adaptive-alternator[{backend}]'")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "missing"),
+    [("transformers", "transformers"), ("transformers", "accelerate"), ("accelerate", "accelerate")],
+)
+def test_an_adapter_names_its_extra(adapter, missing, tmp_path):
+    program = f"import sys; sys.modules[{missing!r}] = None; import adapters.{adapter}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ModuleNotFoundError: this adapter needs {missing}, which is not installed; run: pip install "
+        f"'adaptive-alternator[torch,{adapter}]'"
+    )

@@ -36,6 +36,8 @@ def main() -> None:
     assert_type(decision.switched, bool)
     assert_type(decision.value, float)
     assert_type(decision.explain(), str)
+    alternator.expect(num_steps=1000, turns={"encoder": "encoder", "head": ("encoder", "head")})
+    assert_type(alternator.num_steps, int | None)
     alternator.record("head", 0.4, step=2)
     assert_type(alternator.advance(updated=False), Decision)
     stats = alternator.stats()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch as torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from adapters.torch import AlternatingOptimizer as AlternatingOptimizer
 from alternator import Alternator, Gain as Gain
@@ -35,11 +35,12 @@ loss_e: Tensor
 loss_h: Tensor
 loader: DataLoader[tuple[Tensor, ...]]
 held_out_groups: list[tuple[Tensor, Tensor]]
+sequences: Dataset[dict[str, Tensor]]
 train: Callable[[str, object], dict[str, float]]
 """
 """What some guides take as given."""
-TAKE_AS_GIVEN = ("docs/choosing-a-rule.md", "docs/freezing.md", "docs/training-loop.md")
-PROGRAMS = ("docs/distributed.md",)
+TAKE_AS_GIVEN = ("docs/choosing-a-rule.md", "docs/freezing.md", "docs/other-loops.md", "docs/training-loop.md")
+PROGRAMS = ("docs/distributed.md", "docs/other-loops.md")
 """Pages whose blocks are programs of their own."""
 
 
@@ -70,7 +71,12 @@ def check(*command, folder):
 
 @pytest.mark.slow
 def test_mypy_accepts_the_guides(pages):
-    assert check("mypy", "--strict", "--disable-error-code=import-untyped", folder=pages) == ""  # optax has no types
+    untyped = (
+        "--disable-error-code=import-untyped",
+        "--untyped-calls-exclude=torch",
+        "--untyped-calls-exclude=flax",
+    )  # optax, and Tensor.backward
+    assert check("mypy", "--strict", *untyped, folder=pages) == ""
 
 
 def test_pyright_accepts_the_guides(pages):

@@ -17,6 +17,7 @@ from ur4rec.cli.options import (
     DataDirectory,
     Dataset,
     Encoder,
+    Memory,
     Quiet,
     Repeats,
     Settings,
@@ -26,8 +27,9 @@ from ur4rec.cli.options import (
 )
 from ur4rec.cli.output import log_to_stderr, say, say_markdown
 from ur4rec.compare.arms import ARMS_HELP
-from ur4rec.errors import OutOfMemoryError
+from ur4rec.errors import ConfigurationError, OutOfMemoryError
 from ur4rec.runs.config import RunConfig
+from ur4rec.training.slices import parse_memory
 
 COMPARISON_ADVICE = (
     "To compare parity, joint and adaptive training on this data (ml-100k: three to five minutes on two cores)"
@@ -79,7 +81,16 @@ def compare(
     batch_size: BatchSize = None,
     encoder: Encoder = None,
     device: Annotated[str | None, typer.Option(help="Where to train. Default: cpu.")] = None,
-    jobs: Annotated[int, typer.Option(help="Processes, of one thread each.")] = 1,
+    memory: Memory = None,
+    jobs: Annotated[int | None, typer.Option(help="Processes, of one thread each. Default: 1.")] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on the workers of this dask scheduler (tcp://HOST:PORT, or its scheduler file), started with one "
+            "thread each: dask worker ADDRESS --nthreads 1 --nworkers auto. They need the same packages, and the data.",
+        ),
+    ] = None,
     data_dir: DataDirectory = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing; report what is there.")] = False,
     quiet: Quiet = False,
@@ -99,6 +110,8 @@ def compare(
 
     with one_line_errors():
         log_to_stderr(quiet)
+        if jobs is not None and cluster is not None:
+            raise ConfigurationError("give either --jobs or --cluster: a cluster has as many processes as workers")
         given = {
             "dataset": dataset,
             "split": split,
@@ -115,13 +128,14 @@ def compare(
             "batch_size": batch_size,
             "encoder": encoder,
             "device": device,
+            "memory": None if memory is None else parse_memory(memory),
             **{name: values for name, values in sort_settings(settings or []).items() if values},
         }
         was_there = out is None or out.exists()
         directory = open_study(study, out, given, arms=arms or (), seeds=seeds or (), budgets=budgets or ())
         if not report_only:
             try:
-                run_study(directory, jobs=jobs, data_dir=data_dir, quiet=quiet)
+                run_study(directory, jobs=jobs or 1, cluster=cluster, data_dir=data_dir, quiet=quiet)
             except OutOfMemoryError:
                 if not was_there and directory.read_costs() is None:  # nothing was trained
                     shutil.rmtree(directory.path)

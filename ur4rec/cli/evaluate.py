@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ur4rec.cli.options import AsJson, DataDirectory, Overwrite, Run, one_line_errors
+from ur4rec.cli.options import AsJson, DataDirectory, Memory, Overwrite, Run, one_line_errors
 from ur4rec.cli.output import say, say_json, say_table
 
 
@@ -14,6 +14,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
     checkpoint: Annotated[str, typer.Option(help="best (by validation) or latest.")] = "best",
     data_dir: DataDirectory = None,
+    memory: Memory = None,
     as_json: AsJson = False,
 ) -> None:
     """Rank the whole catalogue for every target with a run's checkpoint, and print Hit@k and NDCG@k."""
@@ -23,7 +24,7 @@ def evaluate(
 
     with one_line_errors():
         directory = RunDirectory.open_existing(run)
-        rows = evaluate_run(directory, split=split, checkpoint=checkpoint, data_dir=data_dir)
+        rows = evaluate_run(directory, split=split, checkpoint=checkpoint, data_dir=data_dir, memory=memory)
         if as_json:
             say_json(rows)
         else:

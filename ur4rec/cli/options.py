@@ -71,6 +71,15 @@ Encoder = Annotated[
         rich_help_panel="Training",
     ),
 ]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BYTES",
+        help="What scores (rows times items) may take at once while items are ranked, e.g. 500MB or 4GB: a larger "
+        "catalogue is ranked in slices. Default: the run's; of a new run, 1GiB.",
+        rich_help_panel="Run",
+    ),
+]
 Backend = Annotated[str | None, typer.Option(help="torch (the default) or jax.")]
 PRESET_NAMES = ", ".join(PRESETS)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from ur4rec.cli.options import AsJson, DataDirectory, Quiet, Run, one_line_errors
+from ur4rec.cli.options import AsJson, DataDirectory, Memory, Quiet, Run, one_line_errors
 from ur4rec.cli.output import build_table, log_to_stderr, say, say_json, say_table, say_to_stderr
 from ur4rec.errors import ConfigurationError
 
@@ -76,6 +76,7 @@ def recommend(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, auto, cuda, cuda:1, ...", rich_help_panel="How")] = "cpu",
     data_dir: DataDirectory = None,
+    memory: Memory = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -97,7 +98,7 @@ def recommend(
             raise ConfigurationError(
                 "give either --user ID or one or more --item TITLE, or for many users --users FILE or --all-users"
             )
-        recommender, candidates_I = _open(run, data_dir, interactions, items, device, out, exclude, only)
+        recommender, candidates_I = _open(run, data_dir, interactions, items, device, memory, out, exclude, only)
         if users is not None or all_users:
             ids = recommender.interactions.user_ids if users is None else _read_users(users)
             if out is None and not as_json:
@@ -118,6 +119,7 @@ def _open(
     interactions: Path | None,
     items: Path | None,
     device: str,
+    memory: str | None,
     out: Path | None,
     exclude: Path | None,
     only: Path | None,
@@ -131,7 +133,12 @@ def _open(
     if out is not None:
         check_output(out)
     recommender = Recommender(
-        RunDirectory.open_existing(run), data_dir=data_dir, interactions=interactions, items=items, device=device
+        RunDirectory.open_existing(run),
+        data_dir=data_dir,
+        interactions=interactions,
+        items=items,
+        device=device,
+        memory=memory,
     )
     if exclude is None and only is None:
         return recommender, None

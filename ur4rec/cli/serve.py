@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from ur4rec.cli.options import Run, one_line_errors
+from ur4rec.cli.options import Memory, Run, one_line_errors
 from ur4rec.cli.output import say
 
 
 def serve(
     run: Run,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 is any that is free.")] = 8000,
+    memory: Memory = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Open a page of a run on this machine: type a history, see each scorer's list and why, and look at the run.
@@ -28,4 +29,4 @@ def serve(
             typer.launch(address)
 
     with one_line_errors(), suppress(KeyboardInterrupt):
-        serve_run(RunDirectory.open_existing(run), port, ready)
+        serve_run(RunDirectory.open_existing(run), port, ready, memory=memory)

@@ -20,6 +20,7 @@ from ur4rec.cli.options import (
     DataDirectory,
     Dataset,
     Encoder,
+    Memory,
     Overwrite,
     Quiet,
     Repeats,
@@ -119,6 +120,7 @@ def train(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights, data order and dropout.", rich_help_panel="Training")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel="Run")] = "auto",
+    memory: Memory = None,
     data_dir: DataDirectory = None,
     checkpoint_every: Annotated[
         int | None,
@@ -189,6 +191,7 @@ def train(
                 allow_leakage=allow_leakage,
                 seed=seed,
                 device=device,
+                memory=memory,
                 checkpoint_every=checkpoint_every,
                 early_stopping=early_stopping,
                 eval_every=eval_every,

@@ -19,7 +19,7 @@ from ur4rec.compare.packed import KeptTargets, PackedRuns, write_packed
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
 from ur4rec.errors import ConfigurationError, DataError, refuse_malformed
-from ur4rec.files import holding, parse_object, refuse_links, write_file, write_whole
+from ur4rec.files import holding, parse_object, refuse_links, write_directory, write_file, write_whole
 
 _LOCK = ".lock"
 MAX_ARRAYS_BYTES, MAX_ARRAYS_RATIO = 2**26, 50
@@ -252,6 +252,12 @@ class StudyDirectory:
     def start_of(self, seed: int) -> Path | None:
         """Where a seed's arms start: the checkpoint of its pretraining; None if the study has none."""
         return self.path / "pretrained" / f"seed-{seed}" if self.study.pretrain else None
+
+    def write_start(self, seed: int, files: Mapping[str, bytes]) -> None:
+        """Keep where a seed's arms start."""
+        path = self.start_of(seed)
+        assert path is not None
+        write_directory(path, dict(files))
 
     def runs(self) -> Iterator[tuple[RunKey, dict[str, Any]]]:
         """All finished runs of the study's arms, seeds and budgets."""

@@ -225,6 +225,7 @@ def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, see
     return backend.JointTrainer(
         model,
         device=study.device,
+        memory=study.memory,
         rule=parsed.rule,
         probe=prepared.probe() if parsed.measures else None,
         seed=seed,

@@ -12,8 +12,9 @@ from ur4rec.compare.budget import BASES
 from ur4rec.config import JOINT_LOSSES
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.config import PRESETS, RunConfig, preset
+from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory
 
-_ADDED = ("split", "repeats")
+_ADDED = ("split", "repeats", "memory")
 """Conditions that studies of before do not name; a study names them where they are not the default."""
 MAX_POINTS = 10_000
 """The number of points at which an arm is evaluated at most."""
@@ -71,6 +72,8 @@ class StudyConfig:
     """Text encoder, other than the preset's."""
     device: str = "cpu"
     """Where to train."""
+    memory: int = DEFAULT_MEMORY
+    """As for `ur4rec.runs.config.RunConfig`."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the model other than the preset's."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -93,6 +96,7 @@ class StudyConfig:
         if self.num_users is not None:
             set_fields(self, num_users=check_integer("num_users", self.num_users, 1))
         check_switch("blank_texts", self.blank_texts)
+        set_fields(self, memory=parse_memory(self.memory))
         check_choice("preset", self.preset, tuple(PRESETS))
         if self.updates > MAX_POINTS * self.eval_every:
             raise ConfigurationError(
@@ -126,6 +130,7 @@ class StudyConfig:
             repeats=self.repeats,
             seed=seed,
             device=self.device,
+            memory=self.memory,
             model=dict(self.model),
             trainer={**self.trainer, "joint_loss": self.joint_loss},
         )

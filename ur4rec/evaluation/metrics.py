@@ -114,6 +114,33 @@ def rank_batches(
     return np.concatenate([np.zeros(0, np.int64), *ranks])
 
 
+class LogSum:
+    """The logarithm of the sum of the exponentials of rows that arrive in pieces, in float64.
+
+    Example:
+        >>> total = LogSum(1)
+        >>> for piece in ([[0.0, 0.0]], [[0.0]]):
+        ...     total.add(piece)
+        >>> np.exp(total.log()).round(6).tolist()
+        [3.0]
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self._highest_B, self._sum_B = np.full(num_rows, -np.inf), np.zeros(num_rows)
+
+    def add(self, scores_Bs: ArrayLike) -> None:
+        """A piece of each row."""
+        scores = np.asarray(scores_Bs, np.float64)
+        highest_B = np.maximum(self._highest_B, scores.max(axis=1))
+        before_B = self._sum_B * np.exp(self._highest_B - highest_B)
+        self._sum_B = before_B + np.exp(scores - highest_B[:, None]).sum(axis=1)
+        self._highest_B = highest_B
+
+    def log(self) -> NDArray[np.float64]:
+        """Of what has arrived, (B,)."""
+        return self._highest_B + np.log(self._sum_B)
+
+
 def negative_log_likelihood(scores_BI: ArrayLike, targets_B: ArrayLike) -> NDArray[Any]:
     """Minus the log of the softmax of the scores at the targets.
 
@@ -122,6 +149,6 @@ def negative_log_likelihood(scores_BI: ArrayLike, targets_B: ArrayLike) -> NDArr
         [1.3863]
     """
     scores = np.asarray(scores_BI, np.float64)
-    highest_B = scores.max(axis=1)
-    log_total_B = highest_B + np.log(np.exp(scores - highest_B[:, None]).sum(axis=1))
-    return np.asarray(log_total_B - scores[np.arange(len(scores)), np.asarray(targets_B)])
+    total = LogSum(len(scores))
+    total.add(scores)
+    return np.asarray(total.log() - scores[np.arange(len(scores)), np.asarray(targets_B)])

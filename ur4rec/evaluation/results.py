@@ -30,14 +30,13 @@ class Result:
     test_ranks: NDArray[np.int64] = field(repr=False)
     """The rank of each test target, in the split's order, for paired tests."""
 
-    def to_json(self, *, ranks: bool = False) -> dict[str, Any]:
-        """Plain JSON values, with or without the ranks."""
-        row = {"name": self.name, "epoch": self.epoch, "validation": self.validation, "test": self.test}
-        return {**row, "test_ranks": self.test_ranks.tolist()} if ranks else row
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without the ranks."""
+        return {"name": self.name, "epoch": self.epoch, "validation": self.validation, "test": self.test}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Result":
-        """The result that `to_json` wrote with ranks."""
+        """The result of what `to_json` wrote, with the ranks under ``test_ranks``."""
         return cls(**{**row, "test_ranks": np.array(row["test_ranks"], np.int64)})
 
 

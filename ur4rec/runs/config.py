@@ -14,10 +14,11 @@ from ur4rec.runs.directory import RunDirectory
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import BACKENDS
+from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory
 
 _IN_SPLIT = ("data", "split", "repeats")
 """What decides nothing but the split, whose hash a run keeps."""
-_CHANGEABLE = ("backend", "device", "checkpoint_every", "user_texts", "allow_leakage", *_IN_SPLIT)
+_CHANGEABLE = ("backend", "device", "memory", "checkpoint_every", "user_texts", "allow_leakage", *_IN_SPLIT)
 MAX_EPOCHS = 100_000
 """The number of epochs of a stage at most."""
 _REQUIRED = frozenset(("dataset", "backend", "schedule"))
@@ -77,6 +78,9 @@ class RunConfig:
     """Seed of weights, data order, dropout and sampled negatives."""
     device: str = "auto"
     """"auto" (an accelerator where there is one), "cpu", "cuda", ..."""
+    memory: int | str = DEFAULT_MEMORY
+    """Bytes that scores (rows times items) may take at once while targets are ranked, a number or a string such as
+    "4GB". The result does not depend on it, but for the last bits of a score."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Settings of `ModelConfig` other than its defaults."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -98,6 +102,7 @@ class RunConfig:
         for name, minimum in _MINIMA.items():
             if getattr(self, name) is not None or name not in _OPTIONAL:
                 set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
+        set_fields(self, memory=parse_memory(self.memory))
         parse_schedule(self.schedule)
         check_choice("backend", self.backend, tuple(BACKENDS))
         check_choice("split", self.split, SPLITS)

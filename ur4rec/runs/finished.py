@@ -13,10 +13,16 @@ from ur4rec.runs.prepared import read_data, split_of
 from ur4rec.runs.ranking import Ranking
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 from ur4rec.training.checkpoint import check_settings
+from ur4rec.training.slices import parse_memory
 
 
 def evaluate_run(
-    directory: RunDirectory, *, split: str = "test", checkpoint: str = "best", data_dir: Path | None = None
+    directory: RunDirectory,
+    *,
+    split: str = "test",
+    checkpoint: str = "best",
+    data_dir: Path | None = None,
+    memory: int | str | None = None,
 ) -> dict[str, dict[str, float]]:
     """Hit@k, NDCG@k and MRR of each scorer of a run; where some targets are repeated, of both kinds apart too.
 
@@ -25,19 +31,21 @@ def evaluate_run(
         split: "test" or "validation".
         checkpoint: "best" (by validation) or "latest".
         data_dir: Where to look for the dataset's files before anything is downloaded.
+        memory: Bytes that scores may take at once; None is as the run has it.
 
     Raises:
         AlternatorError: An unknown split or checkpoint, no checkpoint yet, a damaged one, or not the run's data.
     """
     check_choice("split", split, ("test", "validation"))
     config = read_config(directory)
+    limit = parse_memory(config.memory if memory is None else memory)
     path = directory.require_checkpoint(checkpoint)
     check_settings(path, config.model_config(num_items=2))
     held_out = split_of(config, read_data(directory, config, data_dir))
     directory.check_fact("split_hash", held_out.hash)
-    model = load_scorer(config.backend, path, config.device)
+    model = load_scorer(config.backend, path, config.device, memory=limit)
     targets = getattr(held_out, split)
-    ranks = Ranking(targets, config.model_config(held_out.num_items)).ranks(model, SCORERS)
+    ranks = Ranking(targets, config.model_config(held_out.num_items), limit).ranks(model, SCORERS)
     return summarise_rows(ranks, targets.is_repeated)
 
 

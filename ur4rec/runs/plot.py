@@ -41,10 +41,27 @@ class Kind(NamedTuple):
 
 
 KINDS = (
-    Kind("change rate\nof the loss", "threshold", frozenset({Reason.CHANGING, Reason.STEADY})),
-    Kind("expected gain", "min_gain", frozenset({Reason.IMPROVING, Reason.UNSURE, Reason.PLATEAU, Reason.DIVERGING})),
+    Kind("change rate\nof the loss", "threshold", frozenset({Reason.CHANGING, Reason.RISING_CHANGE, Reason.STEADY})),
+    Kind(
+        "expected gain",
+        "min_gain",
+        frozenset(
+            {
+                Reason.IMPROVING,
+                Reason.UNSURE,
+                Reason.PLATEAU,
+                Reason.DIVERGING,
+                Reason.RISING,
+                Reason.RISING_UNCONFIRMED,
+            }
+        ),
+    ),
     Kind("gain per cost", "the other module's", frozenset({Reason.BEST_GAIN, Reason.LESS_GAIN})),
-    Kind("bad losses\nin a row", "patience", frozenset({Reason.WAITING, Reason.OUT_OF_PATIENCE})),
+    Kind(
+        "bad losses\nin a row",
+        "patience",
+        frozenset({Reason.WAITING, Reason.OUT_OF_PATIENCE, Reason.RISING_OUT_OF_PATIENCE}),
+    ),
 )
 """`Payoff` has its measurements. Reasons that only count steps or losses (min_steps, few_losses, ...) say nothing."""
 

@@ -26,11 +26,10 @@ from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, ref
 from ur4rec.text.users import hash_file, read_user_texts
 from ur4rec.training.backend import BACKENDS, load_backend
 from ur4rec.training.memory import enough_memory
+from ur4rec.training.slices import DEFAULT_MEMORY, WHOLE, count_rows, parse_memory
 
 logger = logging.getLogger(__name__)
 
-MAX_SCORES = 2**22
-"""The number of scores of a batch at most, rows times items: 16 MiB a scorer, which processors also keep at hand."""
 MAX_ROWS = 512
 """The rows of an evaluation batch at most; there are fewer where the catalogue is large or the targets are few."""
 PROBE_ROWS = 256
@@ -58,10 +57,12 @@ class PreparedData:
     """One unit vector per user, zeros for a user without a text; None is a run without user texts."""
     leakage: tuple[LeakageTest, ...] = ()
     """Whether the user texts name what is held out."""
+    memory: int = DEFAULT_MEMORY
+    """Bytes that scores may take at once."""
 
     def evaluation(self, targets: Targets) -> EvaluationBatches:
         """Batches of targets."""
-        return evaluation_batches(targets, self.model)
+        return evaluation_batches(targets, self.model, self.memory)
 
     def probe(self) -> EvaluationBatch:
         """Validation targets of `PROBE_ROWS` users, the same in every run, on which a schedule may measure."""
@@ -144,16 +145,16 @@ def split_of(config: RunConfig, interactions: Interactions) -> Split:
     return make_split(interactions, config.split, config.repeats)
 
 
-def evaluation_batches(targets: Targets, model: ModelConfig) -> EvaluationBatches:
-    """Batches of targets for a model, of at most `MAX_SCORES` scores and `MAX_ROWS` rows.
+def evaluation_batches(targets: Targets, model: ModelConfig, memory: int = DEFAULT_MEMORY) -> EvaluationBatches:
+    """Batches of targets for a model, of at most `MAX_ROWS` rows, and fewer where scores would exceed the memory.
 
     Example:
         >>> from ur4rec.data import leave_one_out, synthetic
         >>> targets = leave_one_out(synthetic(num_users=1000, num_items=50)).test
-        >>> [evaluation_batches(targets, ModelConfig(num_items=num)).batch_size for num in (50, 300_000, 10**9)]
-        [512, 13, 1]
+        >>> [evaluation_batches(targets, ModelConfig(num_items=num)).batch_size for num in (50, 3000, 10**9)]
+        [500, 500, 250]
     """
-    num_rows = max(1, min(MAX_ROWS, MAX_SCORES // model.num_items, len(targets)))
+    num_rows = count_rows(model, len(targets), memory, max_rows=MAX_ROWS, blocks=WHOLE)
     return EvaluationBatches(targets, model.num_items, max_seq_len=model.max_seq_len, batch_size=num_rows)
 
 
@@ -205,6 +206,7 @@ def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path
         encoder=encoder,
         user_text_vectors_UT=users_UT,
         leakage=leakage,
+        memory=parse_memory(config.memory),
     )
 
 

@@ -13,6 +13,7 @@ from ur4rec.data import Targets
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.runs.prepared import evaluation_batches
 from ur4rec.training.scorer import AnyScorer
+from ur4rec.training.slices import DEFAULT_MEMORY
 
 Ranks = dict[str, NDArray[np.int64]]
 """The rank of each target, (T,), by scorer."""
@@ -26,12 +27,13 @@ class Ranking:
     Args:
         targets: What to rank.
         model: The shape of the model.
+        memory: Bytes that scores may take at once.
     """
 
-    def __init__(self, targets: Targets, model: ModelConfig) -> None:
+    def __init__(self, targets: Targets, model: ModelConfig, memory: int = DEFAULT_MEMORY) -> None:
         self.targets = targets
         self._order_T = np.argsort(np.minimum(targets.histories.lengths, model.max_seq_len), kind="stable")
-        self._batches = evaluation_batches(targets.take(self._order_T), model)
+        self._batches = evaluation_batches(targets.take(self._order_T), model, memory)
 
     def ranks(
         self,

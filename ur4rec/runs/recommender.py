@@ -32,6 +32,7 @@ from ur4rec.text.encoders import TextEncoder
 from ur4rec.training.backend import load_scorer
 from ur4rec.training.checkpoint import check_settings
 from ur4rec.training.scorer import NO_ITEM, Top
+from ur4rec.training.slices import parse_memory
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Recommender:
         interactions: A file of interactions that came later, of users and items that the run knows or not.
         items: A file with titles and texts of items that came later.
         device: Where to score: "cpu", "auto", "cuda", ...
+        memory: Bytes that scores may take at once, a number or a string such as ``4GB``; None is as the run has it.
 
     Attributes:
         interactions: The data of the run, and behind it what came later.
@@ -87,8 +89,10 @@ class Recommender:
         interactions: Path | None = None,
         items: Path | None = None,
         device: str = "cpu",
+        memory: int | str | None = None,
     ) -> None:
         config = read_config(directory)
+        limit = parse_memory(config.memory if memory is None else memory)
         checkpoint = directory.require_checkpoint()
         check_settings(checkpoint, config.model_config(num_items=2))
         known = read_data(directory, config, data_dir)
@@ -96,7 +100,7 @@ class Recommender:
         self.num_trained = known.num_items
         self.interactions = _with_later(known, DataOptions.from_json(config.data), interactions, items)
         vectors_CT = self._encode_later(directory)
-        self._scorer = load_scorer(config.backend, checkpoint, device, vectors_CT)
+        self._scorer = load_scorer(config.backend, checkpoint, device, vectors_CT, memory=limit)
         if (size := self._scorer.num_items) != self.interactions.num_items:
             raise DataError(f"{checkpoint} must be of {self.interactions.num_items} items, got {size}; restore it")
         self.max_seq_len = config.model_config(self.num_trained).max_seq_len

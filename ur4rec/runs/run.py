@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
+from numpy.typing import NDArray
+
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
 from ur4rec.data.kept import hash_contents
@@ -29,10 +31,11 @@ from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend, load_scorer
 from ur4rec.training.checkpoint import check_same, check_settings
 from ur4rec.training.scorer import AnyScorer
+from ur4rec.training.slices import parse_memory
 
 logger = logging.getLogger(__name__)
 
-_RESULT = {"name": str, "epoch": int, "validation": METRICS, "test": METRICS, "test_ranks": [int]}
+_RESULT = {"name": str, "epoch": int, "validation": METRICS, "test": METRICS}
 _EPOCH = {
     "epoch": int,
     "stage": str,
@@ -45,6 +48,8 @@ _EPOCH = {
 _LOG = {"num_records": int, "sha256": str}
 _SAVED = {"run": {}, "epochs": [_EPOCH], "seconds": float, "results": {str: _RESULT}, "logs": [_LOG]}
 """What a checkpoint keeps of a run."""
+_RANKS = "test_ranks."
+"""Names of the arrays of a checkpoint with the ranks of a result's targets begin so."""
 
 
 _Validated = tuple[int, str, Mapping[str, dict[str, float]]]
@@ -110,8 +115,10 @@ class TrainingRun:
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
         validation, num_users = prepared.split.validation, config.eval_users
-        self.validation = Ranking(validation if num_users is None else validation.sample(num_users), prepared.model)
-        self._test = Ranking(prepared.split.test, prepared.model)
+        memory = parse_memory(config.memory)
+        sampled = validation if num_users is None else validation.sample(num_users)
+        self.validation = Ranking(sampled, prepared.model, memory)
+        self._test = Ranking(prepared.split.test, prepared.model, memory)
         self.plan = Plan(config=config)
         self._heartbeat = Heartbeat(progress)
         backend = load_backend(config.backend)
@@ -125,6 +132,7 @@ class TrainingRun:
         self.trainer = backend.JointTrainer(
             model,
             device=config.device,
+            memory=memory,
             rule=self._schedule.rule,
             probe=prepared.probe() if self._schedule.measures else None,
             seed=config.seed,
@@ -176,11 +184,11 @@ class TrainingRun:
         checkpoint = self.directory.checkpoint("latest")
         if checkpoint is None:
             return
-        saved = self.trainer.load_checkpoint(checkpoint)["metrics"]
+        saved = self.trainer.load_checkpoint(checkpoint)
         with refuse_malformed(f"{checkpoint}: its metrics", "take another checkpoint"):
-            self._restore(saved)
+            self._restore(saved["metrics"], saved.get("arrays", {}))
 
-    def _restore(self, saved: Mapping[str, Any]) -> None:
+    def _restore(self, saved: Mapping[str, Any], ranks: Mapping[str, NDArray[Any]]) -> None:
         check_same("run", {**RunConfig().decisive(), **saved["run"]}, self._identity)  # settings have been added since
         check_form(saved, _SAVED)
         self._warn_of_threads()
@@ -195,8 +203,11 @@ class TrainingRun:
             self.plan = self.plan.after(row["validation"])
         if steps != sorted(steps):
             raise ValueError("the steps of the epochs are not in order")
-        self.results = {name: Result.from_json(result) for name, result in saved["results"].items()}
-        if any(len(result.test_ranks) != len(self.prepared.split.test) for result in self.results.values()):
+        self.results = {
+            name: Result.from_json({"test_ranks": ranks.get(f"{_RANKS}{name}"), **result})  # an older one has its own
+            for name, result in saved["results"].items()
+        }
+        if any(result.test_ranks.shape != (len(self.prepared.split.test),) for result in self.results.values()):
             raise ValueError("the ranks are not those of the run's targets")
         for name, result in self.results.items():
             if result.epoch not in ([-1] if name == "popularity" else range(len(steps))):
@@ -361,7 +372,10 @@ class TrainingRun:
         scorer: AnyScorer = self.trainer
         if epoch != len(self.epochs):  # not this one, which has not been saved
             scorer = load_scorer(
-                self.config.backend, self.directory.require_checkpoint("best"), device=self.config.device
+                self.config.backend,
+                self.directory.require_checkpoint("best"),
+                device=self.config.device,
+                memory=self.config.memory,
             )
         ranks = self._rank(self._test, scorer, rows, "test")
         for name, row in rows.items():
@@ -387,10 +401,11 @@ class TrainingRun:
                 "run": self._identity,
                 "epochs": self.epochs,
                 "seconds": self._seconds,
-                "results": {name: result.to_json(ranks=True) for name, result in self.results.items()},
+                "results": {name: result.to_json() for name, result in self.results.items()},
                 "logs": [log.state_dict() for log in self._logs],
             }
-            self.trainer.save_checkpoint(path, epoch=epoch, metrics=state)
+            ranks = {f"{_RANKS}{name}": result.test_ranks for name, result in self.results.items()}
+            self.trainer.save_checkpoint(path, epoch=epoch, metrics=state, arrays=ranks, shares_texts=True)
         self._saved_step = self.trainer.step
 
     @property

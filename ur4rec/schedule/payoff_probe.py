@@ -1,9 +1,10 @@
 """Measures for a `Payoff` schedule what each module's training was worth on held-out targets.
 
-Shapes: B held-out targets, I items, G groups.
+Shapes: B held-out targets, I items, s items of a slice, G groups.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 from alternator import Alternator, Payoff, Payoffs
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import ConfigurationError
-from ur4rec.evaluation.metrics import negative_log_likelihood
 from ur4rec.schedule.alternators import what_payoffs_lack
 from ur4rec.schedule.stages import MODULES, TURNS
 
@@ -19,38 +19,44 @@ PREFIX = "payoff."
 """Names of its arrays in a checkpoint begin so."""
 _POSITION = f"{PREFIX}position"
 
+SnapshotT = TypeVar("SnapshotT")
+"""A module as it was: its weights, and what it says of the held-out histories."""
 
-class PayoffProbe:
+
+class HeldOut(Protocol[SnapshotT]):
+    """What a trainer computes on held-out targets."""
+
+    def take(self, module: str, weights: Mapping[str, NDArray[Any]] | None = None) -> SnapshotT:
+        """The snapshot of a module as it is now, or with these weights, to the bit as when it had them."""
+
+    def weights(self, snapshot: SnapshotT) -> dict[str, NDArray[Any]]:
+        """The weights of a snapshot by name, without what never changes."""
+
+    def losses(self, snapshots: Mapping[str, SnapshotT]) -> NDArray[np.float64]:
+        """The negative log-likelihood of each target, (B,), with a snapshot of each module."""
+
+
+class PayoffProbe(Generic[SnapshotT]):
     """Measures payoffs in the course of a tenure, and records them.
 
     It measures after ``min_steps`` steps, and again when as many have passed since, or a quarter of the tenure if that
     is more: what has paid for long is measured less often, so that the cost of measuring fades.
 
-    A module's snapshot is what it scores the held-out histories with, so a measurement costs one forward pass of what
-    has trained; mixed snapshots are fused, and the loss is the targets' negative log-likelihood, the mean of each
-    group of targets.
+    A module's snapshot is what it says of the held-out histories, so a measurement costs one forward pass of what has
+    trained; mixed snapshots are fused, slice by slice of the catalogue, and the loss is the targets' negative
+    log-likelihood, the mean of each group of targets. A checkpoint keeps the weights that a snapshot came from.
 
     Args:
         alternator: With a `Payoff` rule, over `TURNS`.
-        score: Scores of one module alone for the held-out histories, (B, I).
-        fuse: The fused scores, (B, I), of SASRec's and the retriever's.
-        targets_B: The held-out targets.
+        held_out: What is computed on the held-out targets.
     """
 
-    def __init__(
-        self,
-        alternator: Alternator,
-        score: Callable[[str], NDArray[np.float32]],
-        fuse: Callable[[ArrayLike, ArrayLike], ArrayLike],
-        targets_B: NDArray[np.int32],
-    ) -> None:
+    def __init__(self, alternator: Alternator, held_out: HeldOut[SnapshotT]) -> None:
         assert isinstance(alternator.rule, Payoff)
         self._alternator = alternator
         self._rule = alternator.rule
-        self._score = score
-        self._fuse = fuse
-        self._targets_B = targets_B
-        self._payoffs: Payoffs[NDArray[np.float32]] | None = None
+        self._held_out = held_out
+        self._payoffs: Payoffs[SnapshotT] | None = None
         self._position = (-1, 0)
         self.num_forwards = 0
         """How often the held-out histories have been scored by a module, which is what measuring costs."""
@@ -72,45 +78,54 @@ class PayoffProbe:
             self._position = (number, tenure)
 
     def state_dict(self) -> dict[str, NDArray[np.generic]]:
-        """Snapshots and position, by name; empty before the first step."""
+        """The weights of the snapshots and the position, by name; empty before the first step."""
         if self._payoffs is None:
             return {}
-        snapshots = {f"{PREFIX}{name}": scores for name, scores in self._payoffs.before.items()}
-        return {_POSITION: np.array(self._position, np.int32), **snapshots}
+        weights = {
+            f"{PREFIX}{module}.{name}": array
+            for module, snapshot in self._payoffs.before.items()
+            for name, array in self._held_out.weights(snapshot).items()
+        }
+        return {_POSITION: np.array(self._position, np.int32), **weights}
 
     def load_state_dict(self, arrays: Mapping[str, ArrayLike]) -> None:
-        """Continue exactly where `state_dict` was taken; other arrays are left alone."""
-        if _POSITION not in arrays:
+        """Continue exactly where `state_dict` was taken; other arrays are left alone.
+
+        Of an earlier version's state, which has scores in place of weights, measuring starts again.
+        """
+        starts = {module: f"{PREFIX}{module}." for module in MODULES}
+        weights = {
+            module: {
+                name.removeprefix(start): np.asarray(each) for name, each in arrays.items() if name.startswith(start)
+            }
+            for module, start in starts.items()
+        }
+        if _POSITION not in arrays or not all(weights.values()):
             return
-        before = {name: np.asarray(arrays[f"{PREFIX}{name}"]) for name in MODULES}
+        before = {module: self._held_out.take(module, each) for module, each in weights.items()}
         self._payoffs = Payoffs(TURNS, self._snapshot, self._losses, before)
         number, measured = np.asarray(arrays[_POSITION]).tolist()
         self._position = (number, measured)
 
-    def _snapshot(self, name: str) -> NDArray[np.float32]:
+    def _snapshot(self, name: str) -> SnapshotT:
         self.num_forwards += 1
-        return self._score(name)
+        return self._held_out.take(name)
 
-    def _losses(self, scores: Mapping[str, NDArray[np.float32]]) -> list[float]:
-        nll_B = negative_log_likelihood(self._fuse(*(scores[name] for name in MODULES)), self._targets_B)
+    def _losses(self, snapshots: Mapping[str, SnapshotT]) -> list[float]:
+        nll_B = self._held_out.losses(snapshots)
         return [float(group.mean()) for group in np.array_split(nll_B, self._rule.groups)]
 
 
 def build_probe(
-    alternator: Alternator,
-    probe: EvaluationBatch | None,
-    fusion: str,
-    score: Callable[[ArrayLike, str, ArrayLike | None], NDArray[np.float32]],
-    fuse: Callable[[ArrayLike, ArrayLike], ArrayLike],
-) -> PayoffProbe | None:
+    alternator: Alternator, probe: EvaluationBatch | None, fusion: str, held_out: HeldOut[SnapshotT] | None
+) -> PayoffProbe[SnapshotT] | None:
     """What measures the payoffs of a `Payoff` schedule; None for every other schedule.
 
     Args:
         alternator: The schedule.
         probe: The held-out targets, if there are any.
         fusion: How the scores are fused.
-        score: A trainer's `score`: histories, the name of a scorer, users.
-        fuse: The fused scores of SASRec's and the retriever's.
+        held_out: What is computed on them; None without them.
 
     Raises:
         ConfigurationError: It cannot be measured: no targets, fewer than groups, or a fusion without likelihoods.
@@ -118,8 +133,6 @@ def build_probe(
     if not isinstance(alternator.rule, Payoff):
         return None
     lack = what_payoffs_lack(alternator.rule, fusion, 0 if probe is None else probe.num_valid)
-    if lack or probe is None:
+    if lack or held_out is None:
         raise ConfigurationError(f"a Payoff rule needs {lack}")
-    items_BL, targets_B = probe.items_BL[: probe.num_valid], probe.targets_B[: probe.num_valid]
-    users_B = None if probe.users_B is None else probe.users_B[: probe.num_valid]
-    return PayoffProbe(alternator, lambda name: score(items_BL, name, users_B), fuse, targets_B)
+    return PayoffProbe(alternator, held_out)

@@ -12,13 +12,20 @@ HOST = "127.0.0.1"
 """This machine alone: what a run holds is nobody else's business."""
 
 
-def serve_run(directory: RunDirectory, port: int, ready: Callable[[str], None] = lambda address: None) -> None:
+def serve_run(
+    directory: RunDirectory,
+    port: int,
+    ready: Callable[[str], None] = lambda address: None,
+    *,
+    memory: int | str | None = None,
+) -> None:
     """Serve the page of a run until Ctrl-C.
 
     Args:
         directory: The run.
         port: The port of 127.0.0.1; 0 is any that is free.
         ready: Called with the page's address as soon as it can be opened.
+        memory: Bytes that scores may take at once; None is as the run has it.
 
     Raises:
         AlternatorError: The extra is not installed, the port is taken, or the run cannot recommend.
@@ -34,7 +41,7 @@ def serve_run(directory: RunDirectory, port: int, ready: Callable[[str], None] =
     from ur4rec.serve.app import build_app
 
     with _listen(port) as listening:
-        app = build_app(Answers(directory, Recommender(directory)))
+        app = build_app(Answers(directory, Recommender(directory, memory=memory)))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
         ready(f"http://{HOST}:{listening.getsockname()[1]}/")  # it listens already: a browser that is early waits
         server.run(sockets=[listening])

@@ -31,7 +31,8 @@ class Tfidf:
     idf_V: NDArray[np.float64]
     """The inverse document frequency of each."""
     components_KV: NDArray[Any] | None
-    """The right singular vectors; None where there are no more words than dimensions."""
+    """The right singular vectors, or random directions where no two texts share a word; None where there are no more
+    words than dimensions."""
 
     @classmethod
     def fit(cls, texts: Sequence[str], dim: int) -> "tuple[Tfidf, NDArray[np.float32]]":
@@ -48,6 +49,10 @@ class Tfidf:
         words = vectorizer.get_feature_names_out().tolist()
         if len(words) <= dim:
             return cls(words, vectorizer.idf_, None), _filled(weights_NV.toarray(), dim)
+        if weights_NV.getnnz(axis=0).max() == 1:
+            logger.warning("no two item texts share a word: they say nothing about which items are alike")
+            components_KV = _random_directions(min(dim, len(texts)), len(words))
+            return cls(words, vectorizer.idf_, components_KV), _filled(weights_NV @ components_KV.T, dim)
         svd = TruncatedSVD(min(dim, len(texts)), random_state=0)
         reduced_NK = svd.fit_transform(weights_NV)
         return cls(words, vectorizer.idf_, svd.components_), _filled(reduced_NK, dim)
@@ -89,6 +94,11 @@ class Tfidf:
         if width > dim or (model.components_KV is not None and model.components_KV.shape != (width, size)):
             raise ValueError(f"the components are not of {size} words and at most {dim} dimensions")
         return model
+
+
+def _random_directions(num: int, num_words: int) -> NDArray[np.float32]:
+    """A direction per word, (K, V). Words that never meet have no others: a decomposition would find but these."""
+    return np.random.default_rng(0).standard_normal((num, num_words), np.float32) / np.float32(num**0.5)
 
 
 def _filled(vectors_NK: NDArray[Any], dim: int) -> NDArray[np.float32]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from alternator import Alternator
 from ur4rec.config import ModelConfig
 from ur4rec.errors import ConfigurationError
+from ur4rec.training.slices import DEFAULT_MEMORY
 
 if TYPE_CHECKING:  # a configuration names a backend, and is parsed without data or arrays
     from numpy.typing import ArrayLike
@@ -120,7 +121,12 @@ def load_backend(name: str) -> Backend:
 
 
 def load_scorer(
-    backend: str, checkpoint: Path, device: str = "cpu", later_items: ArrayLike | None = None
+    backend: str,
+    checkpoint: Path,
+    device: str = "cpu",
+    later_items: ArrayLike | None = None,
+    *,
+    memory: int | str = DEFAULT_MEMORY,
 ) -> AnyModelScorer:
     """A `Scorer` of the model of a checkpoint.
 
@@ -129,9 +135,10 @@ def load_scorer(
         checkpoint: The checkpoint.
         device: Where to score.
         later_items: Text vectors of items that came after it was saved; see `Checkpoint.with_items`.
+        memory: Bytes that scores may take at once.
 
     Raises:
         AlternatorError: The backend is unknown or missing, or the checkpoint is damaged.
     """
     package = load_backend(backend)
-    return package.Scorer(package.load_model(checkpoint, later_items=later_items), device=device)
+    return package.Scorer(package.load_model(checkpoint, later_items=later_items), device=device, memory=memory)

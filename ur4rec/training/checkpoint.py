@@ -1,11 +1,15 @@
 """Checkpoints: a directory of arrays and one JSON file, written whole, checksummed and versioned; no pickle.
 
-``model.safetensors`` and ``optimizer.safetensors`` hold arrays, ``state.json`` the rest with the SHA-256 of both.
+``model.safetensors`` and ``optimizer.safetensors`` hold arrays, ``state.json`` the rest with the SHA-256 of both. Text
+vectors never change: the checkpoints of a run share one file of them, ``texts-HASH.safetensors`` beside their
+directories, by its SHA-256; a checkpoint that is saved alone holds its own.
+
 Arrays have PyTorch's names and layout, so either backend loads what the other saved, optimizer state included.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from alternator.checks import cut
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError, refuse_malformed
-from ur4rec.files import parse_object, write_directory
+from ur4rec.files import parse_object, write_directory, write_whole
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training.shapes import Shape, check_moments, check_weights
 
@@ -31,6 +36,10 @@ STATE_FILE = "state.json"
 
 ITEM_EMBEDDING, ITEM_TEXTS = "sasrec.item_embedding.weight", "retriever.item_text_vectors"
 """The weights that have a row per item, and a last one for padding."""
+USER_TEXTS = "retriever.user_text_vectors"
+"""The weights that have a row per user, and a last one for a user without a text."""
+FROZEN = (ITEM_TEXTS, USER_TEXTS)
+"""What never changes in the course of a run."""
 _PARTS = ("sha256", "model", "trainer", "progress", "schedule", "metrics")
 """The objects in the state of a checkpoint."""
 
@@ -62,7 +71,7 @@ class Checkpoint(NamedTuple):
         """The arguments of `UR4Rec` for a model of this shape, text vectors included; its weights are to be loaded."""
         settings = asdict(saved_model(self.state))
         num_items, num_users = settings["num_items"], settings.pop("num_users")
-        vectors_UT = self.weights["retriever.user_text_vectors"][:num_users] if num_users else None
+        vectors_UT = self.weights[USER_TEXTS][:num_users] if num_users else None
         vectors_IT = self.weights[ITEM_TEXTS][:num_items]
         return {**settings, "item_text_vectors": vectors_IT, "user_text_vectors": vectors_UT}
 
@@ -90,10 +99,43 @@ class Checkpoint(NamedTuple):
         return self._replace(weights={**self.weights, **longer}, state=state)
 
 
-def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; ``path`` never holds half of one. An earlier checkpoint there is replaced."""
-    arrays = {MODEL_FILE: checkpoint.weights, OPTIMIZER_FILE: checkpoint.moments}
-    write_checkpoint(path, {name: save_safetensors(content) for name, content in arrays.items()}, checkpoint.state)
+class SharedTexts:
+    """Writes the text vectors of a run once, beside its checkpoints."""
+
+    def __init__(self) -> None:
+        self._digest: str | None = None
+
+    def write(self, folder: Path, weights: Arrays) -> str:
+        """Make sure that the file of the text vectors is in the folder.
+
+        Args:
+            folder: Where the checkpoints are.
+            weights: Those of a checkpoint; their text vectors are always the same.
+
+        Returns:
+            The file's SHA-256.
+        """
+        if self._digest is None or not (folder / _texts_file(self._digest)).exists():
+            content = save_safetensors({name: weights[name] for name in FROZEN if name in weights})
+            self._digest = _digest(content)
+            write_whole(folder / _texts_file(self._digest), content)
+        return self._digest
+
+
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint, texts: SharedTexts | None = None) -> None:
+    """Write a checkpoint; ``path`` never holds half of one. An earlier checkpoint there is replaced.
+
+    Args:
+        path: The directory to make.
+        checkpoint: Its content.
+        texts: Keeps the text vectors beside ``path``; None keeps them in it.
+    """
+    weights, state = checkpoint.weights, checkpoint.state
+    if texts is not None:
+        state = {**state, "texts": texts.write(Path(path).parent, weights)}
+        weights = {name: array for name, array in weights.items() if name not in FROZEN}
+    arrays = {MODEL_FILE: weights, OPTIMIZER_FILE: checkpoint.moments}
+    write_checkpoint(path, {name: save_safetensors(content) for name, content in arrays.items()}, state)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -105,6 +147,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     files, state = read_checkpoint(path)
     with _refuse_other_formats(path):
         loaded = Checkpoint(load_safetensors(files[MODEL_FILE]), load_safetensors(files[OPTIMIZER_FILE]), state)
+    if (digest := state.pop("texts", None)) is not None:
+        loaded.weights.update(_read_texts(Path(path), digest))
     for name, weight in loaded.weights.items():
         if weight.dtype != np.float32:
             raise CheckpointError(f"{path}: weights must be float32, got {weight.dtype} in {name!r}")
@@ -135,7 +179,10 @@ def check_settings(path: str | Path, model: ModelConfig, trainer: TrainerConfig 
     if trainer is not None:
         check_same("training configuration", asdict(_saved_trainer(state)), asdict(trainer))
     try:
-        _check_shapes(state, *(_read_shapes(directory / name) for name in (MODEL_FILE, OPTIMIZER_FILE)))
+        weights, moments = (_read_shapes(directory / name) for name in (MODEL_FILE, OPTIMIZER_FILE))
+        if "texts" in state:
+            weights |= _read_shapes(_find_texts(directory, state["texts"]))
+        _check_shapes(state, weights, moments)
     except CheckpointError:
         read_checkpoint(directory)  # that a file is damaged says more than what does not fit for that reason
         raise
@@ -155,6 +202,36 @@ def _saved_trainer(state: Mapping[str, Any]) -> TrainerConfig:
     """The settings of the trainer of a checkpoint; those that are newer have their defaults."""
     with refuse_malformed(f"the trainer in {STATE_FILE}", "take another checkpoint", CheckpointError):
         return TrainerConfig(**state["trainer"])
+
+
+def _texts_file(digest: str) -> str:
+    return f"texts-{digest[:16]}.safetensors"
+
+
+def _find_texts(directory: Path, digest: object) -> Path:
+    """The file of the text vectors of a checkpoint, which is beside its directory."""
+    if not isinstance(digest, str) or re.fullmatch("[0-9a-f]{64}", digest) is None:
+        raise CheckpointError(f"{directory / STATE_FILE} must name its texts by SHA-256, got {cut(repr(digest))}")
+    path = directory.absolute().parent / _texts_file(digest)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{directory} shares its text vectors with the other checkpoints of its run, but {path.name} is not beside "
+            "it; copy that file from the run's folder checkpoint, too"
+        )
+    return path
+
+
+def _read_texts(directory: Path, digest: object) -> Arrays:
+    """The text vectors of a checkpoint that are beside it, known to be whole."""
+    path = _find_texts(directory, digest)
+    content = _read_file(path)
+    if _digest(content) != digest:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {STATE_FILE}; restore it")
+    with _refuse_other_formats(path):
+        found = load_safetensors(content)
+    if unknown := sorted(found.keys() - {*FROZEN}):
+        raise CheckpointError(f"{path} must hold text vectors alone, got {unknown[0]!r}; restore it")
+    return found
 
 
 def _check_shapes(state: Mapping[str, Any], weights: Mapping[str, Shape], moments: Mapping[str, Shape]) -> None:

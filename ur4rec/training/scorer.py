@@ -4,9 +4,9 @@ Shapes: B rows, L positions, I items, S scorers, k places, R histories.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Generic, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,13 +20,38 @@ from ur4rec.evaluation.metrics import summarise
 from ur4rec.training.arrays import ArrayT
 from ur4rec.training.histories import check_batch, check_histories
 from ur4rec.training.memory import enough_for_scores
+from ur4rec.training.slices import DEFAULT_MEMORY, count_rows, slice_width
 
-ScoreFunction = Callable[[ArrayLike, ArrayLike | None], Mapping[str, ArrayT]]
-"""Maps histories (B, L) and their users (B,), None where nobody is named, to scores (B, I) on the device, by scorer."""
+ArrayOutT = TypeVar("ArrayOutT", covariant=True)
 
 
-CPU_SCORES, ACCELERATOR_SCORES, MAX_ROWS = 2**20, 2**25, 4096
-"""Scores of a slice of histories, and its rows, at most: what is held of them does not follow the catalogue."""
+class Scores(Protocol[ArrayOutT]):
+    """The scores of a model, as it is, by some scorers; all arrays are on the device."""
+
+    def __call__(self, items_BL: ArrayLike, users_B: ArrayLike | None, /) -> Mapping[str, ArrayOutT]:
+        """Maps histories (B, L) and their users (B,), None where nobody is named, to scores (B, I) by scorer."""
+
+    def rank(self, batch: EvaluationBatch, width: int, /) -> Mapping[str, tuple[ArrayOutT, ArrayOutT]]:
+        """By scorer the ranks of the targets, and whether all scores that count are finite; in slices of ``width``."""
+
+    def top(
+        self,
+        batch: EvaluationBatch,
+        order: Sequence[str],
+        candidates_I: NDArray[np.bool_] | None,
+        k: int,
+        width: int,
+        /,
+    ) -> tuple[ArrayOutT, ArrayOutT, ArrayOutT]:
+        """The items in the first k places by the first of the scorers, (B, k), and what all say of them.
+
+        That is the probabilities that each scorer gives them, (S, B, k), and whether all scores that count are finite.
+        The items are scored in slices of ``width``.
+        """
+
+
+MAX_ROWS = 4096
+"""Histories of which the best items are found at once, at most."""
 NO_ITEM = -1
 """What stands in a place for which no candidate is left."""
 
@@ -48,6 +73,8 @@ class BaseScorer(ABC, Generic[ArrayT]):
 
     device: Any
     """Where the model is."""
+    memory: int = DEFAULT_MEMORY
+    """Bytes that scores may take at once; see `ur4rec.training.slices`."""
 
     _model_config: ModelConfig
 
@@ -84,10 +111,9 @@ class BaseScorer(ABC, Generic[ArrayT]):
         with enough_for_scores(), self._scoring(tuple(ranks)) as score:
             for batch in loader:
                 check_batch(batch, self._model_config)
-                scores = score(batch.items_BL, batch.users_B)
-                for scorer, parts in ranks.items():
-                    ranks_B, is_finite = self._rank_batch(scores[scorer], batch)
-                    parts.append((ranks_B, batch.num_valid))
+                width = self._width(len(batch.items_BL), ranks)
+                for scorer, (ranks_B, is_finite) in score.rank(batch, width).items():
+                    ranks[scorer].append((ranks_B, batch.num_valid))
                     finite.append(is_finite)
         if not finite:
             raise DataError("evaluation needs at least one batch, got an empty loader")
@@ -133,7 +159,7 @@ class BaseScorer(ABC, Generic[ArrayT]):
         candidates_I: NDArray[np.bool_] | None = None,
         users_R: NDArray[np.int32] | None = None,
     ) -> Iterator[Top]:
-        """The k best items of each history, in slices of histories that bound what is held in memory.
+        """The k best items of each history, in slices of histories and of items that bound what is held.
 
         Of equal scores, the item with the lower number comes first.
 
@@ -157,43 +183,29 @@ class BaseScorer(ABC, Generic[ArrayT]):
             histories=histories,
             seen=nothing if excluded is None else excluded,
         )
-        at_once = CPU_SCORES if "cpu" in str(self.device).lower() else ACCELERATOR_SCORES
-        rows = min(max(1, at_once // num_items), MAX_ROWS, max(1, num_rows))
+        rows = count_rows(self._model_config, num_rows, self.memory, device=self.device, max_rows=MAX_ROWS)
         length = self._model_config.max_seq_len
+        order = (scorer, *(each for each in SCORERS if each != scorer))
         for batch in EvaluationBatches(targets, num_items, max_seq_len=length, batch_size=rows):
             with enough_for_scores(), self._scoring(SCORERS) as score:
-                scores = score(batch.items_BL, batch.users_B)
-                order = (scorer, *(each for each in SCORERS if each != scorer))
-                best = self._top_batch([scores[each] for each in order], batch, candidates_I, min(k, num_items))
+                best = score.top(batch, order, candidates_I, min(k, num_items), self._width(rows, SCORERS))
                 items_Bk, shares_SBk, finite = (self._to_host(each) for each in best)
             _refuse_nonfinite(bool(finite))
             shares = dict(zip(order, shares_SBk[:, : batch.num_valid], strict=True))
             yield Top(items_Bk[: batch.num_valid].astype(np.int32), shares)
 
     @abstractmethod
-    def _scoring(self, scorers: tuple[str, ...]) -> AbstractContextManager[ScoreFunction[ArrayT]]:
+    def _scoring(self, scorers: tuple[str, ...]) -> AbstractContextManager[Scores[ArrayT]]:
         """Opens the model, as it is now, for scoring by these scorers."""
-
-    @staticmethod
-    @abstractmethod
-    def _rank_batch(scores_BI: ArrayT, batch: EvaluationBatch, /) -> tuple[ArrayT, ArrayT]:
-        """The rank of each row's target, (B,), and whether all scores that count are finite; both on the device."""
-
-    @staticmethod
-    @abstractmethod
-    def _top_batch(
-        scores: Sequence[ArrayT], batch: EvaluationBatch, candidates_I: NDArray[np.bool_] | None, k: int, /
-    ) -> tuple[ArrayT, ArrayT, ArrayT]:
-        """The items in the first k places by the first scores, (B, k), and what all say of them, on the device.
-
-        That is the probabilities that each of the scores gives them, (S, B, k), and whether all that count are finite.
-        The scores may be overwritten.
-        """
 
     @staticmethod
     @abstractmethod
     def _to_host(array: ArrayT, /) -> NDArray[Any]:
         """An array of the device as one of the host."""
+
+    def _width(self, num_rows: int, scorers: Collection[str]) -> int:
+        """The items that are scored at once for this number of histories."""
+        return slice_width(self._model_config, num_rows, scorers, self.memory, device=self.device)
 
     def _concatenate(self, parts: Iterable[tuple[ArrayT, int]]) -> NDArray[np.int64]:
         """The ranks of all batches; only the first rows of each, as many as are given with it, count."""

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, Unpack
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alternator import Alternator, Decision, Rule
@@ -31,11 +30,16 @@ from ur4rec.schedule.stages import (
 )
 from ur4rec.training.arrays import ArrayT, StepReport
 from ur4rec.training.backend import Adapter, Model, check_model
-from ur4rec.training.checkpoint import Arrays, Checkpoint, load_checkpoint, save_checkpoint
+from ur4rec.training.checkpoint import Arrays, Checkpoint, SharedTexts, load_checkpoint, save_checkpoint
+from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
 from ur4rec.training.memory import enough_for_model, enough_for_steps
 from ur4rec.training.sampling import Sampler
 from ur4rec.training.scorer import BaseScorer
+from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory, slice_width
 from ur4rec.training.step_log import LateStep, LateSteps, Reader
+
+_GIVEN = "given."
+"""Names of the arrays in a checkpoint that its trainer was given begin so."""
 
 ModelT = TypeVar("ModelT", bound=Model)
 DeviceT = TypeVar("DeviceT")
@@ -57,12 +61,14 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
         item_counts: How often each item is a target in the training data, `TrainBatches.item_counts`; needed, and read,
             for ``catalogue_loss="sampled"``.
+        memory: Bytes that scores may take at once while targets are ranked, a number or a string such as ``4GB``.
         **settings: The fields of `TrainerConfig`.
 
     Attributes:
         adaptive_alternating: The schedule of joint_finetune; None with ``use_adaptive_alternating=False``.
         config: The settings.
         device: The device.
+        memory: Bytes that scores may take at once.
         model: The model.
         num_steps: The length of the stage; None if that was not given.
         stage: The stage.
@@ -88,6 +94,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         probe: EvaluationBatch | None = None,
         on_step: Callable[[StepRecord], object] | None = None,
         item_counts: ArrayLike | None = None,
+        memory: int | str = DEFAULT_MEMORY,
         **settings: Unpack[TrainerSettings],
     ) -> None:
         check_model(model)
@@ -97,12 +104,14 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._sampler: Sampler | None = None
         if self.config.catalogue_loss == "sampled":
             self._sampler = Sampler(self.config, model.config.num_items, item_counts)
+        self.memory = parse_memory(memory)
         self.step = 0
         self.adaptive_alternating: ModuleAlternator | None = None
         self._model_config = model.config
         self._rule = rule
         self._probe = probe
         self._progress = progress
+        self._texts = SharedTexts()
         self._log = LateSteps(on_step, self.config.max_nonfinite_losses)
         with enough_for_model(model.config, "the optimizers of a model"):
             self._set_up(model, device)
@@ -138,7 +147,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             check_integer("num_steps", num_steps, 1)
         alternator = build_alternator(found, self.config, self._rule)
         self._check_stage(alternator, position)
-        payoffs = build_probe(alternator, self._probe, self._model_config.fusion, self.score, self._fuse)
+        payoffs = build_probe(alternator, self._probe, self._model_config.fusion, self._held_out())
         self._log.flush()
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
         self._position = position
@@ -215,18 +224,30 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """
         self._log.flush()
 
-    def save_checkpoint(self, path: str | Path, epoch: int = 0, metrics: Mapping[str, Any] | None = None) -> None:
+    def save_checkpoint(
+        self,
+        path: str | Path,
+        epoch: int = 0,
+        metrics: Mapping[str, Any] | None = None,
+        *,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+        shares_texts: bool = False,
+    ) -> None:
         """Write everything that the run needs to continue exactly, as a directory that is whole or absent.
 
         Args:
             path: The directory to make.
             epoch: The epoch that is finished, kept for `load_checkpoint` to return.
             metrics: Its metrics, kept likewise.
+            arrays: What else of it is kept likewise, and is too long for JSON: arrays by name.
+            shares_texts: Keep the text vectors, which never change, in one file beside ``path``, for all checkpoints
+                that are saved there; by default the directory holds all that is needed.
         """
         self._log.flush()
         weights, moments = self._export_arrays()
         if self._payoffs is not None:
             moments |= self._payoffs.state_dict()
+        moments |= {f"{_GIVEN}{name}": array for name, array in (arrays or {}).items()}
         state = {
             "backend": self.backend,
             "model": asdict(self._model_config),
@@ -242,13 +263,13 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             "schedule": self._alternating.state_dict(),
             "metrics": dict(metrics or {}),
         }
-        save_checkpoint(path, Checkpoint(weights, moments, state))
+        save_checkpoint(path, Checkpoint(weights, moments, state), self._texts if shares_texts else None)
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """Continue exactly where a checkpoint was saved.
 
         Returns:
-            ``epoch`` and ``metrics`` as they were given to `save_checkpoint`.
+            ``epoch`` and ``metrics`` as they were given to `save_checkpoint`, and ``arrays`` if any were.
 
         Raises:
             CheckpointError: It is missing, damaged, or of another version or configuration.
@@ -266,6 +287,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         for counter in ("step", "stage_step", "epoch"):
             check_integer(counter, progress[counter], 0)
         self._log.flush()
+        self._texts = SharedTexts()
         self._restore_arrays(loaded.weights, loaded.moments)
         self.set_training_stage(progress["stage"], progress["num_steps"])
         self._alternating.load_state_dict(schedule)
@@ -273,7 +295,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             self._payoffs.load_state_dict(loaded.moments)
         self.step, self.stage_step = progress["step"], progress["stage_step"]
         self._log.load_state_dict(progress)
-        return {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
+        given = {name.removeprefix(_GIVEN): each for name, each in loaded.moments.items() if name.startswith(_GIVEN)}
+        found = {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
+        return {**found, "arrays": given} if given else found
 
     @abstractmethod
     def _set_up(self, model: ModelT, device: str | DeviceT) -> None:
@@ -296,8 +320,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """Sets a scalar on its way to the host and returns what reads it there."""
 
     @abstractmethod
-    def _fuse(self, sasrec_BI: ArrayLike, retriever_BI: ArrayLike) -> NDArray[np.float32]:
-        """Fused scores of scores on the host."""
+    def _snapshots(self) -> SnapshotScores[ArrayT]:
+        """What takes snapshots of the modules, and scores with them."""
 
     @abstractmethod
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
@@ -322,6 +346,14 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             self.train_step(batch)
             if after_step is not None and after_step():
                 break
+
+    def _held_out(self) -> HeldOutTargets[ArrayT] | None:
+        """The held-out targets of a `Payoff` rule, if there are any."""
+        if self._probe is None:
+            return None
+        model, num_rows = self._model_config, max(self._probe.num_valid, 1)
+        width = slice_width(model, num_rows, MODULES, self.memory, device=self.device)
+        return held_out_targets(self._probe, model.num_items, width, self._snapshots(), model.fusion)
 
     @property
     def _is_joint(self) -> bool:

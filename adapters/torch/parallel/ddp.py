@@ -111,6 +111,7 @@ def _check_trains_as_one(own: list[Tensor], names: Mapping[int, str], turns: Map
         if 0 < len(frozen) < len(own):
             raise ConfigurationError(
                 f"a DistributedDataParallel in which {turn!r} freezes some parameters ({listed(frozen)}) and trains "
-                "others must not wait for the frozen ones, but find_unused_parameters is False; set it to True, or "
-                "wrap each module by itself"
+                "others must not wait for the frozen ones, but find_unused_parameters is False; set it to True (with "
+                "Accelerate: kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]), or wrap "
+                "each module by itself"
             )

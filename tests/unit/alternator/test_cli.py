@@ -97,6 +97,14 @@ def test_one_switch_reads_well(run, tmp_path):
     assert "It would have switched once:" in out
 
 
+@pytest.mark.parametrize(("tenure", "num_rows", "long"), [(40, 400, False), (41, 400, True), (41, 100, False)])
+def test_replay_names_modules_that_wait_for_more_than_a_tenth(run, tmp_path, tenure, num_rows, long):
+    path = write_csv(tmp_path / "losses.csv", num_rows)
+    _, out, _ = run("replay", path, "--rule", "cycle", "--set", f"steps={tenure}")
+    assert ("Long waits: a for 41, b for 41 of 400 steps, more than a tenth of them." in out) is long
+    assert ("Long waits" in out) is long
+
+
 def test_a_rule_that_switches_always_has_no_holds(run, tmp_path):
     _, out, _ = run("replay", write_csv(tmp_path / "losses.csv", 30), "--rule", "cycle")
     assert "It switched after every step." in out

@@ -35,11 +35,20 @@ def test_every_code_has_a_label_and_a_sentence(code, value, limit):
         (Reason.UNSURE, 0.034, 0.01, "not sure yet: the expected gain may be as high as 3.40% ≥ 1.00%"),
         (Reason.PLATEAU, -0.001, 0.01, "plateau: the expected gain is at most -0.10% < 1.00%"),
         (Reason.DIVERGING, -0.6, -0.31, "diverging, the loss rises: expected gain -60.00% < -31.00%"),
+        (Reason.RISING, -0.05, -0.012, "the loss rises: expected gain -5.00% ≤ -1.20%"),
+        (Reason.BEST_GAIN, -0.001, -0.002, "the loss rises: gain per cost -0.001 ≥ -0.002 of the best other module"),
         (Reason.LESS_GAIN, 0.001, math.inf, "gain per cost 0.001 < inf of another module"),
     ],
 )
 def test_sentences(code, value, limit, text):
     assert describe(code, value, limit) == text
+
+
+def test_every_reason_of_a_rise_says_so():
+    rising = [code for code in CODES if code.startswith("rising")]
+    assert len(rising) == 4
+    assert all("the loss rises" in text for code in [*rising, "diverging"] for text in (describe(code, -1, -1),))
+    assert all(label(code).startswith("the loss rises") for code in rising)
 
 
 def test_an_unknown_code_is_its_own_label():

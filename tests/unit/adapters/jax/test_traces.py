@@ -19,7 +19,7 @@ import pytest
 import alternator.rules.trend
 from adapters.jax import DeviceAlternator
 from alternator import Alternator, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Trend, rules
-from alternator.rules._regression import robust_gain
+from alternator.rules._regression import SURE_RISE, least_squares, robust_gain
 
 TRACES = Path(__file__).parents[3] / "traces"
 NUM_TRACES = 500
@@ -221,12 +221,20 @@ def never(rule, before, facts, after, verdict, gains):
 
 def near_plateau(rule, before, facts, after, verdict, gains):
     """The change rate, within 1e-6 · (1 + rate)."""
-    compared = verdict.reason in (Reason.CHANGING, Reason.STEADY)
+    compared = verdict.reason in (Reason.CHANGING, Reason.RISING_CHANGE, Reason.STEADY)
     return compared and abs(verdict.value - verdict.limit) <= 1e-6 * (1 + verdict.value)
 
 
 def near_patience(rule, before, facts, after, verdict, gains):
-    """The loss or its moving average, within 1e-6 · (abs(best) + threshold) of what would be better."""
+    """The loss or its moving average, within 1e-6 · (abs(best) + threshold) of what would be better; at a switch, the
+    slope within 1e-5 of the losses' range of `SURE_RISE` standard errors.
+    """
+    if verdict.reason in (Reason.OUT_OF_PATIENCE, Reason.RISING_OUT_OF_PATIENCE):
+        newest = list(facts.rings[facts.active])[-min(max(int(verdict.value), 3), facts.observed) :]
+        line = least_squares(newest) if len(newest) > 2 else None
+        slope = inf if line is None else abs(line.slope) - SURE_RISE * line.stderr
+        if abs(slope) <= 1e-5 * max(abs(loss - newest[-1]) for loss in newest):
+            return True
     if facts.observed <= (0 if facts.entered else before.seen):
         return False
     best = inf if facts.entered and rule.restart else before.best[facts.active]
@@ -236,12 +244,14 @@ def near_patience(rule, before, facts, after, verdict, gains):
 
 
 def near_trend(rule, before, facts, after, verdict, gains):
-    """The bound of the gain, or of the rise, within 1e-6 · horizon + 0.1% of its standard-error term."""
+    """The gain, its bound, or that of the rise, within 1e-6 · horizon + 0.1% of its standard-error term."""
     if not gains:
         return False
     count = min(facts.observed, rule.window)
     scale = rule.horizon * facts.observed / facts.tenure
-    compared = [(gains[0], rule.rise_z, 0.0), (gains[-1], rule.z * rule.window / count, rule.min_gain)]
+    bound = rule.z * rule.window / count
+    compared = [(gains[0], rule.rise_z, 0.0), (gains[-1], bound, rule.min_gain)]
+    compared += [(gains[-1], 0.0, -rule.min_gain), (gains[-1], SURE_RISE, 0.0)]
     return any(
         abs((gain.rate + z * gain.stderr) * scale - limit) <= 1e-6 * rule.horizon + 0.001 * z * gain.stderr * scale
         for gain, z, limit in compared

@@ -66,7 +66,7 @@ class ManualTowers(Towers):
 
     def configure_optimizers(self):
         optimizers = [adamw(module.parameters()) for module in self.towers.values()]
-        return optimizers, [ExponentialLR(optimizer, 0.9) for optimizer in optimizers]
+        return optimizers, [{"scheduler": ExponentialLR(each, 0.9), "interval": "step"} for each in optimizers]
 
 
 class Steps:

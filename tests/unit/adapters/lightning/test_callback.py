@@ -254,14 +254,18 @@ def test_a_switch_in_the_middle_of_an_accumulation_is_refused():
         fit(Towers(), alternator, [Forcing()], accumulate_grad_batches=2)
 
 
-def test_a_frozen_module_in_training_mode_within_the_step_is_refused():
-    class Training(Towers):
+@pytest.mark.parametrize(("kind", "is_refused"), [(Towers, False), (ManualTowers, True)])
+def test_a_module_that_a_training_step_puts_in_training_mode(kind, is_refused):
+    class Training(kind):
         def training_step(self, batch, batch_idx):
             self.train()
             return super().training_step(batch, batch_idx)
 
-    with pytest.raises(FreezeError, match="a frozen module must be in inference mode"):
-        fit(Training())
+    if is_refused:
+        with pytest.raises(FreezeError, match="a frozen module must be in its frozen mode"):
+            fit(Training())
+    else:
+        assert same_bits(fit(Training()), fit(Towers()))
 
 
 class Kept(Logger):
@@ -319,8 +323,9 @@ class Tensors(Steps):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor is being accessed")
+@pytest.mark.parametrize("frozen_mode", ["inference", "batch"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole):
+def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole, frozen_mode):
     graphs = []
 
     def backend(graph, inputs):
@@ -330,7 +335,7 @@ def test_a_compiled_model_equals_eager_with_one_graph_per_active_set(whole):
     def run(prepare):
         model = Chain()
         alternator = Recorded(rule=Cycle(2))
-        trainer(AlternatingCallback(alternator)).fit(prepare(model), Tensors())
+        trainer(AlternatingCallback(alternator, frozen_mode=frozen_mode)).fit(prepare(model), Tensors())
         return list(model.state_dict().values()), alternator.decisions
 
     def parts(model):
@@ -427,12 +432,10 @@ def test_settings_that_do_not_fit_the_optimization():
         towers_callback(delay=-1)
 
 
-@pytest.mark.parametrize("path", ["a", "towers.c", "names"])
-def test_modules_that_are_not_there(path):
+@pytest.mark.parametrize(("path", "near"), [("b", "towers.b"), ("towers.c", "towers"), ("names", "towers")])
+def test_modules_that_are_not_there(path, near):
     made = AlternatingCallback(Alternator(NAMES), {"a": path, "b": "towers.b"})
-    refused(
-        f"must be an attribute of Towers that is an nn.Module or a parameter, but '{path}' is not; .*modules=", made
-    )
+    refused(f"must name parameters of the model, but '{path}' of 'a' names none; there is '{near}", made)
 
 
 def test_parameters_that_belong_to_no_module():
@@ -470,3 +473,42 @@ def test_names_are_attributes_by_default_and_parameters_are_modules():
     alternator = Recorded(turns, Cycle(3))
     trainer(AlternatingCallback(alternator, turns=turns)).fit(Scaled(), Steps(6))
     assert alternator.active == "towers"
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "num_steps"),
+    [
+        ({"max_epochs": 3}, None, 48),
+        ({"max_epochs": 3, "accumulate_grad_batches": 3}, None, 18),
+        ({"max_epochs": 3, "max_steps": 20}, None, 20),
+        ({"max_epochs": 1000, "max_steps": 7}, None, 7),
+        ({"max_epochs": -1, "max_steps": 7}, None, 7),
+        ({"max_epochs": 1}, 500, 500),
+    ],
+)
+def test_the_alternator_is_told_how_long_the_run_is(options, given, num_steps):
+    alternator = Alternator(NAMES, Cycle(3), num_steps=given)
+    model = Towers()
+    trainer(callback(alternator, model), **options).fit(model, Steps())
+    assert alternator.num_steps == num_steps
+    assert given is not None or alternator.step == num_steps
+
+
+def test_an_endless_run_has_no_length():
+    class Ends(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop = True
+
+    alternator, model = Alternator(NAMES, Cycle(3)), Towers()
+    trainer(callback(alternator, model), Ends(), max_epochs=-1).fit(model, Steps())
+    assert alternator.num_steps is None
+
+
+def test_a_module_that_starves_is_named():
+    model = Towers()
+    made = callback(Alternator(NAMES, Cycle(400)), model)
+    with (
+        pytest.warns(UserWarning, match="steps of Cycle should be at most a tenth of the run's 256 planned steps"),
+        pytest.warns(UserWarning, match="'b' has not trained for 26 of 256 planned steps"),
+    ):
+        trainer(made, max_epochs=16).fit(model, Steps())

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 
 from adapters.lightning import AlternatingCallback
@@ -72,7 +73,7 @@ def test_several_optimizers_and_schedulers_per_module():
                 for dim in (0, 1)
             ]
             optimizers = [adamw(part) for part in parts]
-            return optimizers, [ExponentialLR(optimizer, 0.9) for optimizer in optimizers]
+            return optimizers, [{"scheduler": ExponentialLR(each, 0.9), "interval": "step"} for each in optimizers]
 
     models = [Parts(), ManualTowers()]
     for model in models:
@@ -105,6 +106,50 @@ def test_a_leaf_tensor_as_a_module():
     trainer(model.alternating).fit(model, Steps())
     for (name, *now), (_, *after) in pairwise(before):
         assert [one != two for one, two in zip(now, after, strict=True)] == [name == "alpha", name == "a"]
+
+
+class ByEpochs(ManualTowers):
+    """One scheduler per tower, as Lightning has them by default."""
+
+    def configure_optimizers(self):
+        optimizers, _ = super().configure_optimizers()
+        return optimizers, [ExponentialLR(optimizers[0], 0.5), {"scheduler": ExponentialLR(optimizers[1], 0.1)}]
+
+
+def test_a_scheduler_by_epochs_counts_those_in_which_its_module_trained():
+    model = ByEpochs()  # 16 steps are an epoch: a trains in the first two and the fourth, b in the third and the fourth
+    run = trainer(callback(Recorded(rule=Cycle((32, 20))), model), max_epochs=4)
+    run.fit(model, Steps())
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
+    assert rates == pytest.approx([0.01 * 0.5**3, 0.01 * 0.1**2])
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_knows_who_trained_in_it(tmp_path):
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if batch_idx == 9:
+                trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    def fit_some(ckpt_path, *callbacks):
+        model, alternator = ByEpochs(), Recorded(rule=Cycle((20, 3)))
+        run = trainer(callback(alternator, model), *callbacks, max_epochs=2)
+        run.fit(model, Steps(), ckpt_path=ckpt_path)
+        return [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
+
+    whole = fit_some(None, Saves())  # b trains in steps 20 to 22, the second epoch's 4 to 6: before the checkpoint only
+    assert whole == pytest.approx([0.01 * 0.5**2, 0.01 * 0.1])
+    assert fit_some(tmp_path / "1.ckpt") == whole
+
+
+def test_a_frequency_is_refused():
+    class Rare(ManualTowers):
+        def configure_optimizers(self):
+            optimizers, (first, second) = super().configure_optimizers()
+            return optimizers, [first, {**second, "frequency": 3}]
+
+    model = Rare()
+    with pytest.raises(ConfigurationError, match="the scheduler of 'b' must have frequency 1, got 3"):
+        trainer(callback(Recorded(), model)).fit(model, Steps())
 
 
 def test_a_scheduler_that_needs_a_metric_or_drives_several_modules_is_the_users():

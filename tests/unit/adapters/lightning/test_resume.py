@@ -129,7 +129,7 @@ def test_a_checkpoint_within_an_accumulation_warns(tmp_path):
             if trainer.fit_loop.batch_idx == 4:
                 trainer.save_checkpoint(tmp_path / "now.ckpt")
 
-    with pytest.warns(UserWarning, match="in the middle of an accumulation, whose gradients Lightning does not save"):
+    with pytest.warns(UserWarning, match="in the middle of an accumulation, whose gradients are not saved"):
         fit(callbacks=[Saving(tmp_path)], accumulate_grad_batches=2, enable_checkpointing=True)
 
 

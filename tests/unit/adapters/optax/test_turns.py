@@ -203,3 +203,18 @@ def test_the_turns_are_checked_against_what_chooses_among_them(kind):
     message = r"the alternator's names \('b', 'a'\) in their order, as active may be an index, got \('a', 'b'\)"
     with pytest.raises(ConfigurationError, match=message):
         build(None, ("b", "a"), Cycle(1))
+
+
+def test_an_alternator_knows_which_modules_its_names_train():
+    alternator = Alternator(TURNS, Cycle(400))
+    alternating(TRANSFORMS, LABELS, turns=TURNS, always=optax.sgd(1.0), alternator=alternator)
+    with pytest.warns(UserWarning, match="steps of Cycle should be at most a tenth"):
+        alternator.expect(num_steps=1000)
+    alternator.force("both")
+    for _ in range(200):
+        alternator.advance()  # trains all
+    alternator.force("a")
+    for _ in range(101):
+        alternator.advance()
+    with pytest.warns(UserWarning, match="'b' has not trained for 101 of 1,000 planned steps"):
+        alternator.advance()

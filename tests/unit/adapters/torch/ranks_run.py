@@ -35,7 +35,7 @@ class Model(nn.Module):
 class Run:
     """A run whose data depend on rank and step alone."""
 
-    def __init__(self, rank, wrapping="whole", norm=True, rule=RULE, ddp=None, **options):
+    def __init__(self, rank, wrapping="whole", norm=True, rule=RULE, ddp=None, named=None, **options):
         self.rank = rank
         self.model = Model(norm)
         modules = {name: getattr(self.model, name) for name in NAMES}
@@ -54,7 +54,10 @@ class Run:
                 fully_shard(self.model.get_submodule(sharded))
         self.optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
         self.alternating = AlternatingOptimizer(
-            Alternator(NAMES, rule=rule), modules, self.optimizers, **{"clip_norm": 0.5, **options}
+            Alternator(NAMES, rule=rule),
+            named or modules,
+            self.optimizers,
+            **{"clip_norm": 0.5, "frozen_mode": "inference", **options},
         )
         self.decisions = []
         self.losses = []

@@ -26,11 +26,11 @@ class Model(nn.Module):
         return self.b(self.a(x_BD)).square().mean()
 
 
-def build(model, root=None):
+def build(model, root=None, frozen_mode="inference"):
     modules = {name: getattr(model, name) for name in NAMES}
     optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
-    rule = Cycle(2)
-    return AlternatingOptimizer(Alternator(NAMES, rule=rule), modules, optimizers, clip_norm=CLIP_NORM, model=root)
+    options = {"clip_norm": CLIP_NORM, "model": root, "frozen_mode": frozen_mode}
+    return AlternatingOptimizer(Alternator(NAMES, rule=Cycle(2)), modules, optimizers, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,9 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("frozen_mode", ["inference", "batch"])
 @pytest.mark.parametrize("how", ["wrapper", "in place"])
-def test_compiled_training_equals_eager_with_one_graph_per_active_set(how):
+def test_compiled_training_equals_eager_with_one_graph_per_active_set(how, frozen_mode):
     eager, compiled = Model(), Model()
     graphs = []
 
@@ -51,12 +52,12 @@ def test_compiled_training_equals_eager_with_one_graph_per_active_set(how):
 
     if how == "wrapper":
         forward = torch.compile(compiled, backend=backend)
-        alternating = build(compiled, root=forward)
+        alternating = build(compiled, forward, frozen_mode)
     else:
         forward = compiled
         compiled.compile(backend=backend)
-        alternating = build(compiled, root=compiled)
-    reference = build(eager)
+        alternating = build(compiled, compiled, frozen_mode)
+    reference = build(eager, frozen_mode=frozen_mode)
     for step in range(12):
         assert alternating.step(forward(batch(step))) == reference.step(eager(batch(step)))
     assert reference.alternator.stats().switch_count == 6

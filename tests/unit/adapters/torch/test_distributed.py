@@ -29,11 +29,11 @@ def ranks(tmp_path_factory):
     two.stop()
 
 
-def contract(rank, wrapping, ddp, unaligned=False):
+def contract(rank, wrapping, ddp, unaligned=False, **options):
     if unaligned:
         Ranks.align_buffers, kept = (lambda *_: None), Ranks.align_buffers
     try:
-        run = Run(rank, wrapping, ddp=ddp, delay=0, check_ranks_every=1)
+        run = Run(rank, wrapping, ddp=ddp, delay=0, check_ranks_every=1, **options)
         return frozen_stays(run), run.decisions, run.losses, run.parameters()
     finally:
         if unaligned:
@@ -61,6 +61,19 @@ def test_frozen_stays_and_ranks_stay_the_same(ranks, wrapping, ddp):
 def decided_alone(losses):
     alternator = Alternator(NAMES, rule=RULE)
     return [alternator.observe(loss).active for loss in losses]
+
+
+def contract_in_batch_mode(rank, wrapping):
+    stayed, _, _, weights = contract(rank, wrapping, {}, frozen_mode="batch")
+    return stayed, weights
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_frozen_stays_in_batch_mode_and_ranks_stay_the_same(ranks, wrapping):
+    (stayed0, weights0), (stayed1, weights1) = ranks.run(contract_in_batch_mode, wrapping)
+    assert stayed0
+    assert stayed1
+    assert same_bits(weights0, weights1)
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)

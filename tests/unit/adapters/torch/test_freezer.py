@@ -112,7 +112,7 @@ def test_modes():
     model.b.train()
     with pytest.raises(FreezeError, match=re.escape("'b', 'b.0', 'b.1' is in training mode")):
         freezer.check_modes()
-    freezer.set_frozen_inference_mode()
+    freezer.set_frozen_modes()
     freezer.check_modes()
     assert modes(model.b) == {False}
 

@@ -14,6 +14,7 @@ from tests.conformance.freeze_contract_torch import adamw, same_bits, tower, tow
 def build(modules=None, cycle=1, **options):
     modules = modules or {"a": tower(0), "b": tower(1)}
     optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
+    options = {"frozen_mode": "inference", **options}
     return AlternatingOptimizer(Alternator(modules, rule=Cycle(cycle)), modules, optimizers, **options), modules
 
 
@@ -67,7 +68,7 @@ def test_a_parameter_unfrozen_while_its_module_is_frozen_waits_for_its_turn_with
     modules = {"a": tower(0), "b": tower(1)}
     modules["b"][0].requires_grad_(False)
     optimizer = adamw([parameter for module in modules.values() for parameter in module.parameters()])
-    alternating = AlternatingOptimizer(Alternator(modules, rule=Cycle(4)), modules, optimizer)
+    alternating = AlternatingOptimizer(Alternator(modules, rule=Cycle(4)), modules, optimizer, frozen_mode="inference")
     train(alternating, modules, 1)
     modules["b"][0].requires_grad_(True)
     before = copy.deepcopy(list(modules["b"].parameters()))
@@ -118,6 +119,19 @@ def test_a_whole_module_in_inference_mode_when_this_is_built_stays_so():
     alternating.force("a")
     assert not any(submodule.training for submodule in modules["a"].modules())
     assert modules["a"][0].weight.requires_grad
+
+
+def test_training_mode_of_a_model_that_was_built_in_inference_mode_is_warned_of():
+    """As Transformers' pretrained models are."""
+    modules = {"a": tower(0).eval(), "b": tower(1).eval()}
+    alternating, _ = build(modules)
+    with pytest.warns(UserWarning, match=r"all modules were in inference mode, .*call model.train\(\) before"):
+        alternating.train()
+    alternating.release()
+    modules["a"].train()
+    alternating, _ = build(modules)
+    alternating.train()
+    assert modules["a"].training
 
 
 def test_train_and_eval_keep_frozen_modules_frozen():

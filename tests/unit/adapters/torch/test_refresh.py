@@ -158,7 +158,7 @@ def test_a_model_that_grows_between_its_modules():
 
 
 def test_a_buffer_of_a_new_layer_is_watched():
-    modules, _, alternating = build()
+    modules, _, alternating = build(frozen_mode="inference")
     modules["b"].append(nn.BatchNorm1d(3, affine=False))
     alternating.apply()
     modules["b"][1].num_batches_tracked += 1

@@ -54,6 +54,18 @@ def test_frozen_stays_and_weights_are_those_of_ddp(ranks, wrapping, evaluated):
     assert one[1] == two[1]
 
 
+def by_name(rank, wrapping):
+    named = Run(rank, wrapping, norm=False, delay=0, named={"a": "*", "b": ["b.0", "b.2.*"]})
+    stayed = frozen_stays(named)
+    given = Run(rank, wrapping, norm=False, delay=0).train()
+    return stayed, named.decisions == given.decisions, same_bits(gathered(named), gathered(given))
+
+
+@pytest.mark.parametrize("wrapping", ["whole", "shard each", "shard root"])
+def test_parts_by_name_are_the_same_as_modules(ranks, wrapping):
+    assert ranks.run(by_name, wrapping) == [(True, True, True)] * 2
+
+
 def test_clipping_by_the_norm_of_all_shards(ranks):
     one, two = ranks.run(contract, "shard each", 0.5, False)
     assert same_bits(one[3], two[3])

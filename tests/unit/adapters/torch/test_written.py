@@ -114,6 +114,7 @@ WRITERS = {
 def build(first=None, **options):
     modules = {"a": nn.Linear(3, 3), "b": first or nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))}
     optimizers = {name: AdamW(module.parameters()) for name, module in modules.items()}
+    options = {"frozen_mode": "inference", **options}
     return modules, AlternatingOptimizer(Alternator(tuple(modules)), modules, optimizers, **options)
 
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from alternator import Alternator, ConfigurationError, Patience, Reason
 from alternator.rules.patience import BURST
+from tests.unit.alternator.runs import noisy
 
 NUM_TRACES = 1000
 NUM_LOSSES = 60
@@ -178,6 +179,40 @@ def test_losses_that_come_together_are_judged_one_by_one():
         alternator.record("a", loss)
     decision = alternator.advance()
     assert (decision.switched, decision.reason, decision.value) == (True, Reason.OUT_OF_PATIENCE, 3)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_rise_is_told_from_a_loss_that_has_stopped_falling(sign):
+    switches = {}
+    for name, losses in {"rises": (0.5, 0.6, 0.7, 0.81), "flat": (0.5, 0.6, 0.6, 0.6), "two": (0.5, 0.6)}.items():
+        rule = Patience(patience=len(losses) - 2, mode="min" if sign > 0 else "max", threshold_mode="abs")
+        alternator = Alternator(("a", "b"), rule)
+        switches[name] = [alternator.observe(sign * loss) for loss in losses][-1]
+    assert all(decision.switched for decision in switches.values())
+    reasons = {name: decision.reason for name, decision in switches.items()}
+    assert reasons == {
+        "rises": Reason.RISING_OUT_OF_PATIENCE,
+        "flat": Reason.OUT_OF_PATIENCE,
+        "two": Reason.OUT_OF_PATIENCE,
+    }
+    assert switches["rises"].explain() == "step 4: a → b (the loss rises: bad losses in a row: 3 > patience 2)"
+
+
+@pytest.mark.parametrize(("step", "ended"), [(0.1, False), (0.0, True)])
+def test_a_rise_is_no_plateau(step, ended):
+    alternator = Alternator(("a", "b"), Patience(patience=2, restart=True))
+    decisions = [alternator.observe(1 + step * (number % 4)) for number in range(8)]
+    assert [decision.step for decision in decisions if decision.switched] == [4, 8]
+    assert decisions[-1].all_plateaued is ended
+
+
+def test_noise_seldom_reads_as_a_rise():
+    ends = []
+    for seed in range(200):
+        alternator = Alternator(("a", "b"), Patience())
+        losses = noisy(seed, 400, 0.0, 0.1)
+        ends.append(next(decision.reason for loss in losses if (decision := alternator.observe(loss)).switched))
+    assert ends.count(Reason.OUT_OF_PATIENCE) >= 180
 
 
 def test_of_a_larger_burst_the_newest_losses_are_judged():

@@ -43,3 +43,19 @@ def test_a_larger_plateau_threshold_switches_at_least_as_often():
         switches.append(alternator.stats().switch_count)
     assert switches == sorted(switches)
     assert switches[0] < switches[-1]
+
+
+@pytest.mark.parametrize(
+    ("newest", "base", "text"),
+    [
+        (1.1, 1.0, "the loss rises: change rate 0.1 ≥ 0.01"),
+        (0.9, 1.0, "change rate 0.1 ≥ 0.01"),
+        (0.5, 0.0, "the loss rises: change rate inf ≥ 0.01"),
+        (-0.5, 0.0, "change rate inf ≥ 0.01"),
+        (1.001, 1.0, "change rate 0.001 < 0.01"),
+    ],
+)
+def test_it_says_where_the_loss_rises(newest, base, text):
+    alternator = Alternator(("a", "b"), Plateau(min_steps=1, window=3))
+    decision = [alternator.observe(loss) for loss in (3.0, base, newest)][-1]
+    assert f"({text})" in decision.explain()

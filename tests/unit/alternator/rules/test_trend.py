@@ -139,6 +139,42 @@ def test_divergence_is_no_plateau():
     assert not any(decision.all_plateaued for decision in switches)
 
 
+@pytest.mark.parametrize(("noise", "slope"), [(0.03, -0.001), (0.1, -0.002)])
+def test_a_rise_that_is_not_beyond_doubt_is_no_plateau(noise, slope):
+    decisions = [first_switch(noisy(seed, 2000, slope, noise)) for seed in range(100)]
+    rises = [decision for decision in decisions if decision.reason == Reason.RISING]
+    assert len(rises) > 30
+    assert all(decision.value <= decision.limit <= -0.01 for decision in rises)
+    assert sum(decision.reason == Reason.PLATEAU for decision in decisions) < 10
+
+
+@pytest.mark.parametrize("noise", [0.001, 0.01, 0.03, 0.1])
+def test_a_flat_loss_seldom_reads_as_a_rise(noise):
+    reasons = [first_switch(noisy(seed, 2000, 0.0, noise)).reason for seed in range(100)]
+    assert reasons.count(Reason.PLATEAU) >= 85
+
+
+def test_it_says_that_the_loss_rises_before_and_when_it_switches():
+    alternator = Alternator(("a", "b"), Trend(rise_confidence=0.999999))
+    decisions = [alternator.observe(loss) for loss in noisy(2, 400, -0.001, 0.03)]
+    switch = next(decision for decision in decisions if decision.switched)
+    held = decisions[switch.step - 2]
+    assert held.reason == Reason.RISING_UNCONFIRMED
+    assert held.explain().endswith("% ≤ -1.00%; to be confirmed)")
+    assert (switch.reason, switch.active) == (Reason.RISING, "b")
+    assert switch.explain().startswith(f"step {switch.step}: a → b (the loss rises: expected gain -")
+
+
+def test_modules_whose_losses_rise_have_not_all_plateaued():
+    alternator = Alternator(("a", "b"), Trend(rise_confidence=0.999999))
+    switches = []
+    for _ in range(4):  # the same rise in each tenure
+        losses = iter(noisy(2, 400, -0.001, 0.03))
+        switches.append(next(decision for loss in losses if (decision := alternator.observe(loss)).switched))
+    assert {decision.reason for decision in switches} == {Reason.RISING}
+    assert not any(decision.all_plateaued for decision in switches)
+
+
 def test_looks_are_an_eighth_of_the_losses_apart():
     assert [look_spacing(count) for count in (10, 64, 80, 200)] == [8, 8, 10, 25]
 

@@ -13,8 +13,11 @@ from ur4rec.compare import workers
 from ur4rec.compare.arms import original_of
 from ur4rec.compare.budget import Course, Ledger
 from ur4rec.compare.costs import KINDS, measure_costs, read_costs
+from ur4rec.compare.directory import StudyDirectory
+from ur4rec.compare.processes import LocalProcesses
 from ur4rec.compare.report import compare_command, write_report
 from ur4rec.compare.runner import RunKey, build_trainer, evaluate, prepare_study
+from ur4rec.compare.tasks import ArmOutcome
 from ur4rec.compare.workers import run_one
 from ur4rec.data import sample_users, synthetic
 from ur4rec.errors import ConfigurationError
@@ -59,15 +62,14 @@ def test_a_study_that_is_cut_short_has_whole_seeds(tmp_path, monkeypatch):
     directory = tiny_study(tmp_path, arms=("parity", PLATEAU, f"matched:{PLATEAU}", "joint"), seeds=(0, 1))
     order = []
 
-    def pretend(path, key, data_dir):
-        order.append((key.seed, key.arm))
-        report = {"best": None, "error": "pretended"}
-        directory.write_run(key, report, {})
-        return report
+    def pretend(request):
+        order.append((request.key.seed, request.key.arm))
+        return ArmOutcome(report={"best": None, "error": "pretended"}, arrays={})
 
-    monkeypatch.setattr(workers, "run_one", pretend)
+    monkeypatch.setattr(workers, "train_arm", pretend)
+    monkeypatch.setattr(StudyDirectory, "read_run", lambda self, key: {})  # what is pretended is no whole report
     with ThreadPoolExecutor(1) as pool:
-        workers._run_arms(pool, directory, 1, None, True)
+        workers._run_arms(LocalProcesses(pool, 1), directory, None, True)
     assert [seed for seed, _ in order] == sorted(seed for seed, _ in order)
     assert order.index((0, f"matched:{PLATEAU}")) > order.index((0, PLATEAU))
     assert directory.missing() == []

@@ -33,7 +33,7 @@ def test_ranks_are_in_the_order_of_the_targets_and_batches_no_wider_than_they_mu
     scorer, told = LastItem(80), []
     expected = scorer.rank_all(prepared.evaluation_batches(targets, model), ["fused"])["fused"]
     assert scorer.shapes == [(90, 32)]
-    monkeypatch.setattr(prepared, "MAX_SCORES", 80 * 20 + 79)
+    monkeypatch.setattr(prepared, "MAX_ROWS", 20)
     ranking = Ranking(targets, model)
     found = ranking.ranks(scorer, ["sasrec", "fused"], lambda index, count: told.append((index, count)))
     assert {name: ranks_T.tolist() for name, ranks_T in found.items()} == dict.fromkeys(
@@ -42,7 +42,7 @@ def test_ranks_are_in_the_order_of_the_targets_and_batches_no_wider_than_they_mu
     assert told == [(index, 5) for index in range(5)]
     shapes = scorer.shapes[1:]
     assert shapes == sorted(shapes)
-    assert shapes[0][0] == 20
+    assert shapes[0][0] == 18
     assert shapes[0][1] < shapes[-1][1]
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from ur4rec.errors import DataError
 from ur4rec.text.encoders import TextEncoder, fit_encoder
+from ur4rec.text.tfidf import Tfidf
 
 WORDS = [[f"{group}{number}" for number in range(6)] for group in "abcd"]
 TEXTS = [" ".join(np.random.default_rng(item).choice(WORDS[item % 4], 3)) for item in range(40)]
@@ -49,3 +50,20 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(kept, tmp_path):
         except DataError:
             refused += 1
     assert refused > len(whole) // 7 // 2
+
+
+def test_texts_without_a_word_in_common_are_not_factored(caplog, monkeypatch):
+    """As where the texts are ids: every direction is as good as another, and is kept for what comes later."""
+    import sklearn.decomposition
+
+    monkeypatch.setattr(sklearn.decomposition, "TruncatedSVD", None)
+    texts = [f"item{number}" for number in range(200)]
+    model, vectors_NT = Tfidf.fit(texts, dim=64)
+    assert "no two item texts share a word" in caplog.text
+    again = Tfidf.from_arrays(model.to_arrays(), dim=64)
+    np.testing.assert_allclose(again.encode(texts[:3], 64), vectors_NT[:3], rtol=1e-6)
+    assert not again.encode(["item999"], 64).any()
+    unit_NT = vectors_NT / np.linalg.norm(vectors_NT, axis=1, keepdims=True)
+    cosines = (unit_NT @ unit_NT.T)[~np.eye(200, dtype=bool)]
+    assert abs(cosines).max() < 0.7
+    assert abs(cosines.mean()) < 0.01

@@ -1,0 +1,50 @@
+"""A training engine of PyTorch-Ignite.
+
+An encoder and a head learn a smooth function of eight numbers.
+"""
+
+import torch
+from ignite.engine import Engine
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from adapters.torch import AlternatingOptimizer
+from alternator import Alternator, Cycle
+
+
+def train(num_steps: int = 400) -> dict[str, nn.Module]:
+    """Train for a number of batches."""
+    torch.manual_seed(0)
+    encoder, head = nn.Sequential(nn.Linear(8, 32), nn.Tanh()), nn.Linear(32, 1)
+    model = nn.Sequential(encoder, head)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    modules = {"encoder": encoder, "head": head}
+    alternating = AlternatingOptimizer(Alternator(modules, rule=Cycle((3, 1))), modules, optimizer)
+
+    def update(engine: Engine, batch: tuple[Tensor, ...]) -> float:
+        x_BD, y_B1 = batch
+        loss = nn.functional.mse_loss(model(x_BD), y_B1)
+        alternating.step(loss)
+        return loss.item()
+
+    Engine(update).run(batches(num_steps, seed=0), max_epochs=1)
+    return {"encoder": encoder, "head": head}
+
+
+def batches(num_batches: int, seed: int) -> DataLoader[tuple[Tensor, ...]]:
+    """Inputs and targets, in batches of 64."""
+    x_ND = torch.randn(64 * num_batches, 8, generator=torch.Generator().manual_seed(seed))
+    return DataLoader(TensorDataset(x_ND, x_ND[:, :4].sum(1, keepdim=True).sin()), batch_size=64)
+
+
+@torch.no_grad()
+def evaluate(trained: dict[str, nn.Module]) -> float:
+    """The mean squared error on held-out data."""
+    ((x_BD, y_B1),) = batches(1, seed=1)
+    return nn.functional.mse_loss(trained["head"](trained["encoder"](x_BD)), y_B1).item()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # networks this small are faster so
+    print("error before", evaluate(train(1)))
+    print("error after", evaluate(train()))

@@ -1,0 +1,109 @@
+"""What a `Payoff` schedule measures by: the loss on held-out targets of modules as they are and as they were.
+
+Shapes: B held-out targets, L positions, I items, s items of a slice, d width.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ur4rec.data.batches import EvaluationBatch
+from ur4rec.evaluation.metrics import LogSum
+from ur4rec.schedule.stages import MODULES
+from ur4rec.training.arrays import ArrayT
+from ur4rec.training.checkpoint import Arrays
+from ur4rec.training.slices import Slice, slices_of
+
+
+class Snapshot(NamedTuple, Generic[ArrayT]):
+    """A module as it was; nothing of it is shared with the module."""
+
+    weights: Mapping[str, ArrayT]
+    """Its parameters."""
+    outputs_Bd: ArrayT
+    """What it says of the held-out histories: SASRec's states, the retriever's preference vectors."""
+    table_Id: ArrayT
+    """What items are compared with it by: SASRec's embeddings, the retriever's keys."""
+
+
+class SnapshotScores(Protocol[ArrayT]):
+    """What a backend does with snapshots."""
+
+    def take(self, module: str, batch: EvaluationBatch, weights: Mapping[str, NDArray[Any]] | None) -> Snapshot[ArrayT]:
+        """The snapshot of a module as it is, or with these weights."""
+
+    def weights(self, snapshot: Snapshot[ArrayT]) -> Arrays:
+        """Its weights, by the names in a checkpoint."""
+
+    def score(self, module: str, snapshot: Snapshot[ArrayT], first: int, width: int) -> ArrayT:
+        """Scores of a module alone for some items, (B, s)."""
+
+    def fuse(self, scores: tuple[ArrayT, ...], totals: tuple[NDArray[np.float32], ...] | None) -> NDArray[np.float32]:
+        """Fused scores, (B, s), given for the fusion `weighted` what normalises each module's, (B, 1)."""
+
+
+class HeldOutTargets(Generic[ArrayT]):
+    """See `ur4rec.schedule.payoff_probe.HeldOut`.
+
+    Args:
+        batch: The targets.
+        num_items: The number of items.
+        width: The items of a slice.
+        scores: The backend's.
+        normalised: Whether the fusion needs all items' scores to normalise them.
+    """
+
+    def __init__(
+        self, batch: EvaluationBatch, num_items: int, width: int, scores: SnapshotScores[ArrayT], *, normalised: bool
+    ) -> None:
+        self._batch, self._scores, self._normalised = batch, scores, normalised and width < num_items
+        self._slices = list(slices_of(num_items, width))
+        self._width = width
+
+    def take(self, module: str, weights: Mapping[str, NDArray[Any]] | None = None) -> Snapshot[ArrayT]:
+        """The snapshot of a module as it is now, or with these weights."""
+        return self._scores.take(module, self._batch, weights)
+
+    def weights(self, snapshot: Snapshot[ArrayT]) -> Arrays:
+        """The weights of a snapshot."""
+        return self._scores.weights(snapshot)
+
+    def losses(self, snapshots: Mapping[str, Snapshot[ArrayT]]) -> NDArray[np.float64]:
+        """The negative log-likelihood of each target, (B,)."""
+        targets_B = np.asarray(self._batch.targets_B)
+        rows_B = np.arange(len(targets_B))
+        totals = tuple(self._total(name, snapshots[name]) for name in MODULES) if self._normalised else None
+        total, own_B = LogSum(len(targets_B)), np.zeros(len(targets_B))
+        for part in self._slices:
+            scores = (self._score(name, snapshots[name], part) for name in MODULES)
+            fused_Bs = self._scores.fuse(tuple(scores), totals)
+            total.add(fused_Bs[:, part.skip :])
+            places_B = targets_B - part.start
+            inside_B = (places_B >= part.skip) & (places_B < fused_Bs.shape[1])
+            own_B[inside_B] = fused_Bs[rows_B[inside_B], places_B[inside_B]]
+        return total.log() - own_B
+
+    def _score(self, name: str, snapshot: Snapshot[ArrayT], part: Slice) -> ArrayT:
+        return self._scores.score(name, snapshot, part.start, self._width)
+
+    def _total(self, name: str, snapshot: Snapshot[ArrayT]) -> NDArray[np.float32]:
+        """What normalises the scores of a module, (B, 1)."""
+        total = LogSum(len(self._batch.targets_B))
+        for part in self._slices:
+            total.add(np.asarray(self._score(name, snapshot, part))[:, part.skip :])
+        return total.log()[:, None].astype(np.float32)
+
+
+def held_out_targets(
+    probe: EvaluationBatch, num_items: int, width: int, scores: SnapshotScores[ArrayT], fusion: str
+) -> HeldOutTargets[ArrayT]:
+    """The rows of a batch that count, as a `Payoff` schedule measures on them."""
+    num_valid = probe.num_valid
+    batch = probe._replace(
+        items_BL=probe.items_BL[:num_valid],
+        targets_B=probe.targets_B[:num_valid],
+        users_B=None if probe.users_B is None else probe.users_B[:num_valid],
+    )
+    return HeldOutTargets(batch, num_items, width, scores, normalised=fusion == "weighted")

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
-from ur4rec.training.sampling import Sampler
+from ur4rec.training.sampling import Items, Sampler
 from ur4rec_jax.losses import StepInputs
 
 _KINDS = {"cuda": "gpu"}
@@ -72,10 +72,12 @@ def to_inputs(
     targets = np.asarray(batch[1], np.int32).ravel()
     found = np.flatnonzero(targets != num_items)
     length = targets.size if usual_targets is None or len(found) > usual_targets else usual_targets
-    positions_N, targets_N = np.zeros(length, np.int32), np.full(length, num_items, np.int32)
+    positions_N = np.zeros(length, np.int32)
+    targets_N: Items = np.full(length, num_items, np.int32)
     positions_N[: len(found)], targets_N[: len(found)] = found, targets[found]
     users_B = np.asarray(batch[2], np.int32) if with_users else None
-    items_BL, sample = np.asarray(batch[0], np.int32), None
+    items_BL: Items = np.asarray(batch[0], np.int32)
+    sample = None
     if sampler is not None:
         items_BL, targets_N, drawn = sampler.number(items_BL, targets_N, step, padded=True)
         items_BL, targets_N = to_indices(items_BL), to_indices(targets_N)

@@ -130,12 +130,17 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Array]]:
         trains_retriever = "retriever" in TURNS[active]
         needs_catalogue = self._sampler is None and (self._is_fused or self._distils)
-        options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler, "step": self.step}
+        inputs = to_inputs(
+            *(batch, self._model_config.num_items, self._usual_targets),
+            with_users=self._reads_users,
+            sampler=self._sampler,
+            step=self.step,
+        )
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
             self._catalogue() if needs_catalogue and not trains_retriever else None,
-            to_inputs(batch, self._model_config.num_items, self._usual_targets, **options),
+            inputs,
             self._key,
             np.int32(self.step),
             jax.tree.map(np.float32, dict(rates)),

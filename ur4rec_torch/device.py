@@ -13,7 +13,7 @@ from torch import Tensor
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
-from ur4rec.training.sampling import Sampler
+from ur4rec.training.sampling import Items, Sampler
 from ur4rec_torch.losses import StepInputs
 
 
@@ -59,14 +59,17 @@ def to_device(
         sampler: Draws the negatives of sampled losses.
         step: The training step of the run, for the sampler.
     """
-    targets = np.asarray(batch[1]).ravel()
-    positions_N = np.flatnonzero(targets != num_items)
-    items_BL, targets_N, sample = np.asarray(batch[0], np.int64), targets[positions_N].astype(np.int64), None
+    all_targets = np.asarray(batch[1]).ravel()
+    positions_N = np.flatnonzero(all_targets != num_items)
+    items_BL: Items = np.asarray(batch[0], np.int64)
+    targets_N: Items = all_targets[positions_N].astype(np.int64)
+    sample = None
     if sampler is not None:
         items_BL, targets_N, found = sampler.number(items_BL, targets_N, step)
         sample = Sample(*(_send(array, device) for array in found))
     users_B = _send(np.asarray(batch[2], np.int64), device) if with_users else None
-    return StepInputs(*(_send(array, device) for array in (items_BL, positions_N, targets_N)), users_B, sample)
+    items, positions, targets = (_send(array, device) for array in (items_BL, positions_N, targets_N))
+    return StepInputs(items, positions, targets, users_B, sample)
 
 
 def to_indices(values: ArrayLike, device: torch.device) -> Tensor:

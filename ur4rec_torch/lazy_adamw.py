@@ -41,7 +41,7 @@ class LazyAdamW(torch.optim.AdamW):
             self._update_rows(parameter, gradient, group)
             parameter.grad = None
         try:
-            return super().step(closure)  # type: ignore[no-untyped-call, no-any-return]
+            return super().step(closure)  # type: ignore[no-any-return]
         finally:
             for (parameter, _), gradient in zip(tables, gradients, strict=True):
                 parameter.grad = gradient

@@ -6,10 +6,9 @@ What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B row
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.torch import AlternatingOptimizer, LateScalar
 from alternator import Alternator, Decision
@@ -67,9 +66,13 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self.model = model.to(self.device)
         self._loss_at_hand = self.device.type == "cpu"
         model.sasrec.item_embedding.sparse = self._sampler is not None
-        self._optimizers = {name: _adamw(getattr(model, name), self.config.weight_decay) for name in MODULES}
+        kind = torch.optim.AdamW if self._sampler is None else LazyAdamW
+        self._optimizers = {
+            name: kind(getattr(model, name).parameters(), weight_decay=self.config.weight_decay, fused=True)
+            for name in MODULES
+        }
         if any(True for _ in model.fusion.parameters()):
-            self._optimizers[FUSION] = _adamw(model.fusion, 0.0)
+            self._optimizers[FUSION] = torch.optim.AdamW(model.fusion.parameters(), weight_decay=0.0, fused=True)
         self._strategies = Strategies(self.config, model.config, self.device)
         self._release: Callable[[], None] = lambda: None
         self._retriever_steps = 0
@@ -94,8 +97,12 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
-        options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler, "step": self.step}
-        inputs = to_device(batch, self._model_config.num_items, self.device, **options)
+        inputs = to_device(
+            *(batch, self._model_config.num_items, self.device),
+            with_users=self._reads_users,
+            sampler=self._sampler,
+            step=self.step,
+        )
         losses = self._losses(inputs, TURNS[active])
         decision = self._step(losses, self._observed(active, losses.total, losses.modules))
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
@@ -172,7 +179,3 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             for optimizer in self._optimizers.values():
                 optimizer.found_inf = (~torch.isfinite(losses.total.detach())).float()  # type: ignore[attr-defined]
         return self._alternating.step(losses.total, observed)
-
-
-def _adamw(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    return LazyAdamW(module.parameters(), weight_decay=weight_decay, fused=True)

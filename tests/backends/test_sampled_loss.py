@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from alternator import Cycle
+from tests.backends.harness import bits, equal, snapshot, train
 from tests.backends.reference import log_softmax
 from ur4rec.config import TrainerConfig
 from ur4rec.errors import ConfigurationError
@@ -73,3 +75,65 @@ def test_only_the_rows_of_a_step_move(backend, make_trainer, loader):
 def test_without_counts_it_is_refused(make_trainer):
     with pytest.raises(ConfigurationError, match="needs item_counts"):
         make_trainer(catalogue_loss="sampled")
+
+
+FEW = {"catalogue_loss": "sampled", "num_negatives": 5, "num_in_batch": 5}
+JOINT_LOSSES = ["separate", "fused"]
+
+
+@pytest.mark.parametrize("joint_loss", JOINT_LOSSES)
+def test_frozen_modules_keep_every_bit(make_trainer, batch_stream, loader, joint_loss):
+    trainer = make_trainer(joint_loss=joint_loss, rule=Cycle(4), item_counts=loader.item_counts, **FEW)
+    trainer.set_training_stage("end_to_end")
+    train(trainer, batch_stream(0, 3))  # both modules have moments
+    trainer.set_training_stage("joint_finetune")
+    for first, (active, frozen) in enumerate([("sasrec", "retriever"), ("retriever", "sasrec")]):
+        before, other = bits(trainer, frozen), bits(trainer, active)
+        assert trainer.alternator.active == active
+        train(trainer, batch_stream(3 + 4 * first, 4))
+        assert equal(bits(trainer, frozen), before)
+        assert not equal(bits(trainer, active), other)
+
+
+@pytest.mark.parametrize("joint_loss", JOINT_LOSSES)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(
+    make_model, make_trainer, batch_stream, loader, tmp_path, joint_loss
+):
+    def make(seed):
+        settings = {"joint_loss": joint_loss, "rule": Cycle(3), "item_counts": loader.item_counts, **FEW}
+        trainer = make_trainer(model=make_model(seed=seed), **settings)
+        trainer.set_training_stage("joint_finetune", num_steps=20)
+        return trainer
+
+    whole, first, second = make(0), make(0), make(5)
+    train(whole, batch_stream(0, 12))
+    train(first, batch_stream(0, 7))
+    first.save_checkpoint(tmp_path / "step")
+    second.load_checkpoint(tmp_path / "step")
+    train(second, batch_stream(7, 5))
+    assert equal(snapshot(second), snapshot(whole))
+
+
+def test_the_retrievers_loss_with_every_item_once_is_its_full_softmax(backend, make_model):
+    random = np.random.default_rng(0)
+    retriever = make_model().retriever
+    num_items = 30
+    keys_Id, preferences_NKd = random.normal(size=(num_items, 8)), random.normal(size=(9, 3, 8))
+    targets_N = random.integers(0, num_items, 9)
+    targets = backend.array(targets_N)
+    candidates, offsets = random.permutation(num_items), np.zeros(num_items, np.float32)
+    sample = Sample(*map(backend.array, (np.arange(num_items + 1), candidates, offsets)))
+    part = backend.part("sampled_loss")
+
+    def loss(preferences_NKd, keys_Id):
+        scores_NS = part.retriever_scores(retriever, preferences_NKd, keys_Id, targets, sample)
+        return part.sampled_cross_entropy(scores_NS, targets, sample)
+
+    def full(preferences_NKd, keys_Id):
+        queries = retriever.scale(preferences_NKd)
+        return backend.part("catalogue_loss").catalogue_cross_entropy(targets, retriever=(queries, keys_Id))
+
+    found, expected = (backend.value_and_gradients(f, preferences_NKd, keys_Id) for f in (loss, full))
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    for ours, theirs in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -1,17 +1,18 @@
 """The negatives of sampled losses: which items are drawn, and how often each was to be expected.
 
-A softmax over the catalogue is estimated from its target and a few negatives that the whole batch shares. They are a
-mixture (mixed negative sampling; Yang et al., WWW 2020): ``num_negatives`` items drawn uniformly, so that every item is
-pushed down at times, and ``num_in_batch`` of the batch's targets, which are popular items and so hard negatives.
-The sum over all items but the target is estimated by importance sampling (Bengio & Senécal, 2008), each negative's
-exponential divided by how often its item is expected among the draws::
+The sum of a softmax over the catalogue is estimated by importance sampling (Bengio & Senécal, 2008) from a few
+negatives that the whole batch shares: ``num_negatives`` items drawn uniformly, so that every item is pushed down at
+times, and ``num_in_batch`` of the batch's targets, which are popular items. (Such a mixture is called mixed negative
+sampling; Yang et al., WWW 2020 Companion.) Each negative's exponential is divided by how often its item is expected
+among the draws::
 
     expected_j = num_in_batch · frequency_j + num_negatives / I
     loss       = −s_y + log(exp(s_y) + Σ over drawn j ≠ y of exp(s_j − log expected_j))
 
-``− log expected_j`` is the logQ correction (Yi et al., RecSys 2019). The target is in every sum, with certainty, so its
-own logit has no correction: to correct it too, as that paper does, is biased (Khrylchenko et al., RecSys 2025). A
-negative that is the position's target is left out. The more negatives, the closer to the full softmax.
+``− log expected_j`` is the logQ correction, with which Yi et al. (RecSys 2019) train on in-batch negatives. They
+correct the target's logit too; here it has no correction, since the target is in the sum with certainty and not by a
+draw (Khrylchenko et al., RecSys 2025). A negative that is the position's target is left out. The estimate approaches
+the full softmax as the number of negatives grows.
 
 Draws are functions of (seed, step), frequencies those of the training data: a run that resumes draws the same, and so
 does the other backend.
@@ -82,7 +83,8 @@ class Sampler:
 
     def offsets(self, items_C: Items) -> NDArray[np.float32]:
         """What is added to the logits of these items as negatives."""
-        return self._offsets_I[items_C]
+        offsets_C: NDArray[np.float32] = self._offsets_I[items_C]
+        return offsets_C
 
     def number(
         self, items_BL: Items, targets_N: Items, step: int, *, padded: bool = False

@@ -5,7 +5,7 @@ import pytest
 
 from alternator import Cycle
 from tests.backends.harness import bits, equal, snapshot, train
-from tests.backends.reference import log_softmax
+from tests.backends.reference import log_softmax, normalise
 from ur4rec.config import TrainerConfig
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
@@ -117,12 +117,11 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
 def test_the_retrievers_loss_with_every_item_once_is_its_full_softmax(backend, make_model):
     random = np.random.default_rng(0)
     retriever = make_model().retriever
-    num_items = 30
-    keys_Id, preferences_NKd = random.normal(size=(num_items, 8)), random.normal(size=(9, 3, 8))
-    targets_N = random.integers(0, num_items, 9)
+    keys_Id, preferences_NKd = (normalise(random.normal(size=shape)) for shape in ((NUM_ITEMS, 8), (9, 3, 8)))
+    targets_N = random.integers(0, NUM_ITEMS, 9)
     targets = backend.array(targets_N)
-    candidates, offsets = random.permutation(num_items), np.zeros(num_items, np.float32)
-    sample = Sample(*map(backend.array, (np.arange(num_items + 1), candidates, offsets)))
+    candidates, offsets = random.permutation(NUM_ITEMS), np.zeros(NUM_ITEMS, np.float32)
+    sample = Sample(*map(backend.array, (np.arange(NUM_ITEMS + 1), candidates, offsets)))
     part = backend.part("sampled_loss")
 
     def loss(preferences_NKd, keys_Id):
@@ -136,4 +135,20 @@ def test_the_retrievers_loss_with_every_item_once_is_its_full_softmax(backend, m
     found, expected = (backend.value_and_gradients(f, preferences_NKd, keys_Id) for f in (loss, full))
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     for ours, theirs in zip(found[1], expected[1], strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=False)
+
+
+def test_the_fused_loss_with_every_item_once_is_its_full_softmax(make_trainer, loader, monkeypatch):
+    everything = np.arange(loader.num_items)
+    monkeypatch.setattr(Sampler, "draw", lambda self, targets_N, step: everything)
+    monkeypatch.setattr(Sampler, "offsets", lambda self, items_C: np.zeros(len(items_C), np.float32))
+    losses = {}
+    for name in ("full", "sampled"):
+        records = []
+        settings = {"rule": Cycle(2), "item_counts": loader.item_counts, "on_step": records.append}
+        trainer = make_trainer(joint_loss="fused", catalogue_loss=name, **settings)
+        train(trainer, [loader.batch(0, 0)])
+        trainer.flush()
+        losses[name] = [loss for record in records for loss in record.losses.values()]
+    assert losses["sampled"] == pytest.approx(losses["full"], rel=1e-5)
+    assert len(losses["full"]) == 2

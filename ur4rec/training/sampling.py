@@ -49,7 +49,7 @@ class Sampler:
         >>> items_C = sampler.draw(np.array([0, 1, 1]), step=7)
         >>> items_C.shape, bool(np.isin(items_C[2], [0, 1]))
         ((3,), True)
-        >>> np.exp(-sampler.offsets(np.arange(4))).round(2).tolist()
+        >>> [round(float(expected), 2) for expected in np.exp(-sampler.offsets(np.arange(4)))]
         [1.0, 0.8, 0.7, 0.5]
     """
 

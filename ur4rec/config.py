@@ -12,6 +12,7 @@ MAX_BLOCKS = 1000
 """The number of self-attention blocks at most: each is a dozen objects, however narrow."""
 FUSIONS = ("logit", "weighted", "rank", "cascade")
 JOINT_LOSSES = ("separate", "fused")
+CATALOGUE_LOSSES = ("full", "sampled")
 LR_SCHEDULES = ("cosine", "constant")
 SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
 SCORERS = ("fused", "sasrec", "retriever")
@@ -112,6 +113,12 @@ class TrainerConfig:
     target and drawn items), `gbce` (calibrated binary cross-entropy), `bce` or `bpr` (one drawn negative)."""
     num_negatives: int = 256
     """Uniformly drawn items of `sampled` and `gbce`, shared by the whole batch."""
+    catalogue_loss: str = "full"
+    """The items under the softmax of every loss, fused or a module's own: `full` (the catalogue) or `sampled` (the
+    target, `num_negatives` uniformly drawn items and `num_in_batch` targets of the batch, with logQ correction). A step
+    of the latter does not grow with the catalogue, and moves only the item embeddings that it uses."""
+    num_in_batch: int = 256
+    """Targets drawn from the batch, in proportion to their frequency, as negatives of `catalogue_loss="sampled"`."""
     gbce_t: float = 0.75
     """Calibration of `gbce`: 0 is plain binary cross-entropy, 1 gives the probabilities of the whole catalogue."""
     joint_loss: str = "fused"
@@ -156,10 +163,16 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         ranges = {"gbce_t": (0, 1), "weight_decay": (0, 1), "kd_weight": (0, math.inf), "warmup": (0, 1)}
-        _check_fields(self, {"warmup_steps": 0, "loss_delay": 0, "seed": 0}, ranges)
+        _check_fields(self, {"warmup_steps": 0, "loss_delay": 0, "seed": 0, "num_in_batch": 0}, ranges)
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
+        check_choice("catalogue_loss", self.catalogue_loss, CATALOGUE_LOSSES)
         check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        if self.catalogue_loss == "sampled" and self.sasrec_loss != "ce":
+            raise ConfigurationError(
+                "catalogue_loss='sampled' is the sampled form of sasrec_loss='ce' and needs it, "
+                f"got sasrec_loss={self.sasrec_loss!r}; leave out one of the two"
+            )
 
     def gbce_beta(self, num_items: int) -> float:
         """The power of the target's probability under `gbce` (Petrov & Macdonald, RecSys 2023, equation 10).
@@ -209,6 +222,19 @@ def check_joint_loss(joint_loss: str, fusion: str) -> None:
         )
 
 
+def check_catalogue_loss(catalogue_loss: str, fusion: str) -> None:
+    """Refuse `sampled` with a fusion of probabilities, each of which needs the whole catalogue.
+
+    Raises:
+        ConfigurationError: The two do not go together.
+    """
+    if catalogue_loss == "sampled" and fusion == "weighted":
+        raise ConfigurationError(
+            "catalogue_loss='sampled' needs a fusion that does not normalise over the whole catalogue, "
+            "got 'weighted'; take fusion='logit' or catalogue_loss='full'"
+        )
+
+
 class ModelSettings(TypedDict, total=False):
     """The fields of `ModelConfig` that `UR4Rec` takes as keyword arguments, for type checkers."""
 
@@ -239,6 +265,8 @@ class TrainerSettings(TypedDict, total=False):
     warmup_steps: int
     sasrec_loss: str
     num_negatives: int
+    catalogue_loss: str
+    num_in_batch: int
     gbce_t: float
     joint_loss: str
     sasrec_loss_weight: float

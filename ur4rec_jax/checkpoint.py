@@ -15,7 +15,7 @@ from adapters.optax import AlternatingState
 from ur4rec.errors import CheckpointError
 from ur4rec.training.checkpoint import Arrays, load_checkpoint
 from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, LOG_VARIANCES
-from ur4rec_jax.step import TrainState
+from ur4rec_jax.state import TrainState
 from ur4rec_jax.strategies import MemoryBank, StrategyState
 from ur4rec_jax.ur4rec import UR4Rec
 

@@ -13,7 +13,8 @@ from ur4rec.data.batches import EvaluationBatch
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
 from ur4rec_jax.slices import rank_in_slices, top_in_slices
-from ur4rec_jax.step import PARTS, Step, TrainState, write
+from ur4rec_jax.state import TrainState
+from ur4rec_jax.step import PARTS, Step, write
 from ur4rec_jax.ur4rec import UR4Rec
 
 _STEP_SETTINGS = (
@@ -21,6 +22,7 @@ _STEP_SETTINGS = (
     "clip_norm",
     "sasrec_loss",
     "num_negatives",
+    "catalogue_loss",
     "gbce_t",
     "sasrec_loss_weight",
     "retriever_loss_weight",

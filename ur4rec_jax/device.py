@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
+from ur4rec.training.arrays import Sample
+from ur4rec.training.sampling import Items, Sampler
 from ur4rec_jax.losses import StepInputs
 
 _KINDS = {"cuda": "gpu"}
@@ -46,7 +48,13 @@ def count_threads() -> int:
 
 
 def to_inputs(
-    batch: Batch, num_items: int, usual_targets: int | None = None, *, with_users: bool = False
+    batch: Batch,
+    num_items: int,
+    usual_targets: int | None = None,
+    *,
+    with_users: bool = False,
+    sampler: Sampler | None = None,
+    step: int = 0,
 ) -> StepInputs:
     """A batch with the places of its targets, as a step takes it; it moves to the device then.
 
@@ -58,14 +66,23 @@ def to_inputs(
         num_items: The padding index.
         usual_targets: The usual maximum of the number of targets; None is the number of positions.
         with_users: Whether the model has user texts.
+        sampler: Draws the negatives of sampled losses.
+        step: The training step of the run, for the sampler.
     """
     targets = np.asarray(batch[1], np.int32).ravel()
     found = np.flatnonzero(targets != num_items)
     length = targets.size if usual_targets is None or len(found) > usual_targets else usual_targets
-    positions_N, targets_N = np.zeros(length, np.int32), np.full(length, num_items, np.int32)
+    positions_N = np.zeros(length, np.int32)
+    targets_N: Items = np.full(length, num_items, np.int32)
     positions_N[: len(found)], targets_N[: len(found)] = found, targets[found]
     users_B = np.asarray(batch[2], np.int32) if with_users else None
-    inputs: tuple[Any, ...] = (np.asarray(batch[0], np.int32), positions_N, targets_N, users_B)
+    items_BL: Items = np.asarray(batch[0], np.int32)
+    sample = None
+    if sampler is not None:
+        items_BL, targets_N, drawn = sampler.number(items_BL, targets_N, step, padded=True)
+        items_BL, targets_N = to_indices(items_BL), to_indices(targets_N)
+        sample = Sample(to_indices(drawn.items_J), to_indices(drawn.candidates_C), drawn.offsets_C)
+    inputs: tuple[Any, ...] = (items_BL, positions_N, targets_N, users_B, sample)
     return StepInputs(*inputs)
 
 

@@ -18,11 +18,13 @@ from ur4rec.data.batches import Batch
 from ur4rec.schedule.stages import MODULES, TURNS, CurriculumWeights
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
+from ur4rec.training.sampling import Sampler
 from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.retriever import Catalogue
-from ur4rec_jax.step import Step, TrainState, write
+from ur4rec_jax.state import TrainState
+from ur4rec_jax.step import Step, write
 from ur4rec_jax.strategies import BankEntries, MemoryBank
 
 _METRICS = (*map(loss_name, (*COMPONENTS, UNCERTAINTY)), *map(weight_name, COMPONENTS))
@@ -99,11 +101,19 @@ def stack_inputs(
     curricula: Sequence[CurriculumWeights | None],
     *,
     with_users: bool = False,
+    sampler: Sampler | None = None,
 ) -> StepInput:
     """The inputs of all steps of an epoch."""
-    inputs = [to_inputs(batch, num_items, usual_targets, with_users=with_users) for batch in batches]
+
+    def all_inputs(length: int | None) -> list[StepInputs]:
+        return [
+            to_inputs(batch, num_items, length, with_users=with_users, sampler=sampler, step=step)
+            for step, batch in enumerate(batches, start=first_step)
+        ]
+
+    inputs = all_inputs(usual_targets)
     if len({len(each.targets_N) for each in inputs}) > 1:
-        inputs = [to_inputs(batch, num_items, with_users=with_users) for batch in batches]
+        inputs = all_inputs(None)
     steps_S: Any = np.arange(first_step, first_step + len(batches), dtype=np.int32)
     rates_S: dict[str, Any] = {name: np.array([each[name] for each in rates], np.float32) for name in rates[0]}
     return StepInput(
@@ -142,7 +152,11 @@ class Epoch:
     @property
     def keeps_catalogue(self) -> bool:
         """Whether the state needs a catalogue: a turn without the retriever minimises a loss with it."""
-        return (self._step.fused or self._distils) and any("retriever" not in TURNS[turn] for turn in self._turns)
+        return (
+            not self._step.sampled
+            and (self._step.fused or self._distils)
+            and any("retriever" not in TURNS[turn] for turn in self._turns)
+        )
 
     def run(
         self,

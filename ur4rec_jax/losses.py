@@ -18,6 +18,7 @@ from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
 from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
 from ur4rec_jax.ur4rec import LogitFusion, Outputs, UR4Rec
 
 StepInputs: TypeAlias = arrays.StepInputs[Array]
@@ -140,7 +141,12 @@ def _sasrec_loss(
     model: UR4Rec, config: TrainerConfig, inputs: StepInputs, outputs: Outputs, rngs: nnx.Rngs, *, keeps_scores: bool
 ) -> tuple[Array, Outputs]:
     """SASRec's own loss, and the outputs with what it was computed from."""
-    hidden_Nd, table_Id = _states(model, inputs, rngs), model.sasrec.item_table()
+    hidden_Nd = _states(model, inputs, rngs)
+    if inputs.sample is not None:
+        scores_NS = _sasrec_scores(model, inputs, hidden_Nd)
+        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
+        return loss, outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NS)
+    table_Id = model.sasrec.item_table()
     if keeps_scores and config.sasrec_loss == "ce":
         scores_NI = model.sasrec.score(hidden_Nd, table_Id)
         outputs = outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NI)
@@ -155,6 +161,10 @@ def _retriever_loss(
 ) -> tuple[Array, Outputs]:
     """The retriever's own loss, and the outputs with what it was computed from."""
     preferences_NKd = _preferences(model, inputs, catalogue, rngs)
+    if inputs.sample is not None:
+        scores_NS = _retriever_scores(model, inputs, catalogue, preferences_NKd)
+        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
+        return loss, outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NS)
     if keeps_scores:
         scores_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
         outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NI)
@@ -168,7 +178,7 @@ def _fusion_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, output
     """Cross-entropy of the fusion of both modules' detached outputs: it trains the fusion weights alone."""
     if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
         scores = jax.lax.stop_gradient((outputs.sasrec_NI, outputs.retriever_NI))
-        return softmax_cross_entropy(model.fusion(*scores), inputs.targets_N)
+        return _softmax_loss(model.fusion(*scores), inputs)
     assert outputs.hidden_Nd is not None
     assert outputs.preferences_NKd is not None
     hidden_Nd, table_Id = jax.lax.stop_gradient((outputs.hidden_Nd, model.sasrec.item_table()))
@@ -201,27 +211,30 @@ def fused_loss(
     sasrec_rngs, retriever_rngs = (rngs if name in modules else None for name in ("sasrec", "retriever"))
     hidden_Nd = _states(model, inputs, sasrec_rngs)
     preferences_NKd = _preferences(model, inputs, catalogue, retriever_rngs)
-    table_Id = model.sasrec.item_table()
     outputs = Outputs(hidden_Nd, preferences_NKd)
-    if keeps_scores:
+    if keeps_scores or inputs.sample is not None:
         scores = both_scores(model, inputs, catalogue, outputs)
         outputs = Outputs(hidden_Nd, preferences_NKd, *scores)
-        total = softmax_cross_entropy(model.fusion(*scores), inputs.targets_N)
+        total = _softmax_loss(model.fusion(*scores), inputs)
     else:
+        table_Id = model.sasrec.item_table()
         total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
     primary = dict.fromkeys(MODULES, jax.lax.stop_gradient(total))
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Array, Array]:
-    """The logits of both modules, (N, I) each: of a module that was not run, computed now and without dropout."""
+    """The logits of both modules, (N, I) each: of a module that was not run, computed now and without dropout.
+
+    With sampled losses they are those of the candidates, (N, S).
+    """
     hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
     if sasrec_NI is None:
         hidden_Nd = _states(model, inputs, None) if hidden_Nd is None else hidden_Nd
-        sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+        sasrec_NI = _sasrec_scores(model, inputs, hidden_Nd)
     if retriever_NI is None:
         preferences_NKd = _preferences(model, inputs, catalogue, None) if preferences_NKd is None else preferences_NKd
-        retriever_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
+        retriever_NI = _retriever_scores(model, inputs, catalogue, preferences_NKd)
     return sasrec_NI, retriever_NI
 
 
@@ -241,6 +254,27 @@ def _fused(
         )
     scores = model.sasrec.score(hidden_Nd, table_Id), model.retriever.score(preferences_NKd, keys_Id)
     return softmax_cross_entropy(model.fusion(*scores), targets_N)
+
+
+def _softmax_loss(scores: Array, inputs: StepInputs) -> Array:
+    """Mean negative log-probability of the targets, from the logits of the catalogue or of the candidates."""
+    if inputs.sample is None:
+        return softmax_cross_entropy(scores, inputs.targets_N)
+    return sampled_cross_entropy(scores, inputs.targets_N, inputs.sample)
+
+
+def _sasrec_scores(model: UR4Rec, inputs: StepInputs, hidden_Nd: Array) -> Array:
+    """SASRec's logits of every item, (N, I), or of the candidates, (N, S)."""
+    if inputs.sample is None:
+        return model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    return sasrec_scores(hidden_Nd, model.sasrec.item_embedding.embedding[...], inputs.targets_N, inputs.sample)
+
+
+def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, preferences_NKd: Array) -> Array:
+    """The retriever's logits of every item, (N, I), or of the candidates, (N, S)."""
+    if inputs.sample is None:
+        return model.retriever.score(preferences_NKd, catalogue.keys_Id)
+    return retriever_scores(model.retriever, preferences_NKd, catalogue.keys_Id, inputs.targets_N, inputs.sample)
 
 
 def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:

@@ -103,7 +103,7 @@ class SASRec(nnx.Module):
 
     def item_table(self) -> Array:
         """The embeddings that states are scored against, (I, d): without the padding row."""
-        return self.item_embedding.embedding[: self.num_items]
+        return self.item_embedding.embedding[:-1]
 
     def score(self, hidden_Nd: Array, table_Id: Array) -> Array:
         """Logits of every item at each state, (N, I)."""

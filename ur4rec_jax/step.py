@@ -5,7 +5,7 @@ Parameters are nested dictionaries, by module first. The freeze contract of `ada
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +13,20 @@ import optax  # type: ignore[import-untyped]
 from flax import nnx
 from jax import Array
 
-from adapters.optax import AlternatingState, active_value_and_grad, alternating, apply_updates
+from adapters.optax import active_value_and_grad, alternating, apply_updates
 from ur4rec.config import TrainerConfig
 from ur4rec.schedule.stages import BOTH, MODULES, TURNS, WITHOUT_CURRICULUM, CurriculumWeights
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import UNCERTAINTY
 from ur4rec_jax.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.rows import put_rows, take_rows, take_texts
+from ur4rec_jax.state import TrainState
 from ur4rec_jax.strategies import BankEntries, Context, Strategies, StrategyState
 from ur4rec_jax.ur4rec import UR4Rec
 
 FUSION = "fusion"
 PARTS = (*MODULES, FUSION)
-
-
-class TrainState(NamedTuple):
-    """What training changes."""
-
-    params: dict[str, Any]
-    """The parameters of each part of the model."""
-    optimizers: AlternatingState
-    """The state of each part's optimizer."""
-    strategies: StrategyState
-    """What the strategies keep."""
 
 
 class Step:
@@ -49,6 +40,7 @@ class Step:
 
     Attributes:
         fused: As given.
+        sampled: Whether losses are sampled, so that a step needs the items of its inputs' sample alone.
     """
 
     def __init__(
@@ -57,6 +49,7 @@ class Step:
         self._graphdef = graphdef
         self._config = config
         self.fused = fused
+        self.sampled = config.catalogue_loss == "sampled"
         self._strategies = Strategies(config)
         self._labels = {name: name for name in parts}
         always = (FUSION,) if FUSION in parts else ()
@@ -104,13 +97,18 @@ class Step:
             turn: What trains; static.
             distils: Whether the modules learn from each other; static.
         """
+        whole, sample, active = state, inputs.sample, self._turns[turn]
+        if sample is not None:
+            state, buffers = take_rows(whole, sample.items_J, active), take_texts(buffers, sample.items_J)
         loss = partial(self._loss(turn), distils, state.strategies, curriculum)
         gradients = active_value_and_grad(loss, self._labels, tuple(self._labels), turns=self._turns, has_aux=True)
         (_, (losses, entries)), grads = gradients(
             state.params, buffers, catalogue, inputs, jax.random.fold_in(key, step), active=turn
         )
         good = jnp.isfinite(losses.total)
-        kept = _keep_unless(good, self._move(state, grads, turn, learning_rates), state, self._turns[turn])
+        kept = _keep_unless(good, self._move(state, grads, turn, learning_rates), state, active)
+        if sample is not None:
+            kept = put_rows(whole, kept, sample.items_J, active)
         bank, log_variances_C = state.strategies
         log_variances_C, metrics = self._strategies.finish(log_variances_C, losses, learning_rates.get(UNCERTAINTY))
         if entries is not None:
@@ -149,7 +147,7 @@ class Step:
                 params, buffers, catalogue = _to_bf16((params, buffers, catalogue))
             model = nnx.merge(self._graphdef, params, buffers)
             rngs = random_numbers(key)
-            if catalogue is None and (self.fused or "retriever" in modules):
+            if catalogue is None and (self.fused or "retriever" in modules or (distils and self.sampled)):
                 catalogue = model.retriever.catalogue(with_users=False)
             if self.fused:
                 assert catalogue is not None

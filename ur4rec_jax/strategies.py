@@ -19,6 +19,7 @@ from ur4rec.training.components import COMPONENTS, DIVERSITY_RIDGE, UNCERTAINTY,
 from ur4rec_jax.layers import normalize
 from ur4rec_jax.losses import Component, StepInputs, StepLosses, both_scores, mean_over_targets
 from ur4rec_jax.retriever import Catalogue
+from ur4rec_jax.sampled_loss import corrections
 from ur4rec_jax.ur4rec import UR4Rec
 
 _EMPTY = -1
@@ -59,17 +60,16 @@ class MemoryBank(NamedTuple):
         """
         return cls(jnp.full(size, _EMPTY, jnp.int32), jnp.zeros((size, dim)), jnp.zeros((), jnp.int32))
 
-    def loss(self, preferences_NKd: Array, keys_Id: Array, last: LastTargets, temperature: float) -> Array:
+    def loss(self, preferences_NKd: Array, keys_Bd: Array, last: LastTargets, temperature: float) -> Array:
         """InfoNCE: what each row wants next, against its target's key and the bank's of other items; a mean over rows.
 
         Args:
             preferences_NKd: Preference vectors where a target is.
-            keys_Id: Keys of all items now; gradients reach the targets'.
+            keys_Bd: Keys of the last targets now.
             last: Of the batch.
             temperature: Cosines are divided by it.
         """
         queries_Bd = normalize(preferences_NKd[last.index_B].mean(1))
-        keys_Bd = keys_Id.at[last.items_B].get(mode="clip")
         positive_B = (queries_Bd * keys_Bd).sum(1).astype(jnp.float32) / temperature
         negative_BM = (queries_Bd @ self.keys_Md.astype(queries_Bd.dtype).T).astype(jnp.float32) / temperature
         is_negative_BM = (self.items_M != last.items_B[:, None]) & (self.items_M != _EMPTY)
@@ -241,12 +241,15 @@ class Strategies:
         self, state: StrategyState, losses: StepLosses, context: Context
     ) -> tuple[StepLosses, BankEntries | None]:
         """Add the components that are on; and what is to be written into the bank after the update, if anything is."""
-        last = entries = None
+        last = keys_Bd = entries = None
         if state.bank is not None and "retriever" in context.modules:
             assert context.catalogue is not None
             last = find_last_targets(context.inputs, len(context.catalogue.keys_Id))
-            entries = _entries(last, context.catalogue)
-        added = self._components(state, losses, context, last)
+            keys_Bd = context.catalogue.keys_Id.at[last.items_B].get(mode="clip")
+            if context.inputs.sample is not None:  # the bank outlives the numbers of a sample
+                last = last._replace(items_B=context.inputs.sample.items_J[last.items_B])
+            entries = BankEntries(last.items_B, jax.lax.stop_gradient(keys_Bd).astype(jnp.float32), last.is_real_B)
+        added = self._components(state, losses, context, last, keys_Bd)
         components = {**losses.components, **added}
         if state.log_variances_C is not None:
             losses = losses._replace(total=uncertain_total(components, state.log_variances_C))
@@ -282,7 +285,12 @@ class Strategies:
         return log_variances_C, metrics
 
     def _components(
-        self, state: StrategyState, losses: StepLosses, context: Context, last: LastTargets | None
+        self,
+        state: StrategyState,
+        losses: StepLosses,
+        context: Context,
+        last: LastTargets | None,
+        keys_Bd: Array | None,
     ) -> dict[str, Component]:
         """The further components, in their order; one of weight 0 is not computed."""
         found: dict[str, Component | None] = {}
@@ -294,8 +302,8 @@ class Strategies:
             is_target_N, temperature = inputs.targets_N < len(keys_Id), self._config.memory_bank_temperature
             consistency = partial(consistency_loss, preferences_NKd, inputs, keys_Id)
             found["consistency"] = _component(consistency, weights.consistency)
-            if last is not None and state.bank is not None:
-                contrastive = partial(state.bank.loss, preferences_NKd, keys_Id, last, temperature)
+            if last is not None and keys_Bd is not None and state.bank is not None:
+                contrastive = partial(state.bank.loss, preferences_NKd, keys_Bd, last, temperature)
                 found["contrastive"] = _component(contrastive, weights.contrastive)
             diversity = partial(diversity_loss, preferences_NKd, is_target_N)
             found["diversity"] = _component(diversity, weights.diversity)
@@ -308,14 +316,13 @@ class Strategies:
         assert context.catalogue is not None
         sasrec_NI, retriever_NI = both_scores(context.model, context.inputs, context.catalogue, losses.outputs)
         pairs = {"sasrec": (sasrec_NI, retriever_NI), "retriever": (retriever_NI, sasrec_NI)}
-        is_target_N, temperature = context.inputs.targets_N < sasrec_NI.shape[1], self._config.kd_temperature
+        targets_N, temperature = context.inputs.targets_N, self._config.kd_temperature
+        is_target_N = targets_N < len(context.catalogue.keys_Id)
+        if (sample := context.inputs.sample) is not None:  # added to the logits over T, so that it counts once
+            shift_NS = temperature * corrections(targets_N, sample)
+            pairs = {name: (student + shift_NS, teacher + shift_NS) for name, (student, teacher) in pairs.items()}
         terms = (distillation_loss(*pairs[module], is_target_N, temperature) for module in context.modules)
         return reduce(jnp.add, terms)
-
-
-def _entries(last: LastTargets, catalogue: Catalogue) -> BankEntries:
-    keys_Bd = jax.lax.stop_gradient(catalogue.keys_Id).at[last.items_B].get(mode="clip")
-    return BankEntries(last.items_B, keys_Bd.astype(jnp.float32), last.is_real_B)
 
 
 def _component(loss: Callable[[], Array], weight: float | Array) -> Component | None:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import Array
+from numpy.typing import ArrayLike
 
 from adapters.jax import DeviceAlternator, HostAlternator
 from alternator import Alternator, Decision, Payoff, Rule
@@ -48,6 +49,7 @@ class TrainerArguments(TrainerSettings, total=False):
     progress: bool | None
     probe: EvaluationBatch | None
     on_step: Callable[[StepRecord], object] | None
+    item_counts: ArrayLike | None
     memory: int | str
 
 
@@ -127,11 +129,18 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Array]]:
         trains_retriever = "retriever" in TURNS[active]
+        needs_catalogue = self._sampler is None and (self._is_fused or self._distils)
+        inputs = to_inputs(
+            *(batch, self._model_config.num_items, self._usual_targets),
+            with_users=self._reads_users,
+            sampler=self._sampler,
+            step=self.step,
+        )
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
-            self._catalogue() if (self._is_fused or self._distils) and not trains_retriever else None,
-            to_inputs(batch, self._model_config.num_items, self._usual_targets, with_users=self._reads_users),
+            self._catalogue() if needs_catalogue and not trains_retriever else None,
+            inputs,
             self._key,
             np.int32(self.step),
             jax.tree.map(np.float32, dict(rates)),
@@ -187,6 +196,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         inputs_S = stack_inputs(
             *(batches, self._model_config.num_items, self._usual_targets, self.step, rates, curricula),
             with_users=self._reads_users,
+            sampler=self._sampler,
         )
         epoch, saved = self._epoch(), self._alternating.state_dict()
         catalogue = self._catalogue() if epoch.keeps_catalogue else None

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
+from ur4rec.training.arrays import Sample
+from ur4rec.training.sampling import Items, Sampler
 from ur4rec_torch.losses import StepInputs
 
 
@@ -38,14 +40,36 @@ def count_threads() -> int:
     return torch.get_num_threads()
 
 
-def to_device(batch: Batch, num_items: int, device: torch.device, *, with_users: bool = False) -> StepInputs:
-    """A batch on the device. Where the targets are is found on the host, so that nothing waits for the device."""
-    targets = np.asarray(batch[1]).ravel()
-    positions_N = np.flatnonzero(targets != num_items)
-    arrays = [np.asarray(batch[0], np.int64), positions_N, targets[positions_N].astype(np.int64)]
-    if with_users:
-        arrays.append(np.asarray(batch[2], np.int64))
-    return StepInputs(*(_send(array, device) for array in arrays))
+def to_device(
+    batch: Batch,
+    num_items: int,
+    device: torch.device,
+    *,
+    with_users: bool = False,
+    sampler: Sampler | None = None,
+    step: int = 0,
+) -> StepInputs:
+    """A batch on the device. Where the targets are is found on the host, so that nothing waits for the device.
+
+    Args:
+        batch: The batch.
+        num_items: The padding index.
+        device: Where to.
+        with_users: Whether the model has user texts.
+        sampler: Draws the negatives of sampled losses.
+        step: The training step of the run, for the sampler.
+    """
+    all_targets = np.asarray(batch[1]).ravel()
+    positions_N = np.flatnonzero(all_targets != num_items)
+    items_BL: Items = np.asarray(batch[0], np.int64)
+    targets_N: Items = all_targets[positions_N].astype(np.int64)
+    sample = None
+    if sampler is not None:
+        items_BL, targets_N, found = sampler.number(items_BL, targets_N, step)
+        sample = Sample(*(_send(array, device) for array in found))
+    users_B = _send(np.asarray(batch[2], np.int64), device) if with_users else None
+    items, positions, targets = (_send(array, device) for array in (items_BL, positions_N, targets_N))
+    return StepInputs(items, positions, targets, users_B, sample)
 
 
 def to_indices(values: ArrayLike, device: torch.device) -> Tensor:
@@ -58,7 +82,7 @@ def to_host(tensor: Tensor) -> NDArray[Any]:
     return np.asarray(tensor.detach().cpu().contiguous())
 
 
-def _send(array: NDArray[np.int64], device: torch.device) -> Tensor:
+def _send(array: NDArray[Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

@@ -16,6 +16,7 @@ from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
 from ur4rec_torch.catalogue_loss import catalogue_cross_entropy
 from ur4rec_torch.retriever import Catalogue
+from ur4rec_torch.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
 from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec
 
 StepInputs: TypeAlias = arrays.StepInputs[Tensor]
@@ -125,7 +126,12 @@ def _sasrec_loss(
     model: UR4Rec, config: TrainerConfig, inputs: StepInputs, outputs: Outputs, *, keeps_scores: bool
 ) -> tuple[Tensor, Outputs]:
     """SASRec's own loss, and the outputs with what it was computed from."""
-    hidden_Nd, table_Id = _states(model, inputs), model.sasrec.item_table()
+    hidden_Nd = _states(model, inputs)
+    if inputs.sample is not None:
+        scores_NS = _sasrec_scores(model, inputs, hidden_Nd)
+        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
+        return loss, outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NS)
+    table_Id = model.sasrec.item_table()
     if keeps_scores and config.sasrec_loss == "ce":
         scores_NI = model.sasrec.score(hidden_Nd, table_Id)
         outputs = outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NI)
@@ -140,6 +146,10 @@ def _retriever_loss(
 ) -> tuple[Tensor, Outputs]:
     """The retriever's own loss, and the outputs with what it was computed from."""
     preferences_NKd = _preferences(model, inputs, catalogue)
+    if inputs.sample is not None:
+        scores_NS = _retriever_scores(model, inputs, catalogue, preferences_NKd)
+        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
+        return loss, outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NS)
     if keeps_scores:
         scores_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
         outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NI)
@@ -152,8 +162,7 @@ def _retriever_loss(
 def _fusion_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> Tensor:
     """Cross-entropy of the fusion of both modules' detached outputs: it trains the fusion weights alone."""
     if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
-        scores_NI = model.fusion(outputs.sasrec_NI.detach(), outputs.retriever_NI.detach())
-        return F.cross_entropy(scores_NI, inputs.targets_N)
+        return _softmax_loss(model.fusion(outputs.sasrec_NI.detach(), outputs.retriever_NI.detach()), inputs)
     assert outputs.hidden_Nd is not None
     assert outputs.preferences_NKd is not None
     hidden_Nd, table_Id = outputs.hidden_Nd.detach(), model.sasrec.item_table().detach()
@@ -173,29 +182,32 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
         keeps_scores: Whether a further component needs all logits: then they are computed once for both.
     """
     hidden_Nd, preferences_NKd = _states(model, inputs), _preferences(model, inputs, catalogue)
-    table_Id = model.sasrec.item_table()
     outputs = Outputs(hidden_Nd, preferences_NKd)
-    if keeps_scores:
+    if keeps_scores or inputs.sample is not None:
         scores = both_scores(model, inputs, catalogue, outputs)
         outputs = Outputs(hidden_Nd, preferences_NKd, *scores)
-        total = F.cross_entropy(model.fusion(*scores), inputs.targets_N)
+        total = _softmax_loss(model.fusion(*scores), inputs)
     else:
+        table_Id = model.sasrec.item_table()
         total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
     primary = dict.fromkeys(MODULES, total.detach())
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Tensor, Tensor]:
-    """The logits of both modules, (N, I) each: of a module that was not run, computed now and without gradients."""
+    """The logits of both modules, (N, I) each: of a module that was not run, computed now and without gradients.
+
+    With sampled losses they are those of the candidates, (N, S).
+    """
     hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
     if sasrec_NI is None:
         with torch.set_grad_enabled(hidden_Nd is not None):
             hidden_Nd = _states(model, inputs) if hidden_Nd is None else hidden_Nd
-            sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+            sasrec_NI = _sasrec_scores(model, inputs, hidden_Nd)
     if retriever_NI is None:
         with torch.set_grad_enabled(preferences_NKd is not None):
             preferences_NKd = _preferences(model, inputs, catalogue) if preferences_NKd is None else preferences_NKd
-            retriever_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
+            retriever_NI = _retriever_scores(model, inputs, catalogue, preferences_NKd)
     return sasrec_NI, retriever_NI
 
 
@@ -212,9 +224,32 @@ def _fused(
     return F.cross_entropy(model.fusion(*scores), targets_N)
 
 
+def _softmax_loss(scores: Tensor, inputs: StepInputs) -> Tensor:
+    """Mean negative log-probability of the targets, from the logits of the catalogue or of the candidates."""
+    if inputs.sample is None:
+        return F.cross_entropy(scores, inputs.targets_N)
+    return sampled_cross_entropy(scores, inputs.targets_N, inputs.sample)
+
+
+def _sasrec_scores(model: UR4Rec, inputs: StepInputs, hidden_Nd: Tensor) -> Tensor:
+    """SASRec's logits of every item, (N, I), or of the candidates, (N, S)."""
+    if inputs.sample is None:
+        return model.sasrec.score(hidden_Nd, model.sasrec.item_table())
+    table_Jd = model.sasrec.item_embedding(inputs.sample.items_J)
+    return sasrec_scores(hidden_Nd, table_Jd, inputs.targets_N, inputs.sample)
+
+
+def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, preferences_NKd: Tensor) -> Tensor:
+    """The retriever's logits of every item, (N, I), or of the candidates, (N, S)."""
+    if inputs.sample is None:
+        return model.retriever.score(preferences_NKd, catalogue.keys_Id)
+    return retriever_scores(model.retriever, preferences_NKd, catalogue.keys_Id, inputs.targets_N, inputs.sample)
+
+
 def _states(model: UR4Rec, inputs: StepInputs) -> Tensor:
     """SASRec's states where a target is, (N, d)."""
-    hidden_BLd: Tensor = model.sasrec(inputs.items_BL)
+    items_BL = inputs.items_BL if inputs.sample is None else inputs.sample.items_J[inputs.items_BL]
+    hidden_BLd: Tensor = model.sasrec(items_BL)
     return hidden_BLd.flatten(0, 1)[inputs.positions_N]
 
 

@@ -61,14 +61,18 @@ class PreferenceRetriever(nn.Module):
         self.preference_projection = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(config.retriever_dropout)
 
-    def catalogue(self, *, with_users: bool = True) -> Catalogue:
+    def catalogue(self, items_J: Tensor | None = None, *, with_users: bool = True) -> Catalogue:
         """Project the text of every item, and of every user if there are any.
 
         Keep the result while the retriever is frozen. While it trains, a step needs the users of its batch alone: then
         leave them out here.
+
+        Args:
+            items_J: The only items that are asked for, and last the padding: the result numbers them by their place.
+            with_users: Whether to project the texts of users.
         """
         users = self._user_memory(self.user_text_vectors) if with_users and self.reads_users else None
-        texts_JT = self.item_text_vectors
+        texts_JT = self.item_text_vectors if items_J is None else self.item_text_vectors[items_J]
         keys_Jd = self.key_projection(texts_JT)
         return Catalogue(
             keys_Id=F.normalize(self.item_projection(texts_JT[:-1]), dim=-1),

@@ -28,6 +28,7 @@ from ur4rec.training.components import (
 )
 from ur4rec_torch.losses import Component, StepInputs, StepLosses, both_scores
 from ur4rec_torch.retriever import Catalogue
+from ur4rec_torch.sampled_loss import corrections
 from ur4rec_torch.ur4rec import UR4Rec
 
 _EMPTY = -1
@@ -65,18 +66,18 @@ class MemoryBank:
         self._keys = torch.zeros(size + 1, dim, device=device)
         self._cursor = torch.zeros((), dtype=torch.int32, device=device)
 
-    def loss(self, preferences_NKd: Tensor, keys_Id: Tensor, last: LastTargets) -> Tensor:
+    def loss(self, preferences_NKd: Tensor, keys_Bd: Tensor, last: LastTargets) -> Tensor:
         """InfoNCE: what each row wants next, against its target's key and the bank's of other items; a mean over rows.
 
         Args:
             preferences_NKd: Preference vectors where a target is.
-            keys_Id: Keys of all items now; gradients reach the targets'.
+            keys_Bd: Keys of the last targets now.
             last: Of the batch.
         """
         filled = self._filled()
         items_M, keys_Md = self._items[:filled], self._keys[:filled]
         queries_Bd = F.normalize(preferences_NKd[last.index_B].mean(1), dim=-1)
-        positive_B1 = (queries_Bd * keys_Id[last.items_B]).sum(1, keepdim=True)
+        positive_B1 = (queries_Bd * keys_Bd).sum(1, keepdim=True)
         negative_BM = (queries_Bd @ keys_Md.T).masked_fill(
             (items_M == last.items_B[:, None]) | (items_M == _EMPTY), -torch.inf
         )
@@ -284,9 +285,12 @@ class Strategies:
                 added["consistency"] = Component(loss, weights.consistency)
             if self.bank is not None:
                 last = find_last_targets(inputs)
-                self._entries = (last.items_B, keys_Id[last.items_B].detach(), last.is_real_B)
+                keys_Bd = keys_Id[last.items_B]
+                if inputs.sample is not None:  # the bank outlives the numbers of a sample
+                    last = last._replace(items_B=inputs.sample.items_J[last.items_B])
+                self._entries = (last.items_B, keys_Bd.detach(), last.is_real_B)
                 if weights.contrastive:
-                    loss = self.bank.loss(preferences_NKd, keys_Id, last)
+                    loss = self.bank.loss(preferences_NKd, keys_Bd, last)
                     added["contrastive"] = Component(loss, weights.contrastive)
             if weights.diversity:
                 added["diversity"] = Component(diversity_loss(preferences_NKd), weights.diversity)
@@ -300,6 +304,9 @@ class Strategies:
         sasrec_NI, retriever_NI = both_scores(context.model, context.inputs, context.catalogue, losses.outputs)
         pairs = {"sasrec": (sasrec_NI, retriever_NI), "retriever": (retriever_NI, sasrec_NI)}
         temperature = self._config.kd_temperature
+        if (sample := context.inputs.sample) is not None:  # added to the logits over T, so that it counts once
+            shift_NS = temperature * corrections(context.inputs.targets_N, sample)
+            pairs = {name: (student + shift_NS, teacher + shift_NS) for name, (student, teacher) in pairs.items()}
         return reduce(torch.add, (distillation_loss(*pairs[module], temperature) for module in context.modules))
 
     def _parts(self) -> list[MemoryBank | UncertaintyWeights]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.torch import AlternatingOptimizer, LateScalar
 from alternator import Alternator, Decision
@@ -22,6 +22,7 @@ from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
 from ur4rec_torch.device import find_device, seeded, to_device, to_host
+from ur4rec_torch.lazy_adamw import LazyAdamW
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.slices import ModelScores
@@ -64,9 +65,14 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self.device = find_device(device)
         self.model = model.to(self.device)
         self._loss_at_hand = self.device.type == "cpu"
-        self._optimizers = {name: _adamw(getattr(model, name), self.config.weight_decay) for name in MODULES}
+        model.sasrec.item_embedding.sparse = self._sampler is not None
+        kind = torch.optim.AdamW if self._sampler is None else LazyAdamW
+        self._optimizers = {
+            name: kind(getattr(model, name).parameters(), weight_decay=self.config.weight_decay, fused=True)
+            for name in MODULES
+        }
         if any(True for _ in model.fusion.parameters()):
-            self._optimizers[FUSION] = _adamw(model.fusion, 0.0)
+            self._optimizers[FUSION] = torch.optim.AdamW(model.fusion.parameters(), weight_decay=0.0, fused=True)
         self._strategies = Strategies(self.config, model.config, self.device)
         self._release: Callable[[], None] = lambda: None
         self._retriever_steps = 0
@@ -91,7 +97,12 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
-        inputs = to_device(batch, self._model_config.num_items, self.device, with_users=self._reads_users)
+        inputs = to_device(
+            *(batch, self._model_config.num_items, self.device),
+            with_users=self._reads_users,
+            sampler=self._sampler,
+            step=self.step,
+        )
         losses = self._losses(inputs, TURNS[active])
         decision = self._step(losses, self._observed(active, losses.total, losses.modules))
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
@@ -140,7 +151,11 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     def _losses(self, inputs: StepInputs, modules: tuple[str, ...]) -> StepLosses:
         """The forward pass: in a joint stage the joint loss, in a stage of one module that module's own."""
         needs_retriever = self._is_fused or self._distils or "retriever" in modules
-        catalogue = self._catalogue(trains="retriever" in modules) if needs_retriever else None
+        catalogue = None
+        if needs_retriever and inputs.sample is not None:
+            catalogue = self.model.retriever.catalogue(inputs.sample.items_J, with_users=False)
+        elif needs_retriever:
+            catalogue = self._catalogue(trains="retriever" in modules)
         with (
             seeded(self.config.seed, self.step, self.device),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
@@ -164,7 +179,3 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             for optimizer in self._optimizers.values():
                 optimizer.found_inf = (~torch.isfinite(losses.total.detach())).float()  # type: ignore[attr-defined]
         return self._alternating.step(losses.total, observed)
-
-
-def _adamw(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW(module.parameters(), weight_decay=weight_decay, fused=True)

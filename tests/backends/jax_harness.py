@@ -159,9 +159,12 @@ class JaxBank:
     def gradients(self, inputs, preferences_NKd, keys_Id):
         given, preferences = filled_up(inputs, len(keys_Id), preferences_NKd)
         last = find_last_targets(given, len(keys_Id))
-        by_preferences, by_keys = jax.jit(jax.grad(self.bank.loss, argnums=(0, 1)))(
-            preferences, jnp.asarray(keys_Id), last, self.temperature
-        )
+
+        def loss(preferences_NKd, keys_Id):
+            keys_Bd = keys_Id.at[last.items_B].get(mode="clip")
+            return self.bank.loss(preferences_NKd, keys_Bd, last, self.temperature)
+
+        by_preferences, by_keys = jax.jit(jax.grad(loss, argnums=(0, 1)))(preferences, jnp.asarray(keys_Id))
         return np.asarray(by_preferences), np.asarray(by_keys)
 
     def arrays(self):
@@ -169,8 +172,9 @@ class JaxBank:
 
     def loss_and_bank(self, bank, inputs, preferences_NKd, keys_Id):
         last = find_last_targets(inputs, len(keys_Id))
-        loss = bank.loss(preferences_NKd, keys_Id, last, self.temperature)
-        return loss, bank.write(last.items_B, keys_Id.at[last.items_B].get(mode="clip"), last.is_real_B)
+        keys_Bd = keys_Id.at[last.items_B].get(mode="clip")
+        loss = bank.loss(preferences_NKd, keys_Bd, last, self.temperature)
+        return loss, bank.write(last.items_B, keys_Bd, last.is_real_B)
 
 
 class JaxUncertainty:

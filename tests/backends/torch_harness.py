@@ -148,14 +148,14 @@ class TorchBank:
 
     def step(self, inputs, preferences_NKd, keys_Id):
         last, keys = find_last_targets(_inputs(inputs)), torch.from_numpy(keys_Id)
-        loss = self.bank.loss(torch.from_numpy(preferences_NKd), keys, last)
+        loss = self.bank.loss(torch.from_numpy(preferences_NKd), keys[last.items_B], last)
         self.bank.write(last.items_B, keys[last.items_B], last.is_real_B)
         return loss.item()
 
     def gradients(self, inputs, preferences_NKd, keys_Id):
         last = find_last_targets(_inputs(inputs))
         preferences, keys = (torch.tensor(array, requires_grad=True) for array in (preferences_NKd, keys_Id))
-        self.bank.loss(preferences, keys, last).backward()
+        self.bank.loss(preferences, keys[last.items_B], last).backward()
         assert not self.bank.state_dict()[BANK_KEYS].requires_grad
         return _numpy(preferences.grad), _numpy(keys.grad)
 

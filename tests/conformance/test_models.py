@@ -6,14 +6,14 @@ import pytest
 from alternator import Cycle, Plateau
 from tests.conformance.comparisons import same_curves, same_ranking, same_scores
 from tests.conformance.registry import chosen
-from ur4rec.config import FUSIONS
+from ur4rec.config import CATALOGUE_LOSSES, FUSIONS
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import TrainBatches
 from ur4rec.training.backend import BACKENDS, Model, load_backend
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.trainer import BaseTrainer
 
-MAX_SEQ_LEN, NUM_STEPS = 8, 200
+MAX_SEQ_LEN = 8
 SCHEDULES = {"fused": Plateau(min_steps=3, window=5), "separate": Cycle((2, 3))}
 
 
@@ -57,6 +57,16 @@ def histories(split):
     return items_BL
 
 
+def sampling(catalogue_loss, loader):
+    """The settings of a catalogue loss, with few negatives, so that a step leaves out most items."""
+    return {
+        "catalogue_loss": catalogue_loss,
+        "num_negatives": 6,
+        "num_in_batch": 6,
+        "item_counts": loader.item_counts,
+    }
+
+
 def train(trainer, loader, steps):
     for step in steps:
         trainer.train_step(loader.batch(step // len(loader), step % len(loader)))
@@ -89,28 +99,32 @@ def test_weights_of_one_backend_give_the_same_scores_in_the_other(fusion, direct
         same_scores(ours, theirs)
 
 
-@pytest.mark.parametrize("joint_loss", ["fused", "separate"])
-def test_equal_weights_and_batches_give_equal_curves_and_decisions(joint_loss, split, make_trainer, tmp_path):
+@pytest.mark.parametrize(
+    ("joint_loss", "catalogue_loss", "num_steps"),
+    [("fused", "full", 200), ("separate", "full", 200), ("fused", "sampled", 60), ("separate", "sampled", 60)],
+)
+def test_equal_weights_and_batches_give_equal_curves_and_decisions(
+    joint_loss, catalogue_loss, num_steps, split, make_trainer, tmp_path
+):
     records = {"torch": [], "jax": []}
-    trainers = {
-        name: make_trainer(name, joint_loss=joint_loss, rule=SCHEDULES[joint_loss], on_step=records[name].append)
-        for name in records
-    }
     loader = TrainBatches(
         *(split.train, split.num_items),
         **{"max_seq_len": MAX_SEQ_LEN, "batch_size": 16, "seed": 0, "shifted": joint_loss == "separate"},
     )
+    rule = SCHEDULES[joint_loss if catalogue_loss == "full" else "separate"]  # sampled losses are noisy: a fixed one
+    settings = {"joint_loss": joint_loss, "rule": rule, **sampling(catalogue_loss, loader)}
+    trainers = {name: make_trainer(name, on_step=records[name].append, **settings) for name in records}
     trainers["torch"].save_checkpoint(tmp_path / "checkpoint")
     trainers["jax"].load_checkpoint(tmp_path / "checkpoint")
     decisions = {}
     for name, trainer in trainers.items():
         decisions[name] = []
-        for step in range(NUM_STEPS):
+        for step in range(num_steps):
             decision = trainer.train_step(loader.batch(step // len(loader), step % len(loader)))
             decisions[name].append(decision._replace(value=0, limit=0))
     assert decisions["jax"] == decisions["torch"]
     curves = [[loss for record in records[name] for loss in record.losses.values()] for name in ("jax", "torch")]
-    assert len(curves[0]) >= NUM_STEPS - 1  # the last step's losses are not read yet
+    assert len(curves[0]) >= num_steps - 1  # the last step's losses are not read yet
     same_curves(*curves)
     assert trainers["jax"].alternator.stats().switch_count >= 10
 
@@ -125,11 +139,14 @@ STRATEGIES = {
 }
 
 
+@pytest.mark.parametrize("catalogue_loss", CATALOGUE_LOSSES)
 @pytest.mark.parametrize("joint_loss", ["fused", "separate"])
-def test_with_all_strategies_on_the_components_of_the_loss_are_equal(joint_loss, split, make_trainer, tmp_path):
-    settings = {"joint_loss": joint_loss, **STRATEGIES}
-    torch, jax = trainers = [make_trainer(name, **settings) for name in ("torch", "jax")]
+def test_with_all_strategies_on_the_components_of_the_loss_are_equal(
+    joint_loss, catalogue_loss, split, make_trainer, tmp_path
+):
     loader = TrainBatches(split.train, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16, seed=0)
+    settings = {"joint_loss": joint_loss, **sampling(catalogue_loss, loader), **STRATEGIES}
+    torch, jax = trainers = [make_trainer(name, **settings) for name in ("torch", "jax")]
     batches = list(loader)  # without its usual number of targets, so that JAX compiles the step once
     torch.set_training_stage("end_to_end", num_steps=20)
     torch.train_epoch(batches * 3, max_steps=14)

@@ -230,6 +230,7 @@ def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, see
         probe=prepared.probe() if parsed.measures else None,
         seed=seed,
         progress=False,
+        item_counts=prepared.train.item_counts,
         **settings,
         **config.trainer,
     )

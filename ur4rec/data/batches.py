@@ -128,6 +128,15 @@ class TrainBatches:
         return int(self._draw(0).targets_R.sum())
 
     @cached_property
+    def item_counts(self) -> NDArray[np.int64]:
+        """How often each item is a target in the training data, (num_items,): of all items but the first of a user."""
+        items_N, lengths_U = self._sequences.items_N, self._sequences.lengths
+        firsts = self._sequences.offsets_U[:-1][lengths_U > 0]
+        start, end = int(self._sequences.offsets_U[0]), int(self._sequences.offsets_U[-1])
+        counts_I = np.bincount(items_N[start:end], minlength=self.num_items)
+        return counts_I - np.bincount(items_N[firsts], minlength=self.num_items)
+
+    @cached_property
     def usual_targets(self) -> int:
         """A number of targets that few batches exceed, if any: the maximum of the batches of the first 16 epochs."""
         firsts = np.arange(0, self.num_rows, self.batch_size)

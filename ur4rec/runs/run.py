@@ -138,6 +138,7 @@ class TrainingRun:
             seed=config.seed,
             progress=progress,
             on_step=self._record,
+            item_counts=prepared.train.item_counts,
             **config.trainer,
         )
 

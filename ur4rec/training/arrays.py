@@ -3,7 +3,8 @@
 Each backend names the tuples for its own arrays: ``StepInputs = arrays.StepInputs[Tensor]``.
 
 Shapes: B rows, L positions, N positions with a target (in JAX padded to a constant length), d width of either module, K
-preference vectors, I items, J = I + 1 items with the padding, U users.
+preference vectors, I items, J = I + 1 items with the padding (of a sample: its items and the padding), U users, C drawn
+negatives, S = C + 1 candidates of a position: its target and the negatives.
 """
 
 from collections.abc import Mapping
@@ -35,6 +36,17 @@ class Catalogue(NamedTuple, Generic[ArrayT]):
     """What it knows of every user, and last of a user without a text; None where that is not computed ahead."""
 
 
+class Sample(NamedTuple, Generic[ArrayT]):
+    """The items of a step with sampled losses; the step's inputs number them by their place in ``items_J``."""
+
+    items_J: ArrayT
+    """All items that the step needs, ascending, each once; then only padding, I: once at least."""
+    candidates_C: ArrayT
+    """The negatives, by their place in ``items_J``; an item may occur several times."""
+    offsets_C: ArrayT
+    """What is added to the logits of the negatives: minus the logarithm of how often each item is expected."""
+
+
 class StepInputs(NamedTuple, Generic[ArrayT]):
     """A training batch on the device."""
 
@@ -46,6 +58,8 @@ class StepInputs(NamedTuple, Generic[ArrayT]):
     """The targets there; I, the padding index, where padded."""
     users_B: ArrayT | None = None
     """Whose histories they are; None for a model without user texts."""
+    sample: Sample[ArrayT] | None = None
+    """With sampled losses: to which items ``items_BL`` and ``targets_N`` refer, and the negatives."""
 
 
 class Component(NamedTuple, Generic[ArrayT]):
@@ -65,9 +79,9 @@ class Outputs(NamedTuple, Generic[ArrayT]):
     preferences_NKd: ArrayT | None = None
     """The retriever's preference vectors."""
     sasrec_NI: ArrayT | None = None
-    """SASRec's logits, where they are kept."""
+    """SASRec's logits, where they are kept; with sampled losses those of the candidates, (N, S), uncorrected."""
     retriever_NI: ArrayT | None = None
-    """The retriever's logits, where they are kept."""
+    """The retriever's logits, likewise."""
 
 
 class StepLosses(NamedTuple, Generic[ArrayT]):

@@ -10,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, Unpack
 
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from alternator import Alternator, Decision, Rule
 from alternator.checks import check_integer
 from alternator.recordings.log import StepRecord
-from ur4rec.config import TrainerConfig, TrainerSettings, check_joint_loss
+from ur4rec.config import TrainerConfig, TrainerSettings, check_catalogue_loss, check_joint_loss
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
@@ -33,6 +33,7 @@ from ur4rec.training.backend import Adapter, Model, check_model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, SharedTexts, load_checkpoint, save_checkpoint
 from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
 from ur4rec.training.memory import enough_for_model, enough_for_steps
+from ur4rec.training.sampling import Sampler
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory, slice_width
 from ur4rec.training.step_log import LateStep, LateSteps, Reader
@@ -58,6 +59,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         progress: Whether to show a bar per epoch; None is only on a terminal.
         probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth.
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
+        item_counts: How often each item is a target in the training data, `TrainBatches.item_counts`; needed, and read,
+            for ``catalogue_loss="sampled"``.
         memory: Bytes that scores may take at once while targets are ranked, a number or a string such as ``4GB``.
         **settings: The fields of `TrainerConfig`.
 
@@ -90,12 +93,17 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         progress: bool | None = None,
         probe: EvaluationBatch | None = None,
         on_step: Callable[[StepRecord], object] | None = None,
+        item_counts: ArrayLike | None = None,
         memory: int | str = DEFAULT_MEMORY,
         **settings: Unpack[TrainerSettings],
     ) -> None:
         check_model(model)
         self.config = TrainerConfig(**settings)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
+        check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
+        self._sampler: Sampler | None = None
+        if self.config.catalogue_loss == "sampled":
+            self._sampler = Sampler(self.config, model.config.num_items, item_counts)
         self.memory = parse_memory(memory)
         self.step = 0
         self.adaptive_alternating: ModuleAlternator | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapters.torch.audit import audited
+from tests.integration import audited_jax
 
 EXAMPLES = sorted(Path(__file__).parents[2].joinpath("examples").glob("*.py"))
 
@@ -24,8 +25,9 @@ SHOWS = {
 @pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_and_shows_what_it_promises(path, capsys):
-    with audited() as audits:
+    with audited() as of_torch, audited_jax.audited() as of_jax:
         result = runpy.run_path(str(path), run_name="__main__").get("result")
+    audits = [*of_torch, *of_jax]
     assert all(audit.num_checks > 0 for audit in audits)
     assert audits
     assert capsys.readouterr().out.strip()

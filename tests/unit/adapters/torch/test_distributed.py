@@ -421,7 +421,7 @@ def build(modules, **options):
 
 
 REFUSALS = {
-    without_find_unused: r"'a' freezes some parameters \('b.*find_unused_parameters is False; set it to True, or",
+    without_find_unused: r"'a' freezes some parameters \('b.*parameters is False; set it to True \(with .*, or",
     a_static_graph: r"must be without static_graph, got True: the graph changes with each switch",
     frozen_when_wrapped: r"must be in a DistributedDataParallel \(and have .*'b.0.weight', .* is not, .*release\(\)",
     unfrozen_later: r"must be in a DistributedDataParallel \(and have .*'a.0.bias' is not",

@@ -152,9 +152,10 @@ class JaxByHand:
             found["consistency"] = consistency_loss(preferences_NKd, inputs, keys_Id), weights.consistency
         if bank is not None:
             last = find_last_targets(inputs, self._num_items)
-            loss = bank.loss(preferences_NKd, keys_Id, last, self._config.memory_bank_temperature)
+            keys_Bd = keys_Id.at[last.items_B].get(mode="clip")
+            loss = bank.loss(preferences_NKd, keys_Bd, last, self._config.memory_bank_temperature)
             found["contrastive"] = loss, weights.contrastive
-            entries = (last.items_B, jax.lax.stop_gradient(keys_Id).at[last.items_B].get(mode="clip"), last.is_real_B)
+            entries = last.items_B, jax.lax.stop_gradient(keys_Bd), last.is_real_B
         if weights.diversity:
             is_target_N = inputs.targets_N < self._num_items
             found["diversity"] = diversity_loss(preferences_NKd, is_target_N), weights.diversity

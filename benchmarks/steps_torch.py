@@ -114,8 +114,9 @@ class TorchByHand:
             found["consistency"] = consistency_loss(preferences_NKd, inputs, keys_Id), self._weights.consistency
         if self._bank is not None:
             last = find_last_targets(inputs)
-            found["contrastive"] = self._bank.loss(preferences_NKd, keys_Id, last), self._weights.contrastive
-            self._entries = last.items_B, keys_Id[last.items_B].detach(), last.is_real_B
+            keys_Bd = keys_Id[last.items_B]
+            found["contrastive"] = self._bank.loss(preferences_NKd, keys_Bd, last), self._weights.contrastive
+            self._entries = last.items_B, keys_Bd.detach(), last.is_real_B
         if self._weights.diversity:
             found["diversity"] = diversity_loss(preferences_NKd), self._weights.diversity
         return found

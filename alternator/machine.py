@@ -115,6 +115,16 @@ class Alternator:
         return self._rule
 
     @property
+    def nonfinite_limit(self) -> int:
+        """The number of non-finite losses in a row of the active module that forces a switch.
+
+        Example:
+            >>> Alternator(("encoder", "head")).nonfinite_limit
+            10
+        """
+        return self._nonfinite_limit
+
+    @property
     def step(self) -> int:
         """The number of steps counted so far."""
         return self._facts.step

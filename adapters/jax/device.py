@@ -8,7 +8,7 @@ rule compares lies within the rule's stated float32 margin of its limit.
 """
 
 from collections.abc import Iterable, Mapping
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -121,7 +121,12 @@ class DeviceAlternator:
         delay: int = 0,
         dtype: DTypeLike | None = None,
     ) -> None:
-        self._host = Alternator(modules, rule, nonfinite_limit=nonfinite_limit, num_steps=num_steps)
+        host = Alternator(modules, rule, nonfinite_limit=nonfinite_limit, num_steps=num_steps)
+        self._set_up(host, delay, dtype)
+
+    def _set_up(self, host: Alternator, delay: int, dtype: DTypeLike | None) -> None:
+        """Take the configuration, and what is planned, of an alternator that has counted nothing."""
+        self._host = host
         self._delay = check_integer("delay", delay, 0)
         _check_integers(self.rule)
         if device_step.dispatch(type(self.rule)) is device_step.dispatch(object):
@@ -129,7 +134,6 @@ class DeviceAlternator:
                 f"a rule on the device needs a device version, but {type(self.rule).__name__} has none; register one "
                 "with device_step.register"
             )
-        self._nonfinite_limit = nonfinite_limit
         self._dtype = _float_type(dtype)
 
     @classmethod
@@ -151,9 +155,10 @@ class DeviceAlternator:
             >>> int(machine.load_state_dict(alternator.state_dict()).step)
             1
         """
-        limit = alternator.state_dict()["configuration"]["nonfinite_limit"]
-        machine = cls(alternator.modules, alternator.rule, nonfinite_limit=limit, delay=delay, dtype=dtype)
-        machine._host._starvation = copy(alternator._starvation)  # what is planned, and what has been warned of
+        host = deepcopy(alternator)  # with what is planned, and what has been warned of
+        host.reset()
+        machine = cls.__new__(cls)
+        machine._set_up(host, delay, dtype)
         return machine
 
     def expect(self, num_steps: int | None = None, turns: Mapping[str, str | Iterable[str]] | None = None) -> None:
@@ -177,9 +182,7 @@ class DeviceAlternator:
 
     def init(self) -> DeviceState:
         """The state before the first step."""
-        return self.load_state_dict(
-            Alternator(self.modules, self.rule, nonfinite_limit=self._nonfinite_limit).state_dict()
-        )
+        return self.load_state_dict(self._host.state_dict())
 
     def step(self, state: DeviceState, losses: Losses, updated: ArrayLike = True) -> tuple[DeviceState, DeviceDecision]:
         """Record the losses of a step, count it, and decide who trains next: the core's `observe`.
@@ -335,12 +338,12 @@ class DeviceAlternator:
     def _overrule(self, state: DeviceState, verdict: DeviceVerdict) -> DeviceVerdict:
         """Too many non-finite losses of the active module in a row switch, to the rule's target if it names one."""
         streak = state.nonfinite_streaks_N[state.active]
-        bad = streak >= self._nonfinite_limit
+        bad = streak >= self._host.nonfinite_limit
         return DeviceVerdict(
             switch=verdict.switch | bad,
             reason=jnp.where(bad, reason_code(Reason.NONFINITE), verdict.reason),
             value=jnp.where(bad, streak.astype(self._dtype), verdict.value),
-            limit=jnp.where(bad, self._nonfinite_limit, verdict.limit),
+            limit=jnp.where(bad, self._host.nonfinite_limit, verdict.limit),
             plateaued=verdict.plateaued & ~bad,
             target=jnp.asarray(verdict.target),
         )

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import adapters.own_alternator  # noqa: F401  first: says so where the next line would find another distribution's
 from alternator import AlternatorError, ConfigurationError, LossError, Payoff, Rule, UnknownModuleError
+from alternator.checks import names_in
 
 ALWAYS = "always"
 """The reserved name of the group that trains in every step."""
@@ -63,7 +64,7 @@ def check_turns(
 
 
 def _check_turn(name: str, turn: str | Iterable[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    members = (turn,) if isinstance(turn, str) else tuple(turn)
+    members = names_in(turn)
     for member in members:
         if member not in known:
             raise UnknownModuleError(member, known)

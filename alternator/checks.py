@@ -146,6 +146,16 @@ def check_costs(costs: object, what: str) -> tuple[float, ...]:
     return tuple(check_positive("costs", cost) for cost in numbers)
 
 
+def names_in(given: str | Iterable[str]) -> tuple[str, ...]:
+    """One name or several, as several.
+
+    Example:
+        >>> names_in("head"), names_in(["encoder", "head"])
+        (('head',), ('encoder', 'head'))
+    """
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def listed(names: Iterable[str], maximum: int = 3) -> str:
     """A list for messages, cut short where it is long.
 

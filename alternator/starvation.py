@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 
-from alternator.checks import check_integer
+from alternator.checks import check_integer, names_in
 from alternator.errors import ConfigurationError, UnknownModuleError
 from alternator.rule import Rule
 from alternator.rules.payoff import Payoff
@@ -127,4 +127,4 @@ class Starvation:
         missing = [name for name in self._names if name not in turns]
         if missing:
             raise ConfigurationError(f"turns must have all names of the alternator, but {missing[0]!r} is missing")
-        return {name: (turn,) if isinstance(turn, str) else tuple(turn) for name, turn in turns.items()}
+        return {name: names_in(turn) for name, turn in turns.items()}

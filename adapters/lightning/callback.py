@@ -27,7 +27,7 @@ from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
 from adapters.torch.naming import kept
 from alternator import Alternator, ConfigurationError, Decision, LossError
-from alternator.checks import check_integer
+from alternator.checks import check_integer, names_in
 
 
 class AlternatingCallback(Callback):
@@ -94,7 +94,7 @@ class AlternatingCallback(Callback):
     ) -> None:
         check_integer("delay", delay, 0)
         self._alternator = alternator
-        self._turns = None if turns is None else {name: _members(turn) for name, turn in turns.items()}
+        self._turns = None if turns is None else {name: names_in(turn) for name, turn in turns.items()}
         self._modules = _sources(modules, self._turns or {name: (name,) for name in alternator.modules})
         self._always = None if always is None else kept(always)
         self._frozen_mode = frozen_mode
@@ -278,10 +278,6 @@ def _planned_steps(trainer: Trainer) -> int | None:
         planned.append(epochs * ceil(batches / trainer.accumulate_grad_batches) if isfinite(batches) else inf)
     steps = min(planned, default=inf)
     return int(steps) if 0 < steps < inf else None
-
-
-def _members(turn: str | Iterable[str]) -> tuple[str, ...]:
-    return (turn,) if isinstance(turn, str) else tuple(turn)
 
 
 def _sources(

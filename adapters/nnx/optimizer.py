@@ -24,7 +24,7 @@ from adapters.nnx.layout import layout_of, leaves_by_path, mask_whole, named, pu
 from adapters.nnx.naming import Modules
 from adapters.optax import active_value_and_grad, alternating, apply_updates, in_force
 from alternator import ConfigurationError
-from alternator.checks import listed
+from alternator.checks import listed, names_in
 
 
 class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
@@ -100,8 +100,7 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         self._modules = tuple(transforms)
         self._frozen_modes = tuple(check_frozen_modes(frozen_mode, transforms).items())
         self._reported = Reported()
-        every_step = (names,) if isinstance(names, str) else tuple(names)
-        self._layout = layout = layout_of(model, wrt, self._modules, every_step, modules)
+        self._layout = layout = layout_of(model, wrt, self._modules, names_in(names), modules)
         tx = alternating(
             {name: _of_variables(name, each) for name, each in transforms.items()},
             layout.labels,

@@ -29,7 +29,7 @@ from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
 from adapters.torch.naming import kept
 from alternator import Alternator, ConfigurationError, Decision, LossError, Payoff
-from alternator.checks import check_integer
+from alternator.checks import check_integer, names_in
 
 Losses = Loss | Mapping[str, Loss]
 """The active name's loss, or losses by name."""
@@ -102,7 +102,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         self._alternator = alternator
         self._given: dict[str, Any] = {
             "modules": {name: kept(given) for name, given in modules.items()},
-            "turns": turns and {name: turn if isinstance(turn, str) else tuple(turn) for name, turn in turns.items()},
+            "turns": turns and {name: names_in(turn) for name, turn in turns.items()},
             "always": None if always is None else kept(always),
             "delay": delay,
             "frozen_mode": frozen_mode,

@@ -14,6 +14,7 @@ __all__ = [
     "LeakageError",
     "NonFiniteError",
     "OutOfMemoryError",
+    "ProcessesError",
     "SourceError",
     "UR4RecError",
     "UnknownNameError",
@@ -51,6 +52,10 @@ class NonFiniteError(UR4RecError):
 
 class OutOfMemoryError(UR4RecError):
     """Memory that ran out, of the machine or an accelerator. Says what was being made, its size and what to lower."""
+
+
+class ProcessesError(UR4RecError):
+    """Processes of one run that disagree, or one of them that is lost."""
 
 
 class CheckpointError(UR4RecError):

@@ -21,7 +21,7 @@ class Processes(Protocol):
     count: int
     """The number of processes."""
 
-    def any(self, flag: bool) -> bool:  # noqa: FBT001
+    def any(self, flag: bool) -> bool:
         """Whether the flag is set in one of the processes at least."""
 
     def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
@@ -39,7 +39,7 @@ class OneProcess:
     rank = 0
     count = 1
 
-    def any(self, flag: bool) -> bool:  # noqa: FBT001
+    def any(self, flag: bool) -> bool:
         """The flag."""
         return flag
 
@@ -66,8 +66,8 @@ def check_equal(processes: Processes, what: str, value: str) -> None:
     for rank, other in enumerate(found):
         if other != found[0]:
             raise ProcessesError(
-                f"{what} must be equal in all processes, got {found[0]!r} in process 0 and {other!r} in process {rank}; "
-                "start them with the same command, files and versions"
+                f"{what} must be equal in all processes, got {found[0]!r} in process 0 and {other!r} in process "
+                f"{rank}; start them with the same command, files and versions"
             )
 
 

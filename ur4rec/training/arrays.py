@@ -10,6 +10,8 @@ negatives, S = C + 1 candidates of a position: its target and the negatives.
 from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from ur4rec.training.parts import BatchPart
+
 ArrayT = TypeVar("ArrayT")
 """An array of a backend."""
 
@@ -62,6 +64,8 @@ class StepInputs(NamedTuple, Generic[ArrayT]):
     """Whose histories they are; None for a model without user texts."""
     sample: Sample[ArrayT] | None = None
     """With sampled losses: to which items ``items_BL`` and ``targets_N`` refer, and the negatives."""
+    part: BatchPart | None = None
+    """Of which part of a batch these are, where several processes divide it (PyTorch); None is a whole batch."""
 
 
 class Component(NamedTuple, Generic[ArrayT]):

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.config import TrainerConfig
+from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
 
@@ -81,13 +82,19 @@ class Sampler:
         picks = (draws_C[self._num_uniform :] % np.uint64(len(targets_N))).astype(np.int64)
         return np.concatenate([uniform_C[: self._num_uniform], targets_N[picks]])
 
+    def items(self, batch: Batch, step: int) -> Items:
+        """All items that a step needs for a batch, and the padding; ascending, each once."""
+        targets_N = np.asarray(batch[1], np.int64).ravel()
+        items_C = self.draw(targets_N[targets_N != self._num_items], step)
+        return np.unique(np.concatenate([np.ravel(batch[0]), targets_N, items_C, [self._num_items]]))
+
     def offsets(self, items_C: Items) -> NDArray[np.float32]:
         """What is added to the logits of these items as negatives."""
         offsets_C: NDArray[np.float32] = self._offsets_I[items_C]
         return offsets_C
 
     def number(
-        self, items_BL: Items, targets_N: Items, step: int, *, padded: bool = False
+        self, items_BL: Items, targets_N: Items, step: int, *, padded: bool = False, items_C: Items | None = None
     ) -> tuple[Items, Items, Sample[Items | NDArray[np.float32]]]:
         """The histories and targets of a step by the places of their items in a sample, and the sample.
 
@@ -96,9 +103,10 @@ class Sampler:
             targets_N: Targets, which may be padded too.
             step: The training step of the run.
             padded: Whether the number of items is the same for all batches of a shape, for a backend that compiles.
+            items_C: The negatives; by default those that are drawn for these targets.
         """
-        is_target_N = targets_N != self._num_items
-        items_C = self.draw(targets_N[is_target_N], step)
+        if items_C is None:
+            items_C = self.draw(targets_N[targets_N != self._num_items], step)
         parts = (items_BL.ravel(), targets_N, items_C)
         found, places = np.unique(np.concatenate([*parts, [self._num_items]]), return_inverse=True)
         size = len(found)

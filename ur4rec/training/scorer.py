@@ -75,6 +75,8 @@ class BaseScorer(ABC, Generic[ArrayT]):
     """Where the model is."""
     memory: int = DEFAULT_MEMORY
     """Bytes that scores may take at once; see `ur4rec.training.slices`."""
+    part: tuple[int, int] = (0, 1)
+    """Which part of what is to be ranked this process ranks, and of how many: see `ur4rec.runs.ranking.Ranking`."""
 
     _model_config: ModelConfig
 

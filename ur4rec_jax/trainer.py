@@ -25,6 +25,8 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
+from ur4rec.training.mesh import Mesh, parse_mesh
+from ur4rec.training.processes import Processes
 from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
@@ -53,6 +55,9 @@ class TrainerArguments(TrainerSettings, total=False):
     item_counts: ArrayLike | None
     memory: int | str
     readers: int | None
+    mesh: str | Mesh | None
+    shard: bool
+    processes: Processes | None
 
 
 class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
@@ -96,6 +101,11 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         """The model with a copy of the weights as they are now."""
         model: UR4Rec = nnx.merge(self._graphdef, self._place(self._state.params), self._buffers)
         return model
+
+    def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
+        if shard:
+            raise ConfigurationError("shard must be left out with the backend jax, got True; give mesh='items=N'")
+        return parse_mesh(mesh, self.processes.count)
 
     def _set_up(self, model: UR4Rec, device: str | jax.Device) -> None:
         self.device = find_device(device)

@@ -68,17 +68,19 @@ def to_device(
     targets_N: Items = all_targets[positions_N].astype(np.int64)
     sample = None
     if sampler is not None:
-        drawn_C = None if part is None else sampler.draw(part.targets_N, step)
+        drawn_C = sampler.draw(targets_N if part is None else part.targets_N, step)
         items_BL, targets_N, found = sampler.number(items_BL, targets_N, step, items_C=drawn_C)
-        sample = Sample(*(_send(array, device) for array in found))
-    users_B = _send(np.asarray(batch[2], np.int64), device) if with_users else None
-    items, positions, targets = (_send(array, device) for array in (items_BL, positions_N, targets_N))
+        sample = Sample(*(send(array, device) for array in found if array is not None))
+        if part is not None:
+            sample = sample._replace(batch_items_J=send(part.items_with(drawn_C), device))
+    users_B = send(np.asarray(batch[2], np.int64), device) if with_users else None
+    items, positions, targets = (send(array, device) for array in (items_BL, positions_N, targets_N))
     return StepInputs(items, positions, targets, users_B, sample, part)
 
 
 def to_indices(values: ArrayLike, device: torch.device) -> Tensor:
     """Whole numbers on the device."""
-    return torch.as_tensor(np.asarray(values, np.int64), device=device)
+    return send(np.asarray(values, np.int64), device)
 
 
 def to_host(tensor: Tensor) -> NDArray[Any]:
@@ -86,7 +88,8 @@ def to_host(tensor: Tensor) -> NDArray[Any]:
     return np.asarray(tensor.detach().cpu().contiguous())
 
 
-def _send(array: NDArray[Any], device: torch.device) -> Tensor:
+def send(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device; to CUDA it is copied from pinned memory, and nothing waits for that."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

@@ -5,7 +5,7 @@ What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B row
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from alternator import Alternator, Decision
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import MODULES, TURNS, WITHOUT_CURRICULUM
-from ur4rec.training.arrays import StepReport
+from ur4rec.training.arrays import Sample, StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.components import UNCERTAINTY
 from ur4rec.training.mesh import Mesh, parse_mesh
@@ -25,7 +25,7 @@ from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
-from ur4rec_torch.device import find_device, seeded, to_device, to_host, to_indices
+from ur4rec_torch.device import find_device, seeded, to_device, to_host
 from ur4rec_torch.dropout import rows_of
 from ur4rec_torch.lazy_adamw import LazyAdamW
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss, share
@@ -114,26 +114,31 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._release = adapter.release
         return adapter
 
+    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+        num_items, with_users = self._model_config.num_items, self._reads_users
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+        def prepare(batch: Batch, step: int) -> StepInputs:
+            with nullcontext() if stream is None else torch.cuda.stream(stream):  # a thread has one of its own
+                part = None if self._group is None else cut_batch(batch, num_items, *self.part)
+                own = batch if part is None else part.batch
+                return to_device(
+                    own, num_items, self.device, with_users=with_users, sampler=self._sampler, step=step, part=part
+                )
+
+        return prepare
+
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Tensor]]:
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
-        num_items, part = self._model_config.num_items, None
-        if self._group is not None:
-            part = cut_batch(batch, num_items, *self.part)
-        inputs = to_device(
-            *(batch if part is None else part.batch, num_items, self.device),
-            with_users=self._reads_users,
-            sampler=self._sampler,
-            step=self.step,
-            part=part,
-        )
+        inputs = self._inputs(batch)
         losses = self._losses(inputs, TURNS[active])
         loss = losses.total
         if self._group is not None:
             losses = average_losses(losses, self._group)
-        decision = self._step(loss, losses, self._observed(active, losses.total, losses.modules), batch)
+        decision = self._step(loss, losses, self._observed(active, losses.total, losses.modules), inputs.sample)
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
         self._retriever_steps += "retriever" in TURNS[active]
         return decision, StepReport(losses.total, losses.modules, metrics)
@@ -218,14 +223,16 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
                 share(losses, inputs.part), Context(self.model, inputs, modules, catalogue, self._is_joint, weights)
             )
 
-    def _step(self, loss: Tensor, losses: StepLosses, observed: dict[str, Tensor], batch: Batch) -> Decision:
+    def _step(
+        self, loss: Tensor, losses: StepLosses, observed: dict[str, Tensor], sample: Sample[Tensor] | None
+    ) -> Decision:
         """Backward and update; without effect if the loss is not finite, at which an accelerator looks by itself.
 
         Args:
             loss: What this process minimises: its part of the loss.
             losses: The losses of the whole batch.
             observed: Those of them that the schedule observes.
-            batch: The whole batch.
+            sample: The items of the step, with sampled losses.
         """
         if self._loss_at_hand:
             if not math.isfinite(losses.total.item()):
@@ -233,9 +240,8 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         else:
             for optimizer in self._optimizers.values():
                 optimizer.found_inf = (~torch.isfinite(losses.total.detach())).float()  # type: ignore[attr-defined]
-        if self._group is None or self._sampler is None:
+        if self._group is None or sample is None or sample.batch_items_J is None:
             return self._alternating.step(loss, observed)
         self._alternating.backward(loss)
-        items_J = to_indices(self._sampler.items(batch, self.step), self.device)
-        average_rows(self.model.sasrec.item_embedding.weight, items_J, self._group)
+        average_rows(self.model.sasrec.item_embedding.weight, sample.batch_items_J, self._group)
         return self._alternating.step(None, observed)

@@ -49,6 +49,8 @@ class Sample(NamedTuple, Generic[ArrayT]):
     """The negatives, by their place in ``items_J``; an item may occur several times."""
     offsets_C: ArrayT
     """What is added to the logits of the negatives: minus the logarithm of how often each item is expected."""
+    batch_items_J: ArrayT | None = None
+    """All items that the processes need which divide the batch, and the padding, ascending (PyTorch)."""
 
 
 class StepInputs(NamedTuple, Generic[ArrayT]):

@@ -39,6 +39,15 @@ class BatchPart(NamedTuple):
     """By what the part's mean over targets is to be multiplied; NaN in a batch without any."""
     row_share: float
     """By what its mean over rows with a target is to be multiplied."""
+    whole: Batch
+    """The whole batch."""
+    num_items: int
+    """The padding index."""
+
+    def items_with(self, items_C: NDArray[np.integer]) -> NDArray[np.int64]:
+        """All items of the whole batch and these, and the padding; ascending, each once."""
+        found = np.concatenate((np.ravel(self.whole[0]), self.targets_N, items_C))
+        return np.unique(np.append(found, self.num_items)).astype(np.int64)
 
 
 def cut_batch(batch: Batch, num_items: int, part: int, num_parts: int) -> BatchPart:
@@ -78,4 +87,6 @@ def cut_batch(batch: Batch, num_items: int, part: int, num_parts: int) -> BatchP
         counts=counts,
         target_share=float(target_share),
         row_share=float(row_share),
+        whole=batch,
+        num_items=num_items,
     )

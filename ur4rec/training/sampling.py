@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.config import TrainerConfig
-from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
 
@@ -81,12 +80,6 @@ class Sampler:
             return uniform_C
         picks = (draws_C[self._num_uniform :] % np.uint64(len(targets_N))).astype(np.int64)
         return np.concatenate([uniform_C[: self._num_uniform], targets_N[picks]])
-
-    def items(self, batch: Batch, step: int) -> Items:
-        """All items that a step needs for a batch, and the padding; ascending, each once."""
-        targets_N = np.asarray(batch[1], np.int64).ravel()
-        items_C = self.draw(targets_N[targets_N != self._num_items], step)
-        return np.unique(np.concatenate([np.ravel(batch[0]), targets_N, items_C, [self._num_items]]))
 
     def offsets(self, items_C: Items) -> NDArray[np.float32]:
         """What is added to the logits of these items as negatives."""

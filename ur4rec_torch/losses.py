@@ -14,11 +14,11 @@ from torch import Tensor
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
-from ur4rec_torch.catalogue_loss import catalogue_cross_entropy
+from ur4rec_torch.catalogue_loss import catalogue_cross_entropy, catalogue_log_probabilities
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.rows import take_rows
 from ur4rec_torch.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
-from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec
+from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec, WeightedFusion
 
 StepInputs: TypeAlias = arrays.StepInputs[Tensor]
 Component: TypeAlias = arrays.Component[Tensor]
@@ -136,6 +136,9 @@ def _sasrec_loss(
         scores_NI = model.sasrec.score(hidden_Nd, table_Id)
         outputs = outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NI)
         return F.cross_entropy(scores_NI, inputs.targets_N), outputs
+    if model.shard is not None:
+        loss = catalogue_cross_entropy(inputs.targets_N, sasrec=(hidden_Nd, table_Id), shard=model.shard)
+        return loss, outputs._replace(hidden_Nd=hidden_Nd)
     rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
     loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config)
     return loss, outputs._replace(hidden_Nd=hidden_Nd)
@@ -155,7 +158,7 @@ def _retriever_loss(
         outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NI)
         return F.cross_entropy(scores_NI, inputs.targets_N), outputs
     queries_NKd = model.retriever.scale(preferences_NKd)
-    loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
+    loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id), shard=catalogue.shard)
     return loss, outputs._replace(preferences_NKd=preferences_NKd)
 
 
@@ -217,11 +220,15 @@ def _fused(
     model: UR4Rec, hidden_Nd: Tensor, table_Id: Tensor, preferences_NKd: Tensor, keys_Id: Tensor, targets_N: Tensor
 ) -> Tensor:
     """Cross-entropy of the fused scores."""
+    sasrec, retriever = (hidden_Nd, table_Id), (model.retriever.scale(preferences_NKd), keys_Id)
     if isinstance(model.fusion, LogitFusion):
-        retriever = model.retriever.scale(preferences_NKd), keys_Id
-        return catalogue_cross_entropy(
-            targets_N, sasrec=(hidden_Nd, table_Id), retriever=retriever, weights_2=model.fusion.weights
-        )
+        weights_2, shard = model.fusion.weights, model.shard
+        return catalogue_cross_entropy(targets_N, sasrec=sasrec, retriever=retriever, weights_2=weights_2, shard=shard)
+    if model.shard is not None:
+        assert isinstance(model.fusion, WeightedFusion)
+        by_sasrec_N = catalogue_log_probabilities(targets_N, sasrec=sasrec, shard=model.shard)
+        by_retriever_N = catalogue_log_probabilities(targets_N, retriever=retriever, shard=model.shard)
+        return -model.fusion.mix(by_sasrec_N, by_retriever_N).mean()
     scores = model.sasrec.score(hidden_Nd, table_Id), model.retriever.score(preferences_NKd, keys_Id)
     return F.cross_entropy(model.fusion(*scores), targets_N)
 

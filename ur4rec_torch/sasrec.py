@@ -108,8 +108,8 @@ class SASRec(nn.Module):
         return states_BQd
 
     def item_table(self) -> Tensor:
-        """The embeddings that states are scored against, (I, d): without the padding row."""
-        return self.item_embedding.weight[: self.num_items]
+        """The embeddings that states are scored against, (I, d): without the padding row, the last."""
+        return self.item_embedding.weight[:-1]
 
     def score(self, hidden_Nd: Tensor, table_Id: Tensor) -> Tensor:
         """Logits of every item at each state, (N, I)."""

@@ -41,15 +41,15 @@ class Snapshots:
 
     def __init__(self, freezer: Freezer, schedulers: Schedulers | None, scaler: GradScaler | None) -> None:
         self._freezer = freezer
-        self._others = [each.scheduler for each in list_schedulers(schedulers)]
-        self._scaler = [] if scaler is None else [scaler]
+        self._others: list[Any] = [each.scheduler for each in list_schedulers(schedulers)]
+        self._others += [] if scaler is None else [scaler]
 
     def take(self) -> Snapshot:
         """All as it is now, copied on its device."""
         return Snapshot(
             tensors={name: tensor.detach().clone() for name, tensor in self._tensors()},
             optimizers=[(_copied(each.state), _options_of(each)) for each in self._freezer.optimizers],
-            others=[copy.deepcopy(each.state_dict()) for each in (*self._others, *self._scaler)],
+            others=[copy.deepcopy(each.state_dict()) for each in self._others],
             random=_random_states(),
         )
 
@@ -73,7 +73,7 @@ class Snapshots:
             optimizer.state.update(_copied(state))
             for group, before in zip(optimizer.param_groups, options, strict=True):
                 group.update(_copied(before))
-        for each, before in zip((*self._others, *self._scaler), snapshot.others, strict=True):
+        for each, before in zip(self._others, snapshot.others, strict=True):
             each.load_state_dict(copy.deepcopy(before))
         _set_random_states(snapshot.random)
 

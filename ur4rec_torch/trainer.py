@@ -5,7 +5,7 @@ What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B row
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -100,17 +100,22 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._release = adapter.release
         return adapter
 
+    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+        num_items, with_users = self._model_config.num_items, self._reads_users
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+        def prepare(batch: Batch, step: int) -> StepInputs:
+            with nullcontext() if stream is None else torch.cuda.stream(stream):  # a thread has one of its own
+                return to_device(batch, num_items, self.device, with_users=with_users, sampler=self._sampler, step=step)
+
+        return prepare
+
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Tensor]]:
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
-        inputs = to_device(
-            *(batch, self._model_config.num_items, self.device),
-            with_users=self._reads_users,
-            sampler=self._sampler,
-            step=self.step,
-        )
+        inputs = self._inputs(batch)
         losses = self._losses(inputs, TURNS[active])
         decision = self._step(losses, self._observed(active, losses.total, losses.modules))
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])

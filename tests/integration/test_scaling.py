@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from docs.tools.scaling import PAGE, PLOT, Case, Layout, newest_results, render_page
-
 
 @pytest.fixture(scope="module")
 def scaling():
@@ -98,23 +96,3 @@ def test_finished_cells_are_kept_and_shared_by_axes(scaling, tmp_path, monkeypat
     assert [cell.rpartition(" ")[2] for cell in ran[7:]] == ["30,000", "300,000", "1,000,000"]
     assert scaling.main([*arguments, "--list"]) == 0
     assert f"{usual}: 1 s, 1 MB more" in capsys.readouterr().out
-
-
-def test_the_page_has_the_newest_tables_and_the_arithmetic():
-    text = PAGE.read_text()
-    assert render_page(text) == text, "run python -m docs.tools.scaling"
-    assert PLOT.read_bytes() == newest_results().with_suffix(".png").read_bytes()
-
-
-def test_layouts_send_and_hold_what_their_formulas_say():
-    case = Case(num_items=1000, width=10, text_width=20, rows=2, length=5, num_negatives=8)
-    whole, parts = (Layout(name="", sampled=False, items=items) for items in (1, 4))
-    assert whole.sent(case, 4) == (1.5 * 4 * 1000 * 10, 0)
-    assert parts.sent(case, 4)[0] == 0, "no replica of a part"
-    assert parts.sent(case, 8)[0] == 1.0 * 4 * 250 * 10
-    assert parts.memory(case, 4) == whole.memory(case, 4) / 4
-    sampled = Layout(name="", sampled=True)
-    assert [sampled.rows_of_step(case, num) for num in (1, 4, 1000)] == [18, 48, 1000]
-    assert sampled.memory(case, 4) < whole.memory(case, 4)
-    assert Layout(name="", sampled=False, spread=True).sent(case, 4) == whole.sent(case, 4)
-    assert whole.flops(case, 4) > sampled.flops(case, 4)

@@ -4,8 +4,8 @@ Shapes: B rows of a batch, L positions (at most max_seq_len, and no more than th
 items, R windows of an epoch, W = L + 1. Sequences are padded on the right with ``num_items``.
 """
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,10 @@ from alternator.checks import check_integer
 from ur4rec.data.interactions import CHUNK, Sequences
 from ur4rec.data.splits import Targets
 from ur4rec.errors import ConfigurationError, DataError
+
+MAX_DRAWN = 2**24
+"""Windows of an epoch whose order is held, at most; of more it is computed batch by batch."""
+_ROUNDS = 6
 
 
 class Batch(NamedTuple):
@@ -50,7 +54,8 @@ class EvaluationBatch(NamedTuple):
 class TrainBatches:
     """Shuffled training batches of constant shape; any batch of any epoch can be built directly.
 
-    All positions train at once. The order of an epoch is a function of (seed, epoch) alone, so a run resumes at any
+    All positions train at once. A batch is a function of (epoch, index): several threads may build batches of one
+    object. The order of an epoch is a function of (seed, epoch) alone, so a run resumes at any
     batch. A sequence longer than ``max_seq_len + 1`` is cut into consecutive windows that overlap in one item, so that
     every item but the first of a sequence is a target exactly once an epoch; the windows are aligned to the end (the
     first one is the short one). ``windows=False`` keeps only the last window, as the original SASRec does:
@@ -125,7 +130,10 @@ class TrainBatches:
     @property
     def num_targets(self) -> int:
         """Targets of an epoch; with shifted windows, of the first."""
-        return int(self._targets(self._draw(0)).sum())
+        drawn = self._draw(0)
+        firsts = range(0, self.num_rows, CHUNK)
+        rows = (np.arange(first, min(first + CHUNK, self.num_rows)) for first in firsts)
+        return sum(int(self._cut(drawn, rows_r)[3].sum()) for rows_r in rows)
 
     @cached_property
     def item_counts(self) -> NDArray[np.int64]:
@@ -137,12 +145,18 @@ class TrainBatches:
 
     @cached_property
     def usual_targets(self) -> int:
-        """A number of targets that few batches exceed, if any: the maximum of the batches of the first 16 epochs."""
-        firsts = np.arange(0, self.num_rows, self.batch_size)
-        return max(
-            int(np.add.reduceat(self._targets(drawn)[drawn.order_R], firsts).max())
+        """A number of targets that few batches exceed, if any: the maximum of the batches of the first 16 epochs.
+
+        Of more than `MAX_DRAWN` windows it is what a batch can hold.
+        """
+        if self.num_rows > MAX_DRAWN:
+            return self.batch_size * self._width
+        firsts, rows_R = np.arange(0, self.num_rows, self.batch_size), np.arange(self.num_rows)
+        counts = (
+            np.add.reduceat(self._cut(drawn, rows_R)[3][drawn.order(rows_R)], firsts)
             for drawn in map(self._draw, range(16))
         )
+        return max(int(counts_b.max()) for counts_b in counts)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that iterating yields."""
@@ -159,7 +173,8 @@ class TrainBatches:
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0..{len(self) - 1}, got {index}")
         drawn = self._epoch(epoch)
-        rows = drawn.order_R[index * self.batch_size : (index + 1) * self.batch_size]
+        first = index * self.batch_size
+        rows = drawn.order(np.arange(first, min(first + self.batch_size, self.num_rows)))
         users_r, starts_r, ends_r, num_targets_r = self._cut(drawn, rows)
         window_BW = _gather(self._sequences.items_N, starts_r, ends_r, self._width + 1, self.num_items, self.batch_size)
         users_B = np.full(self.batch_size, -1, np.int32)
@@ -181,14 +196,7 @@ class TrainBatches:
         if self._shifted:
             draws_U = _draws(self.seed, epoch, len(self._counts_U), stream=1)
             shifts_U = (draws_U % np.uint64(self.max_seq_len)).astype(np.int32)
-        return _Epoch(np.argsort(_draws(self.seed, epoch, self.num_rows), kind="stable"), shifts_U)
-
-    def _targets(self, drawn: "_Epoch") -> NDArray[np.int64]:
-        """The number of targets of each window, (R,)."""
-        rows_R = np.arange(self.num_rows)
-        return np.concatenate(
-            [self._cut(drawn, rows_r)[3] for rows_r in np.array_split(rows_R, -(-len(rows_R) // CHUNK))]
-        )
+        return _Epoch(_order(self.seed, epoch, self.num_rows), shifts_U)
 
     def _cut(self, drawn: "_Epoch", rows_r: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         """User, start and end (in the items of all sequences, exclusive) of windows, and the targets at their ends.
@@ -206,9 +214,9 @@ class TrainBatches:
 
 
 class _Epoch(NamedTuple):
-    """The order of an epoch's windows, and by how much those of each user are shifted, if they are."""
+    """The window at each place of an epoch, and by how much those of each user are shifted, if they are."""
 
-    order_R: NDArray[np.int64]
+    order: Callable[[NDArray[np.int64]], NDArray[np.int64]]
     shifts_U: NDArray[np.int32] | None
 
 
@@ -289,6 +297,51 @@ def _draws(seed: int, epoch: int, count: int, stream: int = 0) -> NDArray[np.uin
     """Random integers of 64 bits; the streams of an epoch are far apart."""
     generator = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=stream << 128)
     return generator.random_raw(count)
+
+
+def _order(seed: int, epoch: int, count: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    """The order of an epoch: a permutation that is looked up, or computed where it would be too large to hold."""
+    if count > MAX_DRAWN:
+        keys = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=2 << 128).random_raw(_ROUNDS)
+        return partial(permuted, count=count, keys=keys)
+    order_R = np.argsort(_draws(seed, epoch, count), kind="stable")
+    return order_R.__getitem__
+
+
+def permuted(places: NDArray[np.int64], count: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """A permutation of 0 .. count - 1 at some places, computed without the rest of it.
+
+    A Feistel network over the next power of four, again for what falls outside (Black and Rogaway, "Ciphers with
+    arbitrary finite domains", 2002): each round is one to one, so all of it is.
+
+    Args:
+        places: Of which the values are wanted.
+        count: The length.
+        keys: A random number for each round.
+
+    Example:
+        >>> order = permuted(np.arange(10), 10, np.random.Philox(0).random_raw(6))
+        >>> sorted(order.tolist()) == list(range(10)), order.tolist() == list(range(10))
+        (True, False)
+    """
+    half = np.uint64(max(1, (int(count - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    values = places.astype(np.uint64)
+    outside = np.ones(len(values), bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right + key) & mask)
+        values[outside] = left << half | right
+        outside = values >= count
+    return values.astype(np.int64)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): every bit depends on every other."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def _count_windows(sequences: Sequences, max_seq_len: int, windows: bool) -> NDArray[np.int64]:

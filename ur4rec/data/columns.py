@@ -131,7 +131,20 @@ class Strings(Sequence[str]):
 def find_strings(known: pa.Array, wanted: pa.Array) -> NDArray[np.int64]:
     """The index of each wanted string among those known, -1 for one that is not there."""
     found = pc.fill_null(pc.index_in(wanted, value_set=known), -1)
-    return found.to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+
+
+def take_strings(strings: Sequence[str], indices: NDArray[Any]) -> list[str]:
+    """The strings of some indices."""
+    if isinstance(strings, Strings):
+        found: list[str] = strings.array.take(pa.array(indices)).to_pylist()
+        return found
+    return [strings[index] for index in indices.tolist()]
+
+
+def to_string_array(strings: Sequence[str]) -> pa.Array:
+    """Strings as an array of Arrow's."""
+    return strings.array.cast(pa.string()) if isinstance(strings, Strings) else pa.array(strings, pa.string())
 
 
 def _write(path: Path, batch: pa.RecordBatch) -> None:

@@ -97,7 +97,8 @@ class Sequences:
         lengths = self.lengths
         ends = np.cumsum(lengths)
         shift = np.repeat(self.starts_U - (ends - lengths), lengths)
-        return self.items_N[np.arange(len(shift)) + shift]
+        found: NDArray[np.int32] = self.items_N[np.arange(len(shift)) + shift]
+        return found
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -367,7 +368,7 @@ class ArrayHash:
         """Add an array of this length that comes in parts."""
         self._digest.update(f"|{length}|".encode())
         for part in parts:
-            self._digest.update(np.ascontiguousarray(part, dtype="<i8"))
+            self._digest.update(np.ascontiguousarray(part, dtype="<i8").data)
 
     def add_sequences(self, sequences: Sequences) -> None:
         """Add the items of all rows, then the offsets that they have when they follow each other."""

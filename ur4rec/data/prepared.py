@@ -177,7 +177,7 @@ def write_split(folder: Path, split: Split) -> None:
     """Write the files of a split of which nothing has been left out yet, into a directory that is being prepared."""
     write_columns(folder / "train.arrow", {"end": split.train.ends_U})
     for part, targets in (("validation", split.validation), ("test", split.test)):
-        columns = {
+        columns: dict[str, NDArray[Any]] = {
             "user": targets.users_T,
             "item": np.asarray(targets.items_T, np.int32),
             "end": targets.histories.ends_U,

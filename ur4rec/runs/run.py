@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
+from ur4rec.data.columns import take_strings
 from ur4rec.data.kept import hash_contents
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
@@ -435,17 +436,14 @@ class TrainingRun:
             "epochs": self.epochs,
         }
 
-    def _rank_rows(self) -> list[dict[str, Any]]:
+    def _rank_rows(self) -> Iterator[dict[str, Any]]:
         interactions, test = self.prepared.interactions, self.prepared.split.test
-        columns = {name: result.test_ranks.tolist() for name, result in self.results.items()}
-        return [
-            {
-                "user": interactions.user_ids[user],
-                "item": interactions.item_ids[item],
-                **{name: ranks[row] for name, ranks in columns.items()},
-            }
-            for row, (user, item) in enumerate(zip(test.users_T, test.items_T, strict=True))
-        ]
+        columns = {
+            "user": take_strings(interactions.user_ids, test.users_T),
+            "item": take_strings(interactions.item_ids, test.items_T),
+            **{name: result.test_ranks.tolist() for name, result in self.results.items()},
+        }
+        return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
     @cached_property
     def _facts(self) -> dict[str, Any]:

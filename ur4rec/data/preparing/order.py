@@ -67,13 +67,17 @@ class InTime:
         self._told(self._done / self._total)
 
     def _sort(self, rows_N: NDArray[Any]) -> NDArray[Any]:
-        times_N = rows_N["time"]
+        times_N = np.ascontiguousarray(rows_N["time"])
         if not (times_N[1:] >= times_N[:-1]).all():
-            rows_N = rows_N[np.argsort(times_N, kind="stable")]
-        pairs_N = rows_N["user"].astype(np.int64) * self._num_items + rows_N["item"]
-        first_N = first_of_equals(pairs_N, rows_N["time"])
-        self.num_duplicates += len(first_N) - int(first_N.sum())
-        return rows_N[first_N] if self._deduplicate else rows_N
+            order_N = np.argsort(times_N, kind="stable")
+            rows_N, times_N = rows_N[order_N], times_N[order_N]
+        is_tied_N = np.zeros(len(rows_N) + 1, bool)
+        is_tied_N[1:-1] = times_N[1:] == times_N[:-1]
+        tied = np.flatnonzero(is_tied_N[1:] | is_tied_N[:-1])
+        pairs = rows_N["user"][tied].astype(np.int64) * self._num_items + rows_N["item"][tied]
+        again = tied[~first_of_equals(pairs, times_N[tied])]
+        self.num_duplicates += len(again)
+        return np.delete(rows_N, again) if self._deduplicate else rows_N
 
 
 def _sample_times(rows: Rows, part: int) -> NDArray[Any]:

@@ -210,8 +210,8 @@ class _Preparation:
         )
         if self.files.is_split:
             mark_contexts(self.in_time, len(found.users))
-            counts = sum(np.bincount(rows_N["part"], minlength=4) for rows_N in self.in_time)
-            found.notes.append(describe_counts(counts))
+            counts = np.sum([np.bincount(rows_N["part"], minlength=4) for rows_N in self.in_time], axis=0)
+            found.notes.append(describe_counts(counts.tolist()))
 
     def number(self, min_item_interactions: int) -> None:
         """Drop rare items, and find the canonical index of each user and item: -1 for one of which nothing is left."""
@@ -347,12 +347,12 @@ class _Preparation:
         if method == "given":
             return as_given(interactions, repeats="allow")
         test_start, test_time = self._cut(_Q * self.num_rows)
-        before = [np.zeros(interactions.num_users, np.int64) for _ in range(2)]
-        times = [self._cut(_Q * test_start)[1] if test_start else -np.inf, test_time]
+        validation_time = self._cut(_Q * test_start)[1] if test_start else -np.inf
+        before_validation_U, before_test_U = np.zeros((2, interactions.num_users), np.int64)
         for rows_N in self.pieces():
-            for before_U, time in zip(before, times, strict=True):
+            for before_U, time in ((before_validation_U, validation_time), (before_test_U, test_time)):
                 before_U += np.bincount(rows_N["user"][rows_N["time"] < time], minlength=len(before_U))
-        return cut_at(interactions, *before, _Q, "allow")
+        return cut_at(interactions, before_validation_U, before_test_U, _Q, "allow")
 
     def _cut(self, place: float) -> tuple[int, Any]:
         """The time at a place in the order of time, and the number of rows before that time."""

@@ -1,6 +1,6 @@
 """Read: files of interactions of any size, piece by piece, into rows of numbers that wait on the disk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     """How it was read."""
 
-    def describe_titles(self, item_ids: list[str]) -> str:
+    def describe_titles(self, item_ids: Sequence[str]) -> str:
         """How many of the items have a title."""
         return describe_coverage(item_ids, self.titles, self.texts) if self.titles or self.texts else UNTITLED
 

@@ -142,7 +142,7 @@ def even_edges(counts_K: NDArray[np.int64], num_rows: int) -> NDArray[np.int64]:
 
     Example:
         >>> even_edges(np.array([3, 1, 4, 1, 5]), 5).tolist()
-        [2, 4]
+        [3]
     """
     num_buckets = min(MAX_BUCKETS, -(-int(counts_K.sum()) // num_rows))
     size = -(-int(counts_K.sum()) // max(num_buckets, 1))

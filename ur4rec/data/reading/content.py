@@ -154,7 +154,7 @@ class ByteStream:
     @property
     def share(self) -> float:
         """How much of the file has been read, from 0 to 1."""
-        return min(1.0, self._raw.tell() / self._size)
+        return min(1.0, int(self._raw.tell()) / self._size)
 
 
 def read_beginning(path: Path) -> bytes:

@@ -2,7 +2,6 @@
 
 import codecs
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from ur4rec.options import DataOptions
 
 _ATOMIC_TYPES = ("token", "token_seq", "float", "float_seq")
 _WORDS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "'::'", " ": "blanks"}
+Tables = Callable[[Collection[str] | None], Iterator[tuple[Table, float]]]
 _BY_SUFFIX = {".csv": ",", ".tsv": "\t"}
 
 
@@ -75,7 +75,7 @@ class Source:
 
     first: Opened
     """Its first rows, and how it is read."""
-    tables: Callable[[Collection[str] | None], Iterator[tuple[Table, float]]]
+    tables: Tables
     """Reads the columns named, or all: tables of some thousand rows, and the share of the file that has been read."""
 
 
@@ -90,7 +90,7 @@ def open_source(path: Path, options: DataOptions) -> Source:
         DataError: It is missing or malformed, or of a format or an encoding that cannot be read so.
     """
     kind = _check_suffix(path)
-    tables: Callable[[Collection[str] | None], Iterator[tuple[Table, float]]]
+    tables: Tables
     shape = types = None
     if kind == ".parquet":
         tables, how = partial(stream_parquet, path), "Parquet"
@@ -111,8 +111,7 @@ def open_source(path: Path, options: DataOptions) -> Source:
         if kind in ATOMIC and not by_hand:
             tables, how = partial(_stream_atomic, path, tables), "RecBole atomic file"
             types = _atomic_types(path, next(stream_text(path, form, None))[0].columns)
-    with closing(tables(None)) as reading:
-        table, _ = next(reading)
+    table, _ = next(tables(None))
     if kind not in ATOMIC or options.separator is not None or options.names is not None:
         shape = shape or shape_of_columns(table.columns)
     return Source(Opened(table, how, shape, types), tables)
@@ -129,7 +128,7 @@ def _refuse_unstreamed(path: Path, form: TextFormat) -> None:
 
 def _stream_atomic(
     path: Path,
-    tables: Callable[[Collection[str] | None], Iterator[tuple[Table, float]]],
+    tables: Tables,
     columns: Collection[str] | None,
 ) -> Iterator[tuple[Table, float]]:
     """Tables with the columns of an atomic file, without their types."""

@@ -236,9 +236,9 @@ def _open(path: Path, form: TextFormat) -> TextIO:
 def _rows(path: Path, form: TextFormat, text: TextIO, first_line: int = 1) -> Iterator[tuple[int, list[str]]]:
     """Each row with the number of its (last) line, without pyarrow. Empty lines are skipped."""
     if not form.quoted:
-        for line, row in enumerate(text, first_line):
-            if row != "\n":
-                yield line, row.removesuffix("\n").split(form.separator)
+        for line, whole in enumerate(text, first_line):
+            if whole != "\n":
+                yield line, whole.removesuffix("\n").split(form.separator)
         return
     escape = "\\" if form.escaped else None
     reader = csv.reader(text, delimiter=form.separator, strict=True, escapechar=escape)

@@ -82,7 +82,8 @@ class TimeReader:
         return f"times read as {kind}, {_show(self._least, kind)} to {_show(self._most, kind)}"
 
     def _check_kind(self, table: Table, kind: str) -> None:
-        first = kind_of_time(str(table.strings(self._column)[0])) or kind
+        beginning = Table(table.path, {self._column: table.columns[self._column].slice(0, 1)}, ())
+        first = kind_of_time(str(beginning.strings(self._column)[0])) or kind
         self._kind, self._first_kind = self._kind or kind, self._first_kind or first
         if (kind, first) != (self._kind, self._first_kind):
             what = self._first_kind if first != self._first_kind else self._kind

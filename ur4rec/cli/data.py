@@ -152,9 +152,9 @@ def prepare(
             overwrite=overwrite,
             progress=bar.show,
         )
-    say(f"{len(found):,} interactions of {found.num_users:,} users and {found.num_items:,} items are in {out}")
-    for note in found.notes:
-        say(note)
+    counts = f"{len(found):,} interactions of {found.num_users:,} users and {found.num_items:,} items"
+    for line in (f"{counts} are in {out}", *found.notes):
+        say(line, soft_wrap=True)
     say(f"Train on them with: ur4rec train --dataset {shlex.quote(str(out))} --out runs/mine", soft_wrap=True)
 
 

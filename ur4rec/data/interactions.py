@@ -106,13 +106,13 @@ class Sequences:
         lengths = self.lengths
         return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
-    def chunks(self, num_items: int = CHUNK) -> Iterator[tuple[int, "Sequences"]]:
-        """The rows in groups of about this number of items, each with the number of its first row."""
+    def chunks(self) -> Iterator[tuple[int, "Sequences"]]:
+        """The rows in groups of about `CHUNK` items, each with the number of its first row."""
         ends = np.cumsum(self.lengths)
         first = 0
         while first < len(self):
             before = int(ends[first - 1]) if first else 0
-            last = max(first + 1, int(np.searchsorted(ends, before + num_items, side="right")))
+            last = max(first + 1, int(np.searchsorted(ends, before + CHUNK, side="right")))
             yield first, Sequences.slices(self.items_N, self.starts_U[first:last], self.ends_U[first:last])
             first = last
 

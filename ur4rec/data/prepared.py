@@ -53,7 +53,7 @@ _FORM = {
 _I4, _I8, _F8, _U1 = (np.dtype(kind) for kind in ("<i4", "<i8", "<f8", "u1"))
 _TARGETS = {"user": (_I4,), "item": (_I4,), "end": (_I8,), "repeated": (_U1,)}
 _REMEDY = "prepare the data again, or restore the directory"
-_READ = 2**24
+_READ = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -194,7 +194,6 @@ class _Preparation:
         for rows_N in rows.pieces():
             kept_N = rows_N[is_left_U[rows_N["user"]] & is_left_I[rows_N["item"]]]
             self.found.rows.add(kept_N["user"], kept_N["item"], kept_N["time"], 0)
-        self.found.rows.finish()
         rows.remove()
         if not self.found.rows.num_rows:
             raise no_core(self.files.groups[0][0], total, k)

@@ -85,7 +85,6 @@ def read_files(
                 _add(found, reader, table, part, titled)
                 told((done + share * sizes[part][number]) / total)
             done += sizes[part][number]
-    found.rows.finish()
     said = [each for reader in readers for each in reader.filters.check(path)]
     found.notes = describe_reading(first.described, first.roles, [first.describe_times(), *said[:1]])
     if items is not None:

@@ -33,20 +33,17 @@ class Rows:
 
     def __init__(self, folder: Path, name: str = "rows") -> None:
         self._path = folder / name
-        self._file = self._path.open("wb")
+        self._path.touch()
         self._pieces: list[_Piece] = []
 
     def add(self, users_N: NDArray[np.int32], items_N: NDArray[np.int32], times_N: NDArray[Any], part: int) -> None:
         """Append rows of one part; times are int64 or float64."""
         if not len(users_N):
             return
-        for values_N in (users_N, items_N, times_N):
-            np.ascontiguousarray(values_N).tofile(self._file)
+        with self._path.open("ab") as file:
+            for values_N in (users_N, items_N, times_N):
+                np.ascontiguousarray(values_N).tofile(file)
         self._pieces.append(_Piece(len(users_N), times_N.dtype, part))
-
-    def finish(self) -> None:
-        """Say that all have been added."""
-        self._file.close()
 
     def remove(self) -> None:
         """Free the disk of them; their number and type stay known."""

@@ -16,6 +16,8 @@ from ur4rec.errors import DataError
 
 _SAMPLE_LINES, _SAMPLE_BYTES = 1000, 2**20
 """Where the names and types of the columns are looked up: the first lines."""
+_BLOCK = 2**24
+"""Bytes that are parsed at once, where a file is not read whole."""
 MAX_JSON_COLUMNS = 1000
 """The number of names of a JSON lines file at most."""
 MIN_CELLS, MAX_CELLS_PER_BYTE = 2**20, 2
@@ -46,7 +48,7 @@ def stream_json_lines(path: Path, columns: Collection[str] | None) -> Iterator[t
     """
     kinds = _column_kinds(path, read_beginning(path))
     wanted = {name: kind for name, kind in kinds.items() if columns is None or name in columns}
-    for line, block, share in read_blocks(path):
+    for line, block, share in read_blocks(path, _BLOCK):
         if block.strip():
             table = _parse_lines(path, block, kinds, wanted, line)
             arrays = {name: table[name].combine_chunks() for name in wanted}

@@ -27,13 +27,12 @@ def read_parquet_table(path: Path) -> Table:
     return Table(path, {name: table[name].combine_chunks() for name in table.column_names}, (Part(path, len(table)),))
 
 
-def stream_parquet(path: Path, columns: Collection[str] | None, num_rows: int = _ROWS) -> Iterator[tuple[Table, float]]:
-    """A Parquet file in tables of a number of rows, with the share of it that has been read.
+def stream_parquet(path: Path, columns: Collection[str] | None) -> Iterator[tuple[Table, float]]:
+    """A Parquet file in tables of some thousand rows, with the share of it that has been read.
 
     Args:
         path: The file.
         columns: What is read; None is all columns.
-        num_rows: Rows of a table at most.
 
     Raises:
         DataError: The file is missing or is not Parquet, or two columns have one name.
@@ -44,7 +43,7 @@ def stream_parquet(path: Path, columns: Collection[str] | None, num_rows: int = 
             check_header(str(path), file.schema_arrow.names)
             names = [name for name in file.schema_arrow.names if columns is None or name in columns]
             done, total = 0, file.metadata.num_rows
-            for batch in file.iter_batches(num_rows, columns=names):
+            for batch in file.iter_batches(_ROWS, columns=names):
                 part = Part(path, len(batch), first_row=done + 1)
                 done += len(batch)
                 if len(batch):

@@ -25,6 +25,8 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
+from ur4rec.training.mesh import Mesh, parse_mesh
+from ur4rec.training.processes import Processes
 from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
@@ -32,6 +34,7 @@ from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_inputs
 from ur4rec_jax.epoch import Epoch, stack_inputs
+from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
@@ -51,6 +54,10 @@ class TrainerArguments(TrainerSettings, total=False):
     on_step: Callable[[StepRecord], object] | None
     item_counts: ArrayLike | None
     memory: int | str
+    readers: int | None
+    mesh: str | Mesh | None
+    shard: bool
+    processes: Processes | None
 
 
 class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
@@ -95,6 +102,11 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         model: UR4Rec = nnx.merge(self._graphdef, self._place(self._state.params), self._buffers)
         return model
 
+    def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
+        if shard:
+            raise ConfigurationError("shard must be left out with the backend jax, got True; give mesh='items=N'")
+        return parse_mesh(mesh, self.processes.count)
+
     def _set_up(self, model: UR4Rec, device: str | jax.Device) -> None:
         self.device = find_device(device)
         self._loss_at_hand = self.device.platform == "cpu"
@@ -127,15 +139,20 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         finally:
             self._usual_targets = None
 
+    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+        num_items, usual_targets, with_users = self._model_config.num_items, self._usual_targets, self._reads_users
+
+        def prepare(batch: Batch, step: int) -> StepInputs:
+            inputs = to_inputs(batch, num_items, usual_targets, with_users=with_users, sampler=self._sampler, step=step)
+            placed: StepInputs = jax.device_put(inputs, self.device)
+            return placed
+
+        return prepare
+
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Array]]:
         trains_retriever = "retriever" in TURNS[active]
         needs_catalogue = self._sampler is None and (self._is_fused or self._distils)
-        inputs = to_inputs(
-            *(batch, self._model_config.num_items, self._usual_targets),
-            with_users=self._reads_users,
-            sampler=self._sampler,
-            step=self.step,
-        )
+        inputs = self._inputs(batch)
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,

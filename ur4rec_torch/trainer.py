@@ -5,7 +5,7 @@ What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B row
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -13,10 +13,12 @@ from torch import Tensor
 from adapters.torch import AlternatingOptimizer, LateScalar
 from alternator import Alternator, Decision
 from ur4rec.data.batches import Batch
+from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import MODULES, TURNS, WITHOUT_CURRICULUM
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.components import UNCERTAINTY
+from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
@@ -60,6 +62,12 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     _alternating: AlternatingOptimizer
     _to_host = staticmethod(to_host)
 
+    def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
+        found = parse_mesh(mesh, self.processes.count)
+        if shard or found.size > 1:
+            raise ConfigurationError(f"a model must be trained by one process, got {found.size}; start one alone")
+        return found
+
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:
         refuse_renamed(model)
         self.device = find_device(device)
@@ -92,17 +100,22 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._release = adapter.release
         return adapter
 
+    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+        num_items, with_users = self._model_config.num_items, self._reads_users
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+        def prepare(batch: Batch, step: int) -> StepInputs:
+            with nullcontext() if stream is None else torch.cuda.stream(stream):  # a thread has one of its own
+                return to_device(batch, num_items, self.device, with_users=with_users, sampler=self._sampler, step=step)
+
+        return prepare
+
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Tensor]]:
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
-        inputs = to_device(
-            *(batch, self._model_config.num_items, self.device),
-            with_users=self._reads_users,
-            sampler=self._sampler,
-            step=self.step,
-        )
+        inputs = self._inputs(batch)
         losses = self._losses(inputs, TURNS[active])
         decision = self._step(losses, self._observed(active, losses.total, losses.modules))
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from scaling import ONE_THREAD, resident_peak
+from scaling import ONE_THREAD, machine, resident_peak
 
 QUESTION = "How do time, memory and disk grow with the number of interactions?"
 SIZES = (100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -196,8 +196,6 @@ def main(arguments: list[str] | None = None) -> int:
         found = measure(stage, Path(folder), options.sizes[0], options.memory)
         sys.stdout.write(json.dumps([asdict(each) for each in found]) + "\n")
         return 0
-    from overhead import machine  # which loads PyTorch: not where memory is measured
-
     facts = {"date": datetime.now(UTC).date().isoformat(), **machine()}
     stem = options.out / f"scaling_data_cpu{os.cpu_count()}_{facts['date']}"
     found = []

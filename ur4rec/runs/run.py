@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
+from ur4rec.data.columns import take_strings
 from ur4rec.data.kept import hash_contents
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
@@ -499,8 +500,8 @@ class TrainingRun:
     def _rank_columns(self) -> dict[str, list[Any]]:
         interactions, test = self.prepared.interactions, self.prepared.split.test
         return {
-            "user": [interactions.user_ids[user] for user in test.users_T.tolist()],
-            "item": [interactions.item_ids[item] for item in test.items_T.tolist()],
+            "user": take_strings(interactions.user_ids, test.users_T),
+            "item": take_strings(interactions.item_ids, test.items_T),
             **{name: result.test_ranks.tolist() for name, result in self.results.items()},
         }
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
+from ur4rec.data.columns import take_strings
 from ur4rec.data.kept import hash_contents
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
@@ -449,7 +450,7 @@ class TrainingRun:
         """Write what follows from the epochs; a crash before they are saved leaves it ahead of them, no harm done."""
         if not self._writes:
             return
-        self.directory.write_csv("test_ranks.csv", self._rank_rows(), ["user", "item", *self.results])
+        self.directory.write_csv("test_ranks.csv", self._rank_columns())
         self.directory.write_json("metrics.json", self._metrics())
 
     def _save(self, epoch: int, *, best: bool) -> None:
@@ -502,17 +503,13 @@ class TrainingRun:
             "epochs": self.epochs,
         }
 
-    def _rank_rows(self) -> list[dict[str, Any]]:
+    def _rank_columns(self) -> dict[str, list[Any]]:
         interactions, test = self.prepared.interactions, self.prepared.split.test
-        columns = {name: result.test_ranks.tolist() for name, result in self.results.items()}
-        return [
-            {
-                "user": interactions.user_ids[user],
-                "item": interactions.item_ids[item],
-                **{name: ranks[row] for name, ranks in columns.items()},
-            }
-            for row, (user, item) in enumerate(zip(test.users_T, test.items_T, strict=True))
-        ]
+        return {
+            "user": take_strings(interactions.user_ids, test.users_T),
+            "item": take_strings(interactions.item_ids, test.items_T),
+            **{name: result.test_ranks.tolist() for name, result in self.results.items()},
+        }
 
     @cached_property
     def _facts(self) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:
         refuse_renamed(model)
+        self.part = self.processes.rank // self.mesh.items, self.mesh.data
         self.device = find_device(device)
         self.model = model.to(self.device)
         if self.config.compile:

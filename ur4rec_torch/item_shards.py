@@ -60,18 +60,22 @@ class ItemShard:
         return torch.cat([table_Jd[self.items], table_Jd[-1:]])
 
     def join(self, table_Jd: Tensor) -> Tensor | None:
-        """The whole table in the first process of the group, from the parts of all; None in the others."""
-        first = dist.get_global_rank(self.group, 0)
-        own_Jd = table_Jd.detach()
+        """The whole table in the memory of the first process of the group, from the parts of all; None in the others.
+
+        One part at a time is on the device.
+        """
+        ranks = dist.get_process_group_ranks(self.group)
+        own_Jd = table_Jd.detach().contiguous()
         if self.part > 0:
-            dist.send(own_Jd[self._kept(self.part)].contiguous(), first, group=self.group)
+            dist.send(own_Jd, ranks[0], group=self.group)
             return None
-        whole_Jd = own_Jd.new_empty(self.num_items + 1, *own_Jd.shape[1:])
-        whole_Jd[self.items] = own_Jd[: len(own_Jd) - 1]
-        for part in range(1, self.num_parts):
+        whole_Jd = torch.empty(self.num_items + 1, *own_Jd.shape[1:], dtype=own_Jd.dtype)
+        for part, rank in enumerate(ranks):
             rows = part_of(self.num_items, part, self.num_parts)
-            num_rows = rows.stop - rows.start + (part == self.num_parts - 1)
-            dist.recv(whole_Jd[rows.start : rows.start + num_rows], dist.get_global_rank(self.group, part), self.group)
+            if part > 0:
+                own_Jd = own_Jd.new_empty(rows.stop - rows.start + 1, *own_Jd.shape[1:])
+                dist.recv(own_Jd, rank, group=self.group)
+            whole_Jd[rows.start : rows.stop + 1] = own_Jd  # the padding is overwritten by all but the last
         return whole_Jd
 
     def find(self, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,10 +142,6 @@ class ItemShard:
     @property
     def _is_last(self) -> bool:
         return self.part == self.num_parts - 1
-
-    def _kept(self, part: int) -> slice:
-        """The rows of a part's table that are in the whole one."""
-        return slice(None) if part == self.num_parts - 1 else slice(-1)
 
 
 class ShardedEmbedding(nn.Embedding):

@@ -34,6 +34,7 @@ from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, to_host, to_inputs
 from ur4rec_jax.epoch import Epoch, stack_inputs
+from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
@@ -53,6 +54,7 @@ class TrainerArguments(TrainerSettings, total=False):
     on_step: Callable[[StepRecord], object] | None
     item_counts: ArrayLike | None
     memory: int | str
+    readers: int | None
     mesh: str | Mesh | None
     shard: bool
     processes: Processes | None
@@ -137,15 +139,20 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         finally:
             self._usual_targets = None
 
+    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+        num_items, usual_targets, with_users = self._model_config.num_items, self._usual_targets, self._reads_users
+
+        def prepare(batch: Batch, step: int) -> StepInputs:
+            inputs = to_inputs(batch, num_items, usual_targets, with_users=with_users, sampler=self._sampler, step=step)
+            placed: StepInputs = jax.device_put(inputs, self.device)
+            return placed
+
+        return prepare
+
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Array]]:
         trains_retriever = "retriever" in TURNS[active]
         needs_catalogue = self._sampler is None and (self._is_fused or self._distils)
-        inputs = to_inputs(
-            *(batch, self._model_config.num_items, self._usual_targets),
-            with_users=self._reads_users,
-            sampler=self._sampler,
-            step=self.step,
-        )
+        inputs = self._inputs(batch)
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,

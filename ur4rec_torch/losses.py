@@ -14,8 +14,10 @@ from torch import Tensor
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
+from ur4rec.training.parts import BatchPart
 from ur4rec_torch.catalogue_loss import catalogue_cross_entropy, catalogue_log_probabilities
 from ur4rec_torch.retriever import Catalogue
+from ur4rec_torch.rows import take_rows
 from ur4rec_torch.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
 from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec, WeightedFusion
 
@@ -25,14 +27,24 @@ StepLosses: TypeAlias = arrays.StepLosses[Tensor]
 
 
 def cross_entropy(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
     return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id))
 
 
 def sampled_softmax(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """Softmax over the target and uniformly drawn items, which the whole batch shares.
 
@@ -44,7 +56,12 @@ def sampled_softmax(
 
 
 def generalised_binary_cross_entropy(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """Binary cross-entropy against drawn items, calibrated (gBCE; Petrov & Macdonald, RecSys 2023)."""
     positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config)
@@ -54,34 +71,45 @@ def generalised_binary_cross_entropy(
 
 
 def binary_cross_entropy(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """The target against one uniformly drawn item (Kang & McAuley, section III-E).
 
     A drawn item that is the target or in the row's history counts for nothing.
     """
-    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL)
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, part)
     losses_N = F.softplus(-positive_N) + F.softplus(negative_N) * is_negative_N
     return losses_N.mean()
 
 
 def bayesian_personalised_ranking(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """The target above one uniformly drawn item (BPR; Rendle et al., UAI 2009), masked as in `binary_cross_entropy`."""
-    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL)
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, part)
     losses_N = F.softplus(negative_N - positive_N) * is_negative_N
     return losses_N.mean()
 
 
-SEQUENCE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, TrainerConfig], Tensor]] = {
+SEQUENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
     "ce": cross_entropy,
     "sampled": sampled_softmax,
     "gbce": generalised_binary_cross_entropy,
     "bce": binary_cross_entropy,
     "bpr": bayesian_personalised_ranking,
 }
-"""Each takes the states, the item table, the targets, the histories that the states come from, and the settings."""
+"""Each takes the states, the item table, the targets, the histories that the states come from, the settings, and of
+which part of a batch all these are."""
 
 
 def separate_loss(
@@ -126,9 +154,8 @@ def _sasrec_loss(
     model: UR4Rec, config: TrainerConfig, inputs: StepInputs, outputs: Outputs, *, keeps_scores: bool
 ) -> tuple[Tensor, Outputs]:
     """SASRec's own loss, and the outputs with what it was computed from."""
-    hidden_Nd = _states(model, inputs)
-    if inputs.sample is not None:
-        scores_NS = _sasrec_scores(model, inputs, hidden_Nd)
+    hidden_Nd, scores_NS = _run_sasrec(model, inputs)
+    if inputs.sample is not None and scores_NS is not None:
         loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
         return loss, outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NS)
     table_Id = model.sasrec.item_table()
@@ -140,7 +167,7 @@ def _sasrec_loss(
         loss = catalogue_cross_entropy(inputs.targets_N, sasrec=(hidden_Nd, table_Id), shard=model.shard)
         return loss, outputs._replace(hidden_Nd=hidden_Nd)
     rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
-    loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config)
+    loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, inputs.part)
     return loss, outputs._replace(hidden_Nd=hidden_Nd)
 
 
@@ -184,8 +211,8 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
         catalogue: The retriever's.
         keeps_scores: Whether a further component needs all logits: then they are computed once for both.
     """
-    hidden_Nd, preferences_NKd = _states(model, inputs), _preferences(model, inputs, catalogue)
-    outputs = Outputs(hidden_Nd, preferences_NKd)
+    (hidden_Nd, scores_NS), preferences_NKd = _run_sasrec(model, inputs), _preferences(model, inputs, catalogue)
+    outputs = Outputs(hidden_Nd, preferences_NKd, scores_NS)
     if keeps_scores or inputs.sample is not None:
         scores = both_scores(model, inputs, catalogue, outputs)
         outputs = Outputs(hidden_Nd, preferences_NKd, *scores)
@@ -197,6 +224,20 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
 
+def share(losses: StepLosses, part: BatchPart | None) -> StepLosses:
+    """Losses that are means over the targets of a part of a batch, multiplied by its share; see `BatchPart`."""
+    if part is None:
+        return losses
+    return losses._replace(
+        total=part.target_share * losses.total,
+        modules={name: part.target_share * loss for name, loss in losses.modules.items()},
+        components={
+            name: component._replace(loss=part.target_share * component.loss)
+            for name, component in losses.components.items()
+        },
+    )
+
+
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Tensor, Tensor]:
     """The logits of both modules, (N, I) each: of a module that was not run, computed now and without gradients.
 
@@ -205,8 +246,10 @@ def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs
     hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
     if sasrec_NI is None:
         with torch.set_grad_enabled(hidden_Nd is not None):
-            hidden_Nd = _states(model, inputs) if hidden_Nd is None else hidden_Nd
-            sasrec_NI = _sasrec_scores(model, inputs, hidden_Nd)
+            if hidden_Nd is None:
+                hidden_Nd, sasrec_NI = _run_sasrec(model, inputs)
+            if sasrec_NI is None:
+                sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
     if retriever_NI is None:
         with torch.set_grad_enabled(preferences_NKd is not None):
             preferences_NKd = _preferences(model, inputs, catalogue) if preferences_NKd is None else preferences_NKd
@@ -238,14 +281,6 @@ def _softmax_loss(scores: Tensor, inputs: StepInputs) -> Tensor:
     return sampled_cross_entropy(scores, inputs.targets_N, inputs.sample)
 
 
-def _sasrec_scores(model: UR4Rec, inputs: StepInputs, hidden_Nd: Tensor) -> Tensor:
-    """SASRec's logits of every item, (N, I), or of the candidates, (N, S)."""
-    if inputs.sample is None:
-        return model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-    table_Jd = model.sasrec.item_embedding(inputs.sample.items_J)
-    return sasrec_scores(hidden_Nd, table_Jd, inputs.targets_N, inputs.sample)
-
-
 def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, preferences_NKd: Tensor) -> Tensor:
     """The retriever's logits of every item, (N, I), or of the candidates, (N, S)."""
     if inputs.sample is None:
@@ -253,11 +288,15 @@ def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, p
     return retriever_scores(model.retriever, preferences_NKd, catalogue.keys_Id, inputs.targets_N, inputs.sample)
 
 
-def _states(model: UR4Rec, inputs: StepInputs) -> Tensor:
-    """SASRec's states where a target is, (N, d)."""
-    items_BL = inputs.items_BL if inputs.sample is None else inputs.sample.items_J[inputs.items_BL]
-    hidden_BLd: Tensor = model.sasrec(items_BL)
-    return hidden_BLd.flatten(0, 1)[inputs.positions_N]
+def _run_sasrec(model: UR4Rec, inputs: StepInputs) -> tuple[Tensor, Tensor | None]:
+    """SASRec's states where a target is, (N, d), and with sampled losses its logits of the candidates, (N, S)."""
+    if inputs.sample is None:
+        hidden_BLd: Tensor = model.sasrec(inputs.items_BL)
+        return hidden_BLd.flatten(0, 1)[inputs.positions_N], None
+    rows_Jd = take_rows(model.sasrec.item_embedding.weight, inputs.sample.items_J)
+    hidden_BLd = model.sasrec(inputs.items_BL, rows_Jd=rows_Jd)
+    hidden_Nd = hidden_BLd.flatten(0, 1)[inputs.positions_N]
+    return hidden_Nd, sasrec_scores(hidden_Nd, rows_Jd, inputs.targets_N, inputs.sample)
 
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:
@@ -277,10 +316,13 @@ def _against_drawn(
 
 
 def _against_one(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, part: BatchPart | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of the targets and of one drawn item each, and which of these are new to the row, all (N,)."""
-    negatives_N = torch.randint(len(table_Id), targets_N.shape, device=targets_N.device)
+    num_drawn = len(targets_N) if part is None else len(part.targets_N)
+    negatives_N = torch.randint(len(table_Id), (num_drawn,), device=targets_N.device)
+    if part is not None:
+        negatives_N = negatives_N[part.targets]
     positive_N = (hidden_Nd * table_Id[targets_N]).sum(1).float()
     negative_N = (hidden_Nd * table_Id[negatives_N]).sum(1).float()
     return positive_N, negative_N, (negatives_N != targets_N) & (negatives_N[:, None] != rows_NL).all(1)

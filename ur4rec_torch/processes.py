@@ -14,12 +14,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from alternator import AlternatorError
 from alternator.checks import one_line
 from ur4rec.errors import ProcessesError
+from ur4rec.training.mesh import Mesh
 from ur4rec.training.processes import TIMEOUT, OneProcess, Processes
 from ur4rec_torch.device import find_device
 
@@ -210,3 +212,8 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def device_mesh(mesh: Mesh, device: torch.device) -> DeviceMesh:
+    """The mesh of `torch.distributed`, of the axes ``data`` and ``items``."""
+    return init_device_mesh(device.type, (mesh.data, mesh.items), mesh_dim_names=("data", "items"))

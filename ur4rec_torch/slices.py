@@ -20,7 +20,7 @@ from ur4rec.data.batches import EvaluationBatch
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.scorer import NO_ITEM
 from ur4rec.training.slices import MULTIPLE, Slice, slices_of
-from ur4rec_torch.device import to_indices
+from ur4rec_torch.device import send, to_indices
 from ur4rec_torch.item_shards import ItemShard
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.ur4rec import UR4Rec, WeightedFusion
@@ -95,7 +95,7 @@ class ModelScores:
             return top_batch([scores[name] for name in order], batch, candidates_I, k)
         score = _SliceScores(self._model, self._catalogue, batch, self._device, self._scorers, width)
         coordinates = _Coordinates.of(batch, self._device, score.first)
-        candidates = None if candidates_I is None else torch.as_tensor(candidates_I[score.first :], device=self._device)
+        candidates = None if candidates_I is None else send(candidates_I[score.first :], self._device)
         best = Best.none(len(batch.items_BL), len(order), k, self._device)
         for part, scores in score.slices():
             ordered, inside = [scores[name] for name in order], score.places(part)
@@ -123,7 +123,7 @@ def top_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `ModelScores.top`, of scores of all items, the deciding ones first; they are overwritten."""
     device = scores[0].device
-    candidates = None if candidates_I is None else torch.as_tensor(candidates_I, device=device)
+    candidates = None if candidates_I is None else send(candidates_I, device)
     _mask(scores, *_seen(batch, device), candidates)
     return Best.of(scores, 0, k).report(batch.num_valid)
 

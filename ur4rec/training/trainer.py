@@ -3,6 +3,7 @@
 Shapes: B rows, I items.
 """
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from alternator.recordings.log import StepRecord
 from ur4rec.config import TrainerConfig, TrainerSettings, check_catalogue_loss, check_joint_loss
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import CheckpointError, refuse_malformed
+from ur4rec.files import hash_bytes
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
 from ur4rec.schedule.payoff_probe import build_probe
 from ur4rec.schedule.stages import (
@@ -28,13 +30,14 @@ from ur4rec.schedule.stages import (
     find_stage,
     learning_rates,
 )
-from ur4rec.training.arrays import ArrayT, StepReport
+from ur4rec.training.ahead import ahead
+from ur4rec.training.arrays import ArrayT, StepInputs, StepReport
 from ur4rec.training.backend import Adapter, Model, check_model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, SharedTexts, load_checkpoint, save_checkpoint
 from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
 from ur4rec.training.memory import enough_for_model, enough_for_steps
 from ur4rec.training.mesh import Mesh
-from ur4rec.training.processes import OneProcess, Processes
+from ur4rec.training.processes import ONE_PROCESS, Processes, check_equal
 from ur4rec.training.sampling import Sampler
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory, slice_width
@@ -64,6 +67,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         item_counts: How often each item is a target in the training data, `TrainBatches.item_counts`; needed, and read,
             for ``catalogue_loss="sampled"``.
         memory: Bytes that scores may take at once while targets are ranked, a number or a string such as ``4GB``.
+        readers: The number of threads that prepare the batches of a loader with a length ahead, and send them to the
+            device; None is one for an accelerator, and none on the CPU, which they would share with the steps. Results
+            do not depend on it.
         mesh: How devices divide the work, such as ``data=4,items=2``; see `ur4rec.training.mesh`.
         shard: Whether to spread parameters and the states of optimizers over the processes.
         processes: The processes that train the model together, from ``start_processes``; None is this one alone.
@@ -102,12 +108,15 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         on_step: Callable[[StepRecord], object] | None = None,
         item_counts: ArrayLike | None = None,
         memory: int | str = DEFAULT_MEMORY,
+        readers: int | None = None,
         mesh: str | Mesh | None = None,
         shard: bool = False,
         processes: Processes | None = None,
         **settings: Unpack[TrainerSettings],
     ) -> None:
         check_model(model)
+        self._given_readers = None if readers is None else check_integer("readers", readers, 0)
+        self._prepared: tuple[Batch | None, StepInputs[ArrayT] | None] = (None, None)
         self.config = TrainerConfig(**settings)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
         check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
@@ -115,8 +124,10 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         if self.config.catalogue_loss == "sampled":
             self._sampler = Sampler(self.config, model.config.num_items, item_counts)
         self.memory = parse_memory(memory)
-        self.processes: Processes = OneProcess() if processes is None else processes
+        self.processes: Processes = ONE_PROCESS if processes is None else processes
         self.mesh = self._lay_out(mesh, shard=shard)
+        if self.processes.count > 1:
+            self.part = self.processes.rank // (self.processes.count // self.mesh.data), self.mesh.data
         self.step = 0
         self.adaptive_alternating: ModuleAlternator | None = None
         self._model_config = model.config
@@ -206,6 +217,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         enough = enough_for_steps(self._model_config, getattr(train_loader, "batch_size", "a batch of"))
         with enough, self._log.epoch(epoch, start, expected, self._progress) as totals:
             self._train_batches(train_loader, islice(train_loader, start, stop), after_step)
+        self._check_agreement()
         rates = self._learning_rates(max(self.stage_step - 1, 0))
         return {
             **totals.metrics(),
@@ -248,7 +260,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """Write everything that the run needs to continue exactly, as a directory that is whole or absent.
 
         Args:
-            path: The directory to make.
+            path: The directory to make; of several processes, the first one makes it.
             epoch: The epoch that is finished, kept for `load_checkpoint` to return.
             metrics: Its metrics, kept likewise.
             arrays: What else of it is kept likewise, and is too long for JSON: arrays by name.
@@ -256,6 +268,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
                 that are saved there; by default the directory holds all that is needed.
         """
         self._log.flush()
+        self._check_agreement()
         weights, moments = self._export_arrays()
         if self._payoffs is not None:
             moments |= self._payoffs.state_dict()
@@ -275,7 +288,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             "schedule": self._alternating.state_dict(),
             "metrics": dict(metrics or {}),
         }
-        save_checkpoint(path, Checkpoint(weights, moments, state), self._texts if shares_texts else None)
+        if self.processes.rank == 0:
+            save_checkpoint(path, Checkpoint(weights, moments, state), self._texts if shares_texts else None)
+        self.processes.wait()
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """Continue exactly where a checkpoint was saved.
@@ -328,6 +343,10 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """What applies the schedule of a new stage; it takes the modules over from the adapter before."""
 
     @abstractmethod
+    def _preparer(self) -> Callable[[Batch, int], StepInputs[ArrayT]]:
+        """What prepares the batch of a training step of the run, in any thread, and sends it to the device."""
+
+    @abstractmethod
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[ArrayT]]:
         """Train a turn on one batch, with the learning rate of each part, and let the schedule decide.
 
@@ -358,14 +377,46 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
         """Refuse the schedule of a stage if the backend, as it is set up, cannot run it."""
 
+    def _check_agreement(self) -> None:
+        """Refuse to go on where processes have decided differently, or hold different weights.
+
+        Raises:
+            ProcessesError: In all of them.
+        """
+        if self.processes.count > 1:
+            state = json.dumps(self._alternating.state_dict(), sort_keys=True)
+            decided = f"{self.alternator.active} ({hash_bytes(state.encode())[:16]})"
+            check_equal(self.processes, f"what the schedule has decided by step {self.step}", decided)
+            check_equal(self.processes, f"the weights after step {self.step}", self._digest())
+
+    def _digest(self) -> str:
+        """What must be equal in all processes beside the schedule."""
+        return ""
+
     def _train_batches(
         self, loader: Iterable[Batch], batches: Iterable[Batch], after_step: Callable[[], bool] | None
     ) -> None:
         """Train on batches of a loader, one after the other."""
-        for batch in batches:
-            self.train_step(batch)
-            if after_step is not None and after_step():
-                break
+        to_inputs, first = self._preparer(), self.step
+
+        def prepare(batch: Batch, number: int) -> StepInputs[ArrayT]:
+            with enough_for_steps(self._model_config, len(batch[0])):
+                return to_inputs(batch, first + number)
+
+        try:
+            with ahead(batches, prepare, readers=self._readers_of(loader)) as prepared:
+                for batch, inputs in prepared:
+                    self._prepared = batch, inputs
+                    self.train_step(batch)
+                    if after_step is not None and after_step():
+                        break
+        finally:
+            self._prepared = None, None
+
+    def _inputs(self, batch: Batch) -> StepInputs[ArrayT]:
+        """A batch on the device: as it was prepared ahead, or prepared now."""
+        known, inputs = self._prepared
+        return inputs if inputs is not None and batch is known else self._preparer()(batch, self.step)
 
     def _held_out(self) -> HeldOutTargets[ArrayT] | None:
         """The held-out targets of a `Payoff` rule, if there are any."""
@@ -373,7 +424,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             return None
         model, num_rows = self._model_config, max(self._probe.num_valid, 1)
         width = slice_width(model, num_rows, MODULES, self.memory, device=self.device)
-        return held_out_targets(self._probe, model.num_items, width, self._snapshots(), model.fusion)
+        return held_out_targets(self._probe, model.num_items, width, self._snapshots(), model.fusion, self.processes)
 
     @property
     def _is_joint(self) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.processes import part_of
+from ur4rec_torch.rows import take_rows
 
 
 class ItemShard:
@@ -84,6 +85,12 @@ class ItemShard:
         rows = items - self.items.start
         is_own = (rows >= 0) & (rows < num_items + self._is_last)
         return rows.where(is_own, num_items), is_own
+
+    def own(self, items_J: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of those items that are of this part, and where they are among all. The host waits for them."""
+        rows_J, is_own_J = self.find(items_J)
+        places = is_own_J.nonzero()[:, 0]
+        return rows_J[places], places
 
     def look_up(self, items: Tensor, *tables_Jd: Tensor) -> tuple[Tensor, ...]:
         """The rows of replicated items in some tables, replicated; one message for all tables.
@@ -162,6 +169,12 @@ class ShardedEmbedding(nn.Embedding):
         """The rows of items; those of other parts are found there."""
         rows, _ = self.shard.find(input)
         return self.shard.sum(super().forward(rows))
+
+    def take(self, items_J: Tensor) -> Tensor:
+        """As `take_rows`: the rows of items, ascending and each once, of which the gradient is sparse."""
+        rows, places = self.shard.own(items_J)
+        own_Jd = self.weight.new_zeros(len(items_J), self.embedding_dim)
+        return self.shard.sum(own_Jd.index_copy(0, places, take_rows(self.weight, rows)))
 
 
 def look_up(items: Tensor, tables_Jd: Sequence[Tensor], shard: ItemShard | None) -> tuple[Tensor, ...]:

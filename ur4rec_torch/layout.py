@@ -5,7 +5,8 @@ optimizers keep of them (`ur4rec_torch.item_shards`). With ``shard`` the rest is
 batches (`ur4rec_torch.spread`), else each of them has a copy (`ur4rec_torch.replicas`).
 """
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,15 +87,39 @@ class Layout:
             model.divide_items(self.shard)
 
     @property
-    def table(self) -> tuple[Tensor, ...]:
+    def table(self) -> list[nn.Parameter]:
         """SASRec's table, if it is in parts."""
-        return () if self.shard is None else (self._model.sasrec.item_embedding.weight,)
+        return [] if self.shard is None else [*self._model.sasrec.item_embedding.parameters()]
+
+    @property
+    def copies(self) -> list[Tensor]:
+        """The parameters that all processes have whole."""
+        in_parts = {id(parameter) for parameter in self.table}
+        return [each for each in self._model.parameters() if id(each) not in in_parts and not is_spread(each)]
+
+    def rows(self, items_J: Tensor) -> Tensor:
+        """The rows of these items in this process's table, of those that it has."""
+        return items_J if self.shard is None else self.shard.own(items_J)[0]
+
+    def average_table(self) -> None:
+        """Average the gradient of a table in parts over the processes that have the same part."""
+        assert self._devices is not None
+        group = self._devices["data"].get_group()
+        for parameter in self.table:
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad, group=group)
+                parameter.grad /= dist.get_world_size(group)
 
     def clip(self, optimizers: Iterable[Optimizer], clip_norm: float) -> None:
         """Clip the gradients of all that trains by their common norm, over all parts."""
         groups = (group for optimizer in optimizers for group in optimizer.param_groups)
-        parameters = [each for group in groups for each in group["params"] if each.grad is not None]
-        nn.utils.clip_grads_with_norm_(parameters, clip_norm, self._norm(parameters))
+        in_parts, kinds = {id(parameter) for parameter in self.table}, defaultdict(list)
+        for parameter in (each for group in groups for each in group["params"] if each.grad is not None):
+            kind = "in parts" if id(parameter) in in_parts else "spread" if is_spread(parameter) else "whole"
+            kinds[kind].append(parameter)
+        norm = self._norm(kinds)
+        for parameters in kinds.values():
+            nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
 
     def gather(self, name: str, tensor: Tensor) -> Tensor | None:
         """The whole tensor of a name in a checkpoint, in process 0; all processes ask for the same in turn."""
@@ -115,13 +140,11 @@ class Layout:
             for name, array in arrays.items()
         }
 
-    def _norm(self, parameters: Iterable[nn.Parameter]) -> Tensor:
-        in_parts = {id(parameter) for parameter in self.table}
-        kinds: dict[str, list[Tensor]] = {"in parts": [], "spread": [], "whole": []}
-        for parameter in parameters:
-            kind = "in parts" if id(parameter) in in_parts else "spread" if is_spread(parameter) else "whole"
-            kinds[kind].append(_values(parameter))
-        squares = {kind: gathered(nn.utils.get_total_norm(each)).square() for kind, each in kinds.items() if each}
+    def _norm(self, kinds: Mapping[str, list[nn.Parameter]]) -> Tensor:
+        squares = {
+            kind: gathered(nn.utils.get_total_norm(map(_values, parameters))).square()
+            for kind, parameters in kinds.items()
+        }
         if self.shard is not None and "in parts" in squares:
             dist.all_reduce(squares["in parts"], group=self.shard.group)
         return torch.stack(list(squares.values())).sum().sqrt()

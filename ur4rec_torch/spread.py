@@ -1,11 +1,13 @@
 """A model that is spread over the processes that divide batches, by ``fully_shard`` (FSDP2).
 
-Each process keeps a part of each parameter and of what its optimizer keeps; a module's parameters are gathered for a
-step, and the gradients of the step are averaged and divided again. A frozen module stays gathered from step to step.
+Each process keeps a part of each parameter and of what its optimizer keeps. All are gathered for a step, and the
+gradients of what trains are averaged and divided again. The model is one unit: its modules call each other's methods
+besides ``forward``, so that gradients of a module may still come when those of its inputs are there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
@@ -19,10 +21,10 @@ Found = TypeVar("Found")
 
 
 class Spread:
-    """The parts of a model under ``fully_shard``, each by itself.
+    """The parts of a model under ``fully_shard``, together.
 
     Args:
-        parts: The parts of the model, by name; those without parameters are left alone.
+        parts: The parts of the model, by name.
         mesh: The processes, along one dimension.
         apart: Parameters that stay whole in each process, with gradients of its own.
     """
@@ -30,22 +32,17 @@ class Spread:
     def __init__(self, parts: Mapping[str, nn.Module], mesh: "DeviceMesh", apart: Iterable[nn.Parameter]) -> None:
         from torch.distributed.fsdp import fully_shard  # slow to import, and only needed here
 
-        self._whole = _Whole(parts)
-        ignored = {*apart}
-        for module in (*self._whole.parts.values(), self._whole):
-            fully_shard(module, mesh=mesh, reshard_after_forward=False, ignored_params=ignored)
+        self._whole: Any = _Whole(parts)
+        fully_shard(self._whole, mesh=mesh, ignored_params={*apart})
 
     def run(self, names: Iterable[str], compute: Callable[[], Found]) -> Found:
-        """What ``compute`` returns with all parameters gathered; a backward pass averages gradients of these parts."""
-        training = {*names}
-        for name, part in self._whole.parts.items():
-            part.set_reshard_after_backward(name in training)
+        """What ``compute`` returns with all parameters gathered; its backward pass averages gradients."""
         result: Found = self._whole(compute)
         return result
 
     def reshard(self) -> None:
-        """Let go of what is gathered: parameters are those of the optimizers again."""
-        reshard([*self._whole.parts.values(), self._whole])
+        """Let go of what is gathered: parameters are those of the optimizers again; the backward pass does so too."""
+        reshard([self._whole])
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -62,19 +59,20 @@ class _Whole(nn.Module):
 
     def __init__(self, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.parts: Any = nn.ModuleDict(
-            {name: part for name, part in parts.items() if any(True for _ in part.parameters())}
-        )
+        self.parts = nn.ModuleDict(parts)
 
     def forward(self, compute: Callable[[], Found]) -> Found:
-        for part in self.parts.values():
-            part.unshard()  # their methods besides forward need parameters, too
         return compute()
 
 
 def is_spread(tensor: Tensor) -> bool:
     """Whether this process has a part of the tensor."""
     return hasattr(tensor, "full_tensor")
+
+
+def groups_of(module: nn.Module) -> list[dict[str, Any]]:
+    """The parameters of a module in their order, as groups for an optimizer: fused ones take no mixture."""
+    return [{"params": [*parameters]} for _, parameters in groupby(module.parameters(), is_spread)]
 
 
 def gathered(tensor: Tensor) -> Tensor:

@@ -116,7 +116,8 @@ def _restore_optimizer(optimizer: Optimizer, module: nn.Module, prefix: str, mom
 
 
 def _to_arrays(tensors: Mapping[str, Tensor], layout: Layout) -> Arrays:
-    whole = ((name, layout.gather(name, tensor)) for name, tensor in tensors.items())
+    in_order = sorted(tensors.items())  # the same in all processes: that of what was loaded is not
+    whole = ((name, layout.gather(name, tensor)) for name, tensor in in_order)
     return {name: to_host(tensor) for name, tensor in whole if tensor is not None}
 
 

@@ -114,9 +114,9 @@ class ItemShard:
 
     def gather(self, own: Tensor) -> Tensor:
         """What each part has, (P, ...), without gradients."""
-        parts = own.new_empty(self.num_parts * len(own), *own.shape[1:])
-        dist.all_gather_into_tensor(parts, own.detach().contiguous(), group=self.group)
-        return parts.view(self.num_parts, *own.shape)
+        parts = own.new_empty(self.num_parts, *own.shape)
+        dist.all_gather(list(parts.unbind()), own.detach().contiguous(), group=self.group)
+        return parts
 
     def columns(self, own_BI: Tensor) -> Tensor:
         """What each row has for every item of the whole catalogue, from the parts of all, without gradients."""

@@ -23,6 +23,8 @@ Found = TypeVar("Found")
 class Spread:
     """The parts of a model under ``fully_shard``, together.
 
+    The adapter is not given what is under ``fully_shard``, but the modules: all is spread again whenever it is called.
+
     Args:
         parts: The parts of the model, by name.
         mesh: The processes, along one dimension.

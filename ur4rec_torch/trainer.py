@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from adapters.torch import AlternatingOptimizer, LateScalar
@@ -81,9 +82,9 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self.model = model.to(self.device)
         self._group = None if self._devices is None else self._devices["data"].get_group()
         self._replicas: Replicas | Spread | None = None
-        if self._devices is not None and self._group is not None:
+        if self._devices is not None and self._group is not None and self.mesh.data > 1:
             parts = {name: model.get_submodule(name) for name in (*MODULES, FUSION)}
-            if self._shards and self.mesh.data > 1:
+            if self._shards:
                 self._replicas = Spread(parts, self._devices["data"], self._layout.table)
             else:
                 apart = () if self._sampler is None else (model.sasrec.item_embedding.weight,)
@@ -114,7 +115,6 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             clip_norm=None if self._is_divided else self.config.clip_norm,
             delay=self.config.loss_delay,
             process_group=self._group,
-            averaged=self._layout.table,
         )
         self._release = adapter.release
         return adapter
@@ -141,8 +141,8 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         inputs = self._inputs(batch)
         losses = self._losses(inputs, TURNS[active])
         loss = losses.total
-        if self._group is not None:
-            losses = average_losses(losses, self._group)
+        if self._group is not None and dist.group.WORLD is not None:
+            losses = average_losses(losses, dist.group.WORLD)  # not finite in one process is so in all
         decision = self._step(loss, losses, self._observed(active, losses.total, losses.modules), inputs.sample)
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
         self._retriever_steps += "retriever" in TURNS[active]

@@ -81,7 +81,6 @@ class Freezer:
         process_group: The processes that train this model together.
         frozen_mode: How modules run while they are frozen.
         check_ranks_every: Compare decisions and parameters across ranks after this many decisions each.
-        averaged: Parameters whose gradients the user averages, though a wrapper averages others.
         rule: What will choose among the names: the alternator's rule.
         with_closure: Whether whoever steps the optimizers gives them a closure.
 
@@ -113,7 +112,6 @@ class Freezer:
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: ProcessGroup | None = None,
         check_ranks_every: int | None = None,
-        averaged: Iterable[nn.Parameter] = (),
         rule: Rule | None = None,
         with_closure: bool = False,
     ) -> None:
@@ -149,11 +147,7 @@ class Freezer:
         self.ranks: Ranks | None = None
         """The processes that train together; None if this one trains alone."""
         if with_others:
-            left_out = {id(parameter) for parameter in averaged}
-            named = {
-                name: {key: each for key, each in module.parameters.items() if id(each) not in left_out}
-                for name, module in self.groups.items()
-            }
+            named = {name: module.parameters for name, module in self.groups.items()}
             self.ranks = join(given, named, self._trained(), process_group, check_ranks_every)
         self._reported: set[str] = set()
         self._applied = names[0]

@@ -67,8 +67,6 @@ class AlternatingOptimizer(Generic[Decided]):
         process_group: The processes that train this model together: losses are averaged over them, so that all decide
             the same. By default that of the DistributedDataParallel in ``model`` or ``modules`` (docs/distributed.md).
         check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
-        averaged: Parameters that no wrapper knows and whose gradients you average yourself before `step`, such as a
-            part of a table that each process holds.
 
     Raises:
         ConfigurationError: Names, ownership or coverage are wrong; the message says which and what to do.
@@ -105,7 +103,6 @@ class AlternatingOptimizer(Generic[Decided]):
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
-        averaged: Iterable[nn.Parameter] = (),
     ) -> None: ...
 
     @overload
@@ -126,7 +123,6 @@ class AlternatingOptimizer(Generic[Decided]):
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
-        averaged: Iterable[nn.Parameter] = (),
     ) -> None: ...
 
     def __init__(
@@ -146,7 +142,6 @@ class AlternatingOptimizer(Generic[Decided]):
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
-        averaged: Iterable[nn.Parameter] = (),
     ) -> None:
         check_integer("accumulate", accumulate, 1)
         check_integer("delay", delay, 0)
@@ -164,7 +159,6 @@ class AlternatingOptimizer(Generic[Decided]):
             frozen_mode=frozen_mode,
             process_group=process_group,
             check_ranks_every=check_ranks_every,
-            averaged=averaged,
             rule=alternator.rule,
         )
         self._stepper = Stepper(self._freezer, schedulers=schedulers, clip_norm=clip_norm, scaler=scaler)

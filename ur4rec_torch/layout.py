@@ -59,6 +59,8 @@ def _refused(
             )
         if isinstance(rule, Payoff):
             yield f"{start} a rule without snapshots of all items, got Payoff; take another rule or items=1"
+    if trainer.compile and (shard or mesh.items > 1):
+        yield f"a layout with {mesh} and shard={shard} needs compile=False, got True; leave compile out"
     if shard and isinstance(rule, Payoff):
         yield "shard=True needs a rule without snapshots of whole modules, got Payoff; take another rule or shard=False"
     if shard and mesh.items == 1 and not is_full:

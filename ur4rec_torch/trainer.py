@@ -25,6 +25,7 @@ from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
+from ur4rec_torch.compiled import as_written, compile_modules, refuse_failures
 from ur4rec_torch.device import find_device, seeded, to_device, to_host
 from ur4rec_torch.dropout import rows_of
 from ur4rec_torch.layout import Layout, check_layout
@@ -46,7 +47,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     """Trains a UR4Rec model through the four stages; arguments and attributes are those of `BaseTrainer`.
 
     The model is moved to the device, and trained there in place; the freeze contract is that of `adapters.torch`. One
-    that was compiled, whole or in part, is saved under its plain names.
+    that was compiled, whole or in part, or is compiled with ``compile=True``, is saved under its plain names.
 
     Example:
         >>> import numpy as np
@@ -89,6 +90,8 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             else:
                 apart = () if self._sampler is None else (model.sasrec.item_embedding.weight,)
                 self._replicas = Replicas(parts, self._group, apart)
+        if self.config.compile:
+            compile_modules(self.model)
         self._loss_at_hand = self.device.type == "cpu"
         model.sasrec.item_embedding.sparse = self._sampler is not None
         kind = torch.optim.AdamW if self._sampler is None else LazyAdamW
@@ -139,7 +142,8 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
                 group["lr"] = rates[name]
         self._alternating.train()
         inputs = self._inputs(batch)
-        losses = self._losses(inputs, TURNS[active])
+        with refuse_failures() if self.config.compile else nullcontext():
+            losses = self._losses(inputs, TURNS[active])
         loss = losses.total
         if self._group is not None and dist.group.WORLD is not None:
             losses = average_losses(losses, dist.group.WORLD)  # not finite in one process is so in all
@@ -158,10 +162,10 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """All modules in inference mode, without gradients; afterwards as the schedule has it."""
+        """All modules in inference mode, as they are written, without gradients; afterwards as the schedule has it."""
         self._alternating.eval()
         try:
-            with torch.no_grad(), self._gathered():
+            with torch.no_grad(), as_written() if self.config.compile else nullcontext(), self._gathered():
                 yield
         finally:
             self._alternating.train()

@@ -4,9 +4,10 @@ Shapes: B rows, I items.
 """
 
 import json
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, Unpack
@@ -16,7 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 from alternator import Alternator, Decision, Rule
 from alternator.checks import check_integer
 from alternator.recordings.log import StepRecord
-from ur4rec.config import TrainerConfig, TrainerSettings, check_catalogue_loss, check_joint_loss
+from ur4rec.config import (
+    AUTO,
+    LARGE_CATALOGUE,
+    ModelConfig,
+    TrainerConfig,
+    TrainerSettings,
+    check_catalogue_loss,
+    check_joint_loss,
+    resolve_catalogue_loss,
+)
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.files import hash_bytes
@@ -43,6 +53,8 @@ from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory, slice_width
 from ur4rec.training.step_log import LateStep, LateSteps, Reader
 
+logger = logging.getLogger(__name__)
+
 _GIVEN = "given."
 """Names of the arrays in a checkpoint that its trainer was given begin so."""
 
@@ -65,7 +77,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth.
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
         item_counts: How often each item is a target in the training data, `TrainBatches.item_counts`; needed, and read,
-            for ``catalogue_loss="sampled"``.
+            for ``catalogue_loss="sampled"``, which ``auto`` chooses for a large catalogue only where they are given.
         memory: Bytes that scores may take at once while targets are ranked, a number or a string such as ``4GB``.
         readers: The number of threads that prepare the batches of a loader with a length ahead, and send them to the
             device; None is one for an accelerator, and none on the CPU, which they would share with the steps. Results
@@ -77,7 +89,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
     Attributes:
         adaptive_alternating: The schedule of joint_finetune; None with ``use_adaptive_alternating=False``.
-        config: The settings.
+        config: The settings; ``catalogue_loss`` is what ``auto`` has chosen.
         device: The device.
         memory: Bytes that scores may take at once.
         mesh: How devices divide the work.
@@ -117,7 +129,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         check_model(model)
         self._given_readers = None if readers is None else check_integer("readers", readers, 0)
         self._prepared: tuple[Batch | None, StepInputs[ArrayT] | None] = (None, None)
-        self.config = TrainerConfig(**settings)
+        self.config = _with_catalogue_loss(TrainerConfig(**settings), model.config, has_counts=item_counts is not None)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
         check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
         self._sampler: Sampler | None = None
@@ -474,6 +486,25 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             metrics={name: self._late(value) for name, value in report.metrics.items()},
         )
         self._log.add(step)
+
+
+def _with_catalogue_loss(trainer: TrainerConfig, model: ModelConfig, *, has_counts: bool) -> TrainerConfig:
+    """The settings with what ``catalogue_loss="auto"`` chooses, which is said of a large catalogue."""
+    chosen = resolve_catalogue_loss(trainer, model, has_counts=has_counts)
+    if trainer.catalogue_loss == AUTO and model.num_items > LARGE_CATALOGUE:
+        reason = f"{model.num_items:,} items are more than {LARGE_CATALOGUE:,}"
+        if chosen == "sampled":
+            logger.info(
+                "losses are sampled, %d + %d negatives of a step, for %s; catalogue_loss=full is exact and slower",
+                *(trainer.num_negatives, trainer.num_in_batch, reason),
+            )
+        else:
+            logger.warning(
+                "a training step grows with the catalogue, and %s: catalogue_loss=sampled does not, but needs "
+                "sasrec_loss='ce', another fusion than 'weighted', and item_counts",
+                reason,
+            )
+    return replace(trainer, catalogue_loss=chosen)
 
 
 AnyTrainer: TypeAlias = BaseTrainer[Any, Any, Any]

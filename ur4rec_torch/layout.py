@@ -65,8 +65,8 @@ def _refused(
         yield "shard=True needs a rule without snapshots of whole modules, got Payoff; take another rule or shard=False"
     if shard and mesh.items == 1 and not is_full:
         yield (
-            "shard=True needs dense gradients, got catalogue_loss='sampled'; divide the table with a mesh such as "
-            f"'data={max(mesh.data // 2, 1)},items=2', or take shard=False"
+            "shard=True needs dense gradients, got catalogue_loss='sampled'; take catalogue_loss='full', divide the "
+            f"table with a mesh such as 'data={max(mesh.data // 2, 1)},items=2', or take shard=False"
         )
 
 

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -14,6 +16,7 @@ from ur4rec.cli.options import one_line_errors
 from ur4rec.training.backend import load_backend
 from ur4rec.training.processes import ONE_PROCESS, Processes
 
+_UsageError: Any = typer.BadParameter.__base__  # of the click that typer uses: its own, or the one installed
 _PAUSE = 3.0
 """Seconds after which whoever started the processes has ended those that are left, if the first has ended."""
 
@@ -42,15 +45,33 @@ def together(backend: str, device: str) -> Iterator[Processes]:
             raise
 
 
+def run(app: typer.Typer) -> None:
+    """Run a command in one of the processes that ``torchrun`` has started: what cannot be read is said once.
+
+    All find the same, and the others wait to be ended.
+    """
+    if _is_first():
+        app(prog_name="ur4rec")
+        return
+    try:
+        status = app(prog_name="ur4rec", standalone_mode=False)
+    except _UsageError as error:
+        time.sleep(_PAUSE)
+        error.show()
+        status = error.exit_code
+    sys.exit(status)
+
+
 @contextmanager
 def first_speaks() -> Iterator[None]:
-    """Let the first of the processes that ``torchrun`` has started say alone what is wrong with the command.
-
-    All find the same, and the others wait to be ended; one that has found something by itself says so in the end.
-    """
+    """Likewise for what is wrong with the options; a process that has found something by itself says so in the end."""
     try:
         yield
     except (AlternatorError, OSError, MemoryError):
-        if int(os.environ.get("RANK", "0")) > 0:
+        if not _is_first():
             time.sleep(_PAUSE)
         raise
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0

@@ -40,7 +40,7 @@ def check_layout(mesh: Mesh, model: ModelConfig, trainer: TrainerConfig, rule: R
 def _refused(
     mesh: Mesh, model: ModelConfig, trainer: TrainerConfig, rule: Rule | None, *, shard: bool
 ) -> Iterable[str]:
-    is_full = trainer.catalogue_loss == "full"
+    is_full = trainer.catalogue_loss != "sampled"
     if mesh.items > 1:
         start = f"a mesh with items={mesh.items} needs"
         if model.fusion not in FUSIONS_WITH_GRADIENTS:

@@ -11,6 +11,7 @@ from tests.backends.torch_processes import Run
 from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.mesh import Mesh
+from ur4rec.training.processes import ONE_PROCESS
 from ur4rec_torch.layout import check_layout
 
 CLOSE, NUM_STEPS = 1e-5, 50
@@ -90,6 +91,12 @@ def test_what_is_not_finite_in_one_process_is_skipped_by_all(layout, four):
     found = four.run(torch_layouts.with_a_loss_that_is_not_finite, LAYOUTS[layout])
     assert [number for _, number in found] == [1] * 4
     assert all(repr(result) == repr(found[0][0]) for result, _ in found)
+
+
+def test_a_process_without_a_batch_of_its_own_takes_part_in_ranking(four):
+    expected = torch_layouts.ranks_of(Run(), ONE_PROCESS)
+    for layout in ("data=2,items=2", "data=4, shard"):
+        assert four.run(torch_layouts.ranked, LAYOUTS[layout]) == [expected] * 4
 
 
 @pytest.mark.parametrize("name", ["fused", "sampled"])

@@ -4,6 +4,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.backends.torch_processes import SAMPLED, STRATEGIES, Run, processes_of, spoil
+from ur4rec.config import SCORERS
+from ur4rec.data import leave_one_out, synthetic
+from ur4rec.runs.ranking import Ranking
 from ur4rec.schedule.stages import MODULES, TURNS
 
 WITHOUT_LOGITS = {name: value for name, value in STRATEGIES.items() if name != "use_knowledge_distillation"}
@@ -85,6 +88,20 @@ def with_a_loss_that_is_not_finite(rank, layout):
         spoil(run, at=7, on=rank == 1)
         run.train(12)
         return outcome(run), run.epochs[0]["nonfinite_steps"]
+
+
+def ranks_of(run, processes):
+    """The ranks of a run's targets, which are one batch."""
+    targets = leave_one_out(synthetic(num_users=40, num_items=60)).validation
+    ranking = Ranking(targets, run.trainer.model.config, processes=processes)
+    found = ranking.ranks(run.trainer, SCORERS)
+    return {name: each.tolist() for name, each in found.items()}
+
+
+def ranked(rank, layout):
+    """Of an untrained model."""
+    with processes_of() as processes:
+        return ranks_of(Run(processes, **layout), processes)
 
 
 class Messages(TorchDispatchMode):

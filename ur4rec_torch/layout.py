@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from alternator import Payoff, Rule
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, ModelConfig, TrainerConfig
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.checkpoint import ITEM_EMBEDDING, ITEM_TEXTS, Arrays
@@ -27,19 +26,17 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def check_layout(mesh: Mesh, model: ModelConfig, trainer: TrainerConfig, rule: Rule | None, *, shard: bool) -> None:
+def check_layout(mesh: Mesh, model: ModelConfig, trainer: TrainerConfig, *, shard: bool) -> None:
     """Refuse what a layout cannot do.
 
     Raises:
         ConfigurationError: Naming the setting and the remedy.
     """
-    for refused in _refused(mesh, model, trainer, rule, shard=shard and mesh.data > 1):
+    for refused in _refused(mesh, model, trainer, shard=shard and mesh.data > 1):
         raise ConfigurationError(refused)
 
 
-def _refused(
-    mesh: Mesh, model: ModelConfig, trainer: TrainerConfig, rule: Rule | None, *, shard: bool
-) -> Iterable[str]:
+def _refused(mesh: Mesh, model: ModelConfig, trainer: TrainerConfig, *, shard: bool) -> Iterable[str]:
     is_full = trainer.catalogue_loss != "sampled"
     if mesh.items > 1:
         start = f"a mesh with items={mesh.items} needs"
@@ -57,12 +54,8 @@ def _refused(
             yield (
                 f"{start} sasrec_loss='ce', got {trainer.sasrec_loss!r}; take that, catalogue_loss='sampled' or items=1"
             )
-        if isinstance(rule, Payoff):
-            yield f"{start} a rule without snapshots of all items, got Payoff; take another rule or items=1"
     if trainer.compile and (shard or mesh.items > 1):
         yield f"a layout with {mesh} and shard={shard} needs compile=False, got True; leave compile out"
-    if shard and isinstance(rule, Payoff):
-        yield "shard=True needs a rule without snapshots of whole modules, got Payoff; take another rule or shard=False"
     if shard and mesh.items == 1 and not is_full:
         yield (
             "shard=True needs dense gradients, got catalogue_loss='sampled'; take catalogue_loss='full', divide the "
@@ -103,11 +96,11 @@ class Layout:
         """The rows of these items in this process's table, of those that it has."""
         return items_J if self.shard is None else self.shard.own(items_J)[0]
 
-    def average_table(self) -> None:
-        """Average the gradient of a table in parts over the processes that have the same part."""
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients over the processes that divide batches."""
         assert self._devices is not None
         group = self._devices["data"].get_group()
-        for parameter in self.table:
+        for parameter in parameters:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad, group=group)
                 parameter.grad /= dist.get_world_size(group)

@@ -77,17 +77,18 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:
         refuse_renamed(model)
         self.device = find_device(device)
-        check_layout(self.mesh, model.config, self.config, self._rule, shard=self._shards)
+        check_layout(self.mesh, model.config, self.config, shard=self._shards)
         self._devices = None if self.processes.count == 1 else device_mesh(self.mesh, self.device)
         self._layout = Layout(model, self._devices)
         self.model = model.to(self.device)
         self._group = None if self._devices is None else self._devices["data"].get_group()
         self._replicas: Replicas | Spread | None = None
         if self._devices is not None and self._group is not None and self.mesh.data > 1:
-            parts = {name: model.get_submodule(name) for name in (*MODULES, FUSION)}
             if self._shards:
-                self._replicas = Spread(parts, self._devices["data"], self._layout.table)
+                modules = {name: model.get_submodule(name) for name in MODULES}
+                self._replicas = Spread(modules, self._devices["data"], self._layout.table)
             else:
+                parts = {name: model.get_submodule(name) for name in (*MODULES, FUSION)}
                 apart = () if self._sampler is None else (model.sasrec.item_embedding.weight,)
                 self._replicas = Replicas(parts, self._group, apart)
         if self.config.compile:
@@ -171,7 +172,11 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             self._alternating.train()
 
     def _snapshots(self) -> ModuleSnapshots:
-        return ModuleSnapshots(self.model, self.device, self._inference)
+        return ModuleSnapshots(self.model, self.device, self._inference, self._layout)
+
+    def _own_items(self) -> tuple[slice, int]:
+        shard = self._layout.shard
+        return super()._own_items() if shard is None else (shard.items, shard.num_parts)
 
     def _digest(self) -> str:
         return " ".join(str(sum_of_bits(parameter)) for parameter in self._layout.copies)
@@ -258,8 +263,9 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._alternating.backward(loss)
         if rows_J is not None:
             average_rows(self.model.sasrec.item_embedding.weight, self._layout.rows(rows_J), self._group)
-        elif isinstance(self._replicas, Spread):
-            self._layout.average_table()
+        if isinstance(self._replicas, Spread):
+            apart = [] if rows_J is not None else self._layout.table
+            self._layout.average([*apart, *self.model.fusion.parameters()])
         if self._is_divided:
             self._layout.clip(self._optimizers.values(), self.config.clip_norm)
         return self._alternating.step(None, observed)

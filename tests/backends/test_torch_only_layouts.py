@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from alternator import Payoff
 from tests.backends import torch_layouts
 from tests.backends.torch_layouts import CASES, outcome
 from tests.backends.torch_processes import Run
@@ -22,6 +21,8 @@ LAYOUTS = {
     "data=4, shard": {"shard": True},
 }
 """Of four processes."""
+SHOWN = {"data=2,items=2": [*CASES], "data=2,items=2, shard": ["sampled", "payoff"], "items=2": ["fused", "payoff"]}
+"""The cases of a layout; the others have one."""
 PAIRS = {"items=2": {"mesh": "items=2"}, "data=2, shard": {"shard": True}}
 """Of two."""
 
@@ -43,13 +44,7 @@ def check_same(found, expected, first=0):
 @pytest.mark.parametrize("layout", [*LAYOUTS, *PAIRS])
 def test_a_run_in_a_layout_is_that_of_one_process_and_what_is_frozen_keeps_its_bits(layout, two, four, one):
     ranks, settings = (four, LAYOUTS[layout]) if layout in LAYOUTS else (two, PAIRS[layout])
-    names = (
-        ["fused"]
-        if layout in ("data=4, shard", *PAIRS)
-        else list(CASES)
-        if layout == "data=2,items=2"
-        else ["fused", "sampled"]
-    )
+    names = SHOWN.get(layout, ["fused"])
     for found in ranks.run(torch_layouts.trained, settings, names, NUM_STEPS):
         for name, (result, moved) in found.items():
             assert len({active for active, _ in result[0]}) > 1
@@ -120,15 +115,12 @@ def test_where_the_table_is_spread_it_moves_as_a_whole(four):
         ("items=2", False, {"fusion": "rank"}, "a mesh with items=2 needs a fusion .* got 'rank'; take one of"),
         ("items=2", False, {"use_knowledge_distillation": True}, "got use_knowledge_distillation=True with"),
         ("items=2", False, {"sasrec_loss": "bce"}, "needs sasrec_loss='ce', got 'bce'; take that"),
-        ("items=2", False, {"rule": Payoff(costs=(1.0, 0.6, 0.5))}, "got Payoff; take another rule or items=1"),
-        ("data=4", True, {"rule": Payoff(costs=(1.0, 0.6, 0.5))}, "got Payoff; take another rule or shard=False"),
         ("data=4", True, {"catalogue_loss": "sampled"}, "with a mesh such as 'data=2,items=2', or take shard=False"),
     ],
 )
 def test_what_a_layout_cannot_do_is_refused(mesh, shard, settings, message):
     sizes = {part.split("=")[0]: int(part.split("=")[1]) for part in mesh.split(",")}
     model = ModelConfig(num_items=60, fusion=settings.pop("fusion", "logit"))
-    rule = settings.pop("rule", None)
     with pytest.raises(ConfigurationError, match=message):
-        check_layout(Mesh(**sizes), model, TrainerConfig(**settings), rule, shard=shard)
-    check_layout(Mesh(data=4), model, TrainerConfig(**settings), rule, shard=False)
+        check_layout(Mesh(**sizes), model, TrainerConfig(**settings), shard=shard)
+    check_layout(Mesh(data=4), model, TrainerConfig(**settings), shard=False)

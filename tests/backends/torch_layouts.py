@@ -3,7 +3,7 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.backends.torch_processes import SAMPLED, STRATEGIES, Run, processes_of, spoil
+from tests.backends.torch_processes import PAYOFF, SAMPLED, STRATEGIES, Run, processes_of, spoil
 from ur4rec.config import SCORERS
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.runs.ranking import Ranking
@@ -14,6 +14,7 @@ CASES = {
     "fused": {"warmup": 0.0, "seed": 1},
     "strategies": WITHOUT_LOGITS,
     "sampled": {**STRATEGIES, **SAMPLED},
+    "payoff": {"rule": PAYOFF, "probe": True, "sasrec_lr": 0.03, "fusion": "weighted"},
     "separate": {"joint_loss": "separate", "clip_norm": 0.1},
 }
 """Settings by name; under another seed, rounding may put a unit on the other side of its ReLU's edge."""

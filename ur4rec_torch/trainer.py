@@ -76,6 +76,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:
         refuse_renamed(model)
+        self.part = self.processes.rank // self.mesh.items, self.mesh.data
         self.device = find_device(device)
         check_layout(self.mesh, model.config, self.config, shard=self._shards)
         self._devices = None if self.processes.count == 1 else device_mesh(self.mesh, self.device)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
+from ur4rec.data.columns import take_strings
 from ur4rec.data.kept import hash_contents
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
@@ -241,7 +242,7 @@ class TrainingRun:
     def _restore(self, saved: Mapping[str, Any], ranks: Mapping[str, NDArray[Any]]) -> None:
         check_same("run", {**RunConfig().decisive(), **saved["run"]}, self._identity)  # settings have been added since
         check_form(saved, _SAVED)
-        self._warn_of_threads()
+        self._warn_of_rounding()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         steps = [row["step"] for row in self.epochs]
         for number, row in enumerate(self.epochs):
@@ -269,9 +270,15 @@ class TrainingRun:
             self.events.restore(self.decisions.records)
         self._saved_step = self.trainer.step
 
-    def _warn_of_threads(self) -> None:
-        """Say so if the run continues on another number of threads: sums are then taken in another order."""
-        before, now = self.directory.read_json("config.json")["facts"].get("threads"), self._facts["threads"]
+    def _warn_of_rounding(self) -> None:
+        """Say so if the run continues on another number of processes or threads: sums are taken in another order."""
+        facts = self.directory.read_json("config.json")["facts"]
+        if (count := facts.get("processes", 1)) != self.processes.count:
+            logger.warning(
+                "the run began with %s processes and continues with %d: results are the same up to rounding",
+                *(count, self.processes.count),
+            )
+        before, now = facts.get("threads"), self._facts["threads"]
         if before not in (None, now):
             logger.warning(
                 "the run began on %s CPU threads and continues on %d: results are the same to the bit only on the same "
@@ -443,7 +450,7 @@ class TrainingRun:
         """Write what follows from the epochs; a crash before they are saved leaves it ahead of them, no harm done."""
         if not self._writes:
             return
-        self.directory.write_csv("test_ranks.csv", self._rank_rows(), ["user", "item", *self.results])
+        self.directory.write_csv("test_ranks.csv", self._rank_columns())
         self.directory.write_json("metrics.json", self._metrics())
 
     def _save(self, epoch: int, *, best: bool) -> None:
@@ -496,17 +503,13 @@ class TrainingRun:
             "epochs": self.epochs,
         }
 
-    def _rank_rows(self) -> list[dict[str, Any]]:
+    def _rank_columns(self) -> dict[str, list[Any]]:
         interactions, test = self.prepared.interactions, self.prepared.split.test
-        columns = {name: result.test_ranks.tolist() for name, result in self.results.items()}
-        return [
-            {
-                "user": interactions.user_ids[user],
-                "item": interactions.item_ids[item],
-                **{name: ranks[row] for name, ranks in columns.items()},
-            }
-            for row, (user, item) in enumerate(zip(test.users_T, test.items_T, strict=True))
-        ]
+        return {
+            "user": take_strings(interactions.user_ids, test.users_T),
+            "item": take_strings(interactions.item_ids, test.items_T),
+            **{name: result.test_ranks.tolist() for name, result in self.results.items()},
+        }
 
     @cached_property
     def _facts(self) -> dict[str, Any]:

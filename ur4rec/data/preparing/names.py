@@ -50,7 +50,7 @@ class Names:
         """The numbers of names that are small integers, of which most have come before."""
         if (missing := most + 1 - len(self._of_integer_K)) > 0:
             self._of_integer_K = np.append(self._of_integer_K, np.full(missing, -1, np.int32))
-        found_N = self._of_integer_K[integers_N]
+        found_N: NDArray[np.int32] = self._of_integer_K[integers_N]
         new_N = integers_N[found_N < 0]
         if len(new_N):
             self._of_integer_K[new_N] = self._number(table, name, pa.array(new_N))

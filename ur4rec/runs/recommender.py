@@ -32,6 +32,7 @@ from ur4rec.runs.prepared import DATA, ENCODER, read_data
 from ur4rec.text.encoders import TextEncoder
 from ur4rec.training.backend import load_scorer
 from ur4rec.training.checkpoint import check_settings
+from ur4rec.training.processes import ONE_PROCESS, Processes
 from ur4rec.training.scorer import NO_ITEM, Top
 from ur4rec.training.slices import parse_memory
 
@@ -236,6 +237,7 @@ class Recommender:
         top: int = 10,
         candidates_I: NDArray[np.bool_] | None = None,
         progress: Callable[[int], None] = lambda done: None,
+        processes: Processes = ONE_PROCESS,
     ) -> Iterator[pa.Table]:
         """Recommendations for many users: one table of `SCHEMA` per slice of users, in their order.
 
@@ -246,6 +248,7 @@ class Recommender:
             top: How many items for each.
             candidates_I: What `candidates` returned; None is every item.
             progress: Called after each slice with the number of users that are done.
+            processes: Those that divide the slices among them; all make this call, and are given all tables.
 
         Raises:
             DataError: Users that do not exist; names the first.
@@ -260,7 +263,10 @@ class Recommender:
                 f"({listed(unknown)}); leave them out, or give their interactions"
             )
         histories = self.interactions.sequences.take(rows_R)
-        return self.tables(names, histories, top=top, candidates_I=candidates_I, progress=progress)
+        if processes.count == 1:
+            return self.tables(names, histories, top=top, candidates_I=candidates_I, progress=progress)
+        found = self._top_of_all(names, histories, top, candidates_I, processes)
+        return self._to_tables(found, names, progress)
 
     def tables(
         self,
@@ -274,6 +280,28 @@ class Recommender:
     ) -> Iterator[pa.Table]:
         """As `recommend_users`, for any histories: of named users, or of "", who is nobody."""
         return self._to_tables(self._top(names, histories, top, scorer, candidates_I), names, progress)
+
+    def _top_of_all(
+        self,
+        names: Sequence[str],
+        histories: Sequences,
+        top: int,
+        candidates_I: NDArray[np.bool_] | None,
+        processes: Processes,
+    ) -> Iterator[Top]:
+        """As `_top`, of processes that take slices in turn."""
+        rows = self._scorer.rows_at_once(len(names))
+        for first in range(0, len(names), processes.count * rows):
+            start = min(first + processes.rank * rows, len(names))
+            numbers = np.arange(start, min(start + rows, len(names)))
+            own_names = names[start : start + rows]
+            found = self._top(own_names, histories.take(numbers), top, "fused", candidates_I)
+            own = next(found) if own_names else self._scorer.no_top(top)
+            shares_BSk = np.stack([own.probabilities[name] for name in SCORERS], axis=1)
+            gathered = (processes.gather(each) for each in (own.items_Bk, shares_BSk))
+            for items_Bk, parts_BSk in zip(*gathered, strict=True):
+                shares = {name: parts_BSk[:, index] for index, name in enumerate(SCORERS)}
+                yield Top(items_Bk, shares)
 
     def _top(
         self,

@@ -5,23 +5,8 @@ import pytest
 
 from tests.backends import torch_processes
 from tests.backends.torch_processes import CASES, NUM_STEPS, Run, few_rows, make_run, spoil
-from tests.several_ranks import SeveralRanks
 
 CLOSE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory):
-    found = SeveralRanks(tmp_path_factory.mktemp("four"), 4)
-    yield found
-    found.stop()
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    found = SeveralRanks(tmp_path_factory.mktemp("two"), 2)
-    yield found
-    found.stop()
 
 
 @pytest.fixture(scope="module")

@@ -57,11 +57,13 @@ class Run:
 
     def __init__(self, processes=None, **settings):
         split = leave_one_out(synthetic(num_users=40, num_items=60))
-        shape = {"num_items": split.num_items, "max_seq_len": 8}
-        vectors_IT = np.random.default_rng(0).standard_normal((split.num_items, 8)).astype(np.float32)
+        num_items = settings.pop("num_items", split.num_items)
+        shape = {"num_items": num_items, "max_seq_len": 8}
+        vectors_IT = np.random.default_rng(0).standard_normal((num_items, 8)).astype(np.float32)
         sizes = {"sasrec_hidden_dim": 8, "sasrec_num_heads": 2, "retriever_output_dim": 8}
         dropout = {"sasrec_dropout": 0.3, "retriever_dropout": 0.2}
-        model = UR4Rec(split.num_items, vectors_IT, text_embedding_dim=8, max_seq_len=8, **sizes, **dropout)
+        fusion = settings.pop("fusion", "logit")
+        model = UR4Rec(num_items, vectors_IT, text_embedding_dim=8, max_seq_len=8, fusion=fusion, **sizes, **dropout)
         self.batches = TrainBatches(split.train, **shape, batch_size=BATCH_SIZE, seed=0)
         self.targets = EvaluationBatches(split.validation, **shape, batch_size=16)
         if settings.pop("probe", False):

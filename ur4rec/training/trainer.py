@@ -434,7 +434,12 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             return None
         model, num_rows = self._model_config, max(self._probe.num_valid, 1)
         width = slice_width(model, num_rows, MODULES, self.memory, device=self.device)
-        return held_out_targets(self._probe, model.num_items, width, self._snapshots(), model.fusion, self.processes)
+        items, num_parts = self._own_items()
+        return held_out_targets(self._probe, items, width, self._snapshots(), model.fusion, self.processes, num_parts)
+
+    def _own_items(self) -> tuple[slice, int]:
+        """The items that snapshots score in this process, and among how many processes they are divided."""
+        return slice(0, self._model_config.num_items), 1
 
     @property
     def _is_joint(self) -> bool:

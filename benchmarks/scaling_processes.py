@@ -120,7 +120,8 @@ def report(result: dict[str, object]) -> str:
     about = result["about"]
     lines = [
         f"`{result['command']}` on {about['processor']}, {about['cores']} cores, one thread a process.",
-        "Medians over rounds, and quartiles of the efficiency.",
+        f"Medians over rounds, and quartiles of the efficiency. The load average was {about['load']}: above the number of "
+        "cores, other work ran too, and the efficiency in processor seconds is what to look at.",
         "",
         "| items | losses | a step apart, s | together, s | efficiency, wall | efficiency, processor |",
         "|---|---|---|---|---|---|",
@@ -143,7 +144,11 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=300_000, help="items of the largest catalogue")
     options = parser.parse_args()
     rows = [measure(problem, options.rounds) for problem in PROBLEMS if problem.num_items <= options.largest]
-    result = {"command": "python benchmarks/scaling_processes.py", "about": machine(), "rows": rows}
+    result = {
+        "command": "python benchmarks/scaling_processes.py",
+        "about": machine() | {"load": round(os.getloadavg()[2])},
+        "rows": rows,
+    }
     name = f"scaling_processes_cpu{os.cpu_count()}_{datetime.now(UTC):%Y-%m-%d}"
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(report(result))

@@ -120,8 +120,8 @@ def report(result: dict[str, object]) -> str:
     about = result["about"]
     lines = [
         f"`{result['command']}` on {about['processor']}, {about['cores']} cores, one thread a process.",
-        f"Medians over rounds, and quartiles of the efficiency. The load average was {about['load']}: above the number of "
-        "cores, other work ran too, and the efficiency in processor seconds is what to look at.",
+        f"Medians over rounds, and quartiles of the efficiency. The load average was {about['load']}: above the "
+        "number of cores, other work ran too, and the efficiency in processor seconds is what to look at.",
         "",
         "| items | losses | a step apart, s | together, s | efficiency, wall | efficiency, processor |",
         "|---|---|---|---|---|---|",

@@ -24,14 +24,13 @@ SAMPLED = {"catalogue_loss": "sampled", "num_negatives": 8, "num_in_batch": 8}
 split = leave_one_out(synthetic(num_users=40, num_items=300, mean_length=12))
 loader = TrainBatches(split.train, split.num_items, max_seq_len=LENGTH, batch_size=16, seed=0)
 targets = EvaluationBatches(split.validation, split.num_items, max_seq_len=LENGTH, batch_size=16)
-texts_IT = np.random.default_rng(0).normal(size=(split.num_items, 4)).astype(np.float32)
-texts_UT = np.random.default_rng(1).normal(size=(len(split.train), 4)).astype(np.float32)
+texts = [np.random.default_rng(0).normal(size=(num, 4)) for num in (split.num_items, len(split.train))]
 
 
 def make(**settings):
     sizes = {"text_embedding_dim": 4, "sasrec_hidden_dim": 4, "sasrec_num_heads": 1, "retriever_output_dim": 4}
     shape = {"retriever_num_queries": 2, "sasrec_num_blocks": 1, "max_seq_len": LENGTH}
-    model = UR4Rec(split.num_items, texts_IT, user_text_vectors=texts_UT, **sizes, **shape)
+    model = UR4Rec(split.num_items, texts[0], user_text_vectors=texts[1], **sizes, **shape)
     arguments = {"rule": Cycle(2), "item_counts": loader.item_counts, "device": "cpu:1", **settings}
     return JointTrainer(model, progress=False, **arguments)
 
@@ -46,17 +45,20 @@ def train(trainer, *stages):
     return trainer
 
 
-# every stage, in steps from the host or in an epoch on the device: what is sent is the same for each
-trainer = train(make(readers=1, **STRATEGIES), "pretrain_retriever", "joint_finetune")
-train(make(on_device=True, **STRATEGIES), "pretrain_sasrec", "end_to_end")
-train(make(on_device=True), "joint_finetune")
-train(make(**SAMPLED), "end_to_end")
-measured = make(rule=Payoff(min_steps=2, costs=(2.0, 1.0, 1.0)), probe=targets.batch(0))
-train(measured, "joint_finetune")
-assert measured.num_probe_forwards > 2
-with jax.transfer_guard("disallow"):
-    trainer.rank_all(targets)
-    trainer._width = lambda *_: 64  # a catalogue in slices
-    trainer.rank_all(targets, ("sasrec",))
-    next(trainer.top(split.test.histories, 3, scorer="sasrec"))
-print("no transfer that nobody asked for")
+def main():
+    """Every stage, in steps from the host or in an epoch on the device; compiling takes the time, so each step once."""
+    trainer = train(make(readers=1, rule=Cycle(3), **STRATEGIES), "pretrain_retriever", "joint_finetune")
+    train(make(on_device=True), "pretrain_sasrec", "joint_finetune")
+    train(make(**SAMPLED), "pretrain_sasrec")
+    measured = make(rule=Payoff(min_steps=2, costs=(2.0, 1.0, 1.0)), probe=targets.batch(0))
+    train(measured, "end_to_end", "joint_finetune")
+    assert measured.num_probe_forwards > 2
+    with jax.transfer_guard("disallow"):
+        trainer.rank_all(targets)
+        trainer._width = lambda *_: 64  # a catalogue in slices
+        trainer.rank_all(targets, ("sasrec",))
+        next(trainer.top(split.test.histories, 3, scorer="sasrec"))
+
+
+if __name__ == "__main__":
+    main()

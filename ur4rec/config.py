@@ -162,6 +162,8 @@ class TrainerConfig:
     """The number of steps in a row with a non-finite loss that stops the run."""
     bf16: bool = False
     """Run forward passes in bfloat16 where that is safe (autocast)."""
+    compile: bool = False
+    """Compile the modules for training in PyTorch (`torch.compile`), which takes a minute; JAX compiles all anyway."""
     seed: int = 0
     """Seed of dropout and of sampled negatives, which are functions of (seed, step)."""
 
@@ -309,4 +311,5 @@ class TrainerSettings(TypedDict, total=False):
     loss_delay: int
     max_nonfinite_losses: int
     bf16: bool
+    compile: bool
     seed: int

@@ -94,6 +94,8 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     def __init__(self, model: UR4Rec, *, on_device: bool = False, **arguments: Unpack[TrainerArguments]) -> None:
         self._on_device = on_device
+        if arguments.get("compile"):
+            _LOGGER.warning("compile=True changes nothing in JAX, which compiles every step anyway")
         super().__init__(model, **arguments)
 
     @property

@@ -91,6 +91,12 @@ def to_indices(values: ArrayLike) -> NDArray[np.int32]:
     return np.asarray(values, np.int32)
 
 
+def send(tree: Any, device: jax.Device) -> Any:
+    """Arrays of the host on the device, without waiting for them; the first CPU takes those of NumPy as they are."""
+    is_host = device.platform == "cpu" and device.id == 0
+    return tree if is_host else jax.device_put(tree, device)
+
+
 def to_host(array: Array) -> NDArray[Any]:
     """The same array in NumPy."""
     # NumPy ends the process where XLA had no memory for the array; this raises an error.

@@ -183,7 +183,8 @@ class Epoch:
             if machine is None
             else machine.load_state_dict({**saved["alternator"], "pending_losses": saved["pending_losses"]})
         )
-        state = EpochState(train, begin, catalogue, jnp.array(False))
+        begin, is_stale = jax.device_put((begin, np.bool_(False)), key.sharding)
+        state = EpochState(train, begin, catalogue, is_stale)
         state, log = self._run(state, buffers, key, inputs_S)
         kept = None if state.is_stale else state.catalogue
         if machine is None:

@@ -19,7 +19,7 @@ from ur4rec.config import ModelConfig
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.scorer import NO_ITEM
-from ur4rec_jax.device import to_indices
+from ur4rec_jax.device import send, to_indices
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.ur4rec import UR4Rec, WeightedFusion
 
@@ -35,21 +35,27 @@ class ModelScores:
         arrays: Its parameters, its buffers and the catalogue.
         scorers: Which.
         config: The shape of the model.
+        device: Where the arrays are.
     """
 
     def __init__(
-        self, functions: "Functions", arrays: tuple[Any, Any, Any], scorers: tuple[str, ...], config: ModelConfig
+        self,
+        functions: "Functions",
+        arrays: tuple[Any, Any, Any],
+        scorers: tuple[str, ...],
+        config: ModelConfig,
+        device: jax.Device,
     ) -> None:
         self._functions = functions
         self._arrays = arrays
         self._scorers = scorers
         self._config = config
+        self._device = device
 
     def __call__(self, items_BL: ArrayLike, users_B: ArrayLike | None) -> Mapping[str, Array]:
         """Scores of every item by scorer, (B, I)."""
-        found: Mapping[str, Array] = self._functions.scores(
-            *self._arrays, to_indices(items_BL), self._users(users_B), scorers=self._scorers
-        )
+        given = send((to_indices(items_BL), self._users(users_B)), self._device)
+        found: Mapping[str, Array] = self._functions.scores(*self._arrays, *given, scorers=self._scorers)
         return found
 
     def rank(self, batch: EvaluationBatch, width: int) -> Mapping[str, tuple[Array, Array]]:
@@ -62,9 +68,10 @@ class ModelScores:
             batch: The histories and their targets.
             width: The items of a slice.
         """
+        batch = self._sent(batch)
         if width == self._config.num_items:
-            return {name: rank_batch(each, batch) for name, each in self(batch.items_BL, batch.users_B).items()}
-        batch = batch._replace(items_BL=to_indices(batch.items_BL), users_B=self._users(batch.users_B))
+            scores = self._functions.scores(*self._arrays, batch.items_BL, batch.users_B, scorers=self._scorers)
+            return {name: rank_batch(each, batch) for name, each in scores.items()}
         found: Mapping[str, tuple[Array, Array]] = self._functions.rank(
             *self._arrays, batch, scorers=self._scorers, width=width
         )
@@ -84,14 +91,20 @@ class ModelScores:
             k: The number of places.
             width: The items of a slice.
         """
+        batch, candidates = self._sent(batch), send(candidates_I, self._device)
         if width == self._config.num_items:
-            scores = self(batch.items_BL, batch.users_B)
-            whole: tuple[Array, Array, Array] = top_batch([scores[name] for name in order], batch, candidates_I, k)
+            scores = self._functions.scores(*self._arrays, batch.items_BL, batch.users_B, scorers=self._scorers)
+            whole: tuple[Array, Array, Array] = top_batch([scores[name] for name in order], batch, candidates, k)
             return whole
-        batch = batch._replace(items_BL=to_indices(batch.items_BL), users_B=self._users(batch.users_B))
         arguments = {"scorers": tuple(order), "k": k, "width": width}
-        in_slices: tuple[Array, Array, Array] = self._functions.top(*self._arrays, batch, candidates_I, **arguments)
+        in_slices: tuple[Array, Array, Array] = self._functions.top(*self._arrays, batch, candidates, **arguments)
         return in_slices
+
+    def _sent(self, batch: EvaluationBatch) -> EvaluationBatch:
+        """A batch on the device."""
+        given = batch._replace(items_BL=to_indices(batch.items_BL), users_B=self._users(batch.users_B))
+        sent: EvaluationBatch = send(given, self._device)
+        return sent
 
     def _users(self, users_B: ArrayLike | None) -> NDArray[np.int32] | None:
         """The users where the model has user texts; if not, none, so that they cause no further compilation."""

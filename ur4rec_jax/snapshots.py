@@ -53,9 +53,8 @@ class ModuleSnapshots:
         else:
             kept = self._place(import_weights(params[module], weights))
         users_B = to_indices(batch.users_B) if self._reads_users and batch.users_B is not None else None
-        outputs_Bd, table_Id = self._functions.read(
-            {**params, module: kept}, buffers, to_indices(batch.items_BL), users_B, module=module
-        )
+        given = self._place((to_indices(batch.items_BL), users_B))
+        outputs_Bd, table_Id = self._functions.read({**params, module: kept}, buffers, *given, module=module)
         return Snapshot(kept, outputs_Bd, table_Id)
 
     def weights(self, snapshot: Snapshot) -> Arrays:
@@ -66,10 +65,10 @@ class ModuleSnapshots:
         """Scores of a module alone for some items, (B, s)."""
         outputs_Bd, table_Id = snapshot.outputs_Bd, snapshot.table_Id
         scores_Bs: Array = self._functions.compare(
-            *self._arrays(), outputs_Bd, table_Id, np.int32(first), module=module, width=width
+            *self._arrays(), outputs_Bd, table_Id, self._place(np.int32(first)), module=module, width=width
         )
         return scores_Bs
 
     def fuse(self, scores: tuple[Array, ...], totals: tuple[NDArray[np.float32], ...] | None) -> NDArray[np.float32]:
         """Fused scores, (B, s)."""
-        return to_host(self._functions.fuse(*self._arrays(), *scores, totals))
+        return to_host(self._functions.fuse(*self._arrays(), *scores, self._place(totals)))

@@ -32,7 +32,7 @@ from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
-from ur4rec_jax.device import find_device, to_host, to_inputs
+from ur4rec_jax.device import find_device, send, to_host, to_inputs
 from ur4rec_jax.epoch import Epoch, stack_inputs
 from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.retriever import Catalogue
@@ -146,24 +146,22 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
         def prepare(batch: Batch, step: int) -> StepInputs:
             inputs = to_inputs(batch, num_items, usual_targets, with_users=with_users, sampler=self._sampler, step=step)
-            placed: StepInputs = jax.device_put(inputs, self.device)
-            return placed
+            sent: StepInputs = send(inputs, self.device)
+            return sent
 
         return prepare
 
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Array]]:
         trains_retriever = "retriever" in TURNS[active]
         needs_catalogue = self._sampler is None and (self._is_fused or self._distils)
-        inputs = self._inputs(batch)
+        inputs, numbers = self._inputs(batch), (dict(rates), self._curriculum(self.stage_step))
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
             self._catalogue() if needs_catalogue and not trains_retriever else None,
             inputs,
             self._key,
-            np.int32(self.step),
-            jax.tree.map(np.float32, dict(rates)),
-            jax.tree.map(np.float32, self._curriculum(self.stage_step)),
+            *send((np.int32(self.step), *jax.tree.map(np.float32, numbers)), self.device),
             turn=active,
             distils=self._distils,
         )
@@ -178,7 +176,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[Scores[Array]]:
         arrays = (self._state.params, self._buffers, self._catalogue())
-        return nullcontext(ModelScores(self._functions, arrays, scorers, self._model_config))
+        return nullcontext(ModelScores(self._functions, arrays, scorers, self._model_config, self.device))
 
     def _snapshots(self) -> ModuleSnapshots:
         def arrays() -> tuple[dict[str, Any], Any]:
@@ -220,7 +218,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         epoch, saved = self._epoch(), self._alternating.state_dict()
         catalogue = self._catalogue() if epoch.keeps_catalogue else None
         self._state, self._kept_catalogue, steps, schedule = epoch.run(
-            self._state, saved, catalogue, self._buffers, self._key, inputs_S
+            self._state, saved, catalogue, self._buffers, self._key, send(inputs_S, self.device)
         )
         for step, step_rates in zip(steps, rates, strict=True):
             active = self.alternator.active if step.decision is None else step.decision.previous

@@ -367,6 +367,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"epochs of a run (default: {EPOCHS})")
     parser.add_argument("--eval-users", type=int, help="rank the targets of this number of users (default: all)")
     parser.add_argument("--name", default="strategies", help="how the names of the result files begin")
+    parser.add_argument("--title", default="Do the strategies help?", help="of the result file")
     parser.add_argument("--quick", action="store_true", help="synthetic data and one epoch, for a look")
     parser.add_argument("--processes", type=int, default=2, help="processes of one thread each (default: 2)")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of finished runs (default: runs/strategies)")
@@ -399,7 +400,7 @@ def main(arguments: list[str] | None = None) -> int:
     stem = options.out / f"{options.name}_{hardware}_{study['about']['date']}"
     text = render(study)
     write_whole(stem.with_suffix(".json"), (compact_json(study) + "\n").encode())
-    write_whole(stem.with_suffix(".md"), f"# Do the strategies help?\n\n{text}".encode())
+    write_whole(stem.with_suffix(".md"), f"# {options.title}\n\n{text}".encode())
     first = next(iter(study["comparisons"].values()))
     write_file(stem.with_suffix(".png"), lambda file: plot(first, file))
     if options.docs is not None:

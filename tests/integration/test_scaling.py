@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.tools.scaling import PAGE, PLOT, newest_results, render_page
+
 
 @pytest.fixture(scope="module")
 def scaling():
@@ -37,7 +39,7 @@ def test_every_measure_runs(measures):
         assert found.seconds > 0
         assert found.calls in (1, 2)
         assert found.peak_MB >= found.before_MB > 0
-        assert ("file_MB" in found.extra) == name.startswith(("saving", "TF-IDF", "loading"))
+        assert ("file_MB" in found.extra) == name.startswith(("saving", "TF-IDF"))
 
 
 def figures(scaling, size, backend="torch", measure="m", **values):
@@ -96,3 +98,9 @@ def test_finished_cells_are_kept_and_shared_by_axes(scaling, tmp_path, monkeypat
     assert [cell.rpartition(" ")[2] for cell in ran[7:]] == ["30,000", "300,000", "1,000,000"]
     assert scaling.main([*arguments, "--list"]) == 0
     assert f"{usual}: 1 s, 1 MB more" in capsys.readouterr().out
+
+
+def test_the_page_has_the_newest_tables_and_plot():
+    text = PAGE.read_text()
+    assert render_page(text) == text, "run python -m docs.tools.scaling"
+    assert PLOT.read_bytes() == newest_results().with_suffix(".png").read_bytes()

@@ -16,6 +16,7 @@ from jax import Array
 from ur4rec.config import ModelConfig
 from ur4rec.training import arrays
 from ur4rec_jax.layers import Dropout, Embedding, Linear, normalize
+from ur4rec_jax.layout import Layout
 
 UserMemory: TypeAlias = arrays.UserMemory[Array]
 Catalogue: TypeAlias = arrays.Catalogue[Array]
@@ -53,6 +54,7 @@ class PreferenceRetriever(nnx.Module):
     ) -> None:
         text_dim, dim = config.text_embedding_dim, config.retriever_output_dim
         self.temperature = config.retriever_temperature
+        self.layout = Layout()
         padding_1T = jnp.zeros((1, text_dim))
         self.item_text_vectors = Buffer(jnp.concatenate([item_text_vectors_IT, padding_1T]))
         self.reads_users = user_text_vectors_UT is not None
@@ -77,7 +79,7 @@ class PreferenceRetriever(nnx.Module):
         texts_JT = self.item_text_vectors[...]
         keys_Jd = self.key_projection(texts_JT)
         return Catalogue(
-            keys_Id=normalize(self.item_projection(texts_JT[:-1])),
+            keys_Id=normalize(self.item_projection(self.layout.candidates(texts_JT))),
             values_Jd=self.value_projection(texts_JT),
             content_JK=keys_Jd @ self.queries.embedding[...].T / keys_Jd.shape[1] ** 0.5,
             users=users,
@@ -120,7 +122,7 @@ class PreferenceRetriever(nnx.Module):
         """
         weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
         preferences_BKd = self._gather(weights_BKQM, values_BMd)[:, 0]
-        keys_BCd = catalogue.keys_Id[candidates_BC]
+        keys_BCd = self.layout.take(catalogue.keys_Id, candidates_BC)
         shares_BCK = jax.nn.softmax(keys_BCd @ self.scale(preferences_BKd).swapaxes(1, 2), axis=-1)
         return shares_BCK @ weights_BKQM[:, :, 0]
 
@@ -138,8 +140,8 @@ class PreferenceRetriever(nnx.Module):
         self, items_BL: Array, catalogue: Catalogue, users_B: Array | None, at_B: Array | None
     ) -> tuple[Array, Array]:
         """The weight that each query gives each text, (B, K, Q, M), and what the texts hold, (B, M, d)."""
-        values_BMd = catalogue.values_Jd[items_BL]
-        content_BKL = catalogue.content_JK[items_BL].mT
+        values_BMd = self.layout.take(catalogue.values_Jd, items_BL)
+        content_BKL = self.layout.take(catalogue.content_JK, items_BL).mT
         logits_BKQM = content_BKL[:, :, None] + self._recency(items_BL.shape[1], at_B)
         if users_B is not None and self.reads_users:
             values_Bd, content_BK = self._look_up(users_B, catalogue)

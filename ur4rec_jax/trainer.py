@@ -25,13 +25,15 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
+from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
-from ur4rec_jax.device import find_device, to_host, to_inputs
-from ur4rec_jax.epoch import Epoch, stack_inputs
+from ur4rec_jax.device import find_device, find_devices, to_inputs
+from ur4rec_jax.epoch import Epoch, StepInput, stack_inputs
+from ur4rec_jax.layout import Layout, to_host
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
@@ -85,26 +87,45 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     _alternating: HostAlternator
     _to_host = staticmethod(to_host)
 
-    def __init__(self, model: UR4Rec, *, on_device: bool = False, **arguments: Unpack[TrainerArguments]) -> None:
+    def __init__(
+        self,
+        model: UR4Rec,
+        *,
+        on_device: bool = False,
+        mesh: str | Mesh | None = None,
+        **arguments: Unpack[TrainerArguments],
+    ) -> None:
         self._on_device = on_device
+        self._given_mesh = mesh
         super().__init__(model, **arguments)
 
     @property
     def model(self) -> UR4Rec:
         """The model with a copy of the weights as they are now."""
-        model: UR4Rec = nnx.merge(self._graphdef, self._place(self._state.params), self._buffers)
+        params, buffers = self._layout.fetch(self._state.params), self._layout.fetch(self._buffers)
+        params = jax.device_put(params, self.device, may_alias=False)
+        model: UR4Rec = nnx.merge(self._graphdef, params, jax.device_put(buffers, self.device))
         return model
 
     def _set_up(self, model: UR4Rec, device: str | jax.Device) -> None:
+        self._layout = self._lay_out(device)
         self.device = find_device(device)
         self._loss_at_hand = self.device.platform == "cpu"
         self._graphdef, params, buffers = split_model(model)
         self._buffers = self._place(buffers)
-        self._functions = functions_of(self._graphdef, self.config, tuple(name for name in PARTS if name in params))
+        parts = tuple(name for name in PARTS if name in params)
+        self._functions = functions_of(self._graphdef, self.config, parts, self._layout)
         self._state = self._place(self._functions.steps[True].init(params, model.config.retriever_output_dim))
-        self._key = jax.device_put(jax.random.key(self.config.seed), self.device)
+        self._key = self._place(jax.random.key(self.config.seed))
         self._usual_targets: int | None = None
         self._kept_catalogue: Catalogue | None = None
+
+    def _lay_out(self, device: str | jax.Device) -> Layout:
+        """Where arrays are: on one device, unless a mesh is given or there are several processes."""
+        if self._given_mesh is None and jax.process_count() == 1:
+            return Layout()
+        devices = find_devices(device)
+        return Layout.over(devices, parse_mesh(self._given_mesh, len(devices)), self._model_config.num_items)
 
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
         if self._on_device and position is not None:
@@ -118,7 +139,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _train_batches(
         self, loader: Iterable[Batch], batches: Iterable[Batch], after_step: Callable[[], bool] | None
     ) -> None:
-        self._usual_targets = getattr(loader, "usual_targets", None)
+        self._usual_targets = _usual_targets(loader, self._layout.num_parts)
         try:
             if self._on_device:
                 self._train_on_device(list(batches))
@@ -135,7 +156,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             with_users=self._reads_users,
             sampler=self._sampler,
             step=self.step,
+            num_parts=self._layout.num_parts,
         )
+        inputs = self._layout.place_inputs(inputs, self._layout.input_specs(inputs))
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
@@ -159,19 +182,23 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[Scores[Array]]:
         arrays = (self._state.params, self._buffers, self._catalogue())
-        return nullcontext(ModelScores(self._functions, arrays, scorers, self._model_config))
+        return nullcontext(ModelScores(self._functions, arrays, scorers, self._model_config, self._layout))
 
     def _snapshots(self) -> ModuleSnapshots:
         def arrays() -> tuple[dict[str, Any], Any]:
             return self._state.params, self._buffers
 
-        return ModuleSnapshots(self._functions, arrays, self._place, reads_users=self._reads_users)
+        return ModuleSnapshots(
+            *(self._functions, arrays, self._place, self._layout),
+            padding=self._model_config.num_items,
+            reads_users=self._reads_users,
+        )
 
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
-        return export_arrays(self._state, self._buffers)
+        return export_arrays(*self._layout.fetch((self._state, self._buffers)))
 
     def _restore_arrays(self, weights: Arrays, moments: Arrays) -> None:
-        state, buffers = restore_arrays(weights, moments, self._state, self._buffers)
+        state, buffers = restore_arrays(weights, moments, *self._layout.model_shape((self._state, self._buffers)))
         self._state, self._buffers = self._place(state), self._place(buffers)
         self._kept_catalogue = None
 
@@ -197,7 +224,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             *(batches, self._model_config.num_items, self._usual_targets, self.step, rates, curricula),
             with_users=self._reads_users,
             sampler=self._sampler,
+            num_parts=self._layout.num_parts,
         )
+        inputs_S = self._place_inputs(inputs_S)
         epoch, saved = self._epoch(), self._alternating.state_dict()
         catalogue = self._catalogue() if epoch.keeps_catalogue else None
         self._state, self._kept_catalogue, steps, schedule = epoch.run(
@@ -223,6 +252,25 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         epoch: Epoch = self._functions.epochs[key]
         return epoch
 
+    def _place_inputs(self, inputs_S: StepInput) -> StepInput:
+        """The inputs of an epoch where its steps take them from."""
+        whole = jax.tree.map(lambda _: self._layout.whole_spec, inputs_S._replace(inputs=None))
+        placed: StepInput = self._layout.place_inputs(
+            inputs_S, whole._replace(inputs=self._layout.input_specs(inputs_S.inputs, stacked=True))
+        )
+        return placed
+
     def _place(self, tree: Any) -> Any:
-        """A copy of arrays on the device: what training steps consume is nobody else's."""
+        """A copy of arrays where they are trained: what training steps consume is nobody else's."""
+        if self._layout.mesh is not None:
+            return self._layout.place(tree, self._layout.specs(tree))
         return jax.device_put(tree, self.device, may_alias=False)
+
+
+def _usual_targets(loader: Iterable[Batch], num_parts: int) -> int | None:
+    """The usual maximum of the number of targets of a part of a batch, if the loader knows it."""
+    if num_parts == 1 or not hasattr(loader, "usual_targets_of_part"):
+        usual: int | None = getattr(loader, "usual_targets", None) if num_parts == 1 else None
+        return usual
+    of_part: int = loader.usual_targets_of_part(num_parts)
+    return of_part

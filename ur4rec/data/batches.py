@@ -139,7 +139,13 @@ class TrainBatches:
     @cached_property
     def usual_targets(self) -> int:
         """A number of targets that few batches exceed, if any: the maximum of the batches of the first 16 epochs."""
-        firsts = np.arange(0, self.num_rows, self.batch_size)
+        return self.usual_targets_of_part(1)
+
+    def usual_targets_of_part(self, num_parts: int) -> int:
+        """The same for the parts of batches whose rows are divided; see `ur4rec.training.processes.part_of`."""
+        starts_P = np.arange(num_parts) * -(-self.batch_size // num_parts)
+        firsts_FP = np.arange(0, self.num_rows, self.batch_size)[:, None] + starts_P[starts_P < self.batch_size]
+        firsts = firsts_FP[firsts_FP < self.num_rows]
         return max(
             int(np.add.reduceat(drawn.targets_R[drawn.order_R], firsts).max()) for drawn in map(self._draw, range(16))
         )

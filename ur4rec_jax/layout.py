@@ -228,6 +228,11 @@ class Layout:
         return P(DATA)
 
     @property
+    def batch_second(self) -> P:
+        """How arrays lie whose second axis has a row per history."""
+        return P(None, DATA)
+
+    @property
     def table(self) -> P:
         """How arrays with a row per item lie."""
         return self._table
@@ -278,7 +283,7 @@ class Layout:
 
     def input_specs(self, inputs: StepInputs, *, stacked: bool = False) -> StepInputs:
         """How the inputs of a step lie, or with a leading axis those of many steps."""
-        cut = P(None, DATA) if stacked else P(DATA)
+        cut = self.batch_second if stacked else self.batch
         whole = jax.tree.map(lambda _: P(), inputs.sample)
         return jax.tree.map(lambda _: cut, inputs._replace(sample=None))._replace(sample=whole)
 

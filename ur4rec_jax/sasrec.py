@@ -117,7 +117,7 @@ def take_positions(values_BLd: Array, at_B: Array | None) -> Array:
     """One position of each row, (B, 1, d); all of them, (B, L, d), where none is named."""
     if at_B is None:
         return values_BLd
-    return values_BLd[jnp.arange(len(at_B)), at_B][:, None]
+    return jnp.take_along_axis(values_BLd, at_B[:, None, None], axis=1)
 
 
 def _up_to(at_B: Array, length: int) -> Array:

@@ -189,7 +189,8 @@ def top_in_slices(
         found: Best = part.over_slices(width, add, Best.none(len(batch.items_BL), len(scorers), k))
         return found.join_parts(model.layout)
 
-    best: Best = model.over_parts(find, batch, scorers, candidates_I)
+    lie = Best(model.layout.batch, model.layout.batch_second, model.layout.batch_second)
+    best: Best = model.over_parts(find, batch, scorers, candidates_I, out_specs=lie)
     return best.report(batch.num_valid)
 
 
@@ -208,7 +209,12 @@ class PlacedModel(NamedTuple):
     """What the retriever knows of items."""
 
     def over_parts(
-        self, function: Callable[..., Any], batch: EvaluationBatch, scorers: tuple[str, ...], *trees: Any
+        self,
+        function: Callable[..., Any],
+        batch: EvaluationBatch,
+        scorers: tuple[str, ...],
+        *trees: Any,
+        out_specs: Any = None,
     ) -> Any:
         """What a function finds on each device with its parts of the arrays, for all histories.
 
@@ -217,6 +223,7 @@ class PlacedModel(NamedTuple):
             batch: The histories.
             scorers: By which they are scored.
             *trees: Arrays with a value per item, or None.
+            out_specs: How what it finds lies; None is a row per history.
         """
         users_B = None if batch.users_B is None else jnp.asarray(batch.users_B)
         model = self.merge(self.params, self.buffers)
@@ -229,7 +236,8 @@ class PlacedModel(NamedTuple):
         layout = self.layout
         arrays = layout.specs(self.params), layout.specs(self.buffers), layout.catalogue_specs(self.catalogue)
         specs = (*arrays, layout.batch, layout.batch_specs(batch), *[layout.table] * len(trees))
-        return layout.over_catalogue(of_part, specs, layout.batch)(*self[2:], encoded, batch, *trees)
+        found = layout.over_catalogue(of_part, specs, out_specs or layout.batch)
+        return found(*self[2:], encoded, batch, *trees)
 
 
 class _Slice(NamedTuple):

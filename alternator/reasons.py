@@ -35,6 +35,8 @@ class Reason:
     UNCONFIRMED: Final = "unconfirmed"
     PAYS: Final = "pays"
     UNMEASURED: Final = "unmeasured"
+    ABOVE: Final = "above"
+    BELOW: Final = "below"
     SCHEDULED: Final = "scheduled"
     DRAW_HOLD: Final = "draw_hold"
     DRAW_SWITCH: Final = "draw_switch"
@@ -84,6 +86,8 @@ _SENTENCES: dict[str, tuple[str, str]] = {
     ),
     Reason.PAYS: ("all modules pay", "all modules pay: {value:.2f} standard errors ≥ {limit:.2f}"),
     Reason.UNMEASURED: ("a turn has not been measured", "not measured: {value:.0f} of {limit:.0f} payoffs recorded"),
+    Reason.ABOVE: ("signal above its band", "signal {value:.3g} > {limit:g}"),
+    Reason.BELOW: ("signal below its band", "signal {value:.3g} < {limit:g}"),
     Reason.SCHEDULED: ("scheduled", "tenure {value:.0f} of {limit:.0f} is over"),
     Reason.DRAW_HOLD: ("random draw: stay", "draw {value:.0f} > {limit:.0f}"),
     Reason.DRAW_SWITCH: ("random draw: switch", "draw {value:.0f} ≤ {limit:.0f}"),

@@ -143,7 +143,12 @@ def observe_rows(rounds: int, calls: int) -> Iterator[Row]:
 
 def rules() -> dict[str, Rule]:
     """Every other rule of the library, with its defaults where it has them."""
-    arguments = {"RandomTenure": {"mean": 20.0}, "Payoff": {"costs": (2.0, 1.0)}, "Plateau": None}
+    arguments = {
+        "Balance": {"low": 0.5, "high": 2.0},
+        "RandomTenure": {"mean": 20.0},
+        "Payoff": {"costs": (2.0, 1.0)},
+        "Plateau": None,
+    }
     found = {}
     for name in alternator.__all__:
         kind = getattr(alternator, name)

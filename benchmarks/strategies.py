@@ -82,6 +82,9 @@ def _arms() -> dict[str, Arm]:
         for fusion in ("weighted", "rank", "cascade")
     ]
     uncertainty = {**separate, "use_uncertainty_weighting": True}
+    sampled = [
+        Arm(name=f"sampled {num}", trainer={"catalogue_loss": "sampled", "num_negatives": num}) for num in (256, 1024)
+    ]
     arms = [
         Arm(name="baseline", in_all_backends=True),
         *fused,
@@ -90,6 +93,7 @@ def _arms() -> dict[str, Arm]:
         Arm(name="separate, uncertainty", trainer=uncertainty, baseline="separate"),
         *losses,
         *fusions,
+        *sampled,
     ]
     return {arm.name: arm for arm in arms}
 
@@ -104,6 +108,11 @@ class Job(NamedTuple):
     backend: str
     seed: int
     quick: bool
+    dataset: str | None = None
+    """Another than the preset's."""
+    num_epochs: int = EPOCHS
+    eval_users: int | None = None
+    """The number of users whose targets are ranked; None is all."""
 
     def config(self) -> RunConfig:
         """The settings of the run."""
@@ -113,36 +122,37 @@ class Job(NamedTuple):
             backend=self.backend,
             seed=self.seed,
             device="cpu",
+            dataset=self.dataset,
+            eval_users=self.eval_users,
             epochs={"pretrain_sasrec": 0, "pretrain_retriever": 0, "joint_finetune": 0, "end_to_end": self.num_epochs},
             model={"fusion": arm.fusion},
             trainer=arm.trainer,
         )
 
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of the run."""
-        return 1 if self.quick else EPOCHS
-
     def file(self, work: Path) -> Path:
         """Where its result is kept."""
         name = f"{self.arm.replace(', ', '-').replace(' ', '-')}_{self.backend}_{self.seed}.json"
-        return work / ("quick" if self.quick else "full") / name
+        return work / ("quick" if self.quick else "full") / Path(self.dataset or "").stem / name
 
 
 def run_job(job: Job) -> dict[str, Any]:
     """Train, and test at the best epoch by validation."""
     config = job.config()
     prepared = prepare(config)
-    split, trainer = prepared.split, _build_trainer(config, prepared)
+    trainer = _build_trainer(config, prepared)
+    validation_batches, test_batches = (
+        prepared.evaluation(targets if job.eval_users is None else targets.sample(job.eval_users))
+        for targets in (prepared.split.validation, prepared.split.test)
+    )
     trainer.set_training_stage("end_to_end", num_steps=job.num_epochs * len(prepared.train))
     best: dict[str, Any] = {"validation": {"ndcg@10": -1.0}}
     epochs = []
     for epoch in range(job.num_epochs):
         metrics = trainer.train_epoch(prepared.train, epoch=epoch)
-        validation = evaluate(trainer, prepared.evaluation(split.validation)).summary()
+        validation = evaluate(trainer, validation_batches).summary()
         epochs.append({**metrics, "validation": validation})
         if validation["ndcg@10"] > best["validation"]["ndcg@10"]:
-            test = evaluate(trainer, prepared.evaluation(split.test))
+            test = evaluate(trainer, test_batches)
             per_user = {"ranks": test.ranks_T.tolist(), "nll": test.nll_T.astype(float).round(6).tolist()}
             best = {"epoch": epoch, "validation": validation, "test": test.summary(), "per_user": per_user}
     facts = {**run_facts(prepared, job.backend), **machine_facts(), "commit": source_commit()}
@@ -152,7 +162,14 @@ def run_job(job: Job) -> dict[str, Any]:
 def _build_trainer(config: RunConfig, prepared: PreparedData) -> Any:
     backend = load_backend(config.backend)
     model = backend.UR4Rec(prepared.split.num_items, prepared.item_text_vectors_IT, seed=config.seed, **config.model)
-    return backend.JointTrainer(model, device="cpu", seed=config.seed, progress=False, **config.trainer)
+    return backend.JointTrainer(
+        model,
+        device="cpu",
+        seed=config.seed,
+        progress=False,
+        item_counts=prepared.train.item_counts,
+        **config.trainer,
+    )
 
 
 def run_and_keep(job: Job, work: Path) -> Job:
@@ -346,6 +363,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--backend", nargs="+", choices=list(BACKENDS), default=list(BACKENDS), help="default: both")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="default: all")
+    parser.add_argument("--dataset", help="another dataset than MovieLens-100K, as for ur4rec train")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"epochs of a run (default: {EPOCHS})")
+    parser.add_argument("--eval-users", type=int, help="rank the targets of this number of users (default: all)")
+    parser.add_argument("--name", default="strategies", help="how the names of the result files begin")
     parser.add_argument("--quick", action="store_true", help="synthetic data and one epoch, for a look")
     parser.add_argument("--processes", type=int, default=2, help="processes of one thread each (default: 2)")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of finished runs (default: runs/strategies)")
@@ -358,7 +379,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run what is missing, compare, and write."""
     options = parse(arguments)
     jobs = [
-        Job(arm, backend, seed, options.quick)
+        Job(
+            arm,
+            backend,
+            seed,
+            options.quick,
+            options.dataset,
+            1 if options.quick else options.epochs,
+            options.eval_users,
+        )
         for backend in options.backend
         for seed in options.seeds
         for arm in options.arms
@@ -367,7 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
     run_all(jobs, options.work, options.processes)
     study = build_study({job: read_result(job, options.work) for job in jobs}, _command(options))
     hardware = f"cpu{multiprocessing.cpu_count()}" + ("-quick" if options.quick else "")
-    stem = options.out / f"strategies_{hardware}_{study['about']['date']}"
+    stem = options.out / f"{options.name}_{hardware}_{study['about']['date']}"
     text = render(study)
     write_whole(stem.with_suffix(".json"), (compact_json(study) + "\n").encode())
     write_whole(stem.with_suffix(".md"), f"# Do the strategies help?\n\n{text}".encode())
@@ -384,6 +413,9 @@ def _command(options: argparse.Namespace) -> str:
     words = ["python benchmarks/strategies.py", "--seeds", *map(str, options.seeds), "--backend", *options.backend]
     if options.arms != list(ARMS):
         words += ["--arms", *(f"'{arm}'" for arm in options.arms)]
+    words += [] if options.dataset is None else ["--dataset", Path(options.dataset).name]
+    words += [] if options.epochs == EPOCHS else ["--epochs", str(options.epochs)]
+    words += [] if options.eval_users is None else ["--eval-users", str(options.eval_users)]
     return " ".join([*words, *(["--quick"] if options.quick else [])])
 
 

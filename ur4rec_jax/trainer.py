@@ -26,6 +26,7 @@ from ur4rec.schedule.stages import TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.mesh import Mesh, parse_mesh
+from ur4rec.training.processes import Processes
 from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
@@ -34,6 +35,7 @@ from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, find_devices, to_inputs
 from ur4rec_jax.epoch import Epoch, StepInput, stack_inputs
 from ur4rec_jax.layout import Layout, to_host
+from ur4rec_jax.processes import known_processes
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
@@ -53,6 +55,9 @@ class TrainerArguments(TrainerSettings, total=False):
     on_step: Callable[[StepRecord], object] | None
     item_counts: ArrayLike | None
     memory: int | str
+    mesh: str | Mesh | None
+    shard: bool
+    processes: Processes | None
 
 
 class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
@@ -92,11 +97,12 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         model: UR4Rec,
         *,
         on_device: bool = False,
-        mesh: str | Mesh | None = None,
         **arguments: Unpack[TrainerArguments],
     ) -> None:
         self._on_device = on_device
-        self._given_mesh = mesh
+        self._kind = arguments.get("device", "auto")
+        if arguments.get("processes") is None:
+            arguments["processes"] = known_processes()
         super().__init__(model, **arguments)
 
     @property
@@ -107,8 +113,17 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         model: UR4Rec = nnx.merge(self._graphdef, params, jax.device_put(buffers, self.device))
         return model
 
+    def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
+        if shard:
+            raise ConfigurationError("shard must be left out with the backend jax, got True; give mesh='items=N'")
+        self._devices = None if mesh is None and jax.process_count() == 1 else find_devices(self._kind)
+        return Mesh() if self._devices is None else parse_mesh(mesh, len(self._devices))
+
     def _set_up(self, model: UR4Rec, device: str | jax.Device) -> None:
-        self._layout = self._lay_out(device)
+        self._layout = Layout()
+        if self._devices is not None:
+            self._layout = Layout.over(self._devices, self.mesh, model.config.num_items)
+            device = next(each for each in self._devices if each.process_index == jax.process_index())
         self.device = find_device(device)
         self._loss_at_hand = self.device.platform == "cpu"
         self._graphdef, params, buffers = split_model(model)
@@ -119,13 +134,6 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         self._key = self._place(jax.random.key(self.config.seed))
         self._usual_targets: int | None = None
         self._kept_catalogue: Catalogue | None = None
-
-    def _lay_out(self, device: str | jax.Device) -> Layout:
-        """Where arrays are: on one device, unless a mesh is given or there are several processes."""
-        if self._given_mesh is None and jax.process_count() == 1:
-            return Layout()
-        devices = find_devices(device)
-        return Layout.over(devices, parse_mesh(self._given_mesh, len(devices)), self._model_config.num_items)
 
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
         if self._on_device and position is not None:

@@ -4,6 +4,9 @@ What training spends its time on is not the products but the passes over (N, I) 
 the loss and the gradients of a slice of positions are computed while its scores are still in the cache, and only the
 gradients of the small factors are kept.
 
+Where the catalogue is in parts, each process has the logits of its own items; two numbers per position are shared, and
+the sums of the gradients of what is replicated (see `ur4rec_torch.item_shards`).
+
 Shapes: N positions with a target, n of a slice, I items, d and e widths, K preference vectors.
 """
 
@@ -13,6 +16,8 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ur4rec_torch.item_shards import ItemShard
 
 CPU_SLICE, ACCELERATOR_SLICE = 2**17, 2**26
 """Logits of a slice: as many as fit a core's cache, and as many as keep an accelerator busy."""
@@ -29,6 +34,7 @@ def catalogue_cross_entropy(
     sasrec: tuple[Tensor, Tensor] | None = None,
     retriever: tuple[Tensor, Tensor] | None = None,
     weights_2: Tensor | None = None,
+    shard: ItemShard | None = None,
 ) -> Tensor:
     """Mean negative log-probability of the targets under a softmax over the whole catalogue.
 
@@ -41,14 +47,36 @@ def catalogue_cross_entropy(
         sasrec: States, (N, d), and the item table, (I, d).
         retriever: Preference vectors over τ, (N, K, e), and the items' keys, (I, e).
         weights_2: The weights of the two; given if and only if both are.
+        shard: Of which items the table and the keys are; None is all.
     """
-    factors = (*(sasrec or (None, None)), *(retriever or (None, None)))
-    device = targets_N.device.type
-    if torch.is_autocast_enabled(device):
-        kind = torch.get_autocast_dtype(device)
-        factors = tuple(None if factor is None else factor.to(kind) for factor in factors)
-    loss: Tensor = _CatalogueCrossEntropy.apply(targets_N, *factors, weights_2)  # type: ignore[no-untyped-call]
+    factors = _as_computed(targets_N, *(sasrec or (None, None)), *(retriever or (None, None)))
+    loss: Tensor = _CatalogueCrossEntropy.apply(shard, targets_N, *factors, weights_2)  # type: ignore[no-untyped-call]
     return loss
+
+
+def catalogue_log_probabilities(
+    targets_N: Tensor,
+    *,
+    sasrec: tuple[Tensor, Tensor] | None = None,
+    retriever: tuple[Tensor, Tensor] | None = None,
+    shard: ItemShard | None = None,
+) -> Tensor:
+    """The log-probability of each target under a module's softmax over the whole catalogue, (N,).
+
+    As `catalogue_cross_entropy`, with one of the two; the backward pass computes the logits again.
+    """
+    factors = _as_computed(targets_N, *(sasrec or (None, None)), *(retriever or (None, None)))
+    found: Tensor = _CatalogueLogProbabilities.apply(shard, targets_N, *factors)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _as_computed(targets_N: Tensor, *factors: Tensor | None) -> Factors:
+    """The factors in the type of autocast, where it is on."""
+    device = targets_N.device.type
+    if not torch.is_autocast_enabled(device):
+        return factors
+    kind = torch.get_autocast_dtype(device)
+    return tuple(None if factor is None else factor.to(kind) for factor in factors)
 
 
 class _Context(Protocol):
@@ -57,6 +85,7 @@ class _Context(Protocol):
     needs_input_grad: tuple[bool, ...]
     saved_tensors: Factors
     dtypes: tuple[torch.dtype | None, ...]
+    shard: ItemShard | None
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
@@ -65,34 +94,64 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     """The gradients are computed with the loss; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: _Context, targets_N: Tensor, *factors: Tensor | None) -> Tensor:
+    def forward(ctx: _Context, shard: ItemShard | None, targets_N: Tensor, *factors: Tensor | None) -> Tensor:
         """The loss."""
         with torch.autocast(targets_N.device.type, enabled=False):
-            loss, gradients = _loss_and_gradients(targets_N, *factors, needed=ctx.needs_input_grad[1:])
+            losses_N, gradients = _losses_and_gradients(
+                targets_N, factors, needed=ctx.needs_input_grad[2:], shard=shard
+            )
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.div_(len(targets_N))
         ctx.save_for_backward(*gradients)
         ctx.dtypes = tuple(None if factor is None else factor.dtype for factor in factors)
-        return loss
+        return losses_N.mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Context, gradient: Tensor) -> Factors:
         """The gradients of the factors and the weights."""
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return None, *(None if saved is None else (gradient * saved).to(dtype) for saved, dtype in found)
+        return None, None, *(None if saved is None else (gradient * saved).to(dtype) for saved, dtype in found)
 
 
-def _loss_and_gradients(
+class _CatalogueLogProbabilities(torch.autograd.Function):
+    """The gradients are computed in backward, which knows how much each position counts."""
+
+    @staticmethod
+    def forward(ctx: _Context, shard: ItemShard | None, targets_N: Tensor, *factors: Tensor | None) -> Tensor:
+        """The log-probabilities."""
+        with torch.autocast(targets_N.device.type, enabled=False):
+            losses_N, _ = _losses_and_gradients(targets_N, (*factors, None), needed=(False,) * 5, shard=shard)
+        ctx.save_for_backward(targets_N, *factors)
+        ctx.shard = shard
+        return -losses_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, gradient_N: Tensor) -> Factors:
+        """The gradients of the factors."""
+        targets_N, *factors = ctx.saved_tensors
+        assert targets_N is not None
+        needed = (*ctx.needs_input_grad[2:], False)
+        with torch.autocast(targets_N.device.type, enabled=False):
+            _, gradients = _losses_and_gradients(
+                targets_N, (*factors, None), needed=needed, shard=ctx.shard, counts_N=-gradient_N
+            )
+        found = zip(gradients, factors, strict=False)
+        return None, None, *(None if by is None or of is None else by.to(of.dtype) for by, of in found)
+
+
+def _losses_and_gradients(
     targets_N: Tensor,
-    hidden_Nd: Tensor | None,
-    table_Id: Tensor | None,
-    queries_NKe: Tensor | None,
-    keys_Ie: Tensor | None,
-    weights_2: Tensor | None,
+    factors: Factors,
     *,
     needed: tuple[bool, ...],
+    shard: ItemShard | None,
+    counts_N: Tensor | None = None,
 ) -> tuple[Tensor, Factors]:
-    """The mean loss, and its gradient by each factor that needs one."""
-    factors = (hidden_Nd, table_Id, queries_NKe, keys_Ie, weights_2)
+    """The losses, and the gradients of their sum, weighted by ``counts_N``, by each factor that needs one."""
+    hidden_Nd, table_Id, queries_NKe, keys_Ie, weights_2 = factors
     gradients = tuple(
         _widen(torch.zeros_like(factor)) if need and factor is not None else None
         for factor, need in zip(factors, needed, strict=True)
@@ -104,27 +163,46 @@ def _loss_and_gradients(
     if queries_NKe is not None and keys_Ie is not None:
         parts.append(_RetrieverLogits(queries_NKe, keys_Ie, by_queries_NKe, by_keys_Ie))
     losses = []
-    for here in _slices(len(targets_N), parts[0].num_items, targets_N.device.type):
+    num_items = parts[0].num_items if shard is None else shard.size  # all parts must take the same slices
+    for here in _slices(len(targets_N), num_items, targets_N.device.type):
         targets_n1 = targets_N[here, None]
         scores = [part.forward(here) for part in parts]
         logits_nI = scores[0]
         if weights_2 is not None:
             logits_nI = (scores[0] * weights_2[0]).addcmul_(scores[1], weights_2[1])
-        log_total_n1 = logits_nI.logsumexp(1, keepdim=True)
-        losses.append((log_total_n1 - logits_nI.gather(1, targets_n1))[:, 0])
+        log_total_n1, own_n1 = _normalise(logits_nI, targets_n1, shard)
+        losses.append((log_total_n1 - own_n1)[:, 0])
         if not any(needed):
             continue
         by_logits_nI = logits_nI.sub_(log_total_n1).exp_()  # the probabilities, less 1 where the target is
-        by_logits_nI.scatter_(1, targets_n1, by_logits_nI.gather(1, targets_n1) - 1)
+        _subtract_one(by_logits_nI, targets_n1, shard)
+        if counts_N is not None:
+            by_logits_nI.mul_(counts_N[here, None])
         if by_weights_2 is not None:
             for index, scores_nI in enumerate(scores):
                 by_weights_2[index] += torch.dot(by_logits_nI.flatten(), scores_nI.flatten())
         for index, part in enumerate(parts):
             part.backward(here, by_logits_nI, 1.0 if weights_2 is None else weights_2[index])
-    for gradient in gradients:
-        if gradient is not None:
-            gradient.div_(len(targets_N))
-    return torch.cat(losses).mean(), gradients
+    if shard is not None:
+        shard.add_up(*(each for each in (by_hidden_Nd, by_queries_NKe, by_weights_2) if each is not None))
+    return torch.cat(losses), gradients
+
+
+def _normalise(logits_nI: Tensor, targets_n1: Tensor, shard: ItemShard | None) -> tuple[Tensor, Tensor]:
+    """The logarithm of the sum of all items' exponentials, (n, 1), and the targets' own logits."""
+    if shard is not None:
+        return shard.normalise(logits_nI, targets_n1)
+    return logits_nI.logsumexp(1, keepdim=True), logits_nI.gather(1, targets_n1)
+
+
+def _subtract_one(probabilities_nI: Tensor, targets_n1: Tensor, shard: ItemShard | None) -> None:
+    """Subtract 1 where the target is, if it is one of the items."""
+    if shard is None:
+        probabilities_nI.scatter_(1, targets_n1, probabilities_nI.gather(1, targets_n1) - 1)
+        return
+    rows_n1, is_own_n1 = shard.find(targets_n1)
+    rows_n1 = rows_n1.clamp(max=probabilities_nI.shape[1] - 1)
+    probabilities_nI.scatter_(1, rows_n1, probabilities_nI.gather(1, rows_n1) - is_own_n1.to(probabilities_nI.dtype))
 
 
 class _SasrecLogits:

@@ -66,15 +66,15 @@ def to_device(
     sample = None
     if sampler is not None:
         items_BL, targets_N, found = sampler.number(items_BL, targets_N, step)
-        sample = Sample(*(_send(array, device) for array in found))
-    users_B = _send(np.asarray(batch[2], np.int64), device) if with_users else None
-    items, positions, targets = (_send(array, device) for array in (items_BL, positions_N, targets_N))
+        sample = Sample(*(send(array, device) for array in found))
+    users_B = send(np.asarray(batch[2], np.int64), device) if with_users else None
+    items, positions, targets = (send(array, device) for array in (items_BL, positions_N, targets_N))
     return StepInputs(items, positions, targets, users_B, sample)
 
 
 def to_indices(values: ArrayLike, device: torch.device) -> Tensor:
     """Whole numbers on the device."""
-    return torch.as_tensor(np.asarray(values, np.int64), device=device)
+    return send(np.asarray(values, np.int64), device)
 
 
 def to_host(tensor: Tensor) -> NDArray[Any]:
@@ -82,7 +82,8 @@ def to_host(tensor: Tensor) -> NDArray[Any]:
     return np.asarray(tensor.detach().cpu().contiguous())
 
 
-def _send(array: NDArray[Any], device: torch.device) -> Tensor:
+def send(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device; to CUDA it is copied from pinned memory, and nothing waits for that."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 

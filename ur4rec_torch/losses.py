@@ -14,10 +14,11 @@ from torch import Tensor
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
-from ur4rec_torch.catalogue_loss import catalogue_cross_entropy
+from ur4rec_torch.catalogue_loss import catalogue_cross_entropy, catalogue_log_probabilities
 from ur4rec_torch.retriever import Catalogue
+from ur4rec_torch.rows import take_rows
 from ur4rec_torch.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
-from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec
+from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec, WeightedFusion
 
 StepInputs: TypeAlias = arrays.StepInputs[Tensor]
 Component: TypeAlias = arrays.Component[Tensor]
@@ -126,9 +127,8 @@ def _sasrec_loss(
     model: UR4Rec, config: TrainerConfig, inputs: StepInputs, outputs: Outputs, *, keeps_scores: bool
 ) -> tuple[Tensor, Outputs]:
     """SASRec's own loss, and the outputs with what it was computed from."""
-    hidden_Nd = _states(model, inputs)
-    if inputs.sample is not None:
-        scores_NS = _sasrec_scores(model, inputs, hidden_Nd)
+    hidden_Nd, scores_NS = _run_sasrec(model, inputs)
+    if inputs.sample is not None and scores_NS is not None:
         loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
         return loss, outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NS)
     table_Id = model.sasrec.item_table()
@@ -136,6 +136,9 @@ def _sasrec_loss(
         scores_NI = model.sasrec.score(hidden_Nd, table_Id)
         outputs = outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NI)
         return F.cross_entropy(scores_NI, inputs.targets_N), outputs
+    if model.shard is not None:
+        loss = catalogue_cross_entropy(inputs.targets_N, sasrec=(hidden_Nd, table_Id), shard=model.shard)
+        return loss, outputs._replace(hidden_Nd=hidden_Nd)
     rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
     loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config)
     return loss, outputs._replace(hidden_Nd=hidden_Nd)
@@ -155,7 +158,7 @@ def _retriever_loss(
         outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NI)
         return F.cross_entropy(scores_NI, inputs.targets_N), outputs
     queries_NKd = model.retriever.scale(preferences_NKd)
-    loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
+    loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id), shard=catalogue.shard)
     return loss, outputs._replace(preferences_NKd=preferences_NKd)
 
 
@@ -181,8 +184,8 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
         catalogue: The retriever's.
         keeps_scores: Whether a further component needs all logits: then they are computed once for both.
     """
-    hidden_Nd, preferences_NKd = _states(model, inputs), _preferences(model, inputs, catalogue)
-    outputs = Outputs(hidden_Nd, preferences_NKd)
+    (hidden_Nd, scores_NS), preferences_NKd = _run_sasrec(model, inputs), _preferences(model, inputs, catalogue)
+    outputs = Outputs(hidden_Nd, preferences_NKd, scores_NS)
     if keeps_scores or inputs.sample is not None:
         scores = both_scores(model, inputs, catalogue, outputs)
         outputs = Outputs(hidden_Nd, preferences_NKd, *scores)
@@ -202,8 +205,10 @@ def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs
     hidden_Nd, preferences_NKd, sasrec_NI, retriever_NI = outputs
     if sasrec_NI is None:
         with torch.set_grad_enabled(hidden_Nd is not None):
-            hidden_Nd = _states(model, inputs) if hidden_Nd is None else hidden_Nd
-            sasrec_NI = _sasrec_scores(model, inputs, hidden_Nd)
+            if hidden_Nd is None:
+                hidden_Nd, sasrec_NI = _run_sasrec(model, inputs)
+            if sasrec_NI is None:
+                sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
     if retriever_NI is None:
         with torch.set_grad_enabled(preferences_NKd is not None):
             preferences_NKd = _preferences(model, inputs, catalogue) if preferences_NKd is None else preferences_NKd
@@ -215,11 +220,15 @@ def _fused(
     model: UR4Rec, hidden_Nd: Tensor, table_Id: Tensor, preferences_NKd: Tensor, keys_Id: Tensor, targets_N: Tensor
 ) -> Tensor:
     """Cross-entropy of the fused scores."""
+    sasrec, retriever = (hidden_Nd, table_Id), (model.retriever.scale(preferences_NKd), keys_Id)
     if isinstance(model.fusion, LogitFusion):
-        retriever = model.retriever.scale(preferences_NKd), keys_Id
-        return catalogue_cross_entropy(
-            targets_N, sasrec=(hidden_Nd, table_Id), retriever=retriever, weights_2=model.fusion.weights
-        )
+        weights_2, shard = model.fusion.weights, model.shard
+        return catalogue_cross_entropy(targets_N, sasrec=sasrec, retriever=retriever, weights_2=weights_2, shard=shard)
+    if model.shard is not None:
+        assert isinstance(model.fusion, WeightedFusion)
+        by_sasrec_N = catalogue_log_probabilities(targets_N, sasrec=sasrec, shard=model.shard)
+        by_retriever_N = catalogue_log_probabilities(targets_N, retriever=retriever, shard=model.shard)
+        return -model.fusion.mix(by_sasrec_N, by_retriever_N).mean()
     scores = model.sasrec.score(hidden_Nd, table_Id), model.retriever.score(preferences_NKd, keys_Id)
     return F.cross_entropy(model.fusion(*scores), targets_N)
 
@@ -231,14 +240,6 @@ def _softmax_loss(scores: Tensor, inputs: StepInputs) -> Tensor:
     return sampled_cross_entropy(scores, inputs.targets_N, inputs.sample)
 
 
-def _sasrec_scores(model: UR4Rec, inputs: StepInputs, hidden_Nd: Tensor) -> Tensor:
-    """SASRec's logits of every item, (N, I), or of the candidates, (N, S)."""
-    if inputs.sample is None:
-        return model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-    table_Jd = model.sasrec.item_embedding(inputs.sample.items_J)
-    return sasrec_scores(hidden_Nd, table_Jd, inputs.targets_N, inputs.sample)
-
-
 def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, preferences_NKd: Tensor) -> Tensor:
     """The retriever's logits of every item, (N, I), or of the candidates, (N, S)."""
     if inputs.sample is None:
@@ -246,11 +247,15 @@ def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, p
     return retriever_scores(model.retriever, preferences_NKd, catalogue.keys_Id, inputs.targets_N, inputs.sample)
 
 
-def _states(model: UR4Rec, inputs: StepInputs) -> Tensor:
-    """SASRec's states where a target is, (N, d)."""
-    items_BL = inputs.items_BL if inputs.sample is None else inputs.sample.items_J[inputs.items_BL]
-    hidden_BLd: Tensor = model.sasrec(items_BL)
-    return hidden_BLd.flatten(0, 1)[inputs.positions_N]
+def _run_sasrec(model: UR4Rec, inputs: StepInputs) -> tuple[Tensor, Tensor | None]:
+    """SASRec's states where a target is, (N, d), and with sampled losses its logits of the candidates, (N, S)."""
+    if inputs.sample is None:
+        hidden_BLd: Tensor = model.sasrec(inputs.items_BL)
+        return hidden_BLd.flatten(0, 1)[inputs.positions_N], None
+    rows_Jd = take_rows(model.sasrec.item_embedding.weight, inputs.sample.items_J)
+    hidden_BLd = model.sasrec(inputs.items_BL, rows_Jd=rows_Jd)
+    hidden_Nd = hidden_BLd.flatten(0, 1)[inputs.positions_N]
+    return hidden_Nd, sasrec_scores(hidden_Nd, rows_Jd, inputs.targets_N, inputs.sample)
 
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:

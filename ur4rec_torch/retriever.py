@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ur4rec.config import ModelConfig
 from ur4rec.training import arrays
+from ur4rec_torch.item_shards import ItemShard, look_up
 
 UserMemory: TypeAlias = arrays.UserMemory[Tensor]
 Catalogue: TypeAlias = arrays.Catalogue[Tensor]
@@ -46,6 +47,7 @@ class PreferenceRetriever(nn.Module):
     ) -> None:
         super().__init__()
         text_dim, dim = config.text_embedding_dim, config.retriever_output_dim
+        self.shard: ItemShard | None = None
         self.temperature = config.retriever_temperature
         padding_1T = torch.zeros(1, text_dim)
         self.register_buffer("item_text_vectors", torch.cat([item_text_vectors_IT, padding_1T]))
@@ -72,13 +74,21 @@ class PreferenceRetriever(nn.Module):
             with_users: Whether to project the texts of users.
         """
         users = self._user_memory(self.user_text_vectors) if with_users and self.reads_users else None
-        texts_JT = self.item_text_vectors if items_J is None else self.item_text_vectors[items_J]
-        keys_Jd = self.key_projection(texts_JT)
+        texts_JT, shard = self.item_text_vectors, self.shard
+        if items_J is not None:
+            (texts_JT,), shard = look_up(items_J, [texts_JT], shard), None
+        item, key, value = self.item_projection, self.key_projection, self.value_projection
+        weights: list[Tensor] = [each for layer in (item, key, value) for each in layer.parameters()]
+        queries_Kd: Tensor = self.queries.weight
+        if shard is not None:
+            queries_Kd, *weights = shard.replicated(queries_Kd, *weights)
+        keys_Jd = F.linear(texts_JT, *weights[2:4])
         return Catalogue(
-            keys_Id=F.normalize(self.item_projection(texts_JT[:-1]), dim=-1),
-            values_Jd=self.value_projection(texts_JT),
-            content_JK=keys_Jd @ self.queries.weight.T / keys_Jd.shape[1] ** 0.5,
+            keys_Id=F.normalize(F.linear(texts_JT[:-1], *weights[:2]), dim=-1),
+            values_Jd=F.linear(texts_JT, *weights[4:]),
+            content_JK=keys_Jd @ queries_Kd.T / keys_Jd.shape[1] ** 0.5,
             users=users,
+            shard=shard,
         )
 
     def forward(
@@ -111,7 +121,7 @@ class PreferenceRetriever(nn.Module):
         """
         weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
         preferences_BKd = self._gather(weights_BKQM, values_BMd)[:, 0]
-        keys_BCd = F.embedding(candidates_BC, catalogue.keys_Id)
+        (keys_BCd,) = look_up(candidates_BC, [catalogue.keys_Id], catalogue.shard)
         shares_BCK = torch.softmax(keys_BCd @ self.scale(preferences_BKd).transpose(1, 2), dim=-1)
         return shares_BCK @ weights_BKQM[:, :, 0]
 
@@ -128,9 +138,8 @@ class PreferenceRetriever(nn.Module):
         self, items_BL: Tensor, catalogue: Catalogue, users_B: Tensor | None, at_B: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The weight that each query gives each text, (B, K, Q, M), and what the texts hold, (B, M, d)."""
-        values_BMd = F.embedding(items_BL, catalogue.values_Jd)
-        content_BKL = F.embedding(items_BL, catalogue.content_JK).transpose(1, 2)
-        logits_BKQM = content_BKL.unsqueeze(2) + self._recency(items_BL.shape[1], at_B)
+        values_BMd, content_BLK = look_up(items_BL, [catalogue.values_Jd, catalogue.content_JK], catalogue.shard)
+        logits_BKQM = content_BLK.transpose(1, 2).unsqueeze(2) + self._recency(items_BL.shape[1], at_B)
         if users_B is not None and self.reads_users:
             values_Bd, content_BK = self._look_up(users_B, catalogue)
             values_BMd = torch.cat([values_BMd, values_Bd.unsqueeze(1)], dim=1)

@@ -1,7 +1,8 @@
 """SASRec: causal self-attention over a sequence of items (Kang & McAuley, ICDM 2018).
 
 Shapes: B rows, L positions, Q of them that are asked for (all, or one), H heads, d width, h width of a head, N real
-positions, I items. Sequences are right-padded, so a causal position never looks at padding and no mask is needed.
+positions, I items, J items of a step with the padding. Sequences are right-padded, so a causal position never looks at
+padding and no mask is needed.
 """
 
 import torch
@@ -88,15 +89,17 @@ class SASRec(nn.Module):
         self.final_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(config.sasrec_dropout)
 
-    def forward(self, items_BL: Tensor, at_B: Tensor | None = None) -> Tensor:
+    def forward(self, items_BL: Tensor, at_B: Tensor | None = None, rows_Jd: Tensor | None = None) -> Tensor:
         """The state of each position, (B, Q, d): what the sequence up to there says about the next item.
 
         Args:
             items_BL: Sequences of items.
             at_B: The one position of each row that is asked for; None is all. Only the last block can leave the others
                 out: it reads them all from the blocks before it.
+            rows_Jd: Embeddings that ``items_BL`` numbers, the padding's last; None are those of all items.
         """
-        hidden_BLd: Tensor = self.item_embedding(items_BL) + self.position_embedding.weight[: items_BL.shape[1]]
+        embedded_BLd = self.item_embedding(items_BL) if rows_Jd is None else F.embedding(items_BL, rows_Jd, -1)
+        hidden_BLd: Tensor = embedded_BLd + self.position_embedding.weight[: items_BL.shape[1]]
         hidden_BLd = self.dropout(hidden_BLd)
         *before, last = self.blocks
         for block in before:
@@ -105,8 +108,8 @@ class SASRec(nn.Module):
         return states_BQd
 
     def item_table(self) -> Tensor:
-        """The embeddings that states are scored against, (I, d): without the padding row."""
-        return self.item_embedding.weight[: self.num_items]
+        """The embeddings that states are scored against, (I, d): without the padding row, the last."""
+        return self.item_embedding.weight[:-1]
 
     def score(self, hidden_Nd: Tensor, table_Id: Tensor) -> Tensor:
         """Logits of every item at each state, (N, I)."""

@@ -1,10 +1,14 @@
 """Ranks and best items of a catalogue that is scored in slices: no more than rows × width scores are held at once.
 
+Where the catalogue is in parts (`ur4rec_torch.item_shards`), each process goes through its own items; counts are added
+up, and the best of all parts joined, at the end.
+
 Shapes: B rows, V of them that count, L positions, I items, s items of a slice, M coordinates of seen items, m of them
 in a slice, S scorers, k places.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +19,9 @@ from torch import Tensor
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.scorer import NO_ITEM
-from ur4rec.training.slices import Slice, slices_of
-from ur4rec_torch.device import to_indices
+from ur4rec.training.slices import MULTIPLE, Slice, slices_of
+from ur4rec_torch.device import send, to_indices
+from ur4rec_torch.item_shards import ItemShard
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.ur4rec import UR4Rec, WeightedFusion
 
@@ -43,7 +48,9 @@ class ModelScores:
     def __call__(self, items_BL: ArrayLike, users_B: ArrayLike | None) -> Mapping[str, Tensor]:
         """Scores of every item by scorer, (B, I)."""
         users = None if users_B is None else to_indices(users_B, self._device)
-        return self._model.scores(to_indices(items_BL, self._device), self._scorers, self._catalogue, users)
+        found = self._model.scores(to_indices(items_BL, self._device), self._scorers, self._catalogue, users)
+        shard = self._model.shard
+        return found if shard is None else {name: shard.columns(scores_BI) for name, scores_BI in found.items()}
 
     def rank(self, batch: EvaluationBatch, width: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Of each scorer the ranks of the targets, (V,), and whether all scores that count are finite.
@@ -55,16 +62,18 @@ class ModelScores:
             batch: The histories and their targets.
             width: The items of a slice.
         """
-        if width == self._model.config.num_items:
+        shard = self._model.shard
+        if width == self._model.config.num_items and shard is None:
             return {name: rank_batch(each, batch) for name, each in self(batch.items_BL, batch.users_B).items()}
         score = _SliceScores(self._model, self._catalogue, batch, self._device, self._scorers, width)
-        coordinates = _Coordinates.of(batch, self._device)
+        coordinates = _Coordinates.of(batch, self._device, score.first)
         targets_V = to_indices(batch.targets_B[: batch.num_valid], self._device)
-        counts = {name: _Count(own_V, targets_V) for name, own_V in score.at(targets_V).items()}
+        counts = {name: _Count(own_V, targets_V - score.first) for name, own_V in score.at(targets_V).items()}
         for part, scores in score.slices():
             for name, scores_Bs in scores.items():
-                counts[name].add(part, scores_Bs[: batch.num_valid], *coordinates.inside(part, width))
-        return {name: (count.ranks_V, count.finite()) for name, count in counts.items()}
+                counts[name].add(part, scores_Bs[: batch.num_valid], *coordinates.inside(part, score.width))
+        found = {name: (count.ranks_V, count.finite()) for name, count in counts.items()}
+        return found if shard is None else _add_up(found, shard)
 
     def top(
         self, batch: EvaluationBatch, order: Sequence[str], candidates_I: NDArray[np.bool_] | None, k: int, width: int
@@ -80,18 +89,20 @@ class ModelScores:
             k: The number of places.
             width: The items of a slice.
         """
-        if width == self._model.config.num_items:
+        shard = self._model.shard
+        if width == self._model.config.num_items and shard is None:
             scores = self(batch.items_BL, batch.users_B)
             return top_batch([scores[name] for name in order], batch, candidates_I, k)
         score = _SliceScores(self._model, self._catalogue, batch, self._device, self._scorers, width)
-        coordinates = _Coordinates.of(batch, self._device)
-        candidates = None if candidates_I is None else torch.as_tensor(candidates_I, device=self._device)
+        coordinates = _Coordinates.of(batch, self._device, score.first)
+        candidates = None if candidates_I is None else send(candidates_I[score.first :], self._device)
         best = Best.none(len(batch.items_BL), len(order), k, self._device)
         for part, scores in score.slices():
-            ordered, inside = [scores[name] for name in order], slice(part.start, part.start + width)
-            _mask(ordered, *coordinates.inside(part, width), None if candidates is None else candidates[inside])
-            best = best.join(Best.of([each[:, part.skip :] for each in ordered], part.start + part.skip, k))
-        return best.report(batch.num_valid)
+            ordered, inside = [scores[name] for name in order], score.places(part)
+            _mask(ordered, *coordinates.inside(part, score.width), None if candidates is None else candidates[inside])
+            first = score.first + part.start + part.skip
+            best = best.join(Best.of([each[:, part.skip :] for each in ordered], first, k))
+        return (best if shard is None else best.join_parts(shard)).report(batch.num_valid)
 
 
 def rank_batch(scores_BI: Tensor, batch: EvaluationBatch) -> tuple[Tensor, Tensor]:
@@ -112,7 +123,7 @@ def top_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `ModelScores.top`, of scores of all items, the deciding ones first; they are overwritten."""
     device = scores[0].device
-    candidates = None if candidates_I is None else torch.as_tensor(candidates_I, device=device)
+    candidates = None if candidates_I is None else send(candidates_I, device)
     _mask(scores, *_seen(batch, device), candidates)
     return Best.of(scores, 0, k).report(batch.num_valid)
 
@@ -124,6 +135,14 @@ def _seen(batch: EvaluationBatch, device: torch.device) -> tuple[Tensor, Tensor]
     return rows_M, items_M
 
 
+def _add_up(found: Mapping[str, tuple[Tensor, Tensor]], shard: ItemShard) -> dict[str, tuple[Tensor, Tensor]]:
+    """The ranks among all items from those among the items of each part, and whether the scores of all are finite."""
+    num_better = [ranks_V - 1 for ranks_V, _ in found.values()]
+    num_failed = [(~finite).to(torch.int64) for _, finite in found.values()]
+    shard.add_up(*num_better, *num_failed)
+    return {name: (each_V + 1, count == 0) for name, each_V, count in zip(found, num_better, num_failed, strict=True)}
+
+
 def _mask(scores: Sequence[Tensor], rows_m: Tensor, items_m: Tensor, candidates_s: Tensor | None) -> None:
     """Take what is no candidate out of the running."""
     for scores_Bs in scores:
@@ -133,7 +152,7 @@ def _mask(scores: Sequence[Tensor], rows_m: Tensor, items_m: Tensor, candidates_
 
 
 class _SliceScores:
-    """The scores of a batch's histories, encoded once, for any items."""
+    """The scores of a batch's histories, encoded once, for any of the items that this process has."""
 
     def __init__(
         self,
@@ -144,7 +163,12 @@ class _SliceScores:
         scorers: tuple[str, ...],
         width: int,
     ) -> None:
-        self._model, self._catalogue, self._scorers, self._width = model, catalogue, scorers, width
+        self._model, self._catalogue, self._scorers, self._shard = model, catalogue, scorers, model.shard
+        self.first, self.width, self._num_items = 0, width, model.config.num_items
+        if self._shard is not None:  # of one width in all parts, so that equal items have equal scores
+            self.first, stop = self._shard.items.start, self._shard.items.stop
+            self.width, self._num_items = min(width, -(-self._shard.size // MULTIPLE) * MULTIPLE), stop - self.first
+        self._device = device
         users = None if batch.users_B is None else to_indices(batch.users_B, device)
         self._encoded = model.encode(to_indices(batch.items_BL, device), scorers, catalogue, users)
         self._totals = None
@@ -157,27 +181,42 @@ class _SliceScores:
     def at(self, items_V: Tensor) -> dict[str, Tensor]:
         """Of each of the first rows, the scores of one item, (V,), from the same products as those of the slices."""
         rows_V = torch.arange(len(items_V), device=items_V.device)
+        is_own_V = None
+        if self._shard is not None:
+            items_V, is_own_V = self._shard.find(items_V)
+            items_V = items_V.clamp(max=self._num_items - 1)
         found: dict[str, list[Tensor]] = {name: [] for name in self._scorers}
-        for rows_s in torch.split(rows_V, self._width):
-            filled_s = items_V[rows_s].repeat(-(-self._width // len(rows_s)))[: self._width]
+        for rows_s in torch.split(rows_V, self.width):
+            filled_s = items_V[rows_s].repeat(-(-self.width // len(rows_s)))[: self.width]
             for name, scores_Bs in self(filled_s).items():
                 found[name].append(scores_Bs[rows_s, rows_V[: len(rows_s)]])
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        own = {name: torch.cat(parts) for name, parts in found.items()}
+        if self._shard is not None and is_own_V is not None:
+            own = {name: each_V.masked_fill(~is_own_V, 0) for name, each_V in own.items()}
+            self._shard.add_up(*own.values())
+        return own
 
     def slices(self) -> Iterator[tuple[Slice, dict[str, Tensor]]]:
         """The scores of each slice in turn, (B, s) by scorer."""
-        for part in slices_of(self._model.config.num_items, self._width):
-            yield part, self(slice(part.start, part.start + self._width))
+        for part in slices_of(self._num_items, self.width):
+            yield part, self(self.places(part))
+
+    def places(self, part: Slice) -> slice | Tensor:
+        """The places of a slice's items among those of this process; of fewer than a slice, the first fills it up."""
+        if part.start >= 0:
+            return slice(part.start, part.start + self.width)
+        return torch.arange(part.start, part.start + self.width, device=self._device).clamp(min=0)
 
     def _sum_up(self) -> list[Tensor]:
         """What normalises each module's scores, (B, 1)."""
         logs: list[Tensor | None] = [None, None]
-        for part in slices_of(self._model.config.num_items, self._width):
-            items = slice(part.start + part.skip, part.start + self._width)
+        for part in slices_of(self._num_items, self.width):
+            items = slice(part.start + part.skip, part.start + self.width)
             scores = self._model.score_items(self._encoded, MODULES, self._catalogue, items)
             parts = [scores[name].logsumexp(1, keepdim=True) for name in MODULES]
             logs = [each if log is None else torch.logaddexp(log, each) for log, each in zip(logs, parts, strict=True)]
-        return [log for log in logs if log is not None]
+        found = [log for log in logs if log is not None]
+        return found if self._shard is None else [self._shard.logsumexp(log_B1) for log_B1 in found]
 
 
 class _Coordinates(NamedTuple):
@@ -189,8 +228,9 @@ class _Coordinates(NamedTuple):
     """The items again, on the host."""
 
     @classmethod
-    def of(cls, batch: EvaluationBatch, device: torch.device) -> "_Coordinates":
-        rows_M, items_M = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
+    def of(cls, batch: EvaluationBatch, device: torch.device, first: int) -> "_Coordinates":
+        """Those of a batch; items are counted from ``first``."""
+        rows_M, items_M = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen] - first
         order_M = np.argsort(items_M, kind="stable")
         sorted_M = items_M[order_M]
         return cls(to_indices(rows_M[order_M], device), to_indices(sorted_M, device), sorted_M)
@@ -259,6 +299,11 @@ class Best(NamedTuple):
             values_SBj.gather(2, places_Bk.expand(len(values_SBj), -1, -1)),
             torch.logaddexp(self.logs_SB, later.logs_SB),
         )
+
+    def join_parts(self, shard: ItemShard) -> "Best":
+        """Together with those of the other parts of the catalogue."""
+        first, *others = (Best(*parts) for parts in zip(*(shard.gather(each) for each in self), strict=True))
+        return reduce(Best.join, others, first)
 
     def report(self, num_valid: int) -> tuple[Tensor, Tensor, Tensor]:
         """The items, their probabilities by all scorers, and whether the scores of the rows that count are finite."""

@@ -17,7 +17,7 @@ from ur4rec.data.batches import EvaluationBatch
 from ur4rec.training import held_out
 from ur4rec.training.checkpoint import Arrays
 from ur4rec_torch.checkpoint import plain_name
-from ur4rec_torch.device import to_host, to_indices
+from ur4rec_torch.device import send, to_host, to_indices
 from ur4rec_torch.retriever import PreferenceRetriever
 from ur4rec_torch.sasrec import SASRec
 from ur4rec_torch.ur4rec import UR4Rec
@@ -73,7 +73,7 @@ class ModuleSnapshots:
     def fuse(self, scores: tuple[Tensor, ...], totals: tuple[NDArray[np.float32], ...] | None) -> NDArray[np.float32]:
         """Fused scores, (B, s)."""
         sasrec_Bs, retriever_Bs = scores
-        on_device = None if totals is None else [torch.as_tensor(each, device=self._device) for each in totals]
+        on_device = None if totals is None else [send(each, self._device) for each in totals]
         with torch.no_grad():
             return to_host(self._model.fuse(sasrec_Bs, retriever_Bs, on_device))
 

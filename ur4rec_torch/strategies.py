@@ -26,6 +26,7 @@ from ur4rec.training.components import (
     loss_name,
     weight_name,
 )
+from ur4rec_torch.item_shards import ItemShard, look_up
 from ur4rec_torch.losses import Component, StepInputs, StepLosses, both_scores
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.sampled_loss import corrections
@@ -150,15 +151,18 @@ class UncertaintyWeights:
             self.log_variances[name] = log_variance.to(self.log_variances[name].device)
 
 
-def consistency_loss(preferences_NKd: Tensor, inputs: StepInputs, keys_Id: Tensor) -> Tensor:
+def consistency_loss(
+    preferences_NKd: Tensor, inputs: StepInputs, keys_Id: Tensor, shard: ItemShard | None = None
+) -> Tensor:
     """Squared distance of what is wanted from what the history is about, a mean over positions.
 
     Both are means of unit vectors, normalised: of the preference vectors, and of the history's text vectors up to
-    there, which are detached.
+    there, which are detached. The keys are those of ``shard``; None is all items.
     """
     keys_Id = keys_Id.detach().float()
-    history_BLd = F.embedding(inputs.items_BL.clamp(max=len(keys_Id) - 1), keys_Id).cumsum(1)
-    history_Nd = F.normalize(history_BLd.flatten(0, 1)[inputs.positions_N], dim=-1)
+    num_items = len(keys_Id) if shard is None else shard.num_items
+    (texts_BLd,) = look_up(inputs.items_BL.clamp(max=num_items - 1), [keys_Id], shard)
+    history_Nd = F.normalize(texts_BLd.cumsum(1).flatten(0, 1)[inputs.positions_N], dim=-1)
     wanted_Nd = F.normalize(preferences_NKd.float().mean(1), dim=-1)
     return (wanted_Nd - history_Nd).square().sum(1).mean()
 
@@ -279,13 +283,13 @@ class Strategies:
         if "retriever" in context.modules:
             assert preferences_NKd is not None
             assert context.catalogue is not None
-            keys_Id = context.catalogue.keys_Id
+            keys_Id, shard = context.catalogue.keys_Id, context.catalogue.shard
             if weights.consistency:
-                loss = consistency_loss(preferences_NKd, inputs, keys_Id)
+                loss = consistency_loss(preferences_NKd, inputs, keys_Id, shard)
                 added["consistency"] = Component(loss, weights.consistency)
             if self.bank is not None:
                 last = find_last_targets(inputs)
-                keys_Bd = keys_Id[last.items_B]
+                keys_Bd = keys_Id[last.items_B] if shard is None else shard.look_up(last.items_B, keys_Id)[0]
                 if inputs.sample is not None:  # the bank outlives the numbers of a sample
                     last = last._replace(items_B=inputs.sample.items_J[last.items_B])
                 self._entries = (last.items_B, keys_Bd.detach(), last.is_real_B)

@@ -13,10 +13,12 @@ from torch import Tensor
 from adapters.torch import AlternatingOptimizer, LateScalar
 from alternator import Alternator, Decision
 from ur4rec.data.batches import Batch
+from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import MODULES, TURNS, WITHOUT_CURRICULUM
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.components import UNCERTAINTY
+from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
@@ -59,6 +61,12 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     backend = "torch"
     _alternating: AlternatingOptimizer
     _to_host = staticmethod(to_host)
+
+    def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
+        found = parse_mesh(mesh, self.processes.count)
+        if shard or found.size > 1:
+            raise ConfigurationError(f"a model must be trained by one process, got {found.size}; start one alone")
+        return found
 
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:
         refuse_renamed(model)

@@ -18,6 +18,7 @@ from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
 from ur4rec.training.memory import enough_for_model
+from ur4rec_torch.item_shards import ItemShard, ShardedEmbedding
 from ur4rec_torch.retriever import Catalogue, PreferenceRetriever
 from ur4rec_torch.sasrec import SASRec
 
@@ -163,6 +164,20 @@ class UR4Rec(nn.Module):
                 self.fusion = FUSIONS[self.config.fusion](self.config)
                 self.apply(_initialise)
 
+    @property
+    def shard(self) -> ItemShard | None:
+        """Which items this process has of a catalogue in parts; None is all."""
+        return self.retriever.shard
+
+    def divide_items(self, shard: ItemShard) -> None:
+        """Keep this process's part of SASRec's table and of the items' texts alone; scores are then of its items.
+
+        All processes of the group must have the same model, and call its methods together from now on.
+        """
+        self.sasrec.item_embedding = ShardedEmbedding(self.sasrec.item_embedding, shard)
+        self.retriever.item_text_vectors = shard.cut(self.retriever.item_text_vectors)
+        self.retriever.shard = shard
+
     def forward(self, items_BL: Tensor, users_B: Tensor | None = None) -> Tensor:
         """Fused scores of every item as the next one, (B, I)."""
         return self.score(items_BL, users_B=users_B)
@@ -245,6 +260,9 @@ class UR4Rec(nn.Module):
 
     def fuse(self, sasrec_Bs: Tensor, retriever_Bs: Tensor, totals: Sequence[Tensor] | None = None) -> Tensor:
         """Fused scores of some items, (B, s), from those of both modules; ``totals`` as for `score_items`."""
+        if totals is None and self.shard is not None and isinstance(self.fusion, WeightedFusion):
+            logs = (each_Bs.logsumexp(1, keepdim=True) for each_Bs in (sasrec_Bs, retriever_Bs))
+            totals = [self.shard.logsumexp(log_B1) for log_B1 in logs]
         if totals is None:
             fused_Bs: Tensor = self.fusion(sasrec_Bs, retriever_Bs)
             return fused_Bs

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
@@ -86,18 +87,26 @@ def clip(optimizers: Sequence[Optimizer], clip_norm: float, scaler: GradScaler |
     if scaler is not None:
         unscale(optimizers, scaler)
     parameters = [p for optimizer in optimizers for p in parameters_of(optimizer) if p.grad is not None]
-    norm = nn.utils.get_total_norm([_values(parameter) for parameter in parameters])
-    nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    dense = [_with_dense_gradient(parameter) for parameter in parameters]
+    norm = nn.utils.get_total_norm([each.grad for each in dense if each.grad is not None])
+    nn.utils.clip_grads_with_norm_(dense, clip_norm, norm)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of sharded parameters
 
 
-def _values(parameter: nn.Parameter) -> Tensor:
-    """The gradient, or what a sparse one holds, each row once."""
-    assert parameter.grad is not None
-    if parameter.grad.is_sparse:
-        parameter.grad = parameter.grad.coalesce()
-        return parameter.grad.values()
-    return parameter.grad
+def _with_dense_gradient(parameter: nn.Parameter) -> Tensor:
+    """The parameter; if its gradient is sparse, a tensor whose gradient is what that holds, each row once, in place.
+
+    To scale the sparse gradient itself would mark it as one that may hold rows several times again, and to sort them
+    out makes the host wait for the device.
+    """
+    gradient = parameter.grad
+    if gradient is None or not gradient.is_sparse:
+        return parameter
+    parameter.grad = gradient.coalesce()
+    values = parameter.grad.values()
+    holder = torch.empty_like(values)
+    holder.grad = values
+    return holder
 
 
 def step_optimizers(optimizers: Sequence[Optimizer], scaler: GradScaler | None) -> list[Optimizer]:

@@ -4,6 +4,7 @@
 `Trend`           Switches on a plateau of a noisy loss; the rule for new work.
 `Payoff`          Trains all modules together and leaves out those that do not pay for their work.
 `Gain`            Trains the module that learns most per unit of cost.
+`Balance`         Keeps a signal between players, such as a critic's accuracy, inside a band.
 `Patience`        Switches where `ReduceLROnPlateau` would cut the learning rate.
 `Plateau`         The original method: switches when the loss hardly changes.
 `Cycle`           Fixed tenures: parity and ratios, the controls of an adaptive rule.
@@ -11,6 +12,7 @@
 ================  ==============================================================================
 """
 
+from alternator.rules.balance import Balance
 from alternator.rules.cycle import Cycle
 from alternator.rules.gain import Gain
 from alternator.rules.patience import Patience
@@ -19,4 +21,4 @@ from alternator.rules.plateau import Plateau
 from alternator.rules.random_tenure import RandomTenure
 from alternator.rules.trend import Trend
 
-__all__ = ["Cycle", "Gain", "Patience", "Payoff", "Plateau", "RandomTenure", "Trend"]
+__all__ = ["Balance", "Cycle", "Gain", "Patience", "Payoff", "Plateau", "RandomTenure", "Trend"]

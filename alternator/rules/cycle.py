@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from alternator.checks import check_integer, plain, set_fields
-from alternator.errors import ConfigurationError
+from alternator.checks import set_fields
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._names import by_name
+from alternator.rules._steps import check_steps, steps_of, steps_per_module
 
 
 class CycleState(NamedTuple):
@@ -41,11 +41,7 @@ class Cycle:
     steps: int | tuple[int, ...] = 1
 
     def __post_init__(self) -> None:
-        steps = plain(self.steps)
-        if isinstance(steps, (list, tuple)):
-            set_fields(self, steps=tuple(check_integer("steps", each, 1) for each in steps))
-        else:
-            set_fields(self, steps=check_integer("steps", steps, 1))
+        set_fields(self, steps=check_steps(self.steps))
 
     @property
     def tenure_limit(self) -> tuple[str, float]:
@@ -59,15 +55,12 @@ class Cycle:
 
     def init(self, num_modules: int) -> CycleState:
         """The empty state."""
-        if isinstance(self.steps, tuple) and len(self.steps) != num_modules:
-            raise ConfigurationError(
-                f"steps must be one number or one per module ({num_modules}), got {len(self.steps)}: {self.steps}"
-            )
+        steps_per_module(self.steps, num_modules)
         return _STATE
 
     def step(self, state: CycleState, facts: Facts) -> tuple[CycleState, Verdict]:
         """Switch when the tenure is over."""
-        steps = self.steps if isinstance(self.steps, int) else self.steps[facts.active]
+        steps = steps_of(self.steps, facts.active)
         if facts.tenure < steps:
             return state, Verdict(False, Reason.MIN_STEPS, facts.tenure, steps)
         return state, Verdict(True, Reason.SCHEDULED, facts.tenure, steps)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "overhead.py"))
-RULES = ("Plateau", "Cycle", "Patience", "Trend", "Gain", "RandomTenure")
+RULES = ("Plateau", "Balance", "Cycle", "Patience", "Trend", "Gain", "RandomTenure")
 
 
 def row(**changes):

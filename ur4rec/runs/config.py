@@ -18,7 +18,17 @@ from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory
 
 _IN_SPLIT = ("data", "split", "repeats")
 """What decides nothing but the split, whose hash a run keeps."""
-_CHANGEABLE = ("backend", "device", "memory", "checkpoint_every", "user_texts", "allow_leakage", *_IN_SPLIT)
+_CHANGEABLE = (
+    "backend",
+    "device",
+    "memory",
+    "checkpoint_every",
+    "mesh",
+    "shard",
+    "user_texts",
+    "allow_leakage",
+    *_IN_SPLIT,
+)
 MAX_EPOCHS = 100_000
 """The number of epochs of a stage at most."""
 _REQUIRED = frozenset(("dataset", "backend", "schedule"))
@@ -88,15 +98,21 @@ class RunConfig:
     checkpoint_every: int = 500
     """Training steps after which the run is saved, beside the end of every epoch; 0 is then only. The result does not
     depend on it."""
+    mesh: str | None = None
+    """How the devices of all processes divide the work, such as "data=4,items=2"; None divides batches among them. The
+    result depends on it as a sum on the order of its terms."""
+    shard: bool = False
+    """Whether to spread parameters and the states of optimizers over the processes: PyTorch's ``fully_shard``."""
 
     def __post_init__(self) -> None:
         for name in ("dataset", "backend", "schedule", "encoder", "device"):
             _check_string(name, getattr(self, name))
-        for name in ("user_texts", "user_texts_hash"):
+        for name in ("user_texts", "user_texts_hash", "mesh"):
             if getattr(self, name) is not None:
                 _check_string(name, getattr(self, name))
-        if not isinstance(self.allow_leakage, bool):
-            raise ConfigurationError(f"allow_leakage must be true or false, got {self.allow_leakage!r}")
+        for name in ("allow_leakage", "shard"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
             _check_mapping(name, getattr(self, name), known)
         for name, minimum in _MINIMA.items():

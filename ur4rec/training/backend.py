@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -26,6 +27,7 @@ from ur4rec.training.slices import DEFAULT_MEMORY
 if TYPE_CHECKING:  # a configuration names a backend, and is parsed without data or arrays
     from numpy.typing import ArrayLike
 
+    from ur4rec.training.processes import Processes
     from ur4rec.training.scorer import AnyModelScorer
     from ur4rec.training.trainer import AnyTrainer
 
@@ -89,6 +91,14 @@ class Backend(Protocol):
     @property
     def count_threads(self) -> Callable[[], int]:
         """The number of threads among which a computation on the CPU is divided now."""
+
+    @property
+    def start_processes(self) -> Callable[..., AbstractContextManager[Processes]]:
+        """Joins the processes of a run that the environment tells of, and leaves them at the end.
+
+        Takes ``device``, as a trainer does, and ``timeout`` in seconds. One process is a
+        `ur4rec.training.processes.OneProcess`.
+        """
 
 
 def load_backend(name: str) -> Backend:

@@ -4,13 +4,18 @@ Each process builds the same global batches and trains on its part of the rows; 
 are those of one process.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.errors import ProcessesError
+
+T = TypeVar("T")
+
+TIMEOUT = 600.0
+"""Seconds that a process waits for the others in a step, before it takes one of them for lost."""
 
 
 class Processes(Protocol):
@@ -18,6 +23,8 @@ class Processes(Protocol):
 
     rank: int
     """The number of this process, from 0; process 0 alone writes files and shows progress."""
+    local_rank: int
+    """The number of this process among those of its machine, from 0."""
     count: int
     """The number of processes."""
 
@@ -26,6 +33,12 @@ class Processes(Protocol):
 
     def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         """The array of each process, in the order of their numbers, in all of them; lengths may differ."""
+
+    def wait(self) -> None:
+        """Wait for all processes, however long they take: for what one of them makes for the others."""
+
+    def speaks(self) -> bool:
+        """Whether this process is the first that asks: the one that says what has ended them all."""
 
 
 class OneProcess:
@@ -37,6 +50,7 @@ class OneProcess:
     """
 
     rank = 0
+    local_rank = 0
     count = 1
 
     def any(self, flag: bool) -> bool:
@@ -46,6 +60,13 @@ class OneProcess:
     def gather(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         """The array."""
         return [array]
+
+    def wait(self) -> None:
+        """There is nobody to wait for."""
+
+    def speaks(self) -> bool:
+        """It does."""
+        return True
 
 
 def check_equal(processes: Processes, what: str, value: str) -> None:
@@ -69,6 +90,23 @@ def check_equal(processes: Processes, what: str, value: str) -> None:
                 f"{what} must be equal in all processes, got {found[0]!r} in process 0 and {other!r} in process "
                 f"{rank}; start them with the same command, files and versions"
             )
+
+
+def first_on_machine(processes: Processes, make: Callable[[], T]) -> T:
+    """What ``make`` returns, in all processes; the first one of a machine is done before the others of it begin.
+
+    For what is kept in a cache: the others find it there.
+
+    Example:
+        >>> first_on_machine(OneProcess(), lambda: "made")
+        'made'
+    """
+    if processes.local_rank:
+        processes.wait()
+        return make()
+    made = make()
+    processes.wait()
+    return made
 
 
 def part_of(num_rows: int, part: int, num_parts: int) -> slice:

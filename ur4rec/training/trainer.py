@@ -33,6 +33,8 @@ from ur4rec.training.backend import Adapter, Model, check_model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, SharedTexts, load_checkpoint, save_checkpoint
 from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
 from ur4rec.training.memory import enough_for_model, enough_for_steps
+from ur4rec.training.mesh import Mesh
+from ur4rec.training.processes import OneProcess, Processes
 from ur4rec.training.sampling import Sampler
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory, slice_width
@@ -62,6 +64,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         item_counts: How often each item is a target in the training data, `TrainBatches.item_counts`; needed, and read,
             for ``catalogue_loss="sampled"``.
         memory: Bytes that scores may take at once while targets are ranked, a number or a string such as ``4GB``.
+        mesh: How devices divide the work, such as ``data=4,items=2``; see `ur4rec.training.mesh`.
+        shard: Whether to spread parameters and the states of optimizers over the processes.
+        processes: The processes that train the model together, from ``start_processes``; None is this one alone.
         **settings: The fields of `TrainerConfig`.
 
     Attributes:
@@ -69,7 +74,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         config: The settings.
         device: The device.
         memory: Bytes that scores may take at once.
+        mesh: How devices divide the work.
         model: The model.
+        processes: The processes that train it.
         num_steps: The length of the stage; None if that was not given.
         stage: The stage.
         stage_step: The number of training steps in this stage so far.
@@ -95,6 +102,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         on_step: Callable[[StepRecord], object] | None = None,
         item_counts: ArrayLike | None = None,
         memory: int | str = DEFAULT_MEMORY,
+        mesh: str | Mesh | None = None,
+        shard: bool = False,
+        processes: Processes | None = None,
         **settings: Unpack[TrainerSettings],
     ) -> None:
         check_model(model)
@@ -105,6 +115,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         if self.config.catalogue_loss == "sampled":
             self._sampler = Sampler(self.config, model.config.num_items, item_counts)
         self.memory = parse_memory(memory)
+        self.processes: Processes = OneProcess() if processes is None else processes
+        self.mesh = self._lay_out(mesh, shard=shard)
         self.step = 0
         self.adaptive_alternating: ModuleAlternator | None = None
         self._model_config = model.config
@@ -298,6 +310,14 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         given = {name.removeprefix(_GIVEN): each for name, each in loaded.moments.items() if name.startswith(_GIVEN)}
         found = {"epoch": progress["epoch"], "metrics": loaded.state["metrics"]}
         return {**found, "arrays": given} if given else found
+
+    @abstractmethod
+    def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
+        """The mesh of the devices of all processes.
+
+        Raises:
+            ConfigurationError: The backend cannot divide the work so.
+        """
 
     @abstractmethod
     def _set_up(self, model: ModelT, device: str | DeviceT) -> None:

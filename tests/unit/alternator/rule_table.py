@@ -2,9 +2,10 @@
 
 import random
 
-from alternator import Alternator, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Trend
+from alternator import Alternator, Balance, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Trend
 
 RULES = {
+    "balance": Balance(low=1.4, high=1.6, window=4, steps=(1, 2, 1), max_wait=9),
     "cycle": Cycle((2, 3, 1)),
     "gain": Gain(min_steps=3, max_wait=12, window=10, costs=(1.0, 2.0, 0.5)),
     "patience": Patience(patience=2, cooldown=1, smoothing=0.5, max_steps=20),

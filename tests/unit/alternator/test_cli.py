@@ -356,7 +356,7 @@ def test_hostile_settings_are_one_line(run, tmp_path, words, message):
     ("arguments", "message"),
     [
         (["--rule", "payoff", "--set", "costs=(2,1)"], "which recorded losses do not hold, so it cannot be replayed"),
-        (["--rule", "trendy"], "unknown rule 'trendy'; expected one of ('cycle', "),
+        (["--rule", "trendy"], "unknown rule 'trendy'; expected one of ('balance', "),
         (["--set", "min_gian=0.1"], "trend has no setting 'min_gian'; it has ('min_gain', "),
         (["--set", "min_gain"], "a setting must read name=value, got 'min_gain'"),
         (["--set", "min_gain=-1"], "min_gain must be a finite number above 0, got -1"),

@@ -7,13 +7,15 @@ import pytest
 
 from alternator import Alternator, ConfigurationError
 from tests.conformance.freeze_contract_torch import same_bits
+from tests.several_ranks import SeveralRanks
 from tests.unit.adapters.accelerate.accelerated_runs import NAMES, RULE, Run, as_rank, forget
-from tests.unit.adapters.torch.two_ranks import NUM_RANKS, TwoRanks
+
+NUM_RANKS = 2
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    two = TwoRanks(tmp_path_factory.mktemp("ranks"))
+    two = SeveralRanks(tmp_path_factory.mktemp("ranks"))
     yield two
     two.stop()
 

@@ -18,7 +18,7 @@ import pytest
 
 import alternator.rules.trend
 from adapters.jax import DeviceAlternator
-from alternator import Alternator, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Trend, rules
+from alternator import Alternator, Balance, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Trend, rules
 from alternator.rules._regression import SURE_RISE, least_squares, robust_gain
 
 TRACES = Path(__file__).parents[3] / "traces"
@@ -133,6 +133,9 @@ def replay(host, call):
 
 
 RANDOM: list[tuple[object, int, int]] = [
+    (Balance(low=0.5, high=2.0, max_wait=12), 2, 120),
+    (Balance(low=0.8, high=1.25, signal="ratio", window=4, steps=2, max_wait=20), 2, 120),
+    (Balance(low=1.0, high=1.0, signal="change", above=2, below=0, window=3, steps=(1, 3, 2), max_wait=9), 3, 120),
     (Cycle((1, 2, 4)), 3, 60),
     (Plateau(), 2, 120),
     (Plateau(threshold=0.05, min_steps=2, window=5), 3, 120),
@@ -277,7 +280,17 @@ def near_payoff(rule, before, facts, after, verdict, gains):
     return compared and abs(verdict.value - verdict.limit) <= 1e-5 * largest / saved
 
 
+def near_balance(rule, before, facts, after, verdict, gains):
+    """The signal, within 1e-4 of a limit, relative to it and to the values that it is made of."""
+    signal = rule._signal(facts)
+    if signal is None:
+        return False
+    largest = max(abs(value) for value in facts.rings[rule.of]) if rule.signal == "value" else 0.0
+    return any(abs(signal - limit) <= 1e-4 * max(abs(limit), largest) for limit in (rule.low, rule.high))
+
+
 NEAR = {
+    Balance: near_balance,
     Payoff: near_payoff,
     Cycle: never,
     RandomTenure: never,

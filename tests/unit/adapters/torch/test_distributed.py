@@ -1,6 +1,6 @@
 """Two processes under DDP: the freeze contract on each, the same decisions and weights on both, what is refused.
 
-Cases run on both ranks and return what the tests compare; see `two_ranks`.
+Cases run on both ranks and return what the tests compare; see `tests.several_ranks`.
 """
 
 import re
@@ -16,15 +16,17 @@ from adapters.torch.losses import LocalLosses
 from adapters.torch.parallel.ranks import Ranks
 from alternator import Alternator, ConfigurationError, Cycle, Plateau
 from tests.conformance.freeze_contract_torch import adamw, same_bits
+from tests.several_ranks import SeveralRanks
 from tests.unit.adapters.torch.ranks_run import NAMES, NUM_STEPS, RULE, Model, Run, batch, check_refusal, frozen_stays
-from tests.unit.adapters.torch.two_ranks import NUM_RANKS, TwoRanks
 
 WRAPPINGS = ("whole", "each")
+
+NUM_RANKS = 2
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    two = TwoRanks(tmp_path_factory.mktemp("ranks"))
+    two = SeveralRanks(tmp_path_factory.mktemp("ranks"))
     yield two
     two.stop()
 

@@ -13,13 +13,13 @@ from adapters.torch.parallel.ranks import Ranks
 from alternator import Alternator, Cycle
 from tests.conformance.freeze_contract_torch import adamw, same_bits
 from tests.guide_blocks import blocks_of, run_blocks
+from tests.several_ranks import SeveralRanks
 from tests.unit.adapters.torch.ranks_run import NAMES, NUM_STEPS, SHARDINGS, Model, Run, check_refusal, frozen_stays
-from tests.unit.adapters.torch.two_ranks import TwoRanks
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    two = TwoRanks(tmp_path_factory.mktemp("ranks"))
+    two = SeveralRanks(tmp_path_factory.mktemp("ranks"))
     yield two
     two.stop()
 

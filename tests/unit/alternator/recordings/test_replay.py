@@ -41,7 +41,7 @@ def test_it_decides_as_a_live_run_does(delay):
 
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_every_rule_can_be_replayed(name):
-    needs = {"random_tenure": {"mean": 10}, "payoff": {"costs": (2, 1)}}
+    needs = {"balance": {"low": 1, "high": 2}, "random_tenure": {"mean": 10}, "payoff": {"costs": (2, 1)}}
     rule = RULES[name](**needs.get(name, {}))
     result = replay(columns_of(300), rule)
     assert sum(result.training_steps.values()) == 300

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ur4rec.errors import DataError
+from ur4rec.text import tfidf
 from ur4rec.text.encoders import TextEncoder, fit_encoder
 from ur4rec.text.tfidf import Tfidf
 
@@ -53,13 +54,14 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(kept, tmp_path):
 
 
 def test_texts_without_a_word_in_common_are_not_factored(caplog, monkeypatch):
-    """As where the texts are ids: every direction is as good as another, and is kept for what comes later."""
+    """As where the texts are ids: every direction is as good as another, and is drawn again for what comes later."""
     import sklearn.decomposition
 
     monkeypatch.setattr(sklearn.decomposition, "TruncatedSVD", None)
     texts = [f"item{number}" for number in range(200)]
     model, vectors_NT = Tfidf.fit(texts, dim=64)
     assert "no two item texts share a word" in caplog.text
+    assert set(model.to_arrays()) == {"words", "idf", "directions"}
     again = Tfidf.from_arrays(model.to_arrays(), dim=64)
     np.testing.assert_allclose(again.encode(texts[:3], 64), vectors_NT[:3], rtol=1e-6)
     assert not again.encode(["item999"], 64).any()
@@ -67,3 +69,24 @@ def test_texts_without_a_word_in_common_are_not_factored(caplog, monkeypatch):
     cosines = (unit_NT @ unit_NT.T)[~np.eye(200, dtype=bool)]
     assert abs(cosines).max() < 0.7
     assert abs(cosines.mean()) < 0.01
+
+
+def test_of_many_texts_the_components_are_those_of_a_part(monkeypatch):
+    whole, _ = Tfidf.fit(TEXTS, dim=4)
+    monkeypatch.setattr(tfidf, "LARGE", 20)
+    monkeypatch.setattr(tfidf, "_BLOCK", 7)
+    model, vectors_NK = Tfidf.fit(TEXTS, dim=4)
+    assert set(model.words) <= set(whole.words)
+    np.testing.assert_allclose(model.encode(TEXTS, 4), vectors_NK)
+    lengths_N = np.linalg.norm(vectors_NK, axis=1, keepdims=True)
+    unit_NK = vectors_NK / np.where(lengths_N > 0, lengths_N, 1)  # of a text without a known word, zeros
+    same = np.equal.outer(np.arange(40) % 4, np.arange(40) % 4)
+    cosines = unit_NK @ unit_NK.T
+    assert cosines[same].mean() > 0.4 > 0.1 > abs(cosines[~same].mean())
+
+
+def test_many_texts_without_a_word_in_common_have_a_direction_each(monkeypatch):
+    texts = [f"item{number}" for number in range(100)]
+    expected = Tfidf.fit(texts, dim=40)[1]
+    monkeypatch.setattr(tfidf, "LARGE", 50)
+    np.testing.assert_array_equal(Tfidf.fit(texts, dim=40)[1], expected)

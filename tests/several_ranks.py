@@ -1,4 +1,4 @@
-"""Two processes of one gloo group that run the cases of tests, and are ended if they do not answer."""
+"""Processes of one gloo group that run the cases of tests, and are ended if they do not answer."""
 
 import os
 import queue
@@ -12,20 +12,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-NUM_RANKS = 2
 MAX_IDLE = 300.0
 """Seconds in which a rank must compute something: one that waits for ever does not, one on a busy machine does."""
 WORK = 0.05
 """Seconds of processor time that count as having computed something."""
 MAX_WORK = 300.0
-"""Seconds of processor time in which both ranks must have answered: one that goes round in circles does not."""
+"""Seconds of processor time in which all ranks must have answered: one that goes round in circles does not."""
 
 
-class TwoRanks:
-    """Runs functions of a module on both ranks; started when first used, and again after a case that failed."""
+class SeveralRanks:
+    """Runs functions of a module on all ranks; started when first used, and again after a case that failed."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, num_ranks=2):
         self.folder = folder
+        self.num_ranks = num_ranks
         self.num_started = 0
         self.processes = []
 
@@ -36,17 +36,17 @@ class TwoRanks:
         for tasks in self.tasks:
             tasks.put((case, args))
         answers = self.collect()
-        failed = [f"rank {rank}: {answers.get(rank, (False, 'no answer'))[1]}" for rank in range(NUM_RANKS)]
-        if not all(answers.get(rank, (False,))[0] for rank in range(NUM_RANKS)):
+        failed = [f"rank {rank}: {answers.get(rank, (False, 'no answer'))[1]}" for rank in range(self.num_ranks)]
+        if not all(answers.get(rank, (False,))[0] for rank in range(self.num_ranks)):
             self.stop()
             raise AssertionError("\n".join(failed))
-        return [answers[rank][1] for rank in range(NUM_RANKS)]
+        return [answers[rank][1] for rank in range(self.num_ranks)]
 
     def collect(self):
         answers, watched = {}, [psutil.Process(process.pid) for process in self.processes]
         start = computed = processor_time(watched)
         deadline, is_failing = time.monotonic() + MAX_IDLE, False
-        while len(answers) < NUM_RANKS and time.monotonic() < deadline and computed - start < MAX_WORK:
+        while len(answers) < self.num_ranks and time.monotonic() < deadline and computed - start < MAX_WORK:
             try:
                 rank, passed, value = self.answers.get(timeout=0.2)
             except queue.Empty:
@@ -57,7 +57,7 @@ class TwoRanks:
                     computed, deadline = total, time.monotonic() + MAX_IDLE
                 continue
             answers[rank] = (passed, value)
-            if not passed:  # the other rank may wait for this one
+            if not passed:  # the others may wait for this one
                 deadline, is_failing = min(deadline, time.monotonic() + 5), True
         return answers
 
@@ -66,10 +66,12 @@ class TwoRanks:
         self.num_started += 1
         meeting = f"file://{self.folder}/meeting{self.num_started}"
         self.answers = context.Queue()
-        self.tasks = [context.SimpleQueue() for _ in range(NUM_RANKS)]
+        self.tasks = [context.SimpleQueue() for _ in range(self.num_ranks)]
         self.processes = [
-            context.Process(target=work, args=(rank, meeting, self.tasks[rank], self.answers), daemon=True)
-            for rank in range(NUM_RANKS)
+            context.Process(
+                target=work, args=(rank, self.num_ranks, meeting, self.tasks[rank], self.answers), daemon=True
+            )
+            for rank in range(self.num_ranks)
         ]
         for process in self.processes:
             process.start()
@@ -86,11 +88,11 @@ def processor_time(processes):
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-def work(rank, meeting, tasks, answers):
+def work(rank, num_ranks, meeting, tasks, answers):
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=NUM_RANKS, timeout=timedelta(days=1))
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_ranks, timeout=timedelta(days=1))
     while True:
         case, args = tasks.get()
         try:

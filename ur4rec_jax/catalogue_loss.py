@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import CustomVJPPrimal
-from jax.sharding import PartitionSpec as P
 
-from ur4rec_jax.layout import DATA, ITEMS, Layout
+from ur4rec_jax.layout import BATCH, DATA, ITEMS, ONE_DEVICE, WHOLE, Layout
 
 CPU_SLICE, ACCELERATOR_SLICE = 2**19, 2**26
 """Logits of a slice: as many as fit a core's caches, and as many as keep an accelerator busy."""
@@ -34,7 +33,7 @@ def catalogue_cross_entropy(
     sasrec: tuple[Array, Array] | None = None,
     retriever: tuple[Array, Array] | None = None,
     weights_2: Array | None = None,
-    layout: Layout = Layout(),
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """Mean negative log-probability of the targets under a softmax over the whole catalogue; padding does not count.
 
@@ -83,15 +82,13 @@ def _loss_and_gradients(
     layout: Layout, targets_N: Array, factors: Factors, needed: tuple[bool, ...]
 ) -> tuple[Array, Factors]:
     """The mean loss, and its gradient by each factor that needs one."""
-    specs = (layout.batch, layout.table, layout.batch, layout.table, P())
-    compute = layout.over_catalogue(partial(_of_part, layout, needed), (layout.batch, specs), (P(), specs))
+    specs = (BATCH, layout.table, BATCH, layout.table, WHOLE)
+    compute = layout.over_catalogue(partial(_of_part, layout, needed), (BATCH, specs), (WHOLE, specs))
     found: tuple[Array, Factors] = compute(targets_N, factors)
     return found
 
 
-def _of_part(
-    layout: Layout, needed: tuple[bool, ...], targets_N: Array, factors: Factors
-) -> tuple[Array, Factors]:
+def _of_part(layout: Layout, needed: tuple[bool, ...], targets_N: Array, factors: Factors) -> tuple[Array, Factors]:
     """The same, on a device with its part of the positions and of the items."""
     hidden_Nd, table_Id, queries_NKe, keys_Ie, weights_2 = factors
     given = [factor for factor in factors if factor is not None]

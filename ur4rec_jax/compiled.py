@@ -10,7 +10,7 @@ from jax import Array
 
 from ur4rec.config import TrainerConfig
 from ur4rec.data.batches import EvaluationBatch
-from ur4rec_jax.layout import Layout
+from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
 from ur4rec_jax.slices import PlacedModel, rank_in_slices, top_in_slices
@@ -78,7 +78,7 @@ class Functions(NamedTuple):
 
 
 def functions_of(
-    graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...] = PARTS, layout: Layout = Layout()
+    graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...] = PARTS, layout: Layout = ONE_DEVICE
 ) -> Functions:
     """The functions of a model.
 

@@ -85,6 +85,7 @@ def to_inputs(
         num_parts: The number of parts that batches are cut into.
     """
     missing = -len(batch[0]) % num_parts
+    items_BL: Items
     items_BL, targets_BL = (_more_rows(each, missing, num_items) for each in batch[:2])
     targets_PR = targets_BL.reshape(num_parts, -1)
     found = [np.flatnonzero(targets_R != num_items) for targets_R in targets_PR]

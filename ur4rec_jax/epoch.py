@@ -108,9 +108,7 @@ def stack_inputs(
 
     def all_inputs(length: int | None) -> list[StepInputs]:
         return [
-            to_inputs(
-                batch, num_items, length, with_users=with_users, sampler=sampler, step=step, num_parts=num_parts
-            )
+            to_inputs(batch, num_items, length, with_users=with_users, sampler=sampler, step=step, num_parts=num_parts)
             for step, batch in enumerate(batches, start=first_step)
         ]
 
@@ -222,7 +220,8 @@ class Epoch:
         layout, catalogue = self._step.layout, state.catalogue
         if catalogue is not None:
             catalogue = layout.keep(catalogue, layout.catalogue_specs(catalogue))
-        return layout.keep(state._replace(catalogue=None))._replace(catalogue=catalogue)
+        kept: EpochState = layout.keep(state._replace(catalogue=None))
+        return kept._replace(catalogue=catalogue)
 
     def _decide(self, buffers: Any, key: Array, state: EpochState, given: StepInput) -> tuple[EpochState, EpochLog]:
         """A step of what the schedule says, and what it says then."""

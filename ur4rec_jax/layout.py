@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
@@ -30,12 +31,18 @@ StepInputs: TypeAlias = arrays.StepInputs[Array]
 
 DATA, ITEMS = "data", "items"
 """The axes of a mesh."""
+BATCH, BATCH_SECOND, TABLES, WHOLE = P(DATA), P(None, DATA), P(ITEMS), P()  # type: ignore[no-untyped-call]
+"""How arrays lie with a row per history, with it as second axis, with a row per item, and on every device."""
 TABLE = ("sasrec", "item_embedding", "embedding")
 TEXTS = ("retriever", "item_text_vectors")
 """The paths of what has a row per item, in parameters and buffers; moments have those of their parameters, and a part
 alone has them without its name."""
 MASKED = -1e9
 """The logit of a row that only fills up a table: finite, so that differences of two are no NaN."""
+
+_constrain: Callable[..., Any] = jax.lax.with_sharding_constraint
+_psum: Callable[..., Any] = jax.lax.psum
+_pmax: Callable[..., Any] = jax.lax.pmax
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,8 @@ class Layout:
 
     def whole(self, array: Array) -> Array:
         """The array, whole on every device."""
-        return array if self.mesh is None else jax.lax.with_sharding_constraint(array, NamedSharding(self.mesh, P()))
+        kept: Array = array if self.mesh is None else _constrain(array, NamedSharding(self.mesh, WHOLE))
+        return kept
 
     def in_order(self, draws_N: Array, is_target_N: Array) -> Array:
         """Random numbers of the positions with a target, as one device gives them to its list of these.
@@ -118,7 +126,7 @@ class Layout:
         """Scores of every item, each device with all of its rows; those of rows that only fill up are left out."""
         if self.mesh is None or self.num_items is None:
             return scores_BI
-        whole = jax.lax.with_sharding_constraint(scores_BI, NamedSharding(self.mesh, P(DATA)))
+        whole: Array = _constrain(scores_BI, NamedSharding(self.mesh, BATCH))
         return whole[:, : self.num_items]
 
     # What depends on other parts than a device's own
@@ -134,8 +142,9 @@ class Layout:
         """
         if self.mesh is None:
             return table_Jx.at[places].get(mode=mode)
-        spec = P(DATA) if of_batch else P()
-        return self._map(self.take_here, (self._table, spec), spec)(table_Jx, places)
+        spec = BATCH if of_batch else WHOLE
+        rows: Array = self._map(self.take_here, (self.table, spec), spec)(table_Jx, places)
+        return rows
 
     def rows_from(self, table_Jx: Array, first: Array, width: int) -> Array:
         """The rows of consecutive items, the same on every device."""
@@ -147,7 +156,8 @@ class Layout:
         """The table with the rows of some items, ascending, replaced."""
         if self.mesh is None:
             return table_Jx.at[places_J].set(rows_Jx, indices_are_sorted=True)
-        return self._map(self._put_here, (self._table, P(), P()), self._table)(table_Jx, places_J, rows_Jx)
+        put: Array = self._map(self._put_here, (self.table, WHOLE, WHOLE), self.table)(table_Jx, places_J, rows_Jx)
+        return put
 
     def per_part(self, function: Callable[..., Any], *trees: Any) -> Any:
         """What a function returns for each part of a batch, put together along the first axis.
@@ -156,7 +166,7 @@ class Layout:
             function: Of the parts of arrays.
             *trees: Arrays whose first axis is cut as batches are.
         """
-        return function(*trees) if self.mesh is None else self._map(function, P(DATA), P(DATA))(*trees)
+        return function(*trees) if self.mesh is None else self._map(function, BATCH, BATCH)(*trees)
 
     def over_catalogue(self, function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """A function of parts that puts its results together itself, without derivatives; as it is without a mesh."""
@@ -166,11 +176,11 @@ class Layout:
 
     def sum(self, value: Any, *axes: str) -> Any:
         """The sum of the parts along some axes of the mesh."""
-        return value if self.mesh is None else jax.lax.psum(value, axes)
+        return value if self.mesh is None else _psum(value, axes)
 
     def maximum(self, value: Array, axis: str) -> Array:
         """The maximum of the parts along an axis of the mesh."""
-        return value if self.mesh is None else jax.lax.pmax(value, axis)
+        return value if self.mesh is None else _pmax(value, axis)
 
     def logsumexp(self, logits_nI: Array) -> Array:
         """The logarithm of the sum of exponentials over all parts of the catalogue, (n,)."""
@@ -196,7 +206,7 @@ class Layout:
         """Which of some rows are of items, and not only there to fill up."""
         return among_s if self.num_items is None else among_s & (items_s < self.num_items)
 
-    def rows_here(self, batch: EvaluationBatch) -> Array:
+    def rows_here(self, batch: EvaluationBatch) -> Any:
         """The rows of a part of a batch that seen items are of; out of range if they are in another part."""
         if self.mesh is None:
             return batch.seen_rows_M
@@ -214,53 +224,35 @@ class Layout:
         is_here = (here >= 0) & (here < len(table_jx))
         rows = table_jx[jnp.where(is_here, here, 0)]
         is_here = is_here.reshape(*is_here.shape, *[1] * (rows.ndim - is_here.ndim))
-        return jax.lax.psum(jnp.where(is_here, rows, 0), ITEMS)
+        found: Array = _psum(jnp.where(is_here, rows, 0), ITEMS)
+        return found
 
     # Where arrays lie
 
     @property
-    def _table(self) -> P:
-        return P() if self.num_items is None else P(ITEMS)
-
-    @property
-    def batch(self) -> P:
-        """How arrays with a row per history lie."""
-        return P(DATA)
-
-    @property
-    def batch_second(self) -> P:
-        """How arrays lie whose second axis has a row per history."""
-        return P(None, DATA)
-
-    @property
     def table(self) -> P:
         """How arrays with a row per item lie."""
-        return self._table
-
-    @property
-    def whole_spec(self) -> P:
-        """How arrays lie that every device has whole."""
-        return P()
+        return WHOLE if self.num_items is None else TABLES
 
     def specs(self, tree: Any) -> Any:
         """How the arrays of a model lie, of parameters, buffers or moments."""
-        return jax.tree_util.tree_map_with_path(lambda path, _: self._table if _has_items(path) else P(), tree)
+        return jax.tree_util.tree_map_with_path(lambda path, _: self.table if _has_items(path) else WHOLE, tree)
 
     def batch_specs(self, batch: EvaluationBatch) -> Any:
         """How the arrays of a batch of evaluation lie."""
-        cut = {"items_BL": P(DATA), "targets_B": P(DATA), "users_B": P(DATA)}
-        return EvaluationBatch(*(cut.get(name, P()) for name in EvaluationBatch._fields))
+        specs: Any = jax.tree.map(lambda _: WHOLE, batch)
+        return specs._replace(items_BL=BATCH, targets_B=BATCH, users_B=None if batch.users_B is None else BATCH)
 
     def catalogue_specs(self, catalogue: Any) -> Any:
         """How the arrays of the retriever's catalogue lie."""
-        users = jax.tree.map(lambda _: P(), catalogue.users)
-        return jax.tree.map(lambda _: self._table, catalogue._replace(users=None))._replace(users=users)
+        users = jax.tree.map(lambda _: WHOLE, catalogue.users)
+        return jax.tree.map(lambda _: self.table, catalogue._replace(users=None))._replace(users=users)
 
     def keep(self, tree: Any, specs: Any = None) -> Any:
         """The same arrays, lying where they should: so a step returns them as it takes them."""
         if self.mesh is None:
             return tree
-        return jax.lax.with_sharding_constraint(tree, self._shardings(self.specs(tree) if specs is None else specs))
+        return _constrain(tree, self._shardings(self.specs(tree) if specs is None else specs))
 
     def place(self, tree: Any, specs: Any) -> Any:
         """Arrays of the host, which are whole, on the devices.
@@ -269,13 +261,13 @@ class Layout:
             tree: The arrays, the same in all processes; those with a row per item without what fills them up.
             specs: How each of them lies.
         """
-        return jax.tree.map(lambda array, spec: self._place_whole(array) if spec == P() else self._place(array, spec), tree, specs)
+        return jax.tree.map(self._place, tree, specs)
 
     def place_whole(self, tree: Any) -> Any:
         """Arrays whole on every device; random keys too."""
         if self.mesh is None:
             return tree
-        return jax.tree.map(self._place_whole, tree)
+        return jax.tree.map(lambda array: self._place(array, WHOLE), tree)
 
     def place_inputs(self, tree: Any, specs: Any) -> Any:
         """What a step takes from the host."""
@@ -283,13 +275,12 @@ class Layout:
 
     def input_specs(self, inputs: StepInputs, *, stacked: bool = False) -> StepInputs:
         """How the inputs of a step lie, or with a leading axis those of many steps."""
-        cut = self.batch_second if stacked else self.batch
-        whole = jax.tree.map(lambda _: P(), inputs.sample)
-        return jax.tree.map(lambda _: cut, inputs._replace(sample=None))._replace(sample=whole)
+        cut = BATCH_SECOND if stacked else BATCH
+        whole = jax.tree.map(lambda _: WHOLE, inputs.sample)
+        specs: StepInputs = jax.tree.map(lambda _: cut, inputs._replace(sample=None))
+        return specs._replace(sample=whole)
 
-    def place_histories(
-        self, items_BL: NDArray[Any], users_B: NDArray[Any] | None, padding: int
-    ) -> tuple[Any, Any]:
+    def place_histories(self, items_BL: NDArray[Any], users_B: NDArray[Any] | None, padding: int) -> tuple[Any, Any]:
         """Histories and their users on the devices, with rows that make the parts equal."""
         if self.mesh is None:
             return items_BL, users_B
@@ -300,23 +291,24 @@ class Layout:
         if self.mesh is None:
             return batch
         items, users = self.place_histories(batch.items_BL, batch.users_B, padding)
-        return batch._replace(items_BL=items, users_B=users, targets_B=self._place_rows(batch.targets_B, 0))
+        targets: Any = self._place_rows(batch.targets_B, 0)
+        return batch._replace(items_BL=items, users_B=users, targets_B=targets)
 
     def place_items(self, values_I: NDArray[Any]) -> Any:
         """Values of items on the devices."""
-        return values_I if self.mesh is None else self._place(np.append(values_I, values_I.dtype.type(0)), self._table)
+        return values_I if self.mesh is None else self._place(np.append(values_I, values_I.dtype.type(0)), self.table)
 
     def width(self, num_items: int) -> int:
         """The items that each device scores at once, of so many that are scored at once by all."""
         if self.mesh is None or self.num_items is None:
             return num_items
-        here = -(-(self.num_items + 1) // self.mesh.shape[ITEMS])
-        return min(here, -(-num_items // self.mesh.shape[ITEMS] // MULTIPLE) * MULTIPLE)
+        parts: int = self.mesh.shape[ITEMS]
+        return min(-(-(self.num_items + 1) // parts), -(-num_items // parts // MULTIPLE) * MULTIPLE)
 
     def model_shape(self, tree: Any) -> Any:
         """The shapes of a model's arrays without what fills them up."""
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jax.ShapeDtypeStruct(self._cut(path, leaf.shape), leaf.dtype), tree
+            lambda path, leaf: _shape(self._cut(path, leaf.shape), leaf.dtype), tree
         )
 
     def fetch(self, tree: Any) -> Any:
@@ -329,23 +321,20 @@ class Layout:
 
     def _place(self, array: Any, spec: P) -> Array:
         assert self.mesh is not None
+        if jnp.issubdtype(jnp.asarray(array).dtype, jax.dtypes.prng_key):
+            keys: Array = jax.random.wrap_key_data(self._place(jax.random.key_data(array), spec))
+            return keys
         values = np.asarray(array)
-        if spec == P(ITEMS):
-            parts = self.mesh.shape[ITEMS]
-            missing = -len(values) % parts
+        if spec == TABLES:
+            missing = -len(values) % self.mesh.shape[ITEMS]
             values = np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1))
         return jax.make_array_from_callback(values.shape, NamedSharding(self.mesh, spec), lambda index: values[index])
-
-    def _place_whole(self, array: Any) -> Array:
-        if jax.dtypes.issubdtype(jnp.asarray(array).dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(self._place(jax.random.key_data(array), P()))
-        return self._place(array, P())
 
     def _place_rows(self, rows: Any, filling: int) -> Array:
         values = np.asarray(rows)
         missing = self.fill_up(len(values)) - len(values)
         widths = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
-        return self._place(np.pad(values, widths, constant_values=filling), P(DATA))
+        return self._place(np.pad(values, widths, constant_values=filling), BATCH)
 
     def _cut(self, path: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape if self.num_items is None or not _has_items(path) else (self.num_items + 1, *shape[1:])
@@ -356,9 +345,7 @@ class Layout:
         return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, P))
 
     def _map(self, function: Callable[..., Any], in_specs: Any, out_specs: Any, *, check_vma: bool = True) -> Any:
-        return jax.shard_map(
-            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma
-        )
+        return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=check_vma)
 
     def _put_here(self, table_jx: Array, places_J: Array, rows_Jx: Array) -> Array:
         here_J = places_J - self.first_item(len(table_jx))
@@ -371,11 +358,17 @@ def _has_items(path: Any) -> bool:
     return any(names[1 - len(each) :] == each[1:] for each in (TABLE, TEXTS))
 
 
+def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+
+
 def to_host(array: Array) -> NDArray[Any]:
     """The same array in NumPy, whole; all processes call it together."""
     if not (array.is_fully_addressable or array.is_fully_replicated):
-        from jax.experimental import multihost_utils
-
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     # NumPy ends the process where XLA had no memory for the array; this raises an error.
     return np.asarray(array.block_until_ready())
+
+
+ONE_DEVICE = Layout()
+"""No mesh."""

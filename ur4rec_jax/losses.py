@@ -17,7 +17,7 @@ from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
-from ur4rec_jax.layout import Layout
+from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
 from ur4rec_jax.ur4rec import LogitFusion, Outputs, UR4Rec
@@ -27,7 +27,7 @@ Component: TypeAlias = arrays.Component[Array]
 StepLosses: TypeAlias = arrays.StepLosses[Array]
 
 
-def softmax_cross_entropy(scores_NI: Array, targets_N: Array, layout: Layout = Layout()) -> Array:
+def softmax_cross_entropy(scores_NI: Array, targets_N: Array, layout: Layout = ONE_DEVICE) -> Array:
     """Mean negative log-probability of the targets; padding does not count.
 
     The target's score is found by comparing, not by indexing: so its gradient is no scatter, and it is one pass.
@@ -46,7 +46,7 @@ def cross_entropy(
     rows_NL: Array,
     config: TrainerConfig,
     rngs: nnx.Rngs,
-    layout: Layout = Layout(),
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
     return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id), layout=layout)
@@ -59,7 +59,7 @@ def sampled_softmax(
     rows_NL: Array,
     config: TrainerConfig,
     rngs: nnx.Rngs,
-    layout: Layout = Layout(),
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """Softmax over the target and uniformly drawn items, which the whole batch shares.
 
@@ -67,7 +67,9 @@ def sampled_softmax(
     """
     positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config, rngs, layout)
     scores_NM = jnp.concatenate([positive_N[:, None], jnp.where(is_negative_NM, negative_NM, -jnp.inf)], axis=1)
-    return mean_over_targets(jax.nn.logsumexp(scores_NM, axis=1) - positive_N, targets_N < layout.count_items(len(table_Id)))
+    return mean_over_targets(
+        jax.nn.logsumexp(scores_NM, axis=1) - positive_N, targets_N < layout.count_items(len(table_Id))
+    )
 
 
 def generalised_binary_cross_entropy(
@@ -77,7 +79,7 @@ def generalised_binary_cross_entropy(
     rows_NL: Array,
     config: TrainerConfig,
     rngs: nnx.Rngs,
-    layout: Layout = Layout(),
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """Binary cross-entropy against drawn items, calibrated (gBCE; Petrov & Macdonald, RecSys 2023)."""
     positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config, rngs, layout)
@@ -93,7 +95,7 @@ def binary_cross_entropy(
     rows_NL: Array,
     config: TrainerConfig,
     rngs: nnx.Rngs,
-    layout: Layout = Layout(),
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """The target against one uniformly drawn item (Kang & McAuley, section III-E).
 
@@ -111,7 +113,7 @@ def bayesian_personalised_ranking(
     rows_NL: Array,
     config: TrainerConfig,
     rngs: nnx.Rngs,
-    layout: Layout = Layout(),
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """The target above one uniformly drawn item (BPR; Rendle et al., UAI 2009), masked as in `binary_cross_entropy`."""
     positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, rngs, layout)
@@ -321,13 +323,15 @@ def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, p
 def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:
     """SASRec's states where a target is, (N, d)."""
     hidden_BLd = model.sasrec(inputs.items_BL, rngs)
-    return model.layout.per_part(at_positions, hidden_BLd, inputs.positions_N)
+    hidden_Nd: Array = model.layout.per_part(at_positions, hidden_BLd, inputs.positions_N)
+    return hidden_Nd
 
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: nnx.Rngs | None) -> Array:
     """The retriever's preference vectors where a target is, (N, K, d)."""
     preferences_BLKd = model.retriever(inputs.items_BL, catalogue, rngs, inputs.users_B)
-    return model.layout.per_part(at_positions, preferences_BLKd, inputs.positions_N)
+    preferences_NKd: Array = model.layout.per_part(at_positions, preferences_BLKd, inputs.positions_N)
+    return preferences_NKd
 
 
 def at_positions(values_BLx: Array, positions_N: Array) -> Array:

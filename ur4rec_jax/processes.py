@@ -62,7 +62,7 @@ def known_processes() -> Processes:
 def start_processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[Processes]:
     """Join the processes that the environment tells of; where it tells of none there is this one alone.
 
-    It tells by `ADDRESS`, `COUNT` and `RANK`, or it is that of ``srun`` or ``mpirun``. This comes before any computation.
+    It tells by `ADDRESS`, `COUNT` and `RANK`, or it is that of ``srun`` or ``mpirun``. No computation may come before.
 
     Args:
         device: Where a trainer is to train, as it takes it.

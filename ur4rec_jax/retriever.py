@@ -16,7 +16,7 @@ from jax import Array
 from ur4rec.config import ModelConfig
 from ur4rec.training import arrays
 from ur4rec_jax.layers import Dropout, Embedding, Linear, normalize
-from ur4rec_jax.layout import Layout
+from ur4rec_jax.layout import ONE_DEVICE
 
 UserMemory: TypeAlias = arrays.UserMemory[Array]
 Catalogue: TypeAlias = arrays.Catalogue[Array]
@@ -54,7 +54,7 @@ class PreferenceRetriever(nnx.Module):
     ) -> None:
         text_dim, dim = config.text_embedding_dim, config.retriever_output_dim
         self.temperature = config.retriever_temperature
-        self.layout = Layout()
+        self.layout = ONE_DEVICE
         padding_1T = jnp.zeros((1, text_dim))
         self.item_text_vectors = Buffer(jnp.concatenate([item_text_vectors_IT, padding_1T]))
         self.reads_users = user_text_vectors_UT is not None

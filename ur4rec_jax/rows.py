@@ -11,13 +11,11 @@ from typing import Any
 
 from jax import Array
 
-from ur4rec_jax.layout import TABLE, TEXTS, Layout
+from ur4rec_jax.layout import ONE_DEVICE, TABLE, TEXTS, Layout
 from ur4rec_jax.state import TrainState
 
 
-def take_rows(
-    state: TrainState, items_J: Array, active: tuple[str, ...], layout: Layout = Layout()
-) -> TrainState:
+def take_rows(state: TrainState, items_J: Array, active: tuple[str, ...], layout: Layout = ONE_DEVICE) -> TrainState:
     """The state of a model that has only these items; moments only of what trains."""
 
     def take(tree: Any) -> Any:
@@ -29,13 +27,13 @@ def take_rows(
     return _with_moments(state, lambda adam: adam._replace(mu=take(adam.mu), nu=take(adam.nu)))._replace(params=params)
 
 
-def take_texts(buffers: Any, items_J: Array, layout: Layout = Layout()) -> Any:
+def take_texts(buffers: Any, items_J: Array, layout: Layout = ONE_DEVICE) -> Any:
     """The buffers of a model that has only these items."""
     return _changed(buffers, TEXTS, lambda texts: layout.take(texts, items_J, of_batch=False))
 
 
 def put_rows(
-    whole: TrainState, rows: TrainState, items_J: Array, active: tuple[str, ...], layout: Layout = Layout()
+    whole: TrainState, rows: TrainState, items_J: Array, active: tuple[str, ...], layout: Layout = ONE_DEVICE
 ) -> TrainState:
     """The state after a step on what `take_rows` gave."""
 

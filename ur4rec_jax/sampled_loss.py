@@ -10,12 +10,12 @@ from jax import Array
 
 from ur4rec.training import arrays
 from ur4rec.training.sampling import HIT
-from ur4rec_jax.layout import Layout
+from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.retriever import PreferenceRetriever
 
 
 def sasrec_scores(
-    hidden_Nd: Array, table_Jd: Array, targets_N: Array, sample: arrays.Sample[Array], layout: Layout = Layout()
+    hidden_Nd: Array, table_Jd: Array, targets_N: Array, sample: arrays.Sample[Array], layout: Layout = ONE_DEVICE
 ) -> Array:
     """SASRec's logits of the candidates, (N, S)."""
     positive_N1 = (hidden_Nd * layout.take(table_Jd, targets_N)).sum(1, keepdims=True)

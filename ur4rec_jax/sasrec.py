@@ -11,7 +11,7 @@ from jax import Array
 
 from ur4rec.config import ModelConfig
 from ur4rec_jax.layers import Dropout, Embedding, LayerNorm, Linear, normal_with_padding
-from ur4rec_jax.layout import Layout
+from ur4rec_jax.layout import ONE_DEVICE
 
 
 class SelfAttention(nnx.Module):
@@ -76,7 +76,7 @@ class SASRec(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         dim = config.sasrec_hidden_dim
         self.num_items = config.num_items
-        self.layout = Layout()
+        self.layout = ONE_DEVICE
         self.item_embedding = Embedding(config.num_items + 1, dim, embedding_init=normal_with_padding, rngs=rngs)
         self.position_embedding = Embedding(config.max_seq_len, dim, rngs=rngs)
         # In a Sequential because Flax 0.12 changed how a list of modules is written.

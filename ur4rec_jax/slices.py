@@ -21,7 +21,7 @@ from ur4rec.data.batches import EvaluationBatch
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.scorer import NO_ITEM
 from ur4rec_jax.device import to_indices
-from ur4rec_jax.layout import ITEMS, Layout
+from ur4rec_jax.layout import BATCH, BATCH_SECOND, ITEMS, ONE_DEVICE, Layout
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.ur4rec import Outputs, UR4Rec, WeightedFusion
 
@@ -46,7 +46,7 @@ class ModelScores:
         arrays: tuple[Any, Any, Any],
         scorers: tuple[str, ...],
         config: ModelConfig,
-        layout: Layout = Layout(),
+        layout: Layout = ONE_DEVICE,
     ) -> None:
         self._functions = functions
         self._arrays = arrays
@@ -111,7 +111,7 @@ class ModelScores:
         return found
 
     def _takes_whole_rows(self, width: int) -> bool:
-        """Whether the histories' scores of all items are computed at once: on a mesh, only where a fusion needs them."""
+        """Whether all items are scored at once: on a mesh, only where a fusion needs it."""
         if self._layout.mesh is None:
             return width == self._config.num_items
         return "fused" in self._scorers and self._config.fusion not in FUSIONS_WITH_GRADIENTS
@@ -177,7 +177,7 @@ def top_in_slices(
 ) -> tuple[Array, Array, Array]:
     """What `ModelScores.top` returns."""
 
-    def find(part: _Part, batch: EvaluationBatch, candidates_I: Array | None) -> Best:
+    def find(part: _Part, batch: EvaluationBatch, candidates_I: Array | None) -> tuple[Array, ...]:
         totals = part.totals(scorers, width)
 
         def add(items: _Slice, best: Best) -> Best:
@@ -187,10 +187,10 @@ def top_in_slices(
             return best.join(Best.of(masked, items.first, k))
 
         found: Best = part.over_slices(width, add, Best.none(len(batch.items_BL), len(scorers), k))
-        return found.join_parts(model.layout)
+        return tuple(found.join_parts(model.layout))
 
-    lie = Best(model.layout.batch, model.layout.batch_second, model.layout.batch_second)
-    best: Best = model.over_parts(find, batch, scorers, candidates_I, out_specs=lie)
+    lie = BATCH, BATCH_SECOND, BATCH_SECOND
+    best = Best(*model.over_parts(find, batch, scorers, candidates_I, out_specs=lie))
     return best.report(batch.num_valid)
 
 
@@ -235,8 +235,8 @@ class PlacedModel(NamedTuple):
 
         layout = self.layout
         arrays = layout.specs(self.params), layout.specs(self.buffers), layout.catalogue_specs(self.catalogue)
-        specs = (*arrays, layout.batch, layout.batch_specs(batch), *[layout.table] * len(trees))
-        found = layout.over_catalogue(of_part, specs, out_specs or layout.batch)
+        specs = (*arrays, BATCH, layout.batch_specs(batch), *[layout.table] * len(trees))
+        found = layout.over_catalogue(of_part, specs, out_specs or BATCH)
         return found(*self[2:], encoded, batch, *trees)
 
 
@@ -259,7 +259,7 @@ class _Slice(NamedTuple):
         """Their rows of a table."""
         return jax.lax.dynamic_slice_in_dim(table, self.start, len(self.is_new_s))
 
-    def places(self, items: ArrayLike) -> Array:
+    def places(self, items: Any) -> Array:
         """Where items are in the slice; out of range if they are not in it."""
         places, width = items - self.first, len(self.is_new_s)
         return jnp.where((places >= 0) & (places < width), places, width)

@@ -18,7 +18,7 @@ from ur4rec.config import TrainerConfig
 from ur4rec.schedule.stages import BOTH, MODULES, TURNS, WITHOUT_CURRICULUM, CurriculumWeights
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import UNCERTAINTY
-from ur4rec_jax.layout import Layout
+from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.rows import put_rows, take_rows, take_texts
@@ -52,7 +52,7 @@ class Step:
         config: TrainerConfig,
         fused: bool,
         parts: tuple[str, ...] = PARTS,
-        layout: Layout = Layout(),
+        layout: Layout = ONE_DEVICE,
     ) -> None:
         self._graphdef = graphdef
         self._config = config
@@ -174,7 +174,7 @@ class Step:
         return loss
 
 
-def write(state: TrainState, entries: BankEntries | None, layout: Layout = Layout()) -> TrainState:
+def write(state: TrainState, entries: BankEntries | None, layout: Layout = ONE_DEVICE) -> TrainState:
     """The state with the entries of a step in its memory bank; None is a step that writes nothing."""
     bank = state.strategies.bank
     if entries is None or bank is None:

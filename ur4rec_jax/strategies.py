@@ -17,7 +17,7 @@ from ur4rec.schedule.stages import CurriculumWeights
 from ur4rec.training import arrays
 from ur4rec.training.components import COMPONENTS, DIVERSITY_RIDGE, UNCERTAINTY, loss_name, weight_name
 from ur4rec_jax.layers import normalize
-from ur4rec_jax.layout import Layout
+from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.losses import Component, StepInputs, StepLosses, at_positions, both_scores, mean_over_targets
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.sampled_loss import corrections
@@ -29,7 +29,7 @@ _EMPTY = -1
 LastTargets: TypeAlias = arrays.LastTargets[Array]
 
 
-def find_last_targets(inputs: StepInputs, num_items: int, layout: Layout = Layout()) -> LastTargets:
+def find_last_targets(inputs: StepInputs, num_items: int, layout: Layout = ONE_DEVICE) -> LastTargets:
     """The last target of each row."""
 
     def find(items_BL: Array, positions_N: Array, targets_N: Array) -> LastTargets:
@@ -72,7 +72,7 @@ class MemoryBank(NamedTuple):
         keys_Bd: Array,
         last: LastTargets,
         temperature: float,
-        layout: Layout = Layout(),
+        layout: Layout = ONE_DEVICE,
     ) -> Array:
         """InfoNCE: what each row wants next, against its target's key and the bank's of other items; a mean over rows.
 
@@ -157,9 +157,7 @@ def _present(components: Mapping[str, Component], log_variances_C: Array) -> dic
     }
 
 
-def consistency_loss(
-    preferences_NKd: Array, inputs: StepInputs, keys_Id: Array, layout: Layout = Layout()
-) -> Array:
+def consistency_loss(preferences_NKd: Array, inputs: StepInputs, keys_Id: Array, layout: Layout = ONE_DEVICE) -> Array:
     """Squared distance of what is wanted from what the history is about, a mean over positions.
 
     Both are means of unit vectors, normalised: of the preference vectors, and of the history's text vectors up to
@@ -169,10 +167,12 @@ def consistency_loss(
     history_BLd = jnp.cumsum(layout.take(keys_Id, inputs.items_BL, mode="clip"), axis=1)
     history_Nd = normalize(layout.per_part(at_positions, history_BLd, inputs.positions_N))
     wanted_Nd = normalize(preferences_NKd.astype(jnp.float32).mean(1))
-    return mean_over_targets(jnp.square(wanted_Nd - history_Nd).sum(1), inputs.targets_N < layout.count_items(len(keys_Id)))
+    return mean_over_targets(
+        jnp.square(wanted_Nd - history_Nd).sum(1), inputs.targets_N < layout.count_items(len(keys_Id))
+    )
 
 
-def diversity_loss(preferences_NKd: Array, is_target_N: Array, layout: Layout = Layout()) -> Array:
+def diversity_loss(preferences_NKd: Array, is_target_N: Array, layout: Layout = ONE_DEVICE) -> Array:
     """−log det(P Pᵀ + 0.1 I) of the preference vectors, a mean over positions: large where they are alike."""
     vectors_NKd = preferences_NKd.astype(jnp.float32)
     ridge_KK = DIVERSITY_RIDGE * jnp.eye(vectors_NKd.shape[1])
@@ -181,7 +181,7 @@ def diversity_loss(preferences_NKd: Array, is_target_N: Array, layout: Layout = 
 
 
 def distillation_loss(
-    student_NI: Array, teacher_NI: Array, is_target_N: Array, temperature: float, layout: Layout = Layout()
+    student_NI: Array, teacher_NI: Array, is_target_N: Array, temperature: float, layout: Layout = ONE_DEVICE
 ) -> Array:
     """T² · KL(softmax(teacher / T) || softmax(student / T)), a mean over positions; the teacher is detached."""
     student_NI, teacher_NI = layout.without_padding(student_NI), layout.without_padding(teacher_NI)

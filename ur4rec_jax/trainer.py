@@ -34,7 +34,7 @@ from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, find_devices, to_inputs
 from ur4rec_jax.epoch import Epoch, StepInput, stack_inputs
-from ur4rec_jax.layout import Layout, to_host
+from ur4rec_jax.layout import ONE_DEVICE, Layout, to_host
 from ur4rec_jax.processes import known_processes
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
@@ -120,7 +120,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         return Mesh() if self._devices is None else parse_mesh(mesh, len(self._devices))
 
     def _set_up(self, model: UR4Rec, device: str | jax.Device) -> None:
-        self._layout = Layout()
+        self._layout = ONE_DEVICE
         if self._devices is not None:
             self._layout = Layout.over(self._devices, self.mesh, model.config.num_items)
             device = next(each for each in self._devices if each.process_index == jax.process_index())
@@ -262,11 +262,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     def _place_inputs(self, inputs_S: StepInput) -> StepInput:
         """The inputs of an epoch where its steps take them from."""
-        whole = jax.tree.map(lambda _: self._layout.whole_spec, inputs_S._replace(inputs=None))
-        placed: StepInput = self._layout.place_inputs(
-            inputs_S, whole._replace(inputs=self._layout.input_specs(inputs_S.inputs, stacked=True))
-        )
-        return placed
+        inputs, rest = inputs_S.inputs, inputs_S[1:]
+        placed = self._layout.place_inputs(inputs, self._layout.input_specs(inputs, stacked=True))
+        return StepInput(placed, *self._layout.place_whole(rest))
 
     def _place(self, tree: Any) -> Any:
         """A copy of arrays where they are trained: what training steps consume is nobody else's."""

@@ -8,10 +8,10 @@ that can explain itself:
     >>> alternator.observe({"encoder": 0.71, "head": 0.52}).explain()
     'step 1: encoder trains on (tenure 1 of 20)'
 
-* Rules: `Trend` for new work, `Payoff`, `Gain`, `Patience`, `Plateau` (the original method), `Balance` for players,
-  and the controls `Cycle` and `RandomTenure`. A rule of your own is a frozen dataclass with the members of `Rule`; it
-  reads `Facts` and returns a `Verdict`, with a code of `Reason` or a string of its own.
-* `Payoffs` measures what a `Payoff` rule decides by.
+* Rules: `Trend` for new work, `Payoff`, `Trial`, `Gain`, `Patience`, `Plateau` (the original method), `Balance` for
+  players, and the controls `Cycle` and `RandomTenure`. A rule of your own is a frozen dataclass with the members of
+  `Rule`; it reads `Facts` and returns a `Verdict`, with a code of `Reason` or a string of its own.
+* `Payoffs` measures what a `Payoff` rule decides by; `Trials` measures for a `Trial` rule, and undoes what it tried.
 * `replay` shows what a rule would have decided on recorded losses.
 * All errors are `AlternatorError`, which is a `ValueError`.
 
@@ -34,8 +34,9 @@ from alternator.payoffs import Payoffs
 from alternator.reasons import Reason
 from alternator.recordings.replay import Replay, Switch, replay
 from alternator.rule import Facts, Rule, Verdict
-from alternator.rules import Balance, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Trend
+from alternator.rules import Balance, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Trend, Trial
 from alternator.stats import ModuleStats, Stats
+from alternator.trials import Trials
 
 __all__ = [
     "Alternator",
@@ -60,6 +61,8 @@ __all__ = [
     "Stats",
     "Switch",
     "Trend",
+    "Trial",
+    "Trials",
     "UnknownModuleError",
     "UnknownNameError",
     "Verdict",

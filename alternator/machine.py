@@ -115,6 +115,16 @@ class Alternator:
         return self._rule
 
     @property
+    def rule_state(self) -> Any:
+        """What the rule remembers: the NamedTuple that its last step returned; read it, nothing more.
+
+        Example:
+            >>> Alternator(("encoder", "head")).rule_state
+            PlateauState()
+        """
+        return self._rule_state
+
+    @property
     def nonfinite_limit(self) -> int:
         """The number of non-finite losses in a row of the active module that forces a switch.
 

@@ -37,6 +37,11 @@ class Reason:
     UNMEASURED: Final = "unmeasured"
     ABOVE: Final = "above"
     BELOW: Final = "below"
+    UNTIL_TRIAL: Final = "until_trial"
+    TRIED: Final = "tried"
+    HALVED: Final = "halved"
+    TRIED_BETTER: Final = "tried_better"
+    TRIED_NO_BETTER: Final = "tried_no_better"
     SCHEDULED: Final = "scheduled"
     DRAW_HOLD: Final = "draw_hold"
     DRAW_SWITCH: Final = "draw_switch"
@@ -88,6 +93,17 @@ _SENTENCES: dict[str, tuple[str, str]] = {
     Reason.UNMEASURED: ("a turn has not been measured", "not measured: {value:.0f} of {limit:.0f} payoffs recorded"),
     Reason.ABOVE: ("signal above its band", "signal {value:.3g} > {limit:g}"),
     Reason.BELOW: ("signal below its band", "signal {value:.3g} < {limit:g}"),
+    Reason.UNTIL_TRIAL: ("until the next trial", "step {value:.0f} of {limit:.0f} until the next trial"),
+    Reason.TRIED: ("on trial", "on trial: step {value:.0f} of {limit:.0f}"),
+    Reason.HALVED: (
+        "the better candidates go on",
+        "the best candidate: {value:.2f} standard errors > {limit:.2f}; tried on",
+    ),
+    Reason.TRIED_BETTER: ("a candidate is better", "a candidate is better: {value:.2f} standard errors > {limit:.2f}"),
+    Reason.TRIED_NO_BETTER: (
+        "no candidate is better",
+        "no candidate is better: {value:.2f} standard errors ≤ {limit:.2f}",
+    ),
     Reason.SCHEDULED: ("scheduled", "tenure {value:.0f} of {limit:.0f} is over"),
     Reason.DRAW_HOLD: ("random draw: stay", "draw {value:.0f} > {limit:.0f}"),
     Reason.DRAW_SWITCH: ("random draw: switch", "draw {value:.0f} ≤ {limit:.0f}"),

@@ -2,8 +2,10 @@
 
 For each backend, precision and turn: milliseconds of a training step by the clock, many steps between two waits for the
 device. For PyTorch also the same step by a plain loop over whole logits, the peak of memory of both, and how often a
-step makes the host wait. Then what must hold: a frozen module keeps its bits through steps of the other one, and scores
-are those of the CPU up to rounding. `--device cpu --quick` runs the same without an accelerator, for a look.
+step makes the host wait; the same compiled; and with sampled losses. Of both backends, an epoch whose batches are
+prepared as they are needed, and ahead. Then what must hold: a step never makes the host wait, a frozen module keeps its
+bits through steps of the other one, and scores are those of the CPU up to rounding. `--device cpu --quick` runs the
+same without an accelerator, for a look; nothing is compiled then.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,12 @@ SHAPES = {
     "large catalogue": {"num_users": 4000, "num_items": 50_000, "length": 100, "batch_size": 128, "dim": 128},
 }
 QUICK = {"quick": {"num_users": 40, "num_items": 60, "length": 12, "batch_size": 16, "dim": 8}}
+KINDS: dict[str, dict[str, Any]] = {
+    "": {},
+    ", bf16": {"bf16": True},
+    ", compiled": {"compile": True},
+    ", sampled": {"catalogue_loss": "sampled"},
+}
 PACKAGES: dict[str, Any] = {"torch": ur4rec_torch, "jax": ur4rec_jax}
 MAX_SEQ_LEN = 50
 
@@ -62,7 +71,8 @@ class Setting:
         """A trainer in which every step is of one turn."""
         package = PACKAGES[backend]
         model = package.UR4Rec(self.num_items, self.texts_IT, **self.model)
-        trainer = package.JointTrainer(model, device=device or self.device, progress=False, warmup=0.0, **settings)
+        given = {"catalogue_loss": "full", "item_counts": self.loader.item_counts, **settings}
+        trainer = package.JointTrainer(model, device=device or self.device, progress=False, warmup=0.0, **given)
         trainer.set_training_stage("end_to_end" if turn == "both" else "joint_finetune")
         if turn != "both":
             getattr(trainer._alternating, "force", trainer.alternator.force)(turn)
@@ -145,26 +155,51 @@ def step_rows(setting: Setting, shape: str, backends: list[str], rounds: int, nu
     """Steps of every backend, precision and turn."""
     batches = [setting.loader.batch(0, index % len(setting.loader)) for index in range(num_steps)]
     for backend in backends:
-        for bf16 in (False, True):
+        for kind, settings in KINDS.items():
+            if settings.get("compile") and (backend == "jax" or setting.device == "cpu"):
+                continue
             for turn in TURNS:
-                trainer = setting.trainer(backend, turn, bf16=bf16)
-                name = f"{backend}, {shape}, {turn}{', bf16' if bf16 else ''}"
+                trainer = setting.trainer(backend, turn, **settings)
+                name = f"{backend}, {shape}, {turn}{kind}"
                 if backend == "jax":
                     values = milliseconds(trainer.train_step, trainer.flush, batches, rounds)
                     yield figure(name, values, f"{num_steps} steps between two waits")
                     continue
-                wait = lambda: synchronise(setting)  # noqa: E731
-                plain = by_hand(setting, turn, bf16=bf16)
-                ours = milliseconds(trainer.train_step, wait, batches, rounds)
-                theirs = milliseconds(plain, wait, batches, rounds)
-                memory = [peak_mebibytes(setting, each, batches[0]) for each in (trainer.train_step, plain)]
-                number = waits(setting, trainer.train_step, batches[0])
-                detail = f"plain loop over whole logits: {statistics.median(theirs):.2f} ms"
-                if number is not None:
-                    detail += (
-                        f"; peak {memory[0]:.0f} against {memory[1]:.0f} MiB; {number} waits of the host in a step"
-                    )
-                yield figure(name, ours, detail)
+                yield from torch_rows(setting, name, trainer, turn, batches, rounds)
+
+
+def torch_rows(setting: Setting, name: str, trainer: Any, turn: str, batches: list[Any], rounds: int) -> Iterator[Row]:
+    """A step in PyTorch beside a plain loop over whole logits, and how often it makes the host wait."""
+    wait = lambda: synchronise(setting)  # noqa: E731
+    plain = by_hand(setting, turn, bf16=trainer.config.bf16)
+    ours = milliseconds(trainer.train_step, wait, batches, rounds)
+    theirs = milliseconds(plain, wait, batches, rounds)
+    memory = [peak_mebibytes(setting, each, batches[0]) for each in (trainer.train_step, plain)]
+    detail = f"plain loop over whole logits: {statistics.median(theirs):.2f} ms"
+    if memory[0] is not None:
+        detail += f"; peak {memory[0]:.0f} against {memory[1]:.0f} MiB"
+    yield figure(name, ours, detail)
+    number = waits(setting, trainer.train_step, batches[0])
+    if number is not None:
+        yield Row(
+            name=f"{name}: waits of the host in a step",
+            against="", value=number, low=number, high=number, unit="", bar=0, detail="as PyTorch's debug mode warns",
+        )  # fmt: skip
+
+
+def reader_rows(setting: Setting, shape: str, backends: list[str], rounds: int, num_steps: int) -> Iterator[Row]:
+    """Steps of epochs whose batches are built and sent as they are needed, and ahead by a thread."""
+    for backend in backends:
+        for kind in ("", ", sampled"):
+            for readers in (0, 1):
+                trainer = setting.trainer(backend, "both", readers=readers, **KINDS[kind])
+                times = []
+                for epoch in range(rounds + 1):  # the first is to warm up
+                    started = time.perf_counter()
+                    trainer.train_epoch(setting.loader, epoch, max_steps=num_steps)
+                    times.append((time.perf_counter() - started) / min(num_steps, len(setting.loader)) * 1000)
+                name = f"{backend}, {shape}, epoch{kind}, {readers} reader{'' if readers == 1 else 's'}"
+                yield figure(name, times[1:], "a step of an epoch, batches built and losses read")
 
 
 def figure(name: str, values: list[float], detail: str) -> Row:
@@ -220,7 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     for shape, sizes in (QUICK if options.quick else SHAPES).items():
         setting = Setting(options.device, **sizes)
-        for row in [*step_rows(setting, shape, backends, rounds, num_steps), *exact_rows(setting, backends, num_steps)]:
+        given = setting, shape, backends, rounds, num_steps
+        for row in chain(step_rows(*given), reader_rows(*given), exact_rows(setting, backends, num_steps)):
             print(f"{row.name}: {row.value:.4g} {row.unit}; {row.detail}", flush=True)
             rows.append(row)
     is_gpu = options.device != "cpu"

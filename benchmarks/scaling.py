@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scaling_measures import AXES, BACKENDS, MEASURES, Figures, Subject, measure
+from scaling_measures import resident_peak as resident_peak
 from scaling_report import QUESTION, label, save
 
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory
@@ -109,12 +110,13 @@ def measure_apart(cell: Cell, memory: int, timeout: float) -> Figures:
         environment = {**os.environ, **ONE_THREAD, "TMPDIR": folder}
         try:
             ended = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, env=environment, timeout=timeout, check=False
+                command, capture_output=True, text=True, env=environment, timeout=timeout, check=False
             )
         except subprocess.TimeoutExpired:
             return replace(failed, failed=f"over {timeout:.0f} s", wall=time.monotonic() - started)
     wall = time.monotonic() - started
     if ended.returncode:
+        sys.stderr.write(ended.stderr[-2000:])
         return replace(failed, failed=f"exit code {ended.returncode}", wall=wall)
     return replace(Figures(**json.loads(ended.stdout.splitlines()[-1])), wall=wall)
 
@@ -155,8 +157,22 @@ def machine() -> dict[str, Any]:
 
 
 def data_figures(folder: Path) -> list[Figures]:
-    """What `benchmarks/scaling_data.py` found last."""
-    return []
+    """What `benchmarks/scaling_data.py` found last; its seconds are those of the clock."""
+    newest = sorted(folder.glob("scaling_data_*.json"))[-1:]
+    rows = [row for file in newest for row in json.loads(file.read_text())["figures"]]
+    return [
+        Figures(
+            axis="interactions",
+            size=row["num_interactions"],
+            measure=f"{row['stage']}, by the clock",
+            backend="",
+            seconds=row["seconds"],
+            calls=1,
+            peak_MB=row["peak_MB"],
+            extra={"file_MB": row["disk_MB"]},
+        )
+        for row in rows
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

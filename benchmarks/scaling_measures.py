@@ -4,7 +4,6 @@ Another row of the table is one more entry of `MEASURES`.
 """
 
 import gc
-import math
 import multiprocessing
 import tempfile
 import time
@@ -348,12 +347,12 @@ class Figures:
     size: int
     measure: str
     backend: str
-    seconds: float = math.nan
+    seconds: float = 0.0
     """Processor time of a call at least; the first one, which may compile, does not count where there are more."""
     calls: int = 0
-    peak_MB: float = math.nan
+    peak_MB: float = 0.0
     """Resident memory of the whole process at most."""
-    before_MB: float = math.nan
+    before_MB: float = 0.0
     """The same before the work: the model, its catalogue or its optimizers."""
     extra: dict[str, float] = field(default_factory=dict)
     """Sizes of files."""

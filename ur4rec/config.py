@@ -12,7 +12,10 @@ MAX_BLOCKS = 1000
 """The number of self-attention blocks at most: each is a dozen objects, however narrow."""
 FUSIONS = ("logit", "weighted", "rank", "cascade")
 JOINT_LOSSES = ("separate", "fused")
+AUTO = "auto"
 CATALOGUE_LOSSES = ("full", "sampled")
+LARGE_CATALOGUE = 30_000
+"""Of more items than this, `catalogue_loss="auto"` samples: a full step takes ten times as long there, or more."""
 LR_SCHEDULES = ("cosine", "constant")
 SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
 SCORERS = ("fused", "sasrec", "retriever")
@@ -113,10 +116,11 @@ class TrainerConfig:
     target and drawn items), `gbce` (calibrated binary cross-entropy), `bce` or `bpr` (one drawn negative)."""
     num_negatives: int = 256
     """Uniformly drawn items of `sampled` and `gbce`, shared by the whole batch."""
-    catalogue_loss: str = "full"
-    """The items under the softmax of every loss, fused or a module's own: `full` (the catalogue) or `sampled` (the
-    target, `num_negatives` uniformly drawn items and `num_in_batch` targets of the batch, with logQ correction). A step
-    of the latter does not grow with the catalogue, and moves only the item embeddings that it uses."""
+    catalogue_loss: str = AUTO
+    """The items under the softmax of every loss, fused or a module's own: `full` (the catalogue), `sampled` (the
+    target, `num_negatives` uniformly drawn items and `num_in_batch` targets of the batch, with logQ correction), or
+    `auto`: full up to 30,000 items and sampled above, where the other settings allow it. A sampled step does not grow
+    with the catalogue, and moves only the item embeddings that it uses."""
     num_in_batch: int = 256
     """Targets drawn from the batch, in proportion to their frequency, as negatives of `catalogue_loss="sampled"`."""
     gbce_t: float = 0.75
@@ -158,6 +162,8 @@ class TrainerConfig:
     """The number of steps in a row with a non-finite loss that stops the run."""
     bf16: bool = False
     """Run forward passes in bfloat16 where that is safe (autocast)."""
+    compile: bool = False
+    """Compile the modules for training in PyTorch (`torch.compile`), which takes a minute; JAX compiles all anyway."""
     seed: int = 0
     """Seed of dropout and of sampled negatives, which are functions of (seed, step)."""
 
@@ -166,7 +172,7 @@ class TrainerConfig:
         _check_fields(self, {"warmup_steps": 0, "loss_delay": 0, "seed": 0, "num_in_batch": 0}, ranges)
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
-        check_choice("catalogue_loss", self.catalogue_loss, CATALOGUE_LOSSES)
+        check_choice("catalogue_loss", self.catalogue_loss, (AUTO, *CATALOGUE_LOSSES))
         check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         if self.catalogue_loss == "sampled" and self.sasrec_loss != "ce":
             raise ConfigurationError(
@@ -235,6 +241,25 @@ def check_catalogue_loss(catalogue_loss: str, fusion: str) -> None:
         )
 
 
+def resolve_catalogue_loss(trainer: TrainerConfig, model: ModelConfig, *, has_counts: bool) -> str:
+    """What ``catalogue_loss`` stands for with a model: ``full`` or ``sampled``.
+
+    Args:
+        trainer: The settings of the trainer.
+        model: The shape of the model.
+        has_counts: Whether it is known how often each item is a target.
+
+    Example:
+        >>> models = [ModelConfig(num_items=num) for num in (30_000, 30_001)]
+        >>> [resolve_catalogue_loss(TrainerConfig(), model, has_counts=True) for model in models]
+        ['full', 'sampled']
+    """
+    if trainer.catalogue_loss != AUTO:
+        return trainer.catalogue_loss
+    allowed = trainer.sasrec_loss == "ce" and model.fusion != "weighted" and has_counts
+    return "sampled" if allowed and model.num_items > LARGE_CATALOGUE else "full"
+
+
 class ModelSettings(TypedDict, total=False):
     """The fields of `ModelConfig` that `UR4Rec` takes as keyword arguments, for type checkers."""
 
@@ -286,4 +311,5 @@ class TrainerSettings(TypedDict, total=False):
     loss_delay: int
     max_nonfinite_losses: int
     bf16: bool
+    compile: bool
     seed: int

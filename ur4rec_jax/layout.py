@@ -269,16 +269,12 @@ class Layout:
             return tree
         return jax.tree.map(lambda array: self._place(array, WHOLE), tree)
 
-    def place_inputs(self, tree: Any, specs: Any) -> Any:
-        """What a step takes from the host."""
-        return tree if self.mesh is None else self.place(tree, specs)
-
-    def input_specs(self, inputs: StepInputs, *, stacked: bool = False) -> StepInputs:
-        """How the inputs of a step lie, or with a leading axis those of many steps."""
+    def place_inputs(self, inputs: StepInputs, *, stacked: bool = False) -> StepInputs:
+        """The inputs of a step on the devices; ``stacked`` are those of many steps, with a leading axis."""
         cut = BATCH_SECOND if stacked else BATCH
-        whole = jax.tree.map(lambda _: WHOLE, inputs.sample)
-        specs: StepInputs = jax.tree.map(lambda _: cut, inputs._replace(sample=None))
-        return specs._replace(sample=whole)
+        specs = jax.tree.map(lambda _: cut, inputs._replace(sample=None))
+        placed: StepInputs = self.place(inputs, specs._replace(sample=jax.tree.map(lambda _: WHOLE, inputs.sample)))
+        return placed
 
     def place_histories(self, items_BL: NDArray[Any], users_B: NDArray[Any] | None, padding: int) -> tuple[Any, Any]:
         """Histories and their users on the devices, with rows that make the parts equal."""

@@ -35,6 +35,7 @@ from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, find_devices, to_inputs
 from ur4rec_jax.epoch import Epoch, StepInput, stack_inputs
 from ur4rec_jax.layout import ONE_DEVICE, Layout, to_host
+from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.processes import known_processes
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
@@ -55,6 +56,7 @@ class TrainerArguments(TrainerSettings, total=False):
     on_step: Callable[[StepRecord], object] | None
     item_counts: ArrayLike | None
     memory: int | str
+    readers: int | None
     mesh: str | Mesh | None
     shard: bool
     processes: Processes | None
@@ -103,6 +105,8 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         self._kind = arguments.get("device", "auto")
         if arguments.get("processes") is None:
             arguments["processes"] = known_processes()
+        if arguments.get("compile"):
+            _LOGGER.warning("compile=True changes nothing in JAX, which compiles every step anyway")
         super().__init__(model, **arguments)
 
     @property
@@ -156,17 +160,23 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         finally:
             self._usual_targets = None
 
+    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+        num_items, usual_targets, layout = self._model_config.num_items, self._usual_targets, self._layout
+        options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler}
+
+        def prepare(batch: Batch, step: int) -> StepInputs:
+            inputs = to_inputs(batch, num_items, usual_targets, step=step, num_parts=layout.num_parts, **options)
+            if layout.mesh is not None:
+                return layout.place_inputs(inputs)
+            placed: StepInputs = jax.device_put(inputs, self.device)
+            return placed
+
+        return prepare
+
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Array]]:
         trains_retriever = "retriever" in TURNS[active]
         needs_catalogue = self._sampler is None and (self._is_fused or self._distils)
-        inputs = to_inputs(
-            *(batch, self._model_config.num_items, self._usual_targets),
-            with_users=self._reads_users,
-            sampler=self._sampler,
-            step=self.step,
-            num_parts=self._layout.num_parts,
-        )
-        inputs = self._layout.place_inputs(inputs, self._layout.input_specs(inputs))
+        inputs = self._inputs(batch)
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
@@ -234,7 +244,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             sampler=self._sampler,
             num_parts=self._layout.num_parts,
         )
-        inputs_S = self._place_inputs(inputs_S)
+        if self._layout.mesh is not None:
+            placed = self._layout.place_inputs(inputs_S.inputs, stacked=True)
+            inputs_S = StepInput(placed, *self._layout.place_whole(inputs_S[1:]))
         epoch, saved = self._epoch(), self._alternating.state_dict()
         catalogue = self._catalogue() if epoch.keeps_catalogue else None
         self._state, self._kept_catalogue, steps, schedule = epoch.run(
@@ -259,12 +271,6 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             self._functions.epochs[key] = Epoch(step, schedule, project, distils=self._distils)
         epoch: Epoch = self._functions.epochs[key]
         return epoch
-
-    def _place_inputs(self, inputs_S: StepInput) -> StepInput:
-        """The inputs of an epoch where its steps take them from."""
-        inputs, rest = inputs_S.inputs, inputs_S[1:]
-        placed = self._layout.place_inputs(inputs, self._layout.input_specs(inputs, stacked=True))
-        return StepInput(placed, *self._layout.place_whole(rest))
 
     def _place(self, tree: Any) -> Any:
         """A copy of arrays where they are trained: what training steps consume is nobody else's."""

@@ -5,7 +5,7 @@ What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B row
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
+from ur4rec_torch.compiled import as_written, compile_modules, refuse_failures
 from ur4rec_torch.device import find_device, seeded, to_device, to_host
 from ur4rec_torch.lazy_adamw import LazyAdamW
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
@@ -39,7 +40,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     """Trains a UR4Rec model through the four stages; arguments and attributes are those of `BaseTrainer`.
 
     The model is moved to the device, and trained there in place; the freeze contract is that of `adapters.torch`. One
-    that was compiled, whole or in part, is saved under its plain names.
+    that was compiled, whole or in part, or is compiled with ``compile=True``, is saved under its plain names.
 
     Example:
         >>> import numpy as np
@@ -72,6 +73,8 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         refuse_renamed(model)
         self.device = find_device(device)
         self.model = model.to(self.device)
+        if self.config.compile:
+            compile_modules(self.model)
         self._loss_at_hand = self.device.type == "cpu"
         model.sasrec.item_embedding.sparse = self._sampler is not None
         kind = torch.optim.AdamW if self._sampler is None else LazyAdamW
@@ -100,18 +103,24 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._release = adapter.release
         return adapter
 
+    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+        num_items, with_users = self._model_config.num_items, self._reads_users
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+        def prepare(batch: Batch, step: int) -> StepInputs:
+            with nullcontext() if stream is None else torch.cuda.stream(stream):  # a thread has one of its own
+                return to_device(batch, num_items, self.device, with_users=with_users, sampler=self._sampler, step=step)
+
+        return prepare
+
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Tensor]]:
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
-        inputs = to_device(
-            *(batch, self._model_config.num_items, self.device),
-            with_users=self._reads_users,
-            sampler=self._sampler,
-            step=self.step,
-        )
-        losses = self._losses(inputs, TURNS[active])
+        inputs = self._inputs(batch)
+        with refuse_failures() if self.config.compile else nullcontext():
+            losses = self._losses(inputs, TURNS[active])
         decision = self._step(losses, self._observed(active, losses.total, losses.modules))
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
         self._retriever_steps += "retriever" in TURNS[active]
@@ -127,10 +136,10 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """All modules in inference mode, without gradients; afterwards as the schedule has it."""
+        """All modules in inference mode, as they are written, without gradients; afterwards as the schedule has it."""
         self._alternating.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), as_written() if self.config.compile else nullcontext():
                 yield
         finally:
             self._alternating.train()

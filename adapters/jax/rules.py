@@ -411,12 +411,18 @@ def _left_out(rule: Payoff, facts: DeviceFacts, costs_N: jax.Array) -> tuple[jax
     saved_N = (costs_N[0] - costs_N).at[0].set(1)
     paid_NR = (facts.rings_NR[0] - facts.rings_NR) / saved_N[:, None]
     enough_NR = paid_NR - rule.share * facts.rings_NR[0] / costs_N[0]
-    mean_N, spread_N = enough_NR.mean(1), enough_NR.var(1, ddof=1) / rule.groups
-    equal_N = jnp.where(mean_N < 0, -jnp.inf, jnp.inf)
-    scores_N = jnp.where(spread_N > 0, mean_N / jnp.sqrt(jnp.where(spread_N > 0, spread_N, 1)), equal_N)
+    scores_N = standard_scores(enough_NR)
     known_N = (facts.ring_lengths_N >= rule.groups) & (jnp.arange(len(costs_N)) > 0)
     left_out_N = jnp.where(known_N, _finite(paid_NR.mean(1)), 0)
-    return left_out_N, jnp.where(known_N & jnp.isfinite(spread_N), scores_N, jnp.inf)
+    return left_out_N, jnp.where(known_N, scores_N, jnp.inf)
+
+
+def standard_scores(differences_CG: jax.Array) -> jax.Array:
+    """`alternator.rules._paired.standard_score` of each row."""
+    mean_C, spread_C = differences_CG.mean(1), differences_CG.var(1, ddof=1) / differences_CG.shape[1]
+    equal_C = jnp.where(mean_C == 0, 0, jnp.where(mean_C < 0, -jnp.inf, jnp.inf))
+    scores_C = jnp.where(spread_C > 0, mean_C / jnp.sqrt(jnp.where(spread_C > 0, spread_C, 1)), equal_C)
+    return jnp.where(jnp.isfinite(spread_C), scores_C, jnp.inf)
 
 
 def _finite(values: jax.Array) -> jax.Array:

@@ -130,7 +130,8 @@ class Freezer:
         check_silent_writers(self.groups)
         self.optimizers = check_optimizers(modules, optimizers, extra, with_closure=with_closure)
         """All optimizers, each once."""
-        self._model = model
+        self.model = model
+        """The model that holds them all, if it was given."""
         self._given_optimizers = optimizers
         check_trainable(self.groups)
         self._cover()
@@ -192,7 +193,7 @@ class Freezer:
         self._is_stale = self._is_stale or changed or self._num_in_groups != _count(self.optimizers)
         if not self._is_stale:
             return
-        check_ownership(self.groups, self._model)
+        check_ownership(self.groups, self.model)
         check_storage(self.groups)
         check_silent_writers(self.groups)
         self._cover()

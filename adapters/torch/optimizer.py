@@ -21,6 +21,7 @@ from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters
 from adapters.torch.schedules import Schedulers
+from adapters.torch.snapshots import Snapshot, Snapshots
 from adapters.torch.states import States
 from adapters.torch.stepping import Stepper, forget_unscaled
 from adapters.torch.unfrozen import unfrozen
@@ -163,6 +164,7 @@ class AlternatingOptimizer(Generic[Decided]):
         )
         self._stepper = Stepper(self._freezer, schedulers=schedulers, clip_norm=clip_norm, scaler=scaler)
         self._states = States(self._freezer, schedulers, scaler)
+        self._snapshots = Snapshots(self._freezer, schedulers, scaler)
         self._scaler = scaler
         self._accumulate = accumulate
         self._micro_step = 0
@@ -357,6 +359,47 @@ class AlternatingOptimizer(Generic[Decided]):
         """
         self._check_boundary("unfrozen")
         return unfrozen(self._freezer)
+
+    def snapshot(self) -> Snapshot:
+        """Copies of all that training changes, for `rollback`: to try turns and undo them, as `alternator.Trials` does.
+
+        Parameters, buffers (those of ``model`` too), the states and options of optimizers, schedulers and scaler, and
+        PyTorch's random state, each on its device: as large as a checkpoint. The schedule is not part of it: an
+        alternator counts what was tried.
+
+        Raises:
+            FreezeError: In the middle of an accumulation.
+
+        Example:
+            >>> import torch
+            >>> from alternator import Alternator, Cycle
+            >>> modules = {"encoder": torch.nn.Linear(4, 3), "head": torch.nn.Linear(3, 1)}
+            >>> optimizers = {name: torch.optim.AdamW(module.parameters()) for name, module in modules.items()}
+            >>> alternating = AlternatingOptimizer(Alternator(modules, rule=Cycle(2)), modules, optimizers)
+            >>> before, saved = modules["encoder"].weight.clone(), alternating.snapshot()
+            >>> decision = alternating.step(modules["head"](modules["encoder"](torch.ones(8, 4))).square().mean())
+            >>> torch.equal(modules["encoder"].weight, before)
+            False
+            >>> alternating.rollback(saved)
+            >>> torch.equal(modules["encoder"].weight, before)
+            True
+        """
+        self._check_boundary("snapshot")
+        return self._snapshots.take()
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Go back to a `snapshot`, to the bit; it may be used again. Whoever is active now stays active.
+
+        Raises:
+            FreezeError: In the middle of an accumulation.
+            StateError: Modules or optimizers are others now; nothing has been changed then.
+        """
+        self._check_boundary("rollback")
+        self._forget_unscaled()
+        self._snapshots.restore(snapshot)
+        self._freezer.zero_grad()
+        self._freezer.accept_written()
+        self._decisions.apply()
 
     def flush(self) -> None:
         """Record the losses that are still pending; call it at the end of training to see them all."""

@@ -3,6 +3,7 @@
 ================  ==============================================================================
 `Trend`           Switches on a plateau of a noisy loss; the rule for new work.
 `Payoff`          Trains all modules together and leaves out those that do not pay for their work.
+`Trial`           Tries each candidate from one snapshot, and goes on with the best by a held-out loss.
 `Gain`            Trains the module that learns most per unit of cost.
 `Balance`         Keeps a signal between players, such as a critic's accuracy, inside a band.
 `Patience`        Switches where `ReduceLROnPlateau` would cut the learning rate.
@@ -20,5 +21,6 @@ from alternator.rules.payoff import Payoff
 from alternator.rules.plateau import Plateau
 from alternator.rules.random_tenure import RandomTenure
 from alternator.rules.trend import Trend
+from alternator.rules.trial import Trial
 
-__all__ = ["Balance", "Cycle", "Gain", "Patience", "Payoff", "Plateau", "RandomTenure", "Trend"]
+__all__ = ["Balance", "Cycle", "Gain", "Patience", "Payoff", "Plateau", "RandomTenure", "Trend", "Trial"]

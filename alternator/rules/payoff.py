@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from math import copysign, inf, isfinite, sqrt
+from math import inf, isfinite
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
 from alternator.rules._looks import is_next_look
 from alternator.rules._names import by_name
+from alternator.rules._paired import standard_score
 
 MAX_DOUBLINGS = 30
 """The maximum number of doublings of ``retry_after``: enough to reach any ``max_retry_after``."""
@@ -203,19 +204,10 @@ class Payoff:
         saved = self.costs[0] - self.costs[index]
         paid = [(whole - part) / saved for whole, part in zip(joint, own, strict=True)]
         enough = [each - self.share * whole / self.costs[0] for each, whole in zip(paid, joint, strict=True)]
-        return _mean(paid), _score(enough)
+        return _mean(paid), standard_score(enough)
 
 
 def _mean(values: list[float]) -> float:
     """The mean; 0 where it is not finite."""
     mean = sum(values) / len(values)
     return mean if isfinite(mean) else 0.0
-
-
-def _score(values: list[float]) -> float:
-    """The mean in standard errors; infinite where all values are equal, or where the variance is not finite."""
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) * (value - mean) for value in values) / (len(values) * (len(values) - 1))
-    if not isfinite(variance):
-        return inf
-    return mean / sqrt(variance) if variance > 0 else copysign(inf, mean)

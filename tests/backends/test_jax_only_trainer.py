@@ -63,3 +63,10 @@ def test_the_number_of_threads_is_what_xla_goes_by(monkeypatch):
     for number, name in enumerate(reversed(names), 3):
         monkeypatch.setenv(name, str(number))
         assert count_threads() == number  # PJRT_NPROC comes before NPROC
+
+
+def test_compile_changes_nothing_and_says_so(make_trainer, caplog):
+    assert make_trainer(compile=True).config.compile
+    assert [record.getMessage() for record in caplog.records] == [
+        "compile=True changes nothing in JAX, which compiles every step anyway"
+    ]

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ur4rec.config import SCORERS
+from ur4rec.config import SCORERS, TrainerConfig
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import TrainBatches
 from ur4rec.errors import DataError
@@ -16,9 +16,9 @@ from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.plan import TABLE_ROWS
 from ur4rec.runs.prepared import PreparedData
 from ur4rec.runs.ranking import Ranking
-from ur4rec.runs.run import Stopped, TrainingRun
+from ur4rec.runs.run import Stopped, TrainingRun, read_resumable
 from ur4rec.text.encoders import TextEncoder
-from ur4rec.training.checkpoint import load_checkpoint, save_checkpoint
+from ur4rec.training.checkpoint import check_settings, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -171,3 +171,28 @@ def test_ranks_are_arrays_of_a_checkpoint_and_those_of_an_earlier_version_are_re
     save_checkpoint(latest, saved)
     with pytest.raises(DataError, match="its metrics"):
         make_run(tmp_path).resume()
+
+
+def test_a_run_keeps_which_loss_was_chosen_for_its_catalogue(make_run, tmp_path, monkeypatch):
+    few = {"num_negatives": 6, "num_in_batch": 6}
+    short = {"epochs": {"pretrain_sasrec": 1, "joint_finetune": 0}, "eval_every": 2, "trainer": few}
+    usual = make_run(tmp_path / "usual", **short)
+    assert usual.config.trainer == few
+    monkeypatch.setattr("ur4rec.config.LARGE_CATALOGUE", 20)
+    run = make_run(tmp_path / "run", **short)
+    run.train()
+    kept = read_resumable(run.directory)
+    assert kept.trainer == {**few, "catalogue_loss": "sampled"}
+    resumed = make_run(tmp_path / "run", **{**short, "trainer": kept.trainer})
+    resumed.resume()
+    assert resumed.trainer.step == run.trainer.step > 0
+
+
+def test_a_checkpoint_from_before_sampled_losses_has_the_full_one(make_run, tmp_path):
+    run = make_run(tmp_path / "run", epochs={"pretrain_sasrec": 1})
+    run.trainer.save_checkpoint(tmp_path / "now")
+    saved = load_checkpoint(tmp_path / "now")
+    earlier = {name: value for name, value in saved.state["trainer"].items() if name != "catalogue_loss"}
+    save_checkpoint(tmp_path / "earlier", saved._replace(state={**saved.state, "trainer": earlier}))
+    run.trainer.load_checkpoint(tmp_path / "earlier")
+    check_settings(tmp_path / "earlier", run.prepared.model, TrainerConfig())

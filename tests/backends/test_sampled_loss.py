@@ -77,6 +77,23 @@ def test_without_counts_it_is_refused(make_trainer):
         make_trainer(catalogue_loss="sampled")
 
 
+def test_auto_samples_a_large_catalogue_where_it_may(make_trainer, loader, monkeypatch, caplog):
+    counts = loader.item_counts
+    assert make_trainer(item_counts=counts).config.catalogue_loss == "full"
+    assert not caplog.records
+    monkeypatch.setattr("ur4rec.config.LARGE_CATALOGUE", loader.num_items - 1)
+    monkeypatch.setattr("ur4rec.training.trainer.LARGE_CATALOGUE", loader.num_items - 1)
+    caplog.set_level("INFO", logger="ur4rec")
+    assert make_trainer(item_counts=counts).config.catalogue_loss == "sampled"
+    assert "losses are sampled, 256 + 256 negatives of a step" in caplog.text
+    assert make_trainer().config.catalogue_loss == "full"
+    assert "catalogue_loss=sampled does not, but needs" in caplog.text
+    assert make_trainer(item_counts=counts, joint_loss="separate", sasrec_loss="bpr").config.catalogue_loss == "full"
+    caplog.clear()
+    assert make_trainer(item_counts=counts, catalogue_loss="full").config.catalogue_loss == "full"
+    assert not caplog.records
+
+
 FEW = {"catalogue_loss": "sampled", "num_negatives": 5, "num_in_batch": 5}
 JOINT_LOSSES = ["separate", "fused"]
 

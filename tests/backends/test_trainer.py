@@ -399,11 +399,3 @@ def test_every_combination_learns(make_trainer, loader, sasrec_loss, fusion, joi
     trainer.set_training_stage("end_to_end", num_steps=10 * len(loader))
     losses = [trainer.train_epoch(loader, epoch)["total_loss"] for epoch in range(10)]
     assert losses[-1] < 0.97 * losses[0]
-
-
-def test_bf16_trains(make_trainer, loader):
-    trainer = make_trainer(bf16=True, sasrec_lr=5e-3, retriever_lr=5e-3)
-    trainer.set_training_stage("end_to_end")
-    losses = [trainer.train_epoch(loader, epoch)["total_loss"] for epoch in range(6)]
-    assert losses[-1] < 0.97 * losses[0]
-    assert {array.dtype.name for array in bits(trainer).values()} == {"float32"}

@@ -21,7 +21,9 @@ def test_a_look_measures_every_turn_and_precision(gpu, tmp_path):
     rows = json.loads(file.read_text())["rows"]
     names = [row["name"] for row in rows]
     assert [f"torch, quick, {turn}" in names for turn in gpu.TURNS] == [True] * len(gpu.TURNS)
-    assert [f"torch, quick, {turn}, bf16" in names for turn in gpu.TURNS] == [True] * len(gpu.TURNS)
+    for kind in (", bf16", ", sampled"):
+        assert [f"torch, quick, {turn}{kind}" in names for turn in gpu.TURNS] == [True] * len(gpu.TURNS)
+    assert sum("reader" in name for name in names) == 4
     assert all(row["value"] > 0 for row in rows if row["unit"] == "ms")
     assert sum("frozen" in name for name in names) == 2
 

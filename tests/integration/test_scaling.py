@@ -68,6 +68,17 @@ def test_results_have_the_tables_of_each_axis_and_what_failed(scaling, report, t
     assert len(json.loads((tmp_path / "scaling.json").read_text())["figures"]) == 4
 
 
+def test_growth_with_interactions_is_what_the_other_benchmark_found(scaling, tmp_path):
+    assert scaling.data_figures(tmp_path) == []
+    row = {"num_interactions": 100, "stage": "preparing", "seconds": 2.0, "peak_MB": 3.0, "disk_MB": 4.0}
+    for date, stage in (("2026-01-01", "old"), ("2026-01-02", "preparing")):
+        content = json.dumps({"figures": [{**row, "stage": stage}]})
+        (tmp_path / f"scaling_data_cpu2_{date}.json").write_text(content)
+    (found,) = scaling.data_figures(tmp_path)
+    assert (found.axis, found.size, found.measure) == ("interactions", 100, "preparing, by the clock")
+    assert (found.seconds, found.peak_MB, found.extra) == (2.0, 3.0, {"file_MB": 4.0})
+
+
 def test_finished_cells_are_kept_and_shared_by_axes(scaling, tmp_path, monkeypatch, capsys):
     ran = []
 

@@ -12,6 +12,7 @@ from ur4rec.config import ModelConfig
 from ur4rec.data import Targets
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.runs.prepared import evaluation_batches
+from ur4rec.training.ahead import ahead
 from ur4rec.training.scorer import AnyScorer
 from ur4rec.training.slices import DEFAULT_MEMORY
 
@@ -48,11 +49,14 @@ class Ranking:
             scorers: Which.
             before_batch: Called with the number of batches that are done and that there are; it may raise.
         """
-        found = scorer.rank_all(self._told(before_batch), scorers)
+        with ahead(self._batches, lambda _, index: index, readers=scorer.readers) as batches:
+            found = scorer.rank_all(self._told(batches, before_batch), scorers)
         return {name: self._in_order(ranks_T) for name, ranks_T in found.items()}
 
-    def _told(self, before_batch: Callable[[int, int], object]) -> Iterator[EvaluationBatch]:
-        for index, batch in enumerate(self._batches):
+    def _told(
+        self, batches: Iterable[tuple[EvaluationBatch, int]], before_batch: Callable[[int, int], object]
+    ) -> Iterator[EvaluationBatch]:
+        for batch, index in batches:
             before_batch(index, len(self._batches))
             yield batch
 

@@ -141,6 +141,9 @@ class TrainingRun:
             item_counts=prepared.train.item_counts,
             **config.trainer,
         )
+        chosen = self.trainer.config.catalogue_loss
+        if chosen != "full" or "catalogue_loss" in config.trainer:  # what "auto" has chosen, as the schedule
+            self.config = dataclasses.replace(config, trainer={**config.trainer, "catalogue_loss": chosen})
 
     def train(self, *, stop: Callable[[], bool] = lambda: False) -> list[Result]:
         """Train through all stages; after every epoch the run is saved, after every stage tested and drawn.

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from alternator.checks import cut
-from ur4rec.config import ModelConfig, TrainerConfig
+from ur4rec.config import AUTO, ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.files import parse_object, write_directory, write_whole
 from ur4rec.text.encoders import check_text_vectors
@@ -177,7 +177,9 @@ def check_settings(path: str | Path, model: ModelConfig, trainer: TrainerConfig 
     from_data = {name: state["model"].get(name) for name in ("num_items", "num_users")}
     check_same("model", state["model"], {**asdict(model), **from_data})
     if trainer is not None:
-        check_same("training configuration", asdict(_saved_trainer(state)), asdict(trainer))
+        saved = _saved_trainer(state)
+        chosen = saved.catalogue_loss if trainer.catalogue_loss == AUTO else trainer.catalogue_loss
+        check_same("training configuration", asdict(saved), asdict(replace(trainer, catalogue_loss=chosen)))
     try:
         weights, moments = (_read_shapes(directory / name) for name in (MODEL_FILE, OPTIMIZER_FILE))
         if "texts" in state:
@@ -199,9 +201,9 @@ def saved_model(state: Mapping[str, Any]) -> ModelConfig:
 
 
 def _saved_trainer(state: Mapping[str, Any]) -> TrainerConfig:
-    """The settings of the trainer of a checkpoint; those that are newer have their defaults."""
+    """The settings of the trainer of a checkpoint; those that are newer have what there was before."""
     with refuse_malformed(f"the trainer in {STATE_FILE}", "take another checkpoint", CheckpointError):
-        return TrainerConfig(**state["trainer"])
+        return TrainerConfig(**{"catalogue_loss": "full", **state["trainer"]})
 
 
 def _texts_file(digest: str) -> str:

@@ -4,7 +4,7 @@ Shapes: B rows, L positions, I items, S scorers, k places, R histories.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -17,6 +17,7 @@ from ur4rec.data.interactions import Sequences
 from ur4rec.data.splits import Targets
 from ur4rec.errors import DataError, NonFiniteError
 from ur4rec.evaluation.metrics import summarise
+from ur4rec.training.ahead import ahead
 from ur4rec.training.arrays import ArrayT
 from ur4rec.training.histories import check_batch, check_histories
 from ur4rec.training.memory import enough_for_scores
@@ -77,6 +78,12 @@ class BaseScorer(ABC, Generic[ArrayT]):
     """Bytes that scores may take at once; see `ur4rec.training.slices`."""
 
     _model_config: ModelConfig
+    _given_readers: int | None = None
+
+    @property
+    def readers(self) -> int:
+        """The threads that prepare batches ahead: by default one for an accelerator, and none on the CPU."""
+        return int("cpu" not in str(self.device).lower()) if self._given_readers is None else self._given_readers
 
     @property
     def num_items(self) -> int:
@@ -108,9 +115,8 @@ class BaseScorer(ABC, Generic[ArrayT]):
         """
         ranks: dict[str, list[tuple[ArrayT, int]]] = {scorer: [] for scorer in scorers}
         finite: list[ArrayT] = []
-        with enough_for_scores(), self._scoring(tuple(ranks)) as score:
-            for batch in loader:
-                check_batch(batch, self._model_config)
+        with enough_for_scores(), self._scoring(tuple(ranks)) as score, self._read(loader) as batches:
+            for batch, _ in batches:
                 width = self._width(len(batch.items_BL), ranks)
                 for scorer, (ranks_B, is_finite) in score.rank(batch, width).items():
                     ranks[scorer].append((ranks_B, batch.num_valid))
@@ -193,6 +199,16 @@ class BaseScorer(ABC, Generic[ArrayT]):
             _refuse_nonfinite(bool(finite))
             shares = dict(zip(order, shares_SBk[:, : batch.num_valid], strict=True))
             yield Top(items_Bk[: batch.num_valid].astype(np.int32), shares)
+
+    def _read(
+        self, loader: Iterable[EvaluationBatch]
+    ) -> AbstractContextManager[Iterator[tuple[EvaluationBatch, None]]]:
+        """The batches of a loader, checked."""
+        return ahead(loader, lambda batch, _: check_batch(batch, self._model_config), readers=self._readers_of(loader))
+
+    def _readers_of(self, loader: Iterable[Any]) -> int:
+        """The threads that read a loader ahead: none if it has no length, as a generator may do more than read."""
+        return self.readers if isinstance(loader, Sized) else 0
 
     @abstractmethod
     def _scoring(self, scorers: tuple[str, ...]) -> AbstractContextManager[Scores[ArrayT]]:

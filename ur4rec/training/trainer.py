@@ -3,9 +3,10 @@
 Shapes: B rows, I items.
 """
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sized
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, Unpack
@@ -15,7 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 from alternator import Alternator, Decision, Rule
 from alternator.checks import check_integer
 from alternator.recordings.log import StepRecord
-from ur4rec.config import TrainerConfig, TrainerSettings, check_catalogue_loss, check_joint_loss
+from ur4rec.config import (
+    AUTO,
+    LARGE_CATALOGUE,
+    ModelConfig,
+    TrainerConfig,
+    TrainerSettings,
+    check_catalogue_loss,
+    check_joint_loss,
+    resolve_catalogue_loss,
+)
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
@@ -28,7 +38,8 @@ from ur4rec.schedule.stages import (
     find_stage,
     learning_rates,
 )
-from ur4rec.training.arrays import ArrayT, StepReport
+from ur4rec.training.ahead import ahead
+from ur4rec.training.arrays import ArrayT, StepInputs, StepReport
 from ur4rec.training.backend import Adapter, Model, check_model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, SharedTexts, load_checkpoint, save_checkpoint
 from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
@@ -39,6 +50,8 @@ from ur4rec.training.sampling import Sampler
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory, slice_width
 from ur4rec.training.step_log import LateStep, LateSteps, Reader
+
+logger = logging.getLogger(__name__)
 
 _GIVEN = "given."
 """Names of the arrays in a checkpoint that its trainer was given begin so."""
@@ -62,8 +75,11 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth.
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
         item_counts: How often each item is a target in the training data, `TrainBatches.item_counts`; needed, and read,
-            for ``catalogue_loss="sampled"``.
+            for ``catalogue_loss="sampled"``, which ``auto`` chooses for a large catalogue only where they are given.
         memory: Bytes that scores may take at once while targets are ranked, a number or a string such as ``4GB``.
+        readers: The number of threads that prepare the batches of a loader with a length ahead, and send them to the
+            device; None is one for an accelerator, and none on the CPU, which they would share with the steps. Results
+            do not depend on it.
         mesh: How devices divide the work, such as ``data=4,items=2``; see `ur4rec.training.mesh`.
         shard: Whether to spread parameters and the states of optimizers over the processes.
         processes: The processes that train the model together, from ``start_processes``; None is this one alone.
@@ -71,7 +87,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
     Attributes:
         adaptive_alternating: The schedule of joint_finetune; None with ``use_adaptive_alternating=False``.
-        config: The settings.
+        config: The settings; ``catalogue_loss`` is what ``auto`` has chosen.
         device: The device.
         memory: Bytes that scores may take at once.
         mesh: How devices divide the work.
@@ -102,13 +118,16 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         on_step: Callable[[StepRecord], object] | None = None,
         item_counts: ArrayLike | None = None,
         memory: int | str = DEFAULT_MEMORY,
+        readers: int | None = None,
         mesh: str | Mesh | None = None,
         shard: bool = False,
         processes: Processes | None = None,
         **settings: Unpack[TrainerSettings],
     ) -> None:
         check_model(model)
-        self.config = TrainerConfig(**settings)
+        self._given_readers = None if readers is None else check_integer("readers", readers, 0)
+        self._prepared: tuple[Batch | None, StepInputs[ArrayT] | None] = (None, None)
+        self.config = _with_catalogue_loss(TrainerConfig(**settings), model.config, has_counts=item_counts is not None)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
         check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
         self._sampler: Sampler | None = None
@@ -328,6 +347,10 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """What applies the schedule of a new stage; it takes the modules over from the adapter before."""
 
     @abstractmethod
+    def _preparer(self) -> Callable[[Batch, int], StepInputs[ArrayT]]:
+        """What prepares the batch of a training step of the run, in any thread, and sends it to the device."""
+
+    @abstractmethod
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[ArrayT]]:
         """Train a turn on one batch, with the learning rate of each part, and let the schedule decide.
 
@@ -362,10 +385,26 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self, loader: Iterable[Batch], batches: Iterable[Batch], after_step: Callable[[], bool] | None
     ) -> None:
         """Train on batches of a loader, one after the other."""
-        for batch in batches:
-            self.train_step(batch)
-            if after_step is not None and after_step():
-                break
+        to_inputs, first = self._preparer(), self.step
+
+        def prepare(batch: Batch, number: int) -> StepInputs[ArrayT]:
+            with enough_for_steps(self._model_config, len(batch[0])):
+                return to_inputs(batch, first + number)
+
+        try:
+            with ahead(batches, prepare, readers=self._readers_of(loader)) as prepared:
+                for batch, inputs in prepared:
+                    self._prepared = batch, inputs
+                    self.train_step(batch)
+                    if after_step is not None and after_step():
+                        break
+        finally:
+            self._prepared = None, None
+
+    def _inputs(self, batch: Batch) -> StepInputs[ArrayT]:
+        """A batch on the device: as it was prepared ahead, or prepared now."""
+        known, inputs = self._prepared
+        return inputs if inputs is not None and batch is known else self._preparer()(batch, self.step)
 
     def _held_out(self) -> HeldOutTargets[ArrayT] | None:
         """The held-out targets of a `Payoff` rule, if there are any."""
@@ -423,6 +462,25 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             metrics={name: self._late(value) for name, value in report.metrics.items()},
         )
         self._log.add(step)
+
+
+def _with_catalogue_loss(trainer: TrainerConfig, model: ModelConfig, *, has_counts: bool) -> TrainerConfig:
+    """The settings with what ``catalogue_loss="auto"`` chooses, which is said of a large catalogue."""
+    chosen = resolve_catalogue_loss(trainer, model, has_counts=has_counts)
+    if trainer.catalogue_loss == AUTO and model.num_items > LARGE_CATALOGUE:
+        reason = f"{model.num_items:,} items are more than {LARGE_CATALOGUE:,}"
+        if chosen == "sampled":
+            logger.info(
+                "losses are sampled, %d + %d negatives of a step, for %s; catalogue_loss=full is exact and slower",
+                *(trainer.num_negatives, trainer.num_in_batch, reason),
+            )
+        else:
+            logger.warning(
+                "a training step grows with the catalogue, and %s: catalogue_loss=sampled does not, but needs "
+                "sasrec_loss='ce', another fusion than 'weighted', and item_counts",
+                reason,
+            )
+    return replace(trainer, catalogue_loss=chosen)
 
 
 AnyTrainer: TypeAlias = BaseTrainer[Any, Any, Any]

@@ -18,7 +18,21 @@ import pytest
 
 import alternator.rules.trend
 from adapters.jax import DeviceAlternator
-from alternator import Alternator, Balance, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Reason, Trend, rules
+from alternator import (
+    Alternator,
+    Balance,
+    Cycle,
+    Gain,
+    Patience,
+    Payoff,
+    Plateau,
+    RandomTenure,
+    Reason,
+    Trend,
+    Trial,
+    rules,
+)
+from alternator.rules._paired import standard_score
 from alternator.rules._regression import SURE_RISE, least_squares, robust_gain
 
 TRACES = Path(__file__).parents[3] / "traces"
@@ -147,6 +161,8 @@ RANDOM: list[tuple[object, int, int]] = [
     (Gain(), 2, 240),
     (Gain(min_steps=5, max_wait=40, window=20, costs=(1.0, 2.0, 0.5)), 3, 160),
     (Payoff(costs=(2.0, 1.5, 1.0), groups=6, min_steps=4, retry_after=8, max_retry_after=30), 3, 120),
+    (Trial(steps=3, hold=5, groups=4), 2, 120),
+    (Trial(candidates=((0,), (1, 2), (2,), (0, 0, 1)), costs=(3, 1, 1), steps=2, hold=6, groups=3), 3, 160),
     (RandomTenure(7.5, seed=3, min_steps=2), 3, 120),
 ]
 
@@ -289,7 +305,22 @@ def near_balance(rule, before, facts, after, verdict, gains):
     return any(abs(signal - limit) <= 1e-4 * max(abs(limit), largest) for limit in (rule.low, rule.high))
 
 
+def near_trial(rule, before, facts, after, verdict, gains):
+    """Two standard scores, or one and its limit, within 1e-3 · (1 + z)."""
+    if verdict.reason not in (Reason.HALVED, Reason.TRIED_BETTER, Reason.TRIED_NO_BETTER):
+        return False
+    taken = rule._take_in(before, facts)
+    own = rule._values(taken, taken.incumbent)
+    found = [
+        standard_score([mine - its for mine, its in zip(own, rule._values(taken, index), strict=True)])
+        for index in rule._challengers(taken)
+    ]
+    found = sorted([*(each for each in found if abs(each) < inf), -rule.z, rule.z])
+    return any(b - a <= 1e-3 * (1 + rule.z) for a, b in pairwise(found))
+
+
 NEAR = {
+    Trial: near_trial,
     Balance: near_balance,
     Payoff: near_payoff,
     Cycle: never,

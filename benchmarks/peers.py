@@ -215,8 +215,8 @@ def write_atomic(task: Task, folder: Path) -> None:
     (folder / "peers").mkdir(parents=True, exist_ok=True)
     with (folder / "peers" / "peers.inter").open("w") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        for user, (start, end) in enumerate(zip(sequences.offsets_U, sequences.offsets_U[1:], strict=False)):
-            for place, item in enumerate(sequences.items_N[start:end]):
+        for user, items in enumerate(sequences):
+            for place, item in enumerate(items):
                 file.write(f"u{user}\ti{item}\t{place}\n")
     (folder / "items.json").write_text(json.dumps([f"i{item}" for item in range(task.split.num_items)]))
 
@@ -317,14 +317,10 @@ def check_tested(targets: Targets, rows: dict[str, list[Any]], part: str) -> Non
     Raises:
         DataError: They differ.
     """
-    histories = targets.histories
     expected = {
         "users": [f"u{user}" for user in targets.users_T],
         "targets": [f"i{item}" for item in targets.items_T],
-        "histories": [
-            [f"i{item}" for item in histories.items_N[max(start, end - MAX_SEQ_LEN) : end]]
-            for start, end in zip(histories.offsets_U, histories.offsets_U[1:], strict=False)
-        ],
+        "histories": [[f"i{item}" for item in row[-MAX_SEQ_LEN:]] for row in targets.histories],
     }
     for name, values in expected.items():
         if values != rows[name]:

@@ -157,14 +157,14 @@ def machine() -> dict[str, Any]:
 
 
 def data_figures(folder: Path) -> list[Figures]:
-    """What `benchmarks/scaling_data.py` found last; its seconds are those of the clock."""
+    """What `benchmarks/scaling_data.py` found last."""
     newest = sorted(folder.glob("scaling_data_*.json"))[-1:]
     rows = [row for file in newest for row in json.loads(file.read_text())["figures"]]
     return [
         Figures(
             axis="interactions",
             size=row["num_interactions"],
-            measure=f"{row['stage']}, by the clock",
+            measure=row["stage"],
             backend="",
             seconds=row["seconds"],
             calls=1,

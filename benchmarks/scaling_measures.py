@@ -233,16 +233,14 @@ def _encoding(texts: list[str]) -> Work:
 
 def load(subject: Subject) -> Work:
     """Reading a Parquet file of ten interactions per user."""
-    folder = tempfile.mkdtemp()
-    file = Path(folder) / "drawn.parquet"
+    file = Path(tempfile.mkdtemp()) / "drawn.parquet"
     writer = multiprocessing.get_context("spawn").Process(target=_write_interactions, args=(subject, file))
     writer.start()  # in a process of its own, for its memory does not count
     writer.join()
     config = RunConfig(dataset=str(file))
 
-    def work() -> dict[str, float]:
+    def work() -> None:
         load_interactions(config)
-        return {"file_MB": _size(Path(folder))}
 
     return work
 

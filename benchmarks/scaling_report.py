@@ -121,6 +121,8 @@ def draw(found: list[Figures], path: Path) -> None:
     titles = [*list(VALUES)[:2], "file MB"]
     figure = Figure(figsize=(4.6 * len(axes_names), 3.4 * len(titles) + 2.2), layout="constrained")
     panels = figure.subplots(len(titles), len(axes_names), squeeze=False)
+    measures = list(dict.fromkeys(each.measure for each in found))
+    colours = {name: f"C{index % 10}" for index, name in enumerate(measures)}
     for column, axis in enumerate(axes_names):
         lines = series(each for each in found if each.axis == axis)
         names = list(dict.fromkeys(name for name, _ in lines))
@@ -130,17 +132,35 @@ def draw(found: list[Figures], path: Path) -> None:
                 points = [(figures.size, VALUES[title](figures)) for figures in each if VALUES[title](figures) > 0]
                 if points:
                     style = "--" if backend == "jax" else "-"
-                    colour = f"C{names.index(name) % 10}"
-                    panel.plot(*zip(*points, strict=True), style, color=colour, marker="o", markersize=3)
+                    panel.plot(*zip(*points, strict=True), style, color=colours[name], marker="o", markersize=3)
+            if not panel.lines:
+                panel.set_axis_off()
+                continue
             _guide(panel)
-            panel.set(xscale="log", yscale="log", xlabel=UNITS[axis], ylabel=title if column == 0 else "")
+            panel.set(xscale="log", yscale="log", xlabel=UNITS[axis], ylabel=title)
+            sizes = sorted({each.size for line in lines.values() for each in line})
+            panel.set_xticks(sizes, [_short(size) for size in sizes])
+            panel.minorticks_off()
             panel.grid(alpha=0.3)
-        for index, name in enumerate(names):
-            panels[0][column].plot([], [], color=f"C{index % 10}", label=name)
+        for name in names:
+            panels[0][column].plot([], [], color=colours[name], label=name)
         panels[0][column].legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.08), frameon=False)
         panels[0][column].set_title(axis, fontsize=11, fontweight="bold")
     figure.supxlabel("solid: PyTorch, or no framework; dashed: JAX; grey: growth in proportion", fontsize=9)
     figure.savefig(path, dpi=110)
+
+
+def _short(size: int) -> str:
+    """A size in a few characters.
+
+    Example:
+        >>> _short(500), _short(30_000), _short(100_000_000)
+        ('500', '30k', '100M')
+    """
+    for unit, name in ((10**6, "M"), (10**3, "k")):
+        if size >= unit:
+            return f"{size / unit:g}{name}"
+    return str(size)
 
 
 def _guide(panel: Any) -> None:

@@ -27,8 +27,9 @@ def main() -> None:
             f"{alternator.__path__[0]!a} is found first; use an environment without it"
         )
     from ur4rec.cli import app
+    from ur4rec.cli.together import run
 
-    app(prog_name="ur4rec")
+    run(app)
 
 
 def _refuse(line: str) -> NoReturn:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
+from ur4rec.training.parts import BatchPart
 from ur4rec.training.sampling import Items, Sampler
 from ur4rec_torch.losses import StepInputs
 
@@ -48,6 +49,7 @@ def to_device(
     with_users: bool = False,
     sampler: Sampler | None = None,
     step: int = 0,
+    part: BatchPart | None = None,
 ) -> StepInputs:
     """A batch on the device. Where the targets are is found on the host, so that nothing waits for the device.
 
@@ -58,6 +60,7 @@ def to_device(
         with_users: Whether the model has user texts.
         sampler: Draws the negatives of sampled losses.
         step: The training step of the run, for the sampler.
+        part: Of which part of a batch this is the batch; None is a whole one.
     """
     all_targets = np.asarray(batch[1]).ravel()
     positions_N = np.flatnonzero(all_targets != num_items)
@@ -65,11 +68,14 @@ def to_device(
     targets_N: Items = all_targets[positions_N].astype(np.int64)
     sample = None
     if sampler is not None:
-        items_BL, targets_N, found = sampler.number(items_BL, targets_N, step)
-        sample = Sample(*(send(array, device) for array in found))
+        drawn_C = sampler.draw(targets_N if part is None else part.targets_N, step)
+        items_BL, targets_N, found = sampler.number(items_BL, targets_N, step, items_C=drawn_C)
+        sample = Sample(*(send(array, device) for array in found if array is not None))
+        if part is not None:
+            sample = sample._replace(batch_items_J=send(part.items_with(drawn_C), device))
     users_B = send(np.asarray(batch[2], np.int64), device) if with_users else None
     items, positions, targets = (send(array, device) for array in (items_BL, positions_N, targets_N))
-    return StepInputs(items, positions, targets, users_B, sample)
+    return StepInputs(items, positions, targets, users_B, sample, part)
 
 
 def to_indices(values: ArrayLike, device: torch.device) -> Tensor:

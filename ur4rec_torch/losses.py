@@ -14,6 +14,7 @@ from torch import Tensor
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
+from ur4rec.training.parts import BatchPart
 from ur4rec_torch.catalogue_loss import catalogue_cross_entropy, catalogue_log_probabilities
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.rows import take_rows
@@ -26,14 +27,24 @@ StepLosses: TypeAlias = arrays.StepLosses[Tensor]
 
 
 def cross_entropy(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
     return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id))
 
 
 def sampled_softmax(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """Softmax over the target and uniformly drawn items, which the whole batch shares.
 
@@ -45,7 +56,12 @@ def sampled_softmax(
 
 
 def generalised_binary_cross_entropy(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """Binary cross-entropy against drawn items, calibrated (gBCE; Petrov & Macdonald, RecSys 2023)."""
     positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config)
@@ -55,34 +71,45 @@ def generalised_binary_cross_entropy(
 
 
 def binary_cross_entropy(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """The target against one uniformly drawn item (Kang & McAuley, section III-E).
 
     A drawn item that is the target or in the row's history counts for nothing.
     """
-    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL)
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, part)
     losses_N = F.softplus(-positive_N) + F.softplus(negative_N) * is_negative_N
     return losses_N.mean()
 
 
 def bayesian_personalised_ranking(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, config: TrainerConfig
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    targets_N: Tensor,
+    rows_NL: Tensor,
+    config: TrainerConfig,
+    part: BatchPart | None = None,
 ) -> Tensor:
     """The target above one uniformly drawn item (BPR; Rendle et al., UAI 2009), masked as in `binary_cross_entropy`."""
-    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL)
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, part)
     losses_N = F.softplus(negative_N - positive_N) * is_negative_N
     return losses_N.mean()
 
 
-SEQUENCE_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, TrainerConfig], Tensor]] = {
+SEQUENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
     "ce": cross_entropy,
     "sampled": sampled_softmax,
     "gbce": generalised_binary_cross_entropy,
     "bce": binary_cross_entropy,
     "bpr": bayesian_personalised_ranking,
 }
-"""Each takes the states, the item table, the targets, the histories that the states come from, and the settings."""
+"""Each takes the states, the item table, the targets, the histories that the states come from, the settings, and of
+which part of a batch all these are."""
 
 
 def separate_loss(
@@ -140,7 +167,7 @@ def _sasrec_loss(
         loss = catalogue_cross_entropy(inputs.targets_N, sasrec=(hidden_Nd, table_Id), shard=model.shard)
         return loss, outputs._replace(hidden_Nd=hidden_Nd)
     rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
-    loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config)
+    loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, inputs.part)
     return loss, outputs._replace(hidden_Nd=hidden_Nd)
 
 
@@ -195,6 +222,20 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
         total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
     primary = dict.fromkeys(MODULES, total.detach())
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
+
+
+def share(losses: StepLosses, part: BatchPart | None) -> StepLosses:
+    """Losses that are means over the targets of a part of a batch, multiplied by its share; see `BatchPart`."""
+    if part is None:
+        return losses
+    return losses._replace(
+        total=part.target_share * losses.total,
+        modules={name: part.target_share * loss for name, loss in losses.modules.items()},
+        components={
+            name: component._replace(loss=part.target_share * component.loss)
+            for name, component in losses.components.items()
+        },
+    )
 
 
 def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> tuple[Tensor, Tensor]:
@@ -275,10 +316,13 @@ def _against_drawn(
 
 
 def _against_one(
-    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor
+    hidden_Nd: Tensor, table_Id: Tensor, targets_N: Tensor, rows_NL: Tensor, part: BatchPart | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of the targets and of one drawn item each, and which of these are new to the row, all (N,)."""
-    negatives_N = torch.randint(len(table_Id), targets_N.shape, device=targets_N.device)
+    num_drawn = len(targets_N) if part is None else len(part.targets_N)
+    negatives_N = torch.randint(len(table_Id), (num_drawn,), device=targets_N.device)
+    if part is not None:
+        negatives_N = negatives_N[part.targets]
     positive_N = (hidden_Nd * table_Id[targets_N]).sum(1).float()
     negative_N = (hidden_Nd * table_Id[negatives_N]).sum(1).float()
     return positive_N, negative_N, (negatives_N != targets_N) & (negatives_N[:, None] != rows_NL).all(1)

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from alternator import AlternatorError
 from alternator.checks import one_line
 from ur4rec.errors import ProcessesError
+from ur4rec.training.mesh import Mesh
 from ur4rec.training.processes import TIMEOUT, OneProcess, Processes
 from ur4rec_torch.device import find_device
 
@@ -76,9 +78,12 @@ class TorchProcesses:
 
     def speaks(self) -> bool:
         """Whether this process is the first that asks; one that was left alone leaves it to whoever left it."""
-        if self._lost and self._others("ended"):
-            return False
-        return bool(self._store.add("speaks", 1) == 1)
+        try:
+            if self._lost and self._others("ended"):
+                return False
+            return bool(self._store.add("speaks", 1) == 1)
+        except RuntimeError:  # the store is gone, with the process that kept it
+            return self._lost
 
     def leave(self) -> None:
         """Close the connections, at the end of a run."""
@@ -91,11 +96,17 @@ class TorchProcesses:
         That is where the error comes from the connections to the others: one of them has ended, or does not answer.
         """
         self._lost = _is_of_connections(error)
-        self._store.set(f"{'lost' if self._lost else 'ended'}/{self.rank}", "")
-        if not self._lost:
-            return None
         with _undisturbed():
-            names = ", ".join(map(str, self._others("ended") or self._find_silent())) or "unknown"
+            try:
+                self._store.set(f"{'lost' if self._lost else 'ended'}/{self.rank}", "")
+                if not self._lost:
+                    return None
+                missing = self._others("ended") or self._find_silent()
+            except RuntimeError:  # without torchrun, process 0 keeps the store
+                if not self._lost:
+                    return None
+                missing = [0]
+        names = ", ".join(map(str, missing)) or "unknown"
         return ProcessesError(
             f"all {self.count} processes must answer within {self._timeout:g} s, but process {names} has ended or "
             f"hangs; see what it said last, then continue with --resume ({one_line(str(error))})"
@@ -210,3 +221,8 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def device_mesh(mesh: Mesh, device: torch.device) -> DeviceMesh:
+    """The mesh of `torch.distributed`, of the axes ``data`` and ``items``."""
+    return init_device_mesh(device.type, (mesh.data, mesh.items), mesh_dim_names=("data", "items"))

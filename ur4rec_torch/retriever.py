@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ur4rec.config import ModelConfig
 from ur4rec.training import arrays
+from ur4rec_torch.dropout import Dropout
 from ur4rec_torch.item_shards import ItemShard, look_up
 
 UserMemory: TypeAlias = arrays.UserMemory[Tensor]
@@ -61,7 +62,7 @@ class PreferenceRetriever(nn.Module):
         self.queries = nn.Embedding(config.retriever_num_queries, dim)
         self.recency = nn.Embedding(config.retriever_num_queries, config.max_seq_len)
         self.preference_projection = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(config.retriever_dropout)
+        self.dropout = Dropout(config.retriever_dropout)
 
     def catalogue(self, items_J: Tensor | None = None, *, with_users: bool = True) -> Catalogue:
         """Project the text of every item, and of every user if there are any.

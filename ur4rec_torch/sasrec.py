@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ur4rec.config import ModelConfig
+from ur4rec_torch.dropout import Dropout
 
 
 class SelfAttention(nn.Module):
@@ -59,7 +60,7 @@ class Block(nn.Module):
         self.attention = SelfAttention(dim, num_heads)
         self.feedforward_norm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, inputs_BLd: Tensor, at_B: Tensor | None = None) -> Tensor:
         """Attention, then the feed-forward layers, each added to its input; at every position or at one, (B, Q, d)."""
@@ -87,7 +88,7 @@ class SASRec(nn.Module):
             Block(dim, config.sasrec_num_heads, config.sasrec_dropout) for _ in range(config.sasrec_num_blocks)
         )
         self.final_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(config.sasrec_dropout)
+        self.dropout = Dropout(config.sasrec_dropout)
 
     def forward(self, items_BL: Tensor, at_B: Tensor | None = None, rows_Jd: Tensor | None = None) -> Tensor:
         """The state of each position, (B, Q, d): what the sequence up to there says about the next item.

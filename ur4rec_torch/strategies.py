@@ -4,7 +4,7 @@ Shapes: B rows, L positions, N positions with a target, I items, K preference ve
 the memory bank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import NamedTuple, TypeAlias
 
@@ -26,6 +26,7 @@ from ur4rec.training.components import (
     loss_name,
     weight_name,
 )
+from ur4rec.training.parts import BatchPart
 from ur4rec_torch.item_shards import ItemShard, look_up
 from ur4rec_torch.losses import Component, StepInputs, StepLosses, both_scores
 from ur4rec_torch.retriever import Catalogue
@@ -210,10 +211,18 @@ class Strategies:
         config: Says which are on.
         model: The shape of the model.
         device: Where the bank and the log-variances live.
+        gather: Puts together the rows of all processes that divide a batch; None is a whole batch.
     """
 
-    def __init__(self, config: TrainerConfig, model: ModelConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainerConfig,
+        model: ModelConfig,
+        device: torch.device,
+        gather: Callable[[Tensor, int], Tensor] | None = None,
+    ) -> None:
         self._config = config
+        self._gather = gather
         self.bank: MemoryBank | None = None
         self.uncertainty: UncertaintyWeights | None = None
         self._entries: tuple[Tensor, Tensor, Tensor] | None = None
@@ -286,21 +295,32 @@ class Strategies:
             keys_Id, shard = context.catalogue.keys_Id, context.catalogue.shard
             if weights.consistency:
                 loss = consistency_loss(preferences_NKd, inputs, keys_Id, shard)
-                added["consistency"] = Component(loss, weights.consistency)
+                added["consistency"] = Component(_by_targets(loss, inputs), weights.consistency)
             if self.bank is not None:
                 last = find_last_targets(inputs)
                 keys_Bd = keys_Id[last.items_B] if shard is None else shard.look_up(last.items_B, keys_Id)[0]
                 if inputs.sample is not None:  # the bank outlives the numbers of a sample
                     last = last._replace(items_B=inputs.sample.items_J[last.items_B])
-                self._entries = (last.items_B, keys_Bd.detach(), last.is_real_B)
+                self._entries = self._whole(last.items_B, keys_Bd.detach(), last.is_real_B, inputs.part)
                 if weights.contrastive:
                     loss = self.bank.loss(preferences_NKd, keys_Bd, last)
-                    added["contrastive"] = Component(loss, weights.contrastive)
+                    added["contrastive"] = Component(_by_rows(loss, inputs), weights.contrastive)
             if weights.diversity:
-                added["diversity"] = Component(diversity_loss(preferences_NKd), weights.diversity)
+                added["diversity"] = Component(_by_targets(diversity_loss(preferences_NKd), inputs), weights.diversity)
         if self.needs_both(context.is_joint):
-            added["distillation"] = Component(self._distillation(losses, context), self._config.kd_weight)
+            loss = _by_targets(self._distillation(losses, context), inputs)
+            added["distillation"] = Component(loss, self._config.kd_weight)
         return added
+
+    def _whole(
+        self, items_B: Tensor, keys_Bd: Tensor, is_real_B: Tensor, part: BatchPart | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What is written to the bank, of all rows of the batch."""
+        if part is None or self._gather is None:
+            return items_B, keys_Bd, is_real_B
+        is_kept_B = (is_real_B & part.counts).to(torch.uint8)
+        items_B, keys_Bd, is_kept_B = (self._gather(each, part.size) for each in (items_B, keys_Bd.float(), is_kept_B))
+        return items_B, keys_Bd, is_kept_B.bool()
 
     def _distillation(self, losses: StepLosses, context: Context) -> Tensor:
         """Each module that trains learns from the other one's scores."""
@@ -315,3 +335,13 @@ class Strategies:
 
     def _parts(self) -> list[MemoryBank | UncertaintyWeights]:
         return [part for part in (self.bank, self.uncertainty) if part is not None]
+
+
+def _by_targets(loss: Tensor, inputs: StepInputs) -> Tensor:
+    """A mean over targets, by the share that those of a part of a batch have in the whole one."""
+    return loss if inputs.part is None else inputs.part.target_share * loss
+
+
+def _by_rows(loss: Tensor, inputs: StepInputs) -> Tensor:
+    """A mean over rows, likewise."""
+    return loss if inputs.part is None else inputs.part.row_share * loss

@@ -6,6 +6,7 @@ What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B row
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,18 +16,22 @@ from alternator import Alternator, Decision
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import MODULES, TURNS, WITHOUT_CURRICULUM
-from ur4rec.training.arrays import StepReport
+from ur4rec.training.arrays import Sample, StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.components import UNCERTAINTY
 from ur4rec.training.mesh import Mesh, parse_mesh
+from ur4rec.training.parts import cut_batch
 from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
 from ur4rec_torch.compiled import as_written, compile_modules, refuse_failures
 from ur4rec_torch.device import find_device, seeded, to_device, to_host
+from ur4rec_torch.dropout import rows_of
 from ur4rec_torch.lazy_adamw import LazyAdamW
-from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss
+from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss, share
+from ur4rec_torch.processes import device_mesh
+from ur4rec_torch.replicas import Replicas, average_losses, average_rows, gather_rows, sum_of_bits
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.slices import ModelScores
 from ur4rec_torch.snapshots import ModuleSnapshots
@@ -65,8 +70,8 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
         found = parse_mesh(mesh, self.processes.count)
-        if shard or found.size > 1:
-            raise ConfigurationError(f"a model must be trained by one process, got {found.size}; start one alone")
+        if shard or found.items > 1:
+            raise ConfigurationError(f"mesh must divide batches alone, got {found} and shard={shard}; leave items out")
         return found
 
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:
@@ -84,7 +89,15 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         }
         if any(True for _ in model.fusion.parameters()):
             self._optimizers[FUSION] = torch.optim.AdamW(model.fusion.parameters(), weight_decay=0.0, fused=True)
-        self._strategies = Strategies(self.config, model.config, self.device)
+        self._devices = None if self.processes.count == 1 else device_mesh(self.mesh, self.device)
+        self._group = None if self._devices is None else self._devices["data"].get_group()
+        self._replicas: Replicas | None = None
+        if self._group is not None:
+            apart = () if self._sampler is None else (model.sasrec.item_embedding.weight,)
+            parts = {name: model.get_submodule(name) for name in self._optimizers}
+            self._replicas = Replicas(parts, self._group, apart)
+        gather = None if self._group is None else partial(gather_rows, group=self._group)
+        self._strategies = Strategies(self.config, model.config, self.device, gather)
         self._release: Callable[[], None] = lambda: None
         self._retriever_steps = 0
         self._kept_catalogue: tuple[tuple[int, ...], Catalogue] | None = None
@@ -99,6 +112,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             always=(self.model.fusion, self._optimizers[FUSION]) if FUSION in self._optimizers else None,
             clip_norm=self.config.clip_norm,
             delay=self.config.loss_delay,
+            process_group=self._group,
         )
         self._release = adapter.release
         return adapter
@@ -109,7 +123,11 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
         def prepare(batch: Batch, step: int) -> StepInputs:
             with nullcontext() if stream is None else torch.cuda.stream(stream):  # a thread has one of its own
-                return to_device(batch, num_items, self.device, with_users=with_users, sampler=self._sampler, step=step)
+                part = None if self._group is None else cut_batch(batch, num_items, *self.part)
+                own = batch if part is None else part.batch
+                return to_device(
+                    own, num_items, self.device, with_users=with_users, sampler=self._sampler, step=step, part=part
+                )
 
         return prepare
 
@@ -121,7 +139,10 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         inputs = self._inputs(batch)
         with refuse_failures() if self.config.compile else nullcontext():
             losses = self._losses(inputs, TURNS[active])
-        decision = self._step(losses, self._observed(active, losses.total, losses.modules))
+        loss = losses.total
+        if self._group is not None:
+            losses = average_losses(losses, self._group)
+        decision = self._step(loss, losses, self._observed(active, losses.total, losses.modules), inputs.sample)
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
         self._retriever_steps += "retriever" in TURNS[active]
         return decision, StepReport(losses.total, losses.modules, metrics)
@@ -147,8 +168,13 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     def _snapshots(self) -> ModuleSnapshots:
         return ModuleSnapshots(self.model, self.device, self._inference)
 
+    def _digest(self) -> str:
+        return " ".join(str(sum_of_bits(parameter)) for parameter in self.model.parameters())
+
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
         self._alternating.train()  # a mode set since the last step is not what the user wants to keep
+        if self.processes.rank > 0:
+            return {}, {}
         return export_arrays(self.model, self._optimizers, self._strategies)
 
     def _restore_arrays(self, weights: Arrays, moments: Arrays) -> None:
@@ -166,7 +192,21 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         return self._kept_catalogue[1]
 
     def _losses(self, inputs: StepInputs, modules: tuple[str, ...]) -> StepLosses:
-        """The forward pass: in a joint stage the joint loss, in a stage of one module that module's own."""
+        """The forward pass, whose backward pass averages gradients over the processes that divide the batch."""
+        if self._replicas is None:
+            return self._forward(inputs, modules)
+        found: list[StepLosses] = []
+
+        def compute() -> Tensor:
+            with rows_of(self.model, inputs.part):
+                found.append(self._forward(inputs, modules))
+            return found[0].total
+
+        total = self._replicas.run((*modules, FUSION), compute)
+        return found[0]._replace(total=total)
+
+    def _forward(self, inputs: StepInputs, modules: tuple[str, ...]) -> StepLosses:
+        """In a joint stage the joint loss, in a stage of one module that module's own."""
         needs_retriever = self._is_fused or self._distils or "retriever" in modules
         catalogue = None
         if needs_retriever and inputs.sample is not None:
@@ -184,15 +224,28 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
                 losses = separate_loss(self.model, self.config, inputs, modules, catalogue, keeps_scores=self._distils)
             weights = self._curriculum(self.stage_step) or WITHOUT_CURRICULUM
             return self._strategies.apply(
-                losses, Context(self.model, inputs, modules, catalogue, self._is_joint, weights)
+                share(losses, inputs.part), Context(self.model, inputs, modules, catalogue, self._is_joint, weights)
             )
 
-    def _step(self, losses: StepLosses, observed: dict[str, Tensor]) -> Decision:
-        """Backward and update; without effect if the loss is not finite, at which an accelerator looks by itself."""
+    def _step(
+        self, loss: Tensor, losses: StepLosses, observed: dict[str, Tensor], sample: Sample[Tensor] | None
+    ) -> Decision:
+        """Backward and update; without effect if the loss is not finite, at which an accelerator looks by itself.
+
+        Args:
+            loss: What this process minimises: its part of the loss.
+            losses: The losses of the whole batch.
+            observed: Those of them that the schedule observes.
+            sample: The items of the step, with sampled losses.
+        """
         if self._loss_at_hand:
             if not math.isfinite(losses.total.item()):
                 return self._alternating.skip(observed)
         else:
             for optimizer in self._optimizers.values():
                 optimizer.found_inf = (~torch.isfinite(losses.total.detach())).float()  # type: ignore[attr-defined]
-        return self._alternating.step(losses.total, observed)
+        if self._group is None or sample is None or sample.batch_items_J is None:
+            return self._alternating.step(loss, observed)
+        self._alternating.backward(loss)
+        average_rows(self.model.sasrec.item_embedding.weight, sample.batch_items_J, self._group)
+        return self._alternating.step(None, observed)

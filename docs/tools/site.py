@@ -65,6 +65,8 @@ def _section(name: str, command: Any) -> Iterator[str]:
         for parameter in parameters:
             yield f"| {_names(parameter)} | {_cell(getattr(parameter, 'help', None) or '')} |"
         yield ""
+    for each, subcommand in getattr(command, "commands", {}).items():
+        yield from _section(f"{name} {each}", subcommand)
 
 
 def _names(parameter: Any) -> str:

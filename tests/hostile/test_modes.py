@@ -47,7 +47,7 @@ def test_a_run_is_written_with_the_umask(tmp_path, umask):
     log = AppendedLog(directory.path / "decisions.csv", partial(write_log, modules=("a", "b")), read_log)
     with directory.locked():
         directory.write_json("config.json", {})
-        directory.write_csv("test_ranks.csv", [], ["user"])
+        directory.write_csv("test_ranks.csv", {"user": []})
         with directory.new_checkpoint(1, best=True) as path:
             write_checkpoint(path, {MODEL_FILE: b"", OPTIMIZER_FILE: b""}, {})
         for _ in range(2):

@@ -98,14 +98,10 @@ def test_scores_are_ranked_with_and_without_what_was_seen_and_other_targets_are_
     assert ranks["unfiltered"].tolist() == (scores_TI >= targets_T[:, None]).sum(1).tolist()
     assert (ranks["filtered"] <= ranks["unfiltered"]).all()
     assert (ranks["filtered"] < ranks["unfiltered"]).any()
-    histories = split.test.histories
     rows = {
         "users": [f"u{user}" for user in split.test.users_T],
         "targets": [f"i{item}" for item in split.test.items_T],
-        "histories": [
-            [f"i{item}" for item in histories.items_N[start:end][-50:]]
-            for start, end in zip(histories.offsets_U, histories.offsets_U[1:], strict=False)
-        ],
+        "histories": [[f"i{item}" for item in row[-50:]] for row in split.test.histories],
     }
     benchmark.peers.check_tested(split.test, rows, "test")
     rows["targets"][3] = "i0" if rows["targets"][3] != "i0" else "i1"

@@ -6,15 +6,18 @@ import logging
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.guide_blocks import blocks_of, run_blocks
 from tests.integration.tiny_run import invoke, mistaken
+from tests.several_threads import run_in_threads
 from ur4rec.data import synthetic
 from ur4rec.runs import recommendations
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.recommender import Recommender
+from ur4rec.training.processes import ONE_PROCESS
 
 DATA = synthetic()
 """What the run was trained on: item n is of cluster n % 25, whose titles have words of their own."""
@@ -49,6 +52,18 @@ def test_everyone_gets_what_they_would_get_alone(run, everyone):
             np.testing.assert_allclose(
                 [row[scorer] for row in own], [each["probabilities"][scorer] for each in alone], rtol=1e-4
             )
+
+
+def test_processes_divide_the_users(run, everyone):
+    def tables_of(processes):
+        recommender = Recommender(RunDirectory.open_existing(run[0]), memory="1MiB")
+        return pa.concat_tables(recommender.recommend_users(top=4, processes=processes))
+
+    expected = pq.read_table(everyone / "recs.parquet")
+    alone = tables_of(ONE_PROCESS)
+    assert alone.num_rows == expected.num_rows
+    for found in run_in_threads(3, tables_of):
+        assert found.equals(alone)
 
 
 def test_all_kinds_of_files_say_the_same(everyone):

@@ -75,7 +75,7 @@ def test_growth_with_interactions_is_what_the_other_benchmark_found(scaling, tmp
         content = json.dumps({"figures": [{**row, "stage": stage}]})
         (tmp_path / f"scaling_data_cpu2_{date}.json").write_text(content)
     (found,) = scaling.data_figures(tmp_path)
-    assert (found.axis, found.size, found.measure) == ("interactions", 100, "preparing, by the clock")
+    assert (found.axis, found.size, found.measure) == ("interactions", 100, "preparing")
     assert (found.seconds, found.peak_MB, found.extra) == (2.0, 3.0, {"file_MB": 4.0})
 
 

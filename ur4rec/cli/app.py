@@ -22,7 +22,9 @@ app = typer.Typer(
     help="Train UR4Rec (SASRec + a text preference retriever) with adaptive alternating training.",
     epilog="Start with: ur4rec train --dataset synthetic --preset smoke --out runs/smoke",
 )
-for command in (train, data, evaluate, recommend, serve, convert, settings):
+app.command()(train)
+app.add_typer(data)
+for command in (evaluate, recommend, serve, convert, settings):
     app.command()(command)
 app.command(cls=ManyValues)(compare)
 main = app

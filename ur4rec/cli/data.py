@@ -1,23 +1,47 @@
-"""``ur4rec data``."""
+"""``ur4rec data``: ``show``, which is meant where no command is named, and ``prepare``."""
 
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ur4rec.cli.data_options import GivenOptions, command_words, with_data_options
-from ur4rec.cli.options import AsJson, DataDirectory, Repeats, Split, one_line_errors
+from ur4rec.cli.options import AsJson, DataDirectory, Quiet, Repeats, Split, one_line_errors
 from ur4rec.cli.output import build_table, log_to_stderr, say, say_json, say_table
+from ur4rec.cli.progress import ShareBar, end_on_termination
 from ur4rec.errors import ConfigurationError
 from ur4rec.options import DataOptions
 
 if TYPE_CHECKING:
     from ur4rec.data import Interactions
 
+DEFAULT = "show"
 
+
+class WithDefault(TyperGroup):
+    """Commands of which one is meant where the first word is none of them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The words, with the name of the default command in front where that is left out."""
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+data = typer.Typer(
+    name="data",
+    cls=WithDefault,
+    help="Look at a dataset, or prepare one that is larger than memory.\n\n"
+    "`ur4rec data FILE` is short for `ur4rec data show FILE`.",
+    epilog="Start with: ur4rec data plays.csv, or ur4rec data prepare plays.parquet --out plays",
+)
+
+
+@data.command(DEFAULT)
 @with_data_options
-def data(
+def show(
     data_options: GivenOptions,
     name: Annotated[str | None, typer.Argument(metavar="DATASET", help="As --dataset.", show_default=False)] = None,
     dataset: Annotated[
@@ -26,6 +50,9 @@ def data(
     data_dir: DataDirectory = None,
     split: Split = None,
     repeats: Repeats = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Of prepared data, read all files and compare their checksums.")
+    ] = False,
     as_json: AsJson = False,
     texts_file: Annotated[
         Path | None,
@@ -36,7 +63,10 @@ def data(
         ),
     ] = None,
 ) -> None:
-    """Fetch a dataset or read files of your own; print how they were read, rows, counts, hashes, what is repeated."""
+    """Fetch a dataset or read files of your own; print how they were read, rows, counts, hashes, what is repeated.
+
+    This is what `ur4rec data DATASET` does.
+    """
     from ur4rec.data import describe, load_dataset, make_split
     from ur4rec.data.describe import describe_split, explain_duplicates, explain_repeats
     from ur4rec.text.users import texts_of_prefixes, write_user_texts
@@ -51,6 +81,8 @@ def data(
         interactions = load_dataset(
             name or dataset or "ml-100k", directory=data_dir, options=DataOptions.from_json(given)
         )
+        if check:
+            _check(interactions)
         found = make_split(interactions, split or "auto", repeats or "auto")
         if texts_file is not None:
             texts = texts_of_prefixes(found, interactions)
@@ -74,6 +106,64 @@ def data(
         for line in (duplicates, explain_repeats(found, repeats or "auto")):
             if line:
                 say(line)
+
+
+@data.command()
+@with_data_options
+def prepare(
+    data_options: GivenOptions,
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE", help="A file, the parts of one table, or a directory of a dataset.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The directory to make, for train --dataset.", show_default=False)],
+    split: Split = None,
+    repeats: Repeats = None,
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="BYTES",
+            help="What rows may take at once, e.g. 500MB; ids and texts of users and items come on top.",
+        ),
+    ] = "2GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace prepared data that is in --out.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write data of any number of rows as a directory that `train --dataset` maps into memory instead of reading it.
+
+    The files are read in pieces and sorted on the disk, so that memory stays bounded; users, items, hashes and the
+    split are those that the files have when they are read whole. The directory is there once it is whole; Ctrl-C
+    leaves nothing behind.
+    """
+    from ur4rec.data.preparing import prepare_files
+    from ur4rec.training.slices import parse_memory
+
+    with one_line_errors(), end_on_termination(), ShareBar(quiet=quiet) as bar:
+        log_to_stderr(quiet)
+        found = prepare_files(
+            files,
+            out,
+            options=DataOptions.from_json(data_options()),
+            split=split or "auto",
+            repeats=repeats or "auto",
+            memory=parse_memory(memory),
+            overwrite=overwrite,
+            progress=bar.show,
+        )
+    counts = f"{len(found):,} interactions of {found.num_users:,} users and {found.num_items:,} items"
+    for line in (f"{counts} are in {out}", *found.notes):
+        say(line, soft_wrap=True)
+    say(f"Train on them with: ur4rec train --dataset {shlex.quote(str(out))} --out runs/mine", soft_wrap=True)
+
+
+def _check(interactions: "Interactions") -> None:
+    """Refuse prepared data of which a file is damaged."""
+    if interactions.prepared is None:
+        raise ConfigurationError(f"--check is for prepared data, got {interactions.source}; leave it out")
+    with ShareBar(quiet=False) as bar:
+        interactions.prepared.check(lambda share: bar.show("checksums", share))
 
 
 def first_rows(interactions: "Interactions", num_rows: int = 3) -> list[dict[str, str]]:

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,9 @@ from tqdm import tqdm
 
 from ur4rec.cli.options import AsJson, DataDirectory, Memory, Quiet, Run, one_line_errors
 from ur4rec.cli.output import build_table, log_to_stderr, say, say_json, say_table, say_to_stderr
+from ur4rec.cli.together import first_speaks, together
 from ur4rec.errors import ConfigurationError
+from ur4rec.training.processes import Processes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,23 +97,56 @@ def recommend(
     """
     with one_line_errors():
         log_to_stderr(quiet)
-        if sum((user is not None, bool(history), users is not None, all_users)) != 1:
-            raise ConfigurationError(
-                "give either --user ID or one or more --item TITLE, or for many users --users FILE or --all-users"
-            )
-        recommender, candidates_I = _open(run, data_dir, interactions, items, device, memory, out, exclude, only)
-        if users is not None or all_users:
-            ids = recommender.interactions.user_ids if users is None else _read_users(users)
-            if out is None and not as_json:
-                shown = ids[:_SHOWN_USERS]
-                _show_users(recommender.recommend_users(shown, top=top, candidates_I=candidates_I))
-                if len(ids) > len(shown):
-                    say(f"... and {len(ids) - len(shown):,} more users: write them all with --out recs.parquet")
-                return
-            with _progress(len(ids), quiet) as progress:
-                _write(recommender.recommend_users(ids, top=top, candidates_I=candidates_I, progress=progress), out)
-            return
-        _recommend_one(recommender, user, history or [], top, candidates_I, out, as_json)
+        with first_speaks():
+            if sum((user is not None, bool(history), users is not None, all_users)) != 1:
+                raise ConfigurationError(
+                    "give either --user ID or one or more --item TITLE, or for many users --users FILE or --all-users"
+                )
+            backend = _backend_of(run)
+        with together(backend, device) as processes:
+            recommender, candidates_I = _open(run, data_dir, interactions, items, device, memory, out, exclude, only)
+            if users is not None or all_users:
+                ids = recommender.interactions.user_ids if users is None else _read_users(users)
+                _recommend_many(recommender, ids, top, candidates_I, processes, out, as_json=as_json, quiet=quiet)
+            elif processes.rank == 0:
+                _recommend_one(recommender, user, history or [], top, candidates_I, out, as_json)
+
+
+def _backend_of(run: Path) -> str:
+    from ur4rec.runs.config import read_config
+    from ur4rec.runs.directory import RunDirectory
+
+    return read_config(RunDirectory.open_existing(run)).backend
+
+
+def _recommend_many(
+    recommender: "Recommender",
+    ids: Sequence[str],
+    top: int,
+    candidates_I: Any,
+    processes: Processes,
+    out: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the lists of many users, or show the first; the first of several processes does."""
+    writes = processes.rank == 0
+    if out is None and not as_json:
+        if writes:
+            shown = ids[:_SHOWN_USERS]
+            _show_users(recommender.recommend_users(shown, top=top, candidates_I=candidates_I))
+            if len(ids) > len(shown):
+                say(f"... and {len(ids) - len(shown):,} more users: write them all with --out recs.parquet")
+        return
+    with _progress(len(ids), quiet or not writes) as progress:
+        tables = recommender.recommend_users(
+            ids, top=top, candidates_I=candidates_I, progress=progress, processes=processes
+        )
+        if writes:
+            _write(tables, out)
+        else:
+            deque(tables, maxlen=0)
 
 
 def _open(

@@ -31,11 +31,13 @@ from ur4rec.cli.options import (
     sort_settings,
 )
 from ur4rec.cli.output import log_to_stderr, say, say_table, say_to_stderr
+from ur4rec.cli.together import first_speaks, together
 from ur4rec.errors import ConfigurationError, OutOfMemoryError
 from ur4rec.runs.config import RunConfig, preset
 from ur4rec.schedule.alternators import SCHEDULE_HELP
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import load_backend
+from ur4rec.training.processes import Processes, first_on_machine
 
 if TYPE_CHECKING:
     from ur4rec.evaluation.results import Result
@@ -138,6 +140,22 @@ def train(
             rich_help_panel="Run",
         ),
     ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            metavar="data=N,items=N",
+            help="How the devices of all processes divide the work: batches and the catalogue. Default: batches alone.",
+            rich_help_panel="Run",
+        ),
+    ] = None,
+    shard: Annotated[
+        bool | None,
+        typer.Option(
+            "--shard/--no-shard",
+            help="Spread weights and the states of optimizers over the processes (torch).",
+            rich_help_panel="Run",
+        ),
+    ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
@@ -159,59 +177,111 @@ def train(
     spreadsheet.
     """
     from ur4rec.runs.directory import RunDirectory
-    from ur4rec.runs.event_log import check_event_logs, open_event_log
-    from ur4rec.runs.prepared import prepare, prepare_data, read_data
-    from ur4rec.runs.run import TrainingRun, read_resumable
+    from ur4rec.runs.event_log import check_event_logs
+    from ur4rec.runs.run import read_resumable
 
     with one_line_errors():
         log_to_stderr(quiet)
-        if log:
-            check_event_logs(log)
-        progress = False if quiet else None
-        if resume is not None:
-            refuse_settings(context)
-            directory = RunDirectory.open_existing(resume)
-            config = read_resumable(directory)
-            prepared = prepare_data(config, read_data(directory, config, data_dir))
-            run = TrainingRun(config, prepared, directory, progress=progress)
-        elif out is None:
-            raise ConfigurationError("give --out DIR for a new run, or --resume DIR to continue one")
-        else:
-            config = preset(
-                preset_name,
-                dataset=dataset,
-                split=split,
-                repeats=repeats,
-                data=data_options(),
-                backend=backend,
-                schedule=schedule,
-                batch_size=batch_size,
-                encoder=encoder,
-                **user_text_settings(user_texts),
-                allow_leakage=allow_leakage,
-                seed=seed,
-                device=device,
-                memory=memory,
-                checkpoint_every=checkpoint_every,
-                early_stopping=early_stopping,
-                eval_every=eval_every,
-                eval_users=eval_users,
-                epochs=parse_epochs(epochs or []),
-                **sort_settings(settings or []),
-            )
+        with first_speaks():
+            if log:
+                check_event_logs(log)
+            if resume is not None:
+                refuse_settings(context)
+                config = read_resumable(RunDirectory.open_existing(resume))
+                config = replace(config, mesh=mesh or config.mesh, shard=config.shard if shard is None else shard)
+            elif out is None:
+                raise ConfigurationError("give --out DIR for a new run, or --resume DIR to continue one")
+            else:
+                config = preset(
+                    preset_name,
+                    dataset=dataset,
+                    split=split,
+                    repeats=repeats,
+                    data=data_options(),
+                    backend=backend,
+                    schedule=schedule,
+                    batch_size=batch_size,
+                    encoder=encoder,
+                    **user_text_settings(user_texts),
+                    allow_leakage=allow_leakage,
+                    seed=seed,
+                    device=device,
+                    memory=memory,
+                    checkpoint_every=checkpoint_every,
+                    mesh=mesh,
+                    shard=shard,
+                    early_stopping=early_stopping,
+                    eval_every=eval_every,
+                    eval_users=eval_users,
+                    epochs=parse_epochs(epochs or []),
+                    **sort_settings(settings or []),
+                )
             load_backend(config.backend)
-            run = TrainingRun(config, prepare(config, directory=data_dir), RunDirectory(out), progress=progress)
-            was_there = out.exists()
-            RunDirectory.create(out, overwrite=overwrite)  # only now: what was refused above has left nothing
-        if resume is None:
-            say_what_is_evaluated(run.prepared, config)
-        try:
-            with open_event_log(log, run.directory.path) if log else nullcontext() as run.events:
-                results = train_until_stopped(run, resume=resume is not None)
-        except OutOfMemoryError:
-            if resume is None and not run.directory.checkpoint("latest"):
-                run.directory.discard(keep_directory=was_there)
-            raise
+        with together(config.backend, config.device) as processes:
+            progress = False if quiet else None
+            if resume is not None:
+                run_again(config, resume, processes, data_dir=data_dir, progress=progress, log=log)
+            elif out is not None:
+                run_anew(config, out, processes, data_dir=data_dir, progress=progress, log=log, overwrite=overwrite)
+
+
+def run_again(
+    config: RunConfig,
+    path: Path,
+    processes: Processes,
+    *,
+    data_dir: Path | None,
+    progress: bool | None,
+    log: list[str] | None,
+) -> None:
+    """Continue the run in a directory."""
+    from ur4rec.runs.directory import RunDirectory
+    from ur4rec.runs.prepared import prepare_data, read_data
+    from ur4rec.runs.run import TrainingRun
+
+    directory = RunDirectory.open_existing(path)
+    prepared = first_on_machine(processes, lambda: prepare_data(config, read_data(directory, config, data_dir)))
+    run = TrainingRun(config, prepared, directory, progress=progress, processes=processes)
+    train_and_report(run, log, resume=True)
+
+
+def run_anew(
+    config: RunConfig,
+    path: Path,
+    processes: Processes,
+    *,
+    data_dir: Path | None,
+    progress: bool | None,
+    log: list[str] | None,
+    overwrite: bool,
+) -> None:
+    """A new run in a directory; one for whose first step memory does not suffice leaves nothing there."""
+    from ur4rec.runs.directory import RunDirectory
+    from ur4rec.runs.prepared import prepare
+    from ur4rec.runs.run import TrainingRun
+
+    prepared = first_on_machine(processes, lambda: prepare(config, directory=data_dir))
+    run = TrainingRun(config, prepared, RunDirectory(path), progress=progress, processes=processes)
+    was_there, writes = path.exists(), processes.rank == 0
+    if writes:
+        RunDirectory.create(path, overwrite=overwrite)  # only now: what was refused above has left nothing
+        say_what_is_evaluated(run.prepared, config)
+    try:
+        train_and_report(run, log, resume=False)
+    except OutOfMemoryError:
+        if writes and not run.directory.checkpoint("latest"):
+            run.directory.discard(keep_directory=was_there)
+        raise
+
+
+def train_and_report(run: "TrainingRun", log: list[str] | None, *, resume: bool) -> None:
+    """Train, and print the outcome; the first of several processes writes and prints."""
+    from ur4rec.runs.event_log import open_event_log
+
+    writes = run.processes.rank == 0
+    with open_event_log(log, run.directory.path) if log and writes else nullcontext() as run.events:
+        results = train_until_stopped(run, resume=resume)
+    if writes:
         print_outcome(run, results)
 
 
@@ -258,7 +328,7 @@ def refuse_settings(context: typer.Context) -> None:
         for parameter in context.command.params
         if (source := context.get_parameter_source(str(parameter.name))) is not None
         and source.name == "COMMANDLINE"
-        and parameter.name not in ("resume", "data_dir", "quiet", "log")
+        and parameter.name not in ("resume", "data_dir", "quiet", "log", "mesh", "shard")
     ]
     if given:
         raise ConfigurationError(
@@ -270,16 +340,17 @@ def train_until_stopped(run: "TrainingRun", *, resume: bool) -> "list[Result]":
     """Train; after Ctrl-C or SIGTERM say how to continue, and exit as if the signal had ended the process."""
     from ur4rec.runs.run import Stopped
 
-    with run.directory.locked(), stop_on_signals() as stop:
+    with run.locked(), stop_on_signals() as stop:
         try:
             if resume:
                 run.resume()
             return run.train(stop=stop)
         except Stopped as stopped:
-            assert stop.number is not None
             command = f"ur4rec train --resume {shlex.quote(str(run.directory.path))}"
-            say_to_stderr(f"stopped after step {stopped.step}, saved; continue with: {command}")
-            raise typer.Exit(128 + stop.number) from None
+            if run.processes.rank == 0:
+                say_to_stderr(f"stopped after step {stopped.step}, saved; continue with: {command}")
+            number = signal.SIGTERM if stop.number is None else stop.number  # another process was asked
+            raise typer.Exit(128 + number) from None
 
 
 class StopRequest:

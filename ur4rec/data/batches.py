@@ -4,17 +4,21 @@ Shapes: B rows of a batch, L positions (at most max_seq_len, and no more than th
 items, R windows of an epoch, W = L + 1. Sequences are padded on the right with ``num_items``.
 """
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alternator.checks import check_integer
-from ur4rec.data.interactions import Sequences
+from ur4rec.data.interactions import CHUNK, Sequences
 from ur4rec.data.splits import Targets
 from ur4rec.errors import ConfigurationError, DataError
+
+MAX_DRAWN = 2**24
+"""Windows of an epoch whose order is held, at most; of more it is computed batch by batch."""
+_ROUNDS = 6
 
 
 class Batch(NamedTuple):
@@ -50,7 +54,8 @@ class EvaluationBatch(NamedTuple):
 class TrainBatches:
     """Shuffled training batches of constant shape; any batch of any epoch can be built directly.
 
-    All positions train at once. The order of an epoch is a function of (seed, epoch) alone, so a run resumes at any
+    All positions train at once. A batch is a function of (epoch, index): several threads may build batches of one
+    object. The order of an epoch is a function of (seed, epoch) alone, so a run resumes at any
     batch. A sequence longer than ``max_seq_len + 1`` is cut into consecutive windows that overlap in one item, so that
     every item but the first of a sequence is a target exactly once an epoch; the windows are aligned to the end (the
     first one is the short one). ``windows=False`` keeps only the last window, as the original SASRec does:
@@ -107,48 +112,58 @@ class TrainBatches:
         self._width = min(max_seq_len, max(int(sequences.lengths.max(initial=0)) - 1, 1))
         self._sequences = sequences
         self._counts_U = _count_windows(sequences, max_seq_len, windows)
-        self._users_R = np.repeat(np.arange(len(sequences), dtype=np.int32), self._counts_U)
-        if not len(self._users_R):
+        self._ends_U = np.cumsum(self._counts_U)
+        if not self.num_rows:
             raise DataError(f"training needs a sequence of at least 2 items, found none among {len(sequences)}")
         self._shifted = shifted
         self._drawn: tuple[int, _Epoch] | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return -(-len(self._users_R) // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
 
     @property
     def num_rows(self) -> int:
         """Windows of an epoch."""
-        return len(self._users_R)
+        return int(self._ends_U[-1]) if len(self._ends_U) else 0
 
     @property
     def num_targets(self) -> int:
         """Targets of an epoch; with shifted windows, of the first."""
-        return int(self._draw(0).targets_R.sum())
+        drawn = self._draw(0)
+        firsts = range(0, self.num_rows, CHUNK)
+        rows = (np.arange(first, min(first + CHUNK, self.num_rows)) for first in firsts)
+        return sum(int(self._cut(drawn, rows_r)[3].sum()) for rows_r in rows)
 
     @cached_property
     def item_counts(self) -> NDArray[np.int64]:
         """How often each item is a target in the training data, (num_items,): of all items but the first of a user."""
-        items_N, lengths_U = self._sequences.items_N, self._sequences.lengths
-        firsts = self._sequences.offsets_U[:-1][lengths_U > 0]
-        start, end = int(self._sequences.offsets_U[0]), int(self._sequences.offsets_U[-1])
-        counts_I = np.bincount(items_N[start:end], minlength=self.num_items)
-        return counts_I - np.bincount(items_N[firsts], minlength=self.num_items)
+        sequences = self._sequences
+        firsts = sequences.starts_U[sequences.lengths > 0]
+        counts_I = sequences.count_items(self.num_items)
+        return counts_I - np.bincount(sequences.items_N[firsts], minlength=self.num_items)
 
     @cached_property
     def usual_targets(self) -> int:
-        """A number of targets that few batches exceed, if any: the maximum of the batches of the first 16 epochs."""
+        """A number of targets that few batches exceed, if any: the maximum of the batches of the first 16 epochs.
+
+        Of more than `MAX_DRAWN` windows it is what a batch can hold.
+        """
         return self.usual_targets_of_part(1)
 
     def usual_targets_of_part(self, num_parts: int) -> int:
         """The same for the parts of batches whose rows are divided; see `ur4rec.training.processes.part_of`."""
-        starts_P = np.arange(num_parts) * -(-self.batch_size // num_parts)
-        firsts_FP = np.arange(0, self.num_rows, self.batch_size)[:, None] + starts_P[starts_P < self.batch_size]
-        firsts = firsts_FP[firsts_FP < self.num_rows]
-        return max(
-            int(np.add.reduceat(drawn.targets_R[drawn.order_R], firsts).max()) for drawn in map(self._draw, range(16))
+        size = -(-self.batch_size // num_parts)
+        if self.num_rows > MAX_DRAWN:
+            return size * self._width
+        starts_P = np.arange(0, self.batch_size, size)
+        firsts = (np.arange(0, self.num_rows, self.batch_size)[:, None] + starts_P).ravel()
+        firsts, rows_R = firsts[firsts < self.num_rows], np.arange(self.num_rows)
+        counts = (
+            np.add.reduceat(self._cut(drawn, rows_R)[3][drawn.order(rows_R)], firsts)
+            for drawn in map(self._draw, range(16))
         )
+        return max(int(counts_b.max()) for counts_b in counts)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that iterating yields."""
@@ -165,44 +180,51 @@ class TrainBatches:
         if not 0 <= index < len(self):
             raise IndexError(f"index must be in 0..{len(self) - 1}, got {index}")
         drawn = self._epoch(epoch)
-        rows = drawn.order_R[index * self.batch_size : (index + 1) * self.batch_size]
-        window_BW = _gather(
-            self._sequences.items_N,
-            drawn.starts_R[rows],
-            drawn.ends_R[rows],
-            self._width + 1,
-            self.num_items,
-            self.batch_size,
-        )
+        first = index * self.batch_size
+        rows = drawn.order(np.arange(first, min(first + self.batch_size, self.num_rows)))
+        users_r, starts_r, ends_r, num_targets_r = self._cut(drawn, rows)
+        window_BW = _gather(self._sequences.items_N, starts_r, ends_r, self._width + 1, self.num_items, self.batch_size)
         users_B = np.full(self.batch_size, -1, np.int32)
-        users_B[: len(rows)] = self._users_R[rows]
+        users_B[: len(rows)] = users_r
         targets_BL = np.ascontiguousarray(window_BW[:, 1:])
         items_BL = np.where(targets_BL == self.num_items, np.int32(self.num_items), window_BW[:, :-1])
-        contexts_r = drawn.ends_R[rows] - drawn.starts_R[rows] - 1 - drawn.targets_R[rows]
+        contexts_r = ends_r - starts_r - 1 - num_targets_r
         targets_BL[: len(rows)][np.arange(self._width) < contexts_r[:, None]] = self.num_items
         return Batch(items_BL, targets_BL, users_B)
 
     def _epoch(self, epoch: int) -> "_Epoch":
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = (epoch, self._draw(epoch))
-        return self._drawn[1]
+        kept = self._drawn  # once: another thread may draw another epoch
+        if kept is None or kept[0] != epoch:
+            kept = self._drawn = (epoch, self._draw(epoch))
+        return kept[1]
 
     def _draw(self, epoch: int) -> "_Epoch":
-        shifts_U = np.zeros(len(self._counts_U), np.int64)
+        shifts_U = None
         if self._shifted:
-            draws_U = _draws(self.seed, epoch, len(shifts_U), stream=1)
-            shifts_U = np.where(self._counts_U > 1, draws_U % np.uint64(self.max_seq_len), 0).astype(np.int64)
-        order_R = np.argsort(_draws(self.seed, epoch, self.num_rows), kind="stable")
-        return _Epoch(order_R, *_cut(self._sequences, self._counts_U, shifts_U, self.max_seq_len))
+            draws_U = _draws(self.seed, epoch, len(self._counts_U), stream=1)
+            shifts_U = (draws_U % np.uint64(self.max_seq_len)).astype(np.int32)
+        return _Epoch(_order(self.seed, epoch, self.num_rows), shifts_U)
+
+    def _cut(self, drawn: "_Epoch", rows_r: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """User, start and end (in the items of all sequences, exclusive) of windows, and the targets at their ends.
+
+        Windows are counted from the end of a sequence, where the first one has fewer targets by the shift.
+        """
+        users_r = np.searchsorted(self._ends_U, rows_r, side="right")
+        counts_r = self._counts_U[users_r]
+        index_r = rows_r - (self._ends_U[users_r] - counts_r)
+        shift_r = 0 if drawn.shifts_U is None else np.where(counts_r > 1, drawn.shifts_U[users_r], 0)
+        begin_r, end_r = self._sequences.starts_U[users_r], self._sequences.ends_U[users_r]
+        ends_r = end_r - np.maximum(index_r * self.max_seq_len - shift_r, 0)
+        cuts_r = np.maximum(begin_r + 1, end_r - (index_r + 1) * self.max_seq_len + shift_r)
+        return users_r, np.maximum(begin_r, ends_r - self.max_seq_len - 1), ends_r, ends_r - cuts_r
 
 
 class _Epoch(NamedTuple):
-    """The order of an epoch's windows, their places in the flat items, and the number of targets at their ends."""
+    """The window at each place of an epoch, and by how much those of each user are shifted, if they are."""
 
-    order_R: NDArray[np.int64]
-    starts_R: NDArray[np.int64]
-    ends_R: NDArray[np.int64]
-    targets_R: NDArray[np.int64]
+    order: Callable[[NDArray[np.int64]], NDArray[np.int64]]
+    shifts_U: NDArray[np.int32] | None
 
 
 _MIN_WIDTH = 8
@@ -237,9 +259,8 @@ class EvaluationBatches:
         self.num_items = num_items
         self.max_seq_len = max_seq_len
         self.batch_size = batch_size
-        edges = np.minimum(np.arange(len(self) + 1) * batch_size, len(targets))
-        self._seen_edges = targets.seen.offsets_U[edges]
-        self._max_seen = int(np.diff(self._seen_edges).max(initial=0))
+        firsts = np.arange(0, len(targets), batch_size)
+        self._max_seen = int(np.add.reduceat(targets.seen.lengths, firsts).max(initial=0)) if len(targets) else 0
 
     def __len__(self) -> int:
         return -(-len(self.targets) // self.batch_size)
@@ -254,23 +275,23 @@ class EvaluationBatches:
         first = index * self.batch_size
         last = min(first + self.batch_size, len(self.targets))
         histories = self.targets.histories
-        ends = histories.offsets_U[first + 1 : last + 1]
-        starts = np.maximum(histories.offsets_U[first:last], ends - self.max_seq_len)
+        ends = histories.ends_U[first:last]
+        starts = np.maximum(histories.starts_U[first:last], ends - self.max_seq_len)
         width = min(self.max_seq_len, max(_MIN_WIDTH, 1 << (int((ends - starts).max()) - 1).bit_length()))
         items_BL = _gather(histories.items_N, starts, ends, width, self.num_items, self.batch_size)
         targets_B, users_B = np.zeros(self.batch_size, np.int32), np.full(self.batch_size, -1, np.int32)
         targets_B[: last - first] = self.targets.items_T[first:last]
         users_B[: last - first] = self.targets.users_T[first:last]
-        rows_M, seen_M, num_seen = self._seen(index, first, last)
+        rows_M, seen_M, num_seen = self._seen(first, last)
         return EvaluationBatch(items_BL, targets_B, rows_M, seen_M, last - first, num_seen, users_B)
 
-    def _seen(self, index: int, first: int, last: int) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
-        seen, start, end = self.targets.seen, self._seen_edges[index], self._seen_edges[index + 1]
+    def _seen(self, first: int, last: int) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
+        seen = self.targets.seen.take(np.arange(first, last)).distinct(self.num_items)
         rows_M = np.full(self._max_seen, self.batch_size, np.int32)
         items_M = np.zeros(self._max_seen, np.int32)
-        num_seen = int(end - start)
-        rows_M[:num_seen] = np.repeat(np.arange(last - first), np.diff(seen.offsets_U[first : last + 1]))
-        items_M[:num_seen] = seen.items_N[start:end]
+        num_seen = len(seen.items_N)
+        rows_M[:num_seen] = seen.rows
+        items_M[:num_seen] = seen.items_N
         return rows_M, items_M, num_seen
 
 
@@ -285,27 +306,55 @@ def _draws(seed: int, epoch: int, count: int, stream: int = 0) -> NDArray[np.uin
     return generator.random_raw(count)
 
 
+def _order(seed: int, epoch: int, count: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    """The order of an epoch: a permutation that is looked up, or computed where it would be too large to hold."""
+    if count > MAX_DRAWN:
+        keys = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=2 << 128).random_raw(_ROUNDS)
+        return partial(permuted, count=count, keys=keys)
+    order_R = np.argsort(_draws(seed, epoch, count), kind="stable")
+    return order_R.__getitem__
+
+
+def permuted(places: NDArray[np.int64], count: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """A permutation of 0 .. count - 1 at some places, computed without the rest of it.
+
+    A Feistel network over the next power of four, again for what falls outside (Black and Rogaway, "Ciphers with
+    arbitrary finite domains", 2002): each round is one to one, so all of it is.
+
+    Args:
+        places: Of which the values are wanted.
+        count: The length.
+        keys: A random number for each round.
+
+    Example:
+        >>> order = permuted(np.arange(10), 10, np.random.Philox(0).random_raw(6))
+        >>> sorted(order.tolist()) == list(range(10)), order.tolist() == list(range(10))
+        (True, False)
+    """
+    half = np.uint64(max(1, (int(count - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    values = places.astype(np.uint64)
+    outside = np.ones(len(values), bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right + key) & mask)
+        values[outside] = left << half | right
+        outside = values >= count
+    return values.astype(np.int64)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser (Steele, Lea and Flood, 2014): every bit depends on every other."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
 def _count_windows(sequences: Sequences, max_seq_len: int, windows: bool) -> NDArray[np.int64]:
     """The number of windows of each sequence: as few as hold all its targets, or one."""
     counts_U = -(-np.maximum(sequences.lengths - 1, 0) // max_seq_len)
     return counts_U if windows else np.minimum(counts_U, 1)
-
-
-def _cut(
-    sequences: Sequences, counts_U: NDArray[np.int64], shifts_U: NDArray[np.int64], max_seq_len: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Start and end (in the flat items, exclusive) of each window, and the number of targets at its end.
-
-    Windows are counted from the end of a sequence, where the first one has fewer targets by the shift.
-    """
-    first_R = np.repeat(np.cumsum(counts_U) - counts_U, counts_U)
-    index_R = np.arange(len(first_R)) - first_R
-    shift_R, begin_R, end_R = (
-        np.repeat(each_U, counts_U) for each_U in (shifts_U, sequences.offsets_U[:-1], sequences.offsets_U[1:])
-    )
-    ends_R = end_R - np.maximum(index_R * max_seq_len - shift_R, 0)
-    cuts_R = np.maximum(begin_R + 1, end_R - (index_R + 1) * max_seq_len + shift_R)
-    return np.maximum(begin_R, ends_R - max_seq_len - 1), ends_R, ends_R - cuts_R
 
 
 def _gather(

@@ -35,8 +35,9 @@ def describe(interactions: Interactions) -> dict[str, int | float]:
     }
     for name, q in _QUANTILES.items():
         facts[f"sequence_length_{name}"] = float(np.quantile(lengths, q))
-    pairs = np.sort(interactions.users_N.astype(np.int64) * interactions.num_items + interactions.items_N)
-    facts["repeats"] = int((np.diff(pairs) == 0).sum()) / len(interactions)
+    parts = interactions.sequences.chunks()
+    num_distinct = sum(len(part.distinct(interactions.num_items).items_N) for _, part in parts)
+    facts["repeats"] = (len(interactions) - num_distinct) / len(interactions)
     facts["duplicates"] = interactions.num_duplicates
     facts["tied_last_two"] = _tied_last_two(interactions)
     facts["users_below_3"] = int((lengths < 3).sum())
@@ -45,8 +46,8 @@ def describe(interactions: Interactions) -> dict[str, int | float]:
 
 def _tied_last_two(interactions: Interactions) -> float:
     """Among users with at least 2 interactions."""
-    times, sequences = interactions.timestamps_N[interactions.order_by_user], interactions.sequences
-    ends = sequences.offsets_U[1:][sequences.lengths >= 2]
+    times, sequences = interactions.times_by_user, interactions.sequences
+    ends = sequences.ends_U[sequences.lengths >= 2]
     return float((times[ends - 1] == times[ends - 2]).mean()) if len(ends) else 0.0
 
 

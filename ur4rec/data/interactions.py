@@ -4,25 +4,41 @@ Shapes: N interactions.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.errors import DataError
+
+if TYPE_CHECKING:
+    from ur4rec.data.prepared import Prepared
 
 TRAIN, VALIDATION, TEST, CONTEXT = range(4)
 """The parts of data that comes split; see `Interactions.parts_N`."""
 
 
-@dataclass(frozen=True, eq=False)
-class Sequences:
-    """Item sequences, one row each, as compressed sparse rows.
+CHUNK = 2**22
+"""Rows of interactions that are looked at together: what is computed of them takes some hundred MB at most."""
 
-    Row ``u`` is ``items_N[offsets_U[u] : offsets_U[u + 1]]``. Indexing returns a view, never a copy.
+
+class Sequences:
+    """Item sequences, one row each: slices of one array, which may be a mapped file.
+
+    Row ``u`` is ``items_N[starts_U[u] : ends_U[u]]``. Indexing, and taking rows or parts of rows, copies no items.
+
+    Args:
+        items_N: All items, row after row.
+        offsets_U: Where each row starts, and the end of the last one: one entry more than there are rows.
+
+    Attributes:
+        items_N: What the rows are slices of.
+        starts_U: Where each row starts.
+        ends_U: Where each row ends, exclusive.
 
     Example:
         >>> sequences = Sequences.from_lists([[3, 1, 2], [], [5]])
@@ -32,10 +48,16 @@ class Sequences:
         [1, 2]
     """
 
-    items_N: NDArray[np.int32]
-    """All items, row after row."""
-    offsets_U: NDArray[np.int64]
-    """Where each row starts, and the end of the last one: one entry more than there are rows."""
+    def __init__(self, items_N: NDArray[np.int32], offsets_U: NDArray[np.int64]) -> None:
+        self.items_N = items_N
+        self.starts_U, self.ends_U = offsets_U[:-1], offsets_U[1:]
+
+    @classmethod
+    def slices(cls, items_N: NDArray[np.int32], starts_U: NDArray[np.int64], ends_U: NDArray[np.int64]) -> "Sequences":
+        """Rows anywhere in an array, in any order; they may overlap."""
+        found = cls(items_N, np.zeros(1, np.int64))
+        found.starts_U, found.ends_U = starts_U, ends_U
+        return found
 
     @classmethod
     def from_lists(cls, rows: Sequence[Sequence[int]]) -> "Sequences":
@@ -45,13 +67,12 @@ class Sequences:
         return cls(items, offsets_from_lengths(lengths))
 
     def __len__(self) -> int:
-        return len(self.offsets_U) - 1
+        return len(self.starts_U)
 
     def __getitem__(self, row: int) -> NDArray[np.int32]:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row must be in 0..{len(self) - 1}, got {row}")
-        row %= len(self)
-        return self.items_N[self.offsets_U[row] : self.offsets_U[row + 1]]
+        return self.items_N[self.starts_U[row] : self.ends_U[row]]
 
     def __iter__(self) -> Iterator[NDArray[np.int32]]:
         return (self[row] for row in range(len(self)))
@@ -59,36 +80,74 @@ class Sequences:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """The length of each row."""
-        return np.diff(self.offsets_U)
+        return self.ends_U - self.starts_U
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """The row of each item in ``items_N``."""
+        """The row of each item of `flat`."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     @property
+    def flat(self) -> NDArray[np.int32]:
+        """The items of all rows, one row after the other: a copy, unless they lie so."""
+        if not len(self):
+            return self.items_N[:0]
+        if (self.starts_U[1:] == self.ends_U[:-1]).all():
+            return self.items_N[self.starts_U[0] : self.ends_U[-1]]
+        lengths = self.lengths
+        ends = np.cumsum(lengths)
+        shift = np.repeat(self.starts_U - (ends - lengths), lengths)
+        found: NDArray[np.int32] = self.items_N[np.arange(len(shift)) + shift]
+        return found
+
+    @property
     def positions(self) -> NDArray[np.int64]:
-        """The position of each item within its row, from 0."""
-        return np.arange(len(self.items_N)) - np.repeat(self.offsets_U[:-1], self.lengths)
+        """The position of each item of `flat` within its row, from 0."""
+        lengths = self.lengths
+        return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+    def chunks(self) -> Iterator[tuple[int, "Sequences"]]:
+        """The rows in groups of about `CHUNK` items, each with the number of its first row."""
+        ends = np.cumsum(self.lengths)
+        first = 0
+        while first < len(self):
+            before = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + CHUNK, side="right")))
+            yield first, Sequences.slices(self.items_N, self.starts_U[first:last], self.ends_U[first:last])
+            first = last
 
     def heads(self, lengths_U: NDArray[np.int64] | int) -> "Sequences":
         """The first ``lengths_U[u]`` items of each row (all of a shorter row)."""
         kept = np.minimum(self.lengths, np.maximum(lengths_U, 0))
-        mask = self.positions < np.repeat(kept, self.lengths)
-        return Sequences(self.items_N[mask], offsets_from_lengths(kept))
+        return Sequences.slices(self.items_N, self.starts_U, self.starts_U + kept)
 
     def tails(self, lengths_U: NDArray[np.int64] | int) -> "Sequences":
         """The last ``lengths_U[u]`` items of each row (all of a shorter row)."""
         kept = np.minimum(self.lengths, np.maximum(lengths_U, 0))
-        mask = self.positions >= np.repeat(self.lengths - kept, self.lengths)
-        return Sequences(self.items_N[mask], offsets_from_lengths(kept))
+        return Sequences.slices(self.items_N, self.ends_U - kept, self.ends_U)
 
     def take(self, rows_T: NDArray[Any], lengths_T: NDArray[np.int64] | None = None) -> "Sequences":
         """The rows named, in that order; of each its first ``lengths_T`` items, or all."""
-        lengths = self.lengths[rows_T] if lengths_T is None else lengths_T
-        offsets = offsets_from_lengths(lengths)
-        shift = np.repeat(self.offsets_U[:-1][rows_T] - offsets[:-1], lengths)
-        return Sequences(self.items_N[np.arange(offsets[-1]) + shift], offsets)
+        starts = self.starts_U[rows_T]
+        return Sequences.slices(self.items_N, starts, self.ends_U[rows_T] if lengths_T is None else starts + lengths_T)
+
+    def distinct(self, num_items: int) -> "Sequences":
+        """The distinct items of each row, ascending: a copy.
+
+        Args:
+            num_items: A number above all items.
+        """
+        keys = np.sort(self.rows * num_items + self.flat)
+        keys = keys[np.diff(keys, prepend=-1) > 0]
+        lengths = np.bincount(keys // num_items, minlength=len(self))
+        return Sequences((keys % num_items).astype(np.int32), offsets_from_lengths(lengths))
+
+    def count_items(self, num_items: int) -> NDArray[np.int64]:
+        """How often each item is in the rows, (num_items,)."""
+        counts_I = np.zeros(num_items, np.int64)
+        for _, part in self.chunks():
+            counts_I += np.bincount(part.flat, minlength=num_items)
+        return counts_I
 
 
 def offsets_from_lengths(lengths_U: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -110,13 +169,13 @@ class Interactions:
     """Item of each interaction."""
     timestamps_N: NDArray[Any]
     """Time of each interaction (int64 or float64), never decreasing unless the data came split."""
-    user_ids: list[str]
+    user_ids: Sequence[str]
     """The source's name of each user."""
-    item_ids: list[str]
+    item_ids: Sequence[str]
     """The source's name of each item."""
-    titles: list[str]
+    titles: Sequence[str]
     """The title of each item, for people to read."""
-    texts: list[str]
+    texts: Sequence[str]
     """The text of each item that the encoder reads: title, year, genres."""
     name: str
     """Name of the dataset."""
@@ -130,6 +189,8 @@ class Interactions:
     """Rows that repeat another one, with user, item and time: left out if the data was deduplicated."""
     notes: tuple[str, ...] = ()
     """What was found when it was read, for people: format, columns, times, titles."""
+    prepared: "Prepared | None" = None
+    """The prepared directory that the arrays are mapped from, whose rows are in order of user, then of time."""
 
     @property
     def num_users(self) -> int:
@@ -147,6 +208,8 @@ class Interactions:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of the canonical indices in order of time: equal for every copy of the same data."""
+        if self.prepared is not None:
+            return self.prepared.interactions_hash
         parts = () if self.parts_N is None else (self.parts_N,)
         return hash_arrays(f"interactions {self.num_users} {self.num_items}", self.users_N, self.items_N, *parts)
 
@@ -155,9 +218,23 @@ class Interactions:
         """The interactions user by user, each user's in order of time: what ``sequences.items_N`` holds."""
         return np.argsort(self.users_N, kind="stable")
 
+    @property
+    def parts_by_user(self) -> NDArray[np.int8] | None:
+        """The part of each item of ``sequences.items_N``, for data that came split."""
+        if self.parts_N is None or self.prepared is not None:
+            return self.parts_N
+        return self.parts_N[self.order_by_user]
+
+    @property
+    def times_by_user(self) -> NDArray[Any]:
+        """The time of each item of ``sequences.items_N``."""
+        return self.timestamps_N if self.prepared is not None else self.timestamps_N[self.order_by_user]
+
     @cached_property
     def sequences(self) -> Sequences:
         """Each user's items in order of time."""
+        if self.prepared is not None:
+            return Sequences(self.items_N, self.prepared.offsets_U)
         lengths = np.bincount(self.users_N, minlength=self.num_users).astype(np.int64)
         return Sequences(self.items_N[self.order_by_user], offsets_from_lengths(lengths))
 
@@ -204,9 +281,9 @@ def build_interactions(
     """
     times = np.asarray(timestamps)
     parts_N = np.zeros(len(times), np.int8) if parts is None else np.asarray(parts, np.int8)
-    user_codes, user_names = _number(np.asarray(users, dtype=object))
-    item_codes, item_names = _number(np.asarray(items, dtype=object))
-    first = _first_of_equals(user_codes * len(item_names) + item_codes, times, parts_N)
+    user_codes, user_names = numbered(users)
+    item_codes, item_names = numbered(items)
+    first = first_of_equals(user_codes * len(item_names) + item_codes, times, parts_N)
     num_duplicates = len(first) - int(first.sum())
     kept = first if deduplicate else np.ones(len(times), bool)
     kept &= np.bincount(item_codes[kept], minlength=len(item_names))[item_codes] >= min_item_interactions
@@ -214,17 +291,17 @@ def build_interactions(
         raise DataError(
             f"{name}: no interaction is left of {len(kept)} with min_item_interactions={min_item_interactions}"
         )
-    item_codes, items_left = _number(item_codes[kept])
-    user_codes, users_left = _number(user_codes[kept])
+    item_codes, items_left = numbered(item_codes[kept])
+    user_codes, users_left = numbered(user_codes[kept])
     times, parts_N = times[kept], parts_N[kept]
-    item_ids = [str(item_names[code]) for code in items_left]
+    item_ids = _strings(item_names.take(items_left))
     item_titles = [titles.get(item, item) for item in item_ids]
     order = np.argsort(times, kind="stable") if parts is None else np.arange(len(times))
     return Interactions(
         users_N=user_codes[order].astype(np.int32),
         items_N=item_codes[order].astype(np.int32),
         timestamps_N=times[order],
-        user_ids=[str(user_names[code]) for code in users_left],
+        user_ids=_strings(user_names.take(users_left)),
         item_ids=item_ids,
         titles=item_titles,
         texts=[texts.get(item, title) for item, title in zip(item_ids, item_titles, strict=True)],
@@ -235,7 +312,7 @@ def build_interactions(
     )
 
 
-def _first_of_equals(pairs: NDArray[np.int64], *others: NDArray[Any]) -> NDArray[np.bool_]:
+def first_of_equals(pairs: NDArray[np.int64], *others: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether each row is the first of those with the same values."""
     first = np.ones(len(pairs), bool)
     if (np.diff(np.sort(pairs)) > 0).all():  # one sort, where nobody has an item twice
@@ -246,17 +323,67 @@ def _first_of_equals(pairs: NDArray[np.int64], *others: NDArray[Any]) -> NDArray
     return first
 
 
-def _number(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[Any]]:
-    """The index of each value among the distinct ones, and the distinct ones in the order of first appearance."""
-    numbers: dict[Any, int] = {}
-    codes = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values.tolist()), np.int64, len(values))
-    return codes, list(numbers)
+def numbered(values: ArrayLike | pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
+    """The index of each value among the distinct ones, and the distinct ones in the order of first appearance.
+
+    Example:
+        >>> codes, distinct = numbered(["b", "a", "b"])
+        >>> codes.tolist(), distinct.to_pylist()
+        ([0, 1, 0], ['b', 'a'])
+    """
+    found = to_arrow(values).dictionary_encode()
+    return found.indices.to_numpy(zero_copy_only=False).astype(np.int64), found.dictionary
+
+
+def to_arrow(values: ArrayLike | pa.Array) -> pa.Array:
+    """Strings or numbers as an array of Arrow's."""
+    if isinstance(values, pa.Array):
+        return values
+    array = np.asarray(values)
+    if array.dtype.kind in "OU":
+        first = array[0] if len(array) else ""
+        return pa.array(array, pa.large_string() if isinstance(first, str) else None)  # beyond 2 GB in all
+    return pa.array(array)
+
+
+def _strings(values: pa.Array) -> list[str]:
+    return [str(value) for value in values.to_pylist()]
+
+
+class ArrayHash:
+    """SHA-256 of a label and of integer arrays with their lengths, the same on every machine.
+
+    Args:
+        label: What the arrays are.
+    """
+
+    def __init__(self, label: str) -> None:
+        self._digest = hashlib.sha256(label.encode())
+
+    def add(self, array: NDArray[Any]) -> None:
+        """Add an array."""
+        self.add_parts(len(array), (array[first : first + CHUNK] for first in range(0, len(array), CHUNK)))
+
+    def add_parts(self, length: int, parts: Iterable[NDArray[Any]]) -> None:
+        """Add an array of this length that comes in parts."""
+        self._digest.update(f"|{length}|".encode())
+        for part in parts:
+            self._digest.update(np.ascontiguousarray(part, dtype="<i8").data)
+
+    def add_sequences(self, sequences: Sequences) -> None:
+        """Add the items of all rows, then the offsets that they have when they follow each other."""
+        lengths = sequences.lengths
+        self.add_parts(int(lengths.sum()), (part.flat for _, part in sequences.chunks()))
+        self.add(offsets_from_lengths(lengths))
+
+    def hexdigest(self) -> str:
+        """The hash of all that was added."""
+        return self._digest.hexdigest()
 
 
 def hash_arrays(label: str, *arrays: NDArray[Any]) -> str:
     """SHA-256 of a label and of integer arrays with their lengths, the same on every machine."""
-    digest = hashlib.sha256(label.encode())
+    digest = ArrayHash(label)
     for array in arrays:
-        digest.update(f"|{len(array)}|".encode())
-        digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+        digest.add(array)
     return digest.hexdigest()

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ur4rec.data.interactions import Interactions
+from ur4rec.data.prepared import Prepared, is_prepared, read_prepared
 from ur4rec.data.reading.parquet import read_parquet
-from ur4rec.errors import refuse_malformed
-from ur4rec.files import write_directory
+from ur4rec.errors import DataError, refuse_malformed
+from ur4rec.files import check_form, parse_object, write_directory
 
+_REFERENCE = "prepared.json"
 _INTERACTIONS, _USERS, _ITEMS = "interactions.parquet", "users.parquet", "items.parquet"
 _TIMES = (pa.int64(), pa.float64())
 
@@ -55,13 +57,21 @@ def write_interactions(folder: Path, interactions: Interactions, extra: dict[str
     write_directory(folder, {**{name: _to_parquet(table) for name, table in tables.items()}, **extra})
 
 
+def write_reference(folder: Path, prepared: Prepared, extra: dict[str, bytes]) -> None:
+    """Write where the prepared data of a run is, in place of a copy, into a folder that never exists half-written."""
+    reference = {"path": str(prepared.path), "contents_hash": prepared.contents_hash}
+    write_directory(folder, {_REFERENCE: (json.dumps(reference) + "\n").encode(), **extra})
+
+
 def read_interactions(folder: Path) -> Interactions:
-    """What `write_interactions` wrote.
+    """What `write_interactions` wrote, or the prepared data that `write_reference` names.
 
     Raises:
         DataError: A file is missing, damaged or of another form. Whether it is the run's data is told by its hashes:
-            see `hash_contents`.
+            see `hash_contents`. Or the prepared data is not where it was, or another.
     """
+    if (folder / _REFERENCE).is_file():
+        return _follow(folder / _REFERENCE)
     with refuse_malformed(f"the data in {folder}", "restore it, or take another copy of the run"):
         interactions, users, items = (read_parquet(folder / name) for name in (_INTERACTIONS, _USERS, _ITEMS))
         user_ids = _strings(users, "id")
@@ -81,14 +91,32 @@ def read_interactions(folder: Path) -> Interactions:
         )
 
 
+def _follow(path: Path) -> Interactions:
+    with refuse_malformed(path, "restore it, or take another copy of the run"):
+        reference = parse_object(path.read_bytes())
+        check_form(reference, {"path": str, "contents_hash": str})
+        place, expected = Path(reference["path"]), reference["contents_hash"]
+    if not is_prepared(place):
+        raise DataError(
+            f"{path}: the run's prepared data must be in {place}, it is not there; put it back, or write its new place "
+            "into that file"
+        )
+    interactions = read_prepared(place)
+    if (found := hash_contents(interactions)) != expected:
+        raise DataError(f"{place}: must be the data of the run, {expected}, got {found}; put that back")
+    return interactions
+
+
 def hash_contents(interactions: Interactions) -> str:
     """SHA-256 of all that is kept of the data: of ids, titles, texts, times and parts too."""
+    if interactions.prepared is not None:
+        return interactions.prepared.contents_hash
     digest = hashlib.sha256(interactions.hash.encode())
     digest.update(interactions.timestamps_N.astype(interactions.timestamps_N.dtype.newbyteorder("<")).tobytes())
     if interactions.parts_N is not None:
         digest.update(interactions.parts_N.tobytes())
     for strings in (interactions.user_ids, interactions.item_ids, interactions.titles, interactions.texts):
-        digest.update(json.dumps(strings).encode())
+        digest.update(json.dumps(list(strings)).encode())
     return digest.hexdigest()
 
 

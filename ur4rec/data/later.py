@@ -4,7 +4,7 @@ Shapes: N interactions of the run, M later ones.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,10 +60,11 @@ def append_interactions(known: Interactions, later: Interactions) -> Interaction
         timestamps_N=np.concatenate([known.timestamps_N, times_M[is_new_M]]),
         user_ids=[*known.user_ids, *new_users],
         parts_N=None,
+        prepared=None,
     )
 
 
-def _indices(known: list[str], later: list[str]) -> tuple[NDArray[np.int64], list[str]]:
+def _indices(known: Sequence[str], later: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
     """The index of each name among all, and the names that are new."""
     numbers = {name: number for number, name in enumerate(known)}
     indices = np.array([numbers.setdefault(name, len(numbers)) for name in later], np.int64)

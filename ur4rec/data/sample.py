@@ -8,6 +8,24 @@ from ur4rec.data.interactions import Interactions
 from ur4rec.errors import ConfigurationError
 
 
+def in_memory(interactions: Interactions) -> Interactions:
+    """Interactions in order of time in memory; those of a prepared directory are copied, ties in order of user."""
+    if interactions.prepared is None:
+        return interactions
+    if interactions.parts_N is None:
+        order = np.argsort(interactions.timestamps_N, kind="stable")
+    else:
+        order = np.lexsort((interactions.timestamps_N, interactions.parts_N))
+    return dataclasses.replace(
+        interactions,
+        users_N=interactions.users_N[order],
+        items_N=interactions.items_N[order],
+        timestamps_N=interactions.timestamps_N[order],
+        parts_N=None if interactions.parts_N is None else interactions.parts_N[order],
+        prepared=None,
+    )
+
+
 def sample_users(interactions: Interactions, num_users: int, seed: int = 0) -> Interactions:
     """The interactions of some users, drawn at random; items keep their indices, even those that no user has any more.
 
@@ -27,6 +45,7 @@ def sample_users(interactions: Interactions, num_users: int, seed: int = 0) -> I
     """
     if not 1 <= num_users <= interactions.num_users:
         raise ConfigurationError(f"num_users must be in 1 .. {interactions.num_users}, got {num_users}")
+    interactions = in_memory(interactions)
     draws = np.random.default_rng(seed).random(interactions.num_users)
     kept = np.sort(np.argsort(draws, kind="stable")[:num_users])
     rows = np.isin(interactions.users_N, kept)
@@ -50,5 +69,7 @@ def without_texts(interactions: Interactions) -> Interactions:
         {'an item'}
     """
     return dataclasses.replace(
-        interactions, texts=["an item"] * interactions.num_items, source=f"{interactions.source}; texts left out"
+        in_memory(interactions),
+        texts=["an item"] * interactions.num_items,
+        source=f"{interactions.source}; texts left out",
     )

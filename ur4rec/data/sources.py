@@ -6,6 +6,7 @@ from pathlib import Path
 from alternator.checks import check_integer, cut
 from ur4rec.data.fetch import BUILT_IN, BuiltIn, locate
 from ur4rec.data.interactions import Interactions
+from ur4rec.data.prepared import is_prepared, read_prepared
 from ur4rec.data.reading.formats import read_path
 from ur4rec.data.reading.movielens import read_movielens
 from ur4rec.data.synthetic import synthetic
@@ -66,9 +67,28 @@ def load_dataset(
     path = _existing_path(name)
     if path is None:
         raise UnknownNameError("dataset", cut(name), (*NAMES, "an existing path"))
+    if is_prepared(path):
+        return _map_prepared(path, options, min_item_interactions)
     interactions = read_path(path, options or DataOptions(), min_item_interactions or 1)
     for note in interactions.notes:
         logger.info("%s: %s", path.name, note)
+    return interactions
+
+
+def _map_prepared(path: Path, options: DataOptions | None, min_item_interactions: int | None) -> Interactions:
+    """A prepared directory; what decides on its rows was decided when it was prepared."""
+    if options is not None and (given := options.to_json()):
+        raise ConfigurationError(
+            f"options of data must be given when it is prepared, got {next(iter(given))} for {path}; leave it out, or "
+            "prepare the data again with it"
+        )
+    interactions = read_prepared(path)
+    assert interactions.prepared is not None
+    known = interactions.prepared.manifest["min_item_interactions"]
+    if min_item_interactions not in (None, known):
+        raise ConfigurationError(
+            f"{path}: must keep its min_item_interactions={known}, got {min_item_interactions}; prepare the data again"
+        )
     return interactions
 
 

@@ -15,9 +15,9 @@ from ur4rec.data.interactions import (
     TEST,
     TRAIN,
     VALIDATION,
+    ArrayHash,
     Interactions,
     Sequences,
-    hash_arrays,
     offsets_from_lengths,
 )
 from ur4rec.errors import ConfigurationError, DataError
@@ -35,11 +35,13 @@ class Targets:
     histories: Sequences
     """The items before the target in order of time: what the model is fed. Never empty."""
     seen: Sequences
-    """The distinct items to filter from the ranking, ascending, never the target itself; none where repeats count."""
+    """The items to filter from the ranking, in any order and perhaps repeated; none where repeats count."""
     num_excluded: int = 0
     """Targets that were left out since their users had the item before."""
     num_unfed: int = 0
     """Targets that were left out for want of a history."""
+    known_repeated_T: NDArray[np.bool_] | None = None
+    """What `is_repeated` is, where that is known already."""
 
     def __len__(self) -> int:
         return len(self.items_T)
@@ -47,9 +49,13 @@ class Targets:
     @cached_property
     def is_repeated(self) -> NDArray[np.bool_]:
         """Whether the user had the item before, (T,): it is in the history."""
-        places = np.flatnonzero(self.histories.items_N == np.repeat(self.items_T, self.histories.lengths))
+        if self.known_repeated_T is not None:
+            return self.known_repeated_T
         repeated_T = np.zeros(len(self), bool)
-        repeated_T[np.searchsorted(self.histories.offsets_U, places, side="right") - 1] = True
+        for first, part in self.histories.chunks():
+            targets_t = self.items_T[first : first + len(part)]
+            equal = part.flat == np.repeat(targets_t, part.lengths)
+            repeated_T[first + part.rows[equal]] = True
         return repeated_T
 
     def take(self, rows_R: NDArray[Any]) -> "Targets":
@@ -60,6 +66,7 @@ class Targets:
             items_T=self.items_T[rows_R],
             histories=self.histories.take(rows_R),
             seen=self.seen.take(rows_R),
+            known_repeated_T=None if self.known_repeated_T is None else self.known_repeated_T[rows_R],
         )
 
     def sample(self, count: int) -> "Targets":
@@ -83,15 +90,22 @@ class Split:
     """Targets to report."""
     repeats: str
     """Whether items that a user had before are ranked and recommended: ``allow`` or ``exclude``."""
+    known_hash: str | None = None
+    """What `hash` is, where that is known already."""
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of everything in the split."""
-        arrays: list[NDArray[Any]] = [self.train.items_N, self.train.offsets_U]
+        if self.known_hash is not None:
+            return self.known_hash
+        digest = ArrayHash(f"split {self.name} {self.num_items}")
+        digest.add_sequences(self.train)
         for targets in (self.validation, self.test):
-            arrays += [targets.users_T, targets.items_T, targets.histories.items_N, targets.histories.offsets_U]
-            arrays += [targets.seen.items_N, targets.seen.offsets_U]
-        return hash_arrays(f"split {self.name} {self.num_items}", *arrays)
+            digest.add(targets.users_T)
+            digest.add(targets.items_T)
+            digest.add_sequences(targets.histories)
+            _add_distinct(digest, targets.seen, self.num_items)
+        return digest.hexdigest()
 
     @property
     def usual_repeats(self) -> str:
@@ -104,6 +118,14 @@ class Split:
         both = (self.validation, self.test)
         num_repeated = sum(int(targets.is_repeated.sum()) + targets.num_excluded for targets in both)
         return num_repeated / sum(len(targets) + targets.num_excluded for targets in both)
+
+
+def _add_distinct(digest: ArrayHash, seen: Sequences, num_items: int) -> None:
+    """Add the distinct items of each row, ascending, in two passes: their number comes first."""
+    counts = [part.distinct(num_items).lengths for _, part in seen.chunks()]
+    lengths = np.concatenate(counts) if counts else np.zeros(0, np.int64)
+    digest.add_parts(int(lengths.sum()), (part.distinct(num_items).items_N for _, part in seen.chunks()))
+    digest.add(offsets_from_lengths(lengths))
 
 
 def make_split(interactions: Interactions, method: str = "auto", repeats: str = "auto") -> Split:
@@ -128,6 +150,8 @@ def make_split(interactions: Interactions, method: str = "auto", repeats: str = 
         ('leave-one-out', 'exclude', 0.0)
     """
     check_choice("split", method, SPLITS)
+    if interactions.prepared is not None:
+        return interactions.prepared.split(interactions, method, repeats)
     if method == "auto":
         method = "leave-one-out" if interactions.parts_N is None else "given"
     return _METHODS[method](interactions, repeats=repeats)
@@ -160,8 +184,8 @@ def leave_one_out(interactions: Interactions, *, repeats: str = "auto") -> Split
     train_lengths = lengths.copy()
     train_lengths[users] -= 2
     train = sequences.heads(train_lengths)
-    validation, test = (_targets(sequences, users, lengths[users] - back) for back in (2, 1))
-    return _settle("leave-one-out", interactions, train, validation, test, repeats)
+    validation, test = (targets_at(sequences, users, lengths[users] - back) for back in (2, 1))
+    return settle("leave-one-out", interactions, train, validation, test, repeats)
 
 
 def global_temporal(interactions: Interactions, q: float = 0.9, *, repeats: str = "auto") -> Split:
@@ -190,17 +214,29 @@ def global_temporal(interactions: Interactions, q: float = 0.9, *, repeats: str 
     if not 0 < q < 1:
         raise ConfigurationError(f"q must be inside (0, 1), got {q!r}")
     _refuse_given(interactions, "temporal")
-    times, sequences = interactions.timestamps_N, interactions.sequences
+    times = interactions.timestamps_N
     test_start = int(np.searchsorted(times, times[int(q * len(times))], side="left"))
     validation_start = 0
     if test_start:
         validation_start = int(np.searchsorted(times, times[int(q * test_start)], side="left"))
     before_validation = np.bincount(interactions.users_N[:validation_start], minlength=interactions.num_users)
     before_test = np.bincount(interactions.users_N[:test_start], minlength=interactions.num_users)
-    validation = _last_in_period(sequences, before_validation, before_test, "validation")
-    test = _last_in_period(sequences, before_test, sequences.lengths, "test")
-    train = sequences.heads(before_validation)
-    return _settle(f"global-temporal-{q:g}", interactions, train, validation, test, repeats)
+    return cut_at(interactions, before_validation, before_test, q, repeats)
+
+
+def cut_at(
+    interactions: Interactions,
+    before_validation_U: NDArray[np.int64],
+    before_test_U: NDArray[np.int64],
+    q: float,
+    repeats: str,
+) -> Split:
+    """The split of `global_temporal`, given how many interactions each user has before either period."""
+    sequences = interactions.sequences
+    validation = _last_in_period(sequences, before_validation_U, before_test_U, "validation")
+    test = _last_in_period(sequences, before_test_U, sequences.lengths, "test")
+    train = sequences.heads(before_validation_U)
+    return settle(f"global-temporal-{q:g}", interactions, train, validation, test, repeats)
 
 
 def as_given(interactions: Interactions, *, repeats: str = "auto") -> Split:
@@ -221,13 +257,26 @@ def as_given(interactions: Interactions, *, repeats: str = "auto") -> Split:
             f"{interactions.name}: the split 'given' needs data that came split, into files for training, validation "
             "and test, got one without; choose leave-one-out or temporal"
         )
-    parts_N, sequences = interactions.parts_N[interactions.order_by_user], interactions.sequences
-    trained_N = parts_N == TRAIN
-    train_lengths = np.bincount(sequences.rows[trained_N], minlength=len(sequences))
-    train = Sequences(sequences.items_N[trained_N], offsets_from_lengths(train_lengths))
-    validation = _part(interactions.name, sequences, parts_N == VALIDATION, "validation")
-    test = _part(interactions.name, sequences, parts_N == TEST, "test")
-    return _settle("given", interactions, train, validation, test, repeats)
+    parts_N, sequences = interactions.parts_by_user, interactions.sequences
+    assert parts_N is not None
+    train = _trained(sequences, parts_N)
+    validation = _part(interactions.name, sequences, parts_N, VALIDATION, "validation")
+    test = _part(interactions.name, sequences, parts_N, TEST, "test")
+    return settle("given", interactions, train, validation, test, repeats)
+
+
+def _trained(sequences: Sequences, parts_N: NDArray[np.int8]) -> Sequences:
+    """The rows of each user that are for training: the first ones, unless context is among them."""
+    lengths = [
+        np.bincount(part.rows[parts_N[part.starts_U[0] : part.ends_U[-1]] == TRAIN], minlength=len(part))
+        for _, part in sequences.chunks()
+    ]
+    lengths_U = np.concatenate(lengths)
+    ends_U = sequences.starts_U + lengths_U
+    ranges = zip(sequences.starts_U[lengths_U > 0], ends_U[lengths_U > 0], strict=True)
+    if all((parts_N[start:end] == TRAIN).all() for start, end in ranges):
+        return sequences.heads(lengths_U)
+    return Sequences(sequences.items_N[parts_N == TRAIN], offsets_from_lengths(lengths_U))
 
 
 _METHODS = {"leave-one-out": leave_one_out, "temporal": global_temporal, "given": as_given}
@@ -245,35 +294,51 @@ def _last_in_period(sequences: Sequences, starts_U: NDArray[Any], ends_U: NDArra
     users = np.flatnonzero((ends_U > starts_U) & (ends_U >= 2))
     if not len(users):
         raise DataError(f"the {period} period holds no target: choose another q, or leave-one-out")
-    return _targets(sequences, users, ends_U[users] - 1)
+    return targets_at(sequences, users, ends_U[users] - 1)
 
 
-def _part(name: str, sequences: Sequences, chosen_N: NDArray[np.bool_], part: str) -> Targets:
-    """A target for each of the chosen rows that has one before it."""
-    positions_N = sequences.positions
-    fed_T = np.flatnonzero(chosen_N & (positions_N > 0))
-    num_chosen = int(chosen_N.sum())
-    if not len(fed_T):
+def _part(name: str, sequences: Sequences, parts_N: NDArray[np.int8], number: int, part: str) -> Targets:
+    """A target for each row of a part that has one before it."""
+    users, positions, num_chosen = [], [], 0
+    for first, each in sequences.chunks():
+        chosen = np.flatnonzero(parts_N[each.starts_U[0] : each.ends_U[-1]] == number)
+        places = each.positions[chosen]
+        users.append(first + each.rows[chosen][places > 0])
+        positions.append(places[places > 0])
+        num_chosen += len(chosen)
+    users_T, positions_T = np.concatenate(users), np.concatenate(positions)
+    if not len(users_T):
         raise DataError(
             f"{name}: the split 'given' needs a {part} row with an earlier row of its user, found none among "
             f"{num_chosen} rows; add some, or pass all of it as one file"
         )
-    targets = _targets(sequences, sequences.rows[fed_T], positions_N[fed_T])
-    return replace(targets, num_unfed=num_chosen - len(fed_T))
+    return replace(targets_at(sequences, users_T, positions_T), num_unfed=num_chosen - len(users_T))
 
 
-def _targets(sequences: Sequences, users_T: NDArray[Any], positions_T: NDArray[Any]) -> Targets:
-    """The target of each user is at the given position of the sequence; what is before it is history."""
-    items_T = sequences.items_N[sequences.offsets_U[users_T] + positions_T]
+def targets_at(sequences: Sequences, users_T: NDArray[Any], positions_T: NDArray[Any]) -> Targets:
+    """A target of each of these users, at the given position of the sequence; what is before it is history."""
+    items_T = sequences.items_N[sequences.starts_U[users_T] + positions_T]
     histories = sequences.take(users_T, positions_T)
     seen = Sequences(np.zeros(0, np.int32), np.zeros(len(users_T) + 1, np.int64))
     return Targets(users_T=users_T.astype(np.int32), items_T=items_T, histories=histories, seen=seen)
 
 
-def _settle(
+def settle(
     name: str, interactions: Interactions, train: Sequences, validation: Targets, test: Targets, repeats: str
 ) -> Split:
-    """The split of targets that nothing is filtered for yet, with what the protocol says of repeats."""
+    """The split of targets that nothing is filtered for yet, with what the protocol says of repeats.
+
+    Args:
+        name: Of the method.
+        interactions: What is split.
+        train: The training prefix of each user.
+        validation: All targets to tune on.
+        test: All targets to report.
+        repeats: As for `make_split`.
+
+    Raises:
+        DataError: Repeats are excluded, and no target is left.
+    """
     check_choice("repeats", repeats, REPEATS)
     num_items = interactions.num_items
     split = Split(name=name, num_items=num_items, train=train, validation=validation, test=test, repeats="allow")
@@ -281,13 +346,13 @@ def _settle(
         return split
     return replace(
         split,
-        validation=_only_new(validation, num_items, f"{interactions.name}: validation"),
-        test=_only_new(test, num_items, f"{interactions.name}: test"),
+        validation=_only_new(validation, f"{interactions.name}: validation"),
+        test=_only_new(test, f"{interactions.name}: test"),
         repeats="exclude",
     )
 
 
-def _only_new(targets: Targets, num_items: int, what: str) -> Targets:
+def _only_new(targets: Targets, what: str) -> Targets:
     """The targets that are new to their users, and what their users had before as seen."""
     new = targets.take(np.flatnonzero(~targets.is_repeated)) if targets.is_repeated.any() else targets
     if not len(new):
@@ -295,8 +360,4 @@ def _only_new(targets: Targets, num_items: int, what: str) -> Targets:
             f"{what} needs a target that is new to its user where repeats are excluded, found none among "
             f"{len(targets)}; allow repeats (--repeats allow)"
         )
-    keys = np.sort(new.histories.rows * num_items + new.histories.items_N)
-    keys = keys[np.diff(keys, prepend=-1) > 0]
-    rows, items = keys // num_items, (keys % num_items).astype(np.int32)
-    seen = Sequences(items, offsets_from_lengths(np.bincount(rows, minlength=len(new))))
-    return replace(new, seen=seen, num_excluded=len(targets) - len(new))
+    return replace(new, seen=new.histories, num_excluded=len(targets) - len(new))

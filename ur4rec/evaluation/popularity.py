@@ -17,7 +17,7 @@ def popularity_scores(train: Sequences, num_items: int) -> NDArray[np.float64]:
         >>> popularity_scores(Sequences.from_lists([[0, 1], [1]]), 3).tolist()
         [1.0, 2.0, 0.0]
     """
-    return np.bincount(train.items_N, minlength=num_items).astype(np.float64)
+    return train.count_items(num_items).astype(np.float64)
 
 
 def popularity_ranks(train: Sequences, targets: Targets, num_items: int) -> NDArray[np.int64]:
@@ -26,7 +26,10 @@ def popularity_ranks(train: Sequences, targets: Targets, num_items: int) -> NDAr
     Every user has the same scores, so an item's place among all is looked up, and what the user has seen is taken off.
     """
     scores_I = popularity_scores(train, num_items)
-    at_least_T = num_items - np.searchsorted(np.sort(scores_I), scores_I[targets.items_T])
-    rows, items = targets.seen.rows, targets.seen.items_N
-    filtered = (scores_I[items] >= scores_I[targets.items_T][rows]) & (items != targets.items_T[rows])
-    return np.asarray(at_least_T - np.bincount(rows[filtered], minlength=len(targets)), np.int64)
+    ranks_T = num_items - np.searchsorted(np.sort(scores_I), scores_I[targets.items_T])
+    for first, part in targets.seen.chunks():
+        seen = part.distinct(num_items)
+        rows, items, targets_t = seen.rows, seen.items_N, targets.items_T[first : first + len(part)]
+        filtered = (scores_I[items] >= scores_I[targets_t][rows]) & (items != targets_t[rows])
+        ranks_T[first : first + len(part)] -= np.bincount(rows[filtered], minlength=len(part))
+    return ranks_T.astype(np.int64)

@@ -206,12 +206,12 @@ class RunDirectory:
                 f"the data must be the run's, but its {name} was {saved!r} and is {value!r}; restore the data"
             )
 
-    def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], fields: Iterable[str]) -> None:
-        """Write rows as CSV with a header; a missing value is an empty cell."""
+    def write_csv(self, name: str, columns: Mapping[str, Iterable[Any]]) -> None:
+        """Write columns of one length as CSV with a header."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(fields), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
         write_whole(self.path / name, text.getvalue().encode())
 
 

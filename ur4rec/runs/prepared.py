@@ -15,7 +15,7 @@ from ur4rec.config import ModelConfig
 from ur4rec.data import Interactions, Split, Targets, make_split
 from ur4rec.data.batches import EvaluationBatch, EvaluationBatches, TrainBatches
 from ur4rec.data.describe import describe_split
-from ur4rec.data.kept import hash_contents, read_interactions, write_interactions
+from ur4rec.data.kept import hash_contents, read_interactions, write_interactions, write_reference
 from ur4rec.data.sources import NAMES, load_dataset
 from ur4rec.errors import DataError
 from ur4rec.options import DataOptions
@@ -100,10 +100,17 @@ def load_interactions(config: RunConfig, directory: Path | None = None, cache_di
 
 
 def keep_data(directory: RunDirectory, prepared: PreparedData) -> None:
-    """Write what a run keeps of its data, unless it has it already: it never changes."""
+    """Write what a run keeps of its data, unless it has it already: it never changes.
+
+    Of prepared data that is where it is and its hash, else a copy.
+    """
     folder = directory.path / DATA
     if not folder.is_dir():
-        write_interactions(folder, prepared.interactions, {ENCODER: prepared.encoder.to_bytes()})
+        interactions, extra = prepared.interactions, {ENCODER: prepared.encoder.to_bytes()}
+        if interactions.prepared is not None:
+            write_reference(folder, interactions.prepared, extra)
+        else:
+            write_interactions(folder, interactions, extra)
 
 
 def read_data(directory: RunDirectory, config: RunConfig, data_dir: Path | None = None) -> Interactions:

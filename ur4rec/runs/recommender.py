@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from alternator.checks import check_choice, listed
 from ur4rec.config import SCORERS
+from ur4rec.data.columns import Strings, to_string_array
 from ur4rec.data.interactions import Interactions, Sequences
 from ur4rec.data.kept import to_arrow
 from ur4rec.data.later import append_interactions, append_items
@@ -31,6 +32,7 @@ from ur4rec.runs.prepared import DATA, ENCODER, read_data
 from ur4rec.text.encoders import TextEncoder
 from ur4rec.training.backend import load_scorer
 from ur4rec.training.checkpoint import check_settings
+from ur4rec.training.processes import ONE_PROCESS, Processes
 from ur4rec.training.scorer import NO_ITEM, Top
 from ur4rec.training.slices import parse_memory
 
@@ -105,7 +107,17 @@ class Recommender:
             raise DataError(f"{checkpoint} must be of {self.interactions.num_items} items, got {size}; restore it")
         self.max_seq_len = config.model_config(self.num_trained).max_seq_len
         self._excludes_seen = config.repeats != "allow"
-        self._users = {user: number for number, user in enumerate(self.interactions.user_ids)}
+
+    @cached_property
+    def _users(self) -> dict[str, int]:
+        return {user: number for number, user in enumerate(self.interactions.user_ids)}
+
+    def _find_users(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """The index of each user, -1 for one that is unknown."""
+        known = self.interactions.user_ids
+        if isinstance(known, Strings):  # of which a dictionary may be too large
+            return known.find(names)
+        return np.array([self._users.get(name, -1) for name in names], np.int64)
 
     @cached_property
     def item_numbers(self) -> dict[str, int]:
@@ -225,6 +237,7 @@ class Recommender:
         top: int = 10,
         candidates_I: NDArray[np.bool_] | None = None,
         progress: Callable[[int], None] = lambda done: None,
+        processes: Processes = ONE_PROCESS,
     ) -> Iterator[pa.Table]:
         """Recommendations for many users: one table of `SCHEMA` per slice of users, in their order.
 
@@ -235,6 +248,7 @@ class Recommender:
             top: How many items for each.
             candidates_I: What `candidates` returned; None is every item.
             progress: Called after each slice with the number of users that are done.
+            processes: Those that divide the slices among them; all make this call, and are given all tables.
 
         Raises:
             DataError: Users that do not exist; names the first.
@@ -242,14 +256,17 @@ class Recommender:
             NonFiniteError: A score is NaN or infinite.
         """
         names = self.interactions.user_ids if user_ids is None else user_ids
-        if unknown := [name for name in names if name not in self._users]:
+        rows_R = self._find_users(names)
+        if unknown := [names[row] for row in np.flatnonzero(rows_R < 0).tolist()]:
             raise DataError(
                 f"users must be the run's or of later interactions, but {len(unknown)} of {len(names)} are neither "
                 f"({listed(unknown)}); leave them out, or give their interactions"
             )
-        rows_R = np.array([self._users[name] for name in names], np.int64)
         histories = self.interactions.sequences.take(rows_R)
-        return self.tables(names, histories, top=top, candidates_I=candidates_I, progress=progress)
+        if processes.count == 1:
+            return self.tables(names, histories, top=top, candidates_I=candidates_I, progress=progress)
+        found = self._top_of_all(names, histories, top, candidates_I, processes)
+        return self._to_tables(found, names, progress)
 
     def tables(
         self,
@@ -263,6 +280,28 @@ class Recommender:
     ) -> Iterator[pa.Table]:
         """As `recommend_users`, for any histories: of named users, or of "", who is nobody."""
         return self._to_tables(self._top(names, histories, top, scorer, candidates_I), names, progress)
+
+    def _top_of_all(
+        self,
+        names: Sequence[str],
+        histories: Sequences,
+        top: int,
+        candidates_I: NDArray[np.bool_] | None,
+        processes: Processes,
+    ) -> Iterator[Top]:
+        """As `_top`, of processes that take slices in turn."""
+        rows = self._scorer.rows_at_once(len(names))
+        for first in range(0, len(names), processes.count * rows):
+            start = min(first + processes.rank * rows, len(names))
+            numbers = np.arange(start, min(start + rows, len(names)))
+            own_names = names[start : start + rows]
+            found = self._top(own_names, histories.take(numbers), top, "fused", candidates_I)
+            own = next(found) if own_names else self._scorer.no_top(top)
+            shares_BSk = np.stack([own.probabilities[name] for name in SCORERS], axis=1)
+            gathered = (processes.gather(each) for each in (own.items_Bk, shares_BSk))
+            for items_Bk, parts_BSk in zip(*gathered, strict=True):
+                shares = {name: parts_BSk[:, index] for index, name in enumerate(SCORERS)}
+                yield Top(items_Bk, shares)
 
     def _top(
         self,
@@ -284,14 +323,14 @@ class Recommender:
             scorer=scorer,
             excluded=histories if self._excludes_seen else None,
             candidates_I=candidates_I,
-            users_R=np.array([self._users.get(name, -1) for name in names], np.int32),
+            users_R=self._find_users(names).astype(np.int32),
         )
 
     def _to_tables(
         self, found: Iterable[Top], names: Sequence[str], progress: Callable[[int], None]
     ) -> Iterator[pa.Table]:
         users, items, titles = (
-            pa.array(each, pa.string()) for each in (names, self.interactions.item_ids, self.interactions.titles)
+            to_string_array(each) for each in (names, self.interactions.item_ids, self.interactions.titles)
         )
         done = left_out = 0
         for items_Bk, probabilities in found:
@@ -322,10 +361,11 @@ class Recommender:
         return TextEncoder.read(directory.path / DATA / ENCODER).encode(texts)
 
     def _find_user(self, user_id: str) -> int:
-        if user_id not in self._users:
+        (user,) = self._find_users([user_id]).tolist()
+        if user < 0:
             examples = (*self.interactions.user_ids[:3], "...", self.interactions.user_ids[-1])
             raise UnknownNameError("user", user_id, examples)
-        return self._users[user_id]
+        return int(user)
 
     def _numbers_of(self, item_ids: Iterable[str], what: str) -> NDArray[np.int64]:
         numbers = self.item_numbers
@@ -364,7 +404,7 @@ def _with_later(
         whole = append_items(whole, *read_items(items, options, None))
     if interactions is not None:
         whole = append_interactions(whole, read_path(interactions, replace(options, k_core=1, items=None), 1))
-    new = list(zip(whole.item_ids, whole.texts, strict=True))[known.num_items :]
+    new = list(zip(whole.item_ids[known.num_items :], whole.texts[known.num_items :], strict=True))
     if nameless := sum(item == text for item, text in new):
         logger.warning("%d of %d items that came later have no text: only their ids are read", nameless, len(new))
     return whole

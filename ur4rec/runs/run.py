@@ -1,16 +1,21 @@
 """A training run: the stages in order, validation in between, and everything kept in the run directory."""
 
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
+from ur4rec.data.columns import take_strings
 from ur4rec.data.kept import hash_contents
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.metrics import summarise
@@ -30,6 +35,7 @@ from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend, load_scorer
 from ur4rec.training.checkpoint import check_same, check_settings
+from ur4rec.training.processes import ONE_PROCESS, Processes, check_equal
 from ur4rec.training.scorer import AnyScorer
 from ur4rec.training.slices import parse_memory
 
@@ -48,6 +54,8 @@ _EPOCH = {
 _LOG = {"num_records": int, "sha256": str}
 _SAVED = {"run": {}, "epochs": [_EPOCH], "seconds": float, "results": {str: _RESULT}, "logs": [_LOG]}
 """What a checkpoint keeps of a run."""
+STOP_EVERY = 8
+"""Steps between two questions of several processes to each other whether one of them is to stop."""
 _RANKS = "test_ranks."
 """Names of the arrays of a checkpoint with the ranks of a result's targets begin so."""
 
@@ -89,6 +97,7 @@ class TrainingRun:
         prepared: The data, from `ur4rec.runs.prepared.prepare`.
         directory: Where everything is kept.
         progress: Whether to show a progress bar per epoch; None is only on a terminal.
+        processes: Those that train together. All do the same; the first one alone writes, and shows progress.
 
     Attributes:
         events: Receives every step and epoch; set it before training to log them.
@@ -98,7 +107,13 @@ class TrainingRun:
     """
 
     def __init__(
-        self, config: RunConfig, prepared: PreparedData, directory: RunDirectory, *, progress: bool | None = None
+        self,
+        config: RunConfig,
+        prepared: PreparedData,
+        directory: RunDirectory,
+        *,
+        progress: bool | None = None,
+        processes: Processes = ONE_PROCESS,
     ) -> None:
         schedule = resolve_schedule(
             config.schedule, fusion=prepared.model.fusion, num_targets=len(prepared.split.validation)
@@ -107,6 +122,10 @@ class TrainingRun:
         self.config = config
         self.prepared = prepared
         self.directory = directory
+        self.processes = processes
+        self._writes = processes.rank == 0
+        progress = progress if self._writes else False
+        self._check_processes()
         self.epochs: list[dict[str, Any]] = []
         self.results: dict[str, Result] = {}
         self._seconds = 0.0
@@ -117,8 +136,8 @@ class TrainingRun:
         validation, num_users = prepared.split.validation, config.eval_users
         memory = parse_memory(config.memory)
         sampled = validation if num_users is None else validation.sample(num_users)
-        self.validation = Ranking(sampled, prepared.model, memory)
-        self._test = Ranking(prepared.split.test, prepared.model, memory)
+        self.validation = Ranking(sampled, prepared.model, memory, processes)
+        self._test = Ranking(prepared.split.test, prepared.model, memory, processes)
         self.plan = Plan(config=config)
         self._heartbeat = Heartbeat(progress)
         backend = load_backend(config.backend)
@@ -139,6 +158,9 @@ class TrainingRun:
             progress=progress,
             on_step=self._record,
             item_counts=prepared.train.item_counts,
+            mesh=config.mesh,
+            shard=config.shard,
+            processes=processes,
             **config.trainer,
         )
         chosen = self.trainer.config.catalogue_loss
@@ -151,7 +173,8 @@ class TrainingRun:
         After `resume` it continues with the next step, and ends as if it had never stopped.
 
         Args:
-            stop: Asked after every step, and while targets are ranked, whether to save and stop.
+            stop: Asked after every step, and while targets are ranked, whether to save and stop. All processes stop
+                if one is asked to; several ask each other at every `STOP_EVERY` steps.
 
         Returns:
             The rows of the results table, each at its best epoch by validation.
@@ -161,21 +184,44 @@ class TrainingRun:
             OSError: The disk is full or not writable; what was saved before is whole.
             Stopped: ``stop`` said so; everything is saved.
         """
-        self._stop = stop
-        with self.directory.locked():
+        self._stop = lambda: self.processes.any(stop())
+        with self.locked():
             if not self.trainer.step:
                 self.config = with_absolute_paths(self.config)
-                self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
-                keep_data(self.directory, self.prepared)
+                if self._writes:
+                    self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
+                    keep_data(self.directory, self.prepared)
             while (stage := self.plan.stage) is not None:
                 self._run_epoch(len(self.epochs), stage)
                 if self.plan.stage not in (stage, None):
                     self._draw()
-            for log in self._logs:
-                log.write()
+            self._write_logs()
             self._write_results()
             self._draw()
         return list(self.results.values())
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keeps other runs from training in the directory."""
+        return self.directory.locked() if self._writes else nullcontext()
+
+    def _check_processes(self) -> None:
+        """Refuse processes that would not train the same: of other settings, data or versions.
+
+        Raises:
+            ProcessesError: In all of them; says what differs.
+        """
+        if self.processes.count == 1:
+            return
+        facts = run_facts(self.prepared, self.config.backend)
+        vectors_IT = self.prepared.item_text_vectors_IT
+        equal = {
+            "the settings of the run": self._identity | {"mesh": self.config.mesh, "shard": self.config.shard},
+            "the data": facts["interactions_hash"],
+            "the text vectors": [vectors_IT.shape, float(vectors_IT.sum(dtype=np.float64))],
+            "the versions": [facts["python"], facts["versions"]],
+        }
+        for what, value in equal.items():
+            check_equal(self.processes, what, json.dumps(value, sort_keys=True))
 
     def resume(self) -> None:
         """Go back to the newest checkpoint of the run directory; a directory without one starts from the beginning.
@@ -185,8 +231,10 @@ class TrainingRun:
         """
         self.directory.checkpoint("best")  # a BEST that names none is refused now, not when the next one is saved
         checkpoint = self.directory.checkpoint("latest")
+        check_equal(self.processes, "whether there is a checkpoint", str(checkpoint is not None))
         if checkpoint is None:
             return
+        check_equal(self.processes, "the checkpoint to continue from", checkpoint.name)
         saved = self.trainer.load_checkpoint(checkpoint)
         with refuse_malformed(f"{checkpoint}: its metrics", "take another checkpoint"):
             self._restore(saved["metrics"], saved.get("arrays", {}))
@@ -311,6 +359,8 @@ class TrainingRun:
         if due and self._epoch_steps < len(self.prepared.train):
             self._save_within(epoch, started)
         self._heartbeat.beat(lambda: f"{self._place}, step {self._epoch_steps} of {len(self.prepared.train)}")
+        if self.processes.count > 1 and self.trainer.step % STOP_EVERY:
+            return False
         return self._stop()
 
     def _save_within(self, epoch: int, started: float) -> None:
@@ -380,6 +430,7 @@ class TrainingRun:
                 device=self.config.device,
                 memory=self.config.memory,
             )
+            scorer.part = self.trainer.part
         ranks = self._rank(self._test, scorer, rows, "test")
         for name, row in rows.items():
             self.results[row] = build_result(row, epoch, validation[name], ranks[name])
@@ -391,15 +442,17 @@ class TrainingRun:
 
     def _write_results(self) -> None:
         """Write what follows from the epochs; a crash before they are saved leaves it ahead of them, no harm done."""
-        self.directory.write_csv("test_ranks.csv", self._rank_rows(), ["user", "item", *self.results])
+        if not self._writes:
+            return
+        self.directory.write_csv("test_ranks.csv", self._rank_columns())
         self.directory.write_json("metrics.json", self._metrics())
 
     def _save(self, epoch: int, *, best: bool) -> None:
         """Save the run as it is now, the checkpoint last: so whatever it stands for is there when it is."""
-        with self.directory.new_checkpoint(self.trainer.step, best=best) as path:
+        new = self.directory.new_checkpoint(self.trainer.step, best=best) if self._writes else nullcontext(Path())
+        with new as path:
             self.trainer.flush()
-            for log in self._logs:
-                log.write()
+            self._write_logs()
             state = {
                 "run": self._identity,
                 "epochs": self.epochs,
@@ -411,12 +464,18 @@ class TrainingRun:
             self.trainer.save_checkpoint(path, epoch=epoch, metrics=state, arrays=ranks, shares_texts=True)
         self._saved_step = self.trainer.step
 
+    def _write_logs(self) -> None:
+        for log in self._logs if self._writes else ():
+            log.write()
+
     @property
     def _identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed."""
         return {**self.config.decisive(), "split_hash": self.prepared.split.hash}
 
     def _draw(self) -> None:
+        if not self._writes:
+            return
         plot_schedule(
             self.directory.path / "schedule.png",
             self.decisions.records,
@@ -438,23 +497,21 @@ class TrainingRun:
             "epochs": self.epochs,
         }
 
-    def _rank_rows(self) -> list[dict[str, Any]]:
+    def _rank_columns(self) -> dict[str, list[Any]]:
         interactions, test = self.prepared.interactions, self.prepared.split.test
-        columns = {name: result.test_ranks.tolist() for name, result in self.results.items()}
-        return [
-            {
-                "user": interactions.user_ids[user],
-                "item": interactions.item_ids[item],
-                **{name: ranks[row] for name, ranks in columns.items()},
-            }
-            for row, (user, item) in enumerate(zip(test.users_T, test.items_T, strict=True))
-        ]
+        return {
+            "user": take_strings(interactions.user_ids, test.users_T),
+            "item": take_strings(interactions.item_ids, test.items_T),
+            **{name: result.test_ranks.tolist() for name, result in self.results.items()},
+        }
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
         """What a reader needs to run it again: data, split and versions."""
+        count = self.processes.count
         return {
             **run_facts(self.prepared, self.config.backend),
+            **({"processes": count} if count > 1 else {}),
             "data_hash": hash_contents(self.prepared.interactions),
         }
 

@@ -10,6 +10,8 @@ negatives, S = C + 1 candidates of a position: its target and the negatives.
 from collections.abc import Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from ur4rec.training.parts import BatchPart
+
 ArrayT = TypeVar("ArrayT")
 """An array of a backend."""
 
@@ -47,6 +49,8 @@ class Sample(NamedTuple, Generic[ArrayT]):
     """The negatives, by their place in ``items_J``; an item may occur several times."""
     offsets_C: ArrayT
     """What is added to the logits of the negatives: minus the logarithm of how often each item is expected."""
+    batch_items_J: ArrayT | None = None
+    """All items that the processes need which divide the batch, and the padding, ascending (PyTorch)."""
 
 
 class StepInputs(NamedTuple, Generic[ArrayT]):
@@ -62,6 +66,8 @@ class StepInputs(NamedTuple, Generic[ArrayT]):
     """Whose histories they are; None for a model without user texts."""
     sample: Sample[ArrayT] | None = None
     """With sampled losses: to which items ``items_BL`` and ``targets_N`` refer, and the negatives."""
+    part: BatchPart | None = None
+    """Of which part of a batch these are, where several processes divide it (PyTorch); None is a whole batch."""
 
 
 class Component(NamedTuple, Generic[ArrayT]):

@@ -14,6 +14,7 @@ from ur4rec.evaluation.metrics import LogSum
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.arrays import ArrayT
 from ur4rec.training.checkpoint import Arrays
+from ur4rec.training.processes import ONE_PROCESS, Processes
 from ur4rec.training.slices import Slice, slices_of
 
 
@@ -53,11 +54,20 @@ class HeldOutTargets(Generic[ArrayT]):
         width: The items of a slice.
         scores: The backend's.
         normalised: Whether the fusion needs all items' scores to normalise them.
+        processes: Those that must decide the same: the losses of the first one are those of all.
     """
 
     def __init__(
-        self, batch: EvaluationBatch, num_items: int, width: int, scores: SnapshotScores[ArrayT], *, normalised: bool
+        self,
+        batch: EvaluationBatch,
+        num_items: int,
+        width: int,
+        scores: SnapshotScores[ArrayT],
+        *,
+        normalised: bool,
+        processes: Processes,
     ) -> None:
+        self._processes = processes
         self._batch, self._scores, self._normalised = batch, scores, normalised and width < num_items
         self._slices = list(slices_of(num_items, width))
         self._width = width
@@ -83,7 +93,7 @@ class HeldOutTargets(Generic[ArrayT]):
             places_B = targets_B - part.start
             inside_B = (places_B >= part.skip) & (places_B < fused_Bs.shape[1])
             own_B[inside_B] = fused_Bs[rows_B[inside_B], places_B[inside_B]]
-        return total.log() - own_B
+        return self._processes.gather(total.log() - own_B)[0]
 
     def _score(self, name: str, snapshot: Snapshot[ArrayT], part: Slice) -> ArrayT:
         return self._scores.score(name, snapshot, part.start, self._width)
@@ -97,7 +107,12 @@ class HeldOutTargets(Generic[ArrayT]):
 
 
 def held_out_targets(
-    probe: EvaluationBatch, num_items: int, width: int, scores: SnapshotScores[ArrayT], fusion: str
+    probe: EvaluationBatch,
+    num_items: int,
+    width: int,
+    scores: SnapshotScores[ArrayT],
+    fusion: str,
+    processes: Processes = ONE_PROCESS,
 ) -> HeldOutTargets[ArrayT]:
     """The rows of a batch that count, as a `Payoff` schedule measures on them."""
     num_valid = probe.num_valid
@@ -106,4 +121,4 @@ def held_out_targets(
         targets_B=probe.targets_B[:num_valid],
         users_B=None if probe.users_B is None else probe.users_B[:num_valid],
     )
-    return HeldOutTargets(batch, num_items, width, scores, normalised=fusion == "weighted")
+    return HeldOutTargets(batch, num_items, width, scores, normalised=fusion == "weighted", processes=processes)

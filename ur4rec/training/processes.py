@@ -69,6 +69,10 @@ class OneProcess:
         return True
 
 
+ONE_PROCESS = OneProcess()
+"""This process alone."""
+
+
 def check_equal(processes: Processes, what: str, value: str) -> None:
     """Refuse processes that disagree.
 

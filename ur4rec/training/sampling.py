@@ -87,7 +87,7 @@ class Sampler:
         return offsets_C
 
     def number(
-        self, items_BL: Items, targets_N: Items, step: int, *, padded: bool = False
+        self, items_BL: Items, targets_N: Items, step: int, *, padded: bool = False, items_C: Items | None = None
     ) -> tuple[Items, Items, Sample[Items | NDArray[np.float32]]]:
         """The histories and targets of a step by the places of their items in a sample, and the sample.
 
@@ -96,9 +96,10 @@ class Sampler:
             targets_N: Targets, which may be padded too.
             step: The training step of the run.
             padded: Whether the number of items is the same for all batches of a shape, for a backend that compiles.
+            items_C: The negatives; by default those that are drawn for these targets.
         """
-        is_target_N = targets_N != self._num_items
-        items_C = self.draw(targets_N[is_target_N], step)
+        if items_C is None:
+            items_C = self.draw(targets_N[targets_N != self._num_items], step)
         parts = (items_BL.ravel(), targets_N, items_C)
         found, places = np.unique(np.concatenate([*parts, [self._num_items]]), return_inverse=True)
         size = len(found)

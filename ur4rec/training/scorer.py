@@ -76,6 +76,8 @@ class BaseScorer(ABC, Generic[ArrayT]):
     """Where the model is."""
     memory: int = DEFAULT_MEMORY
     """Bytes that scores may take at once; see `ur4rec.training.slices`."""
+    part: tuple[int, int] = (0, 1)
+    """Which part of what is to be ranked this process ranks, and of how many: see `ur4rec.runs.ranking.Ranking`."""
 
     _model_config: ModelConfig
     _given_readers: int | None = None
@@ -189,7 +191,7 @@ class BaseScorer(ABC, Generic[ArrayT]):
             histories=histories,
             seen=nothing if excluded is None else excluded,
         )
-        rows = count_rows(self._model_config, num_rows, self.memory, device=self.device, max_rows=MAX_ROWS)
+        rows = self.rows_at_once(num_rows)
         length = self._model_config.max_seq_len
         order = (scorer, *(each for each in SCORERS if each != scorer))
         for batch in EvaluationBatches(targets, num_items, max_seq_len=length, batch_size=rows):
@@ -199,6 +201,15 @@ class BaseScorer(ABC, Generic[ArrayT]):
             _refuse_nonfinite(bool(finite))
             shares = dict(zip(order, shares_SBk[:, : batch.num_valid], strict=True))
             yield Top(items_Bk[: batch.num_valid].astype(np.int32), shares)
+
+    def rows_at_once(self, num_rows: int) -> int:
+        """The histories of a slice, of this number in all; a number of no more than that is one slice."""
+        return count_rows(self._model_config, num_rows, self.memory, device=self.device, max_rows=MAX_ROWS)
+
+    def no_top(self, k: int) -> Top:
+        """The best items of no history."""
+        shape = 0, min(k, self.num_items)
+        return Top(np.zeros(shape, np.int32), {scorer: np.zeros(shape, np.float32) for scorer in SCORERS})
 
     def _read(
         self, loader: Iterable[EvaluationBatch]

@@ -24,6 +24,8 @@ WHOLE = 4
 SLICE_ROWS, MULTIPLE = 256, 16
 """The rows of a block of a large catalogue, which make good use of each item that is read; and of what its items are a
 multiple: products of matrices treat what is left over in another way, so that its scores may have other last bits."""
+ATTENTION_SCORES = 2**26
+"""Attention weights of a block of SASRec at most, which are rows × heads × length²: fewer long histories at a time."""
 _SLICED_BYTES, _WHOLE_BYTES = 32, 96
 """What is held at once per score: by all scorers, and by those that also sort whole rows."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -69,7 +71,10 @@ def count_rows(
         [3334, 345, 250]
         >>> count_rows(ModelConfig(num_items=10**6, fusion="rank"), 10_000, DEFAULT_MEMORY, max_rows=4096)
         4
+        >>> count_rows(ModelConfig(num_items=50, max_seq_len=500), 10_000, DEFAULT_MEMORY, max_rows=4096)
+        67
     """
+    max_rows = min(max_rows, ATTENTION_SCORES // (model.sasrec_num_heads * model.max_seq_len**2))
     at_once = _block(memory, device, sliced=_is_sliced(model))
     rows = at_once // model.num_items
     if _is_sliced(model):

@@ -3,6 +3,7 @@
 Shapes: B rows, I items.
 """
 
+import json
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sized
@@ -28,6 +29,7 @@ from ur4rec.config import (
 )
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import CheckpointError, refuse_malformed
+from ur4rec.files import hash_bytes
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
 from ur4rec.schedule.payoff_probe import build_probe
 from ur4rec.schedule.stages import (
@@ -45,7 +47,7 @@ from ur4rec.training.checkpoint import Arrays, Checkpoint, SharedTexts, load_che
 from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
 from ur4rec.training.memory import enough_for_model, enough_for_steps
 from ur4rec.training.mesh import Mesh
-from ur4rec.training.processes import OneProcess, Processes
+from ur4rec.training.processes import ONE_PROCESS, Processes, check_equal
 from ur4rec.training.sampling import Sampler
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory, slice_width
@@ -134,8 +136,10 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         if self.config.catalogue_loss == "sampled":
             self._sampler = Sampler(self.config, model.config.num_items, item_counts)
         self.memory = parse_memory(memory)
-        self.processes: Processes = OneProcess() if processes is None else processes
+        self.processes: Processes = ONE_PROCESS if processes is None else processes
         self.mesh = self._lay_out(mesh, shard=shard)
+        if self.processes.count > 1:
+            self.part = self.processes.rank // (self.processes.count // self.mesh.data), self.mesh.data
         self.step = 0
         self.adaptive_alternating: ModuleAlternator | None = None
         self._model_config = model.config
@@ -225,6 +229,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         enough = enough_for_steps(self._model_config, getattr(train_loader, "batch_size", "a batch of"))
         with enough, self._log.epoch(epoch, start, expected, self._progress) as totals:
             self._train_batches(train_loader, islice(train_loader, start, stop), after_step)
+        self._check_agreement()
         rates = self._learning_rates(max(self.stage_step - 1, 0))
         return {
             **totals.metrics(),
@@ -267,7 +272,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """Write everything that the run needs to continue exactly, as a directory that is whole or absent.
 
         Args:
-            path: The directory to make.
+            path: The directory to make; of several processes, the first one makes it.
             epoch: The epoch that is finished, kept for `load_checkpoint` to return.
             metrics: Its metrics, kept likewise.
             arrays: What else of it is kept likewise, and is too long for JSON: arrays by name.
@@ -275,6 +280,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
                 that are saved there; by default the directory holds all that is needed.
         """
         self._log.flush()
+        self._check_agreement()
         weights, moments = self._export_arrays()
         if self._payoffs is not None:
             moments |= self._payoffs.state_dict()
@@ -294,7 +300,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             "schedule": self._alternating.state_dict(),
             "metrics": dict(metrics or {}),
         }
-        save_checkpoint(path, Checkpoint(weights, moments, state), self._texts if shares_texts else None)
+        if self.processes.rank == 0:
+            save_checkpoint(path, Checkpoint(weights, moments, state), self._texts if shares_texts else None)
+        self.processes.wait()
 
     def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
         """Continue exactly where a checkpoint was saved.
@@ -381,6 +389,22 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
         """Refuse the schedule of a stage if the backend, as it is set up, cannot run it."""
 
+    def _check_agreement(self) -> None:
+        """Refuse to go on where processes have decided differently, or hold different weights.
+
+        Raises:
+            ProcessesError: In all of them.
+        """
+        if self.processes.count > 1:
+            state = json.dumps(self._alternating.state_dict(), sort_keys=True)
+            decided = f"{self.alternator.active} ({hash_bytes(state.encode())[:16]})"
+            check_equal(self.processes, f"what the schedule has decided by step {self.step}", decided)
+            check_equal(self.processes, f"the weights after step {self.step}", self._digest())
+
+    def _digest(self) -> str:
+        """What must be equal in all processes beside the schedule."""
+        return ""
+
     def _train_batches(
         self, loader: Iterable[Batch], batches: Iterable[Batch], after_step: Callable[[], bool] | None
     ) -> None:
@@ -412,7 +436,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             return None
         model, num_rows = self._model_config, max(self._probe.num_valid, 1)
         width = slice_width(model, num_rows, MODULES, self.memory, device=self.device)
-        return held_out_targets(self._probe, model.num_items, width, self._snapshots(), model.fusion)
+        return held_out_targets(self._probe, model.num_items, width, self._snapshots(), model.fusion, self.processes)
 
     @property
     def _is_joint(self) -> bool:

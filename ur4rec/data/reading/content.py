@@ -1,6 +1,8 @@
 """The content of a text file: unpacked, decoded and checked, and in memory that Arrow owns while it is parsed."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -101,7 +103,7 @@ def _unpack(path: Path) -> bytes:
     return b"".join(pieces)
 
 
-def _as_utf8(path: Path, content: bytes, encoding: str) -> bytes:
+def _as_utf8(path: Path, content: bytes, encoding: str, first_line: int = 1) -> bytes:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -113,8 +115,8 @@ def _as_utf8(path: Path, content: bytes, encoding: str) -> bytes:
         before, found = utf8[:place], 0
     lines = LINE_END.split(before)
     raise DataError(
-        f"{path}:{len(lines)}, byte {len(lines[-1]) + 1}: must be {encoding} text, got the byte 0x{found:02x}; "
-        f"save it as {encoding}, or give its --encoding, such as latin-1"
+        f"{path}:{first_line + len(lines) - 1}, byte {len(lines[-1]) + 1}: must be {encoding} text, got the byte "
+        f"0x{found:02x}; save it as {encoding}, or give its --encoding, such as latin-1"
     )
 
 
@@ -127,3 +129,80 @@ def _refuse_long_lines(path: Path, content: bytes) -> None:
             lines = len(LINE_END.split(content[:start]))
             raise DataError(f"{path}:{lines}: a row must have at most {MAX_ROW_BYTES} bytes, got more; shorten it")
         start = end + 1
+
+
+class ByteStream:
+    """The unpacked bytes of a file, read block by block.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        stream: The bytes, as pyarrow reads them.
+
+    Raises:
+        DataError: It is no file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_is_file(path)
+        self._raw = pa.OSFile(str(path))
+        packed = PACKED.get(path.suffix.lower())
+        self.stream = self._raw if packed is None else pa.CompressedInputStream(self._raw, packed)
+        self._size = max(path.stat().st_size, 1)
+
+    @property
+    def share(self) -> float:
+        """How much of the file has been read, from 0 to 1."""
+        return min(1.0, int(self._raw.tell()) / self._size)
+
+
+def read_beginning(path: Path) -> bytes:
+    """The first bytes of a UTF-8 file without a byte order mark: what its format is seen from.
+
+    Raises:
+        DataError: The file is missing, empty or badly packed.
+    """
+    with refuse_unreadable(path):
+        content = bytes(ByteStream(path).stream.read(MAX_ROW_BYTES)).removeprefix(_MARK)
+    if not content.strip():
+        raise DataError(f"{path}: is empty; give a file with at least one row")
+    return content
+
+
+@contextmanager
+def refuse_unreadable(path: Path) -> Iterator[None]:
+    """Turn what pyarrow says of a file that it cannot read into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or one_line(str(error))}") from error
+
+
+def read_blocks(path: Path, size: int = 2**24) -> Iterator[tuple[int, bytes, float]]:
+    """A text file in blocks of whole lines: the number of the first, the block, and the share that has been read.
+
+    Raises:
+        DataError: It is badly packed, no UTF-8 text, or has a line that no row may have.
+    """
+    source, line, rest = ByteStream(path), 1, b""
+    while True:
+        with refuse_unreadable(path):
+            piece = bytes(source.stream.read(size))
+        block = rest + piece
+        if not piece and not block:
+            return
+        end = len(block) if not piece else max(block.rfind(b"\n"), block.rfind(b"\r", 0, len(block) - 1)) + 1
+        if not end and len(block) > MAX_LINE_BYTES:
+            raise DataError(f"{path}:{line}: a row must have at most {MAX_ROW_BYTES} bytes, got more; shorten it")
+        whole, rest = block[:end], block[end:]
+        if whole:
+            checked = _as_utf8(path, whole, "utf-8", line)
+            yield line, checked.removeprefix(_MARK) if line == 1 else checked, source.share
+            line += len(LINE_END.findall(whole))
+
+
+def refuse_bytes(path: Path) -> None:
+    """Raise for the first byte of a file that is no UTF-8 text, if there is one."""
+    for _ in read_blocks(path):
+        pass

@@ -1,5 +1,6 @@
 """The user's own files: from a path and options to interactions."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,19 +8,23 @@ import numpy as np
 import pyarrow as pa
 
 from alternator.checks import cut
-from ur4rec.data.interactions import Interactions, build_interactions
+from ur4rec.data.interactions import Interactions, build_interactions, numbered, to_arrow
 from ur4rec.data.reading.filters import keep_core, keep_rows
 from ur4rec.data.reading.layouts import Files, find_files
 from ur4rec.data.reading.opening import Opened, open_table
 from ur4rec.data.reading.presplit import Rows, arrange
 from ur4rec.data.reading.roles import find_roles
+from ur4rec.data.reading.shapes import Shape
 from ur4rec.data.reading.tables import Table, join_tables
 from ur4rec.data.reading.times import read_times
 from ur4rec.data.reading.titles import describe_coverage, read_items, titles_of_rows
 from ur4rec.errors import DataError
 from ur4rec.options import DataOptions
 
-_LISTS = "item_id_list"
+LISTS = "item_id_list"
+"""The column with what a user had before, in data that came split."""
+UNTITLED = "no titles: items are called by their names"
+UNTIMED = "no times read: the order of the file stands for them"
 
 
 def read_path(path: Path, options: DataOptions, min_item_interactions: int) -> Interactions:
@@ -40,7 +45,7 @@ def read_path(path: Path, options: DataOptions, min_item_interactions: int) -> I
     rows, roles = read[0]
     if files.is_split:
         rows, said = arrange([each for each, _ in read])
-        notes += ["split as the files are: " + _describe_parts(rows), *said]
+        notes += [_describe_parts(rows), *said]
     titles, texts = _titles(files, opened[0], options, roles)
     if options.k_core > 1:
         rows = _keep_core(rows, options.k_core, path, notes)
@@ -59,7 +64,7 @@ def read_path(path: Path, options: DataOptions, min_item_interactions: int) -> I
     if titles or texts:
         notes.append(describe_coverage(interactions.item_ids, titles, texts))
     else:
-        notes.append("no titles: items are called by their names")
+        notes.append(UNTITLED)
     return replace(interactions, notes=tuple(notes))
 
 
@@ -69,63 +74,89 @@ def _open_group(path: Path, group: tuple[Path, ...], options: DataOptions) -> Op
     if len(opened) == 1:
         return opened[0]
     return replace(
-        opened[0], table=join_tables(path, [each.table for each in opened]), how=f"{len(opened)} parts, {opened[0].how}"
+        opened[0], table=join_tables(path, [each.table for each in opened]), how=of_parts(opened[0].how, len(opened))
     )
+
+
+def of_parts(how: str, count: int) -> str:
+    """How a table of several files is read."""
+    return how if count == 1 else f"{count} parts, {how}"
 
 
 def _read_rows(opened: Opened, options: DataOptions, notes: list[str]) -> tuple[Rows, dict[str, str]]:
     """The rows that count, with the columns that their roles name."""
-    if _LISTS in opened.table.columns and options.time is None:
+    if LISTS in opened.table.columns and options.time is None:
         options = replace(options, order="file")  # the lists are in order
     roles, order = find_roles(opened, options)
     table, said = keep_rows(opened.table, options, roles)
     users, items = table.names(roles["user"]), table.names(roles["item"])
-    times, when = np.arange(len(table)), "no times read: the order of the file stands for them"
+    times, when = np.arange(len(table)), UNTIMED
     if order == "time":
         times, when = read_times(table, roles["time"], options.time_format)
+    notes += describe_reading(opened, roles, [when, *said])
+    lists = _lists(table) if LISTS in table.columns else None
+    return Rows(users_N=users, items_N=items, times_N=times, lists_N=lists), roles
+
+
+def describe_reading(opened: Opened, roles: Mapping[str, str], said: Sequence[str]) -> list[str]:
+    """How a file is read, and what else there is to say of it."""
     columns = ", ".join(f"{role} {cut(name)}" for role, name in roles.items() if role in ("user", "item", "time"))
     label = "" if opened.shape is None else f"{opened.shape.label}: "
-    notes += [f"read as {label}{opened.how}; {columns}", when, *said]
-    if opened.shape is not None and opened.shape.note:
-        notes.append(opened.shape.note)
-    lists = _lists(table) if _LISTS in table.columns else None
-    return Rows(users_N=users, items_N=items, times_N=times, lists_N=lists), roles
+    note = [opened.shape.note] if opened.shape is not None and opened.shape.note else []
+    return [f"read as {label}{opened.how}; {columns}", *said, *note]
 
 
 def _lists(table: Table) -> list[tuple[str, ...]]:
     """What the user of each row had before: items between blanks, or a list."""
-    strings = table.strings(_LISTS, join=True)
-    separator = ", " if pa.types.is_nested(table.columns[_LISTS].type) else " "
+    strings = table.strings(LISTS, join=True)
+    separator = ", " if pa.types.is_nested(table.columns[LISTS].type) else " "
     return [tuple(filter(None, each.split(separator))) for each in strings]
+
+
+def items_path(files: Files, options: DataOptions, shape: Shape | None) -> Path | None:
+    """The file of items: the one that was named, else that beside the interactions."""
+    items = files.items if options.items is None else Path(options.items).expanduser()
+    return shape.items_beside(files.groups[0][0]) if items is None and shape is not None else items
 
 
 def _titles(
     files: Files, opened: Opened, options: DataOptions, roles: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Titles and texts of items: of the file that was named, of that beside the interactions, or of their own rows."""
-    items = files.items if options.items is None else Path(options.items).expanduser()
-    if items is None and opened.shape is not None:
-        items = opened.shape.items_beside(files.groups[0][0])
+    items = items_path(files, options, opened.shape)
     if items is not None:
         return read_items(items, options, opened.shape)
     return titles_of_rows(opened.table, options, roles)
 
 
 def _keep_core(rows: Rows, k: int, path: Path, notes: list[str]) -> Rows:
-    users_N, items_N = (np.unique(each.astype(str), return_inverse=True)[1] for each in (rows.users_N, rows.items_N))
+    users_N, items_N = (numbered(each)[0] for each in (rows.users_N, rows.items_N))
     kept_N = keep_core(users_N, items_N, k)
     if not kept_N.any():
-        raise DataError(f"{path}: no interaction is left of {len(kept_N)} with --k-core {k}; give a smaller one")
-    notes.append(f"{kept_N.sum():,} of {len(kept_N):,} rows are in the {k}-core")
+        raise no_core(path, len(kept_N), k)
+    notes.append(said_of_core(int(kept_N.sum()), len(kept_N), k))
     parts_N = None if rows.parts_N is None else rows.parts_N[kept_N]
-    return Rows(
-        users_N=rows.users_N[kept_N], items_N=rows.items_N[kept_N], times_N=rows.times_N[kept_N], parts_N=parts_N
-    )
+    users_N, items_N = (to_arrow(each).filter(pa.array(kept_N)) for each in (rows.users_N, rows.items_N))
+    return Rows(users_N=users_N, items_N=items_N, times_N=rows.times_N[kept_N], parts_N=parts_N)
+
+
+def no_core(path: Path, num_rows: int, k: int) -> DataError:
+    """The error that no row is left."""
+    return DataError(f"{path}: no interaction is left of {num_rows} with --k-core {k}; give a smaller one")
+
+
+def said_of_core(num_kept: int, num_rows: int, k: int) -> str:
+    """How many rows are left."""
+    return f"{num_kept:,} of {num_rows:,} rows are in the {k}-core"
 
 
 def _describe_parts(rows: Rows) -> str:
     assert rows.parts_N is not None
+    return describe_counts(np.bincount(rows.parts_N, minlength=4))
+
+
+def describe_counts(counts: Iterable[int]) -> str:
+    """How many rows each part has of data that came split."""
     names = ("for training", "validation targets", "test targets", "context")
-    return ", ".join(
-        f"{count:,} {name}" for name, count in zip(names, np.bincount(rows.parts_N, minlength=4), strict=True)
-    )
+    said = ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=True))
+    return f"split as the files are: {said}"

@@ -27,8 +27,8 @@ def read_ids(path: Path, names: tuple[str, ...]) -> list[str]:
     kind = kind_of(path)
     if kind not in (*_SEPARATORS, *ATOMIC, *JSONS, ".parquet"):
         lines = read_text_table(path, TextFormat(separator=_ONE_PER_LINE, columns=(names[0],)))
-        return [str(name) for name in lines.names(names[0])]
+        return list(lines.names(names[0]).to_pylist())
     table = open_table(path, DataOptions(separator=_SEPARATORS.get(kind)), known=False).table
     column = next((name for name in names if name in table.columns), names[0])
     require_columns(table, (column,), "rename it, or write one id per line into a .txt file")
-    return [str(name) for name in table.names(column)]
+    return list(table.names(column).to_pylist())

@@ -1,7 +1,7 @@
 """JSON lines: one object per line, read whole and checked, or refused with file and line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.json
 
 from alternator.checks import cut, one_line
-from ur4rec.data.reading.content import LINE_END, MAX_ROW_BYTES, own, read_content
+from ur4rec.data.reading.content import LINE_END, MAX_ROW_BYTES, own, read_beginning, read_blocks, read_content
 from ur4rec.data.reading.tables import Part, Table, check_header
 from ur4rec.errors import DataError
 
 _SAMPLE_LINES, _SAMPLE_BYTES = 1000, 2**20
 """Where the names and types of the columns are looked up: the first lines."""
+_BLOCK = 2**24
+"""Bytes that are parsed at once, where a file is not read whole."""
 MAX_JSON_COLUMNS = 1000
 """The number of names of a JSON lines file at most."""
 MIN_CELLS, MAX_CELLS_PER_BYTE = 2**20, 2
@@ -29,29 +31,61 @@ def read_json_lines(path: Path, encoding: str = "utf-8") -> Table:
         DataError: The file is missing, empty or in another encoding, or a line is no object or of other types.
     """
     content = read_content(path, encoding)
-    kinds = _column_kinds(path, content)
-    _refuse_sparse(path, content, len(kinds))
-    try:
-        table = pa.json.read_json(
-            own(content),
-            read_options=pa.json.ReadOptions(block_size=MAX_ROW_BYTES),
-            parse_options=pa.json.ParseOptions(
-                explicit_schema=pa.schema(list(kinds.items())), unexpected_field_behavior="ignore"
-            ),
-        )
-    except pa.ArrowException as error:
-        _refuse_lines(path, content, kinds)
-        raise DataError(f"{path}: cannot be read as JSON lines: {one_line(str(error), 200)}") from error
-    columns = {name: table[name].combine_chunks() for name in kinds}
+    table = _parse_lines(path, content, _column_kinds(path, content))
+    columns = {name: table[name].combine_chunks() for name in table.column_names}
     return Table(path, columns, (Part(path, len(table), partial(_lines, path, encoding)),))
 
 
+def stream_json_lines(path: Path, columns: Collection[str] | None) -> Iterator[tuple[Table, float]]:
+    """JSON lines in tables of some thousand rows, with the share of the file that has been read.
+
+    Args:
+        path: The file, in UTF-8.
+        columns: What is read; None is all columns.
+
+    Raises:
+        DataError: As for `read_json_lines`.
+    """
+    kinds = _column_kinds(path, read_beginning(path))
+    wanted = {name: kind for name, kind in kinds.items() if columns is None or name in columns}
+    for line, block, share in read_blocks(path, _BLOCK):
+        if block.strip():
+            table = _parse_lines(path, block, kinds, wanted, line)
+            arrays = {name: table[name].combine_chunks() for name in wanted}
+            yield Table(path, arrays, (Part(path, len(table), partial(_lines_of, block, line)),)), share
+
+
+def _parse_lines(
+    path: Path,
+    content: bytes,
+    kinds: dict[str, pa.DataType],
+    wanted: dict[str, pa.DataType] | None = None,
+    first_line: int = 1,
+) -> pa.Table:
+    _refuse_sparse(path, content, len(kinds))
+    try:
+        return pa.json.read_json(
+            own(content),
+            read_options=pa.json.ReadOptions(block_size=MAX_ROW_BYTES),
+            parse_options=pa.json.ParseOptions(
+                explicit_schema=pa.schema(list((wanted or kinds).items())), unexpected_field_behavior="ignore"
+            ),
+        )
+    except pa.ArrowException as error:
+        _refuse_lines(path, content, kinds, first_line)
+        raise DataError(f"{path}: cannot be read as JSON lines: {one_line(str(error), 200)}") from error
+
+
 def _lines(path: Path, encoding: str) -> Iterator[int]:
-    return (line for line, _ in _numbered(read_content(path, encoding)))
+    return _lines_of(read_content(path, encoding), 1)
 
 
-def _numbered(content: bytes) -> Iterator[tuple[int, bytes]]:
-    return ((line, text) for line, text in enumerate(LINE_END.split(content), 1) if text.strip())
+def _lines_of(content: bytes, first_line: int) -> Iterator[int]:
+    return (line for line, _ in _numbered(content, first_line))
+
+
+def _numbered(content: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]]:
+    return ((line, text) for line, text in enumerate(LINE_END.split(content), first_line) if text.strip())
 
 
 def _column_kinds(path: Path, content: bytes) -> dict[str, pa.DataType]:
@@ -123,9 +157,9 @@ def _parse(path: Path, line: int, text: bytes) -> dict[str, Any]:
     return row
 
 
-def _refuse_lines(path: Path, content: bytes, kinds: dict[str, pa.DataType]) -> None:
+def _refuse_lines(path: Path, content: bytes, kinds: dict[str, pa.DataType], first_line: int) -> None:
     """Raise for the first line that is no object, too long, or has a value of another type."""
-    for line, text in _numbered(content):
+    for line, text in _numbered(content, first_line):
         if len(text) >= MAX_ROW_BYTES:
             raise DataError(
                 f"{path}:{line}: a row must have at most {MAX_ROW_BYTES} bytes, got {len(text)}; shorten it"

@@ -97,13 +97,15 @@ def flagged_movies(table: Table) -> dict[str, Movie]:
         item: Movie(
             _tidy(title), tuple(genre for genre, flag in zip(_GENRES_100K, flags, strict=True) if flag[row] == "1")
         )
-        for row, (item, title) in enumerate(zip(table.names("item_id"), table.strings("title"), strict=True))
+        for row, (item, title) in enumerate(
+            zip(table.names("item_id").to_pylist(), table.strings("title"), strict=True)
+        )
     }
 
 
 def listed_movies(table: Table) -> dict[str, Movie]:
     """ML-1M's official items: genres between bars."""
-    columns = (table.names("item_id"), table.strings("title"), table.strings("genres"))
+    columns = (table.names("item_id").to_pylist(), table.strings("title"), table.strings("genres"))
     return {item: Movie(_tidy(title), tuple(genres.split("|"))) for item, title, genres in zip(*columns, strict=True)}
 
 
@@ -114,7 +116,10 @@ def _read_copy(ratings_file: Path, movies_file: Path) -> tuple[Table, dict[str, 
     remedy = "take the copy that the documentation names"
     require_columns(ratings, _RATINGS, remedy)
     require_columns(movies, ("item_id", "movie_title", "release_year", genres), remedy)
-    columns = (movies.names("item_id"), *(movies.strings(name) for name in ("movie_title", "release_year", genres)))
+    columns = (
+        movies.names("item_id").to_pylist(),
+        *(movies.strings(name) for name in ("movie_title", "release_year", genres)),
+    )
     return ratings, {
         item: Movie(_with_year(title, year), tuple(genre.split()))
         for item, title, year, genre in zip(*columns, strict=True)

@@ -1,5 +1,6 @@
 """Parquet files, read piece by piece, so that a small file that holds a huge table is refused."""
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +25,33 @@ def read_parquet_table(path: Path) -> Table:
     table = read_parquet(path)
     check_header(str(path), table.column_names)
     return Table(path, {name: table[name].combine_chunks() for name in table.column_names}, (Part(path, len(table)),))
+
+
+def stream_parquet(path: Path, columns: Collection[str] | None) -> Iterator[tuple[Table, float]]:
+    """A Parquet file in tables of some thousand rows, with the share of it that has been read.
+
+    Args:
+        path: The file.
+        columns: What is read; None is all columns.
+
+    Raises:
+        DataError: The file is missing or is not Parquet, or two columns have one name.
+    """
+    check_is_file(path)
+    try:
+        with pa.parquet.ParquetFile(path, page_checksum_verification=True, buffer_size=2**20) as file:
+            check_header(str(path), file.schema_arrow.names)
+            names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+            done, total = 0, file.metadata.num_rows
+            for batch in file.iter_batches(_ROWS, columns=names):
+                part = Part(path, len(batch), first_row=done + 1)
+                done += len(batch)
+                if len(batch):
+                    yield Table(path, {name: batch[name] for name in names}, (part,)), done / total
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
+    if not done:
+        raise DataError(f"{path}: holds no row; give a file with at least one")
 
 
 def read_parquet(path: Path) -> pa.Table:

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from ur4rec.data.interactions import CONTEXT, TRAIN
+from ur4rec.data.interactions import CONTEXT, TRAIN, numbered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
     """The rows of a file, or of several: who used what."""
 
-    users_N: NDArray[Any]
+    users_N: pa.Array
     """The user of each row."""
-    items_N: NDArray[Any]
+    items_N: pa.Array
     """The item of each row."""
     times_N: NDArray[Any]
     """The time of each row."""
@@ -43,12 +44,12 @@ def arrange(files: Sequence[Rows]) -> tuple[Rows, list[str]]:
 
 def _arrange_rows(files: Sequence[Rows]) -> Rows:
     """In order of part and time. Of users that earlier files never saw all but the last row of a file are context."""
-    users_N = np.concatenate([each.users_N for each in files])
+    users_N = pa.concat_arrays([each.users_N for each in files])
     times_N = np.concatenate([each.times_N for each in files])
     files_N = np.repeat(np.arange(len(files), dtype=np.int8), [len(each.users_N) for each in files])
     order_N = np.lexsort((times_N, files_N))
-    users_N, parts_N = users_N[order_N], files_N[order_N]
-    _, codes_N = np.unique(users_N.astype(str), return_inverse=True)
+    users_N, parts_N = users_N.take(pa.array(order_N)), files_N[order_N]
+    codes_N, _ = numbered(users_N)
     first_file_U = np.full(codes_N.max() + 1, len(files))
     np.minimum.at(first_file_U, codes_N, parts_N)
     last_row_U = np.zeros(len(first_file_U), np.int64)
@@ -58,7 +59,7 @@ def _arrange_rows(files: Sequence[Rows]) -> Rows:
     context_N = begins_N & (np.arange(len(codes_N)) != last_row_U[codes_N])
     return Rows(
         users_N=users_N,
-        items_N=np.concatenate([each.items_N for each in files])[order_N],
+        items_N=pa.concat_arrays([each.items_N for each in files]).take(pa.array(order_N)),
         times_N=times_N[order_N],
         parts_N=np.where(context_N, CONTEXT, parts_N).astype(np.int8),
     )
@@ -85,13 +86,13 @@ def _rebuild(files: Sequence[Rows]) -> tuple[Rows, list[str]]:
     """
     longest: dict[str, int] = defaultdict(int)
     for rows in files:
-        for user, before in zip(rows.users_N, rows.lists_N or (), strict=True):
+        for user, before in zip(rows.users_N.to_pylist(), rows.lists_N or (), strict=True):
             longest[user] = max(longest[user], len(before))
     sequences: dict[str, list[_Sequence]] = {}
     for part, rows in enumerate(files):
         of_user: dict[str, list[tuple[tuple[str, ...], str]]] = defaultdict(list)
         assert rows.lists_N is not None
-        for user, before, item in zip(rows.users_N, rows.lists_N, rows.items_N, strict=True):
+        for user, before, item in zip(rows.users_N.to_pylist(), rows.lists_N, rows.items_N.to_pylist(), strict=True):
             of_user[user].append((before, item))
         for user, pairs in of_user.items():
             _continue(sequences.setdefault(user, []), pairs, part, longest[user])
@@ -143,8 +144,8 @@ def _number(sequences: dict[str, list[_Sequence]]) -> tuple[Rows, list[str]]:
             parts += sequence.parts
     said = [f"{further:,} lists continue no other of their user: they are users of their own, such as {user}#2"]
     rows = Rows(
-        users_N=np.array(users, dtype=object),
-        items_N=np.array(items, dtype=object),
+        users_N=pa.array(users, pa.large_string()),
+        items_N=pa.array(items, pa.large_string()),
         times_N=np.arange(len(users)),
         parts_N=np.array(parts, np.int8),
     )

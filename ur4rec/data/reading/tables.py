@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import compress, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ class Part:
     """The number of its rows."""
     lines: Callable[[], Iterator[int]] | None = None
     """The line of each row; None where rows are not lines."""
+    first_row: int = 1
+    """The number of its first row, where rows are not lines."""
 
     def places(self) -> Iterator[str]:
         """Where each row stands, for messages."""
-        if self.lines is not None:
-            return (f"{self.path}:{line}" for line in self.lines())
-        return (f"{self.path}, row {row}" for row in range(1, self.num_rows + 1))
+        if self.lines is not None:  # of all rows from here on, perhaps
+            return (f"{self.path}:{line}" for line in islice(self.lines(), self.num_rows))
+        return (f"{self.path}, row {row}" for row in range(self.first_row, self.first_row + self.num_rows))
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Table:
         return len(next(iter(self.columns.values())))
 
     def strings(self, column: str, *, join: bool = False) -> NDArray[Any]:
+        """A column as strings; see `arrow_strings`."""
+        with self._utf8(column):
+            return np.asarray(self.arrow_strings(column, join=join).to_numpy(zero_copy_only=False), dtype=object)
+
+    def arrow_strings(self, column: str, *, join: bool = False) -> pa.Array:
         """A column as strings; a missing value is the empty one, and a whole number has no decimal point.
 
         Args:
@@ -64,7 +71,7 @@ class Table:
         Raises:
             DataError: It holds neither strings nor numbers, or is not UTF-8.
         """
-        array = _whole(self.columns[column])
+        array = whole_numbers(self.columns[column])
         if join and pa.types.is_nested(array.type):
             array = pa.array([", ".join(_flatten(value)) for value in self._values(column)], pa.string())
         if not pa.types.is_string(array.type):
@@ -74,8 +81,7 @@ class Table:
                 raise DataError(
                     f"{self.path}, column {column!r}: must be strings or numbers, got {array.type}; write it as strings"
                 ) from error
-        with self._utf8(column):
-            return np.asarray(pc.fill_null(array, "").to_numpy(zero_copy_only=False), dtype=object)
+        return pc.fill_null(array, "") if array.null_count else array
 
     def _values(self, column: str) -> list[Any]:
         with self._utf8(column):
@@ -90,10 +96,12 @@ class Table:
                 f"{self.path}, column {column!r}: must be UTF-8 ({error}); write it again as UTF-8"
             ) from error
 
-    def names(self, column: str) -> NDArray[Any]:
+    def names(self, column: str) -> pa.Array:
         """A column of user or item names: none may be empty."""
-        values = self.strings(column)
-        if not np.all(values.astype(bool)):
+        values = self.arrow_strings(column)
+        with self._utf8(column):
+            values.validate(full=True)
+        if pc.min(pc.binary_length(values)).as_py() == 0:
             self.refuse(column, lambda value: None if value else "must not be empty", "name it or drop the row")
         return values
 
@@ -126,11 +134,7 @@ def join_tables(path: Path, tables: Sequence[Table]) -> Table:
     """
     first = tables[0]
     for table in tables:
-        if set(table.columns) != set(first.columns):
-            raise DataError(
-                f"{table.path}: must have the columns of {first.path.name} ({_shown(first.columns)}), "
-                f"has {_shown(table.columns)}; keep one kind of table in a directory, or pass the file itself"
-            )
+        check_columns(table, first)
     columns = {}
     for name in first.columns:
         try:
@@ -141,6 +145,15 @@ def join_tables(path: Path, tables: Sequence[Table]) -> Table:
             raise DataError(f"{path}, column {name!r}: must be of one type in all files ({error})") from error
         columns[name] = chunks.combine_chunks()
     return Table(path, columns, tuple(part for table in tables for part in table.parts))
+
+
+def check_columns(table: Table, first: Table) -> None:
+    """Refuse a table that has other columns than the first of those that it belongs to."""
+    if set(table.columns) != set(first.columns):
+        raise DataError(
+            f"{table.path}: must have the columns of {first.path.name} ({_shown(first.columns)}), "
+            f"has {_shown(table.columns)}; keep one kind of table in a directory, or pass the file itself"
+        )
 
 
 def take_rows(table: Table, kept_N: NDArray[np.bool_]) -> Table:
@@ -180,7 +193,7 @@ def _shown(names: Iterable[str]) -> str:
     return listed(map(cut, names), 12)
 
 
-def _whole(array: pa.Array) -> pa.Array:
+def whole_numbers(array: pa.Array) -> pa.Array:
     """Floats and decimals as integers, if all of them are whole: 192, not 192.0 or 9.78e+12. NaN is missing."""
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)

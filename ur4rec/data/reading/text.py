@@ -6,18 +6,28 @@ to say where.
 
 import csv
 import io
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any, TextIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
 from alternator.checks import cut, one_line
-from ur4rec.data.reading.content import LINE_END, MAX_ROW_BYTES, own, read_content
+from ur4rec.data.reading.content import (
+    LINE_END,
+    MAX_ROW_BYTES,
+    ByteStream,
+    own,
+    read_beginning,
+    read_content,
+    refuse_bytes,
+)
 from ur4rec.data.reading.tables import Part, Table, check_header
 from ur4rec.errors import DataError
 
@@ -65,10 +75,10 @@ def parse_text(path: Path, form: TextFormat, content: bytes) -> Table:
     try:
         columns = _read_columns(form, content, start, names)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        _refuse_shape(path, form, content, len(names))
+        _refuse_shape(path, form, _text(form, content), len(names))
         raise DataError(f"{path}: cannot be read as a table of {len(names)} columns: {one_line(str(error))}") from error
     if _has_long_fields(columns) or (b'"' in content and form.quoted and _has_line_ends(columns)):
-        _refuse_shape(path, form, content, len(names))
+        _refuse_shape(path, form, _text(form, content), len(names))
     return Table(path, columns, (Part(path, len(columns[names[0]]), partial(_lines, path, form)),))
 
 
@@ -81,12 +91,77 @@ def sniff_separator(path: Path, content: bytes) -> str | None:
     found = {}
     for separator in SEPARATORS:
         try:
-            lengths = {len(row) for _, row in _rows(path, guess_format(separator), sample)}
+            form = guess_format(separator)
+            lengths = {len(row) for _, row in _rows(path, form, _text(form, sample))}
         except DataError:  # quotes that no CSV has
             continue
         if len(lengths) == 1 and lengths != {1}:
             found[separator] = lengths.pop()
     return max(found, key=lambda separator: found[separator], default=None)
+
+
+def stream_text(path: Path, form: TextFormat, columns: Collection[str] | None) -> Iterator[tuple[Table, float]]:
+    """A text file in tables of some thousand rows, with the share of it that has been read; never in memory whole.
+
+    Args:
+        path: The file, in UTF-8.
+        form: Its format, with one character between the fields.
+        columns: What is read; None is all columns. Of a format with quotes all are, so that an unclosed one is found.
+
+    Raises:
+        DataError: As for `read_text_table`.
+    """
+    beginning = read_beginning(path)
+    names, start = (list(form.columns), 0) if form.columns else _header(path, form, beginning)
+    source = ByteStream(path)
+    wanted = [name for name in names if columns is None or form.quoted or name in columns]
+    num_rows, scanned = 0, False
+    try:
+        reader = pa.csv.open_csv(
+            source.stream,
+            read_options=pa.csv.ReadOptions(
+                column_names=names,
+                block_size=MAX_ROW_BYTES,
+                skip_rows=0 if form.columns else len(LINE_END.split(beginning[:start])),
+            ),
+            parse_options=_parse_options(form, form.separator),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, include_columns=wanted
+            ),
+        )
+        for batch in reader:
+            table = {name: batch[name] for name in wanted}
+            if _has_nul(batch):
+                refuse_bytes(path)
+            if not scanned and (_has_long_fields(table) or (form.quoted and _has_line_ends(table))):
+                scanned = True
+                _refuse_shape(path, form, _open(path, form), len(names))
+            if len(batch):
+                yield (
+                    Table(path, table, (Part(path, len(batch), partial(_later_lines, path, form, num_rows)),)),
+                    source.share,
+                )
+            num_rows += len(batch)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        refuse_bytes(path)
+        if num_rows or "Empty CSV file" not in str(error):
+            _refuse_shape(path, form, _open(path, form), len(names))
+            raise DataError(
+                f"{path}: cannot be read as a table of {len(names)} columns: {one_line(str(error))}"
+            ) from error
+    if not num_rows:
+        raise DataError(f"{path}: holds no row; give a file with at least one")
+
+
+def _later_lines(path: Path, form: TextFormat, num_before: int) -> Iterator[int]:
+    """The number of the (last) line of each row after the first ones."""
+    rows = _rows(path, form, _open(path, form))
+    return (line for line, _ in islice(rows, num_before + (form.columns is None), None))
+
+
+def _has_nul(batch: pa.RecordBatch) -> bool:
+    buffers = (column.buffers()[2] for column in batch.columns)
+    return any(buffer is not None and not np.frombuffer(buffer, np.uint8).all() for buffer in buffers)
 
 
 def guess_format(separator: str) -> TextFormat:
@@ -96,7 +171,7 @@ def guess_format(separator: str) -> TextFormat:
 
 def _lines(path: Path, form: TextFormat) -> Iterator[int]:
     """The number of the (last) line of each row."""
-    rows = _rows(path, form, read_content(path, form.encoding))
+    rows = _rows(path, form, _text(form, read_content(path, form.encoding)))
     if form.columns is None:
         next(rows)
     return (line for line, _ in rows)
@@ -107,7 +182,7 @@ def _header(path: Path, form: TextFormat, content: bytes) -> tuple[list[str], in
     start = len(content) - len(content.lstrip(b"\r\n"))
     end = start + len(LINE_END.split(content[start:], maxsplit=1)[0])
     line = len(LINE_END.split(content[:start]))
-    _, names = next(_rows(path, form, content[start:end], line))
+    _, names = next(_rows(path, form, _text(form, content[start:end]), line))
     check_header(f"{path}:{line}", names)
     if len(names) > MAX_COLUMNS:
         raise DataError(f"{path}:{line}: a table must have at most {MAX_COLUMNS} columns, got {len(names)}; drop some")
@@ -121,17 +196,21 @@ def _read_columns(form: TextFormat, content: bytes, start: int, names: Sequence[
     table = pa.csv.read_csv(
         own(rows),
         read_options=pa.csv.ReadOptions(column_names=names, block_size=MAX_ROW_BYTES),
-        parse_options=pa.csv.ParseOptions(
-            delimiter=separator,
-            quote_char='"' if form.quoted else False,
-            escape_char="\\" if form.escaped else False,
-            newlines_in_values=form.quoted,
-        ),
+        parse_options=_parse_options(form, separator),
         convert_options=pa.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
         ),
     )
     return {name: table[name].combine_chunks() for name in names}
+
+
+def _parse_options(form: TextFormat, separator: str) -> Any:
+    return pa.csv.ParseOptions(
+        delimiter=separator,
+        quote_char='"' if form.quoted else False,
+        escape_char="\\" if form.escaped else False,
+        newlines_in_values=form.quoted,
+    )
 
 
 def _has_long_fields(columns: dict[str, pa.Array]) -> bool:
@@ -143,16 +222,26 @@ def _has_line_ends(columns: dict[str, pa.Array]) -> bool:
     return any(pc.any(pc.match_substring(column, end)).as_py() for column in columns.values() for end in "\r\n")
 
 
-def _rows(path: Path, form: TextFormat, content: bytes, first_line: int = 1) -> Iterator[tuple[int, list[str]]]:
+def _text(form: TextFormat, content: bytes) -> TextIO:
+    """A content as `_rows` reads it: within quotes, line ends are as they are."""
+    return io.StringIO(content.decode(), newline="" if form.quoted else None)
+
+
+def _open(path: Path, form: TextFormat) -> TextIO:
+    """A file as `_rows` reads it."""
+    stream = ByteStream(path).stream
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="" if form.quoted else None)
+
+
+def _rows(path: Path, form: TextFormat, text: TextIO, first_line: int = 1) -> Iterator[tuple[int, list[str]]]:
     """Each row with the number of its (last) line, without pyarrow. Empty lines are skipped."""
-    text = content.decode()
     if not form.quoted:
-        for line, row in enumerate(re.split("\r\n|\n|\r", text), first_line):
-            if row:
-                yield line, row.split(form.separator)
+        for line, whole in enumerate(text, first_line):
+            if whole != "\n":
+                yield line, whole.removesuffix("\n").split(form.separator)
         return
     escape = "\\" if form.escaped else None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=form.separator, strict=True, escapechar=escape)
+    reader = csv.reader(text, delimiter=form.separator, strict=True, escapechar=escape)
     line = 0
     try:
         for row in reader:
@@ -163,9 +252,9 @@ def _rows(path: Path, form: TextFormat, content: bytes, first_line: int = 1) -> 
         raise DataError(f"{path}:{first_line + line}: cannot be read: {error}; look for an unclosed quote") from error
 
 
-def _refuse_shape(path: Path, form: TextFormat, content: bytes, num_columns: int) -> None:
+def _refuse_shape(path: Path, form: TextFormat, text: TextIO, num_columns: int) -> None:
     """Raise for the first row that has another number of fields, or a field that is too long."""
-    for line, row in _rows(path, form, content):
+    for line, row in _rows(path, form, text):
         if len(row) != num_columns:
             last = min(len(row), num_columns)
             raise DataError(

@@ -36,15 +36,77 @@ def read_times(table: Table, column: str, time_format: str | None) -> tuple[NDAr
     Raises:
         DataError: A value is no such time, or they are of several kinds; says where.
     """
-    if time_format is None:
-        times, kind = _find(table, column)
-    elif time_format in _PER_SECOND:
-        times, kind = _epochs(table, column, time_format), f"epoch {_UNITS[time_format]}"
-    elif time_format == "iso":
-        times, kind = _find_iso(table, column)
-    else:
-        times, kind = _dates(table, column, time_format)
-    return times, f"times read as {kind}, {_show(times.min(), kind)} to {_show(times.max(), kind)}"
+    reader = TimeReader(column, time_format)
+    return reader.read(table), reader.describe()
+
+
+class TimeReader:
+    """A column of times in tables that come one after the other, all read in one way; see `read_times`.
+
+    Args:
+        column: The column.
+        time_format: As for `read_times`.
+    """
+
+    def __init__(self, column: str, time_format: str | None) -> None:
+        self._column, self._format = column, time_format
+        self._kind, self._first_kind, self._unit = "", "", ""
+        self._num_known = self._num_rows = 0
+        self._least, self._most = np.inf, -np.inf
+
+    def read(self, table: Table) -> NDArray[Any]:
+        """The times of the next table.
+
+        Raises:
+            DataError: A value is no such time, or they are of another kind than those before; says where.
+        """
+        column = self._column
+        if self._format is None:
+            times, kind = _find(table, column)
+        elif self._format in _PER_SECOND:
+            times, kind = _epochs(table, column, self._format), f"epoch {_UNITS[self._format]}"
+        elif self._format == "iso":
+            times, kind = _find_iso(table, column)
+        else:
+            times, kind = _dates(table, column, self._format)
+        self._check_kind(table, kind)
+        if kind == "numbers":
+            self._check_units(table, times)
+        self._least, self._most = min(self._least, times.min()), max(self._most, times.max())
+        return times
+
+    def describe(self) -> str:
+        """What the times were read as, for people."""
+        known = self._unit and self._num_known * 2 > self._num_rows
+        kind = f"epoch {_UNITS[self._unit]}" if known else self._kind
+        return f"times read as {kind}, {_show(self._least, kind)} to {_show(self._most, kind)}"
+
+    def _check_kind(self, table: Table, kind: str) -> None:
+        beginning = Table(table.path, {self._column: table.columns[self._column].slice(0, 1)}, ())
+        first = kind_of_time(str(beginning.strings(self._column)[0])) or kind
+        self._kind, self._first_kind = self._kind or kind, self._first_kind or first
+        if (kind, first) != (self._kind, self._first_kind):
+            what = self._first_kind if first != self._first_kind else self._kind
+            table.refuse(self._column, lambda _: f"must be {what}, as in the first row", _REMEDY)
+
+    def _check_units(self, table: Table, times: NDArray[Any]) -> None:
+        """Refuse epochs in several units."""
+        units = np.digitize(times, list(_SINCE_1973.values()))
+        known = units[units > 0]
+        self._num_known, self._num_rows = self._num_known + len(known), self._num_rows + len(units)
+        if not len(known):
+            return
+        self._unit = self._unit or list(_UNITS)[known[0] - 1]
+        number = list(_UNITS).index(self._unit) + 1
+        if (known != number).any():
+            other = set(np.asarray(times)[(units > 0) & (units != number)].tolist())
+            table.refuse(
+                self._column,
+                lambda value: (
+                    f"must be epoch {_UNITS[self._unit]}, as in the first row" if float(value) in other else None
+                ),
+                "write all in one unit, or say with --time-format s, ms, us or ns which it is",
+            )
 
 
 def _find(table: Table, column: str) -> tuple[NDArray[Any], str]:
@@ -59,21 +121,7 @@ def _find(table: Table, column: str) -> tuple[NDArray[Any], str]:
         raise DataError(
             f"{table.path}, column {column!r}: must be times, got {table.columns[column].type}; write numbers"
         )
-    if not _is_numeric(table.columns[column]):
-        return times, "dates"
-    units = np.digitize(times, list(_SINCE_1973.values()))
-    known = units[units > 0]
-    if not len(known):
-        return times, "numbers"
-    unit = list(_UNITS)[known[0] - 1]
-    if (known != known[0]).any():
-        other = set(np.asarray(times)[(units > 0) & (units != known[0])].tolist())
-        table.refuse(
-            column,
-            lambda value: f"must be epoch {_UNITS[unit]}, as in the first row" if float(value) in other else None,
-            "write all in one unit, or say with --time-format s, ms, us or ns which it is",
-        )
-    return times, f"epoch {_UNITS[unit]}" if len(known) * 2 > len(units) else "numbers"
+    return times, "numbers" if _is_numeric(table.columns[column]) else "dates"
 
 
 def _is_numeric(array: pa.Array) -> bool:

@@ -1,7 +1,7 @@
 """Titles: what people and the encoder read of items, from a file of items or from the interactions themselves."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def read_items(path: Path, options: DataOptions, shape: Shape | None) -> tuple[d
     require_columns(
         table, [name for name in (title, *others) if name], "give others with --columns title=... or --text"
     )
-    items = table.names(item).tolist()
+    items = table.names(item).to_pylist()
     titles, rows = _texts(items, table, title, [name for name in others if name != title])
     texts: dict[str, str] = {}
     if any(texts.setdefault(item, text) != text for item, text in zip(items, rows, strict=True)):
@@ -79,9 +79,7 @@ def titles_of_rows(
     Raises:
         DataError: A column that was named is missing.
     """
-    left = [name for name in table.columns if name not in roles.values()]
-    title = options.title or next((name for each in _TITLES_OF_ROWS for name in left if _plain(name) == each), None)
-    others = [name for name in options.texts or () if name != title]
+    title, others = find_title(table.columns, options, roles)
     if title is None and not others:
         return {}, {}
     require_columns(table, [name for name in (title, *others) if name], "give others, or --items FILE")
@@ -90,6 +88,13 @@ def titles_of_rows(
     names = items.tolist()
     titles, texts = _texts(names, Table(table.path, columns, ()), title, others)
     return titles, dict(zip(names, texts, strict=True))
+
+
+def find_title(columns: Iterable[str], options: DataOptions, roles: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """The column of titles in the interactions, if there is one, and those of further texts; see `titles_of_rows`."""
+    left = [name for name in columns if name not in roles.values()]
+    title = options.title or next((name for each in _TITLES_OF_ROWS for name in left if _plain(name) == each), None)
+    return title, [name for name in options.texts or () if name != title]
 
 
 def describe_coverage(item_ids: Sequence[str], titles: Mapping[str, str], texts: Mapping[str, str]) -> str:

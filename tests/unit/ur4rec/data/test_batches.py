@@ -1,6 +1,7 @@
 """Batches: every target once, right padding, constant shapes, order from (seed, epoch), evaluation coordinates."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ur4rec.data import Sequences, Targets, leave_one_out, synthetic
-from ur4rec.data.batches import EvaluationBatches, TrainBatches
+from ur4rec.data.batches import EvaluationBatches, TrainBatches, permuted
 from ur4rec.errors import ConfigurationError, DataError
 
 NUM_ITEMS = 9
@@ -32,6 +33,38 @@ def real_positions(batch):
     """(user, input, target) of every position that has a target."""
     row, column = np.nonzero(batch.targets_BL != NUM_ITEMS)
     return list(zip(batch.users_B[row], batch.items_BL[row, column], batch.targets_BL[row, column], strict=True))
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**63 - 1))
+def test_an_order_that_is_computed_is_a_permutation(count, seed):
+    keys = np.random.Philox(seed).random_raw(6)
+    order = permuted(np.arange(count), count, keys)
+    assert sorted(order.tolist()) == list(range(count))
+    places = np.arange(count)[:: max(1, count // 7)]
+    assert permuted(places, count, keys).tolist() == order[places].tolist()
+
+
+def test_the_order_of_more_windows_than_are_held_is_computed(monkeypatch):
+    monkeypatch.setattr("ur4rec.data.batches.MAX_DRAWN", 10)
+    rows = [list(range(9)) for _ in range(30)]
+    epochs = [
+        [position for batch in make(rows, seed=seed, batch_size=7) for position in real_positions(batch)]
+        for seed in (0, 0, 1)
+    ]
+    assert epochs[0] == epochs[1]
+    assert epochs[0] != epochs[2]
+    assert (
+        sorted(epochs[0]) == sorted(epochs[2]) == [(user, *pair) for user in range(30) for pair in pairwise(range(9))]
+    )
+    batches = make(rows, batch_size=7, shifted=True)
+    assert batches.usual_targets == 7 * 4
+    assert batches.num_targets <= 30 * 8
+    with ThreadPoolExecutor(4) as pool:  # each epoch is drawn again and again
+        pairs = [(epoch, index) for index in range(len(batches)) for epoch in range(3)]
+        found = list(pool.map(lambda pair: batches.batch(*pair), pairs))
+    alone = make(rows, batch_size=7, shifted=True)
+    for (epoch, index), batch in zip(pairs, found, strict=True):
+        assert all(np.array_equal(one, other) for one, other in zip(alone.batch(epoch, index), batch, strict=True))
 
 
 @given(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ur4rec.data import Sequences
+from ur4rec.data import Sequences, interactions
 
 rows = st.lists(st.lists(st.integers(0, 50), max_size=6), max_size=6)
 
@@ -39,6 +39,29 @@ def test_take(rows, data):
     chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
     taken = Sequences.from_lists(rows).take(np.array(chosen, np.int64))
     assert as_lists(taken) == [rows[index] for index in chosen]
+
+
+@given(rows.filter(bool), st.data())
+def test_rows_may_lie_anywhere(rows, data):
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=8))
+    sequences = Sequences.from_lists(rows).take(np.array(chosen, np.int64))
+    expected = [rows[index] for index in chosen]
+    assert sequences.flat.tolist() == [item for row in expected for item in row]
+    assert as_lists(sequences.distinct(51)) == [sorted(set(row)) for row in expected]
+    assert sequences.count_items(51).tolist() == [sum(row.count(item) for row in expected) for item in range(51)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interactions, "CHUNK", 4)
+        parts = list(sequences.chunks())
+        assert sequences.count_items(51).sum() == len(sequences.flat)
+    assert [row for _, part in parts for row in as_lists(part)] == expected
+    assert [first for first, _ in parts] == np.cumsum([0, *(len(part) for _, part in parts)])[:-1].tolist()
+    assert all(len(part) == 1 or part.lengths.sum() <= 4 for _, part in parts)
+
+
+def test_parts_of_rows_are_views():
+    sequences = Sequences.from_lists([[1, 2, 3], [4, 5]])
+    for part in (sequences.heads(1), sequences.tails(2), sequences.take(np.array([1, 0]))):
+        assert part.items_N is sequences.items_N
 
 
 def test_indexing_gives_a_view_and_knows_its_bounds():

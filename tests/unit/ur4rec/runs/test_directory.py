@@ -20,7 +20,7 @@ class FullDiskError(OSError):
 def test_json_and_csv(tmp_path):
     directory = RunDirectory.create(tmp_path / "a" / "run")
     directory.write_json("config.json", {"x": 1})
-    directory.write_csv("rows.csv", [{"a": 1, "b": 2.5}, {"a": 2}], ["a", "b"])
+    directory.write_csv("rows.csv", {"a": [1, 2], "b": [2.5, None]})
     assert directory.read_json("config.json") == {"x": 1}
     assert (directory.path / "rows.csv").read_text() == "a,b\n1,2.5\n2,\n"
     assert RunDirectory.open_existing(directory.path).read_json("config.json") == {"x": 1}
@@ -123,6 +123,6 @@ def test_no_checkpoint_is_removed_where_a_pointer_is_missing_or_damaged(tmp_path
 
 def test_what_a_spreadsheet_takes_for_a_formula_is_written_as_it_is(tmp_path):
     ids = ["=1+2", "+1", "-1", "@SUM(A1)", "'=1", '=HYPERLINK("x")']
-    RunDirectory(tmp_path).write_csv("test_ranks.csv", [{"user": each} for each in ids], ["user"])
+    RunDirectory(tmp_path).write_csv("test_ranks.csv", {"user": ids})
     with (tmp_path / "test_ranks.csv").open(newline="") as file:
         assert [row["user"] for row in csv.DictReader(file)] == ids

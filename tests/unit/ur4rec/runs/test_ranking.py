@@ -1,7 +1,9 @@
 """Targets are ranked with similar histories together; their ranks come in the order of the targets."""
 
 import numpy as np
+import pytest
 
+from tests.several_threads import run_in_threads
 from ur4rec.config import ModelConfig
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.evaluation.metrics import rank_batches
@@ -12,8 +14,11 @@ from ur4rec.runs.ranking import Ranking
 class LastItem:
     """A scorer that prefers items near the last one of the history."""
 
-    def __init__(self, num_items):
+    readers = 0
+
+    def __init__(self, num_items, part=(0, 1)):
         self.num_items = num_items
+        self.part = part
         self.shapes = []
 
     def rank_all(self, loader, scorers):
@@ -44,6 +49,25 @@ def test_ranks_are_in_the_order_of_the_targets_and_batches_no_wider_than_they_mu
     assert shapes == sorted(shapes)
     assert shapes[0][0] == 18
     assert shapes[0][1] < shapes[-1][1]
+
+
+@pytest.mark.parametrize(("count", "num_parts"), [(3, 3), (4, 2), (7, 7)])
+def test_processes_divide_the_batches(monkeypatch, count, num_parts):
+    targets = leave_one_out(synthetic(num_users=90, num_items=80, mean_length=20)).test
+    model = ModelConfig(num_items=80, max_seq_len=40)
+    monkeypatch.setattr(prepared, "MAX_ROWS", 20)
+    expected = Ranking(targets, model).ranks(LastItem(80), ["fused"])["fused"]
+    scorers, told = {}, [[] for _ in range(count)]
+
+    def rank(processes):
+        scorer = scorers[processes.rank] = LastItem(80, (processes.rank * num_parts // count, num_parts))
+        ranking = Ranking(targets, model, processes=processes)
+        return ranking.ranks(scorer, ["fused"], lambda index, _: told[processes.rank].append(index))
+
+    for found in run_in_threads(count, rank):
+        assert found["fused"].tolist() == expected.tolist()
+    assert all(each == list(range(0, 5, num_parts)) for each in told)
+    assert sum(len(each.shapes) for each in scorers.values()) == 5 * (count // num_parts)
 
 
 def test_a_sample_is_the_same_always_in_order_and_never_larger_than_what_there_is():

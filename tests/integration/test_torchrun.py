@@ -1,0 +1,83 @@
+"""``torchrun -m ur4rec``: several processes run a command as one does, and end together."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.tiny_run import ENVIRONMENT, TINY
+
+MAX_SECONDS = 300
+"""In which processes have ended: on a busy machine they need a tenth of it."""
+LOST = Path(__file__).with_name("lost_process.py")
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun(num_processes, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return subprocess.run(
+        [*command, "-m", "ur4rec", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        timeout=MAX_SECONDS,
+    )
+
+
+def test_two_processes_train_and_say_what_one_does(run, tmp_path):
+    alone, printed = run
+    done = torchrun(2, "train", *TINY, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    expected, found = (json.loads((path / "metrics.json").read_text()) for path in (alone, tmp_path / "run"))
+    assert [row["step"] for row in found["epochs"]] == [row["step"] for row in expected["epochs"]]
+    for ours, theirs in zip(found["epochs"], expected["epochs"], strict=True):
+        assert ours["train"]["total_loss"] == pytest.approx(theirs["train"]["total_loss"], rel=1e-3)
+    assert found["facts"]["processes"] == 2
+    own_printed = done.stdout.replace(str(tmp_path / "run"), "OUT").splitlines()
+    assert [line.split()[:1] for line in own_printed] == [
+        line.split()[:1] for line in printed.replace(str(alone), "OUT").splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("killed", "error: all 2 processes must answer within 600 s, but process 1 has ended or hangs"),
+        ("failed", "error: the disk of process 1 must not be full, it is; free some space"),
+    ],
+)
+def test_a_process_that_ends_ends_all_with_one_line(what, line):
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.integration.lost_process", what],
+            env={**ENVIRONMENT, **meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=MAX_SECONDS)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert all(process.returncode for process in started)
+    (only,) = [each for text in said for each in text.splitlines() if each.startswith("error:")]
+    assert only.startswith(line)
+
+
+def test_a_mistake_is_said_once(tmp_path):
+    done = torchrun(2, "train", "--out", tmp_path / "run", "--nonsense")
+    assert done.returncode != 0
+    assert done.stderr.count("No such option") == 1
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from jax import Array
 
 from ur4rec.config import TrainerConfig
 from ur4rec.data.batches import EvaluationBatch
-from ur4rec_jax.layout import ONE_DEVICE, Layout
+from ur4rec_jax.layout import ONE_DEVICE, WHOLE, Layout
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
 from ur4rec_jax.slices import PlacedModel, rank_in_slices, top_in_slices
@@ -123,7 +123,7 @@ def _functions(
             for fused, step in steps.items()
         },
         write=compiled(partial(write, layout=layout), donate_argnames="state"),
-        project=compiled(partial(_project, merge)),
+        project=compiled(partial(_project, merge, layout)),
         epochs={},
         scores=compiled(partial(_scores, merge), static_argnames="scorers"),
         rank=compiled(partial(_rank, merge, layout), static_argnames=("scorers", "width")),
@@ -135,11 +135,13 @@ def _functions(
     )
 
 
-def _project(merge: Merge, params: Any, buffers: Any) -> Catalogue:
-    model = merge(params, buffers)
-    catalogue = model.retriever.catalogue()
-    found: Catalogue = model.layout.keep(catalogue, model.layout.catalogue_specs(catalogue))
-    return found
+def _project(merge: Merge, layout: Layout, params: Any, buffers: Any) -> Catalogue:
+    def of_part(params: Any, buffers: Any) -> tuple[Any, ...]:
+        return merge(params, buffers).retriever.catalogue_in_blocks()[:4]
+
+    specs = layout.specs(params), layout.specs(buffers)
+    lie = (layout.table, layout.table, layout.table, WHOLE)
+    return Catalogue(*layout.over_catalogue(of_part, specs, lie)(params, buffers))
 
 
 def _scores(

@@ -317,7 +317,7 @@ class Layout:
 
     def _place(self, array: Any, spec: P) -> Array:
         assert self.mesh is not None
-        if jnp.issubdtype(jnp.asarray(array).dtype, jax.dtypes.prng_key):
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             keys: Array = jax.random.wrap_key_data(self._place(jax.random.key_data(array), spec))
             return keys
         values = np.asarray(array)

@@ -18,6 +18,9 @@ from ur4rec.training import arrays
 from ur4rec_jax.layers import Dropout, Embedding, Linear, normalize
 from ur4rec_jax.layout import ONE_DEVICE
 
+BLOCK = 2**16
+"""Items of which the catalogue is computed at once, where it is kept."""
+
 UserMemory: TypeAlias = arrays.UserMemory[Array]
 Catalogue: TypeAlias = arrays.Catalogue[Array]
 
@@ -77,13 +80,35 @@ class PreferenceRetriever(nnx.Module):
         """
         users = self._user_memory(self.user_text_vectors[...]) if with_users and self.reads_users else None
         texts_JT = self.item_text_vectors[...]
-        keys_Jd = self.key_projection(texts_JT)
-        return Catalogue(
-            keys_Id=normalize(self.item_projection(self.layout.candidates(texts_JT))),
-            values_Jd=self.value_projection(texts_JT),
-            content_JK=keys_Jd @ self.queries.embedding[...].T / keys_Jd.shape[1] ** 0.5,
-            users=users,
-        )
+        return Catalogue(self._candidates(self.layout.candidates(texts_JT)), *self._memory(texts_JT), users)
+
+    def catalogue_in_blocks(self, size: int = BLOCK) -> Catalogue:
+        """What `catalogue` returns, to keep: beside it, no more than a block of items is in memory at once.
+
+        It has no derivatives. On a mesh it is computed by each device for its part of the items.
+
+        Args:
+            size: The items of a block.
+        """
+        texts_JT = self.item_text_vectors[...]
+        num_items, num_rows = len(self.layout.candidates(texts_JT)), len(texts_JT)
+        if num_items <= size:
+            return self.catalogue()
+
+        def fill(number: Array, so_far: tuple[Array, ...]) -> tuple[Array, ...]:
+            at_I, at_J = (jnp.minimum(number * size, length - size) for length in (num_items, num_rows))
+            texts_I, texts_J = (jax.lax.dynamic_slice_in_dim(texts_JT, at, size) for at in (at_I, at_J))
+            blocks = ((self._candidates(texts_I), at_I), *((each, at_J) for each in self._memory(texts_J)))
+            return tuple(
+                jax.lax.dynamic_update_slice_in_dim(whole, block, at, 0)
+                for whole, (block, at) in zip(so_far, blocks, strict=True)
+            )
+
+        num_queries, dim = self.queries.embedding.shape
+        empty = tuple(map(jnp.zeros, ((num_items, dim), (num_rows, dim), (num_rows, num_queries))))
+        keys_Id, values_Jd, content_JK = jax.lax.fori_loop(0, -(-num_rows // size), fill, empty)
+        users = self._user_memory(self.user_text_vectors[...]) if self.reads_users else None
+        return Catalogue(keys_Id, values_Jd, content_JK, users)
 
     def __call__(
         self,
@@ -155,6 +180,15 @@ class PreferenceRetriever(nnx.Module):
         gathered_BKQd = weights_BKQM.astype(values_BMd.dtype) @ values_BMd[:, None]
         preferences_BKQd: Array = self.preference_projection(gathered_BKQd)
         return normalize(preferences_BKQd.swapaxes(1, 2))
+
+    def _candidates(self, texts_IT: Array) -> Array:
+        """What items are as candidates, (I, d)."""
+        return normalize(self.item_projection(texts_IT))
+
+    def _memory(self, texts_JT: Array) -> tuple[Array, Array]:
+        """What is gathered from items, (J, d), and how much each query attends to them, (J, K)."""
+        keys_Jd = self.key_projection(texts_JT)
+        return self.value_projection(texts_JT), keys_Jd @ self.queries.embedding[...].T / keys_Jd.shape[1] ** 0.5
 
     def _look_up(self, users_B: Array, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""

@@ -1,14 +1,15 @@
-"""How many bytes does a training step move, and where does each layout saturate?  `python benchmarks/scaling_layouts.py`
+"""How many bytes does a training step move, and where does each layout saturate?
 
-Arithmetic, no measurement: nothing is run. The bytes are those that one device sends in one step; the formulas are in
-`LAYOUTS`, one function each, and follow `ur4rec_torch` collective by collective. Seconds are bytes over the bandwidth
-of the slowest link that a group of devices crosses, and products over the speed of a device; both are arguments.
+``python benchmarks/scaling_layouts.py`` prints the table. It is arithmetic: nothing is run or measured. The bytes are
+those that one device sends in one step. The formulas are in `LAYOUTS`, one function each, and follow `ur4rec_torch`
+message by message. Seconds are bytes over the bandwidth of the slowest link that a group of devices crosses, and
+operations over the speed of a device; all of these are arguments.
 
-What a device sends for n bytes in a group of W: all-reduce 2·n·(W−1)/W, all-gather (of n bytes in all) and
-reduce-scatter n·(W−1)/W.
+What a device of W sends for n bytes: in an all-reduce 2·n·(W−1)/W, in a reduce-scatter n·(W−1)/W, in an all-gather
+(n bytes in all) n·(W−1)/W.
 
 Symbols: P parameters, I items, d width of both modules, T width of text vectors, K queries, L positions, B rows of a
-device, N = B·L positions with a target, J items of a step with sampled losses, D parts of a batch, S parts of the items.
+device, N = B·L positions with a target, J items of a step with sampled losses, D parts of a batch, S of the items.
 """
 
 import argparse
@@ -21,7 +22,8 @@ FLOAT = 4
 """Bytes of a float32 number, in which all is sent."""
 PER_PARAMETER = 4 * FLOAT
 """Bytes of a parameter that trains: itself, its gradient, AdamW's two moments."""
-LAYOUT_NAMES = ("ddp", "fully_shard", "items")
+PARTS = {"full": 8, "sampled": 2}
+"""Parts of the items under each loss: within a machine, and as few as halve the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class Problem:
 
     @property
     def positions(self) -> int:
+        """Positions with a target."""
         return self.rows * self.length
 
     @property
@@ -68,19 +71,26 @@ class Problem:
         return sasrec + retriever + 2
 
     @property
-    def products(self) -> float:
-        """Floating-point operations of a step on all rows of a device, the whole catalogue scored on it."""
-        d, scored = self.width, self.items_of_step if self.sampled else self.num_items
-        per_pair = (1 + self.queries) * 3 * 2 * d  # logits of both modules, and the gradients of both factors
-        texts = 3 * 3 * 2 * self.text_width * d * scored  # three projections
-        body = 6 * (self.rest - self.projections) * self.positions
-        pairs = self.positions * (self.negatives + 1 if self.sampled else scored)
-        return float(per_pair * pairs + texts + body)
+    def of_positions(self) -> float:
+        """Operations for what has one row per position: blocks and attention's projections, forward and backward."""
+        return 6.0 * (self.rest - self.projections) * self.positions
+
+    @property
+    def of_pairs(self) -> float:
+        """Operations for the logits of both modules, and the gradients of both factors of each."""
+        scored = self.negatives + 1 if self.sampled else self.num_items
+        return (1 + self.queries) * 3 * 2.0 * self.width * self.positions * scored
+
+    @property
+    def of_texts(self) -> float:
+        """Operations for three projections of the texts of all items that are needed."""
+        items = self.items_of_step if self.sampled else self.num_items
+        return 3 * 2 * 2.0 * self.text_width * self.width * items
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Devices in machines, and how fast they are. Defaults: figures of an H100 with NVLink and one 400 Gb/s port each."""
+    """Devices in machines, and how fast they are: those of an H100 with NVLink and one 400 Gb/s port by default."""
 
     per_machine: int = 8
     nvlink: float = 450e9
@@ -88,7 +98,7 @@ class Machine:
     network: float = 50e9
     """Bytes per second that a device sends to other machines."""
     speed: float = 150e12
-    """Floating-point operations per second that the products reach."""
+    """Floating-point operations per second that products of matrices reach; a guess to be replaced by your own."""
     memory: float = 80e9
     """Bytes of a device."""
 
@@ -109,13 +119,15 @@ class Cost:
     """Bytes by what they are."""
     seconds_sent: float
     seconds_computed: float
+    seconds_useful: float
+    """Seconds in which the devices would have computed the step, if none did what another does too."""
     held: float
     """Bytes of parameters, gradients, moments and texts."""
 
     @property
     def efficiency(self) -> float:
-        """Part of the time that is computing, if nothing is sent meanwhile."""
-        return self.seconds_computed / (self.seconds_computed + self.seconds_sent)
+        """Part of the time that is useful, if nothing is sent while a device computes."""
+        return self.seconds_useful / (self.seconds_computed + self.seconds_sent)
 
 
 def all_reduce(num: float, size: int) -> float:
@@ -136,12 +148,12 @@ def ddp(problem: Problem, data: int, items: int) -> Iterator[tuple[str, float, i
 
 
 def fully_shard(problem: Problem, data: int, items: int) -> Iterator[tuple[str, float, int]]:
-    """Parameters gathered before the forward pass and again before the backward pass, gradients scattered: 3·P·(W−1)/W.
+    """Parameters gathered for a step, gradients scattered: 2·P·(W−1)/W, as in DDP.
 
-    Where they are kept between the two passes it is 2·P·(W−1)/W, as in DDP.
+    It would be 3·P·(W−1)/W if parameters were let go of after the forward pass and gathered again.
     """
     num = problem.rest + problem.table
-    yield "parameters", 2 * all_gather(num, data), data
+    yield "parameters", all_gather(num, data), data
     yield "gradients", all_gather(num, data), data
 
 
@@ -149,7 +161,8 @@ def in_items(problem: Problem, data: int, items: int) -> Iterator[tuple[str, flo
     """The catalogue in parts: rows that are looked up, sums of positions and their gradients; gradients over data."""
     d, spanned = problem.width, items
     if problem.sampled:
-        yield "rows looked up", all_reduce(problem.items_of_step * (d + problem.text_width), items), spanned
+        rows = problem.items_of_step
+        yield "rows looked up", all_reduce(rows * (d + problem.text_width), items), spanned
         rows = min(data * problem.items_of_step * d, problem.table) / items
         yield "table's gradients", all_reduce(rows, data), data * items
     else:
@@ -167,19 +180,20 @@ LAYOUTS: dict[str, Formula] = {"ddp": ddp, "fully_shard": fully_shard, "items": 
 
 
 def cost(layout: str, problem: Problem, devices: int, machine: Machine) -> Cost:
-    """A step on so many devices; the items are divided within a machine, batches among machines.
+    """A step on this number of devices; the items are divided within a machine, batches among the rest.
 
     All layouts train on the same global batch: with the items divided, a device has the rows of its whole group.
     """
-    items = min(devices, machine.per_machine) if layout == "items" else 1
+    items = PARTS["sampled" if problem.sampled else "full"] if layout == "items" else 1
     data = devices // items
     shared = replace(problem, rows=problem.rows * items)
     sent = list(LAYOUTS[layout](shared, data, items))
-    held = problem.table / items * PER_PARAMETER + FLOAT * problem.num_items * problem.text_width / items
-    held += problem.rest * PER_PARAMETER
+    per_row = PER_PARAMETER - (FLOAT if problem.sampled else 0)  # of the table: then its gradient has few rows
+    texts = FLOAT * problem.num_items * problem.text_width
+    held = (problem.table * per_row + texts) / items + problem.rest * PER_PARAMETER
     if layout == "fully_shard":  # what is gathered, and its gradients, are whole for a while
         num = problem.table + problem.rest
-        held = 2 * FLOAT * num + num * PER_PARAMETER / data + FLOAT * problem.num_items * problem.text_width
+        held = 2 * FLOAT * num + num * PER_PARAMETER / data + texts
     return Cost(
         layout=layout,
         devices=devices,
@@ -187,23 +201,33 @@ def cost(layout: str, problem: Problem, devices: int, machine: Machine) -> Cost:
         items=items,
         sent={name: num for name, num, _ in sent},
         seconds_sent=sum(num / machine.link(span) for _, num, span in sent),
-        seconds_computed=_products(shared, items) / machine.speed,
+        seconds_computed=_computed(shared, items) / machine.speed,
+        seconds_useful=(problem.of_positions + problem.of_pairs + problem.of_texts / devices) / machine.speed,
         held=held,
     )
 
 
-def _products(problem: Problem, items: int) -> float:
-    """Operations of one device: what has a row per item is divided; what has one per position alone is done by all."""
-    body = 6 * (problem.rest - problem.projections) * problem.positions
-    if problem.sampled:
-        return problem.products
-    return body + (problem.products - body) / items
+def _computed(problem: Problem, items: int) -> float:
+    """Operations of a device: what has a row per item is divided; what has one per position is done by all of a group.
+
+    With sampled losses all is: the few items of a step are the same in the whole group.
+    """
+    divided = 1 if problem.sampled else items
+    return problem.of_positions + (problem.of_pairs + problem.of_texts) / divided
 
 
-def saturation(layout: str, problem: Problem, machine: Machine, *, efficiency: float = 0.5) -> int | None:
-    """The first number of devices (8, 16, ... 4096) at which less than this part of the time is computing."""
+def saturation(layout: str, problem: Problem, machine: Machine, *, grows: bool) -> int | None:
+    """The first number of devices (8, 16, ... 4096) at which less than half of the time is useful.
+
+    Args:
+        layout: Which.
+        problem: The rows are those of a device at 8 devices.
+        machine: The devices.
+        grows: Whether the batch grows with the number of devices; if not, rows of a device become fewer.
+    """
     for devices in (2**power for power in range(3, 13)):
-        if cost(layout, problem, devices, machine).efficiency < efficiency:
+        rows = problem.rows if grows else problem.rows * 8 // devices
+        if rows == 0 or cost(layout, replace(problem, rows=rows), devices, machine).efficiency < 0.5:
             return devices
     return None
 
@@ -217,27 +241,35 @@ def table(problems: Iterable[Problem], devices: Iterable[int], machine: Machine)
 def report(problems: Iterable[Problem], devices: Iterable[int], machine: Machine) -> str:
     """The table in Markdown."""
     devices = list(devices)
-    heads = [f"{num}: MB, ms" for num in devices]
-    lines = [
-        f"| loss | items | d | layout | GB held, at {devices[0]} | ms computed, at {devices[0]} | {' | '.join(heads)} | saturates at |",
-        f"|---|---|---|---|---|---|{'---|' * len(devices)}---|",
+    heads = [
+        "loss",
+        "items",
+        "d",
+        "layout",
+        "GB held",
+        *(f"on {num}: MB, ms, useful" for num in devices),
+        "below 50% at",
+        "with a fixed batch",
     ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for problem in problems:
         for layout in LAYOUTS:
+            if layout == "fully_shard" and problem.sampled:  # refused: it has no sparse gradients
+                continue
             costs = [cost(layout, problem, num, machine) for num in devices]
-            fits = "" if costs[0].held <= machine.memory else " (too much)"
-            cells = [f"{sum(each.sent.values()) / 1e6:,.0f}, {1e3 * each.seconds_sent:.2g}" for each in costs]
-            first = costs[0]
-            lines.append(
-                f"| {'sampled' if problem.sampled else 'full'} | {problem.num_items / 1e6:g}M | {problem.width} | {layout} "
-                f"| {first.held / 1e9:.3g}{fits} | {1e3 * first.seconds_computed:.3g} | {' | '.join(cells)} "
-                f"| {saturation(layout, problem, machine) or 'no number up to 4096'} |"
-            )
+            held = f"{costs[0].held / 1e9:.3g}{'' if costs[0].held <= machine.memory else ', too much'}"
+            cells = [
+                f"{sum(each.sent.values()) / 1e6:,.0f}, {1e3 * each.seconds_sent:.2g}, {each.efficiency:.0%}"
+                for each in costs
+            ]
+            limits = [str(saturation(layout, problem, machine, grows=grows) or "over 4096") for grows in (True, False)]
+            start = ["sampled" if problem.sampled else "full", f"{problem.num_items / 1e6:g}M", str(problem.width)]
+            lines.append(f"| {' | '.join([*start, layout, held, *cells, *limits])} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Print the table; with --json write the figures too."""
+    """Print the table; with ``--json`` write the figures too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, nargs="+", default=[10**6, 10**7])
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 256, 512])

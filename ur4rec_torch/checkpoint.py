@@ -13,12 +13,19 @@ from torch.optim import Optimizer
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.checkpoint import Arrays, load_checkpoint
 from ur4rec_torch.device import to_host
+from ur4rec_torch.layout import Layout
+from ur4rec_torch.spread import spread_like
 from ur4rec_torch.strategies import Strategies
 from ur4rec_torch.ur4rec import UR4Rec
 
 
-def export_arrays(model: UR4Rec, optimizers: Mapping[str, Optimizer], strategies: Strategies) -> tuple[Arrays, Arrays]:
-    """The weights and moments of a `ur4rec.training.checkpoint.Checkpoint`."""
+def export_arrays(
+    model: UR4Rec, optimizers: Mapping[str, Optimizer], strategies: Strategies, layout: Layout
+) -> tuple[Arrays, Arrays]:
+    """The weights and moments of a `ur4rec.training.checkpoint.Checkpoint`, in whatever layout those of one process.
+
+    All processes must call it together; process 0 has all arrays, the others those that each has whole.
+    """
     moments = {
         f"{module}.{plain_name(name)}/{key}": value
         for module, optimizer in optimizers.items()
@@ -26,16 +33,26 @@ def export_arrays(model: UR4Rec, optimizers: Mapping[str, Optimizer], strategies
         for key, value in optimizer.state.get(parameter, {}).items()
     }
     moments |= strategies.state_dict()
-    return _to_arrays({plain_name(name): value for name, value in model.state_dict().items()}), _to_arrays(moments)
+    weights = {plain_name(name): value for name, value in model.state_dict().items()}
+    return _to_arrays(weights, layout), _to_arrays(moments, layout)
 
 
 def restore_arrays(
-    weights: Arrays, moments: Arrays, model: UR4Rec, optimizers: Mapping[str, Optimizer], strategies: Strategies
+    weights: Arrays,
+    moments: Arrays,
+    model: UR4Rec,
+    optimizers: Mapping[str, Optimizer],
+    strategies: Strategies,
+    layout: Layout,
 ) -> None:
-    """Put back what `export_arrays` gave."""
-    names = {plain_name(name): name for name in model.state_dict()}
-    model.load_state_dict({names.get(name, name): tensor for name, tensor in _to_tensors(weights).items()})
-    tensors = _to_tensors(moments)
+    """Put back what `export_arrays` gave in process 0, in all processes."""
+    current = {plain_name(name): (name, tensor) for name, tensor in model.state_dict().items()}
+    tensors = _to_tensors(layout.cut(weights))
+    for name, tensor in tensors.items():
+        if name in current:
+            tensors[name] = spread_like(tensor, current[name][1])
+    model.load_state_dict({current.get(name, (name,))[0]: tensor for name, tensor in tensors.items()})
+    tensors = _to_tensors(layout.cut(moments))
     for module, optimizer in optimizers.items():
         _restore_optimizer(optimizer, model.get_submodule(module), module, tensors)
     strategies.load_state_dict(tensors)
@@ -86,16 +103,22 @@ def plain_name(name: str) -> str:
 def _restore_optimizer(optimizer: Optimizer, module: nn.Module, prefix: str, moments: Mapping[str, Tensor]) -> None:
     """AdamW numbers its parameters in the order of the module's."""
     state: dict[int, dict[str, Tensor]] = {}
-    for index, (name, _) in enumerate(module.named_parameters()):
+    for index, (name, parameter) in enumerate(module.named_parameters()):
         start = f"{prefix}.{plain_name(name)}/"
-        own = {key.removeprefix(start): value for key, value in moments.items() if key.startswith(start)}
+        own = {
+            key.removeprefix(start): spread_like(value, parameter) if value.ndim else value
+            for key, value in moments.items()
+            if key.startswith(start)
+        }
         if own:
             state[index] = own
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _to_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
-    return {name: to_host(tensor) for name, tensor in tensors.items()}
+def _to_arrays(tensors: Mapping[str, Tensor], layout: Layout) -> Arrays:
+    in_order = sorted(tensors.items())  # the same in all processes: that of what was loaded is not
+    whole = ((name, layout.gather(name, tensor)) for name, tensor in in_order)
+    return {name: to_host(tensor) for name, tensor in whole if tensor is not None}
 
 
 def _to_tensors(arrays: Arrays) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.processes import part_of
+from ur4rec_torch.rows import take_rows
 
 
 class ItemShard:
@@ -60,18 +61,22 @@ class ItemShard:
         return torch.cat([table_Jd[self.items], table_Jd[-1:]])
 
     def join(self, table_Jd: Tensor) -> Tensor | None:
-        """The whole table in the first process of the group, from the parts of all; None in the others."""
-        first = dist.get_global_rank(self.group, 0)
-        own_Jd = table_Jd.detach()
+        """The whole table in the memory of the first process of the group, from the parts of all; None in the others.
+
+        One part at a time is on the device.
+        """
+        ranks = dist.get_process_group_ranks(self.group)
+        own_Jd = table_Jd.detach().contiguous()
         if self.part > 0:
-            dist.send(own_Jd[self._kept(self.part)].contiguous(), first, group=self.group)
+            dist.send(own_Jd, ranks[0], group=self.group)
             return None
-        whole_Jd = own_Jd.new_empty(self.num_items + 1, *own_Jd.shape[1:])
-        whole_Jd[self.items] = own_Jd[: len(own_Jd) - 1]
-        for part in range(1, self.num_parts):
+        whole_Jd = torch.empty(self.num_items + 1, *own_Jd.shape[1:], dtype=own_Jd.dtype)
+        for part, rank in enumerate(ranks):
             rows = part_of(self.num_items, part, self.num_parts)
-            num_rows = rows.stop - rows.start + (part == self.num_parts - 1)
-            dist.recv(whole_Jd[rows.start : rows.start + num_rows], dist.get_global_rank(self.group, part), self.group)
+            if part > 0:
+                own_Jd = own_Jd.new_empty(rows.stop - rows.start + 1, *own_Jd.shape[1:])
+                dist.recv(own_Jd, rank, group=self.group)
+            whole_Jd[rows.start : rows.stop + 1] = own_Jd  # the padding is overwritten by all but the last
         return whole_Jd
 
     def find(self, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +85,12 @@ class ItemShard:
         rows = items - self.items.start
         is_own = (rows >= 0) & (rows < num_items + self._is_last)
         return rows.where(is_own, num_items), is_own
+
+    def own(self, items_J: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of those items that are of this part, and where they are among all. The host waits for them."""
+        rows_J, is_own_J = self.find(items_J)
+        places = is_own_J.nonzero()[:, 0]
+        return rows_J[places], places
 
     def look_up(self, items: Tensor, *tables_Jd: Tensor) -> tuple[Tensor, ...]:
         """The rows of replicated items in some tables, replicated; one message for all tables.
@@ -103,9 +114,9 @@ class ItemShard:
 
     def gather(self, own: Tensor) -> Tensor:
         """What each part has, (P, ...), without gradients."""
-        parts = own.new_empty(self.num_parts * len(own), *own.shape[1:])
-        dist.all_gather_into_tensor(parts, own.detach().contiguous(), group=self.group)
-        return parts.view(self.num_parts, *own.shape)
+        parts = own.new_empty(self.num_parts, *own.shape)
+        dist.all_gather(list(parts.unbind()), own.detach().contiguous(), group=self.group)
+        return parts
 
     def columns(self, own_BI: Tensor) -> Tensor:
         """What each row has for every item of the whole catalogue, from the parts of all, without gradients."""
@@ -139,10 +150,6 @@ class ItemShard:
     def _is_last(self) -> bool:
         return self.part == self.num_parts - 1
 
-    def _kept(self, part: int) -> slice:
-        """The rows of a part's table that are in the whole one."""
-        return slice(None) if part == self.num_parts - 1 else slice(-1)
-
 
 class ShardedEmbedding(nn.Embedding):
     """The part of an embedding of items that a process has; it maps replicated items to replicated rows.
@@ -162,6 +169,12 @@ class ShardedEmbedding(nn.Embedding):
         """The rows of items; those of other parts are found there."""
         rows, _ = self.shard.find(input)
         return self.shard.sum(super().forward(rows))
+
+    def take(self, items_J: Tensor) -> Tensor:
+        """As `take_rows`: the rows of items, ascending and each once, of which the gradient is sparse."""
+        rows, places = self.shard.own(items_J)
+        own_Jd = self.weight.new_zeros(len(items_J), self.embedding_dim)
+        return self.shard.sum(own_Jd.index_copy(0, places, take_rows(self.weight, rows)))
 
 
 def look_up(items: Tensor, tables_Jd: Sequence[Tensor], shard: ItemShard | None) -> tuple[Tensor, ...]:

@@ -17,7 +17,6 @@ from ur4rec.training import arrays
 from ur4rec.training.parts import BatchPart
 from ur4rec_torch.catalogue_loss import catalogue_cross_entropy, catalogue_log_probabilities
 from ur4rec_torch.retriever import Catalogue
-from ur4rec_torch.rows import take_rows
 from ur4rec_torch.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
 from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec, WeightedFusion
 
@@ -293,7 +292,7 @@ def _run_sasrec(model: UR4Rec, inputs: StepInputs) -> tuple[Tensor, Tensor | Non
     if inputs.sample is None:
         hidden_BLd: Tensor = model.sasrec(inputs.items_BL)
         return hidden_BLd.flatten(0, 1)[inputs.positions_N], None
-    rows_Jd = take_rows(model.sasrec.item_embedding.weight, inputs.sample.items_J)
+    rows_Jd = model.sasrec.take_rows(inputs.sample.items_J)
     hidden_BLd = model.sasrec(inputs.items_BL, rows_Jd=rows_Jd)
     hidden_Nd = hidden_BLd.flatten(0, 1)[inputs.positions_N]
     return hidden_Nd, sasrec_scores(hidden_Nd, rows_Jd, inputs.targets_N, inputs.sample)

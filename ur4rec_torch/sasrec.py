@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ur4rec.config import ModelConfig
 from ur4rec_torch.dropout import Dropout
+from ur4rec_torch.item_shards import ShardedEmbedding
+from ur4rec_torch.rows import take_rows
 
 
 class SelfAttention(nn.Module):
@@ -107,6 +109,12 @@ class SASRec(nn.Module):
             hidden_BLd = block(hidden_BLd)
         states_BQd: Tensor = self.final_norm(last(hidden_BLd, at_B))
         return states_BQd
+
+    def take_rows(self, items_J: Tensor) -> Tensor:
+        """The embeddings of items, ascending and each once, with a sparse gradient, (J, d)."""
+        if isinstance(self.item_embedding, ShardedEmbedding):
+            return self.item_embedding.take(items_J)
+        return take_rows(self.item_embedding.weight, items_J)
 
     def item_table(self) -> Tensor:
         """The embeddings that states are scored against, (I, d): without the padding row, the last."""

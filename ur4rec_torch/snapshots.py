@@ -18,8 +18,10 @@ from ur4rec.training import held_out
 from ur4rec.training.checkpoint import Arrays
 from ur4rec_torch.checkpoint import plain_name
 from ur4rec_torch.device import send, to_host, to_indices
+from ur4rec_torch.layout import Layout
 from ur4rec_torch.retriever import PreferenceRetriever
 from ur4rec_torch.sasrec import SASRec
+from ur4rec_torch.spread import gathered, spread_like
 from ur4rec_torch.ur4rec import UR4Rec
 
 Snapshot = held_out.Snapshot[Tensor]
@@ -32,12 +34,18 @@ class ModuleSnapshots:
         model: The model.
         device: Where it is.
         inference: Puts it in inference mode and back.
+        layout: Which parts of it this process has; of snapshots it has the same ones.
     """
 
     def __init__(
-        self, model: UR4Rec, device: torch.device, inference: Callable[[], AbstractContextManager[None]]
+        self,
+        model: UR4Rec,
+        device: torch.device,
+        inference: Callable[[], AbstractContextManager[None]],
+        layout: Layout,
     ) -> None:
         self._model = model
+        self._layout = layout
         self._device = device
         self._inference = inference
 
@@ -47,20 +55,26 @@ class ModuleSnapshots:
         if weights is None:
             kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         else:
-            kept = {name: torch.tensor(weights[plain_name(name)], device=self._device) for name in parameters}
+            own = self._layout.cut({f"{module}.{name}": array for name, array in weights.items()})
+            kept = {
+                name: spread_like(torch.tensor(own[f"{module}.{plain_name(name)}"], device=self._device), parameter)
+                for name, parameter in parameters.items()
+            }
         reader = _READERS[module](getattr(self._model, module))
         items_BL = to_indices(batch.items_BL, self._device)
         users_B = None if batch.users_B is None else to_indices(batch.users_B, self._device)
         with self._inference():
             given = (items_BL, users_B, self._model.last(items_BL))
             outputs_Bd, table_Id = functional_call(
-                reader, {f"module.{name}": each for name, each in kept.items()}, given
+                reader, {f"module.{name}": gathered(each) for name, each in kept.items()}, given
             )
-        return Snapshot(kept, outputs_Bd, table_Id)
+        return Snapshot(kept, outputs_Bd, table_Id, module)
 
     def weights(self, snapshot: Snapshot) -> Arrays:
         """Its weights, by the names in a checkpoint."""
-        return {plain_name(name): to_host(weight) for name, weight in snapshot.weights.items()}
+        names = ((plain_name(name), weight) for name, weight in snapshot.weights.items())
+        whole = ((name, self._layout.gather(f"{snapshot.module}.{name}", weight)) for name, weight in names)
+        return {name: to_host(weight) for name, weight in whole if weight is not None}
 
     def score(self, module: str, snapshot: Snapshot, first: int, width: int) -> Tensor:
         """Scores of a module alone for some items, (B, s)."""

@@ -5,16 +5,16 @@ What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B row
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from adapters.torch import AlternatingOptimizer, LateScalar
 from alternator import Alternator, Decision
 from ur4rec.data.batches import Batch
-from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import MODULES, TURNS, WITHOUT_CURRICULUM
 from ur4rec.training.arrays import Sample, StepReport
 from ur4rec.training.checkpoint import Arrays
@@ -28,6 +28,7 @@ from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_array
 from ur4rec_torch.compiled import as_written, compile_modules, refuse_failures
 from ur4rec_torch.device import find_device, seeded, to_device, to_host
 from ur4rec_torch.dropout import rows_of
+from ur4rec_torch.layout import Layout, check_layout
 from ur4rec_torch.lazy_adamw import LazyAdamW
 from ur4rec_torch.losses import StepInputs, StepLosses, fused_loss, separate_loss, share
 from ur4rec_torch.processes import device_mesh
@@ -35,6 +36,7 @@ from ur4rec_torch.replicas import Replicas, average_losses, average_rows, gather
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.slices import ModelScores
 from ur4rec_torch.snapshots import ModuleSnapshots
+from ur4rec_torch.spread import Spread, groups_of
 from ur4rec_torch.strategies import Context, Strategies
 from ur4rec_torch.ur4rec import UR4Rec
 
@@ -69,33 +71,38 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     _to_host = staticmethod(to_host)
 
     def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
-        found = parse_mesh(mesh, self.processes.count)
-        if shard or found.items > 1:
-            raise ConfigurationError(f"mesh must divide batches alone, got {found} and shard={shard}; leave items out")
-        return found
+        self._shards = shard
+        return parse_mesh(mesh, self.processes.count)
 
     def _set_up(self, model: UR4Rec, device: str | torch.device) -> None:
         refuse_renamed(model)
+        self.part = self.processes.rank // self.mesh.items, self.mesh.data
         self.device = find_device(device)
+        check_layout(self.mesh, model.config, self.config, shard=self._shards)
+        self._devices = None if self.processes.count == 1 else device_mesh(self.mesh, self.device)
+        self._layout = Layout(model, self._devices)
         self.model = model.to(self.device)
+        self._group = None if self._devices is None else self._devices["data"].get_group()
+        self._replicas: Replicas | Spread | None = None
+        if self._devices is not None and self._group is not None and self.mesh.data > 1:
+            if self._shards:
+                modules = {name: model.get_submodule(name) for name in MODULES}
+                self._replicas = Spread(modules, self._devices["data"], self._layout.table)
+            else:
+                parts = {name: model.get_submodule(name) for name in (*MODULES, FUSION)}
+                apart = () if self._sampler is None else (model.sasrec.item_embedding.weight,)
+                self._replicas = Replicas(parts, self._group, apart)
         if self.config.compile:
             compile_modules(self.model)
         self._loss_at_hand = self.device.type == "cpu"
         model.sasrec.item_embedding.sparse = self._sampler is not None
         kind = torch.optim.AdamW if self._sampler is None else LazyAdamW
         self._optimizers = {
-            name: kind(getattr(model, name).parameters(), weight_decay=self.config.weight_decay, fused=True)
+            name: kind(groups_of(getattr(model, name)), weight_decay=self.config.weight_decay, fused=True)
             for name in MODULES
         }
         if any(True for _ in model.fusion.parameters()):
             self._optimizers[FUSION] = torch.optim.AdamW(model.fusion.parameters(), weight_decay=0.0, fused=True)
-        self._devices = None if self.processes.count == 1 else device_mesh(self.mesh, self.device)
-        self._group = None if self._devices is None else self._devices["data"].get_group()
-        self._replicas: Replicas | None = None
-        if self._group is not None:
-            apart = () if self._sampler is None else (model.sasrec.item_embedding.weight,)
-            parts = {name: model.get_submodule(name) for name in self._optimizers}
-            self._replicas = Replicas(parts, self._group, apart)
         gather = None if self._group is None else partial(gather_rows, group=self._group)
         self._strategies = Strategies(self.config, model.config, self.device, gather)
         self._release: Callable[[], None] = lambda: None
@@ -110,7 +117,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             {name: self._optimizers[name] for name in MODULES},
             turns={name: TURNS[name] for name in alternator.modules},
             always=(self.model.fusion, self._optimizers[FUSION]) if FUSION in self._optimizers else None,
-            clip_norm=self.config.clip_norm,
+            clip_norm=None if self._is_divided else self.config.clip_norm,
             delay=self.config.loss_delay,
             process_group=self._group,
         )
@@ -140,8 +147,8 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         with refuse_failures() if self.config.compile else nullcontext():
             losses = self._losses(inputs, TURNS[active])
         loss = losses.total
-        if self._group is not None:
-            losses = average_losses(losses, self._group)
+        if self._group is not None and dist.group.WORLD is not None:
+            losses = average_losses(losses, dist.group.WORLD)  # not finite in one process is so in all
         decision = self._step(loss, losses, self._observed(active, losses.total, losses.modules), inputs.sample)
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
         self._retriever_steps += "retriever" in TURNS[active]
@@ -160,25 +167,31 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         """All modules in inference mode, as they are written, without gradients; afterwards as the schedule has it."""
         self._alternating.eval()
         try:
-            with torch.no_grad(), as_written() if self.config.compile else nullcontext():
+            with torch.no_grad(), as_written() if self.config.compile else nullcontext(), self._gathered():
                 yield
         finally:
             self._alternating.train()
 
     def _snapshots(self) -> ModuleSnapshots:
-        return ModuleSnapshots(self.model, self.device, self._inference)
+        return ModuleSnapshots(self.model, self.device, self._inference, self._layout)
+
+    def _own_items(self) -> tuple[slice, int]:
+        shard = self._layout.shard
+        return super()._own_items() if shard is None else (shard.items, shard.num_parts)
 
     def _digest(self) -> str:
-        return " ".join(str(sum_of_bits(parameter)) for parameter in self.model.parameters())
+        return " ".join(str(sum_of_bits(parameter)) for parameter in self._layout.copies)
 
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
         self._alternating.train()  # a mode set since the last step is not what the user wants to keep
-        if self.processes.rank > 0:
+        if self.processes.rank > 0 and not self._is_divided:
             return {}, {}
-        return export_arrays(self.model, self._optimizers, self._strategies)
+        self._reshard()
+        return export_arrays(self.model, self._optimizers, self._strategies, self._layout)
 
     def _restore_arrays(self, weights: Arrays, moments: Arrays) -> None:
-        restore_arrays(weights, moments, self.model, self._optimizers, self._strategies)
+        self._reshard()
+        restore_arrays(weights, moments, self.model, self._optimizers, self._strategies, self._layout)
         self._kept_catalogue = None
 
     def _catalogue(self, *, trains: bool) -> Catalogue:
@@ -240,12 +253,34 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         """
         if self._loss_at_hand:
             if not math.isfinite(losses.total.item()):
+                self._reshard()
                 return self._alternating.skip(observed)
         else:
             for optimizer in self._optimizers.values():
                 optimizer.found_inf = (~torch.isfinite(losses.total.detach())).float()  # type: ignore[attr-defined]
-        if self._group is None or sample is None or sample.batch_items_J is None:
+        rows_J = None if sample is None else sample.batch_items_J
+        if self._group is None or (rows_J is None and not self._is_divided):
             return self._alternating.step(loss, observed)
         self._alternating.backward(loss)
-        average_rows(self.model.sasrec.item_embedding.weight, sample.batch_items_J, self._group)
+        if rows_J is not None:
+            average_rows(self.model.sasrec.item_embedding.weight, self._layout.rows(rows_J), self._group)
+        if isinstance(self._replicas, Spread):
+            apart = [] if rows_J is not None else self._layout.table
+            self._layout.average([*apart, *self.model.fusion.parameters()])
+        if self._is_divided:
+            self._layout.clip(self._optimizers.values(), self.config.clip_norm)
         return self._alternating.step(None, observed)
+
+    @property
+    def _is_divided(self) -> bool:
+        """Whether there is a parameter of which this process has a part."""
+        return isinstance(self._replicas, Spread) or self._layout.shard is not None
+
+    def _reshard(self) -> None:
+        """Put the parameters back that optimizers know."""
+        if isinstance(self._replicas, Spread):
+            self._replicas.reshard()
+
+    def _gathered(self) -> AbstractContextManager[None]:
+        """All parameters are at hand within it."""
+        return self._replicas.gathered() if isinstance(self._replicas, Spread) else nullcontext()

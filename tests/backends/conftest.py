@@ -47,6 +47,26 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
+def two(tmp_path_factory):
+    """Two processes of PyTorch."""
+    yield from _ranks(tmp_path_factory, 2)
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory):
+    """Four processes of PyTorch."""
+    yield from _ranks(tmp_path_factory, 4)
+
+
+def _ranks(tmp_path_factory, num_ranks):
+    from tests.several_ranks import SeveralRanks  # which imports PyTorch
+
+    ranks = SeveralRanks(tmp_path_factory.mktemp("ranks"), num_ranks)
+    yield ranks
+    ranks.stop()
+
+
+@pytest.fixture(scope="session")
 def split():
     return leave_one_out(synthetic(num_users=60, num_items=60, mean_length=12))
 

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 
 from tests.backends.catalogue_factors import NAMES, draw_factors
-from tests.several_ranks import SeveralRanks
 from ur4rec.config import TrainerConfig
 from ur4rec.data import Sequences, Targets
 from ur4rec.data.batches import EvaluationBatches
@@ -28,13 +27,6 @@ NUM_RANKS, NUM_ITEMS, CPU = 4, 23, torch.device("cpu")
 PARTS = (1, 2, 4)
 CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 TABLES = ("sasrec.item_embedding.weight",)
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    four = SeveralRanks(tmp_path_factory.mktemp("ranks"), NUM_RANKS)
-    yield four
-    four.stop()
 
 
 def make_shard(num_parts, num_items=NUM_ITEMS):
@@ -104,10 +96,10 @@ def compared_losses(rank, num_parts, name, num_rows):
 
 @pytest.mark.parametrize("num_parts", PARTS)
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_and_gradients_are_those_of_the_whole_catalogue(ranks, num_parts, name):
+def test_losses_and_gradients_are_those_of_the_whole_catalogue(four, num_parts, name):
     """And of what is replicated every process has the same gradients, bit for bit."""
     for num_rows in (5, 64):
-        found = ranks.run(compared_losses, num_parts, name, num_rows)
+        found = four.run(compared_losses, num_parts, name, num_rows)
         assert all(each == found[0] for each in found)
 
 
@@ -174,8 +166,8 @@ def compared_steps(rank, num_parts, fusion, settings):
     ],
     ids=["fused", "weighted", "separate", "sampled", "sampled-separate"],
 )
-def test_the_step_of_a_model_in_parts_is_that_of_the_whole_model(ranks, num_parts, fusion, settings):
-    found = ranks.run(compared_steps, num_parts, fusion, settings)
+def test_the_step_of_a_model_in_parts_is_that_of_the_whole_model(four, num_parts, fusion, settings):
+    found = four.run(compared_steps, num_parts, fusion, settings)
     assert all(each == found[0] for each in found)
 
 
@@ -227,9 +219,9 @@ def compared_answers(rank, num_parts, fusion, width):
 
 @pytest.mark.parametrize("num_parts", PARTS)
 @pytest.mark.parametrize("fusion", ["logit", "weighted"])
-def test_ranks_and_best_items_of_parts_are_those_of_the_whole_catalogue_ties_included(ranks, num_parts, fusion):
+def test_ranks_and_best_items_of_parts_are_those_of_the_whole_catalogue_ties_included(four, num_parts, fusion):
     for width in (16, COPIED):
-        assert min(ranks.run(compared_answers, num_parts, fusion, width)[0]) >= 4  # the copies of a target tie with it
+        assert min(four.run(compared_answers, num_parts, fusion, width)[0]) >= 4  # the copies of a target tie with it
 
 
 def too_many_parts(rank):
@@ -241,5 +233,5 @@ def too_many_parts(rank):
     return None if whole_Jd is None else torch.equal(whole_Jd, table_Jd)
 
 
-def test_a_table_is_cut_and_joined_again(ranks):
-    assert ranks.run(too_many_parts) == [True, None, None, None]
+def test_a_table_is_cut_and_joined_again(four):
+    assert four.run(too_many_parts) == [True, None, None, None]

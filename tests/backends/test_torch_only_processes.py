@@ -4,24 +4,9 @@ import numpy as np
 import pytest
 
 from tests.backends import torch_processes
-from tests.backends.torch_processes import CASES, NUM_STEPS, Run, few_rows, spoil
-from tests.several_ranks import SeveralRanks
+from tests.backends.torch_processes import CASES, NUM_STEPS, Run, few_rows, make_run, spoil
 
 CLOSE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def four(tmp_path_factory):
-    found = SeveralRanks(tmp_path_factory.mktemp("four"), 4)
-    yield found
-    found.stop()
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    found = SeveralRanks(tmp_path_factory.mktemp("two"), 2)
-    yield found
-    found.stop()
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +81,25 @@ def test_ranks_that_disagree_are_refused(two):
     for kind, message in two.run(torch_processes.disagreeing):
         assert kind == "ProcessesError"
         assert "the weights after step 4 must be equal in all processes" in message
+
+
+def test_one_process_that_is_asked_to_stop_stops_all_and_one_process_ends_the_run(two, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert two.run(torch_processes.stopped, tmp_path / "run", 10) == [(12, 12)] * 2  # an epoch ends there
+    resumed, whole = make_run(tmp_path / "run"), make_run(tmp_path / "whole")
+    resumed.resume()
+    assert resumed.trainer.step == 12
+    resumed.train()
+    (tmp_path / "whole").mkdir()
+    whole.train()
+    for ours, theirs in zip(resumed.epochs, whole.epochs, strict=True):
+        assert ours["train"] == pytest.approx(theirs["train"], rel=CLOSE)
+        assert ours["validation"] == theirs["validation"]
+    assert [record.active for record in resumed.decisions.records] == [
+        record.active for record in whole.decisions.records
+    ]
+
+
+def test_processes_of_other_settings_are_refused(two, tmp_path):
+    for message in two.run(torch_processes.disagreeing_settings, tmp_path):
+        assert message.startswith("the settings of the run must be equal in all processes")

@@ -1,5 +1,6 @@
 """Training of a tiny model by several processes; the cases run on every rank."""
 
+import dataclasses
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,6 +9,13 @@ import torch.distributed as dist
 from alternator import Payoff
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import Batch, EvaluationBatches, TrainBatches
+from ur4rec.errors import ProcessesError
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.prepared import PreparedData
+from ur4rec.runs.run import Stopped, TrainingRun
+from ur4rec.text.encoders import TextEncoder
+from ur4rec.training.processes import ONE_PROCESS
 from ur4rec_torch import JointTrainer, UR4Rec
 from ur4rec_torch.processes import TorchProcesses
 
@@ -49,11 +57,13 @@ class Run:
 
     def __init__(self, processes=None, **settings):
         split = leave_one_out(synthetic(num_users=40, num_items=60))
-        shape = {"num_items": split.num_items, "max_seq_len": 8}
-        vectors_IT = np.random.default_rng(0).standard_normal((split.num_items, 8)).astype(np.float32)
+        num_items = settings.pop("num_items", split.num_items)
+        shape = {"num_items": num_items, "max_seq_len": 8}
+        vectors_IT = np.random.default_rng(0).standard_normal((num_items, 8)).astype(np.float32)
         sizes = {"sasrec_hidden_dim": 8, "sasrec_num_heads": 2, "retriever_output_dim": 8}
         dropout = {"sasrec_dropout": 0.3, "retriever_dropout": 0.2}
-        model = UR4Rec(split.num_items, vectors_IT, text_embedding_dim=8, max_seq_len=8, **sizes, **dropout)
+        fusion = settings.pop("fusion", "logit")
+        model = UR4Rec(num_items, vectors_IT, text_embedding_dim=8, max_seq_len=8, fusion=fusion, **sizes, **dropout)
         self.batches = TrainBatches(split.train, **shape, batch_size=BATCH_SIZE, seed=0)
         self.targets = EvaluationBatches(split.validation, **shape, batch_size=16)
         if settings.pop("probe", False):
@@ -172,3 +182,55 @@ def small_batch(rank):
 def few_rows(run):
     """A batch of two rows."""
     return Batch(*(each[:2] for each in run.batches.batch(0, 0)))
+
+
+def make_run(folder, processes=ONE_PROCESS):
+    """A run of two stages, of 28 steps, that draws nothing."""
+    interactions = synthetic(num_users=50, num_items=24, num_clusters=4, mean_length=7)
+    split = leave_one_out(interactions)
+    vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 8)).astype(np.float32)
+    config = RunConfig(
+        dataset="synthetic",
+        schedule="2:1",
+        device="cpu",
+        batch_size=16,
+        model={
+            **{"max_seq_len": 5, "sasrec_hidden_dim": 8, "sasrec_num_heads": 1, "sasrec_num_blocks": 1},
+            **{"text_embedding_dim": 8, "retriever_output_dim": 8, "retriever_num_queries": 2},
+        },
+        epochs={"pretrain_sasrec": 4, "joint_finetune": 3},
+    )
+    prepared = PreparedData(
+        interactions=interactions,
+        split=split,
+        item_text_vectors_IT=vectors_IT,
+        model=config.model_config(split.num_items),
+        train=TrainBatches(split.train, split.num_items, max_seq_len=5, batch_size=16, seed=0),
+        encoder=TextEncoder("tfidf", 8, {"neutral": vectors_IT[0]}),
+    )
+    run = TrainingRun(config, prepared, RunDirectory(folder), progress=False, processes=processes)
+    run._draw = lambda: None
+    return run
+
+
+def stopped(rank, folder, asked_at):
+    """The step at which a run stops of which one process alone was asked to."""
+    with processes_of() as processes:
+        run = make_run(folder, processes)
+        try:
+            run.train(stop=lambda: rank == 1 and run.trainer.step >= asked_at)
+        except Stopped as error:
+            return error.step, run.trainer.step
+        return None
+
+
+def disagreeing_settings(rank, folder):
+    """What is said of processes that would not train the same run."""
+    with processes_of() as processes:
+        run = make_run(folder)
+        config = dataclasses.replace(run.config, seed=rank)
+        try:
+            TrainingRun(config, run.prepared, run.directory, processes=processes)
+        except ProcessesError as error:
+            return str(error)
+        return None

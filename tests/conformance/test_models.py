@@ -78,6 +78,8 @@ def test_a_backend_has_all_that_its_protocols_name(backend, make_trainer):
     assert isinstance(trainer, BaseTrainer)
     assert isinstance(trainer.model, Model)
     assert isinstance(load_backend(backend).Scorer(trainer.model, device="cpu"), BaseScorer)
+    with load_backend(backend).start_processes("cpu") as processes:
+        assert (processes.rank, processes.local_rank, processes.count) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("direction", ["torch to jax", "jax to torch"])

@@ -76,7 +76,7 @@ def map_columns(path: Path, kinds: Mapping[str, tuple[Any, ...]]) -> dict[str, N
     batch = _map(path)
     found = {name: batch.column(name).to_numpy(zero_copy_only=True) for name in batch.schema.names}
     for name, allowed in kinds.items():
-        if found[name].dtype not in allowed:
+        if batch.column(name).null_count or found[name].dtype not in allowed:
             raise ValueError(f"column {name!r} must be one of {allowed}, got {found[name].dtype}")
     return found
 
@@ -157,7 +157,9 @@ def _map(path: Path) -> pa.RecordBatch:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         if reader.num_record_batches != 1:
             raise ValueError(f"{path.name} must be one batch, got {reader.num_record_batches}")
-        return reader.get_batch(0)
+        batch = reader.get_batch(0)
+        batch.validate(full=any(pa.types.is_large_string(kind) for kind in batch.schema.types))
+        return batch
     except pa.ArrowException as error:
         raise ValueError(f"{path.name} is no Arrow file: {error}") from error
 

@@ -136,18 +136,40 @@ class Sequences:
 
         Args:
             num_items: A number above all items.
+
+        Raises:
+            DataError: There is another item.
         """
-        keys = np.sort(self.rows * num_items + self.flat)
+        items = self.flat
+        check_items(items, num_items)
+        keys = np.sort(self.rows * num_items + items)
         keys = keys[np.diff(keys, prepend=-1) > 0]
         lengths = np.bincount(keys // num_items, minlength=len(self))
         return Sequences((keys % num_items).astype(np.int32), offsets_from_lengths(lengths))
 
     def count_items(self, num_items: int) -> NDArray[np.int64]:
-        """How often each item is in the rows, (num_items,)."""
+        """How often each item is in the rows, (num_items,).
+
+        Raises:
+            DataError: There is another item.
+        """
         counts_I = np.zeros(num_items, np.int64)
         for _, part in self.chunks():
-            counts_I += np.bincount(part.flat, minlength=num_items)
+            items = part.flat
+            check_items(items, num_items)
+            counts_I += np.bincount(items, minlength=num_items)
         return counts_I
+
+
+def check_items(items_N: NDArray[np.int32], num_items: int) -> None:
+    """Refuse items that do not exist, which a mapped file may hold: nobody has looked at all of it.
+
+    Raises:
+        DataError: There is one.
+    """
+    if len(items_N) and not 0 <= items_N.min() <= items_N.max() < num_items:
+        wrong = items_N[(items_N < 0) | (items_N >= num_items)][0]
+        raise DataError(f"items must be in 0 .. {num_items - 1}, got {wrong}; prepare the data again, or restore it")
 
 
 def offsets_from_lengths(lengths_U: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.data.columns import map_columns, map_strings, write_columns
-from ur4rec.data.interactions import Interactions, Sequences
+from ur4rec.data.interactions import Interactions, Sequences, check_items
 from ur4rec.data.splits import Split, Targets, settle
 from ur4rec.errors import DataError, refuse_malformed
 from ur4rec.files import check_form, hash_bytes, parse_object
@@ -51,6 +51,7 @@ _FORM = {
     "sha256": str,
 }
 _I4, _I8, _F8, _U1 = (np.dtype(kind) for kind in ("<i4", "<i8", "<f8", "u1"))
+_FILES = {f"{name}.arrow" for name in ("interactions", "offsets", "users", "items", "train", "validation", "test")}
 _TARGETS = {"user": (_I4,), "item": (_I4,), "end": (_I8,), "repeated": (_U1,)}
 _REMEDY = "prepare the data again, or restore the directory"
 _READ = 2**20
@@ -91,6 +92,8 @@ class Prepared:
             )
         with refuse_malformed(f"the split in {self.path}", _REMEDY):
             (ends_U,) = map_columns(self.path / "train.arrow", {"end": (_I8,)}).values()
+            if not ((self.offsets_U[:-1] <= ends_U) & (ends_U <= self.offsets_U[1:])).all():
+                raise ValueError("a training sequence must end within those of its user")
             train = Sequences.slices(interactions.items_N, self.offsets_U[:-1], ends_U)
             validation, test = (
                 replace(self._targets(interactions, part), num_unfed=num_unfed)
@@ -100,7 +103,7 @@ class Prepared:
         return replace(found, known_hash=known["hash"]) if found.repeats == known["repeats"] else found
 
     def check(self, progress: Callable[[float], None] = lambda share: None) -> None:
-        """Read all files and compare their checksums.
+        """Read all files, compare their checksums and look at every item.
 
         Args:
             progress: Called with the share that has been read.
@@ -115,10 +118,18 @@ class Prepared:
                 raise DataError(f"{self.path / name}: must be as it was prepared, its checksum differs; {_REMEDY}")
             done += sizes[name]
             progress(done / sum(sizes.values()))
+        interactions = read_prepared(self.path)
+        interactions.sequences.count_items(interactions.num_items)
+        self.split(interactions, "auto", "allow")
 
     def _targets(self, interactions: Interactions, part: str) -> Targets:
         columns = map_columns(self.path / f"{part}.arrow", _TARGETS)
         users_T, ends_T = columns["user"], columns["end"]
+        if not (len(users_T) and users_T[0] >= 0 and (np.diff(users_T) >= 0).all()):
+            raise ValueError("the users of targets must ascend")
+        if not ((self.offsets_U[users_T] < ends_T) & (ends_T < self.offsets_U[users_T + np.int64(1)])).all():
+            raise ValueError("a target must be among the interactions of its user, and not the first")
+        check_items(columns["item"], interactions.num_items)
         return Targets(
             users_T=users_T,
             items_T=columns["item"],
@@ -143,6 +154,8 @@ def read_prepared(path: Path) -> Interactions:
     """
     manifest = _read_manifest(path)
     with refuse_malformed(f"the data in {path}", _REMEDY):
+        if not manifest["files"].keys() >= _FILES or "/" in "".join(manifest["files"]):
+            raise ValueError(f"its files must be {sorted(_FILES)}, got {sorted(manifest['files'])}")
         for name, each in manifest["files"].items():
             if not (path / name).is_file():
                 raise ValueError(f"{name} is missing")
@@ -156,6 +169,8 @@ def read_prepared(path: Path) -> Interactions:
         sizes = tuple(manifest[name] for name in ("num_users", "num_items", "num_interactions"))
         if found != (*sizes, sizes[0], sizes[2]):
             raise ValueError(f"users, items and interactions must be {sizes}, got {found}")
+        if offsets_U[0] or (np.diff(offsets_U) < 0).any():
+            raise ValueError("offsets must ascend from 0")
     return Interactions(
         users_N=columns["user"],
         items_N=columns["item"],

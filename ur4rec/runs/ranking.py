@@ -67,6 +67,7 @@ class Ranking:
             if part < len(self._batches):
                 found = scorer.rank_all(told, names)
             else:
+                scorer.rank_nothing()
                 found = dict.fromkeys(names, np.zeros(sum(1 for _ in told), np.int64))
         if num_parts > 1:
             found = {name: self._join(ranks_T, num_parts) for name, ranks_T in found.items()}

@@ -296,7 +296,7 @@ class Recommender:
             numbers = np.arange(start, min(start + rows, len(names)))
             own_names = names[start : start + rows]
             found = self._top(own_names, histories.take(numbers), top, "fused", candidates_I)
-            own = next(found) if own_names else self._scorer.no_top(top)
+            own = next(found) if len(own_names) else self._scorer.no_top(top)
             shares_BSk = np.stack([own.probabilities[name] for name in SCORERS], axis=1)
             gathered = (processes.gather(each) for each in (own.items_Bk, shares_BSk))
             for items_Bk, parts_BSk in zip(*gathered, strict=True):

@@ -242,7 +242,7 @@ class TrainingRun:
     def _restore(self, saved: Mapping[str, Any], ranks: Mapping[str, NDArray[Any]]) -> None:
         check_same("run", {**RunConfig().decisive(), **saved["run"]}, self._identity)  # settings have been added since
         check_form(saved, _SAVED)
-        self._warn_of_threads()
+        self._warn_of_rounding()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         steps = [row["step"] for row in self.epochs]
         for number, row in enumerate(self.epochs):
@@ -270,9 +270,15 @@ class TrainingRun:
             self.events.restore(self.decisions.records)
         self._saved_step = self.trainer.step
 
-    def _warn_of_threads(self) -> None:
-        """Say so if the run continues on another number of threads: sums are then taken in another order."""
-        before, now = self.directory.read_json("config.json")["facts"].get("threads"), self._facts["threads"]
+    def _warn_of_rounding(self) -> None:
+        """Say so if the run continues on another number of processes or threads: sums are taken in another order."""
+        facts = self.directory.read_json("config.json")["facts"]
+        if (count := facts.get("processes", 1)) != self.processes.count:
+            logger.warning(
+                "the run began with %s processes and continues with %d: results are the same up to rounding",
+                *(count, self.processes.count),
+            )
+        before, now = facts.get("threads"), self._facts["threads"]
         if before not in (None, now):
             logger.warning(
                 "the run began on %s CPU threads and continues on %d: results are the same to the bit only on the same "

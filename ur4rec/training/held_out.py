@@ -27,6 +27,8 @@ class Snapshot(NamedTuple, Generic[ArrayT]):
     """What it says of the held-out histories: SASRec's states, the retriever's preference vectors."""
     table_Id: ArrayT
     """What items are compared with it by: SASRec's embeddings, the retriever's keys."""
+    module: str = ""
+    """Its name."""
 
 
 class SnapshotScores(Protocol[ArrayT]):
@@ -50,27 +52,31 @@ class HeldOutTargets(Generic[ArrayT]):
 
     Args:
         batch: The targets.
-        num_items: The number of items.
+        items: The items that the backend scores: all, or where they are in parts, those of this process.
         width: The items of a slice.
         scores: The backend's.
         normalised: Whether the fusion needs all items' scores to normalise them.
         processes: Those that must decide the same: the losses of the first one are those of all.
+        num_parts: Among how many of them, from the first, the items are divided.
     """
 
     def __init__(
         self,
         batch: EvaluationBatch,
-        num_items: int,
+        items: slice,
         width: int,
         scores: SnapshotScores[ArrayT],
         *,
         normalised: bool,
         processes: Processes,
+        num_parts: int,
     ) -> None:
-        self._processes = processes
-        self._batch, self._scores, self._normalised = batch, scores, normalised and width < num_items
-        self._slices = list(slices_of(num_items, width))
-        self._width = width
+        num_items = items.stop - items.start
+        self._processes, self._num_parts, self._first = processes, num_parts, items.start
+        self._width = min(width, num_items)
+        self._batch, self._scores = batch, scores
+        self._normalised = normalised and (self._width < num_items or num_parts > 1)
+        self._slices = list(slices_of(num_items, self._width))
 
     def take(self, module: str, weights: Mapping[str, NDArray[Any]] | None = None) -> Snapshot[ArrayT]:
         """The snapshot of a module as it is now, or with these weights."""
@@ -90,10 +96,12 @@ class HeldOutTargets(Generic[ArrayT]):
             scores = (self._score(name, snapshots[name], part) for name in MODULES)
             fused_Bs = self._scores.fuse(tuple(scores), totals)
             total.add(fused_Bs[:, part.skip :])
-            places_B = targets_B - part.start
+            places_B = targets_B - self._first - part.start
             inside_B = (places_B >= part.skip) & (places_B < fused_Bs.shape[1])
             own_B[inside_B] = fused_Bs[rows_B[inside_B], places_B[inside_B]]
-        return self._processes.gather(total.log() - own_B)[0]
+        own_PB = self._processes.gather(own_B)[: self._num_parts]
+        losses_B: NDArray[np.float64] = self._joined(total) - np.sum(own_PB, axis=0)
+        return losses_B
 
     def _score(self, name: str, snapshot: Snapshot[ArrayT], part: Slice) -> ArrayT:
         return self._scores.score(name, snapshot, part.start, self._width)
@@ -103,16 +111,23 @@ class HeldOutTargets(Generic[ArrayT]):
         total = LogSum(len(self._batch.targets_B))
         for part in self._slices:
             total.add(np.asarray(self._score(name, snapshot, part))[:, part.skip :])
-        return total.log()[:, None].astype(np.float32)
+        return self._joined(total)[:, None].astype(np.float32)
+
+    def _joined(self, total: LogSum) -> NDArray[np.float64]:
+        """The logarithm of the sum over all parts of the items, (B,)."""
+        logs_PB = self._processes.gather(total.log())[: self._num_parts]
+        joined_B: NDArray[np.float64] = np.logaddexp.reduce(logs_PB)
+        return joined_B
 
 
 def held_out_targets(
     probe: EvaluationBatch,
-    num_items: int,
+    items: slice,
     width: int,
     scores: SnapshotScores[ArrayT],
     fusion: str,
     processes: Processes = ONE_PROCESS,
+    num_parts: int = 1,
 ) -> HeldOutTargets[ArrayT]:
     """The rows of a batch that count, as a `Payoff` schedule measures on them."""
     num_valid = probe.num_valid
@@ -121,4 +136,7 @@ def held_out_targets(
         targets_B=probe.targets_B[:num_valid],
         users_B=None if probe.users_B is None else probe.users_B[:num_valid],
     )
-    return HeldOutTargets(batch, num_items, width, scores, normalised=fusion == "weighted", processes=processes)
+    is_normalised = fusion == "weighted"
+    return HeldOutTargets(
+        batch, items, width, scores, normalised=is_normalised, processes=processes, num_parts=num_parts
+    )

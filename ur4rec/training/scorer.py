@@ -129,6 +129,11 @@ class BaseScorer(ABC, Generic[ArrayT]):
             _refuse_nonfinite(all(map(bool, finite)))
             return {scorer: self._concatenate(parts) for scorer, parts in ranks.items()}
 
+    def rank_nothing(self) -> None:
+        """Take part in a ranking in which other processes have batches and this one has none."""
+        with self._scoring(SCORERS):
+            pass
+
     def score(
         self, items_BL: ArrayLike, scorer: str = "fused", users_B: ArrayLike | None = None
     ) -> NDArray[np.float32]:

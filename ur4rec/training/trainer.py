@@ -73,7 +73,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         model: The model.
         device: ``auto`` is an accelerator where there is one.
         rule: Any switching rule for joint_finetune; by default the original one with the two ``adaptive_*`` numbers.
-        progress: Whether to show a bar per epoch; None is only on a terminal.
+        progress: Whether to show a bar per epoch; None is only on a terminal. Of several processes, the first shows it.
         probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth.
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
         item_counts: How often each item is a target in the training data, `TrainBatches.item_counts`; needed, and read,
@@ -138,14 +138,12 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self.memory = parse_memory(memory)
         self.processes: Processes = ONE_PROCESS if processes is None else processes
         self.mesh = self._lay_out(mesh, shard=shard)
-        if self.processes.count > 1:
-            self.part = self.processes.rank // (self.processes.count // self.mesh.data), self.mesh.data
         self.step = 0
         self.adaptive_alternating: ModuleAlternator | None = None
         self._model_config = model.config
         self._rule = rule
         self._probe = probe
-        self._progress = progress
+        self._progress = progress if self.processes.rank == 0 else False
         self._texts = SharedTexts()
         self._log = LateSteps(on_step, self.config.max_nonfinite_losses)
         with enough_for_model(model.config, "the optimizers of a model"):
@@ -436,7 +434,12 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             return None
         model, num_rows = self._model_config, max(self._probe.num_valid, 1)
         width = slice_width(model, num_rows, MODULES, self.memory, device=self.device)
-        return held_out_targets(self._probe, model.num_items, width, self._snapshots(), model.fusion, self.processes)
+        items, num_parts = self._own_items()
+        return held_out_targets(self._probe, items, width, self._snapshots(), model.fusion, self.processes, num_parts)
+
+    def _own_items(self) -> tuple[slice, int]:
+        """The items that snapshots score in this process, and among how many processes they are divided."""
+        return slice(0, self._model_config.num_items), 1
 
     @property
     def _is_joint(self) -> bool:

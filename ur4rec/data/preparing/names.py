@@ -1,5 +1,7 @@
 """Names: strings that come table by table, numbered in the order of first appearance."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,6 +11,9 @@ from ur4rec.data.columns import find_strings
 from ur4rec.data.interactions import numbered
 from ur4rec.data.reading.tables import Table, whole_numbers
 from ur4rec.errors import DataError
+
+_LOOKED_UP = 2**26
+"""Integers below this are looked up in an array."""
 
 
 class Names:
@@ -20,6 +25,7 @@ class Names:
 
     def __init__(self) -> None:
         self._is_whole: bool | None = None
+        self._of_integer_K = np.zeros(0, np.int32)
         self.values = pa.array([], pa.large_string())
 
     def __len__(self) -> int:
@@ -34,6 +40,24 @@ class Names:
         column = table.columns[name]
         if column.null_count:
             table.names(name)
+        if pa.types.is_integer(column.type):
+            least, most = pc.min_max(column).as_py().values()
+            if least >= 0 and most < _LOOKED_UP:
+                return self._look_up(table, name, column.to_numpy(zero_copy_only=False), most)
+        return self._number(table, name, column)
+
+    def _look_up(self, table: Table, name: str, integers_N: NDArray[Any], most: int) -> NDArray[np.int32]:
+        """The numbers of names that are small integers, of which most have come before."""
+        if (missing := most + 1 - len(self._of_integer_K)) > 0:
+            self._of_integer_K = np.append(self._of_integer_K, np.full(missing, -1, np.int32))
+        found_N: NDArray[np.int32] = self._of_integer_K[integers_N]
+        new_N = integers_N[found_N < 0]
+        if len(new_N):
+            self._of_integer_K[new_N] = self._number(table, name, pa.array(new_N))
+            found_N = self._of_integer_K[integers_N]
+        return found_N
+
+    def _number(self, table: Table, name: str, column: pa.Array) -> NDArray[np.int32]:
         codes_N, distinct = numbered(column)
         names = Table(table.path, {name: distinct}, ()).arrow_strings(name)
         if pc.any(pc.equal(names, "")).as_py():

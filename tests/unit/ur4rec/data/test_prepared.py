@@ -11,8 +11,9 @@ import pytest
 
 from ur4rec.data import DataOptions, describe, interactions, load_dataset, make_split, sample_users, without_texts
 from ur4rec.data.batches import EvaluationBatches, TrainBatches
+from ur4rec.data.columns import map_columns, write_columns
 from ur4rec.data.kept import hash_contents
-from ur4rec.data.prepared import is_prepared
+from ur4rec.data.prepared import is_prepared, write_manifest
 from ur4rec.data.preparing import prepare, prepare_files, read, spill
 from ur4rec.data.preparing.names import Names
 from ur4rec.data.reading import json_lines, parquet, text
@@ -341,6 +342,42 @@ def test_damage_is_found(shop):
     (shop / "manifest.json").write_text(manifest)
     with pytest.raises(DataError, match=r"users\.arrow is missing"):
         load_dataset(shop)
+
+
+def forged(shop, name, column, change):
+    """Change a column of a file, and what the manifest says of it."""
+    columns = {each: values.copy() for each, values in map_columns(shop / name, {}).items()}
+    values = columns[column]
+    change(values)
+    write_columns(shop / name, columns)
+    manifest = json.loads((shop / "manifest.json").read_text())
+    facts = {name: manifest[name] for name in manifest if name not in ("format", "version", "files", "sha256")}
+    (shop / "manifest.json").unlink()
+    write_manifest(shop, facts, lambda share: None)
+
+
+FORGED = {
+    "offsets": ("offsets.arrow", "offset", lambda values: values.__setitem__(3, 10**6), "offsets must ascend from 0"),
+    "training": ("train.arrow", "end", lambda values: values.__iadd__(90), "must end within those of its user"),
+    "users": ("test.arrow", "user", lambda values: values.__setitem__(-1, -1), "users of targets must ascend"),
+    "too many users": ("test.arrow", "user", lambda values: values.__setitem__(-1, 10**6), "is damaged .IndexError"),
+    "places": ("test.arrow", "end", lambda values: values.__setitem__(0, 10**6), "must be among the interactions of"),
+    "targets": ("validation.arrow", "item", lambda values: values.__setitem__(0, -7), r"must be in 0 \.\. \d+, got -7"),
+    "items": (
+        "interactions.arrow",
+        "item",
+        lambda values: values.__setitem__(5, 999),
+        r"must be in 0 \.\. \d+, got 999",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_numbers_that_point_nowhere_are_refused(shop, name):
+    file, column, change, message = FORGED[name]
+    forged(shop, file, column, change)
+    with pytest.raises(DataError, match=message):
+        load_dataset(shop).prepared.check()
 
 
 def test_what_was_decided_when_it_was_prepared_stays(shop):

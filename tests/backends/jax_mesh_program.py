@@ -174,7 +174,7 @@ def case(name: str, mesh: str) -> dict[str, Any]:
 def shapes(checkpoint: Path) -> list[Any]:
     """The names and shapes of the arrays of a checkpoint."""
     files = (load_file(checkpoint / name) for name in ("model.safetensors", "optimizer.safetensors"))
-    return sorted((name, list(array.shape)) for arrays in files for name, array in arrays.items())
+    return sorted([name, list(array.shape)] for arrays in files for name, array in arrays.items())
 
 
 def on_meshes(folder: Path) -> dict[str, Any]:

@@ -65,7 +65,8 @@ class TrainerArguments(TrainerSettings, total=False):
 class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     """Trains a UR4Rec model through the four stages; arguments and attributes are those of `BaseTrainer`.
 
-    The model's arrays are copied to the device; the freeze contract is that of `adapters.optax`.
+    The model's arrays are copied to the device; the freeze contract is that of `adapters.optax`. A ``mesh`` is over all
+    devices of all processes; without one, one process trains on one device, and several divide batches.
 
     Args:
         model: The model.
@@ -111,7 +112,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     @property
     def model(self) -> UR4Rec:
-        """The model with a copy of the weights as they are now."""
+        """The model with a copy of the weights as they are now, on one device; several processes take it together."""
         params, buffers = self._layout.fetch(self._state.params), self._layout.fetch(self._buffers)
         params = jax.device_put(params, self.device, may_alias=False)
         model: UR4Rec = nnx.merge(self._graphdef, params, jax.device_put(buffers, self.device))
@@ -281,8 +282,8 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
 def _usual_targets(loader: Iterable[Batch], num_parts: int) -> int | None:
     """The usual maximum of the number of targets of a part of a batch, if the loader knows it."""
-    if num_parts == 1 or not hasattr(loader, "usual_targets_of_part"):
-        usual: int | None = getattr(loader, "usual_targets", None) if num_parts == 1 else None
+    usual: int | None = getattr(loader, "usual_targets", None)
+    if num_parts == 1 or usual is None:
         return usual
-    of_part: int = loader.usual_targets_of_part(num_parts)
-    return of_part
+    of_part: Callable[[int], int] | None = getattr(loader, "usual_targets_of_part", None)
+    return None if of_part is None else of_part(num_parts)

@@ -3,7 +3,7 @@
 import math
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -140,10 +140,31 @@ def check_choice(kind: str, value: object, choices: Iterable[str]) -> None:
 
 def check_costs(costs: object, what: str) -> tuple[float, ...]:
     """The costs as floats or ints; refuses anything but a list or tuple of finite numbers above 0, one per ``what``."""
-    numbers = plain(costs)
+    return tuple(check_positive("costs", cost) for cost in _series("costs", costs, what))
+
+
+def check_switch_costs(costs: object, what: str) -> tuple[float, ...] | None:
+    """None, or the costs as floats or ints; refuses anything but finite numbers of at least 0, one per ``what``."""
+    if costs is None:
+        return None
+    return tuple(check_range("switch_costs", cost, 0, math.inf) for cost in _series("switch_costs", costs, what))
+
+
+def _series(name: str, values: object, what: str) -> Iterable[object]:
+    numbers = plain(values)
     if not isinstance(numbers, (list, tuple)):
-        raise ConfigurationError(f"costs must be a tuple of numbers, one per {what}, got {quoted(costs)}")
-    return tuple(check_positive("costs", cost) for cost in numbers)
+        raise ConfigurationError(f"{name} must be a tuple of numbers, one per {what}, got {quoted(values)}")
+    return numbers
+
+
+def amortised(costs: Sequence[float], switch_costs: Sequence[float] | None, steps: int) -> tuple[float, ...]:
+    """The cost of a step of each, what beginning costs included, where it trains for that number of steps.
+
+    Example:
+        >>> amortised((3.0, 1.0), (0.0, 20.0), steps=10)
+        (3.0, 3.0)
+    """
+    return tuple(cost + more / steps for cost, more in zip(costs, switch_costs or [0.0] * len(costs), strict=True))
 
 
 def names_in(given: str | Iterable[str]) -> tuple[str, ...]:

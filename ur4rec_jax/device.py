@@ -115,3 +115,9 @@ def _more_rows(rows: ArrayLike, count: int, filling: int) -> NDArray[np.int32]:
 def to_indices(values: ArrayLike) -> NDArray[np.int32]:
     """Whole numbers."""
     return np.asarray(values, np.int32)
+
+
+def send(tree: Any, device: jax.Device) -> Any:
+    """Arrays of the host on the device, without waiting for them; the first CPU takes those of NumPy as they are."""
+    is_host = device.platform == "cpu" and device.id == 0
+    return tree if is_host else jax.device_put(tree, device)

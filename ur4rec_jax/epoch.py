@@ -184,8 +184,9 @@ class Epoch:
             if machine is None
             else machine.load_state_dict({**saved["alternator"], "pending_losses": saved["pending_losses"]})
         )
-        layout = self._step.layout
-        state = EpochState(train, layout.place_whole(begin), catalogue, layout.place_whole(jnp.array(False)))
+        layout, whole = self._step.layout, (begin, np.bool_(False))
+        on_devices = jax.device_put(whole, key.sharding) if layout.mesh is None else layout.place_whole(whole)
+        state = EpochState(train, on_devices[0], catalogue, on_devices[1])
         state, log = self._run(state, buffers, key, inputs_S)
         kept = None if state.is_stale else state.catalogue
         if machine is None:

@@ -57,7 +57,7 @@ class Scorer(ModelScorer[Array]):
             self._arrays = (params, buffers, self._functions.project(params, buffers))
 
     def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[Scores[Array]]:
-        return nullcontext(ModelScores(self._functions, self._arrays, scorers, self._model_config))
+        return nullcontext(ModelScores(self._functions, self._arrays, scorers, self._model_config, self.device))
 
     def _explain(self, items_BL: ArrayLike, candidates_BC: ArrayLike, users_B: ArrayLike | None) -> Array:
         users = None if users_B is None else to_indices(users_B)

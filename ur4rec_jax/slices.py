@@ -20,7 +20,7 @@ from ur4rec.config import FUSIONS_WITH_GRADIENTS, ModelConfig
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.scorer import NO_ITEM
-from ur4rec_jax.device import to_indices
+from ur4rec_jax.device import send, to_indices
 from ur4rec_jax.layout import BATCH, BATCH_SECOND, ITEMS, ONE_DEVICE, Layout
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.ur4rec import Outputs, UR4Rec, WeightedFusion
@@ -37,7 +37,8 @@ class ModelScores:
         arrays: Its parameters, its buffers and the catalogue.
         scorers: Which.
         config: The shape of the model.
-        layout: Where they are.
+        device: Where the arrays are.
+        layout: Where they are on a mesh.
     """
 
     def __init__(
@@ -46,20 +47,27 @@ class ModelScores:
         arrays: tuple[Any, Any, Any],
         scorers: tuple[str, ...],
         config: ModelConfig,
+        device: jax.Device,
         layout: Layout = ONE_DEVICE,
     ) -> None:
         self._functions = functions
         self._arrays = arrays
         self._scorers = scorers
         self._config = config
+        self._device = device
         self._layout = layout
 
     def __call__(self, items_BL: ArrayLike, users_B: ArrayLike | None) -> Mapping[str, Array]:
         """Scores of every item by scorer, (B, I)."""
-        items, users = self._layout.place_histories(to_indices(items_BL), self._users(users_B), self._config.num_items)
-        found: Mapping[str, Array] = self._functions.scores(*self._arrays, items, users, scorers=self._scorers)
-        num_rows = len(to_indices(items_BL))
-        return {name: each if len(each) == num_rows else each[:num_rows] for name, each in found.items()}
+        given = to_indices(items_BL), self._users(users_B)
+        if self._layout.mesh is None:
+            found: Mapping[str, Array] = self._functions.scores(
+                *self._arrays, *send(given, self._device), scorers=self._scorers
+            )
+            return found
+        items, users = self._layout.place_histories(*given, self._config.num_items)
+        found = self._functions.scores(*self._arrays, items, users, scorers=self._scorers)
+        return {name: scores_BI[: len(given[0])] for name, scores_BI in found.items()}
 
     def rank(self, batch: EvaluationBatch, width: int) -> Mapping[str, tuple[Array, Array]]:
         """Of each scorer the ranks of the targets, (B,), and whether all scores that count are finite.
@@ -96,9 +104,13 @@ class ModelScores:
         rows = self._placed(batch)
         if self._takes_whole_rows(width):
             scores = self._whole(rows)
-            whole: tuple[Array, Array, Array] = top_batch([scores[name] for name in order], rows, candidates_I, k)
+            candidates = candidates_I if self._layout.mesh is not None else send(candidates_I, self._device)
+            whole: tuple[Array, Array, Array] = top_batch([scores[name] for name in order], rows, candidates, k)
             return whole
-        candidates = None if candidates_I is None else self._layout.place_items(candidates_I)
+        if candidates_I is None or self._layout.mesh is None:
+            candidates = send(candidates_I, self._device)
+        else:
+            candidates = self._layout.place_items(candidates_I)
         arguments = {"scorers": tuple(order), "k": k, "width": self._layout.width(width)}
         in_slices: tuple[Array, Array, Array] = self._functions.top(*self._arrays, rows, candidates, **arguments)
         return in_slices
@@ -117,10 +129,12 @@ class ModelScores:
         return "fused" in self._scorers and self._config.fusion not in FUSIONS_WITH_GRADIENTS
 
     def _placed(self, batch: EvaluationBatch) -> EvaluationBatch:
-        """The batch on the device, with rows that make the parts of the mesh equal."""
-        users_B = self._users(batch.users_B)
-        batch = batch._replace(items_BL=to_indices(batch.items_BL), users_B=users_B)
-        return self._layout.place_batch(batch, self._config.num_items)
+        """The batch on the device, or on a mesh, with rows that make its parts equal."""
+        given = batch._replace(items_BL=to_indices(batch.items_BL), users_B=self._users(batch.users_B))
+        if self._layout.mesh is not None:
+            return self._layout.place_batch(given, self._config.num_items)
+        sent: EvaluationBatch = send(given, self._device)
+        return sent
 
     def _users(self, users_B: ArrayLike | None) -> NDArray[np.int32] | None:
         """The users where the model has user texts; if not, none, so that they cause no further compilation."""

@@ -61,7 +61,11 @@ class ModuleSnapshots:
             kept = self._place(import_weights(self._layout.model_shape(params[module]), weights))
         users_B = to_indices(batch.users_B) if self._reads_users and batch.users_B is not None else None
         items_BL = to_indices(batch.items_BL)
-        rows = self._layout.place_histories(items_BL, users_B, self._padding)
+        rows = (
+            self._place((items_BL, users_B))
+            if self._layout.mesh is None
+            else self._layout.place_histories(items_BL, users_B, self._padding)
+        )
         outputs_Bd, table_Id = self._functions.read(
             {**params, module: kept}, buffers, *rows, module=module, num_rows=len(items_BL)
         )
@@ -75,10 +79,10 @@ class ModuleSnapshots:
         """Scores of a module alone for some items, (B, s)."""
         outputs_Bd, table_Id = snapshot.outputs_Bd, snapshot.table_Id
         scores_Bs: Array = self._functions.compare(
-            *self._arrays(), outputs_Bd, table_Id, np.int32(first), module=module, width=width
+            *self._arrays(), outputs_Bd, table_Id, self._place(np.int32(first)), module=module, width=width
         )
         return scores_Bs
 
     def fuse(self, scores: tuple[Array, ...], totals: tuple[NDArray[np.float32], ...] | None) -> NDArray[np.float32]:
         """Fused scores, (B, s)."""
-        return to_host(self._functions.fuse(*self._arrays(), *scores, totals))
+        return to_host(self._functions.fuse(*self._arrays(), *scores, self._place(totals)))

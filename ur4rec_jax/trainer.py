@@ -32,7 +32,7 @@ from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
-from ur4rec_jax.device import find_device, find_devices, to_inputs
+from ur4rec_jax.device import find_device, find_devices, send, to_inputs
 from ur4rec_jax.epoch import Epoch, StepInput, stack_inputs
 from ur4rec_jax.layout import ONE_DEVICE, Layout, to_host
 from ur4rec_jax.losses import StepInputs
@@ -169,24 +169,22 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             inputs = to_inputs(batch, num_items, usual_targets, step=step, num_parts=layout.num_parts, **options)
             if layout.mesh is not None:
                 return layout.place_inputs(inputs)
-            placed: StepInputs = jax.device_put(inputs, self.device)
-            return placed
+            sent: StepInputs = send(inputs, self.device)
+            return sent
 
         return prepare
 
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Array]]:
         trains_retriever = "retriever" in TURNS[active]
         needs_catalogue = self._sampler is None and (self._is_fused or self._distils)
-        inputs = self._inputs(batch)
+        inputs, numbers = self._inputs(batch), (dict(rates), self._curriculum(self.stage_step))
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
             self._catalogue() if needs_catalogue and not trains_retriever else None,
             inputs,
             self._key,
-            np.int32(self.step),
-            jax.tree.map(np.float32, dict(rates)),
-            jax.tree.map(np.float32, self._curriculum(self.stage_step)),
+            *send((np.int32(self.step), *jax.tree.map(np.float32, numbers)), self.device),
             turn=active,
             distils=self._distils,
         )
@@ -201,7 +199,8 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[Scores[Array]]:
         arrays = (self._state.params, self._buffers, self._catalogue())
-        return nullcontext(ModelScores(self._functions, arrays, scorers, self._model_config, self._layout))
+        scores = ModelScores(self._functions, arrays, scorers, self._model_config, self.device, self._layout)
+        return nullcontext(scores)
 
     def _snapshots(self) -> ModuleSnapshots:
         def arrays() -> tuple[dict[str, Any], Any]:
@@ -248,6 +247,8 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         if self._layout.mesh is not None:
             placed = self._layout.place_inputs(inputs_S.inputs, stacked=True)
             inputs_S = StepInput(placed, *self._layout.place_whole(inputs_S[1:]))
+        else:
+            inputs_S = send(inputs_S, self.device)
         epoch, saved = self._epoch(), self._alternating.state_dict()
         catalogue = self._catalogue() if epoch.keeps_catalogue else None
         self._state, self._kept_catalogue, steps, schedule = epoch.run(

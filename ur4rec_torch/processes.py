@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from alternator import AlternatorError
 from alternator.checks import one_line
-from ur4rec.errors import ProcessesError
+from ur4rec.errors import ConfigurationError, ProcessesError
 from ur4rec.training.mesh import Mesh
 from ur4rec.training.processes import TIMEOUT, OneProcess, Processes
 from ur4rec_torch.device import find_device
@@ -167,6 +167,7 @@ def start_processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[
         timeout: Seconds that a process waits for the others in a step: then it takes one of them for lost.
 
     Raises:
+        ConfigurationError: The device is one that all would take.
         ProcessesError: The others cannot be reached, or one of them has ended or does not answer.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -183,7 +184,12 @@ def start_processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[
 
 
 def _join(device: str, timeout: float) -> TorchProcesses:
-    on_cuda = find_device(device).type == "cuda"
+    place = find_device(device)
+    if place.index is not None:
+        raise ConfigurationError(
+            f"device must be auto, cpu or cuda for several processes, each of which takes its own, got {device!r}"
+        )
+    on_cuda = place.type == "cuda"
     if on_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     wait = timedelta(seconds=timeout)

@@ -291,10 +291,10 @@ class DeviceAlternator:
         return DeviceState(
             **{name: _array(name, arrays[name], bool if name in _FLAGS else jnp.int32) for name in _COUNTS},
             rings_NR=_array("rings", rings_NR, self._dtype),
-            ring_lengths_N=jnp.asarray([len(ring) for ring in counts["rings"]], jnp.int32),
+            ring_lengths_N=jax.device_put(np.array([len(ring) for ring in counts["rings"]], np.int32)),
             rule_state=_to_device(rule_state, self._dtype),
-            pending_DN=jnp.asarray(pending_DN, self._dtype),
-            pending_known_DN=jnp.asarray(known_DN),
+            pending_DN=jax.device_put(np.asarray(pending_DN, self._dtype)),
+            pending_known_DN=jax.device_put(np.asarray(known_DN)),
         )
 
     def _find(self, module: str | int | jax.Array) -> int | jax.Array:
@@ -447,7 +447,8 @@ def _array(name: str, values: Any, dtype: DTypeLike) -> jax.Array:
             f"the state does not fit on a device: {name} must be of {jnp.dtype(dtype)}, got {quoted(given.tolist())}; "
             "continue with an Alternator on the host"
         )
-    return jnp.asarray(array)
+    placed: jax.Array = jax.device_put(array)  # explicitly, for jax.transfer_guard
+    return placed
 
 
 def _float_type(dtype: DTypeLike | None) -> Any:

@@ -358,7 +358,7 @@ def _measure(rule: Gain, state: Any, facts: DeviceFacts, others: jax.Array) -> t
     """The active module's score measured again, and who trains next: the best other if it is better."""
     ring_R, active = facts.rings_NR[facts.active], facts.active
     rate, _ = robust_gain(ring_R, jnp.minimum(facts.observed, rule.window))
-    cost = jnp.asarray(rule.costs or (1.0,) * facts.num_modules, ring_R.dtype)[active]
+    cost = jnp.asarray(rule.step_costs or (1.0,) * facts.num_modules, ring_R.dtype)[active]
     scores = state.scores.at[active].set(rate * facts.observed.astype(ring_R.dtype) / facts.tenure / cost)
     rival = others[scores[others].argmax()]
     next_look = (facts.observed + max(rule.min_steps, MIN_LOSSES)).astype(state.next_look.dtype)
@@ -408,12 +408,12 @@ def _payoff(rule: Payoff, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVe
 
 def _left_out(rule: Payoff, facts: DeviceFacts, costs_N: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Per turn, what it leaves out pays per unit of cost, and how many standard errors that is above enough."""
-    saved_N = (costs_N[0] - costs_N).at[0].set(1)
-    paid_NR = (facts.rings_NR[0] - facts.rings_NR) / saved_N[:, None]
-    enough_NR = paid_NR - rule.share * facts.rings_NR[0] / costs_N[0]
+    saved_N = jnp.asarray(rule.saved, costs_N.dtype)
+    paid_NR = facts.rings_NR[0] - facts.rings_NR
+    enough_NR = paid_NR - rule.share * saved_N[:, None] * facts.rings_NR[0] / costs_N[0]
     scores_N = standard_scores(enough_NR)
     known_N = (facts.ring_lengths_N >= rule.groups) & (jnp.arange(len(costs_N)) > 0)
-    left_out_N = jnp.where(known_N, _finite(paid_NR.mean(1)), 0)
+    left_out_N = jnp.where(known_N, _finite(paid_NR.mean(1)) / jnp.where(saved_N > 0, saved_N, costs_N[0]), 0)
     return left_out_N, jnp.where(known_N, scores_N, jnp.inf)
 
 

@@ -1,10 +1,11 @@
 """Gain: train the module that learns most per unit of cost."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf, isnan
 from typing import NamedTuple
 
-from alternator.checks import check_costs, check_integer, set_fields
+from alternator.checks import amortised, check_costs, check_integer, check_switch_costs, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
@@ -53,6 +54,8 @@ class Gain:
         max_wait: Updated steps after which a waiting module trains whatever its score.
         window: The maximum number of losses that a score is measured on.
         costs: Cost of an updated step of each module, in any unit (measured seconds, say); None: all cost the same.
+        switch_costs: Cost of beginning a tenure of each module, in the unit of ``costs``, spread over ``min_steps``
+            steps; None: beginning costs nothing.
 
     Raises:
         ConfigurationError: A parameter is out of range, ``costs`` are not one per module, or ``max_wait`` is so short
@@ -73,6 +76,7 @@ class Gain:
     max_wait: int = 300
     window: int = 60
     costs: tuple[float, ...] | None = None
+    switch_costs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         min_steps = check_integer("min_steps", self.min_steps, 1)
@@ -82,7 +86,17 @@ class Gain:
             max_wait=check_integer("max_wait", self.max_wait, min_steps),
             window=check_integer("window", self.window, MIN_LOSSES),
             costs=None if self.costs is None else check_costs(self.costs, "module"),
+            switch_costs=check_switch_costs(self.switch_costs, "module"),
         )
+        if self.switch_costs is not None and (self.costs is None or len(self.costs) != len(self.switch_costs)):
+            raise ConfigurationError(
+                f"switch_costs must be as many as costs, in the same unit, got {self.switch_costs} with {self.costs}"
+            )
+
+    @cached_property
+    def step_costs(self) -> tuple[float, ...] | None:
+        """The cost of a step of each module, what beginning costs included."""
+        return None if self.costs is None else amortised(self.costs, self.switch_costs, self.min_steps)
 
     @property
     def tenure_limit(self) -> tuple[str, float]:
@@ -140,7 +154,7 @@ class Gain:
         active = facts.active
         count = min(facts.observed, self.window)
         rate = robust_gain(list(facts.rings[active])[-count:]).rate
-        cost = self.costs[active] if self.costs else 1.0
+        cost = self.step_costs[active] if self.step_costs else 1.0
         scores = (*state.scores[:active], rate * facts.observed / facts.tenure / cost, *state.scores[active + 1 :])
         target = max(_others(facts), key=scores.__getitem__)
         state = GainState(facts.observed + max(self.min_steps, MIN_LOSSES), scores[target], scores)

@@ -7,7 +7,7 @@ from math import inf, isfinite
 from statistics import NormalDist
 from typing import NamedTuple
 
-from alternator.checks import check_costs, check_fraction, check_integer, set_fields
+from alternator.checks import amortised, check_costs, check_fraction, check_integer, check_switch_costs, set_fields
 from alternator.errors import ConfigurationError
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
@@ -48,9 +48,10 @@ class Payoff:
 
     Let J and P be the payoffs of the joint turn and of a smaller one, c and d their costs. What the smaller turn leaves
     out pays (J - P) / (c - d) per unit of cost; all modules together pay J / c. When the former is below ``share`` of
-    the latter with ``confidence`` (over the groups), in ``confirmations`` measurements in a row, the smaller turn takes
-    over; of several such turns, the one with the strongest evidence. (The standard error covers the choice of held-out
-    examples; requiring several measurements covers the ups and downs of training itself.)
+    the latter (where nothing is saved: below 0) with ``confidence`` (over the groups), in ``confirmations``
+    measurements in a row, the smaller turn takes over; of several such turns, the one with the strongest evidence. (The
+    standard error covers the choice of held-out examples; requiring several measurements covers the ups and downs of
+    training itself.)
 
     Losses say nothing to this rule. A turn of which fewer than ``groups`` values are known holds, or ends, with the
     reason `Reason.UNMEASURED`; while that is so of the joint turn, or of every smaller one, all modules train.
@@ -72,6 +73,7 @@ class Payoff:
 
     Args:
         costs: Cost of an updated step of each turn, in any unit (measured seconds, say); the joint turn's comes first.
+            A turn may cost as much: then modules are left out only where leaving them out pays in itself.
         share: Modules are left out when they pay less per cost than this share of what all together pay per cost.
         confidence: One-sided confidence of that test, above 0.5 and below 1: 0.84 is about one standard error.
         confirmations: The number of measurements in a row that must find it.
@@ -80,10 +82,12 @@ class Payoff:
         retry_after: Updated steps after which the joint turn returns for the first time; doubled whenever that changes
             nothing.
         max_retry_after: Maximum of ``retry_after`` after all doublings, in updated steps.
+        switch_costs: Cost of beginning a tenure of each turn, in the unit of ``costs``: refreshing a cache, loading
+            optimizer state. Those of smaller turns are spread over ``retry_after`` steps. None: it costs nothing.
 
     Raises:
-        ConfigurationError: A parameter is out of range, ``costs`` are not one per turn, or the joint turn's cost is not
-            the largest.
+        ConfigurationError: A parameter is out of range, ``costs`` are not one per turn, or a smaller turn costs
+            more than the joint one.
 
     Example:
         >>> from alternator import Alternator, Payoff
@@ -105,14 +109,18 @@ class Payoff:
     min_steps: int = 20
     retry_after: int = 100
     max_retry_after: int = 800
+    switch_costs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        set_fields(self, costs=check_costs(self.costs, "turn"))
-        if len(self.costs) < 2 or self.costs[0] <= max(self.costs[1:]):
+        switch_costs = check_switch_costs(self.switch_costs, "turn")
+        set_fields(self, costs=check_costs(self.costs, "turn"), switch_costs=switch_costs)
+        if len(self.costs) < 2 or self.costs[0] < max(self.costs[1:]):
             raise ConfigurationError(
-                f"costs must begin with the joint turn's, which must be the largest, got {self.costs}: "
-                "a turn that costs no less would leave modules out for nothing"
+                f"costs must begin with the joint turn's, which no other may exceed, got {self.costs}: "
+                "a turn that leaves modules out does less"
             )
+        if switch_costs is not None and len(switch_costs) != len(self.costs):
+            raise ConfigurationError(f"switch_costs must be one per turn ({len(self.costs)}), got {len(switch_costs)}")
         min_steps = check_integer("min_steps", self.min_steps, 1)
         retry_after = check_integer("retry_after", self.retry_after, min_steps)
         set_fields(
@@ -130,6 +138,12 @@ class Payoff:
     def z(self) -> float:
         """The normal quantile of ``confidence``: the limit of the test, in standard errors."""
         return NormalDist().inv_cdf(self.confidence)
+
+    @cached_property
+    def saved(self) -> tuple[float, ...]:
+        """What a step of each turn costs less than one of the joint turn, what beginning costs included."""
+        costs = amortised(self.costs, self.switch_costs, self.retry_after)
+        return (0.0, *(self.costs[0] - cost for cost in costs[1:]))
 
     @property
     def ring_size(self) -> int:
@@ -201,10 +215,10 @@ class Payoff:
         joint, own = facts.rings[0], facts.rings[index]
         if index == 0 or len(own) < self.groups:
             return 0.0, inf
-        saved = self.costs[0] - self.costs[index]
-        paid = [(whole - part) / saved for whole, part in zip(joint, own, strict=True)]
-        enough = [each - self.share * whole / self.costs[0] for each, whole in zip(paid, joint, strict=True)]
-        return _mean(paid), standard_score(enough)
+        cost, saved = self.costs[0], self.saved[index]
+        paid = [whole - part for whole, part in zip(joint, own, strict=True)]
+        enough = [each - self.share * saved * whole / cost for each, whole in zip(paid, joint, strict=True)]
+        return _mean(paid) / (saved if saved > 0 else cost), standard_score(enough)
 
 
 def _mean(values: list[float]) -> float:

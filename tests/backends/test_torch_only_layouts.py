@@ -83,9 +83,10 @@ def test_a_checkpoint_is_that_of_one_process_and_is_resumed_in_any_layout(name, 
 
 @pytest.mark.parametrize("layout", ["items=4", "data=2,items=2, shard"])
 def test_what_is_not_finite_in_one_process_is_skipped_by_all(layout, four):
-    found = four.run(torch_layouts.with_a_loss_that_is_not_finite, LAYOUTS[layout])
-    assert [number for _, number in found] == [1] * 4
-    assert all(repr(result) == repr(found[0][0]) for result, _ in found)
+    for looks in (True, False):
+        found = four.run(torch_layouts.with_a_loss_that_is_not_finite, LAYOUTS[layout], looks)
+        assert [number for _, number in found] == [1] * 4
+        assert all(repr(result) == repr(found[0][0]) for result, _ in found)
 
 
 def test_a_process_without_a_batch_of_its_own_takes_part_in_ranking(four):

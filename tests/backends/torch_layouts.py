@@ -82,10 +82,11 @@ def resumed(rank, layout, name, folder, copy, num_steps):
         return outcome(run)
 
 
-def with_a_loss_that_is_not_finite(rank, layout):
-    """A run in which rank 1 alone computes NaN in one step."""
+def with_a_loss_that_is_not_finite(rank, layout, looks):
+    """A run in which rank 1 alone computes NaN in one step; on an accelerator, nobody looks at the loss."""
     with processes_of() as processes:
         run = Run(processes, **layout)
+        run.trainer._loss_at_hand = looks
         spoil(run, at=7, on=rank == 1)
         run.train(12)
         return outcome(run), run.epochs[0]["nonfinite_steps"]

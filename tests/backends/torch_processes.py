@@ -227,7 +227,7 @@ def stopped(rank, folder, asked_at):
 def disagreeing_settings(rank, folder):
     """What is said of processes that would not train the same run."""
     with processes_of() as processes:
-        run = make_run(folder)
+        run = make_run(folder, processes)
         config = dataclasses.replace(run.config, seed=rank)
         try:
             TrainingRun(config, run.prepared, run.directory, processes=processes)

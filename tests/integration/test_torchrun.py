@@ -5,10 +5,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.integration.tiny_run import ENVIRONMENT, TINY
+from ur4rec.cli import app, together
 
 MAX_SECONDS = 300
 """In which processes have ended: on a busy machine they need a tenth of it."""
@@ -76,8 +78,19 @@ def test_a_process_that_ends_ends_all_with_one_line(what, line):
     assert only.startswith(line)
 
 
-def test_a_mistake_is_said_once(tmp_path):
-    done = torchrun(2, "train", "--out", tmp_path / "run", "--nonsense")
-    assert done.returncode != 0
-    assert done.stderr.count("No such option") == 1
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--nonsense"], "No such option: --nonsense"), (["--set", "nonsense=1"], "error: unknown setting 'nonsense'")],
+)
+def test_the_first_process_alone_says_what_is_wrong_unless_the_others_live_on(monkeypatch, capsys, arguments, said):
+    paused = []
+    monkeypatch.setattr(together, "time", SimpleNamespace(sleep=lambda seconds: paused.append((seconds, heard()))))
+    heard = lambda: "".join(capsys.readouterr())  # noqa: E731
+    monkeypatch.setattr(sys, "argv", ["ur4rec", "train", "--out", "never", *arguments])
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as ended:
+            together.run(app)
+        assert ended.value.code == 2
+        assert said in heard()
+    assert paused == [(together.PAUSE, "")]

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import typer
@@ -17,7 +17,7 @@ from ur4rec.training.backend import load_backend
 from ur4rec.training.processes import ONE_PROCESS, Processes
 
 _UsageError: Any = typer.BadParameter.__base__  # of the click that typer uses: its own, or the one installed
-_PAUSE = 3.0
+PAUSE = 3.0
 """Seconds after which whoever started the processes has ended those that are left, if the first has ended."""
 
 
@@ -41,7 +41,7 @@ def together(backend: str, device: str) -> Iterator[Processes]:
     except (AlternatorError, OSError, MemoryError):
         if not found.speaks():
             raise typer.Exit(2) from None
-        with one_line_errors():
+        with one_line_errors(), nullcontext() if found.count > 1 else first_speaks():
             raise
 
 
@@ -56,7 +56,7 @@ def run(app: typer.Typer) -> None:
     try:
         status = app(prog_name="ur4rec", standalone_mode=False)
     except _UsageError as error:
-        time.sleep(_PAUSE)
+        time.sleep(PAUSE)
         error.show()
         status = error.exit_code
     sys.exit(status)
@@ -69,7 +69,7 @@ def first_speaks() -> Iterator[None]:
         yield
     except (AlternatorError, OSError, MemoryError):
         if not _is_first():
-            time.sleep(_PAUSE)
+            time.sleep(PAUSE)
         raise
 
 

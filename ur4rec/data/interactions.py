@@ -337,11 +337,20 @@ def build_interactions(
 def first_of_equals(pairs: NDArray[np.int64], *others: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether each row is the first of those with the same values."""
     first = np.ones(len(pairs), bool)
-    if (np.diff(np.sort(pairs)) > 0).all():  # one sort, where nobody has an item twice
+    hashes = pairs.view(np.uint64)
+    for column in others:  # 0.0 and -0.0 are equal
+        bits = (column + 0.0 if column.dtype.kind == "f" else column.astype(np.int64)).view(np.uint64)
+        hashes = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + bits
+    ordered = np.sort(hashes)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    if not len(repeated):
         return first
-    order = np.lexsort((pairs, *others))
-    same = np.logical_and.reduce([np.diff(column[order]) == 0 for column in (pairs, *others)])
-    first[order[1:][same]] = False
+    places = np.minimum(np.searchsorted(repeated, hashes), len(repeated) - 1)
+    rows = np.flatnonzero(repeated[places] == hashes)  # which may be equal: the others are not
+    columns = [column[rows] for column in (pairs, *others)]
+    order = np.lexsort(columns)
+    same = np.logical_and.reduce([np.diff(column[order]) == 0 for column in columns])
+    first[rows[order[1:][same]]] = False
     return first
 
 

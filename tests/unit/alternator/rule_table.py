@@ -7,7 +7,7 @@ from alternator import Alternator, Balance, Cycle, Gain, Patience, Payoff, Plate
 RULES = {
     "balance": Balance(low=1.4, high=1.6, window=4, steps=(1, 2, 1), max_wait=9),
     "cycle": Cycle((2, 3, 1)),
-    "gain": Gain(min_steps=3, max_wait=12, window=10, costs=(1.0, 2.0, 0.5)),
+    "gain": Gain(min_steps=3, max_wait=12, window=10, costs=(1.0, 2.0, 0.5), switch_costs=(0.0, 1.0, 1.0)),
     "patience": Patience(patience=2, cooldown=1, smoothing=0.5, max_steps=20),
     "payoff": Payoff(costs=(3.0, 2.0, 1.0), min_steps=3, groups=4, retry_after=6, max_retry_after=12, confidence=0.84),
     "plateau": Plateau(threshold=0.1, min_steps=2, window=5),

@@ -159,7 +159,8 @@ RANDOM: list[tuple[object, int, int]] = [
     (Trend(), 2, 300),
     (Trend(min_gain=0.02, horizon=50, window=44, min_steps=5, confirmations=1, max_steps=80), 3, 160),
     (Gain(), 2, 240),
-    (Gain(min_steps=5, max_wait=40, window=20, costs=(1.0, 2.0, 0.5)), 3, 160),
+    (Gain(min_steps=5, max_wait=40, window=20, costs=(1.0, 2.0, 0.5), switch_costs=(0, 5, 1)), 3, 160),
+    (Payoff(costs=(2, 2, 1), switch_costs=(0, 0, 3), groups=4, min_steps=3, retry_after=6, max_retry_after=9), 3, 120),
     (Payoff(costs=(2.0, 1.5, 1.0), groups=6, min_steps=4, retry_after=8, max_retry_after=30), 3, 120),
     (Trial(steps=3, hold=5, groups=4), 2, 120),
     (Trial(candidates=((0,), (1, 2), (2,), (0, 0, 1)), costs=(3, 1, 1), steps=2, hold=6, groups=3), 3, 160),
@@ -280,7 +281,7 @@ def near_trend(rule, before, facts, after, verdict, gains):
 def near_gain(rule, before, facts, after, verdict, gains):
     """Two scores, within 1e-6 / cost."""
     scores = sorted(score for score in after.scores if score < inf)
-    margin = 1e-6 / min(rule.costs or (1.0,))
+    margin = 1e-6 / min(rule.step_costs or (1.0,))
     return after.scores != before.scores and any(b - a <= margin for a, b in pairwise(scores))
 
 
@@ -291,7 +292,7 @@ def near_payoff(rule, before, facts, after, verdict, gains):
         found = sorted([*(each for each in found if each < inf), -rule.z])
         return any(b - a <= 1e-3 * (1 + rule.z) for a, b in pairwise(found))
     largest = max((abs(value) for ring in facts.rings for value in ring), default=0.0)
-    saved = min(abs(a - b) for a, b in pairwise(sorted({0.0, *rule.costs})))
+    saved = min(each for each in (*rule.saved, *rule.costs) if each > 0)
     compared = verdict.reason in (Reason.LESS_GAIN, Reason.LESS_UNCONFIRMED, Reason.BEST_GAIN)
     return compared and abs(verdict.value - verdict.limit) <= 1e-5 * largest / saved
 

@@ -43,6 +43,17 @@ def test_costs_divide_the_gain():
     assert shares(dear)["b"] > 0.8
 
 
+def test_what_it_costs_to_begin_divides_the_gain():
+    rates = {"a": 2e-3, "b": 1e-3}
+    dear = Alternator(("a", "b"), Gain(costs=(1.0, 1.0), switch_costs=(270.0, 0.0)))
+    train(dear, rates, 2000)
+    assert shares(dear)["b"] > 0.8
+    assert dear.rule.step_costs == (10.0, 1.0)
+    for costs in (None, (1.0, 1.0, 1.0)):
+        with pytest.raises(ConfigurationError, match="switch_costs must be as many as costs, in the same unit"):
+            Gain(costs=costs, switch_costs=(1.0, 0.0))
+
+
 def test_a_diverging_module_yields():
     alternator = Alternator(tuple("ab"), Gain())
     train(alternator, {"a": -1e-3, "b": 0.0}, 2000)

@@ -71,6 +71,25 @@ def test_the_joint_turn_returns_when_the_smaller_one_has_nothing_left():
     assert decisions[39].explain().endswith("of another module; to be confirmed)")
 
 
+def test_what_harms_is_left_out_although_nothing_is_saved():
+    for worth, left_out in (({"left": 1.0, "right": -0.2}, True), ({"left": 1.0, "right": 0.01}, False)):
+        alternator = build(costs=(2, 2, 2), retry_after=100, max_retry_after=100)
+        train(alternator, lambda name, step, worth=worth: worth[name], 400)
+        assert (shares(alternator)["left"] > 0.8) == left_out
+        assert shares(alternator)["both"] == pytest.approx(1 - shares(alternator)["left"])
+
+
+def test_what_it_costs_to_begin_counts():
+    """What the right module pays is too little for half of the cost, and enough for a tenth of it."""
+    worth = {"left": 1.0, "right": 0.08}
+    free, dear = build(costs=(2, 1, 2)), build(costs=(2, 1, 2), switch_costs=(0, 90, 0))
+    for alternator in (free, dear):
+        train(alternator, lambda name, step: worth[name], 200)
+    assert shares(free)["left"] > 0.4
+    assert shares(dear)["both"] == 1.0
+    assert dear.rule.saved == pytest.approx((0, 0.1, 0))
+
+
 def test_noise_alone_leaves_nothing_out():
     alternator = build(confidence=0.99997)
     train(alternator, lambda name, step: 1.0 if name == "left" else 0.4, 400, noise=1.0)
@@ -174,7 +193,10 @@ def test_a_turn_that_was_not_measured_is_never_chosen_and_infinite_payoffs_say_n
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"costs": (2, 2)}, "costs must begin with the joint turn's, which must be the largest"),
+        ({"costs": (2, 3)}, "costs must begin with the joint turn's, which no other may exceed"),
+        ({"costs": (2, 1), "switch_costs": (1,)}, r"switch_costs must be one per turn \(2\), got 1"),
+        ({"costs": (2, 1), "switch_costs": (1, -1)}, "switch_costs must be at least 0 and below inf, got -1"),
+        ({"costs": (2, 1), "switch_costs": 3}, "switch_costs must be a tuple of numbers, one per turn, got 3"),
         ({"costs": (2,)}, "costs must begin"),
         ({"costs": 0.5}, "costs must be a tuple of numbers, one per turn, got 0.5"),
         ({"costs": (2, -1)}, "costs must be a finite number above 0"),

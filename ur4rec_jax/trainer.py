@@ -184,7 +184,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             self._catalogue() if needs_catalogue and not trains_retriever else None,
             inputs,
             self._key,
-            *send((np.int32(self.step), *jax.tree.map(np.float32, numbers)), self.device),
+            *self._send((np.int32(self.step), *jax.tree.map(np.float32, numbers))),
             turn=active,
             distils=self._distils,
         )
@@ -193,6 +193,12 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         if trains_retriever:
             self._kept_catalogue = None
         return self._observe(active, report, at_hand=self._loss_at_hand), report
+
+    def _send(self, numbers: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Numbers of the host where a step takes them from."""
+        on_mesh = self._layout.mesh is not None
+        sent: tuple[Any, ...] = self._layout.place_whole(numbers) if on_mesh else send(numbers, self.device)
+        return sent
 
     def _late(self, value: Array) -> Reader:
         return partial(float, value)

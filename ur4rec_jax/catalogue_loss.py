@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import CustomVJPPrimal
 
+from ur4rec_jax.layout import BATCH, DATA, ITEMS, ONE_DEVICE, WHOLE, Layout
+
 CPU_SLICE, ACCELERATOR_SLICE = 2**19, 2**26
 """Logits of a slice: as many as fit a core's caches, and as many as keep an accelerator busy."""
 MINIMUM_ROWS = 64
@@ -31,6 +33,7 @@ def catalogue_cross_entropy(
     sasrec: tuple[Array, Array] | None = None,
     retriever: tuple[Array, Array] | None = None,
     weights_2: Array | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """Mean negative log-probability of the targets under a softmax over the whole catalogue; padding does not count.
 
@@ -45,24 +48,28 @@ def catalogue_cross_entropy(
         sasrec: States, (N, d), and the item table, (I, d).
         retriever: Preference vectors over τ, (N, K, e), and the items' keys, (I, e).
         weights_2: The weights of the two; given if and only if both are.
+        layout: Where the states (by position) and the table and keys (by item) are.
     """
-    return _catalogue_cross_entropy(targets_N, (*(sasrec or (None, None)), *(retriever or (None, None)), weights_2))
+    factors = (*(sasrec or (None, None)), *(retriever or (None, None)), weights_2)
+    return _catalogue_cross_entropy(layout, targets_N, factors)
 
 
-@jax.custom_vjp
-def _catalogue_cross_entropy(targets_N: Array, factors: Factors) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _catalogue_cross_entropy(layout: Layout, targets_N: Array, factors: Factors) -> Array:
     """The loss where nothing is differentiated."""
-    return _loss_and_gradients(targets_N, *factors, needed=(False,) * len(factors))[0]
+    return _loss_and_gradients(layout, targets_N, factors, (False,) * len(factors))[0]
 
 
-def _forward(targets_N: CustomVJPPrimal, factors: tuple[CustomVJPPrimal | None, ...]) -> tuple[Array, Factors]:
+def _forward(
+    layout: Layout, targets_N: CustomVJPPrimal, factors: tuple[CustomVJPPrimal | None, ...]
+) -> tuple[Array, Factors]:
     """The gradients are computed with the loss; backward only scales them."""
     needed = tuple(factor is not None and factor.perturbed for factor in factors)
-    values = (None if factor is None else factor.value for factor in factors)
-    return _loss_and_gradients(targets_N.value, *values, needed=needed)
+    values = tuple(None if factor is None else factor.value for factor in factors)
+    return _loss_and_gradients(layout, targets_N.value, values, needed)
 
 
-def _backward(gradients: Factors, gradient: Array) -> tuple[None, Factors]:
+def _backward(layout: Layout, gradients: Factors, gradient: Array) -> tuple[None, Factors]:
     """The gradients of the factors and the weights."""
     return None, tuple(None if saved is None else (gradient * saved).astype(saved.dtype) for saved in gradients)
 
@@ -72,20 +79,22 @@ _catalogue_cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _loss_and_gradients(
-    targets_N: Array,
-    hidden_Nd: Array | None,
-    table_Id: Array | None,
-    queries_NKe: Array | None,
-    keys_Ie: Array | None,
-    weights_2: Array | None,
-    *,
-    needed: tuple[bool, ...],
+    layout: Layout, targets_N: Array, factors: Factors, needed: tuple[bool, ...]
 ) -> tuple[Array, Factors]:
     """The mean loss, and its gradient by each factor that needs one."""
-    factors = (hidden_Nd, table_Id, queries_NKe, keys_Ie, weights_2)
+    specs = (BATCH, layout.table, BATCH, layout.table, WHOLE)
+    compute = layout.over_catalogue(partial(_of_part, layout, needed), (BATCH, specs), (WHOLE, specs))
+    found: tuple[Array, Factors] = compute(targets_N, factors)
+    return found
+
+
+def _of_part(layout: Layout, needed: tuple[bool, ...], targets_N: Array, factors: Factors) -> tuple[Array, Factors]:
+    """The same, on a device with its part of the positions and of the items."""
+    hidden_Nd, table_Id, queries_NKe, keys_Ie, weights_2 = factors
     given = [factor for factor in factors if factor is not None]
     kind = jnp.result_type(jnp.float32, *given)
-    num_items = len(given[1])  # the table or the keys: both factors of a module are given or neither is
+    table = given[1]  # or the keys: both factors of a module are given or neither is
+    num_items = layout.count_items(len(table))
     _, need_table, _, need_keys, need_weights = needed
     shared = ((table_Id, need_table), (keys_Ie, need_keys), (weights_2, need_weights))
     start = tuple(jnp.zeros(each.shape, kind) if need and each is not None else None for each, need in shared)
@@ -96,16 +105,18 @@ def _loss_and_gradients(
         """Add a slice's part of the loss and of the gradients that slices share; the gradients of its rows."""
         targets_n, hidden_nd, queries_nKe = slices
         here = (hidden_nd, table_Id, queries_nKe, keys_Ie, weights_2)
-        loss, (by_hidden_nd, by_table_Id, by_queries_nKe, by_keys_Ie, by_weights_2) = _slice(targets_n, *here, needed)
+        loss, gradients = _slice(layout, targets_n, *here, needed)
+        by_hidden_nd, by_table_Id, by_queries_nKe, by_keys_Ie, by_weights_2 = gradients
         pairs = zip(sums[1], (by_table_Id, by_keys_Ie, by_weights_2), strict=True)
-        found = tuple(None if total is None or each is None else total + each for total, each in pairs)
-        return (sums[0] + loss, found), (by_hidden_nd, by_queries_nKe)
+        added = tuple(None if total is None or each is None else total + each for total, each in pairs)
+        return (sums[0] + loss, added), (by_hidden_nd, by_queries_nKe)
 
-    slices = _slices(targets_N, hidden_Nd, queries_NKe, num_items)
+    slices = _slices(targets_N, hidden_Nd, queries_NKe, len(table), padding=num_items)
     sums, rows = jax.lax.scan(add_slice, (jnp.zeros((), kind), start), slices)
-    loss, (by_table_Id, by_keys_Ie, by_weights_2) = sums
-    by_hidden_Nd, by_queries_NKe = (_rejoin(each, len(targets_N)) for each in rows)
-    num_targets = (targets_N < num_items).sum()
+    loss, (by_table_Id, by_keys_Ie) = layout.sum((sums[0], sums[1][:2]), DATA)
+    by_hidden_Nd, by_queries_NKe = layout.sum(tuple(_rejoin(each, len(targets_N)) for each in rows), ITEMS)
+    by_weights_2 = layout.sum(sums[1][2], DATA, ITEMS)
+    num_targets = layout.sum((targets_N < num_items).sum(), DATA)
     found = (by_hidden_Nd, by_table_Id, by_queries_NKe, by_keys_Ie, by_weights_2)
     gradients = tuple(
         None if each is None or factor is None else (each / num_targets).astype(factor.dtype)
@@ -115,6 +126,7 @@ def _loss_and_gradients(
 
 
 def _slice(
+    layout: Layout,
     targets_n: Array,
     hidden_nd: Array | None,
     table_Id: Array | None,
@@ -132,10 +144,12 @@ def _slice(
     logits_nI, weights = parts[0].logits_nI, None if weights_2 is None else _widen(weights_2)
     if weights is not None:
         logits_nI = weights[0] * parts[0].logits_nI + weights[1] * parts[1].logits_nI
-    is_target_nI = targets_n[:, None] == jnp.arange(logits_nI.shape[1])
-    is_real_n = targets_n < logits_nI.shape[1]
-    log_total_n = jax.nn.logsumexp(logits_nI, axis=1)
-    losses_n = log_total_n - jnp.where(is_target_nI, logits_nI, 0).sum(1)
+    items_I = jnp.arange(logits_nI.shape[1]) + layout.first_item(logits_nI.shape[1])
+    is_target_nI = targets_n[:, None] == items_I
+    is_real_n = targets_n < layout.count_items(len(items_I))
+    logits_nI = layout.without_padding(logits_nI, items_I)
+    log_total_n = layout.logsumexp(logits_nI)
+    losses_n = log_total_n - layout.sum(jnp.where(is_target_nI, logits_nI, 0).sum(1), ITEMS)
     by_logits_nI = jnp.where(is_real_n[:, None], jnp.exp(logits_nI - log_total_n[:, None]) - is_target_nI, 0)
     by_weights_2 = jnp.stack([(by_logits_nI * part.logits_nI).sum() for part in parts]) if needed[4] else None
     by_sasrec: Factors = (None, None)
@@ -189,15 +203,15 @@ class _RetrieverLogits:
 
 
 def _slices(
-    targets_N: Array, hidden_Nd: Array | None, queries_NKe: Array | None, num_items: int
+    targets_N: Array, hidden_Nd: Array | None, queries_NKe: Array | None, num_logits: int, *, padding: int
 ) -> tuple[Array, Array | None, Array | None]:
     """Targets, states and queries cut into slices of one size, the last one padded: (S, n, ...)."""
     num_rows = len(targets_N)
-    maximum = max(MINIMUM_ROWS, (CPU_SLICE if jax.default_backend() == "cpu" else ACCELERATOR_SLICE) // num_items)
+    maximum = max(MINIMUM_ROWS, (CPU_SLICE if jax.default_backend() == "cpu" else ACCELERATOR_SLICE) // num_logits)
     count = max(1, -(-num_rows // maximum))
     cut = partial(_cut, count=count, size=-(-num_rows // count))
     hidden, queries = (None if each is None else cut(each) for each in (hidden_Nd, queries_NKe))
-    return cut(targets_N, padding=num_items), hidden, queries
+    return cut(targets_N, padding=padding), hidden, queries
 
 
 def _cut(array: Array, *, count: int, size: int, padding: int = 0) -> Array:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from flax import nnx
@@ -10,12 +10,13 @@ from jax import Array
 
 from ur4rec.config import TrainerConfig
 from ur4rec.data.batches import EvaluationBatch
+from ur4rec_jax.layout import ONE_DEVICE, WHOLE, Layout
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
-from ur4rec_jax.slices import rank_in_slices, top_in_slices
+from ur4rec_jax.slices import PlacedModel, rank_in_slices, top_in_slices
 from ur4rec_jax.state import TrainState
 from ur4rec_jax.step import PARTS, Step, write
-from ur4rec_jax.ur4rec import UR4Rec
+from ur4rec_jax.ur4rec import UR4Rec, laid_out
 
 _STEP_SETTINGS = (
     "weight_decay",
@@ -36,6 +37,10 @@ _STEP_SETTINGS = (
     "bf16",
 )
 """What a training step is compiled for; the other settings are its arguments, or do not concern it."""
+
+
+Merge: TypeAlias = Callable[[Any, Any], UR4Rec]
+"""Makes the model of parameters and buffers."""
 
 
 class Functions(NamedTuple):
@@ -72,15 +77,19 @@ class Functions(NamedTuple):
     users."""
 
 
-def functions_of(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...] = PARTS) -> Functions:
+def functions_of(
+    graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...] = PARTS, layout: Layout = ONE_DEVICE
+) -> Functions:
     """The functions of a model.
 
     Args:
         graphdef: The model without its arrays, from `flax.nnx.split`.
         config: The settings of the trainer.
         parts: The parts of the model that have parameters.
+        layout: Where the model's arrays and batches are.
     """
-    return _functions(graphdef, TrainerConfig(**{name: getattr(config, name) for name in _STEP_SETTINGS}), parts)
+    settings = TrainerConfig(**{name: getattr(config, name) for name in _STEP_SETTINGS})
+    return _functions(graphdef, settings, parts, layout)
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -102,33 +111,41 @@ def split_model(model: UR4Rec) -> tuple[nnx.GraphDef[UR4Rec], dict[str, Any], di
 
 
 @lru_cache(maxsize=8)
-def _functions(graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...]) -> Functions:
-    steps = {fused: Step(graphdef, config, fused, parts) for fused in (False, True)}
+def _functions(
+    graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, parts: tuple[str, ...], layout: Layout
+) -> Functions:
+    steps = {fused: Step(graphdef, config, fused, parts, layout) for fused in (False, True)}
+    merge = partial(laid_out, graphdef, layout)
     return Functions(
         steps=steps,
         compiled_steps={
             fused: compiled(step.__call__, static_argnames=("turn", "distils"), donate_argnames="state")
             for fused, step in steps.items()
         },
-        write=compiled(write, donate_argnames="state"),
-        project=compiled(partial(_project, graphdef)),
+        write=compiled(partial(write, layout=layout), donate_argnames="state"),
+        project=compiled(partial(_project, merge, layout)),
         epochs={},
-        scores=compiled(partial(_scores, graphdef), static_argnames="scorers"),
-        rank=compiled(partial(_rank, graphdef), static_argnames=("scorers", "width")),
-        top=compiled(partial(_top, graphdef), static_argnames=("scorers", "k", "width")),
-        read=compiled(partial(_read, graphdef), static_argnames="module"),
-        compare=compiled(partial(_compare, graphdef), static_argnames=("module", "width")),
-        fuse=compiled(partial(_fuse, graphdef)),
-        explain=compiled(partial(_explain, graphdef)),
+        scores=compiled(partial(_scores, merge), static_argnames="scorers"),
+        rank=compiled(partial(_rank, merge, layout), static_argnames=("scorers", "width")),
+        top=compiled(partial(_top, merge, layout), static_argnames=("scorers", "k", "width")),
+        read=compiled(partial(_read, merge), static_argnames=("module", "num_rows")),
+        compare=compiled(partial(_compare, merge), static_argnames=("module", "width")),
+        fuse=compiled(partial(_fuse, merge)),
+        explain=compiled(partial(_explain, merge)),
     )
 
 
-def _project(graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any) -> Catalogue:
-    return nnx.merge(graphdef, params, buffers).retriever.catalogue()
+def _project(merge: Merge, layout: Layout, params: Any, buffers: Any) -> Catalogue:
+    def of_part(params: Any, buffers: Any) -> tuple[Any, ...]:
+        return merge(params, buffers).retriever.catalogue_in_blocks()[:4]
+
+    specs = layout.specs(params), layout.specs(buffers)
+    lie = (layout.table, layout.table, layout.table, WHOLE)
+    return Catalogue(*layout.over_catalogue(of_part, specs, lie)(params, buffers))
 
 
 def _scores(
-    graphdef: nnx.GraphDef[UR4Rec],
+    merge: Merge,
     params: Any,
     buffers: Any,
     catalogue: Catalogue,
@@ -137,11 +154,12 @@ def _scores(
     *,
     scorers: tuple[str, ...],
 ) -> dict[str, Array]:
-    return nnx.merge(graphdef, params, buffers).scores(items_BL, scorers, catalogue, users_B)
+    return merge(params, buffers).scores(items_BL, scorers, catalogue, users_B)
 
 
 def _rank(
-    graphdef: nnx.GraphDef[UR4Rec],
+    merge: Merge,
+    layout: Layout,
     params: Any,
     buffers: Any,
     catalogue: Catalogue,
@@ -150,11 +168,12 @@ def _rank(
     scorers: tuple[str, ...],
     width: int,
 ) -> dict[str, tuple[Array, Array]]:
-    return rank_in_slices(nnx.merge(graphdef, params, buffers), catalogue, batch, scorers, width)
+    return rank_in_slices(PlacedModel(merge, layout, params, buffers, catalogue), batch, scorers, width)
 
 
 def _top(
-    graphdef: nnx.GraphDef[UR4Rec],
+    merge: Merge,
+    layout: Layout,
     params: Any,
     buffers: Any,
     catalogue: Catalogue,
@@ -165,25 +184,31 @@ def _top(
     k: int,
     width: int,
 ) -> tuple[Array, Array, Array]:
-    model = nnx.merge(graphdef, params, buffers)
-    return top_in_slices(model, catalogue, batch, candidates_I, scorers, k, width)
+    model = PlacedModel(merge, layout, params, buffers, catalogue)
+    return top_in_slices(model, batch, candidates_I, scorers, k, width)
 
 
 def _read(
-    graphdef: nnx.GraphDef[UR4Rec], params: Any, buffers: Any, items_BL: Array, users_B: Array | None, *, module: str
+    merge: Merge,
+    params: Any,
+    buffers: Any,
+    items_BL: Array,
+    users_B: Array | None,
+    *,
+    module: str,
+    num_rows: int,
 ) -> tuple[Array, Array]:
-    model = nnx.merge(graphdef, params, buffers)
+    model = merge(params, buffers)
     catalogue = None if module == "sasrec" else model.retriever.catalogue(with_users=False)
-    outputs = model.encode(items_BL, (module,), catalogue, users_B)
-    if catalogue is None:
-        assert outputs.hidden_Nd is not None
-        return outputs.hidden_Nd, model.sasrec.item_table()
-    assert outputs.preferences_NKd is not None
-    return outputs.preferences_NKd, catalogue.keys_Id
+    encoded = model.encode(items_BL, (module,), catalogue, users_B)
+    outputs_Bd = encoded.hidden_Nd if catalogue is None else encoded.preferences_NKd
+    assert outputs_Bd is not None
+    table_Id = model.sasrec.item_table() if catalogue is None else catalogue.keys_Id
+    return model.layout.whole(outputs_Bd)[:num_rows], table_Id
 
 
 def _compare(
-    graphdef: nnx.GraphDef[UR4Rec],
+    merge: Merge,
     params: Any,
     buffers: Any,
     outputs_Bd: Array,
@@ -193,24 +218,24 @@ def _compare(
     module: str,
     width: int,
 ) -> Array:
-    model = nnx.merge(graphdef, params, buffers)
+    model = merge(params, buffers)
     part: SASRec | PreferenceRetriever = getattr(model, module)
-    return part.score(outputs_Bd, jax.lax.dynamic_slice_in_dim(table_Id, first, width))
+    return model.layout.whole(part.score(outputs_Bd, model.layout.rows_from(table_Id, first, width)))
 
 
 def _fuse(
-    graphdef: nnx.GraphDef[UR4Rec],
+    merge: Merge,
     params: Any,
     buffers: Any,
     sasrec_Bs: Array,
     retriever_Bs: Array,
     totals: tuple[Array, ...] | None,
 ) -> Array:
-    return nnx.merge(graphdef, params, buffers).fuse(sasrec_Bs, retriever_Bs, totals)
+    return merge(params, buffers).fuse(sasrec_Bs, retriever_Bs, totals)
 
 
 def _explain(
-    graphdef: nnx.GraphDef[UR4Rec],
+    merge: Merge,
     params: Any,
     buffers: Any,
     catalogue: Catalogue,
@@ -218,4 +243,4 @@ def _explain(
     candidates_BC: Array,
     users_B: Array | None,
 ) -> Array:
-    return nnx.merge(graphdef, params, buffers).explain(items_BL, candidates_BC, catalogue, users_B)
+    return merge(params, buffers).explain(items_BL, candidates_BC, catalogue, users_B)

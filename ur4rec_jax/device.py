@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.data.batches import Batch
@@ -18,7 +17,7 @@ _KINDS = {"cuda": "gpu"}
 
 
 def find_device(name: str | jax.Device) -> jax.Device:
-    """The device of a name; ``auto`` is an accelerator where JAX finds one.
+    """The device of a name, of this process's; ``auto`` is an accelerator where JAX finds one.
 
     Raises:
         ConfigurationError: There is no such device on this machine.
@@ -26,17 +25,31 @@ def find_device(name: str | jax.Device) -> jax.Device:
     if isinstance(name, jax.Device):
         return name
     if name == "auto":
-        return jax.devices()[0]
+        return jax.local_devices()[0]
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "gpu", "cuda", "tpu") or not (number.isdigit() or number == ""):
         raise ConfigurationError(f"device must be auto, cpu, cuda, cuda:N, gpu, gpu:N or tpu, got {name!r}")
     try:
-        devices = jax.devices(_KINDS.get(kind, kind))
+        devices = jax.local_devices(backend=_KINDS.get(kind, kind))
         return devices[int(number or 0)]
     except (RuntimeError, IndexError) as error:
         raise ConfigurationError(
-            f"device must be one of this machine, got {name!r}, but JAX finds only {jax.devices()}"
+            f"device must be one of this machine, got {name!r}, but JAX finds only {jax.local_devices()}"
         ) from error
+
+
+def find_devices(name: str | jax.Device) -> list[jax.Device]:
+    """All devices of the kind of a name, of all processes: those of a mesh.
+
+    Raises:
+        ConfigurationError: There are none, or the name is that of a single device.
+    """
+    if isinstance(name, jax.Device) or ":" in name:
+        raise ConfigurationError(
+            f"a mesh takes all devices of a kind, got the device {str(name)!r}; give device='auto', 'cpu', 'gpu' or "
+            "'tpu', and hide devices from JAX that it must not take (CUDA_VISIBLE_DEVICES)"
+        )
+    return jax.devices(find_device(name).client.platform if name != "auto" else None)
 
 
 def count_threads() -> int:
@@ -55,35 +68,48 @@ def to_inputs(
     with_users: bool = False,
     sampler: Sampler | None = None,
     step: int = 0,
+    num_parts: int = 1,
 ) -> StepInputs:
     """A batch with the places of its targets, as a step takes it; it moves to the device then.
 
     A step is compiled again for every number of places, so they are filled up to one of two: all positions, or the
-    usual maximum.
+    usual maximum. Each part of a batch has a list of its own, all of one length, and rows of padding make parts equal.
 
     Args:
         batch: The batch.
         num_items: The padding index.
-        usual_targets: The usual maximum of the number of targets; None is the number of positions.
+        usual_targets: The usual maximum of the number of targets of a part; None is the number of positions.
         with_users: Whether the model has user texts.
         sampler: Draws the negatives of sampled losses.
         step: The training step of the run, for the sampler.
+        num_parts: The number of parts that batches are cut into.
     """
-    targets = np.asarray(batch[1], np.int32).ravel()
-    found = np.flatnonzero(targets != num_items)
-    length = targets.size if usual_targets is None or len(found) > usual_targets else usual_targets
-    positions_N = np.zeros(length, np.int32)
-    targets_N: Items = np.full(length, num_items, np.int32)
-    positions_N[: len(found)], targets_N[: len(found)] = found, targets[found]
-    users_B = np.asarray(batch[2], np.int32) if with_users else None
-    items_BL: Items = np.asarray(batch[0], np.int32)
+    missing = -len(batch[0]) % num_parts
+    items_BL: Items
+    items_BL, targets_BL = (_more_rows(each, missing, num_items) for each in batch[:2])
+    targets_PR = targets_BL.reshape(num_parts, -1)
+    found = [np.flatnonzero(targets_R != num_items) for targets_R in targets_PR]
+    length = targets_PR.shape[1]
+    if usual_targets is not None and max(map(len, found)) <= usual_targets:
+        length = usual_targets
+    positions_PN = np.zeros((num_parts, length), np.int32)
+    targets_PN: Items = np.full((num_parts, length), num_items, np.int32)
+    for part, places in enumerate(found):
+        positions_PN[part, : len(places)], targets_PN[part, : len(places)] = places, targets_PR[part, places]
+    targets_N = targets_PN.ravel()
+    users_B = _more_rows(batch[2], missing, -1) if with_users else None
     sample = None
     if sampler is not None:
         items_BL, targets_N, drawn = sampler.number(items_BL, targets_N, step, padded=True)
         items_BL, targets_N = to_indices(items_BL), to_indices(targets_N)
         sample = Sample(to_indices(drawn.items_J), to_indices(drawn.candidates_C), drawn.offsets_C)
-    inputs: tuple[Any, ...] = (items_BL, positions_N, targets_N, users_B, sample)
+    inputs: tuple[Any, ...] = (items_BL, positions_PN.ravel(), targets_N, users_B, sample)
     return StepInputs(*inputs)
+
+
+def _more_rows(rows: ArrayLike, count: int, filling: int) -> NDArray[np.int32]:
+    rows = to_indices(rows)
+    return np.concatenate([rows, np.full((count, *rows.shape[1:]), filling, np.int32)]) if count else rows
 
 
 def to_indices(values: ArrayLike) -> NDArray[np.int32]:
@@ -95,9 +121,3 @@ def send(tree: Any, device: jax.Device) -> Any:
     """Arrays of the host on the device, without waiting for them; the first CPU takes those of NumPy as they are."""
     is_host = device.platform == "cpu" and device.id == 0
     return tree if is_host else jax.device_put(tree, device)
-
-
-def to_host(array: Array) -> NDArray[Any]:
-    """The same array in NumPy."""
-    # NumPy ends the process where XLA had no memory for the array; this raises an error.
-    return np.asarray(array.block_until_ready())

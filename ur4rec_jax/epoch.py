@@ -102,12 +102,13 @@ def stack_inputs(
     *,
     with_users: bool = False,
     sampler: Sampler | None = None,
+    num_parts: int = 1,
 ) -> StepInput:
-    """The inputs of all steps of an epoch."""
+    """The inputs of all steps of an epoch; the arguments of one step's are those of `to_inputs`."""
 
     def all_inputs(length: int | None) -> list[StepInputs]:
         return [
-            to_inputs(batch, num_items, length, with_users=with_users, sampler=sampler, step=step)
+            to_inputs(batch, num_items, length, with_users=with_users, sampler=sampler, step=step, num_parts=num_parts)
             for step, batch in enumerate(batches, start=first_step)
         ]
 
@@ -183,8 +184,9 @@ class Epoch:
             if machine is None
             else machine.load_state_dict({**saved["alternator"], "pending_losses": saved["pending_losses"]})
         )
-        begin, is_stale = jax.device_put((begin, np.bool_(False)), key.sharding)
-        state = EpochState(train, begin, catalogue, is_stale)
+        layout, whole = self._step.layout, (begin, np.bool_(False))
+        on_devices = jax.device_put(whole, key.sharding) if layout.mesh is None else layout.place_whole(whole)
+        state = EpochState(train, on_devices[0], catalogue, on_devices[1])
         state, log = self._run(state, buffers, key, inputs_S)
         kept = None if state.is_stale else state.catalogue
         if machine is None:
@@ -211,6 +213,19 @@ class Epoch:
         return jax.lax.scan(partial(self._one, buffers, key), state, inputs_S)
 
     def _one(self, buffers: Any, key: Array, state: EpochState, given: StepInput) -> tuple[EpochState, EpochLog]:
+        state, log = self._decide(buffers, key, state, given)
+        return self._keep(state), self._step.layout.keep(log)
+
+    def _keep(self, state: EpochState) -> EpochState:
+        """The state with its arrays where they were."""
+        layout, catalogue = self._step.layout, state.catalogue
+        if catalogue is not None:
+            catalogue = layout.keep(catalogue, layout.catalogue_specs(catalogue))
+        kept: EpochState = layout.keep(state._replace(catalogue=None))
+        return kept._replace(catalogue=catalogue)
+
+    def _decide(self, buffers: Any, key: Array, state: EpochState, given: StepInput) -> tuple[EpochState, EpochLog]:
+        """A step of what the schedule says, and what it says then."""
         before = state.machine
         if self._machine is None or before is None:
             return self._switch(None, buffers, key, state, given)

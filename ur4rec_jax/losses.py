@@ -17,6 +17,7 @@ from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training import arrays
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
+from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
 from ur4rec_jax.ur4rec import LogitFusion, Outputs, UR4Rec
@@ -26,75 +27,109 @@ Component: TypeAlias = arrays.Component[Array]
 StepLosses: TypeAlias = arrays.StepLosses[Array]
 
 
-def softmax_cross_entropy(scores_NI: Array, targets_N: Array) -> Array:
+def softmax_cross_entropy(scores_NI: Array, targets_N: Array, layout: Layout = ONE_DEVICE) -> Array:
     """Mean negative log-probability of the targets; padding does not count.
 
     The target's score is found by comparing, not by indexing: so its gradient is no scatter, and it is one pass.
     """
     is_target_NI = targets_N[:, None] == jnp.arange(scores_NI.shape[1])
+    scores_NI = layout.without_padding(scores_NI)
     target_scores_N = jnp.where(is_target_NI, scores_NI, 0).sum(1)
-    return mean_over_targets(jax.nn.logsumexp(scores_NI, axis=1) - target_scores_N, targets_N < scores_NI.shape[1])
+    is_target_N = targets_N < layout.count_items(scores_NI.shape[1])
+    return mean_over_targets(jax.nn.logsumexp(scores_NI, axis=1) - target_scores_N, is_target_N)
 
 
 def cross_entropy(
-    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+    hidden_Nd: Array,
+    table_Id: Array,
+    targets_N: Array,
+    rows_NL: Array,
+    config: TrainerConfig,
+    rngs: nnx.Rngs,
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
-    return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id))
+    return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id), layout=layout)
 
 
 def sampled_softmax(
-    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+    hidden_Nd: Array,
+    table_Id: Array,
+    targets_N: Array,
+    rows_NL: Array,
+    config: TrainerConfig,
+    rngs: nnx.Rngs,
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """Softmax over the target and uniformly drawn items, which the whole batch shares.
 
     All items are equally likely to be drawn, so the usual correction of the logits is a constant and left out.
     """
-    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config, rngs)
+    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config, rngs, layout)
     scores_NM = jnp.concatenate([positive_N[:, None], jnp.where(is_negative_NM, negative_NM, -jnp.inf)], axis=1)
-    return mean_over_targets(jax.nn.logsumexp(scores_NM, axis=1) - positive_N, targets_N < len(table_Id))
+    return mean_over_targets(
+        jax.nn.logsumexp(scores_NM, axis=1) - positive_N, targets_N < layout.count_items(len(table_Id))
+    )
 
 
 def generalised_binary_cross_entropy(
-    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+    hidden_Nd: Array,
+    table_Id: Array,
+    targets_N: Array,
+    rows_NL: Array,
+    config: TrainerConfig,
+    rngs: nnx.Rngs,
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """Binary cross-entropy against drawn items, calibrated (gBCE; Petrov & Macdonald, RecSys 2023)."""
-    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config, rngs)
+    positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config, rngs, layout)
     negative_N = (jax.nn.softplus(negative_NM) * is_negative_NM).sum(1)
-    losses_N = config.gbce_beta(len(table_Id)) * jax.nn.softplus(-positive_N) + negative_N
-    return mean_over_targets(losses_N, targets_N < len(table_Id))
+    losses_N = config.gbce_beta(layout.count_items(len(table_Id))) * jax.nn.softplus(-positive_N) + negative_N
+    return mean_over_targets(losses_N, targets_N < layout.count_items(len(table_Id)))
 
 
 def binary_cross_entropy(
-    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+    hidden_Nd: Array,
+    table_Id: Array,
+    targets_N: Array,
+    rows_NL: Array,
+    config: TrainerConfig,
+    rngs: nnx.Rngs,
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """The target against one uniformly drawn item (Kang & McAuley, section III-E).
 
     A drawn item that is the target or in the row's history counts for nothing.
     """
-    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, rngs)
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, rngs, layout)
     losses_N = jax.nn.softplus(-positive_N) + jax.nn.softplus(negative_N) * is_negative_N
-    return mean_over_targets(losses_N, targets_N < len(table_Id))
+    return mean_over_targets(losses_N, targets_N < layout.count_items(len(table_Id)))
 
 
 def bayesian_personalised_ranking(
-    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, config: TrainerConfig, rngs: nnx.Rngs
+    hidden_Nd: Array,
+    table_Id: Array,
+    targets_N: Array,
+    rows_NL: Array,
+    config: TrainerConfig,
+    rngs: nnx.Rngs,
+    layout: Layout = ONE_DEVICE,
 ) -> Array:
     """The target above one uniformly drawn item (BPR; Rendle et al., UAI 2009), masked as in `binary_cross_entropy`."""
-    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, rngs)
+    positive_N, negative_N, is_negative_N = _against_one(hidden_Nd, table_Id, targets_N, rows_NL, rngs, layout)
     losses_N = jax.nn.softplus(negative_N - positive_N) * is_negative_N
-    return mean_over_targets(losses_N, targets_N < len(table_Id))
+    return mean_over_targets(losses_N, targets_N < layout.count_items(len(table_Id)))
 
 
-SEQUENCE_LOSSES: dict[str, Callable[[Array, Array, Array, Array, TrainerConfig, nnx.Rngs], Array]] = {
+SEQUENCE_LOSSES: dict[str, Callable[[Array, Array, Array, Array, TrainerConfig, nnx.Rngs, Layout], Array]] = {
     "ce": cross_entropy,
     "sampled": sampled_softmax,
     "gbce": generalised_binary_cross_entropy,
     "bce": binary_cross_entropy,
     "bpr": bayesian_personalised_ranking,
 }
-"""Each takes the states, the item table, the targets, the histories that the states come from, the settings, and
-random numbers."""
+"""Each takes the states, the item table, the targets, the histories that the states come from, the settings,
+random numbers, and where all these are."""
 
 
 def separate_loss(
@@ -150,9 +185,11 @@ def _sasrec_loss(
     if keeps_scores and config.sasrec_loss == "ce":
         scores_NI = model.sasrec.score(hidden_Nd, table_Id)
         outputs = outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NI)
-        return softmax_cross_entropy(scores_NI, inputs.targets_N), outputs
-    rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
-    loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, rngs)
+        return softmax_cross_entropy(scores_NI, inputs.targets_N, model.layout), outputs
+    rows_NL = model.layout.per_part(_rows, inputs.items_BL, inputs.positions_N)
+    loss = SEQUENCE_LOSSES[config.sasrec_loss](
+        *(hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, rngs, model.layout)
+    )
     return loss, outputs._replace(hidden_Nd=hidden_Nd)
 
 
@@ -168,9 +205,10 @@ def _retriever_loss(
     if keeps_scores:
         scores_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
         outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NI)
-        return softmax_cross_entropy(scores_NI, inputs.targets_N), outputs
+        return softmax_cross_entropy(scores_NI, inputs.targets_N, model.layout), outputs
     queries_NKd = model.retriever.scale(preferences_NKd)
-    loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id))
+    retriever = queries_NKd, catalogue.keys_Id
+    loss = catalogue_cross_entropy(inputs.targets_N, retriever=retriever, layout=model.layout)
     return loss, outputs._replace(preferences_NKd=preferences_NKd)
 
 
@@ -178,7 +216,7 @@ def _fusion_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, output
     """Cross-entropy of the fusion of both modules' detached outputs: it trains the fusion weights alone."""
     if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
         scores = jax.lax.stop_gradient((outputs.sasrec_NI, outputs.retriever_NI))
-        return _softmax_loss(model.fusion(*scores), inputs)
+        return _softmax_loss(model, model.fuse(*scores), inputs)
     assert outputs.hidden_Nd is not None
     assert outputs.preferences_NKd is not None
     hidden_Nd, table_Id = jax.lax.stop_gradient((outputs.hidden_Nd, model.sasrec.item_table()))
@@ -215,7 +253,7 @@ def fused_loss(
     if keeps_scores or inputs.sample is not None:
         scores = both_scores(model, inputs, catalogue, outputs)
         outputs = Outputs(hidden_Nd, preferences_NKd, *scores)
-        total = _softmax_loss(model.fusion(*scores), inputs)
+        total = _softmax_loss(model, model.fuse(*scores), inputs)
     else:
         table_Id = model.sasrec.item_table()
         total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
@@ -250,16 +288,20 @@ def _fused(
     if isinstance(model.fusion, LogitFusion):
         retriever = model.retriever.scale(preferences_NKd), keys_Id
         return catalogue_cross_entropy(
-            targets_N, sasrec=(hidden_Nd, table_Id), retriever=retriever, weights_2=model.fusion.weights[...]
+            targets_N,
+            sasrec=(hidden_Nd, table_Id),
+            retriever=retriever,
+            weights_2=model.fusion.weights[...],
+            layout=model.layout,
         )
     scores = model.sasrec.score(hidden_Nd, table_Id), model.retriever.score(preferences_NKd, keys_Id)
-    return softmax_cross_entropy(model.fusion(*scores), targets_N)
+    return softmax_cross_entropy(model.fuse(*scores), targets_N, model.layout)
 
 
-def _softmax_loss(scores: Array, inputs: StepInputs) -> Array:
+def _softmax_loss(model: UR4Rec, scores: Array, inputs: StepInputs) -> Array:
     """Mean negative log-probability of the targets, from the logits of the catalogue or of the candidates."""
     if inputs.sample is None:
-        return softmax_cross_entropy(scores, inputs.targets_N)
+        return softmax_cross_entropy(scores, inputs.targets_N, model.layout)
     return sampled_cross_entropy(scores, inputs.targets_N, inputs.sample)
 
 
@@ -267,7 +309,8 @@ def _sasrec_scores(model: UR4Rec, inputs: StepInputs, hidden_Nd: Array) -> Array
     """SASRec's logits of every item, (N, I), or of the candidates, (N, S)."""
     if inputs.sample is None:
         return model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-    return sasrec_scores(hidden_Nd, model.sasrec.item_embedding.embedding[...], inputs.targets_N, inputs.sample)
+    table_Jd = model.sasrec.item_embedding.embedding[...]
+    return sasrec_scores(hidden_Nd, table_Jd, inputs.targets_N, inputs.sample, model.layout)
 
 
 def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, preferences_NKd: Array) -> Array:
@@ -280,30 +323,44 @@ def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, p
 def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:
     """SASRec's states where a target is, (N, d)."""
     hidden_BLd = model.sasrec(inputs.items_BL, rngs)
-    return hidden_BLd.reshape(-1, hidden_BLd.shape[-1])[inputs.positions_N]
+    hidden_Nd: Array = model.layout.per_part(at_positions, hidden_BLd, inputs.positions_N)
+    return hidden_Nd
 
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: nnx.Rngs | None) -> Array:
     """The retriever's preference vectors where a target is, (N, K, d)."""
     preferences_BLKd = model.retriever(inputs.items_BL, catalogue, rngs, inputs.users_B)
-    return preferences_BLKd.reshape(-1, *preferences_BLKd.shape[2:])[inputs.positions_N]
+    preferences_NKd: Array = model.layout.per_part(at_positions, preferences_BLKd, inputs.positions_N)
+    return preferences_NKd
+
+
+def at_positions(values_BLx: Array, positions_N: Array) -> Array:
+    """What is at positions of a part of a batch, (N, ...)."""
+    return values_BLx.reshape(-1, *values_BLx.shape[2:])[positions_N]
+
+
+def _rows(items_BL: Array, positions_N: Array) -> Array:
+    """The histories that positions are in, (N, L)."""
+    return items_BL[positions_N // items_BL.shape[1]]
 
 
 def _against_drawn(
-    hidden_Nd: Array, table_Id: Array, targets_N: Array, config: TrainerConfig, rngs: nnx.Rngs
+    hidden_Nd: Array, table_Id: Array, targets_N: Array, config: TrainerConfig, rngs: nnx.Rngs, layout: Layout
 ) -> tuple[Array, Array, Array]:
     """Scores of the targets, (N,), and of M drawn items, (N, M), and which of these are not the target."""
-    negatives_M = jax.random.randint(rngs.negatives(), (config.num_negatives,), 0, len(table_Id))
-    positive_N = (hidden_Nd * table_Id.at[targets_N].get(mode="clip")).sum(1).astype(jnp.float32)
-    negative_NM = (hidden_Nd @ table_Id[negatives_M].T).astype(jnp.float32)
+    negatives_M = jax.random.randint(rngs.negatives(), (config.num_negatives,), 0, layout.count_items(len(table_Id)))
+    positive_N = (hidden_Nd * layout.take(table_Id, targets_N, mode="clip")).sum(1).astype(jnp.float32)
+    negative_NM = (hidden_Nd @ layout.take(table_Id, negatives_M, of_batch=False).T).astype(jnp.float32)
     return positive_N, negative_NM, negatives_M != targets_N[:, None]
 
 
 def _against_one(
-    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, rngs: nnx.Rngs
+    hidden_Nd: Array, table_Id: Array, targets_N: Array, rows_NL: Array, rngs: nnx.Rngs, layout: Layout
 ) -> tuple[Array, Array, Array]:
     """Scores of the targets and of one drawn item each, and which of these are new to the row, all (N,)."""
-    negatives_N = jax.random.randint(rngs.negatives(), targets_N.shape, 0, len(table_Id))
-    positive_N = (hidden_Nd * table_Id.at[targets_N].get(mode="clip")).sum(1).astype(jnp.float32)
-    negative_N = (hidden_Nd * table_Id[negatives_N]).sum(1).astype(jnp.float32)
+    num_items = layout.count_items(len(table_Id))
+    negatives_N = jax.random.randint(rngs.negatives(), targets_N.shape, 0, num_items)
+    negatives_N = layout.in_order(negatives_N, targets_N < num_items)
+    positive_N = (hidden_Nd * layout.take(table_Id, targets_N, mode="clip")).sum(1).astype(jnp.float32)
+    negative_N = (hidden_Nd * layout.take(table_Id, negatives_N)).sum(1).astype(jnp.float32)
     return positive_N, negative_N, (negatives_N != targets_N) & (negatives_N[:, None] != rows_NL).all(1)

@@ -16,6 +16,10 @@ from jax import Array
 from ur4rec.config import ModelConfig
 from ur4rec.training import arrays
 from ur4rec_jax.layers import Dropout, Embedding, Linear, normalize
+from ur4rec_jax.layout import ONE_DEVICE
+
+BLOCK = 2**16
+"""Items of which the catalogue is computed at once, where it is kept."""
 
 UserMemory: TypeAlias = arrays.UserMemory[Array]
 Catalogue: TypeAlias = arrays.Catalogue[Array]
@@ -53,6 +57,7 @@ class PreferenceRetriever(nnx.Module):
     ) -> None:
         text_dim, dim = config.text_embedding_dim, config.retriever_output_dim
         self.temperature = config.retriever_temperature
+        self.layout = ONE_DEVICE
         padding_1T = jnp.zeros((1, text_dim))
         self.item_text_vectors = Buffer(jnp.concatenate([item_text_vectors_IT, padding_1T]))
         self.reads_users = user_text_vectors_UT is not None
@@ -75,13 +80,35 @@ class PreferenceRetriever(nnx.Module):
         """
         users = self._user_memory(self.user_text_vectors[...]) if with_users and self.reads_users else None
         texts_JT = self.item_text_vectors[...]
-        keys_Jd = self.key_projection(texts_JT)
-        return Catalogue(
-            keys_Id=normalize(self.item_projection(texts_JT[:-1])),
-            values_Jd=self.value_projection(texts_JT),
-            content_JK=keys_Jd @ self.queries.embedding[...].T / keys_Jd.shape[1] ** 0.5,
-            users=users,
-        )
+        return Catalogue(self._candidates(self.layout.candidates(texts_JT)), *self._memory(texts_JT), users)
+
+    def catalogue_in_blocks(self, size: int = BLOCK) -> Catalogue:
+        """What `catalogue` returns, to keep: beside it, no more than a block of items is in memory at once.
+
+        It has no derivatives. On a mesh it is computed by each device for its part of the items.
+
+        Args:
+            size: The items of a block.
+        """
+        texts_JT = self.item_text_vectors[...]
+        num_items, num_rows = len(self.layout.candidates(texts_JT)), len(texts_JT)
+        if num_items <= size:
+            return self.catalogue()
+
+        def fill(number: Array, so_far: tuple[Array, ...]) -> tuple[Array, ...]:
+            at_I, at_J = (jnp.minimum(number * size, length - size) for length in (num_items, num_rows))
+            texts_I, texts_J = (jax.lax.dynamic_slice_in_dim(texts_JT, at, size) for at in (at_I, at_J))
+            blocks = ((self._candidates(texts_I), at_I), *((each, at_J) for each in self._memory(texts_J)))
+            return tuple(
+                jax.lax.dynamic_update_slice_in_dim(whole, block, at, 0)
+                for whole, (block, at) in zip(so_far, blocks, strict=True)
+            )
+
+        num_queries, dim = self.queries.embedding.shape
+        empty = tuple(map(jnp.zeros, ((num_items, dim), (num_rows, dim), (num_rows, num_queries))))
+        keys_Id, values_Jd, content_JK = jax.lax.fori_loop(0, -(-num_rows // size), fill, empty)
+        users = self._user_memory(self.user_text_vectors[...]) if self.reads_users else None
+        return Catalogue(keys_Id, values_Jd, content_JK, users)
 
     def __call__(
         self,
@@ -120,7 +147,7 @@ class PreferenceRetriever(nnx.Module):
         """
         weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
         preferences_BKd = self._gather(weights_BKQM, values_BMd)[:, 0]
-        keys_BCd = catalogue.keys_Id[candidates_BC]
+        keys_BCd = self.layout.take(catalogue.keys_Id, candidates_BC)
         shares_BCK = jax.nn.softmax(keys_BCd @ self.scale(preferences_BKd).swapaxes(1, 2), axis=-1)
         return shares_BCK @ weights_BKQM[:, :, 0]
 
@@ -138,8 +165,8 @@ class PreferenceRetriever(nnx.Module):
         self, items_BL: Array, catalogue: Catalogue, users_B: Array | None, at_B: Array | None
     ) -> tuple[Array, Array]:
         """The weight that each query gives each text, (B, K, Q, M), and what the texts hold, (B, M, d)."""
-        values_BMd = catalogue.values_Jd[items_BL]
-        content_BKL = catalogue.content_JK[items_BL].mT
+        values_BMd = self.layout.take(catalogue.values_Jd, items_BL)
+        content_BKL = self.layout.take(catalogue.content_JK, items_BL).mT
         logits_BKQM = content_BKL[:, :, None] + self._recency(items_BL.shape[1], at_B)
         if users_B is not None and self.reads_users:
             values_Bd, content_BK = self._look_up(users_B, catalogue)
@@ -153,6 +180,15 @@ class PreferenceRetriever(nnx.Module):
         gathered_BKQd = weights_BKQM.astype(values_BMd.dtype) @ values_BMd[:, None]
         preferences_BKQd: Array = self.preference_projection(gathered_BKQd)
         return normalize(preferences_BKQd.swapaxes(1, 2))
+
+    def _candidates(self, texts_IT: Array) -> Array:
+        """What items are as candidates, (I, d)."""
+        return normalize(self.item_projection(texts_IT))
+
+    def _memory(self, texts_JT: Array) -> tuple[Array, Array]:
+        """What is gathered from items, (J, d), and how much each query attends to them, (J, K)."""
+        keys_Jd = self.key_projection(texts_JT)
+        return self.value_projection(texts_JT), keys_Jd @ self.queries.embedding[...].T / keys_Jd.shape[1] ** 0.5
 
     def _look_up(self, users_B: Array, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""

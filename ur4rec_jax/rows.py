@@ -11,39 +11,39 @@ from typing import Any
 
 from jax import Array
 
+from ur4rec_jax.layout import ONE_DEVICE, TABLE, TEXTS, Layout
 from ur4rec_jax.state import TrainState
 
-_TABLE = ("sasrec", "item_embedding", "embedding")
-_TEXTS = ("retriever", "item_text_vectors")
 
-
-def take_rows(state: TrainState, items_J: Array, active: tuple[str, ...]) -> TrainState:
+def take_rows(state: TrainState, items_J: Array, active: tuple[str, ...], layout: Layout = ONE_DEVICE) -> TrainState:
     """The state of a model that has only these items; moments only of what trains."""
 
     def take(tree: Any) -> Any:
-        return _changed(tree, _TABLE, lambda table: table[items_J])
+        return _changed(tree, TABLE, lambda table: layout.take(table, items_J, of_batch=False))
 
     params = take(state.params)
-    if _TABLE[0] not in active:
+    if TABLE[0] not in active:
         return state._replace(params=params)
     return _with_moments(state, lambda adam: adam._replace(mu=take(adam.mu), nu=take(adam.nu)))._replace(params=params)
 
 
-def take_texts(buffers: Any, items_J: Array) -> Any:
+def take_texts(buffers: Any, items_J: Array, layout: Layout = ONE_DEVICE) -> Any:
     """The buffers of a model that has only these items."""
-    return _changed(buffers, _TEXTS, lambda texts: texts[items_J])
+    return _changed(buffers, TEXTS, lambda texts: layout.take(texts, items_J, of_batch=False))
 
 
-def put_rows(whole: TrainState, rows: TrainState, items_J: Array, active: tuple[str, ...]) -> TrainState:
+def put_rows(
+    whole: TrainState, rows: TrainState, items_J: Array, active: tuple[str, ...], layout: Layout = ONE_DEVICE
+) -> TrainState:
     """The state after a step on what `take_rows` gave."""
 
     def put(tree: Any, moved: Any) -> Any:
-        values_Jd = _at(moved, _TABLE)
-        return _changed(moved, _TABLE, lambda _: _at(tree, _TABLE).at[items_J].set(values_Jd, indices_are_sorted=True))
+        values_Jd = _at(moved, TABLE)
+        return _changed(moved, TABLE, lambda _: layout.put(_at(tree, TABLE), items_J, values_Jd))
 
-    if _TABLE[0] not in active:
-        return rows._replace(params=_changed(rows.params, _TABLE, lambda _: _at(whole.params, _TABLE)))
-    before = whole.optimizers.inner_states[_TABLE[0]][0]
+    if TABLE[0] not in active:
+        return rows._replace(params=_changed(rows.params, TABLE, lambda _: _at(whole.params, TABLE)))
+    before = whole.optimizers.inner_states[TABLE[0]][0]
     moved = _with_moments(rows, lambda adam: adam._replace(mu=put(before.mu, adam.mu), nu=put(before.nu, adam.nu)))
     return moved._replace(params=put(whole.params, rows.params))
 
@@ -51,8 +51,8 @@ def put_rows(whole: TrainState, rows: TrainState, items_J: Array, active: tuple[
 def _with_moments(state: TrainState, change: Callable[[Any], Any]) -> TrainState:
     """The state with the moments of the part that has the table changed."""
     inner = state.optimizers.inner_states
-    adam, *rest = inner[_TABLE[0]]
-    changed = {**inner, _TABLE[0]: (change(adam), *rest)}
+    adam, *rest = inner[TABLE[0]]
+    changed = {**inner, TABLE[0]: (change(adam), *rest)}
     return state._replace(optimizers=state.optimizers._replace(inner_states=changed))
 
 

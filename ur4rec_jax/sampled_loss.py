@@ -10,13 +10,16 @@ from jax import Array
 
 from ur4rec.training import arrays
 from ur4rec.training.sampling import HIT
+from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.retriever import PreferenceRetriever
 
 
-def sasrec_scores(hidden_Nd: Array, table_Jd: Array, targets_N: Array, sample: arrays.Sample[Array]) -> Array:
+def sasrec_scores(
+    hidden_Nd: Array, table_Jd: Array, targets_N: Array, sample: arrays.Sample[Array], layout: Layout = ONE_DEVICE
+) -> Array:
     """SASRec's logits of the candidates, (N, S)."""
-    positive_N1 = (hidden_Nd * table_Jd[targets_N]).sum(1, keepdims=True)
-    negative_NC = hidden_Nd @ table_Jd[sample.candidates_C].T
+    positive_N1 = (hidden_Nd * layout.take(table_Jd, targets_N)).sum(1, keepdims=True)
+    negative_NC = hidden_Nd @ layout.take(table_Jd, sample.candidates_C, of_batch=False).T
     return jnp.concatenate([positive_N1.astype(jnp.float32), negative_NC.astype(jnp.float32)], axis=1)
 
 
@@ -28,10 +31,11 @@ def retriever_scores(
     sample: arrays.Sample[Array],
 ) -> Array:
     """The retriever's logits of the candidates, (N, S)."""
-    keys_N1d = keys_Id.at[targets_N].get(mode="clip")[:, None]
+    layout = retriever.layout
+    keys_N1d = layout.take(keys_Id, targets_N, mode="clip")[:, None]
     products_NK = (retriever.scale(preferences_NKd) * keys_N1d).sum(2).astype(jnp.float32)
     positive_N1 = jax.nn.logsumexp(products_NK, axis=1, keepdims=True)
-    negative_NC = retriever.score(preferences_NKd, keys_Id[sample.candidates_C])
+    negative_NC = retriever.score(preferences_NKd, layout.take(keys_Id, sample.candidates_C, of_batch=False))
     return jnp.concatenate([positive_N1, negative_NC], axis=1)
 
 

@@ -11,6 +11,7 @@ from jax import Array
 
 from ur4rec.config import ModelConfig
 from ur4rec_jax.layers import Dropout, Embedding, LayerNorm, Linear, normal_with_padding
+from ur4rec_jax.layout import ONE_DEVICE
 
 
 class SelfAttention(nnx.Module):
@@ -75,6 +76,7 @@ class SASRec(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         dim = config.sasrec_hidden_dim
         self.num_items = config.num_items
+        self.layout = ONE_DEVICE
         self.item_embedding = Embedding(config.num_items + 1, dim, embedding_init=normal_with_padding, rngs=rngs)
         self.position_embedding = Embedding(config.max_seq_len, dim, rngs=rngs)
         # In a Sequential because Flax 0.12 changed how a list of modules is written.
@@ -93,7 +95,8 @@ class SASRec(nnx.Module):
             at_B: The one position of each row that is asked for; None is all. Only the last block can leave the others
                 out: it reads them all from the blocks before it.
         """
-        hidden_BLd = self.item_embedding(items_BL) + self.position_embedding.embedding[: items_BL.shape[1]]
+        embedded_BLd = self.layout.take(self.item_embedding.embedding[...], items_BL)
+        hidden_BLd = embedded_BLd + self.position_embedding.embedding[: items_BL.shape[1]]
         hidden_BLd = self.dropout(hidden_BLd, rngs)
         *before, last = self.blocks.layers
         for block in before:
@@ -102,8 +105,8 @@ class SASRec(nnx.Module):
         return states_BQd
 
     def item_table(self) -> Array:
-        """The embeddings that states are scored against, (I, d): without the padding row."""
-        return self.item_embedding.embedding[:-1]
+        """The embeddings that states are scored against, (I, d): without the padding row, unless the table is cut."""
+        return self.layout.candidates(self.item_embedding.embedding[...])
 
     def score(self, hidden_Nd: Array, table_Id: Array) -> Array:
         """Logits of every item at each state, (N, I)."""
@@ -114,7 +117,7 @@ def take_positions(values_BLd: Array, at_B: Array | None) -> Array:
     """One position of each row, (B, 1, d); all of them, (B, L, d), where none is named."""
     if at_B is None:
         return values_BLd
-    return values_BLd[jnp.arange(len(at_B)), at_B][:, None]
+    return jnp.take_along_axis(values_BLd, at_B[:, None, None], axis=1)
 
 
 def _up_to(at_B: Array, length: int) -> Array:

@@ -15,7 +15,8 @@ from ur4rec.training.memory import enough_for_model
 from ur4rec.training.scorer import ModelScorer, Scores
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory
 from ur4rec_jax.compiled import functions_of, split_model
-from ur4rec_jax.device import find_device, to_host, to_indices
+from ur4rec_jax.device import find_device, to_indices
+from ur4rec_jax.layout import to_host
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.ur4rec import UR4Rec
 

@@ -17,7 +17,8 @@ from ur4rec.training import held_out
 from ur4rec.training.checkpoint import Arrays
 from ur4rec_jax.checkpoint import export_weights, import_weights
 from ur4rec_jax.compiled import Functions
-from ur4rec_jax.device import to_host, to_indices
+from ur4rec_jax.device import to_indices
+from ur4rec_jax.layout import Layout, to_host
 
 Snapshot = held_out.Snapshot[Any]
 
@@ -28,7 +29,9 @@ class ModuleSnapshots:
     Args:
         functions: The model's.
         arrays: Returns its parameters by part and its buffers, as they are now.
-        place: Puts arrays on the device.
+        place: Puts the parameters of a module on the device.
+        layout: Where the model is.
+        padding: The padding index.
         reads_users: Whether the model has user texts.
     """
 
@@ -37,12 +40,16 @@ class ModuleSnapshots:
         functions: Functions,
         arrays: Callable[[], tuple[dict[str, Any], Any]],
         place: Callable[[Any], Any],
+        layout: Layout,
         *,
+        padding: int,
         reads_users: bool,
     ) -> None:
         self._functions = functions
         self._arrays = arrays
         self._place = place
+        self._layout = layout
+        self._padding = padding
         self._reads_users = reads_users
 
     def take(self, module: str, batch: EvaluationBatch, weights: Mapping[str, NDArray[Any]] | None) -> Snapshot:
@@ -51,15 +58,22 @@ class ModuleSnapshots:
         if weights is None:
             kept = jax.tree.map(jnp.copy, params[module])
         else:
-            kept = self._place(import_weights(params[module], weights))
+            kept = self._place(import_weights(self._layout.model_shape(params[module]), weights))
         users_B = to_indices(batch.users_B) if self._reads_users and batch.users_B is not None else None
-        given = self._place((to_indices(batch.items_BL), users_B))
-        outputs_Bd, table_Id = self._functions.read({**params, module: kept}, buffers, *given, module=module)
+        items_BL = to_indices(batch.items_BL)
+        rows = (
+            self._place((items_BL, users_B))
+            if self._layout.mesh is None
+            else self._layout.place_histories(items_BL, users_B, self._padding)
+        )
+        outputs_Bd, table_Id = self._functions.read(
+            {**params, module: kept}, buffers, *rows, module=module, num_rows=len(items_BL)
+        )
         return Snapshot(kept, outputs_Bd, table_Id)
 
     def weights(self, snapshot: Snapshot) -> Arrays:
         """Its weights, by the names in a checkpoint."""
-        return export_weights(snapshot.weights)
+        return export_weights(self._layout.fetch(snapshot.weights))
 
     def score(self, module: str, snapshot: Snapshot, first: int, width: int) -> Array:
         """Scores of a module alone for some items, (B, s)."""

@@ -18,12 +18,13 @@ from ur4rec.config import TrainerConfig
 from ur4rec.schedule.stages import BOTH, MODULES, TURNS, WITHOUT_CURRICULUM, CurriculumWeights
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import UNCERTAINTY
+from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.rows import put_rows, take_rows, take_texts
 from ur4rec_jax.state import TrainState
 from ur4rec_jax.strategies import BankEntries, Context, Strategies, StrategyState
-from ur4rec_jax.ur4rec import UR4Rec
+from ur4rec_jax.ur4rec import UR4Rec, laid_out
 
 FUSION = "fusion"
 PARTS = (*MODULES, FUSION)
@@ -37,19 +38,27 @@ class Step:
         config: The settings.
         fused: Whether the fused scores are trained; else each module by its own loss.
         parts: The parts of the model that have parameters: not every fusion does.
+        layout: Where the model's arrays and batches are.
 
     Attributes:
         fused: As given.
+        layout: As given.
         sampled: Whether losses are sampled, so that a step needs the items of its inputs' sample alone.
     """
 
     def __init__(
-        self, graphdef: nnx.GraphDef[UR4Rec], config: TrainerConfig, fused: bool, parts: tuple[str, ...] = PARTS
+        self,
+        graphdef: nnx.GraphDef[UR4Rec],
+        config: TrainerConfig,
+        fused: bool,
+        parts: tuple[str, ...] = PARTS,
+        layout: Layout = ONE_DEVICE,
     ) -> None:
         self._graphdef = graphdef
         self._config = config
         self.fused = fused
         self.sampled = config.catalogue_loss == "sampled"
+        self.layout = layout
         self._strategies = Strategies(config)
         self._labels = {name: name for name in parts}
         always = (FUSION,) if FUSION in parts else ()
@@ -99,7 +108,8 @@ class Step:
         """
         whole, sample, active = state, inputs.sample, self._turns[turn]
         if sample is not None:
-            state, buffers = take_rows(whole, sample.items_J, active), take_texts(buffers, sample.items_J)
+            state = take_rows(whole, sample.items_J, active, self.layout)
+            buffers = take_texts(buffers, sample.items_J, self.layout)
         loss = partial(self._loss(turn), distils, state.strategies, curriculum)
         gradients = active_value_and_grad(loss, self._labels, tuple(self._labels), turns=self._turns, has_aux=True)
         (_, (losses, entries)), grads = gradients(
@@ -108,13 +118,15 @@ class Step:
         good = jnp.isfinite(losses.total)
         kept = _keep_unless(good, self._move(state, grads, turn, learning_rates), state, active)
         if sample is not None:
-            kept = put_rows(whole, kept, sample.items_J, active)
+            kept = put_rows(whole, kept, sample.items_J, active, self.layout)
         bank, log_variances_C = state.strategies
         log_variances_C, metrics = self._strategies.finish(log_variances_C, losses, learning_rates.get(UNCERTAINTY))
         if entries is not None:
             entries = entries._replace(is_kept_B=entries.is_kept_B & good)
         report = StepReport(losses.total, losses.modules, metrics)
-        return kept._replace(strategies=StrategyState(bank, log_variances_C)), report, entries
+        kept = kept._replace(strategies=StrategyState(bank, log_variances_C))
+        found: tuple[TrainState, StepReport[Array], BankEntries | None] = self.layout.keep((kept, report, entries))
+        return found
 
     def _move(self, state: TrainState, grads: Any, turn: str, learning_rates: dict[str, Array]) -> TrainState:
         """What is active, clipped and updated."""
@@ -145,7 +157,8 @@ class Step:
         ) -> tuple[Array, tuple[StepLosses, BankEntries | None]]:
             if config.bf16:
                 params, buffers, catalogue = _to_bf16((params, buffers, catalogue))
-            model = nnx.merge(self._graphdef, params, buffers)
+            layout = self.layout.of_rows if self.sampled else self.layout
+            model = laid_out(self._graphdef, layout, params, buffers)
             rngs = random_numbers(key)
             if catalogue is None and (self.fused or "retriever" in modules or (distils and self.sampled)):
                 catalogue = model.retriever.catalogue(with_users=False)
@@ -161,12 +174,12 @@ class Step:
         return loss
 
 
-def write(state: TrainState, entries: BankEntries | None) -> TrainState:
+def write(state: TrainState, entries: BankEntries | None, layout: Layout = ONE_DEVICE) -> TrainState:
     """The state with the entries of a step in its memory bank; None is a step that writes nothing."""
     bank = state.strategies.bank
     if entries is None or bank is None:
         return state
-    return state._replace(strategies=state.strategies._replace(bank=bank.write(*entries)))
+    return state._replace(strategies=state.strategies._replace(bank=layout.keep(bank.write(*entries))))
 
 
 def random_numbers(key: Array) -> nnx.Rngs:

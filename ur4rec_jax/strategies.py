@@ -17,7 +17,8 @@ from ur4rec.schedule.stages import CurriculumWeights
 from ur4rec.training import arrays
 from ur4rec.training.components import COMPONENTS, DIVERSITY_RIDGE, UNCERTAINTY, loss_name, weight_name
 from ur4rec_jax.layers import normalize
-from ur4rec_jax.losses import Component, StepInputs, StepLosses, both_scores, mean_over_targets
+from ur4rec_jax.layout import ONE_DEVICE, Layout
+from ur4rec_jax.losses import Component, StepInputs, StepLosses, at_positions, both_scores, mean_over_targets
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.sampled_loss import corrections
 from ur4rec_jax.ur4rec import UR4Rec
@@ -28,13 +29,18 @@ _EMPTY = -1
 LastTargets: TypeAlias = arrays.LastTargets[Array]
 
 
-def find_last_targets(inputs: StepInputs, num_items: int) -> LastTargets:
+def find_last_targets(inputs: StepInputs, num_items: int, layout: Layout = ONE_DEVICE) -> LastTargets:
     """The last target of each row."""
-    num_rows, length = inputs.items_BL.shape
-    rows_N, is_target_N = inputs.positions_N // length, inputs.targets_N < num_items
-    count_B = jnp.zeros(num_rows, jnp.int32).at[rows_N].add(is_target_N)
-    index_B = jnp.maximum(jnp.cumsum(count_B) - 1, 0)
-    return LastTargets(index_B, inputs.targets_N[index_B], count_B > 0)
+
+    def find(items_BL: Array, positions_N: Array, targets_N: Array) -> LastTargets:
+        num_rows, length = items_BL.shape
+        rows_N, is_target_N = positions_N // length, targets_N < num_items
+        count_B = jnp.zeros(num_rows, jnp.int32).at[rows_N].add(is_target_N)
+        index_B = jnp.maximum(jnp.cumsum(count_B) - 1, 0)
+        return LastTargets(index_B, targets_N[index_B], count_B > 0)
+
+    found: LastTargets = layout.per_part(find, inputs.items_BL, inputs.positions_N, inputs.targets_N)
+    return found
 
 
 class MemoryBank(NamedTuple):
@@ -60,7 +66,14 @@ class MemoryBank(NamedTuple):
         """
         return cls(jnp.full(size, _EMPTY, jnp.int32), jnp.zeros((size, dim)), jnp.zeros((), jnp.int32))
 
-    def loss(self, preferences_NKd: Array, keys_Bd: Array, last: LastTargets, temperature: float) -> Array:
+    def loss(
+        self,
+        preferences_NKd: Array,
+        keys_Bd: Array,
+        last: LastTargets,
+        temperature: float,
+        layout: Layout = ONE_DEVICE,
+    ) -> Array:
         """InfoNCE: what each row wants next, against its target's key and the bank's of other items; a mean over rows.
 
         Args:
@@ -68,8 +81,10 @@ class MemoryBank(NamedTuple):
             keys_Bd: Keys of the last targets now.
             last: Of the batch.
             temperature: Cosines are divided by it.
+            layout: Where the batch is.
         """
-        queries_Bd = normalize(preferences_NKd[last.index_B].mean(1))
+        last_BKd = layout.per_part(lambda values_NKd, index_B: values_NKd[index_B], preferences_NKd, last.index_B)
+        queries_Bd = normalize(last_BKd.mean(1))
         positive_B = (queries_Bd * keys_Bd).sum(1).astype(jnp.float32) / temperature
         negative_BM = (queries_Bd @ self.keys_Md.astype(queries_Bd.dtype).T).astype(jnp.float32) / temperature
         is_negative_BM = (self.items_M != last.items_B[:, None]) & (self.items_M != _EMPTY)
@@ -142,29 +157,34 @@ def _present(components: Mapping[str, Component], log_variances_C: Array) -> dic
     }
 
 
-def consistency_loss(preferences_NKd: Array, inputs: StepInputs, keys_Id: Array) -> Array:
+def consistency_loss(preferences_NKd: Array, inputs: StepInputs, keys_Id: Array, layout: Layout = ONE_DEVICE) -> Array:
     """Squared distance of what is wanted from what the history is about, a mean over positions.
 
     Both are means of unit vectors, normalised: of the preference vectors, and of the history's text vectors up to
     there, which are detached.
     """
     keys_Id = jax.lax.stop_gradient(keys_Id).astype(jnp.float32)
-    history_BLd = jnp.cumsum(keys_Id.at[inputs.items_BL].get(mode="clip"), axis=1)
-    history_Nd = normalize(history_BLd.reshape(-1, history_BLd.shape[-1])[inputs.positions_N])
+    history_BLd = jnp.cumsum(layout.take(keys_Id, inputs.items_BL, mode="clip"), axis=1)
+    history_Nd = normalize(layout.per_part(at_positions, history_BLd, inputs.positions_N))
     wanted_Nd = normalize(preferences_NKd.astype(jnp.float32).mean(1))
-    return mean_over_targets(jnp.square(wanted_Nd - history_Nd).sum(1), inputs.targets_N < len(keys_Id))
+    return mean_over_targets(
+        jnp.square(wanted_Nd - history_Nd).sum(1), inputs.targets_N < layout.count_items(len(keys_Id))
+    )
 
 
-def diversity_loss(preferences_NKd: Array, is_target_N: Array) -> Array:
+def diversity_loss(preferences_NKd: Array, is_target_N: Array, layout: Layout = ONE_DEVICE) -> Array:
     """−log det(P Pᵀ + 0.1 I) of the preference vectors, a mean over positions: large where they are alike."""
     vectors_NKd = preferences_NKd.astype(jnp.float32)
     ridge_KK = DIVERSITY_RIDGE * jnp.eye(vectors_NKd.shape[1])
-    factor_NKK = jnp.linalg.cholesky(vectors_NKd @ vectors_NKd.mT + ridge_KK)
+    factor_NKK = layout.per_part(jnp.linalg.cholesky, vectors_NKd @ vectors_NKd.mT + ridge_KK)
     return mean_over_targets(-2 * jnp.log(jnp.diagonal(factor_NKK, axis1=1, axis2=2)).sum(1), is_target_N)
 
 
-def distillation_loss(student_NI: Array, teacher_NI: Array, is_target_N: Array, temperature: float) -> Array:
+def distillation_loss(
+    student_NI: Array, teacher_NI: Array, is_target_N: Array, temperature: float, layout: Layout = ONE_DEVICE
+) -> Array:
     """T² · KL(softmax(teacher / T) || softmax(student / T)), a mean over positions; the teacher is detached."""
+    student_NI, teacher_NI = layout.without_padding(student_NI), layout.without_padding(teacher_NI)
     student_NI = jax.nn.log_softmax(student_NI / temperature, axis=1)
     teacher_NI = jax.nn.log_softmax(jax.lax.stop_gradient(teacher_NI) / temperature, axis=1)
     divergence_N = (jnp.exp(teacher_NI) * (teacher_NI - student_NI)).sum(1)
@@ -244,8 +264,9 @@ class Strategies:
         last = keys_Bd = entries = None
         if state.bank is not None and "retriever" in context.modules:
             assert context.catalogue is not None
-            last = find_last_targets(context.inputs, len(context.catalogue.keys_Id))
-            keys_Bd = context.catalogue.keys_Id.at[last.items_B].get(mode="clip")
+            keys_Id, layout = context.catalogue.keys_Id, context.model.layout
+            last = find_last_targets(context.inputs, layout.count_items(len(keys_Id)), layout)
+            keys_Bd = layout.take(keys_Id, last.items_B, mode="clip")
             if context.inputs.sample is not None:  # the bank outlives the numbers of a sample
                 last = last._replace(items_B=context.inputs.sample.items_J[last.items_B])
             entries = BankEntries(last.items_B, jax.lax.stop_gradient(keys_Bd).astype(jnp.float32), last.is_real_B)
@@ -299,13 +320,14 @@ class Strategies:
             assert preferences_NKd is not None
             assert context.catalogue is not None
             keys_Id = context.catalogue.keys_Id
-            is_target_N, temperature = inputs.targets_N < len(keys_Id), self._config.memory_bank_temperature
-            consistency = partial(consistency_loss, preferences_NKd, inputs, keys_Id)
+            layout, temperature = context.model.layout, self._config.memory_bank_temperature
+            is_target_N = inputs.targets_N < layout.count_items(len(keys_Id))
+            consistency = partial(consistency_loss, preferences_NKd, inputs, keys_Id, layout)
             found["consistency"] = _component(consistency, weights.consistency)
             if last is not None and keys_Bd is not None and state.bank is not None:
-                contrastive = partial(state.bank.loss, preferences_NKd, keys_Bd, last, temperature)
+                contrastive = partial(state.bank.loss, preferences_NKd, keys_Bd, last, temperature, layout)
                 found["contrastive"] = _component(contrastive, weights.contrastive)
-            diversity = partial(diversity_loss, preferences_NKd, is_target_N)
+            diversity = partial(diversity_loss, preferences_NKd, is_target_N, layout)
             found["diversity"] = _component(diversity, weights.diversity)
         if context.distils:
             found["distillation"] = Component(self._distillation(losses, context), self._config.kd_weight)
@@ -317,11 +339,12 @@ class Strategies:
         sasrec_NI, retriever_NI = both_scores(context.model, context.inputs, context.catalogue, losses.outputs)
         pairs = {"sasrec": (sasrec_NI, retriever_NI), "retriever": (retriever_NI, sasrec_NI)}
         targets_N, temperature = context.inputs.targets_N, self._config.kd_temperature
-        is_target_N = targets_N < len(context.catalogue.keys_Id)
+        layout = context.model.layout
+        is_target_N = targets_N < layout.count_items(len(context.catalogue.keys_Id))
         if (sample := context.inputs.sample) is not None:  # added to the logits over T, so that it counts once
             shift_NS = temperature * corrections(targets_N, sample)
             pairs = {name: (student + shift_NS, teacher + shift_NS) for name, (student, teacher) in pairs.items()}
-        terms = (distillation_loss(*pairs[module], is_target_N, temperature) for module in context.modules)
+        terms = (distillation_loss(*pairs[module], is_target_N, temperature, layout) for module in context.modules)
         return reduce(jnp.add, terms)
 
 

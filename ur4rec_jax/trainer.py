@@ -32,9 +32,11 @@ from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
-from ur4rec_jax.device import find_device, send, to_host, to_inputs
-from ur4rec_jax.epoch import Epoch, stack_inputs
+from ur4rec_jax.device import find_device, find_devices, send, to_inputs
+from ur4rec_jax.epoch import Epoch, StepInput, stack_inputs
+from ur4rec_jax.layout import ONE_DEVICE, Layout, to_host
 from ur4rec_jax.losses import StepInputs
+from ur4rec_jax.processes import known_processes
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
@@ -63,7 +65,8 @@ class TrainerArguments(TrainerSettings, total=False):
 class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     """Trains a UR4Rec model through the four stages; arguments and attributes are those of `BaseTrainer`.
 
-    The model's arrays are copied to the device; the freeze contract is that of `adapters.optax`.
+    The model's arrays are copied to the device; the freeze contract is that of `adapters.optax`. A ``mesh`` is over all
+    devices of all processes; without one, one process trains on one device, and several divide batches.
 
     Args:
         model: The model.
@@ -92,31 +95,48 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     _alternating: HostAlternator
     _to_host = staticmethod(to_host)
 
-    def __init__(self, model: UR4Rec, *, on_device: bool = False, **arguments: Unpack[TrainerArguments]) -> None:
+    def __init__(
+        self,
+        model: UR4Rec,
+        *,
+        on_device: bool = False,
+        **arguments: Unpack[TrainerArguments],
+    ) -> None:
         self._on_device = on_device
+        self._kind = arguments.get("device", "auto")
+        if arguments.get("processes") is None:
+            arguments["processes"] = known_processes()
         if arguments.get("compile"):
             _LOGGER.warning("compile=True changes nothing in JAX, which compiles every step anyway")
         super().__init__(model, **arguments)
 
     @property
     def model(self) -> UR4Rec:
-        """The model with a copy of the weights as they are now."""
-        model: UR4Rec = nnx.merge(self._graphdef, self._place(self._state.params), self._buffers)
+        """The model with a copy of the weights as they are now, on one device; several processes take it together."""
+        params, buffers = self._layout.fetch(self._state.params), self._layout.fetch(self._buffers)
+        params = jax.device_put(params, self.device, may_alias=False)
+        model: UR4Rec = nnx.merge(self._graphdef, params, jax.device_put(buffers, self.device))
         return model
 
     def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
         if shard:
             raise ConfigurationError("shard must be left out with the backend jax, got True; give mesh='items=N'")
-        return parse_mesh(mesh, self.processes.count)
+        self._devices = None if mesh is None and jax.process_count() == 1 else find_devices(self._kind)
+        return Mesh() if self._devices is None else parse_mesh(mesh, len(self._devices))
 
     def _set_up(self, model: UR4Rec, device: str | jax.Device) -> None:
+        self._layout = ONE_DEVICE
+        if self._devices is not None:
+            self._layout = Layout.over(self._devices, self.mesh, model.config.num_items)
+            device = next(each for each in self._devices if each.process_index == jax.process_index())
         self.device = find_device(device)
         self._loss_at_hand = self.device.platform == "cpu"
         self._graphdef, params, buffers = split_model(model)
         self._buffers = self._place(buffers)
-        self._functions = functions_of(self._graphdef, self.config, tuple(name for name in PARTS if name in params))
+        parts = tuple(name for name in PARTS if name in params)
+        self._functions = functions_of(self._graphdef, self.config, parts, self._layout)
         self._state = self._place(self._functions.steps[True].init(params, model.config.retriever_output_dim))
-        self._key = jax.device_put(jax.random.key(self.config.seed), self.device)
+        self._key = self._place(jax.random.key(self.config.seed))
         self._usual_targets: int | None = None
         self._kept_catalogue: Catalogue | None = None
 
@@ -132,7 +152,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _train_batches(
         self, loader: Iterable[Batch], batches: Iterable[Batch], after_step: Callable[[], bool] | None
     ) -> None:
-        self._usual_targets = getattr(loader, "usual_targets", None)
+        self._usual_targets = _usual_targets(loader, self._layout.num_parts)
         try:
             if self._on_device:
                 self._train_on_device(list(batches))
@@ -142,10 +162,13 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             self._usual_targets = None
 
     def _preparer(self) -> Callable[[Batch, int], StepInputs]:
-        num_items, usual_targets, with_users = self._model_config.num_items, self._usual_targets, self._reads_users
+        num_items, usual_targets, layout = self._model_config.num_items, self._usual_targets, self._layout
+        options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler}
 
         def prepare(batch: Batch, step: int) -> StepInputs:
-            inputs = to_inputs(batch, num_items, usual_targets, with_users=with_users, sampler=self._sampler, step=step)
+            inputs = to_inputs(batch, num_items, usual_targets, step=step, num_parts=layout.num_parts, **options)
+            if layout.mesh is not None:
+                return layout.place_inputs(inputs)
             sent: StepInputs = send(inputs, self.device)
             return sent
 
@@ -161,7 +184,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             self._catalogue() if needs_catalogue and not trains_retriever else None,
             inputs,
             self._key,
-            *send((np.int32(self.step), *jax.tree.map(np.float32, numbers)), self.device),
+            *self._send((np.int32(self.step), *jax.tree.map(np.float32, numbers))),
             turn=active,
             distils=self._distils,
         )
@@ -171,24 +194,35 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             self._kept_catalogue = None
         return self._observe(active, report, at_hand=self._loss_at_hand), report
 
+    def _send(self, numbers: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Numbers of the host where a step takes them from."""
+        on_mesh = self._layout.mesh is not None
+        sent: tuple[Any, ...] = self._layout.place_whole(numbers) if on_mesh else send(numbers, self.device)
+        return sent
+
     def _late(self, value: Array) -> Reader:
         return partial(float, value)
 
     def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[Scores[Array]]:
         arrays = (self._state.params, self._buffers, self._catalogue())
-        return nullcontext(ModelScores(self._functions, arrays, scorers, self._model_config, self.device))
+        scores = ModelScores(self._functions, arrays, scorers, self._model_config, self.device, self._layout)
+        return nullcontext(scores)
 
     def _snapshots(self) -> ModuleSnapshots:
         def arrays() -> tuple[dict[str, Any], Any]:
             return self._state.params, self._buffers
 
-        return ModuleSnapshots(self._functions, arrays, self._place, reads_users=self._reads_users)
+        return ModuleSnapshots(
+            *(self._functions, arrays, self._place, self._layout),
+            padding=self._model_config.num_items,
+            reads_users=self._reads_users,
+        )
 
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
-        return export_arrays(self._state, self._buffers)
+        return export_arrays(*self._layout.fetch((self._state, self._buffers)))
 
     def _restore_arrays(self, weights: Arrays, moments: Arrays) -> None:
-        state, buffers = restore_arrays(weights, moments, self._state, self._buffers)
+        state, buffers = restore_arrays(weights, moments, *self._layout.model_shape((self._state, self._buffers)))
         self._state, self._buffers = self._place(state), self._place(buffers)
         self._kept_catalogue = None
 
@@ -214,11 +248,17 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             *(batches, self._model_config.num_items, self._usual_targets, self.step, rates, curricula),
             with_users=self._reads_users,
             sampler=self._sampler,
+            num_parts=self._layout.num_parts,
         )
+        if self._layout.mesh is not None:
+            placed = self._layout.place_inputs(inputs_S.inputs, stacked=True)
+            inputs_S = StepInput(placed, *self._layout.place_whole(inputs_S[1:]))
+        else:
+            inputs_S = send(inputs_S, self.device)
         epoch, saved = self._epoch(), self._alternating.state_dict()
         catalogue = self._catalogue() if epoch.keeps_catalogue else None
         self._state, self._kept_catalogue, steps, schedule = epoch.run(
-            self._state, saved, catalogue, self._buffers, self._key, send(inputs_S, self.device)
+            self._state, saved, catalogue, self._buffers, self._key, inputs_S
         )
         for step, step_rates in zip(steps, rates, strict=True):
             active = self.alternator.active if step.decision is None else step.decision.previous
@@ -241,5 +281,16 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         return epoch
 
     def _place(self, tree: Any) -> Any:
-        """A copy of arrays on the device: what training steps consume is nobody else's."""
+        """A copy of arrays where they are trained: what training steps consume is nobody else's."""
+        if self._layout.mesh is not None:
+            return self._layout.place(tree, self._layout.specs(tree))
         return jax.device_put(tree, self.device, may_alias=False)
+
+
+def _usual_targets(loader: Iterable[Batch], num_parts: int) -> int | None:
+    """The usual maximum of the number of targets of a part of a batch, if the loader knows it."""
+    usual: int | None = getattr(loader, "usual_targets", None)
+    if num_parts == 1 or usual is None:
+        return usual
+    of_part: Callable[[int], int] | None = getattr(loader, "usual_targets_of_part", None)
+    return None if of_part is None else of_part(num_parts)

@@ -5,7 +5,7 @@ scored at once, U users.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypeAlias, Unpack
+from typing import Any, TypeAlias, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
 from ur4rec.training.memory import enough_for_model
+from ur4rec_jax.layout import Layout
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
 
@@ -160,6 +161,15 @@ class UR4Rec(nnx.Module):
             # Memory that has run out is noticed as late as here.
             jax.block_until_ready(nnx.state(self))  # type: ignore[no-untyped-call]
 
+    @property
+    def layout(self) -> Layout:
+        """Where its arrays are."""
+        return self.sasrec.layout
+
+    def lay_out(self, layout: Layout) -> None:
+        """Say where its arrays are; they lie there already."""
+        self.sasrec.layout = self.retriever.layout = layout
+
     def __call__(self, items_BL: Array, users_B: Array | None = None) -> Array:
         """Fused scores of every item as the next one, (B, I)."""
         return self.score(items_BL, users_B=users_B)
@@ -239,6 +249,8 @@ class UR4Rec(nnx.Module):
             assert catalogue is not None
             keys_sd = catalogue.keys_Id if take is None else take(catalogue.keys_Id)
             found["retriever"] = self.retriever.score(encoded.preferences_NKd, keys_sd)
+        if take is None:
+            found = {scorer: self.layout.join_items(scores_BI) for scorer, scores_BI in found.items()}
         if "fused" in scorers:
             found["fused"] = self.fuse(found["sasrec"], found["retriever"], totals)
         return {scorer: found[scorer] for scorer in scorers}
@@ -246,6 +258,8 @@ class UR4Rec(nnx.Module):
     def fuse(self, sasrec_Bs: Array, retriever_Bs: Array, totals: Sequence[Array] | None = None) -> Array:
         """Fused scores of some items, (B, s), from those of both modules; ``totals`` as for `score_items`."""
         if totals is None:
+            if isinstance(self.fusion, WeightedFusion):
+                sasrec_Bs, retriever_Bs = map(self.layout.without_padding, (sasrec_Bs, retriever_Bs))
             return self.fusion(sasrec_Bs, retriever_Bs)
         assert isinstance(self.fusion, WeightedFusion)
         return self.fusion.mix(sasrec_Bs - totals[0], retriever_Bs - totals[1])
@@ -259,3 +273,17 @@ class UR4Rec(nnx.Module):
     def last(self, items_BL: Array) -> Array:
         """The position of the last item of each history, (B,)."""
         return jnp.maximum((items_BL != self.config.num_items).sum(1), 1) - 1
+
+
+def laid_out(graphdef: nnx.GraphDef[UR4Rec], layout: Layout, params: Any, buffers: Any) -> UR4Rec:
+    """The model of arrays that lie on some devices.
+
+    Args:
+        graphdef: The model without its arrays, from `flax.nnx.split`.
+        layout: How they lie.
+        params: The parameters of each part.
+        buffers: The rest.
+    """
+    model: UR4Rec = nnx.merge(graphdef, params, buffers)
+    model.lay_out(layout)
+    return model

@@ -24,3 +24,11 @@ def test_dropout_needs_random_numbers_and_falls_where_they_are_given(make_model)
         assert not np.allclose(first, other, atol=1e-3)
         assert np.array_equal(run(items_BL), run(items_BL))
         assert not np.allclose(run(items_BL), first, atol=1e-3)
+
+
+def test_the_catalogue_in_blocks_is_the_catalogue(make_model):
+    retriever = make_model().retriever
+    for size in (7, 16):
+        whole, blocks = jax.jit(lambda size=size: (retriever.catalogue(), retriever.catalogue_in_blocks(size)))()
+        for mine, other in zip(jax.tree.leaves(blocks), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-6)

@@ -149,9 +149,16 @@ class TrainBatches:
 
         Of more than `MAX_DRAWN` windows it is what a batch can hold.
         """
+        return self.usual_targets_of_part(1)
+
+    def usual_targets_of_part(self, num_parts: int) -> int:
+        """The same for the parts of batches whose rows are divided; see `ur4rec.training.processes.part_of`."""
+        size = -(-self.batch_size // num_parts)
         if self.num_rows > MAX_DRAWN:
-            return self.batch_size * self._width
-        firsts, rows_R = np.arange(0, self.num_rows, self.batch_size), np.arange(self.num_rows)
+            return size * self._width
+        starts_P = np.arange(0, self.batch_size, size)
+        firsts = (np.arange(0, self.num_rows, self.batch_size)[:, None] + starts_P).ravel()
+        firsts, rows_R = firsts[firsts < self.num_rows], np.arange(self.num_rows)
         counts = (
             np.add.reduceat(self._cut(drawn, rows_R)[3][drawn.order(rows_R)], firsts)
             for drawn in map(self._draw, range(16))

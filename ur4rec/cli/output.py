@@ -98,3 +98,4 @@ def log_to_stderr(quiet: bool) -> None:
     handler.setFormatter(_PlainFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, handlers=[handler])
     logging.getLogger("alternator").setLevel(logging.WARNING)  # the progress bar and decisions.csv say it better
+    logging.getLogger("jax").setLevel(logging.WARNING)  # which kinds of accelerators are not there

@@ -80,13 +80,18 @@ def test_a_process_that_ends_ends_all_with_one_line(what, line):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--nonsense"], "No such option: --nonsense"), (["--set", "nonsense=1"], "error: unknown setting 'nonsense'")],
+    [
+        (["train", "--out", "never", "--nonsense"], "No such option: --nonsense"),
+        (["train", "--out", "never", "--set", "nonsense=1"], "error: unknown setting 'nonsense'"),
+        (["evaluate", "run"], "error: ur4rec evaluate must be run by one process, got 2; start it without torchrun"),
+    ],
 )
 def test_the_first_process_alone_says_what_is_wrong_unless_the_others_live_on(monkeypatch, capsys, arguments, said):
     paused = []
     monkeypatch.setattr(together, "time", SimpleNamespace(sleep=lambda seconds: paused.append((seconds, heard()))))
     heard = lambda: "".join(capsys.readouterr())  # noqa: E731
-    monkeypatch.setattr(sys, "argv", ["ur4rec", "train", "--out", "never", *arguments])
+    monkeypatch.setattr(sys, "argv", ["ur4rec", *arguments])
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as ended:

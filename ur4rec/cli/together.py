@@ -11,12 +11,14 @@ from typing import Any
 
 import typer
 
-from alternator import AlternatorError
+from alternator import AlternatorError, ConfigurationError
 from ur4rec.cli.options import one_line_errors
 from ur4rec.training.backend import load_backend
 from ur4rec.training.processes import ONE_PROCESS, Processes
 
 _UsageError: Any = typer.BadParameter.__base__  # of the click that typer uses: its own, or the one installed
+COMMANDS = ("train", "recommend")
+"""What several processes do together."""
 PAUSE = 3.0
 """Seconds after which whoever started the processes has ended those that are left, if the first has ended."""
 
@@ -50,6 +52,7 @@ def run(app: typer.Typer) -> None:
 
     All find the same, and the others wait to be ended.
     """
+    _refuse_other_commands()
     if _is_first():
         app(prog_name="ur4rec")
         return
@@ -71,6 +74,22 @@ def first_speaks() -> Iterator[None]:
         if not _is_first():
             time.sleep(PAUSE)
         raise
+
+
+def _refuse_other_commands() -> None:
+    """Refuse a command that several processes would each run by itself, and print as often."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    if count == 1 or command in (None, *COMMANDS):
+        return
+    try:
+        with one_line_errors(), first_speaks():
+            raise ConfigurationError(
+                f"ur4rec {command} must be run by one process, got {count}; start it without torchrun, which is for "
+                f"{' and '.join(COMMANDS)}"
+            )
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
 
 
 def _is_first() -> bool:

@@ -383,7 +383,7 @@ def measure(name: str, axis: str, size: int, backend: str, memory: int = DEFAULT
         backend=backend,
         seconds=min(seconds[1:] or seconds),
         calls=len(seconds),
-        peak_MB=resident_peak(),
+        peak_MB=max(resident_peak(), before),  # pages may have been given back since
         before_MB=before,
         extra=extra or {},
     )

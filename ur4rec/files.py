@@ -28,9 +28,13 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         OSError: The disk is full or not writable; the previous file is still there and nothing else is.
     """
     with scratch_directory(path.parent) as scratch:
-        write(scratch / path.name)
-        _flush(scratch / path.name)
-        (scratch / path.name).replace(path)
+        part = scratch / path.name
+        part.touch()
+        mode = part.stat().st_mode
+        write(part)
+        part.chmod(mode)  # a library may have put a file of its own there that nobody else can read
+        _flush(part)
+        part.replace(path)
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 
 TIMEOUT = 1200.0
 """Seconds for a program to end, however busy the machine is."""
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-"""Compile fast."""
+FLAGS = os.environ.get("XLA_FLAGS", "")
+"""Those of the suite: compile fast."""
 ON_MESHES = ("data=4", "data=4,items=2", "items=8")
 
 

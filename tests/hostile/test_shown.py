@@ -100,7 +100,8 @@ def test_recommended_titles_are_shown_as_they_are(tmp_path, monkeypatch):
 
     monkeypatch.setattr(recommender, "Recommender", Stub)
     monkeypatch.setattr(output._console, "_width", 400)
-    (tmp_path / "config.json").write_text("{}")
+    config = {"dataset": "plays.csv", "backend": "torch", "schedule": "parity"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     result = invoke("recommend", tmp_path, "--user", "u")
     assert result.stdout.count(SHOWN) == 2, result.output
     assert not ORDERS & set(result.output)

@@ -11,7 +11,7 @@ FILES := $(PACKAGES) tests benchmarks examples docs
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check docs format bench clean
+.PHONY: help setup demo test check static lint types-mypy types-pyright docs format bench clean
 
 help:  ## list the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,21 +32,26 @@ setup: $(VENV)/.dev  ## create .venv with everything that tests and checks need
 demo: $(VENV)/.demo-$(BACKEND)  ## train UR4Rec on MovieLens-100K and say who trained when, and why (BACKEND=torch|jax)
 	OMP_NUM_THREADS=1 $(BIN)/ur4rec train --backend $(BACKEND) --dataset ml-100k --preset demo --out runs/demo --overwrite
 
-test: $(VENV)/.dev  ## run all tests, lint, types and import rules
-	$(BIN)/ruff format --check $(FILES)
-	$(BIN)/ruff check $(FILES)
-	$(BIN)/mypy
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	$(BIN)/lint-imports --no-cache
+test: static  ## run all tests, lint, types and import rules
 	$(PYTEST) $(CORE) --cov --cov-report=term
 	$(PYTEST) tests $(filter-out alternator,$(PACKAGES)) --ignore=tests/unit/alternator
 
-check: docs  ## lint, types, import rules and documentation, without the tests
+check: docs static  ## lint, types, import rules and documentation, without the tests
+
+# What needs no tests to run; the two type checkers, each of one thread, side by side.
+static: $(VENV)/.dev
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint types-mypy types-pyright
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check $(FILES)
 	$(BIN)/ruff check $(FILES)
-	$(BIN)/mypy
-	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-cache
+
+types-mypy: $(VENV)/.dev
+	$(BIN)/mypy
+
+types-pyright: $(VENV)/.dev
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.dev  ## build the documentation into site/; every warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -10,7 +10,8 @@ import pytest
 
 
 def test_all_runs_on_a_second_device_without_a_transfer_that_nobody_asked_for():
-    settings = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    flags = f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}"
+    settings = {"XLA_FLAGS": flags}
     run = subprocess.run(
         [sys.executable, "-m", "tests.backends.jax_guarded_run"],
         env={**os.environ, **settings, "JAX_PLATFORMS": "cpu"},

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -231,4 +232,10 @@ def _undisturbed() -> Iterator[None]:
 
 def device_mesh(mesh: Mesh, device: torch.device) -> DeviceMesh:
     """The mesh of `torch.distributed`, of the axes ``data`` and ``items``."""
-    return init_device_mesh(device.type, (mesh.data, mesh.items), mesh_dim_names=("data", "items"))
+    return _device_mesh(mesh, device.type, dist.group.WORLD)
+
+
+@lru_cache(maxsize=8)
+def _device_mesh(mesh: Mesh, kind: str, group: dist.ProcessGroup | None) -> DeviceMesh:
+    """One for all trainers of the group: each mesh has connections and threads of its own, which are never closed."""
+    return init_device_mesh(kind, (mesh.data, mesh.items), mesh_dim_names=("data", "items"))

@@ -46,13 +46,13 @@ def one_thread():
         torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Two processes of PyTorch."""
+    """Two processes of PyTorch; of a file, since processes that wait take time too."""
     yield from _ranks(tmp_path_factory, 2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def four(tmp_path_factory):
     """Four processes of PyTorch."""
     yield from _ranks(tmp_path_factory, 4)

@@ -3,6 +3,8 @@
 Cases run on every rank; see `tests.several_ranks`.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -29,11 +31,16 @@ CLOSE = {"rtol": 2e-5, "atol": 2e-6}
 TABLES = ("sasrec.item_embedding.weight",)
 
 
-def make_shard(num_parts, num_items=NUM_ITEMS):
-    """That of this rank; groups are made in every process in the same order."""
+@cache
+def group_of(num_parts):
+    """This rank's group; all are made in every process in the same order, once: each has threads of its own."""
     firsts = range(0, NUM_RANKS, num_parts)
     groups = [dist.new_group([*range(first, first + num_parts)]) for first in firsts]
-    return ItemShard(num_items, groups[dist.get_rank() // num_parts])
+    return groups[dist.get_rank() // num_parts]
+
+
+def make_shard(num_parts, num_items=NUM_ITEMS):
+    return ItemShard(num_items, group_of(num_parts))
 
 
 def own_rows(name, array, shard):

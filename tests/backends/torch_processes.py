@@ -50,6 +50,7 @@ def processes_of(timeout=300.0):
         yield found
     finally:
         found._pulse.stop()
+        dist.destroy_process_group(found._patient)
 
 
 class Run:

@@ -398,8 +398,7 @@ class AlternatingOptimizer(Generic[Decided]):
         self._forget_unscaled()
         self._snapshots.restore(snapshot)
         self._freezer.zero_grad()
-        self._freezer.accept_written()
-        self._decisions.apply()
+        self._decisions.apply()  # which takes what frozen modules hold now for what stays
 
     def flush(self) -> None:
         """Record the losses that are still pending; call it at the end of training to see them all."""

@@ -195,10 +195,9 @@ class Trial:
     def _next(self, state: TrialState) -> TrialState:
         """The next candidate's turn to be tried; the incumbent's comes last, and it trains on from there."""
         if state.rung == NOBODY:
-            fresh = TrialState(
-                **{**state._asdict(), "rung": 0, "alive": (1,) * len(state.alive), "values": (0.0,) * len(state.values)}
-            )
-            return fresh._replace(candidate=self._challengers(fresh)[0], done=0)
+            alive, values = (1,) * len(state.alive), (0.0,) * len(state.values)
+            state = state._replace(rung=0, done=0, alive=alive, values=values)
+            return state._replace(candidate=self._challengers(state)[0])
         if state.candidate == state.incumbent:
             return state._replace(pending=state.incumbent, done=0)
         later = [index for index in self._challengers(state) if index > state.candidate]

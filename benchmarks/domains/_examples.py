@@ -34,10 +34,10 @@ def digits() -> Examples:
     from sklearn.datasets import load_digits
     from sklearn.neural_network import MLPClassifier
 
-    data = load_digits()
-    order_N = np.random.default_rng(0).permutation(len(data.target))
-    digits_NI, labels_N = (data.data[order_N] / 8 - 1).astype(np.float32), data.target[order_N]
-    classifier = MLPClassifier((NUM_FEATURES,), batch_size=50, random_state=0)
+    pixels_NI, labels_N = (np.asarray(each) for each in load_digits(return_X_y=True))
+    order_N = np.random.default_rng(0).permutation(len(labels_N))
+    digits_NI, labels_N = (pixels_NI[order_N] / 8 - 1).astype(np.float32), labels_N[order_N]
+    classifier = MLPClassifier((NUM_FEATURES,), batch_size=50, random_state=0)  # pyright: ignore[reportArgumentType]
     for _ in range(60):
         classifier.partial_fit(digits_NI[:NUM_TRAIN], labels_N[:NUM_TRAIN], classes=range(10))
     weights_IF, biases_F = classifier.coefs_[0], classifier.intercepts_[0]

@@ -19,29 +19,37 @@ class Game(Protocol):
     @property
     def players(self) -> tuple[str, str]:
         """Who may train alone; ``both`` is both."""
+        ...
 
     @property
     def costs(self) -> Mapping[str, float]:
         """Of a step of each, and of ``both``."""
+        ...
 
     @property
     def measuring_cost(self) -> float:
         """Of `held_out_losses`."""
+        ...
 
     def step(self, turn: str) -> Mapping[str, float]:
         """Train; returns what was seen on the way: losses by the player's name, and signals."""
+        ...
 
     def look(self) -> tuple[float, float]:
         """The metric, of which less is better, on held-out and on test data."""
+        ...
 
     def held_out_losses(self) -> Sequence[float]:
         """Losses of groups of held-out examples, the same each time."""
+        ...
 
     def snapshot(self) -> Any:
         """All that training changes."""
+        ...
 
     def restore(self, snapshot: Any) -> None:
         """Go back to it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +89,8 @@ class Match:
         """Train to the end of the budget."""
         while self._cost < self._budget:
             if self._trials is not None:
+                if self._is_trying and self._cost + self._game.measuring_cost > self._budget:
+                    break
                 self._trials.before_step()
             self._step()
             if self._cost >= self._budget * (len(self._curve) + 1) / self._num_looks and not self._is_trying:

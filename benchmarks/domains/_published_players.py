@@ -70,11 +70,14 @@ class LossChangeRate:
         losses = facts.rings[self.first][-1], facts.rings[self.second][-1]
         rates = state.rates
         if state.known:
-            pairs = zip(losses, state.losses, strict=True)
-            rates = tuple(abs(now - before) / max(abs(before), 1e-12) for now, before in pairs)  # type: ignore[assignment]
+            rates = _change(losses[0], state.losses[0]), _change(losses[1], state.losses[1])
         wanted = self.first if rates[0] > self.weight * rates[1] else self.second
         verdict = Verdict(wanted != facts.active, "loss change rates", rates[0], self.weight * rates[1], target=wanted)
         return Rates(rates, losses, 1), verdict
+
+
+def _change(now: float, before: float) -> float:
+    return abs(now - before) / max(abs(before), 1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)

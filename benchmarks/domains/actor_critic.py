@@ -1,14 +1,18 @@
 """Actor and critic: how often should each train, when steps of the environment come with the updates?
 
 TD3 (Fujimoto et al. 2018) on gymnasium's pendulum, small: an actor, and twin critics with slowly following targets, all
-of two hidden layers. A unit of cost is an update of the critics; the environment makes a step per unit, so that all
-arms but DUTD are equal in updates and in experience. The metric is the cost of an episode (its reward without the
-sign): 150 is a pendulum that stands, 1,200 is what chance gets. Episodes that are held out begin in other states than
-those of the test.
+of two hidden layers. The environment makes a step per unit of updates, an update of the critics being one; DUTD alone
+changes that. A tenth of the transitions is held out from training. The metric is the cost of an episode (its reward
+without the sign): 150 is a pendulum that stands, 1,200 is what chance gets. Episodes that are held out begin in other
+states than those of the test.
+
+A rule is offered the *overfitting* of the critics: the mean of their squared errors on held-out transitions over that
+on those which they train on, over the last measurements. `Trial` is measured by held-out episodes, which it pays for.
 
 Shapes: B the batch, S observations, A actions, P parameters, E episodes.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,7 +26,7 @@ import optax
 from jax.lax import stop_gradient
 
 from adapters.optax import active_value_and_grad, alternating, apply_updates
-from alternator import Balance, Cycle, Gain, Plateau, RandomTenure, Trend
+from alternator import Balance, Cycle, Gain, Plateau, RandomTenure, Trend, Trial
 
 from ._domain import Arm, Outcome
 from ._game import BOTH, Match, Schedule
@@ -33,13 +37,19 @@ PLAYERS = ("critic", "actor")
 TURNS = {"critic": ("critic",), "actor": ("actor",), BOTH: PLAYERS}
 COSTS = {"critic": 1.0, "actor": 0.7, BOTH: 1.6}
 GRID = ((8, 1), (4, 1), (2, 1), (1, 1), (1, 2), (1, 4))
+CANDIDATES = ((0, 1), (0, 0, 1), (0, 0, 0, 0, 1), (0, 1, 1))
 WATCH = False
 MAX_ACTION, DISCOUNT, POLYAK = 2.0, 0.98, 0.02
 EXPLORATION, SMOOTHING = 0.1, 0.2
 """Standard deviations of noise on actions, relative to the largest: on those taken, and on those that targets see."""
 REWARD_SCALE = 0.1
 OBSERVATION_SIZE, BATCH_SIZE, NUM_RANDOM_STEPS, EPISODE_LENGTH = 3, 128, 400, 200
-HELD_OUT_SEEDS, TEST_SEEDS = range(10_000, 10_016), range(20_000, 20_040)
+ENVIRONMENT_COST, ERROR_COST = 0.1, 0.8
+"""Of a step of the environment, and of measuring the critics' errors on two batches."""
+MEASURE_EVERY = 10
+"""Updates."""
+DUTD_FACTOR, MAX_RATIO = 1.3, 4.0
+HELD_OUT_SEEDS, TEST_SEEDS = range(10_000, 10_016), range(20_000, 20_024)
 
 
 class Batch(NamedTuple):
@@ -67,7 +77,7 @@ class ActorCritic:
     budget: float = 4500.0
     width: int = 64
     learning_rate: float = 2e-3
-    num_looks: int = 20
+    num_looks: int = 15
     name: str = "actor-critic"
     question: str = "How often should the critics of TD3 train, and how often its actor?"
     metric: str = "cost of an episode"
@@ -78,8 +88,11 @@ class ActorCritic:
     def arms(self) -> Mapping[str, Arm]:
         """All ways to train the two."""
         fixed = {f"{critic}:{actor}": Schedule(rule=Cycle((critic, actor))) for critic, actor in GRID}
+        published = Schedule(rule=None, signal="dutd")
+        costs = (COSTS["critic"], COSTS["actor"])
         ours = {
-            "Balance": Schedule(rule=Balance(of=0, above=1, below=0), signal="agreement"),
+            "Balance": Schedule(rule=Balance(low=1.0, high=1.5, of=0, above=1, below=0), signal="overfitting"),
+            "Trial": Schedule(rule=Trial(candidates=CANDIDATES, costs=costs)),
             "Gain": Schedule(rule=Gain()),
             "Trend": Schedule(rule=Trend()),
             "Plateau": Schedule(rule=Plateau()),
@@ -89,6 +102,7 @@ class ActorCritic:
             **{name: Arm(kind="fixed", setting=setting) for name, setting in fixed.items()},
             "random": Arm(kind="random", setting=Schedule(rule=RandomTenure(5, seed=1))),
             "random 2:1": Arm(kind="random", setting=Schedule(rule=RandomShares(shares=(2, 1), seed=1))),
+            "DUTD": Arm(kind="published", setting=published, note="Dorka et al. (2303.10144), on the critics' errors"),
             **{name: Arm(kind="ours", setting=setting) for name, setting in ours.items()},
         }
 
@@ -100,7 +114,13 @@ class ActorCritic:
     def game(self, schedule: Schedule, seed: int) -> "Game":
         """At its beginning."""
         rates = tuple(self.learning_rate * schedule.learning_rates.get(name, 1.0) for name in PLAYERS)
-        return Game(_build(self.width, rates, WATCH or schedule.signal == "agreement"), seed, self.budget)
+        return Game(
+            _build(self.width, rates),
+            seed,
+            self.budget,
+            watches=schedule.signal == "overfitting",
+            adapts=schedule.signal == "dutd",
+        )
 
 
 class Compiled(NamedTuple):
@@ -108,11 +128,12 @@ class Compiled(NamedTuple):
 
     init: Any
     steps: dict[str, Any]
+    critic_loss: Any
     actor_sizes: tuple[int, ...]
 
 
 @cache
-def _build(width: int, learning_rates: tuple[float, float], watches: bool) -> Compiled:
+def _build(width: int, learning_rates: tuple[float, float]) -> Compiled:
     """The networks and the compiled steps of each turn."""
     actor = Network((OBSERVATION_SIZE, width, width, 1), jax.nn.relu)
     critic = Network((OBSERVATION_SIZE + 1, width, width, 1), jax.nn.relu)
@@ -139,26 +160,13 @@ def _build(width: int, learning_rates: tuple[float, float], watches: bool) -> Co
         target_B = stop_gradient(target(targets, batch, key))
         values_2B = jnp.stack([value(each, batch.observations_BS, batch.actions_BA) for each in params["critic"]])
         loss = jnp.square(values_2B - target_B).mean()
-        return loss, {"critic": loss, "unexplained": loss / target_B.var()}
+        return loss, {"critic": loss}
 
     def actor_loss(params: Any, targets: Any, batch: Batch, key: jax.Array) -> Any:
         actions_BA = act(params["actor"], batch.observations_BS)
 
         loss = -value(stop_gradient(params["critic"][0]), batch.observations_BS, actions_BA).mean()
-        return loss, {"actor": loss, **(agreement(params, batch, actions_BA, key) if watches else {})}
-
-    def agreement(params: Any, batch: Batch, actions_BA: jax.Array, key: jax.Array) -> Any:
-        others_BA = jax.random.uniform(key, actions_BA.shape, minval=-MAX_ACTION, maxval=MAX_ACTION)
-        better_2B = jnp.stack(
-            [
-                value(each, batch.observations_BS, actions_BA) > value(each, batch.observations_BS, others_BA)
-                for each in params["critic"]
-            ]
-        )
-        return {
-            "agreement": (better_2B[0] == better_2B[1]).mean(dtype=jnp.float32),
-            "better": better_2B.mean(dtype=jnp.float32),
-        }
+        return loss, {"actor": loss}
 
     def both_loss(params: Any, targets: Any, batch: Batch, key: jax.Array) -> Any:
         critic_part, seen = critic_loss(params, targets, batch, key)
@@ -188,36 +196,70 @@ def _build(width: int, learning_rates: tuple[float, float], watches: bool) -> Co
         params = {"critic": jnp.stack([critic.init(each) for each in keys[:2]]), "actor": actor.init(keys[2])}
         return State(params, params, optimizer.init(params), key)
 
-    return Compiled(init, {turn: partial(step, turn=turn) for turn in TURNS}, actor.sizes)
+    @jax.jit
+    def error(state: State, batch: Batch) -> jax.Array:
+        return critic_loss(state.params, state.targets, batch, state.key)[0]
+
+    return Compiled(init, {turn: partial(step, turn=turn) for turn in TURNS}, error, actor.sizes)
 
 
 class Game:
-    """One run's players, environment and experience."""
+    """One run's players, environment and experience.
+
+    Args:
+        compiled: The players.
+        seed: Of the run.
+        budget: What may be spent, for the capacity of the experience.
+        watches: Whether the critics' overfitting is measured.
+        adapts: Whether DUTD chooses the number of updates per step of the environment.
+    """
 
     players = PLAYERS
-    costs = COSTS
-    measuring_cost = float("inf")
-    """There is no cheap measure of a policy."""
+    measuring_cost = len(HELD_OUT_SEEDS) * EPISODE_LENGTH * ENVIRONMENT_COST
 
-    def __init__(self, compiled: Compiled, seed: int, budget: float) -> None:
-        self._compiled, self._seed = compiled, seed
+    def __init__(
+        self, compiled: Compiled, seed: int, budget: float, *, watches: bool = False, adapts: bool = False
+    ) -> None:
+        self._compiled, self._watches, self._adapts = compiled, watches, adapts
         self._state: State = compiled.init(seed)
         self._random = np.random.default_rng(seed)
         self._environment = gymnasium.make("Pendulum-v1").unwrapped
         self._observation_S, _ = self._environment.reset(seed=seed)
-        self._experience = Experience.empty(int(budget) + NUM_RANDOM_STEPS + 10)
-        self._due = float(NUM_RANDOM_STEPS)
+        self._experience, self._held_out = (Experience(capacity=int(budget * MAX_RATIO) + 1000) for _ in range(2))
+        self._num_explored, self._due = 0, float(NUM_RANDOM_STEPS)
+        self._num_updates = 0
+        self._ratio, self._error = 1.0, float("inf")
+        self._errors = {which: deque[float](maxlen=10) for which in ("training", "held out")}
         self._layers = self._read_actor()
 
+    @property
+    def costs(self) -> Mapping[str, float]:
+        """Of updates, of the steps of the environment that come with them, and of what is measured."""
+        measured = ERROR_COST / MEASURE_EVERY if self._watches or self._adapts else 0.0
+        return {turn: cost * (1 + ENVIRONMENT_COST / self._ratio) + measured for turn, cost in COSTS.items()}
+
     def step(self, turn: str) -> Mapping[str, float]:
-        """Steps of the environment, as many as the update costs, and the update."""
-        while self._experience.size < self._due:
+        """Steps of the environment, as many as come with the update, and the update."""
+        while self._num_explored < self._due:
             self._explore()
-        self._due += COSTS[turn]
+        self._due += COSTS[turn] / self._ratio
         self._state, seen = self._compiled.steps[turn](self._state, self._experience.sample(self._random))
+        self._num_updates += 1
         if turn != "critic":
             self._layers = self._read_actor()
-        return {name: float(each) for name, each in seen.items()}
+        measures = (self._watches or self._adapts) and self._num_updates % MEASURE_EVERY == 0
+        return {**{name: float(each) for name, each in seen.items()}, **(self._measure() if measures else {})}
+
+    def _measure(self) -> Mapping[str, float]:
+        """The critics' overfitting."""
+        for name, experience in (("training", self._experience), ("held out", self._held_out)):
+            batch = experience.sample(self._random)
+            self._errors[name].append(float(self._compiled.critic_loss(self._state, batch)))
+        training, held_out = (sum(errors) / len(errors) for errors in self._errors.values())
+        if self._adapts and self._num_updates % (10 * MEASURE_EVERY) == 0:
+            factor = DUTD_FACTOR if held_out < self._error else 1 / DUTD_FACTOR
+            self._ratio, self._error = min(max(self._ratio * factor, 1 / MAX_RATIO), MAX_RATIO), held_out
+        return {"overfitting": held_out / training}
 
     def look(self) -> tuple[float, float]:
         """The cost of an episode, held out and in the test."""
@@ -248,16 +290,18 @@ class Game:
         return MAX_ACTION * np.tanh(hidden @ weights + biases)
 
     def _explore(self) -> None:
-        """A step of the environment."""
-        if self._experience.size < NUM_RANDOM_STEPS:
+        """A step of the environment; every tenth is held out."""
+        if self._num_explored < NUM_RANDOM_STEPS:
             action_A = self._random.uniform(-MAX_ACTION, MAX_ACTION, 1)
         else:
             noise = EXPLORATION * MAX_ACTION * self._random.standard_normal(1)
             action_A = np.clip(self._act(self._observation_S) + noise, -MAX_ACTION, MAX_ACTION)
         following_S, reward, *_ = self._environment.step(action_A.astype(np.float32))
-        self._experience.add(self._observation_S, action_A, REWARD_SCALE * reward, following_S)
-        over = self._experience.size % EPISODE_LENGTH == 0
-        self._observation_S = self._environment.reset()[0] if over else following_S
+        self._num_explored += 1
+        experience = self._experience if self._num_explored % 10 else self._held_out
+        experience.add(self._observation_S, action_A, REWARD_SCALE * float(reward), following_S)
+        is_over = self._num_explored % EPISODE_LENGTH == 0
+        self._observation_S = self._environment.reset()[0] if is_over else following_S
 
     def _play(self, seeds: Sequence[int]) -> np.ndarray:
         """What an episode from each of these beginnings costs."""
@@ -268,22 +312,21 @@ class Game:
             actions_EA = self._act(observations_ES)
             steps = [each.step(action_A) for each, action_A in zip(environments, actions_EA, strict=True)]
             observations_ES = np.stack([each[0] for each in steps])
-            costs_E -= [each[1] for each in steps]
+            costs_E -= [float(each[1]) for each in steps]
         return costs_E
 
 
 class Experience:
-    """All transitions so far."""
+    """Transitions.
 
-    def __init__(self, columns: Batch) -> None:
-        self._columns = columns
-        self.size = 0
+    Args:
+        capacity: The maximum number of them.
+    """
 
-    @classmethod
-    def empty(cls, capacity: int) -> "Experience":
-        """For that many at most."""
+    def __init__(self, capacity: int) -> None:
         shapes = ((OBSERVATION_SIZE,), (1,), (), (OBSERVATION_SIZE,))
-        return cls(Batch(*(np.zeros((capacity, *shape), np.float32) for shape in shapes)))
+        self._columns = Batch(*(np.zeros((capacity, *shape), np.float32) for shape in shapes))
+        self.size = 0
 
     def add(self, *transition: Any) -> None:
         """One more."""

@@ -1,8 +1,8 @@
 """Players: how often should the critic of a GAN train, while a generator learns from it?
 
-Three games: WGAN-GP (Gulrajani et al. 2017) on 8 × 8 digits and on a ring of normal distributions, and the non-saturating
-loss (Goodfellow et al. 2014) on the digits. The metric is the Fréchet distance between generated and real examples in a
-fixed space of features (`_examples`). Costs are processor time relative to a step of the critic under WGAN-GP.
+Three games: WGAN-GP (Gulrajani et al. 2017) on 8 × 8 digits and on a ring of normal distributions, and the
+non-saturating loss (Goodfellow et al. 2014) on the digits. The metric is the Fréchet distance between generated and
+real examples in a fixed space of features (`_examples`). Costs are processor time in steps of the critic of WGAN-GP.
 
 A rule is offered the critic's accuracy: of pairs of a real and a generated example, the share in which the real one has
 the higher score. It comes from scores that training computes anyway: where the generator trains, the critic is frozen,
@@ -79,17 +79,23 @@ class AdversarialNetworks:
         """All ways to train the two."""
         fixed = {f"{critic}:{generator}": Schedule(rule=Cycle((critic, generator))) for critic, generator in GRID}
         change = LossChangeRate(first=0, second=1)
+        slower = {"generator": 0.25}
+        limits = {"wasserstein": (-0.5, -1.0), "logistic": (0.65, 1.0)}[self.objective]
         published = {
-            "TTUR 4:1": (Schedule(rule=None, learning_rates={"generator": 0.25}), "Heusel et al. (1706.08500)"),
-            "TTUR 4:1, in turn": (Schedule(rule=Cycle(1), learning_rates={"generator": 0.25}), "the same with turns"),
+            "TTUR": (Schedule(rule=None, learning_rates=slower), "Heusel et al. (1706.08500), both train, 4:1 rates"),
+            "TTUR in turn": (Schedule(rule=Cycle(1), learning_rates=slower), "the same with turns of one step"),
             "loss change rate": (Schedule(rule=change, signal=LOSSES), "Ouyang, Chen & Agam (2008.12463), λ = 1"),
             **{
-                f"switcher, critic below {limit:g}": (Schedule(rule=UntilLow(module=0, limit=limit)), "fastai")
-                for limit in (-0.25, -0.5, -1.0)
+                f"switcher at {limit:g}": (
+                    Schedule(rule=UntilLow(module=0, limit=limit)),
+                    "fastai's AdaptiveGANSwitcher: the critic trains until its loss is below that",
+                )
+                for limit in limits
             },
         }
         ours = {
             "Balance": Schedule(rule=Balance(of=0, above=1, below=0), signal="accuracy"),
+            "Balance, lower": Schedule(rule=Balance(low=0.7, high=0.8, of=0, above=1, below=0), signal="accuracy"),
             "Trial": Schedule(rule=Trial(candidates=CANDIDATES, costs=(COSTS["critic"], COSTS["generator"]))),
             "Gain": Schedule(rule=Gain()),
             "Trend": Schedule(rule=Trend()),

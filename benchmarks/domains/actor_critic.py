@@ -91,7 +91,7 @@ class ActorCritic:
         published = Schedule(rule=None, signal="dutd")
         costs = (COSTS["critic"], COSTS["actor"])
         ours = {
-            "Balance": Schedule(rule=Balance(low=1.0, high=1.5, of=0, above=1, below=0), signal="overfitting"),
+            "Balance": Schedule(rule=Balance(low=0.5, high=1.5, of=0, above=1, below=0), signal="overfitting"),
             "Trial": Schedule(rule=Trial(candidates=CANDIDATES, costs=costs)),
             "Gain": Schedule(rule=Gain()),
             "Trend": Schedule(rule=Trend()),

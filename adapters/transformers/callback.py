@@ -28,7 +28,7 @@ from adapters.torch import Follower
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
 from adapters.torch.naming import kept
-from alternator import Alternator, ConfigurationError, Decision, LossError, Payoff
+from alternator import Alternator, ConfigurationError, Decision, LossError, Payoff, Trial
 from alternator.checks import check_integer, names_in
 
 Losses = Loss | Mapping[str, Loss]
@@ -260,7 +260,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         if seen.recorded is not None:
             return seen.recorded
         rule = self._alternator.rule
-        if isinstance(rule, Payoff) and self._losses_of is None:
+        if isinstance(rule, Payoff | Trial) and self._losses_of is None:
             return {}
         if watches_losses(rule) and (seen.returned is None or seen.num_passes > 1):
             said = "has returned none" if seen.returned is None else f"has run {seen.num_passes} times in one step"

@@ -16,6 +16,7 @@ from alternator import (
     Plateau,
     RandomTenure,
     Trend,
+    Trial,
     UnknownModuleError,
 )
 from alternator.starvation import MIN_RUN, Starvation

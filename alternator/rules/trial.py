@@ -57,7 +57,7 @@ class TrialState(NamedTuple):
 
     @property
     def keeps(self) -> bool:
-        """Whether the last challenger has just ended: the time to take the snapshot from which it goes on if it wins."""
+        """Whether the last challenger has just ended: the time for a snapshot from which to go on if it wins."""
         return self.pending != NOBODY and self.returns == TO_START and sum(self.alive) == 2
 
 
@@ -72,8 +72,9 @@ class Trial:
     comes last, and trains on from there if it stays. Of the others the better half goes into a further rung of twice
     the length (successive halving: Jamieson & Talwalkar, AISTATS 2016), without those that are clearly worse than the
     incumbent; the last one takes over if it is better than the incumbent with ``confidence``, over the groups of
-    held-out examples, which are the same for all, and trains on from where it ended. From trial to trial the lengths double and the time between them
-    quadruples: effects that show late are found late, and the share of the steps that trials take falls.
+    held-out examples, which are the same for all, and trains on from where it ended. From trial to trial the lengths
+    double and the time between them quadruples: effects that show late are found late, and the share of the steps that
+    trials take falls.
 
     `Trials` does what this rule cannot: it takes snapshots, measures, and returns. Training losses say nothing to this
     rule: record none (``losses={}`` with an adapter). A trial of which fewer than ``groups`` losses are known changes
@@ -272,9 +273,9 @@ class Trial:
 def unmeasured_trial(step: int) -> str:
     """The warning of a trial that compared nothing."""
     return (
-        f"a Trial rule decides by the held-out losses that Trials measures, but the trial that ended with step {step:,} "
-        "lacks them, so that nothing was compared (reported once): build alternator.Trials(alternator, ...), which also "
-        "undoes what was tried, and call its before_step() before each training step"
+        f"a Trial rule decides by the held-out losses that Trials measures, but the trial that ended with step {step:,}"
+        " lacks them, so that nothing was compared (reported once): build alternator.Trials(alternator, ...), which "
+        "also undoes what was tried, and call its before_step() before each training step"
     )
 
 

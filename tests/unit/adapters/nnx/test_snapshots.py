@@ -1,4 +1,4 @@
-"""Snapshots in NNX: what was tried and rolled back leaves no trace, to the bit, donated buffers and tracing included."""
+"""Snapshots in NNX: what was tried and rolled back leaves no trace, to the bit, even where buffers are donated."""
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def test_training_continues_as_if_nothing_had_been_tried():
 def test_donated_buffers_leave_a_snapshot_as_it_is():
     model, optimizer = make()
     saved = optimizer.snapshot(model)
-    graphdef, state = nnx.split((model, optimizer))
+    graphdef, _ = nnx.split((model, optimizer))
 
     @jax.jit
     def pure_step(state, inputs):
@@ -136,7 +136,7 @@ def test_a_snapshot_of_another_model_is_refused_and_changes_nothing():
     train(model, optimizer, 1)
     model.more = nnx.Param(jnp.ones(2))
     before = bits(model, optimizer)
-    with pytest.raises(StateError, match="a snapshot must be of the same model and optimizer.*'more' has been added"):
+    with pytest.raises(StateError, match=r"a snapshot must be of the same model and optimizer.*'more' has been added"):
         optimizer.rollback(model, saved)
     assert bits(model, optimizer) == before
 

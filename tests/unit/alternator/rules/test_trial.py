@@ -166,7 +166,9 @@ def test_too_few_losses_and_other_rules_are_refused():
 
 def test_without_measurements_the_first_candidate_trains_on_and_trials_are_named_once():
     alternator = Alternator(TURNS, Trial(steps=2, hold=3, groups=2))
-    with pytest.warns(UserWarning, match="the trial that ended with step 10 lacks them.*call its before_step") as warned:
+    with pytest.warns(
+        UserWarning, match="the trial that ended with step 10 lacks them.*call its before_step"
+    ) as warned:
         decisions = [alternator.advance() for _ in range(60)]
     assert len(warned) == 1
     assert warned[0].filename == __file__

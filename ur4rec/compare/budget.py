@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from ur4rec.data.batches import Batch, TrainBatches
-from ur4rec.schedule.stages import MODULES, TURNS
+from ur4rec.schedule.stages import MODULES, TURNS, turns_of
 from ur4rec.training.trainer import AnyTrainer
 
 BASES = ("updates", "cost")
@@ -141,7 +141,7 @@ def describe_turns(turns: Sequence[str]) -> dict[str, Any]:
     total = sum(updates.values())
     return {
         "steps": len(turns),
-        "turn_steps": {turn: turns.count(turn) for turn in TURNS},
+        "turn_steps": {turn: turns.count(turn) for turn in turns_of(MODULES)},
         "shares": {module: count / total if total else 0.0 for module, count in updates.items()},
         "switches": max(len(tenures) - 1, 0),
         "mean_tenure": len(turns) / len(tenures) if tenures else 0.0,

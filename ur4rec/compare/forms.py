@@ -6,7 +6,7 @@ from typing import Any
 from alternator.checks import check_positive
 from ur4rec.compare.costs import KINDS
 from ur4rec.files import check_form
-from ur4rec.schedule.stages import MODULES, TURNS
+from ur4rec.schedule.stages import MODULES, TURNS, turns_of
 
 _METRICS = dict.fromkeys(("ndcg@10", "hit@10", "nll"), float)
 _SPENT = {"updates": float, "cost": float}
@@ -19,7 +19,7 @@ _REPORT = {
     "points": [{**_SPENT, "validation": _METRICS, "test": _METRICS}],
     "turns": {
         "steps": int,
-        "turn_steps": dict.fromkeys(TURNS, int),
+        "turn_steps": dict.fromkeys(turns_of(MODULES), int),
         "shares": dict.fromkeys(MODULES, float),
         "switches": int,
         "mean_tenure": float,

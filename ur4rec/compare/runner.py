@@ -221,7 +221,7 @@ def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, see
     """
     config, parsed = study.run_config(schedule, seed), parse_schedule(schedule)
     backend = load_backend(study.backend)
-    model = backend.UR4Rec(prepared.split.num_items, prepared.item_text_vectors_IT, seed=seed, **config.model)
+    model = backend.UR4Rec(**prepared.model_arguments(), seed=seed)
     return backend.JointTrainer(
         model,
         device=study.device,

@@ -16,12 +16,12 @@ Snapshot = PyTree
 """The `nnx.State` of a model and its optimizer, in arrays of its own: a pytree, a value."""
 
 
-def take(model: nnx.Module, optimizer: nnx.Module) -> Snapshot:
+def take(model: nnx.Module, optimizer: Any) -> Snapshot:
     """All variables as they are now, copied on their devices, without waiting for these."""
     return _copied(nnx.state((model, optimizer)))
 
 
-def restore(model: nnx.Module, optimizer: nnx.Module, snapshot: Snapshot) -> None:
+def restore(model: nnx.Module, optimizer: Any, snapshot: Snapshot) -> None:
     """Set all variables to copies of a snapshot's: a step that donates them leaves the snapshot as it is.
 
     Raises:

@@ -9,8 +9,8 @@ import numpy as np
 
 from alternator import Trial
 from ur4rec.errors import ConfigurationError
-from ur4rec.schedule.alternators import SEQUENCE, parse_schedule, shuffled
-from ur4rec.schedule.stages import BOTH, MODULES
+from ur4rec.schedule.alternators import SEQUENCE, parse_schedule, shuffled, trial_turns
+from ur4rec.schedule.stages import BOTH, MODULES, TEXT_ENCODER, TURNS
 
 PARITY = "parity"
 JOINT = "joint"
@@ -62,7 +62,9 @@ def schedule_string(arm: str, *, turns: Mapping[str, Any] = _ANY_TURNS, seed: in
     return arm
 
 
-def with_costs(schedule: str, costs: Mapping[str, float], first: Mapping[str, float] | None = None) -> str:
+def with_costs(
+    schedule: str, costs: Mapping[str, float], first: Mapping[str, float] | None = None, *, refresh: float = 0.0
+) -> str:
     """A schedule that weighs payoffs or trials against costs, with the measured ones, where it does not name its own.
 
     Args:
@@ -70,6 +72,7 @@ def with_costs(schedule: str, costs: Mapping[str, float], first: Mapping[str, fl
         costs: Of a step of each turn.
         first: Of the first step of a tenure of each turn, where that differs. `trial` tries sequences that begin many;
             `payoff`, whose tenures are long, leaves it out.
+        refresh: Of encoding all texts, once after each tenure of a text encoder.
 
     Example:
         >>> costs = {"both": 0.2, "sasrec": 0.15, "retriever": 0.1}
@@ -83,13 +86,15 @@ def with_costs(schedule: str, costs: Mapping[str, float], first: Mapping[str, fl
     parsed = parse_schedule(schedule)
     if not parsed.measures or "costs=" in schedule:
         return schedule
-    turns = (BOTH, *MODULES)
+    is_trial = isinstance(parsed.rule, Trial)
+    modules = (*MODULES, TEXT_ENCODER) if is_trial and TEXT_ENCODER in costs else MODULES
+    turns = trial_turns(modules)
     relative = tuple(round(costs[turn] / costs[BOTH], 3) for turn in turns)
     schedule = f"{schedule},costs={relative}"
-    if first is None or not isinstance(parsed.rule, Trial):
+    if first is None or not is_trial:
         return schedule
-    begins = tuple(round(max(first[turn] - costs[turn], 0.0) / costs[BOTH], 3) for turn in turns)
-    return f"{schedule},switch_costs={begins}"
+    begins = [max(first[turn] - costs[turn], 0.0) + refresh * (TEXT_ENCODER in TURNS[turn]) for turn in turns]
+    return f"{schedule},switch_costs={tuple(round(each / costs[BOTH], 3) for each in begins)}"
 
 
 def is_ratio(arm: str) -> bool:

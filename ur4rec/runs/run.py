@@ -34,7 +34,7 @@ from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolu
 from ur4rec.runs.progress import Heartbeat, describe_epoch, describe_place
 from ur4rec.runs.ranking import Ranking, Ranks
 from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
-from ur4rec.schedule.trial_probe import Attempt
+from ur4rec.schedule.trial_probe import Attempt, describe_attempt
 from ur4rec.text.tokens import ItemTokens
 from ur4rec.training.backend import load_backend, load_scorer
 from ur4rec.training.checkpoint import check_same, check_settings
@@ -385,9 +385,10 @@ class TrainingRun:
         """Take over what has been tried since the last step, in steps of the run."""
         fresh = self.trainer.attempts[self._num_attempts :]
         earlier = self.trainer.step - self.trainer.stage_step
-        self.trials.records += [
-            each._replace(step=each.step + earlier, first=each.first + earlier) for each in fresh
-        ]
+        for each in fresh:
+            attempt = each._replace(step=each.step + earlier, first=each.first + earlier)
+            self.trials.records.append(attempt)
+            logger.info(describe_attempt(attempt))
         self._num_attempts += len(fresh)
 
     def _save_within(self, epoch: int, started: float) -> None:

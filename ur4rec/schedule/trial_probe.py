@@ -1,6 +1,5 @@
 """Tries what a `Trial` schedule asks for: measures on held-out targets, undoes, and says what was undone."""
 
-import logging
 from collections.abc import Callable, Mapping
 from itertools import groupby
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -11,8 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from alternator import Alternator, Trial, Trials
 from alternator.rules.trial import NOBODY, TO_KEPT
 from ur4rec.schedule.stages import MODULES
-
-logger = logging.getLogger(__name__)
 
 PREFIX = "trial."
 """Names of its arrays in a checkpoint begin so."""
@@ -137,9 +134,7 @@ class TrialProbe(Generic[StateT]):
     def _note(self, step: int, candidate: int, loss: float, outcome: str) -> None:
         names = self._alternator.modules
         turns = [names[turn] for turn in self._rule.sequences(len(names))[candidate]]
-        attempt = Attempt(step, self._since + 1, describe_sequence(turns), loss, outcome)
-        self.attempts.append(attempt)
-        logger.info(describe_attempt(attempt))
+        self.attempts.append(Attempt(step, self._since + 1, describe_sequence(turns), loss, outcome))
 
 
 def describe_sequence(turns: list[str]) -> str:

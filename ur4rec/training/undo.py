@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.training.checkpoint import FROZEN, MOMENTS, WEIGHTS, Arrays
@@ -49,10 +50,10 @@ class Undo(Generic[StateT]):
         now = self.take()
         self.restore(state)
         weights, moments = self._trainer._export_arrays()
+        arrays = {f"{WEIGHTS}{name}": np.array(each) for name, each in weights.items() if name not in FROZEN}
+        arrays |= {f"{MOMENTS}{name}": np.array(each) for name, each in moments.items()}  # no views of what is set now
         self.restore(now)
-        return {f"{WEIGHTS}{name}": each for name, each in weights.items() if name not in FROZEN} | {
-            f"{MOMENTS}{name}": each for name, each in moments.items()
-        }
+        return arrays
 
     def load(self, arrays: Mapping[str, NDArray[Any]], weights: Mapping[str, NDArray[Any]]) -> StateT:
         """What `export` had; the trainer is left as it is.

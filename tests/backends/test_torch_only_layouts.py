@@ -21,7 +21,11 @@ LAYOUTS = {
     "data=4, shard": {"shard": True},
 }
 """Of four processes."""
-SHOWN = {"data=2,items=2": [*CASES], "data=2,items=2, shard": ["sampled", "payoff", "trial"], "items=2": ["fused", "payoff"]}
+SHOWN = {
+    "data=2,items=2": [*CASES],
+    "data=2,items=2, shard": ["sampled", "payoff", "trial"],
+    "items=2": ["fused", "payoff"],
+}
 """The cases of a layout; the others have one."""
 PAIRS = {"items=2": {"mesh": "items=2"}, "data=2, shard": {"shard": True}}
 """Of two."""

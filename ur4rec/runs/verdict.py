@@ -9,8 +9,8 @@ from alternator.recordings.log import StepRecord
 from ur4rec.runs.attempts import count_undone
 from ur4rec.runs.measurements import Measurement
 from ur4rec.schedule.alternators import parse_schedule
-from ur4rec.schedule.trial_probe import WINS, Attempt
 from ur4rec.schedule.stages import BOTH
+from ur4rec.schedule.trial_probe import WINS, Attempt
 
 NAMES = {"sasrec": "SASRec", "retriever": "the retriever", BOTH: "both modules"}
 _STAGE = "joint_finetune"

@@ -227,7 +227,13 @@ def trial_turns(modules: Sequence[str]) -> tuple[str, ...]:
 
 
 _CANDIDATES: tuple[tuple[tuple[str, ...], ...], ...] = (
-    ((BOTH,), ("sasrec",), ("retriever",), ("sasrec",) * _SHARE + ("retriever",), ("sasrec",) + ("retriever",) * _SHARE),
+    (
+        (BOTH,),
+        ("sasrec",),
+        ("retriever",),
+        ("sasrec",) * _SHARE + ("retriever",),
+        ("sasrec",) + ("retriever",) * _SHARE,
+    ),
     ((ALL,), (BOTH,), ("sasrec",), (BOTH,) * (_SHARE - 1) + (ALL,)),
 )
 """Of a model of two modules, and of one with a text encoder."""

@@ -19,9 +19,11 @@ class Stateful(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Its state."""
+        ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> object:
         """Take a state over."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

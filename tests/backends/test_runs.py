@@ -204,10 +204,10 @@ def test_a_run_stopped_in_the_middle_of_a_trial_ends_as_one_that_was_not(make_ru
     whole.train()
     tried = whole.trials.records
     assert [(each.first, each.step, each.candidate, each.outcome) for each in tried[:2]] == [
-        (7, 9, "sasrec", "undone"),  # four steps of pretraining and two of both come before
-        (10, 12, "retriever", "undone"),
+        (7, 9, "8 sasrec + retriever", "undone"),  # four steps of pretraining and two of both come before
+        (10, 12, "sasrec + 8 retriever", "undone"),
     ]
-    assert any("steps 7 to 9 on trial (sasrec): held-out loss" in line for line in caplog.messages)
+    assert any("steps 7 to 9 on trial (8 sasrec + retriever): held-out" in line for line in caplog.messages)
     kept = (tmp_path / "whole" / "trials.csv").read_bytes()
     for step in (8, 20):
         run = make_run(tmp_path / f"stopped-{step}", **settings)

@@ -12,7 +12,7 @@ from alternator.errors import quoted
 from alternator.rules.named import RULES, parse_value, rule_from_settings
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError
-from ur4rec.schedule.stages import ALL, BOTH, MODULES, TEXT_ENCODER, TURNS, Stage, joint_turn, turns_of
+from ur4rec.schedule.stages import ALL, BOTH, MODULES, TEXT_ENCODER, TURNS, Stage, turns_of
 
 
 class TurnSequenceState(NamedTuple):
@@ -114,6 +114,8 @@ _ENCODER_COST = 3.2
 """What training the text encoder adds to a step, in the same unit: two layers of width 64 on MovieLens-100K."""
 _SHARE = 8
 """Steps of one module for one of the other in the candidates of `trial`."""
+TRIAL_SETTINGS = {"steps": 10, "hold": 60}
+"""The defaults of `trial`: a stage of some hundred steps can pay for its first trial, which takes 30 to 70 of them."""
 
 SCHEDULE_HELP = (
     "auto (payoff, or joint where there is nothing to measure payoffs on), adaptive (the original rule with its "
@@ -187,14 +189,19 @@ def parse_schedule(text: str) -> Schedule:
         raise UnknownNameError("schedule", cut(name), CHOICES)
     if rule_name == "payoff" and not any(setting.startswith("costs") for setting in settings):
         settings = [f"costs={STEP_COSTS}", *settings]
+    if rule_name == "trial":
+        given = {setting.partition("=")[0].strip() for setting in settings}
+        settings += [f"{name}={value}" for name, value in TRIAL_SETTINGS.items() if name not in given]
     return Schedule(text, rule_from_settings(rule_name, settings))
 
 
 def complete_trial(rule: Trial, modules: Sequence[str]) -> Trial:
     """A `Trial` with candidates and costs for these modules, where it has none of its own.
 
-    The candidates are few, as each costs steps: all modules together, each alone, and one that is trained now and then
-    beside another, in which fixed shares that are tuned by hand differ most from joint training.
+    Each candidate costs steps, so there are three: both modules together, and each of them in eight steps of nine. In
+    trials as short as a run of some hundred steps can pay for, a module alone cannot be distinguished from one with
+    an eighth of the other, and the latter starves nobody. With a text encoder, whose steps are costly: both modules
+    beside it, it too in every eighth step, and all together.
 
     Args:
         rule: The rule.
@@ -202,8 +209,8 @@ def complete_trial(rule: Trial, modules: Sequence[str]) -> Trial:
 
     Example:
         >>> rule = complete_trial(Trial(), MODULES)
-        >>> rule.candidates[:3], rule.candidates[3:], rule.costs
-        (((0,), (1,), (2,)), ((1, 1, 1, 1, 1, 1, 1, 1, 2), (1, 2, 2, 2, 2, 2, 2, 2, 2)), (1.0, 0.65, 0.7))
+        >>> rule.candidates, rule.costs
+        (((0,), (1, 1, 1, 1, 1, 1, 1, 1, 2), (1, 2, 2, 2, 2, 2, 2, 2, 2)), (1.0, 0.65, 0.7))
     """
     turns = trial_turns(modules)
     candidates, costs = rule.candidates, rule.costs
@@ -216,25 +223,18 @@ def complete_trial(rule: Trial, modules: Sequence[str]) -> Trial:
 
 
 def trial_turns(modules: Sequence[str]) -> tuple[str, ...]:
-    """The turns that a `Trial` chooses among, that of all modules first.
+    """The turns that a `Trial` chooses among; it begins with the first, which leaves a text encoder as it is.
 
     Example:
-        >>> trial_turns(MODULES)
-        ('both', 'sasrec', 'retriever')
+        >>> trial_turns(MODULES), len(trial_turns((*MODULES, TEXT_ENCODER)))
+        (('both', 'sasrec', 'retriever'), 7)
     """
-    joint = joint_turn(modules)
-    return (joint, *(turn for turn in turns_of(modules) if turn != joint))
+    return (BOTH, *(turn for turn in turns_of(modules) if turn != BOTH))
 
 
 _CANDIDATES: tuple[tuple[tuple[str, ...], ...], ...] = (
-    (
-        (BOTH,),
-        ("sasrec",),
-        ("retriever",),
-        ("sasrec",) * _SHARE + ("retriever",),
-        ("sasrec",) + ("retriever",) * _SHARE,
-    ),
-    ((ALL,), (BOTH,), ("sasrec",), (BOTH,) * (_SHARE - 1) + (ALL,)),
+    ((BOTH,), ("sasrec",) * _SHARE + ("retriever",), ("sasrec",) + ("retriever",) * _SHARE),
+    ((BOTH,), (BOTH,) * (_SHARE - 1) + (ALL,), (ALL,)),
 )
 """Of a model of two modules, and of one with a text encoder."""
 

@@ -12,7 +12,7 @@ from ur4rec.training.trainer import BaseTrainer
 SETTINGS = [
     *("--dataset", "synthetic", "--preset", "smoke", "--batch-size", "128", "--quiet", "--checkpoint-every", "2"),
     *(f"--epochs={stage}=0" for stage in ("pretrain_sasrec", "pretrain_retriever", "end_to_end")),
-    *("--epochs=joint_finetune=2", "--schedule", "sequence:(('both', 3), ('all', 2))"),
+    *("--epochs=joint_finetune=1", "--schedule", "sequence:(('both', 3), ('all', 2))"),
     *("--set", "text_encoder=transformer", "--set", "text_embedding_dim=16", "--set", "text_encoder_layers=1"),
     *("--set", "sasrec_hidden_dim=16", "--set", "retriever_output_dim=16", "--set", "max_seq_len=8"),
 ]
@@ -20,6 +20,9 @@ SETTINGS = [
 
 class PowerCutError(Exception):
     """Ends a run as nothing that it expects."""
+
+
+FILES = ("model", "optimizer")
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -35,13 +38,13 @@ def test_the_decisions_say_when_the_encoder_trained(encoder_run):
     _, out = encoder_run
     header, *lines = (out / "decisions.csv").read_text().splitlines()
     assert header.endswith(",sasrec_loss,retriever_loss,text_encoder_loss")
-    assert [line.split(",")[2] for line in lines] == ["both"] * 3 + ["all"] * 2 + ["both"] * 3 + ["all"] * 2
+    assert [line.split(",")[2] for line in lines] == (["both"] * 3 + ["all"] * 2) * 2 + ["both"] * 3
     settings = json.loads((out / "config.json").read_text())["model"]
     assert 5 <= settings["text_encoder_vocab"] < 8192  # what the texts need
     assert {path.name for path in (out / "data").iterdir()} >= {"tokenizer.json", "items.parquet"}
 
 
-@pytest.mark.parametrize("stopped_in", [5, 6, 8])
+@pytest.mark.parametrize("stopped_in", [5, 9, 12])
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(encoder_run, tmp_path, monkeypatch, stopped_in):
     backend, out = encoder_run
     train_step = BaseTrainer.train_step
@@ -62,23 +65,21 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(encoder_run, tmp_path, 
         assert (tmp_path / "run" / name).read_bytes() == (out / name).read_bytes(), name
 
 
-FILES = ("model", "optimizer")
-
-
 def test_a_run_is_evaluated_as_it_was(encoder_run):
     _, out = encoder_run
     done = invoke("evaluate", out, "--json")
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
-    expected = json.loads((out / "metrics.json").read_text())
-    assert found["metrics"]["fused"]["ndcg@10"] == pytest.approx(expected["results"]["fused"]["test"]["ndcg@10"])
+    final = json.loads((out / "metrics.json").read_text())["final"]
+    assert found["fused"] == pytest.approx(final["fused"]["test"])
+    assert found["retriever"] == pytest.approx(final["retriever in it"]["test"])
 
 
 def test_items_that_came_later_are_recommended_by_their_texts(encoder_run, tmp_path):
     _, out = encoder_run
     data = synthetic()
-    lines = [f"cold{number},{data.titles[number]},{data.texts[number].replace(',', ' ')}" for number in (3, 40)]
-    (tmp_path / "items.csv").write_text("\n".join(["item,title,text", *lines]))
+    lines = [f"cold{number},{data.texts[number]}" for number in (3, 40)]
+    (tmp_path / "items.csv").write_text("\n".join(["item,title", *lines]))
     done = invoke(
         "recommend", out, "--user", "u7", "--items", tmp_path / "items.csv", "--top", "400", "--json", "--quiet"
     )
@@ -89,7 +90,7 @@ def test_items_that_came_later_are_recommended_by_their_texts(encoder_run, tmp_p
         known = data.item_ids[number]
         if known in rows:
             own, other = (rows[name]["probabilities"]["retriever"] for name in (twin, known))
-            assert own == pytest.approx(other, rel=0.05)  # the same words
+            assert own == pytest.approx(other, rel=1e-3)  # the same words
 
 
 @pytest.mark.parametrize(

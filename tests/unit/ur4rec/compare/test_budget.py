@@ -1,6 +1,7 @@
 import pytest
 
-from ur4rec.compare.budget import Ledger, StepCosts, describe_turns
+from ur4rec.compare.budget import Ledger, describe_turns
+from ur4rec.runs.step_costs import StepCosts
 
 COSTS = StepCosts(
     first={"sasrec": 3.0, "retriever": 1.0, "both": 3.5}, later={"sasrec": 2.0, "retriever": 1.0, "both": 3.5}

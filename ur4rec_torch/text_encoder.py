@@ -234,10 +234,6 @@ class TextEncoder(nn.Module):
         if fresh_JT is not None:
             self._fresh = tuple(parameter._version for parameter in self.parameters()), fresh_JT
 
-    def set_back(self, *, is_stale: bool) -> None:
-        """Say that weights and cache have been set back to what they were, and whether the cache was older."""
-        self.is_stale, self._fresh = is_stale, None
-
     def _encode_into(self, vectors_JT: Tensor, first: int = 0) -> None:
         size = CPU_CHUNK if self.tokens.device.type == "cpu" else ACCELERATOR_CHUNK
         for items, num_tokens in chunks_by_length(token_counts(self.tokens[first:-1].cpu()), size):

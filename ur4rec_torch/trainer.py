@@ -216,7 +216,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._strategies.load_state_dict(kept)
         self._kept_catalogue = None
         if self._has_texts:
-            self.model.text_encoder.set_back(is_stale=is_stale)
+            self.model.text_encoder.is_stale = is_stale
 
     def _own_items(self) -> tuple[slice, int]:
         shard = self._layout.shard

@@ -125,24 +125,17 @@ def test_what_cannot_be_measured_is_refused(make_trainer, probe):
         make_trainer(rule=RULE, probe=probe, fusion="rank", joint_loss="separate")
 
 
-def test_a_text_encoder_is_tried_and_set_back_with_its_cache(make_encoder_trainer, batch_stream, probe, tmp_path):
-    rule = "trial,candidates=((0,),(0,6),(6,)),costs=(1,1,1,1,1,1,1),steps=2,hold=2,groups=4"
-    trainer = make_encoder_trainer(rule, probe=probe)
-    trainer.set_training_stage("joint_finetune", num_steps=60)
-    train(trainer, batch_stream(0, 2))
-    start = arrays_of(trainer, tmp_path / "start")
-    for number, batch in enumerate(batch_stream(2, 6)):
-        if trainer.alternator.rule_state.returns == 1:
-            trainer._measuring.before_step()
-            assert_same(arrays_of(trainer, tmp_path / f"{number}"), start)
-        trainer.train_step(batch)
-    assert [each.candidate for each in trainer.attempts[:2]] == ["both + all", "all"]
-    whole = train(trainer, batch_stream(8, 12))
-    again = make_encoder_trainer(rule, probe=probe)
-    again.set_training_stage("joint_finetune", num_steps=60)
-    train(again, batch_stream(0, 5))  # within the trial of all, whose cache is older than its weights
-    again.save_checkpoint(tmp_path / "within")
-    resumed = make_encoder_trainer(rule, probe=probe)
-    resumed.load_checkpoint(tmp_path / "within")
-    assert train(resumed, batch_stream(5, 15))[3:] == whole
-    assert_same(arrays_of(resumed, tmp_path / "resumed"), arrays_of(trainer, tmp_path / "whole"))
+@pytest.mark.parametrize("stop", [5, 9, 20])  # in an attempt that trains the encoder, after it, and later
+def test_a_trial_undoes_what_a_text_encoder_learned(make_encoder_trainer, batch_stream, probe, tmp_path, stop):
+    rule = Trial(candidates=((0,), (0, 6), (6,)), costs=(1.0, 0.6, 0.5, 1, 1, 1, 2), steps=4, hold=3, groups=4)
+    whole, first, second = (make_encoder_trainer(rule=rule, probe=probe) for _ in range(3))
+    for trainer in (whole, first):
+        trainer.set_training_stage("joint_finetune", num_steps=60)
+    expected = train(whole, batch_stream(0, 30))
+    assert {"both", "all"} <= {each.active for each in expected}
+    train(first, batch_stream(0, stop))
+    before = arrays_of(first, tmp_path / "checkpoint")
+    assert_same(arrays_of(first, tmp_path / "again"), before)
+    second.load_checkpoint(tmp_path / "checkpoint")
+    assert train(second, batch_stream(stop, 30 - stop)) == expected[stop:]
+    assert_same(arrays_of(second, tmp_path / "second"), arrays_of(whole, tmp_path / "whole"))

@@ -1,6 +1,6 @@
 """What measures for a schedule that decides by held-out targets: `Payoff` or `Trial`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -41,7 +41,6 @@ def build_probe(
     fusion: str,
     held_out: HeldOut[SnapshotT] | None,
     training: Training[StateT],
-    losses: Callable[[], NDArray[np.float64]] | None = None,
 ) -> Probe | None:
     """What measures for a schedule; None for one that needs no held-out targets.
 
@@ -51,8 +50,6 @@ def build_probe(
         fusion: How the scores are fused.
         held_out: What is computed on them; None without them.
         training: What a `Trial` undoes.
-        losses: The negative log-likelihood of each target with the model as it is, (B,), for a `Trial` of a model that
-            has more than the modules of which ``held_out`` takes snapshots; None computes it by these.
 
     Raises:
         ConfigurationError: It cannot be measured: no targets, fewer than groups, or a fusion without likelihoods.
@@ -65,7 +62,7 @@ def build_probe(
         raise ConfigurationError(f"a {type(rule).__name__} rule needs {lack}")
     if isinstance(rule, Payoff):
         return PayoffProbe(alternator, held_out)
-    return TrialProbe(alternator, losses or partial(_losses_now, held_out), training)
+    return TrialProbe(alternator, partial(_losses_now, held_out), training)
 
 
 def _losses_now(held_out: HeldOut[SnapshotT]) -> NDArray[np.float64]:

@@ -12,7 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, Unpack
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alternator import Alternator, Decision, Rule
@@ -29,8 +28,7 @@ from ur4rec.config import (
     resolve_catalogue_loss,
 )
 from ur4rec.data.batches import Batch, EvaluationBatch
-from ur4rec.errors import CheckpointError, NonFiniteError, refuse_malformed
-from ur4rec.evaluation.metrics import negative_log_likelihood
+from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.files import hash_bytes
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
 from ur4rec.schedule.probes import Probe, build_probe
@@ -188,9 +186,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             check_integer("num_steps", num_steps, 1)
         alternator = build_alternator(found, self.config, self._rule, self.modules)
         self._check_stage(alternator, position)
-        losses = self._losses_by_rows if len(self.modules) > len(MODULES) else None
-        fusion, held_out = self._model_config.fusion, self._held_out()
-        measuring = build_probe(alternator, self._probe, fusion, held_out, Undo(self), losses)
+        measuring = build_probe(alternator, self._probe, self._model_config.fusion, self._held_out(), Undo(self))
         self._log.flush()
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
         self._position = position
@@ -460,21 +456,6 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         width = slice_width(model, num_rows, MODULES, self.memory, device=self.device)
         items, num_parts = self._own_items()
         return held_out_targets(self._probe, items, width, self._snapshots(), model.fusion, self.processes, num_parts)
-
-    def _losses_by_rows(self) -> NDArray[np.float64]:
-        """The negative log-likelihood of each held-out target with the model as it is, (B,); NaN if it has diverged."""
-        assert self._probe is not None
-        count, found = self._probe.num_valid, []
-        size = self.rows_at_once(count)
-        for rows in (slice(first, min(first + size, count)) for first in range(0, count, size)):
-            users_B = None if self._probe.users_B is None or not self._reads_users else self._probe.users_B[rows]
-            try:
-                fused_BI = self.scores(self._probe.items_BL[rows], users_B, ("fused",))["fused"]
-            except NonFiniteError:
-                fused_BI = np.full((rows.stop - rows.start, self.num_items), np.nan, np.float32)
-            found.append(negative_log_likelihood(fused_BI, self._probe.targets_B[rows]))
-        losses_B: NDArray[np.float64] = self.processes.gather(np.concatenate(found).astype(np.float64))[0]
-        return losses_B
 
     def _own_items(self) -> tuple[slice, int]:
         """The items that snapshots score in this process, and among how many processes they are divided."""

@@ -55,6 +55,16 @@ class _KeptCatalogue(NamedTuple):
     catalogue: Catalogue
 
 
+class _State(NamedTuple):
+    """All that training changes."""
+
+    snapshot: Snapshot
+    kept: dict[str, Tensor]
+    """What the strategies keep."""
+    is_stale: bool
+    """Whether the vectors of a text encoder are older than its weights; they are among the buffers of the snapshot."""
+
+
 class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     """Trains a UR4Rec model through the four stages; arguments and attributes are those of `BaseTrainer`.
 
@@ -204,16 +214,17 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     def _snapshots(self) -> ModuleSnapshots:
         return ModuleSnapshots(self.model, self.device, self._inference, self._layout)
 
-    def _take_state(self) -> tuple[Snapshot, dict[str, Tensor]]:
+    def _take_state(self) -> _State:
         self._reshard()
         kept = {name: each.detach().clone() for name, each in self._strategies.state_dict().items()}
-        return self._alternating.snapshot(), kept
+        return _State(self._alternating.snapshot(), kept, self._has_texts and self.model.text_encoder.is_stale)
 
-    def _set_state(self, state: tuple[Snapshot, dict[str, Tensor]]) -> None:
+    def _set_state(self, state: _State) -> None:
         self._reshard()
-        snapshot, kept = state
-        self._alternating.rollback(snapshot)
-        self._strategies.load_state_dict(kept)
+        self._alternating.rollback(state.snapshot)
+        self._strategies.load_state_dict(state.kept)
+        if self._has_texts:
+            self.model.text_encoder.is_stale = state.is_stale
         self._kept_catalogue = None
 
     def _own_items(self) -> tuple[slice, int]:

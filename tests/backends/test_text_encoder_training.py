@@ -6,6 +6,7 @@ Shapes: I items, J = I + 1 items with the padding.
 import numpy as np
 import pytest
 
+from alternator import Trial
 from tests.backends.harness import bits, changed, equal, snapshot, train
 from ur4rec.config import SCORERS
 from ur4rec.errors import CheckpointError, ConfigurationError
@@ -262,6 +263,43 @@ def test_stages_train_what_they_say(make_encoder_trainer, batch_stream):
         before = {name: bits(trainer, name) for name in PARTS}
         train(trainer, batch_stream(0, 2))
         assert {name for name in PARTS if not equal(bits(trainer, name), before[name])} == expected
+
+
+TRIAL = Trial(candidates=((0,), (0, 6), (6,)), steps=3, hold=2, groups=4)
+"""Both modules, both with the encoder in every second step, and all."""
+
+
+@pytest.mark.parametrize("first", ["both", "all"])
+def test_what_was_tried_leaves_no_trace_in_the_cache(make_encoder_trainer, batch_stream, targets, first):
+    """The cache that a trial returns to may be older than the weights, or not."""
+    trainer = make_encoder_trainer("all", rule=TRIAL, probe=next(iter(targets)))
+    if first == "all":
+        trainer.set_training_stage("end_to_end")
+        train(trainer, batch_stream(0, 1))
+        trainer.set_training_stage("joint_finetune")
+    state, before = trainer._take_state(), bits(trainer, *PARTS)
+    assert (CACHE in before) == (first == "all")
+    for turn in ("end_to_end", "joint_finetune"):
+        trainer.set_training_stage(turn)
+        train(trainer, batch_stream(1, 2))
+        assert not equal(bits(trainer, *PARTS), before)
+        trainer._set_state(state)
+        after = bits(trainer, *PARTS)
+        assert after.keys() == before.keys()
+        assert changed(before, after) == set()
+
+
+def test_a_trial_continues_to_the_bit(make_encoder_trainer, batch_stream, targets, tmp_path):
+    probe = next(iter(targets))
+    for stop in (8, 12):  # where the encoder is tried
+        whole, first, second = (make_encoder_trainer("all", rule=TRIAL, probe=probe) for _ in range(3))
+        expected = train(whole, batch_stream(0, 20))
+        train(first, batch_stream(0, stop))
+        first.save_checkpoint(tmp_path / f"saved-{stop}")
+        second.load_checkpoint(tmp_path / f"saved-{stop}")
+        assert train(second, batch_stream(stop, 20 - stop)) == expected[stop:]
+        assert equal(snapshot(second), snapshot(whole))
+    assert {attempt.candidate for attempt in whole.attempts} >= {"both + all", "all"}
 
 
 def test_later_items_are_encoded_by_their_tokens(backend, make_encoder_trainer, batch_stream, split, tmp_path):

@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.torch import AlternatingOptimizer, LateScalar
@@ -131,7 +133,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._retriever_steps = 0
         self._kept_catalogue: _KeptCatalogue | None = None
         self._encoded: tuple[Tensor, Tensor] | None = None
-        self._token_counts_I = token_counts(model.text_encoder.tokens[:-1].cpu()) if self._has_texts else None
+        self._token_counts_I = self._count_tokens()
 
     def _build_adapter(self, alternator: Alternator) -> AlternatingOptimizer:
         self._release()
@@ -245,6 +247,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._reshard()
         restore_arrays(weights, moments, self.model, self._optimizers, self._strategies, self._layout)
         self._kept_catalogue = None
+        self._token_counts_I = self._count_tokens()
 
     def _catalogue(self, *, trains: bool) -> Catalogue:
         """What the retriever knows of every item: computed again while it trains, else once until it changes."""
@@ -345,6 +348,10 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         if self._is_divided:
             self._layout.clip(self._optimizers.values(), self.config.clip_norm)
         return self._alternating.step(None, observed)
+
+    def _count_tokens(self) -> NDArray[np.int64] | None:
+        """With a text encoder, the number of tokens of each item's text."""
+        return token_counts(self.model.text_encoder.tokens[:-1].cpu()) if self._has_texts else None
 
     def _write_texts(self, is_finite: Tensor | None) -> None:
         """Put into the cache what the step has encoded, before the weights change and the encoder may be frozen."""

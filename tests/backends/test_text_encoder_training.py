@@ -186,6 +186,19 @@ def test_a_run_continues_to_the_bit(make_encoder_model, make_encoder_trainer, ba
     assert equal(snapshot(resumed), snapshot(whole))
 
 
+def test_a_checkpoint_brings_its_tokens(make_encoder_model, make_encoder_trainer, batch_stream, tokens, tmp_path):
+    """Those of the model that continues may be others, and shorter."""
+    whole = make_encoder_trainer("all")
+    train(whole, batch_stream(0, 1))
+    whole.save_checkpoint(tmp_path / "saved")
+    short = np.where(np.arange(tokens.shape[1]) < 2, tokens, 0)
+    resumed = make_encoder_trainer("all", model=make_encoder_model(item_tokens=short))
+    resumed.load_checkpoint(tmp_path / "saved")
+    for trainer in (whole, resumed):
+        train(trainer, batch_stream(1, 2))
+    assert equal(snapshot(resumed), snapshot(whole))
+
+
 def test_evaluating_changes_no_training(make_encoder_trainer, batch_stream, targets):
     schedule = "sequence:(('all', 2), ('both', 2), ('text_encoder', 2))"
     alone, watched = make_encoder_trainer(schedule), make_encoder_trainer(schedule)

@@ -302,19 +302,6 @@ def test_what_was_tried_leaves_no_trace_in_the_cache(make_encoder_trainer, batch
         assert changed(before, after) == set()
 
 
-def test_a_trial_continues_to_the_bit(make_encoder_trainer, batch_stream, targets, tmp_path):
-    probe = next(iter(targets))
-    for stop in (8, 12):  # where the encoder is tried
-        whole, first, second = (make_encoder_trainer("all", rule=TRIAL, probe=probe) for _ in range(3))
-        expected = train(whole, batch_stream(0, 20))
-        train(first, batch_stream(0, stop))
-        first.save_checkpoint(tmp_path / f"saved-{stop}")
-        second.load_checkpoint(tmp_path / f"saved-{stop}")
-        assert train(second, batch_stream(stop, 20 - stop)) == expected[stop:]
-        assert equal(snapshot(second), snapshot(whole))
-    assert {attempt.candidate for attempt in whole.attempts} >= {"both + all", "all"}
-
-
 def test_later_items_are_encoded_by_their_tokens(backend, make_encoder_trainer, batch_stream, split, tmp_path):
     trainer = make_encoder_trainer("all")
     train(trainer, batch_stream(0, 2))

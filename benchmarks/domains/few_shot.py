@@ -60,7 +60,7 @@ class FewShot:
     budget: float = 400.0
     num_target: int = 100
     num_held_out: int = 40
-    num_test: int = 2000
+    num_test: int = 1000
     num_source: int = 4000
     source_epochs: int = 8
     learning_rate: float = 3e-3
@@ -201,6 +201,7 @@ def _pretrained(num_source: int, epochs: int, width: int, seed: int) -> nn.Seque
     return model.requires_grad_(False).requires_grad_()
 
 
+@cache
 def make_data(num: int, seed: int, shift: Shift | None) -> Data:
     """Signals of ten classes.
 

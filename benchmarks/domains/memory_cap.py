@@ -42,7 +42,7 @@ class MemoryCap:
     width: int = 64
     num_train: int = 2000
     num_held_out: int = 256
-    num_test: int = 2000
+    num_test: int = 1000
     num_source: int = 4000
     source_epochs: int = 20
     batch: int = 64

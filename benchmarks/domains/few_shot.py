@@ -137,7 +137,7 @@ class FewShot:
             model=model,
             optimizers=optimizers,
             loss=lambda: F.cross_entropy(model(train.inputs_N1L), train.labels_N),
-            held_out=lambda: F.cross_entropy(model(held_out.inputs_N1L), held_out.labels_N, reduction="none").tolist(),
+            held_out=lambda: _doubts(model, held_out),
             look=lambda: (_accuracy(model, held_out), _accuracy(model, test)),
             higher_is_better=True,
             measuring_cost=len(held_out.labels_N) / len(train.labels_N) / 3,
@@ -169,6 +169,16 @@ def _relative_rates(problem: Problem, learning_rate: float) -> Callable[[Run], N
             problem.optimizers[name].param_groups[0]["lr"] = learning_rate * ratio / max(ratios.values())
 
     return set_rates
+
+
+def _doubts(model: nn.Module, data: Data) -> list[float]:
+    """One minus the probability of the right class: what the rules may measure.
+
+    On forty examples the accuracy is coarse, and the likelihood is misled by a few that are very wrong.
+    """
+    probabilities_NC = model(data.inputs_N1L).softmax(-1)
+    right_N: list[float] = (1 - probabilities_NC.gather(1, data.labels_N[:, None])[:, 0]).tolist()
+    return right_N
 
 
 def _accuracy(model: nn.Module, data: Data) -> float:

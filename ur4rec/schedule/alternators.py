@@ -1,5 +1,6 @@
 """Schedules by name, as `--schedule` accepts them, and the alternator of each stage."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -60,12 +61,12 @@ class TurnSequence:
         return 0
 
     def init(self, num_modules: int) -> TurnSequenceState:
-        """At the first tenure.
+        """At the first tenure. The alternator may have further turns after its own, which never train.
 
         Raises:
             ConfigurationError: The alternator has other turns.
         """
-        if num_modules != len(self.turns):
+        if num_modules < len(self.turns):
             raise ConfigurationError(f"a TurnSequence needs an alternator over {self.turns}, got {num_modules} modules")
         return TurnSequenceState(0)
 
@@ -107,6 +108,8 @@ JOINT = "joint"
 SEQUENCE = "sequence:"
 CHOICES = (AUTO, "adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
 
+RARE = 7
+"""Steps without the text encoder for each one with it, under ``auto``."""
 STEP_COSTS = (1.0, 0.65, 0.7)
 """The default costs of `payoff` and `trial`, for a step of both modules, of SASRec and of the retriever: the demo's
 model on a CPU. `ur4rec compare` uses costs measured in its study."""
@@ -118,7 +121,8 @@ TRIAL_SETTINGS = {"steps": 10, "start": 60, "hold": 240, "halvings": 9}
 """The defaults of `trial`: a stage of some hundred steps can pay for its first trial, which takes 30 to 70 of them."""
 
 SCHEDULE_HELP = (
-    "auto (payoff, or joint where there is nothing to measure payoffs on), adaptive (the original rule with its "
+    "auto (payoff, or joint where there is nothing to measure payoffs on; with a text encoder, which trains in every "
+    "8th step, a sequence), adaptive (the original rule with its "
     "defaults), parity (even steps SASRec, odd steps the retriever), "
     "joint (all train in every step), A:B (A steps of SASRec, then B of the retriever; A:B:C with a text encoder), "
     "or a rule with its settings: payoff, trial, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' "
@@ -142,20 +146,30 @@ class Schedule:
         return isinstance(self.rule, Payoff | Trial)
 
 
-def resolve_schedule(text: str, *, fusion: str, num_targets: int) -> str:
+def resolve_schedule(text: str, *, fusion: str, num_targets: int, refresh: float | None = None) -> str:
     """What ``auto`` stands for: `payoff`, the recommended rule, or `joint` where payoffs cannot be measured.
+
+    With a text encoder it is a fixed share, seven steps without the encoder and then one with it: a step that trains
+    it costs several times one that does not, and `Payoff` knows of two modules alone. Where encoding all texts again
+    costs more than the step before it, tenures are as many times longer.
 
     Args:
         text: A schedule; any other than ``auto`` is returned unchanged.
         fusion: How scores are fused: payoffs need likelihoods.
         num_targets: The number of held-out targets available for measuring.
+        refresh: With a text encoder, how many times the texts of a step all texts are; None is a model without one.
 
     Example:
         >>> [resolve_schedule("auto", fusion="weighted", num_targets=number) for number in (943, 3)]
         ['payoff', 'joint']
+        >>> resolve_schedule("auto", fusion="weighted", num_targets=943, refresh=3.2)
+        "sequence:(('both', 28), ('all', 4))"
     """
     if text != AUTO:
         return text
+    if refresh is not None:
+        length = max(math.ceil(refresh), 1)
+        return f"{SEQUENCE}{((BOTH, RARE * length), (ALL, length))}"
     rule = parse_schedule(AUTO).rule
     assert isinstance(rule, Payoff)
     return JOINT if what_payoffs_lack(rule, fusion, num_targets) else "payoff"
@@ -321,7 +335,7 @@ def build_alternator(
 
     `Payoff` chooses among the turns both, sasrec and retriever, so it needs a model of these two modules; `Trial` among
     sequences of all turns, see `complete_trial`; a rule with an attribute ``turns`` among those; every other rule among
-    the modules.
+    the modules. A module that trains in none of them is a turn of its own, which the rule never chooses.
 
     Example:
         >>> from ur4rec.schedule.stages import find_stage
@@ -351,8 +365,8 @@ def build_alternator(
         return ModuleAlternator(trial_turns(modules), complete_trial(rule, modules))
     if isinstance(rule, Payoff) and len(modules) > len(MODULES):
         raise ConfigurationError(
-            f"a Payoff rule needs a model of the modules {MODULES}, got {tuple(modules)}; take a Trial, a fixed share "
-            "such as 7:7:1, or joint"
+            f"a Payoff rule needs a model of the modules {MODULES}, got {tuple(modules)}; take a Trial, a fixed "
+            "share such as 7:7:1 or \"sequence:(('both', 7), ('all', 1))\", or joint"
         )
     turns = (BOTH, *MODULES) if isinstance(rule, Payoff) else tuple(getattr(rule, "turns", modules))
     if unknown := [turn for turn in turns if turn not in turns_of(modules)]:
@@ -360,4 +374,5 @@ def build_alternator(
             f"turns must be those of the model's modules, {turns_of(modules)}, got {unknown[0]!r}; give the model a "
             "text encoder (--set text_encoder=transformer), or leave that turn out"
         )
-    return ModuleAlternator(turns, rule)
+    trained = {module for turn in turns for module in TURNS[turn]}
+    return ModuleAlternator((*turns, *(module for module in modules if module not in trained)), rule)

@@ -127,7 +127,15 @@ def test_what_cannot_be_measured_is_refused(make_trainer, probe):
 
 @pytest.mark.parametrize("stop", [5, 9, 20])  # in an attempt that trains the encoder, after it, and later
 def test_a_trial_undoes_what_a_text_encoder_learned(make_encoder_trainer, batch_stream, probe, tmp_path, stop):
-    rule = Trial(candidates=((0,), (0, 6), (6,)), costs=(1.0, 0.6, 0.5, 1, 1, 1, 2), steps=4, hold=3, groups=4)
+    rule = Trial(
+        candidates=((0,), (0, 6), (6,)),
+        costs=(1.0, 0.6, 0.5, 1, 1, 1, 2),
+        steps=4,
+        start=3,
+        hold=12,
+        halvings=9,
+        groups=4,
+    )
     whole, first, second = (make_encoder_trainer(rule=rule, probe=probe) for _ in range(3))
     for trainer in (whole, first):
         trainer.set_training_stage("joint_finetune", num_steps=60)

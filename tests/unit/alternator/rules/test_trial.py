@@ -249,6 +249,15 @@ def test_a_trial_resumes_from_its_snapshots(stop):
     assert second.weights == whole.weights
 
 
+def test_a_trial_that_began_without_trials_is_measured_and_not_undone():
+    model = Model(Trial(steps=2, start=2, groups=2), by_left)
+    for _ in range(4):
+        model.alternator.advance()
+    model.train(2)
+    assert model.trials.num_measurements == 1
+    assert model.restored == []
+
+
 def test_skipped_steps_do_not_count():
     alternator = Alternator(TURNS, Trial(steps=2, start=2, hold=8, halvings=9, groups=2))
     for _ in range(9):

@@ -117,7 +117,7 @@ _ENCODER_COST = 3.2
 """What training the text encoder adds to a step, in the same unit: two layers of width 64 on MovieLens-100K."""
 _SHARE = 8
 """Steps of one module for one of the other in the candidates of `trial`."""
-TRIAL_SETTINGS = {"steps": 10, "hold": 60}
+TRIAL_SETTINGS = {"steps": 10, "start": 60, "hold": 240, "halvings": 9}
 """The defaults of `trial`: a stage of some hundred steps can pay for its first trial, which takes 30 to 70 of them."""
 
 SCHEDULE_HELP = (

@@ -27,7 +27,7 @@ from ur4rec.schedule.stages import MODULES, turns_of
 
 PLATEAU = "plateau,min_steps=2,window=3,threshold=0.5"
 PAYOFF = "payoff,min_steps=2,groups=2,share=0.99,confidence=0.504"
-TRIAL = "trial,steps=1,hold=1,groups=2"
+TRIAL = "trial,steps=1,start=1,hold=4,groups=2"
 
 
 def run_all(directory):

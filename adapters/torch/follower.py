@@ -17,7 +17,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from adapters.contract import FreezeError, FrozenMode, watches_losses
+from adapters.contract import FreezeError, FrozenMode, FrozenState, watches_losses
 from adapters.torch.checks import Optimizers
 from adapters.torch.decisions import Decisions
 from adapters.torch.freezer import Freezer
@@ -51,6 +51,7 @@ class Follower:
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
         scaler: The loop's GradScaler, if it has one.
         frozen_mode: How modules run while they are frozen, as `AlternatingOptimizer` has it.
+        frozen_state: What becomes of the optimizer state of what is frozen, as `AlternatingOptimizer` has it.
         process_group: The processes that train this model together, as `AlternatingOptimizer` has it.
         check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
 
@@ -85,6 +86,7 @@ class Follower:
         delay: int = 1,
         scaler: GradScaler | None = None,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class Follower:
             turns=turns,
             always=always,
             frozen_mode=frozen_mode,
+            frozen_state=frozen_state,
             process_group=process_group,
             check_ranks_every=check_ranks_every,
             rule=alternator.rule,

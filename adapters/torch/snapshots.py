@@ -45,7 +45,8 @@ class Snapshots:
         self._others += [] if scaler is None else [scaler]
 
     def take(self) -> Snapshot:
-        """All as it is now, copied on its device."""
+        """All as it is now, copied where it is."""
+        self._freezer.frozen_states.wait()
         return Snapshot(
             tensors={name: tensor.detach().clone() for name, tensor in self._tensors()},
             optimizers=[(_copied(each.state), _options_of(each)) for each in self._freezer.optimizers],

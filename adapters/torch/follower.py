@@ -154,6 +154,7 @@ class Follower:
         """
         self._decisions.check_applied()
         check_differentiable(self._freezer.applied, loss)
+        self._freezer.frozen_states.prepare()
 
     def before_update(self) -> None:
         """After the backward pass and before clipping, if your loop has a place for it, or else as the optimizer steps.

@@ -9,20 +9,14 @@ Design constraints:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 from torch.optim import Adagrad, Optimizer
 
 from adapters.contract import FrozenState
-from adapters.torch.checks import parameters_of
-from adapters.torch.host import Host
 from adapters.torch.modules import Freezable
-
-Path = tuple[Any, ...]
-"""The keys from the state of a parameter to a tensor in it."""
+from adapters.torch.parked import Parked
 
 
 class FrozenStates:
@@ -39,7 +33,7 @@ class FrozenStates:
         self._parked = [Parked.of(optimizer) for optimizer in optimizers] if leaves else []
         self._active: tuple[Freezable, ...] = ()
         self._dropped: frozenset[Tensor] = frozenset()
-        self._waits = False
+        self._waits = self._is_new = False
 
     def apply(self, active: tuple[Freezable, ...], frozen: Iterable[Freezable], *, tentative: bool) -> None:
         """Begin to move away the states of what is frozen, and drop those that are to be dropped.
@@ -56,24 +50,29 @@ class FrozenStates:
         self._active = active
         dropped = [group for group in frozen if modes[group.name] == "drop"]
         self._dropped = frozenset(p for group in dropped for p in group.parameters.values())
-        self._waits = tentative
+        self._waits, self._is_new = tentative, True
         if not tentative:
             self._drop()
         away = {p for group in frozen if modes[group.name] != "keep" for p in group.parameters.values()}
         for parked in self._parked:
             parked.leave(away)
 
+    def prepare(self) -> None:
+        """Before a backward pass: let what trains come back beside it, if what is frozen has left already."""
+        if not self._waits and all(parked.host.is_done() for parked in self._parked):
+            self._exchange()
+
     def settle(self) -> None:
         """Before an update: what is frozen has left for good, and what trains is on its device."""
-        if self._waits or any(parked.is_loaded for parked in self._parked):
+        is_loaded = any(parked.is_loaded for parked in self._parked)
+        if self._waits or is_loaded:
             self._drop()
-            self._waits = False
+        self._exchange()
         for parked in self._parked:
-            parked.let_go()
-        for parked in self._parked:  # only then, so that the two are never on the device together
-            parked.bring_back()
-            if isinstance(parked.optimizer, Adagrad):
+            parked.finish()
+            if isinstance(parked.optimizer, Adagrad) and (self._is_new or is_loaded):
                 _start_anew(parked.optimizer, self._active)
+        self._waits = self._is_new = False
 
     def is_dropped(self, parameter: Tensor) -> bool:
         """Whether the state of a parameter is dropped now, or will be in the next update."""
@@ -90,109 +89,16 @@ class FrozenStates:
             parked.release()
         self._dropped, self._waits = frozenset(), False
 
+    def _exchange(self) -> None:
+        for parked in self._parked:
+            parked.let_go()
+        for parked in self._parked:  # only then, so that the two are never on the device together
+            parked.bring_back()
+
     def _drop(self) -> None:
         for parked in self._parked:
             parked.drop(self._dropped)
             parked.is_loaded = False
-
-
-class Parked:
-    """The states of one optimizer that are on the host. It is found again by another adapter (see `of`).
-
-    Args:
-        optimizer: Its states are moved.
-        host: Where to.
-    """
-
-    def __init__(self, optimizer: Optimizer, host: Host | None = None) -> None:
-        self.optimizer = optimizer
-        self.host = Host() if host is None else host
-        self.is_loaded = False
-        """Whether a state has been loaded since what is to be dropped last was."""
-        self._away: Collection[Tensor] = frozenset()
-        self._homes: dict[Tensor, dict[Path, torch.device]] = {}
-        self._leaving: list[tuple[Any, Any, Tensor, Tensor]] = []
-        self._returns = self._is_released = False
-        optimizer.register_step_pre_hook(self)
-        optimizer.register_state_dict_pre_hook(lambda _: self.host.wait())
-        optimizer.register_load_state_dict_post_hook(self._after_loading)
-
-    @classmethod
-    def of(cls, optimizer: Optimizer) -> Parked:
-        """The one of an optimizer, that of an adapter before this one if there was such."""
-        hooks = getattr(optimizer, "_optimizer_step_pre_hooks", {}).values()
-        parked = next((hook for hook in hooks if isinstance(hook, cls)), None)
-        if parked is None:
-            return cls(optimizer)
-        parked._is_released = False
-        return parked
-
-    def leave(self, away: Collection[Tensor]) -> None:
-        """Begin to copy the states of these parameters to the host; all others come back with `bring_back`."""
-        self._away = away
-        self._leaving = []
-        for parameter in parameters_of(self.optimizer):
-            if parameter not in away:
-                continue
-            for path, holder, tensor in _tensors_in(self.optimizer.state.get(parameter)):
-                if not self.host.has(tensor):
-                    self._homes.setdefault(parameter, {})[path] = tensor.device
-                    self._leaving.append((holder, path[-1], tensor, self.host.fetch(tensor)))
-        self._returns = any(parameter not in away for parameter in self._homes)
-
-    def drop(self, parameters: Iterable[Tensor]) -> None:
-        """Forget the states of these parameters."""
-        for parameter in parameters:
-            self.optimizer.state.pop(parameter, None)
-            self._homes.pop(parameter, None)
-
-    def let_go(self) -> None:
-        """Free what has been copied, which is on the host from here on."""
-        if self._leaving:
-            self.host.finish()
-        while self._leaving:
-            holder, key, tensor, copied = self._leaving.pop()
-            if (isinstance(holder, list) or key in holder) and holder[key] is tensor:  # else another has been loaded
-                holder[key] = copied
-
-    def bring_back(self) -> None:
-        """Bring back what is not to be away; to be called after `let_go`."""
-        if not self._returns:
-            return
-        self._returns = False
-        for parameter in [each for each in self._homes if each not in self._away]:
-            homes = self._homes.pop(parameter)
-            for path, holder, tensor in _tensors_in(self.optimizer.state.get(parameter)):
-                if path in homes and self.host.has(tensor):
-                    holder[path[-1]] = self.host.send(tensor, homes[path])
-
-    def release(self) -> None:
-        """Bring everything back in the next step."""
-        self.leave(frozenset())
-        self._is_released = True
-
-    def _after_loading(self, _: Optimizer) -> None:
-        self.is_loaded = True
-        self.leave(self._away)
-
-    def __call__(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a step that no adapter has prepared."""
-        if self._is_released:
-            self.let_go()
-            self.bring_back()
-
-
-def _tensors_in(state: Any, path: Path = ()) -> Iterator[tuple[Path, Any, Tensor]]:
-    """The tensors of a state, each with its path and the mapping or list that holds it."""
-    if isinstance(state, Mapping):
-        items: list[tuple[Any, Any]] = list(state.items())
-    else:
-        items = list(enumerate(state)) if isinstance(state, list) else []
-    for key, value in items:
-        if isinstance(value, Tensor):
-            yield (*path, key), state, value
-        else:
-            yield from _tensors_in(value, (*path, key))
 
 
 def _start_anew(optimizer: Adagrad, active: Iterable[Freezable]) -> None:

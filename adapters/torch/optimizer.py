@@ -235,6 +235,7 @@ class AlternatingOptimizer(Generic[Decided]):
             LossError: ``loss`` is not a scalar tensor, or requires no gradient.
         """
         check_differentiable(self.active, loss)
+        self._freezer.frozen_states.prepare()
         if self._accumulate > 1:
             loss = loss / self._accumulate
         if self._scaler is not None:

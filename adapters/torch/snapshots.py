@@ -60,6 +60,7 @@ class Snapshots:
         Raises:
             StateError: Modules or optimizers have changed since, other than by training; nothing has been changed then.
         """
+        self._freezer.frozen_states.wait()
         here = dict(self._tensors())
         shapes = {name: tensor.shape for name, tensor in here.items()}
         if shapes != {name: tensor.shape for name, tensor in snapshot.tensors.items()} or len(

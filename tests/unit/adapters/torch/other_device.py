@@ -56,6 +56,11 @@ class OtherDevice(TorchDispatchMode):
         self._log: list[tuple[int, int]] = []  # (number of a tensor, bytes made or freed)
 
     @property
+    def num_made(self) -> int:
+        """As many numbers as this have been given to tensors, or not used."""
+        return len(self._log)
+
+    @property
     def num_bytes(self) -> int:
         """The number of bytes that tensors take there now."""
         return sum(size for _, size in self._log)

@@ -153,7 +153,7 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
             >>> optimizer = AlternatingOptimizer(model, transforms, frozen_state="drop")
             >>> optimizer.enter(model, "head")
             >>> optimizer.opt_state.inner_states["encoder"]
-            Away()
+            Away(schedules=None)
         """
         if self._frozen_states is not None:
             entered = self._frozen_states.enter(self.opt_state, nnx.state(model, self.wrt), active)

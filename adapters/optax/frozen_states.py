@@ -16,6 +16,7 @@ import optax  # type: ignore[import-untyped]
 from adapters.contract import ALWAYS, FrozenState, check_frozen_states
 from adapters.jax.equinox import trainable
 from adapters.jax.turns import Active, Chooses, PyTree, Turns, owners_of
+from adapters.optax.carried_schedules import schedules_of, with_schedules
 from adapters.optax.optimizer import AlternatingState, Away, Labels, alternating, kept_of
 from alternator import ConfigurationError
 
@@ -33,8 +34,8 @@ class FrozenStates:
         labels: As `alternating` has it.
         frozen_state: What becomes of the state of what is frozen, for all or by name: ``"offload"`` moves it to the
             host (memory of the kind ``pinned_host``) until the module trains again, and nothing of the contract
-            changes; ``"drop"`` frees it: the module starts again with a new state, as if with a new optimizer;
-            ``"keep"`` leaves it where it is.
+            changes; ``"drop"`` frees it: the module starts again with a new state, as if with a new optimizer, but
+            schedules (those of ``inject_hyperparams`` too) continue; ``"keep"`` leaves it where it is.
         turns: As `alternating` has it.
         always: As `alternating` has it; its state stays.
         alternator: As `alternating` has it.
@@ -58,7 +59,7 @@ class FrozenStates:
         >>> updates, state = states.optimizer.update(params, state, params, active="encoder")
         >>> state = states.enter(state, params, active="head")  # at a switch
         >>> state.inner_states["encoder"]
-        Away()
+        Away(schedules=None)
     """
 
     def __init__(
@@ -79,10 +80,11 @@ class FrozenStates:
         self._transforms = {**transforms, **({} if always is None else {ALWAYS: always})}
         self._donate = donate
         self._on_host: dict[str, PyTree] = {}
+        self._schedules: dict[str, PyTree] = {}
 
     def init(self, params: PyTree, active: str | int) -> AlternatingState:
         """The state before the first step, in place of ``optimizer.init``: of what trains, and of what is kept."""
-        self._on_host = {}
+        self._on_host, self._schedules = {}, {}
         return self.enter(AlternatingState(dict.fromkeys(self._transforms, Away())), params, active)
 
     def enter(self, state: AlternatingState, params: PyTree, active: str | int) -> AlternatingState:
@@ -112,12 +114,18 @@ class FrozenStates:
 
     def whole(self, state: AlternatingState) -> AlternatingState:
         """The state with what is on the host in its places, to save it or as a snapshot; `Away` is what is nowhere."""
-        return AlternatingState({**state.inner_states, **self._on_host})
+        dropped = {name: Away(schedules) for name, schedules in self._schedules.items()}
+        return AlternatingState({**state.inner_states, **dropped, **self._on_host})
 
     def split(self, whole: AlternatingState, params: PyTree, active: str | int) -> AlternatingState:
         """The state for a turn, of what `whole` returned: to load it, or to go back to a snapshot."""
+        inner = whole.inner_states
         self._on_host = {}
-        return self.enter(whole, params, active)
+        self._schedules = {
+            name: own.schedules for name, own in inner.items() if isinstance(own, Away) and own.schedules is not None
+        }
+        inner = {name: Away() if isinstance(own, Away) else own for name, own in inner.items()}
+        return self.enter(AlternatingState(inner), params, active)
 
     def _trained(self, active: Active) -> tuple[str, ...]:
         index = self._turns.find(active)
@@ -126,12 +134,12 @@ class FrozenStates:
         return self._turns.trained[index]
 
     def _leave(self, name: str, own: PyTree, params: PyTree, *, offload: bool) -> Away:
-        held = {id(leaf) for leaf in jax.tree.leaves(params)}
         if offload:
-            away = jax.tree.map(_on_host, own)
-            jax.block_until_ready(away)  # type: ignore[no-untyped-call]
-            self._on_host[name] = away
-            held |= {id(leaf) for leaf in jax.tree.leaves(away)}
+            left = self._on_host[name] = jax.tree.map(_on_host, own)
+            jax.block_until_ready(left)  # type: ignore[no-untyped-call]
+        else:
+            left = self._schedules[name] = schedules_of(own)
+        held = {id(leaf) for leaf in jax.tree.leaves((params, left))}
         for leaf in jax.tree.leaves(own) if self._donate else ():
             if isinstance(leaf, jax.Array) and id(leaf) not in held:
                 leaf.delete()
@@ -142,7 +150,8 @@ class FrozenStates:
             return jax.tree.map(_on_device, self._on_host.pop(name))
         params = trainable(params)
         owners = owners_of(params, self._labels, tuple(self._transforms))
-        return self._transforms[name].init(kept_of(params, owners, name))
+        new = self._transforms[name].init(kept_of(params, owners, name))
+        return with_schedules(new, self._schedules.pop(name)) if name in self._schedules else new
 
 
 def _on_host(leaf: Any) -> Any:

@@ -42,7 +42,13 @@ class AccumulationState(NamedTuple):
 
 
 class Away(NamedTuple):
-    """In place of the state of a module that is frozen: it is on the host, or dropped (see `FrozenStates`)."""
+    """In place of the state of a module that is frozen: it is on the host, or dropped (see `FrozenStates`).
+
+    Attributes:
+        schedules: None in a step; in what is saved, where the schedules of a dropped state are.
+    """
+
+    schedules: PyTree = None
 
 
 class AlternatingState(NamedTuple):

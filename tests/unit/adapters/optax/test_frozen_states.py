@@ -98,6 +98,31 @@ def test_dropped_it_starts_again_as_with_a_new_optimizer():
     assert run.traces == list(run.names)
 
 
+SCHEDULES = {
+    "schedule": lambda: optax.adam(optax.exponential_decay(0.1, 1, 0.9)),
+    "injected": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=optax.exponential_decay(0.1, 1, 0.9)),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_schedules_continue_where_the_rest_is_dropped(kind):
+    run, kept = (Run(each, transform=SCHEDULES[kind](), donate=False).train(0, 11) for each in ("drop", "keep"))
+    counts = []
+    for each in (run, kept):
+        saved = jax.tree.map(jnp.copy, each.states.whole(each.state))
+        each.state = each.states.split(saved, each.params, each.active(10))
+        own = each.train(11, 12).state.inner_states["b0"]
+        schedules = [node for node in jax.tree.leaves(own, is_leaf=is_schedule) if is_schedule(node)]
+        counts.append([int(node.count) for node in schedules])
+    assert counts == [[6], [6]]
+    moments = optax.tree.get_all_with_path(run.state.inner_states["b0"], "count")
+    assert {int(count) for _, count in moments} == {3, 6}  # that of Adam's bias correction is new
+
+
+def is_schedule(node):
+    return isinstance(node, optax.ScaleByScheduleState) or hasattr(node, "hyperparams")
+
+
 @pytest.mark.parametrize("num_blocks", [4, 10])
 @pytest.mark.parametrize("frozen_state", ["offload", "drop"])
 def test_the_device_holds_the_state_of_one_block_at_most(frozen_state, num_blocks):

@@ -11,8 +11,9 @@ from torch import nn
 from adapters.accelerate import Follower
 from alternator import Alternator, ConfigurationError, Cycle
 from tests.conformance.freeze_contract_torch import adamw, optimizer_state, same_bits
+from tests.conformance.marked_host import MarkedHost
 from tests.unit.adapters.accelerate.accelerated_runs import NAMES, Model, Run, forget, rows
-from tests.unit.adapters.torch.frozen_state_runs import MarkedHost, bytes_on_device
+from tests.unit.adapters.torch.frozen_state_runs import bytes_on_device
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -81,7 +82,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(num_micro, tmp_path):
 def test_a_resumed_run_with_the_state_of_what_is_frozen_elsewhere(frozen_state, several, tmp_path, monkeypatch):
     kept = Run(several=several).train()
     forget()
-    monkeypatch.setattr("adapters.torch.frozen_states.Host", MarkedHost)
+    monkeypatch.setattr("adapters.torch.parked.Host", MarkedHost)
     whole = Run(several=several, frozen_state=frozen_state).train()
     forget()
     first = Run(several=several, frozen_state=frozen_state).train(stop=1)

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from alternator import Alternator, Cycle, StateError
 from tests.conformance.freeze_contract_torch import same_bits
+from tests.conformance.marked_host import MarkedHost
 from tests.unit.adapters.lightning.lightning_runs import (
     NAMES,
     NUM_STEPS,
@@ -19,7 +20,6 @@ from tests.unit.adapters.lightning.lightning_runs import (
     fit,
     trainer,
 )
-from tests.unit.adapters.torch.frozen_state_runs import MarkedHost
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
@@ -57,7 +57,7 @@ def test_with_losses_under_way(tmp_path, delay):
 @pytest.mark.parametrize("frozen_state", ["offload", "drop"])
 def test_with_the_state_of_what_is_frozen_elsewhere(tmp_path, model, frozen_state, monkeypatch):
     fetched = []
-    monkeypatch.setattr("adapters.torch.frozen_states.Host", MarkedHost)
+    monkeypatch.setattr("adapters.torch.parked.Host", MarkedHost)
     monkeypatch.setattr(MarkedHost, "fetch", lambda *args, fetch=MarkedHost.fetch: fetched.append(1) or fetch(*args))
     whole, went_on = stop_and_continue(tmp_path, 7, model, given={"frozen_state": frozen_state}, max_epochs=2)
     assert same_end(whole, went_on, 7)

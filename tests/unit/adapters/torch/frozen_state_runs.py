@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from adapters.torch import AlternatingOptimizer
-from adapters.torch.host import Host, _rebuilt
 from alternator import Alternator, Cycle
+from tests.conformance.marked_host import MarkedHost
 from tests.unit.adapters.torch.other_device import DEVICE, OtherDevice, There
 
 CHOICES = ("keep", "offload", "drop")
@@ -107,22 +107,6 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     assert [key for key, value in found.items() if value.dtype != expected[key].dtype] == []
     assert [key for key, value in found.items() if not torch.equal(value, expected[key])] == []
-
-
-class MarkedHost(Host):
-    """A host beside a device that is the host: what is on it has a mark. Copies of it have none."""
-
-    def has(self, tensor: Tensor) -> bool:
-        return tensor.dim() == 0 or hasattr(tensor, "is_on_host")
-
-    def fetch(self, tensor: Tensor) -> Tensor:
-        copied: Any = _rebuilt(tensor.detach(), torch.clone)
-        copied.is_on_host = True
-        return copied  # type: ignore[no-any-return]
-
-    def send(self, tensor: Tensor, device: torch.device) -> Tensor:
-        sent: Tensor = _rebuilt(tensor, torch.clone)
-        return sent
 
 
 def bytes_on_device(optimizers: Any) -> int:

@@ -2,12 +2,13 @@
 
 import pytest
 
-import adapters.torch.frozen_states
+import adapters.torch.parked
 from alternator import Cycle
 from tests.conformance.freeze_contract_torch import same_bits
+from tests.conformance.marked_host import MarkedHost
 from tests.guide_blocks import blocks_of, run_blocks
 from tests.several_ranks import SeveralRanks
-from tests.unit.adapters.torch.frozen_state_runs import MarkedHost, bytes_on_device
+from tests.unit.adapters.torch.frozen_state_runs import bytes_on_device
 from tests.unit.adapters.torch.ranks_run import NUM_STEPS, Run
 from tests.unit.adapters.torch.test_sharding import gathered
 
@@ -20,7 +21,7 @@ def ranks(tmp_path_factory):
 
 
 def run_of(rank, wrapping, choice):
-    adapters.torch.frozen_states.Host = MarkedHost
+    adapters.torch.parked.Host = MarkedHost
     return Run(rank, wrapping, norm=False, rule=Cycle(3), frozen_state=choice, check_ranks_every=1)
 
 

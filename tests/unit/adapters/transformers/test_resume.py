@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback
 
 from alternator import ConfigurationError, Cycle, StateError
 from tests.conformance.freeze_contract_torch import same_bits
-from tests.unit.adapters.torch.frozen_state_runs import MarkedHost
+from tests.conformance.marked_host import MarkedHost
 from tests.unit.adapters.transformers.trainer_runs import Counts, Recorded, Run, arguments, bert
 
 SAVING = {"save_strategy": "steps", "save_steps": 5}
@@ -52,7 +52,7 @@ def test_it_equals_one_that_never_stopped(tmp_path, stop, options, how):
 @pytest.mark.parametrize("frozen_state", ["offload", "drop"])
 def test_with_the_state_of_what_is_frozen_elsewhere(tmp_path, frozen_state, monkeypatch):
     kept = Run(tmp_path / "kept").train()
-    monkeypatch.setattr("adapters.torch.frozen_states.Host", MarkedHost)
+    monkeypatch.setattr("adapters.torch.parked.Host", MarkedHost)
     options = SAVING | {"given": {"frozen_state": frozen_state}}
     whole = Run(tmp_path / "whole", **options).train()
     Run(tmp_path / "parts", callbacks=[Stop(11)], **options).train()

@@ -11,7 +11,7 @@ from torch import nn
 from adapters.accelerate import Follower
 from alternator import Alternator, ConfigurationError, Cycle
 from tests.conformance.freeze_contract_torch import adamw, optimizer_state, same_bits
-from tests.conformance.marked_host import MarkedHost
+from tests.conformance.torch_host import MarkedHost
 from tests.unit.adapters.accelerate.accelerated_runs import NAMES, Model, Run, forget, rows
 from tests.unit.adapters.torch.frozen_state_runs import bytes_on_device
 

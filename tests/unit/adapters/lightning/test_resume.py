@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from alternator import Alternator, Cycle, StateError
 from tests.conformance.freeze_contract_torch import same_bits
-from tests.conformance.marked_host import MarkedHost
+from tests.conformance.torch_host import MarkedHost
 from tests.unit.adapters.lightning.lightning_runs import (
     NAMES,
     NUM_STEPS,

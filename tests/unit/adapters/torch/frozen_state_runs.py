@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from adapters.torch import AlternatingOptimizer
 from alternator import Alternator, Cycle
-from tests.conformance.marked_host import MarkedHost
+from tests.conformance.torch_host import MarkedHost
 from tests.unit.adapters.torch.other_device import DEVICE, OtherDevice, There
 
 CHOICES = ("keep", "offload", "drop")

@@ -5,7 +5,7 @@ import pytest
 import adapters.torch.parked
 from alternator import Cycle
 from tests.conformance.freeze_contract_torch import same_bits
-from tests.conformance.marked_host import MarkedHost
+from tests.conformance.torch_host import MarkedHost
 from tests.guide_blocks import blocks_of, run_blocks
 from tests.several_ranks import SeveralRanks
 from tests.unit.adapters.torch.frozen_state_runs import bytes_on_device

@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback
 
 from alternator import ConfigurationError, Cycle, StateError
 from tests.conformance.freeze_contract_torch import same_bits
-from tests.conformance.marked_host import MarkedHost
+from tests.conformance.torch_host import MarkedHost
 from tests.unit.adapters.transformers.trainer_runs import Counts, Recorded, Run, arguments, bert
 
 SAVING = {"save_strategy": "steps", "save_steps": 5}

@@ -15,10 +15,13 @@ class MarkedHost(Host):
         return tensor.dim() == 0 or hasattr(tensor, "is_on_host")
 
     def fetch(self, tensor: Tensor) -> Tensor:
-        copied: Any = _rebuilt(tensor.detach(), torch.clone)
-        copied.is_on_host = True
-        return copied  # type: ignore[no-any-return]
+        return self.mark(_rebuilt(tensor.detach(), torch.clone))
 
     def send(self, tensor: Tensor, device: torch.device) -> Tensor:
         sent: Tensor = _rebuilt(tensor, torch.clone)
         return sent
+
+    def mark(self, tensor: Any) -> Tensor:
+        """The tensor, which is on the host from here on."""
+        tensor.is_on_host = True
+        return tensor  # type: ignore[no-any-return]

@@ -24,7 +24,7 @@ $(VENV)/.demo-$(BACKEND): $(BIN)/python pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[torch,jax,rec,serve,tensorboard,distributed,lightning,transformers,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[torch,jax,rec,encoder,serve,tensorboard,distributed,lightning,transformers,dev]'
 	@touch $@
 
 setup: $(VENV)/.dev  ## create .venv with everything that tests and checks need

@@ -29,7 +29,7 @@ import ur4rec_jax
 import ur4rec_torch
 from ur4rec.data.batches import TrainBatches
 from ur4rec.data.interactions import Sequences
-from ur4rec.schedule.stages import MODULES, TURNS
+from ur4rec.schedule.stages import MODULES, TURNS, turns_of
 from ur4rec_torch.device import to_device
 
 QUESTION = "Is an accelerator kept busy?"
@@ -158,7 +158,7 @@ def step_rows(setting: Setting, shape: str, backends: list[str], rounds: int, nu
         for kind, settings in KINDS.items():
             if settings.get("compile") and (backend == "jax" or setting.device == "cpu"):
                 continue
-            for turn in TURNS:
+            for turn in turns_of(MODULES):
                 trainer = setting.trainer(backend, turn, **settings)
                 name = f"{backend}, {shape}, {turn}{kind}"
                 if backend == "jax":

@@ -161,7 +161,7 @@ def run_job(job: Job) -> dict[str, Any]:
 
 def _build_trainer(config: RunConfig, prepared: PreparedData) -> Any:
     backend = load_backend(config.backend)
-    model = backend.UR4Rec(prepared.split.num_items, prepared.item_text_vectors_IT, seed=config.seed, **config.model)
+    model = backend.UR4Rec(**prepared.model_arguments(), seed=config.seed)
     return backend.JointTrainer(
         model,
         device="cpu",

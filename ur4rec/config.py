@@ -1,6 +1,7 @@
 """The settings of the model and of the trainer, the same in both backends. Validated once, when built."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TypedDict
@@ -20,6 +21,10 @@ LR_SCHEDULES = ("cosine", "constant")
 SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
 SCORERS = ("fused", "sasrec", "retriever")
 FUSIONS_WITH_GRADIENTS = ("logit", "weighted")
+NO_TEXT_ENCODER, TRANSFORMER, PRETRAINED = "none", "transformer", "pretrained"
+TEXT_ENCODERS = (NO_TEXT_ENCODER, TRANSFORMER, PRETRAINED)
+MAX_TOKENS = 512
+"""The number of tokens of an item's text at most."""
 
 LARGEST = 2**24
 """Of a width or a length: what has two of them as its shape still has a number of bytes that 64 bits hold."""
@@ -50,7 +55,22 @@ class ModelConfig:
     sasrec_dropout: float = 0.1
     """Dropout of SASRec: on the embedded sequence and on what each block adds to it, while it trains."""
     text_embedding_dim: int = 384
-    """Width of the frozen item text vectors."""
+    """Width of the item text vectors, and so of a text encoder. With one, a multiple of text_encoder_heads."""
+    text_encoder: str = NO_TEXT_ENCODER
+    """Where item text vectors come from: `none` (given once, frozen), or a third module of the model, which can train:
+    a `transformer` from scratch, or `pretrained`, the run's sentence encoder, which sets its own width, vocabulary,
+    layers and heads."""
+    text_encoder_vocab: int = 8192
+    """Tokens that the text encoder knows, at most: a run lowers it to what its items' texts need."""
+    text_encoder_layers: int = 2
+    """Transformer blocks of the text encoder."""
+    text_encoder_heads: int = 2
+    """Attention heads of each block of the text encoder."""
+    text_encoder_tokens: int = 64
+    """Tokens of an item's text that the text encoder reads, at most: a run lowers it to its longest text's."""
+    text_encoder_trains: str = "all"
+    """What of the text encoder can train: `all`, `last:K` (its last K blocks) or `lora:R` (adapters of rank R beside
+    the query and value projections of every block: Hu et al., ICLR 2022); the rest keeps its first weights."""
     retriever_output_dim: int = 256
     """Width of the preference space."""
     retriever_num_queries: int = 4
@@ -75,11 +95,80 @@ class ModelConfig:
                 raise ConfigurationError(f"{name} must be at most {LARGEST}, got {size}; take a smaller one")
         check_integer("sasrec_num_blocks", self.sasrec_num_blocks, 1, MAX_BLOCKS)
         check_choice("fusion", self.fusion, FUSIONS)
+        check_choice("text_encoder", self.text_encoder, TEXT_ENCODERS)
+        if self.has_text_encoder:
+            _check_text_encoder(self)
         if self.sasrec_hidden_dim % self.sasrec_num_heads:
             raise ConfigurationError(
                 f"sasrec_hidden_dim must be a multiple of sasrec_num_heads ({self.sasrec_num_heads}), "
                 f"got {self.sasrec_hidden_dim}"
             )
+
+    @property
+    def has_text_encoder(self) -> bool:
+        """Whether the model has a third module, which gives the item text vectors."""
+        return self.text_encoder != NO_TEXT_ENCODER
+
+    @property
+    def trained_text_layers(self) -> range:
+        """The blocks of the text encoder whose own weights can train.
+
+        Example:
+            >>> encoder = {"text_encoder": "transformer", "text_encoder_layers": 6}
+            >>> layers = [
+            ...     ModelConfig(num_items=5, text_encoder_trains=trains, **encoder).trained_text_layers
+            ...     for trains in ("all", "last:2", "lora:8")
+            ... ]
+            >>> layers
+            [range(0, 6), range(4, 6), range(6, 6)]
+        """
+        kind, number = parse_trains(self.text_encoder_trains)
+        first = {"all": 0, "last": self.text_encoder_layers - number, "lora": self.text_encoder_layers}[kind]
+        return range(first, self.text_encoder_layers)
+
+    @property
+    def lora_rank(self) -> int:
+        """The rank of the text encoder's adapters; 0 is none."""
+        kind, number = parse_trains(self.text_encoder_trains)
+        return number if kind == "lora" else 0
+
+
+def parse_trains(text: str) -> tuple[str, int]:
+    """What of a text encoder trains: ``all``, ``last`` or ``lora``, and the number behind it.
+
+    Raises:
+        ConfigurationError: It is none of these.
+
+    Example:
+        >>> parse_trains("lora:8"), parse_trains("all")
+        (('lora', 8), ('all', 0))
+    """
+    found = re.fullmatch(r"(last|lora):([1-9]\d{0,5})", str(text))
+    if found is None and text != "all":
+        raise ConfigurationError(
+            f"text_encoder_trains must be 'all', 'last:K' for the last K blocks, or 'lora:R' for adapters of rank R, "
+            f"got {text!r}"
+        )
+    return ("all", 0) if found is None else (found[1], int(found[2]))
+
+
+def _check_text_encoder(config: ModelConfig) -> None:
+    width, layers, heads = config.text_embedding_dim, config.text_encoder_layers, config.text_encoder_heads
+    check_integer("text_encoder_layers", layers, 1, MAX_BLOCKS)
+    check_integer("text_encoder_tokens", config.text_encoder_tokens, 2, MAX_TOKENS)
+    check_integer("text_encoder_vocab", config.text_encoder_vocab, 5, LARGEST)
+    kind, number = parse_trains(config.text_encoder_trains)
+    if width % heads:
+        raise ConfigurationError(f"text_embedding_dim must be a multiple of text_encoder_heads ({heads}), got {width}")
+    if kind == "last" and number > layers:
+        raise ConfigurationError(f"text_encoder_trains must name at most {layers} blocks, got 'last:{number}'")
+    if kind == "lora" and number > width:
+        raise ConfigurationError(f"text_encoder_trains must have a rank of at most {width}, got 'lora:{number}'")
+    if config.num_users:
+        raise ConfigurationError(
+            f"text_encoder must be {NO_TEXT_ENCODER!r} for a model with user texts, got {config.text_encoder!r}: their "
+            "vectors would stay where the encoder was; leave out one of the two"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +187,8 @@ class TrainerConfig:
     """Peak learning rate of SASRec."""
     retriever_lr: float = 1e-4
     """Peak learning rate of the retriever."""
+    text_encoder_lr: float = 1e-4
+    """Peak learning rate of a text encoder."""
     fusion_lr: float = 1e-2
     """Peak learning rate of the fusion weights."""
     weight_decay: float = 0.01
@@ -268,6 +359,12 @@ class ModelSettings(TypedDict, total=False):
     sasrec_num_heads: int
     sasrec_dropout: float
     text_embedding_dim: int
+    text_encoder: str
+    text_encoder_vocab: int
+    text_encoder_layers: int
+    text_encoder_heads: int
+    text_encoder_tokens: int
+    text_encoder_trains: str
     retriever_output_dim: int
     retriever_num_queries: int
     retriever_dropout: float
@@ -282,6 +379,7 @@ class TrainerSettings(TypedDict, total=False):
 
     sasrec_lr: float
     retriever_lr: float
+    text_encoder_lr: float
     fusion_lr: float
     weight_decay: float
     clip_norm: float

@@ -15,7 +15,7 @@ from jax import Array
 
 from adapters.optax import active_value_and_grad, alternating, apply_updates
 from ur4rec.config import TrainerConfig
-from ur4rec.schedule.stages import BOTH, MODULES, TURNS, WITHOUT_CURRICULUM, CurriculumWeights
+from ur4rec.schedule.stages import BOTH, MODULES, TURNS, WITHOUT_CURRICULUM, CurriculumWeights, turns_of
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import UNCERTAINTY
 from ur4rec_jax.layout import ONE_DEVICE, Layout
@@ -62,7 +62,9 @@ class Step:
         self._strategies = Strategies(config)
         self._labels = {name: name for name in parts}
         always = (FUSION,) if FUSION in parts else ()
-        self._turns = {turn: (*TURNS[turn], *always) if fused or turn == BOTH else TURNS[turn] for turn in TURNS}
+        self._turns = {
+            turn: (*TURNS[turn], *always) if fused or turn == BOTH else TURNS[turn] for turn in turns_of(MODULES)
+        }
         self._optimizer = alternating(
             {name: _adamw(name, 0.0 if name == FUSION else config.weight_decay) for name in parts},
             self._labels,

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, ModelConfig, TrainerConfig
 from ur4rec.errors import ConfigurationError
-from ur4rec.training.checkpoint import ITEM_EMBEDDING, ITEM_TEXTS, Arrays
+from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.mesh import Mesh
+from ur4rec.training.shapes import ITEM_EMBEDDING, ITEM_TEXTS
 from ur4rec_torch.item_shards import ItemShard
 from ur4rec_torch.spread import gathered, is_spread
 from ur4rec_torch.ur4rec import UR4Rec

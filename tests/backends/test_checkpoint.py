@@ -11,13 +11,13 @@ from alternator import Cycle, Plateau, StateError
 from tests.backends.harness import equal, snapshot, train
 from ur4rec.errors import CheckpointError
 from ur4rec.training.checkpoint import (
-    ITEM_TEXTS,
     MODEL_FILE,
     check_settings,
     load_checkpoint,
     read_checkpoint,
     write_checkpoint,
 )
+from ur4rec.training.shapes import ITEM_TEXTS
 
 RULE = Plateau(threshold=0.05, min_steps=2, window=4)
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")

@@ -20,9 +20,13 @@ def test_a_look_measures_every_turn_and_precision(gpu, tmp_path):
     (file,) = tmp_path.glob("gpu_cpu-quick_*.json")
     rows = json.loads(file.read_text())["rows"]
     names = [row["name"] for row in rows]
-    assert [f"torch, quick, {turn}" in names for turn in gpu.TURNS] == [True] * len(gpu.TURNS)
+    assert [f"torch, quick, {turn}" in names for turn in gpu.turns_of(gpu.MODULES)] == [True] * len(
+        gpu.turns_of(gpu.MODULES)
+    )
     for kind in (", bf16", ", sampled"):
-        assert [f"torch, quick, {turn}{kind}" in names for turn in gpu.TURNS] == [True] * len(gpu.TURNS)
+        assert [f"torch, quick, {turn}{kind}" in names for turn in gpu.turns_of(gpu.MODULES)] == [True] * len(
+            gpu.turns_of(gpu.MODULES)
+        )
     assert sum("reader" in name for name in names) == 4
     assert all(row["value"] > 0 for row in rows if row["unit"] == "ms")
     assert sum("frozen" in name for name in names) == 2

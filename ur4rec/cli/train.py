@@ -279,7 +279,9 @@ def train_and_report(run: "TrainingRun", log: list[str] | None, *, resume: bool)
     from ur4rec.runs.event_log import open_event_log
 
     writes = run.processes.rank == 0
-    with open_event_log(log, run.directory.path) if log and writes else nullcontext() as run.events:
+    with (
+        open_event_log(log, run.directory.path, run.trainer.modules) if log and writes else nullcontext() as run.events
+    ):
         results = train_until_stopped(run, resume=resume)
     if writes:
         print_outcome(run, results)

@@ -162,6 +162,17 @@ class RunConfig:
         return cls(**{name: value for name, value in content.items() if name in known})
 
 
+def text_encoder_sizes(model: ModelConfig) -> dict[str, int]:
+    """The settings of a model that its texts or its sentence encoder have decided; a run keeps them.
+
+    Example:
+        >>> text_encoder_sizes(ModelConfig(num_items=9))
+        {}
+    """
+    names = [name for name in MODEL_SETTINGS if name.startswith("text_encoder_") and name != "text_encoder_trains"]
+    return {name: getattr(model, name) for name in ("text_embedding_dim", *names)} if model.has_text_encoder else {}
+
+
 def _check_string(name: str, value: object) -> None:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ConfigurationError(f"{name} must be a string that is not empty, got {value!r}")

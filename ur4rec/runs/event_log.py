@@ -98,10 +98,11 @@ class EventLog:
         1 {'step/sasrec_loss': 2.5, 'active/sasrec': 1.0, 'share/sasrec': 1.0, 'active/retriever': 0.0, 'share/retriever': 0.0}
     """  # noqa: E501
 
-    def __init__(self, writers: Sequence[Writer] = ()) -> None:
+    def __init__(self, writers: Sequence[Writer] = (), modules: Sequence[str] = MODULES) -> None:
         self._writers = writers
+        self._modules = modules
         self._stage = ""
-        self._updates = dict.fromkeys(MODULES, 0)
+        self._updates = dict.fromkeys(modules, 0)
 
     def restore(self, records: Sequence[StepRecord]) -> None:
         """Continue after these steps: the shares of their last stage are known."""
@@ -115,7 +116,7 @@ class EventLog:
         self._count(record)
         total = sum(self._updates.values())
         scalars = {f"step/{name}_loss": loss for name, loss in record.losses.items()}
-        for name in MODULES:
+        for name in self._modules:
             scalars[f"active/{name}"] = float(name in TURNS[record.active])
             scalars[f"share/{name}"] = self._updates[name] / total
         self._write(scalars, record.step)
@@ -141,7 +142,7 @@ class EventLog:
 
     def _count(self, record: StepRecord) -> None:
         if record.stage != self._stage:
-            self._stage, self._updates = record.stage, dict.fromkeys(MODULES, 0)
+            self._stage, self._updates = record.stage, dict.fromkeys(self._modules, 0)
         for name in TURNS[record.active]:
             self._updates[name] += 1
 
@@ -167,18 +168,19 @@ def check_event_logs(kinds: Sequence[str]) -> None:
 
 
 @contextmanager
-def open_event_log(kinds: Sequence[str], run: Path) -> Iterator[EventLog]:
+def open_event_log(kinds: Sequence[str], run: Path, modules: Sequence[str] = MODULES) -> Iterator[EventLog]:
     """The event log of a run directory, closed at the end.
 
     Args:
         kinds: Of `KINDS`, checked.
         run: The run directory; ``events/`` in it holds the files.
+        modules: The modules of the model.
     """
     writers: list[Writer] = []
     for kind in dict.fromkeys(kinds):
         folder = run / "events"
         writers.append(TensorBoardWriter(folder) if kind == "tensorboard" else WandbWriter(folder, run.name))
-    log = EventLog(writers)
+    log = EventLog(writers, modules)
     try:
         yield log
     finally:

@@ -20,10 +20,28 @@ from alternator.recordings.log import StepRecord
 from alternator.recordings.plot import literal_texts
 from ur4rec.files import write_whole
 from ur4rec.runs.measurements import Measurement
-from ur4rec.schedule.stages import BOTH, MODULES, TURNS
+from ur4rec.schedule.stages import ALL, BOTH, MODULES, TEXT_ENCODER, TURNS
 
-COLOURS = {"sasrec": "#1f77b4", "retriever": "#d95f02", "fused": "#2a2a2a", BOTH: "#7570b3"}
-NAMES = {"sasrec": "SASRec", "retriever": "retriever", "fused": "fused", BOTH: "both"}
+COLOURS = {
+    "sasrec": "#1f77b4",
+    "retriever": "#d95f02",
+    "fused": "#2a2a2a",
+    BOTH: "#7570b3",
+    TEXT_ENCODER: "#1b9e77",
+    f"sasrec+{TEXT_ENCODER}": "#66a61e",
+    f"retriever+{TEXT_ENCODER}": "#e6ab02",
+    ALL: "#a6761d",
+}
+NAMES = {
+    "sasrec": "SASRec",
+    "retriever": "retriever",
+    "fused": "fused",
+    BOTH: "both",
+    TEXT_ENCODER: "text encoder",
+    f"sasrec+{TEXT_ENCODER}": "SASRec and text encoder",
+    f"retriever+{TEXT_ENCODER}": "retriever and text encoder",
+    ALL: "all",
+}
 _LIMIT: dict[str, Any] = {"color": "0.25", "linewidth": 1.0, "linestyle": "--"}
 MAX_RATIO = 5
 """Values that are larger than their limit by more than this factor are drawn on a logarithmic scale."""
@@ -262,14 +280,17 @@ def _draw_turns(axes: Axes, records: Sequence[StepRecord]) -> None:
     active = [record.active for record in records]
     alternating = np.array([record.stage == "joint_finetune" for record in records], dtype=bool)
     switches = sum(record.next != record.active for record in records)
-    for row, module in enumerate(MODULES):
+    modules = [
+        name for name in (*MODULES, TEXT_ENCODER) if name in MODULES or any(name in TURNS[each] for each in active)
+    ]
+    for row, module in enumerate(modules):
         trained = np.array([module in TURNS[name] for name in active], dtype=bool)
         axes.broken_barh(spans(trained), (row + 0.1, 0.8), facecolors=COLOURS[module])
         if alternating.any():
             share = f"{trained[alternating].mean():.0%} of\njoint steps"
-            axes.text(1.005, (row + 0.5) / len(MODULES), share, transform=axes.transAxes, va="center", fontsize=8)
-    axes.set_yticks([row + 0.5 for row in range(len(MODULES))], [NAMES[module] for module in MODULES])
-    axes.set_ylim(0, len(MODULES))
+            axes.text(1.005, (row + 0.5) / len(modules), share, transform=axes.transAxes, va="center", fontsize=8)
+    axes.set_yticks([row + 0.5 for row in range(len(modules))], [NAMES[module] for module in modules])
+    axes.set_ylim(0, len(modules))
     axes.set_ylabel(f"who trains\n({switches} switch{'' if switches == 1 else 'es'})")
 
 

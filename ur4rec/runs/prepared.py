@@ -3,7 +3,8 @@
 import logging
 import os
 import platform
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.config import ModelConfig
+from ur4rec.config import TRANSFORMER, ModelConfig
 from ur4rec.data import Interactions, Split, Targets, make_split
 from ur4rec.data.batches import EvaluationBatch, EvaluationBatches, TrainBatches
 from ur4rec.data.describe import describe_split
 from ur4rec.data.kept import hash_contents, read_interactions, write_interactions, write_reference
 from ur4rec.data.sources import NAMES, load_dataset
-from ur4rec.errors import DataError
+from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.options import DataOptions
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.text.encoders import TextEncoder, encode_users, fit_encoder
+from ur4rec.text.encoders import TextEncoder, encode_users, find_model_folder, fit_encoder
 from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
+from ur4rec.text.pretrained import read_shape, read_weights
+from ur4rec.text.tokens import ItemTokens, fit_tokens, read_tokens
 from ur4rec.text.users import hash_file, read_user_texts
 from ur4rec.training.backend import BACKENDS, load_backend
 from ur4rec.training.memory import enough_memory
@@ -33,8 +36,8 @@ logger = logging.getLogger(__name__)
 MAX_ROWS = 512
 """The rows of an evaluation batch at most; there are fewer where the catalogue is large or the targets are few."""
 PROBE_ROWS = 256
-DATA, ENCODER = "data", "encoder.safetensors"
-"""Where a run keeps its data, and in there what encodes the texts of items that come later."""
+DATA, ENCODER, TOKENIZER = "data", "encoder.safetensors", "tokenizer.json"
+"""Where a run keeps its data, and in there what encodes the texts of items that come later, or gives their tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,20 +48,31 @@ class PreparedData:
     """The dataset."""
     split: Split
     """Training sequences, validation and test targets."""
-    item_text_vectors_IT: NDArray[np.float32]
-    """One unit vector per item."""
+    item_text_vectors_IT: NDArray[np.float32] | None
+    """One unit vector per item; None where a text encoder of the model gives them."""
     model: ModelConfig
     """The shape of the model that fits the data."""
     train: TrainBatches
     """Training batches."""
-    encoder: TextEncoder
-    """What gave the item text vectors, and gives those of items that come later."""
+    encoder: TextEncoder | ItemTokens
+    """What gave the item text vectors, and gives those of items that come later; with a text encoder in the model, the
+    tokens of the items' texts and what gives those of later ones."""
+    encoder_weights: Mapping[str, NDArray[np.float32]] | None = None
+    """The first weights of the model's text encoder, where it is pretrained."""
     user_text_vectors_UT: NDArray[np.float32] | None = None
     """One unit vector per user, zeros for a user without a text; None is a run without user texts."""
     leakage: tuple[LeakageTest, ...] = ()
     """Whether the user texts name what is held out."""
     memory: int = DEFAULT_MEMORY
     """Bytes that scores may take at once."""
+
+    def model_arguments(self) -> dict[str, Any]:
+        """The arguments of `UR4Rec` but for its seed."""
+        settings = {name: value for name, value in asdict(self.model).items() if name != "num_users"}
+        if isinstance(self.encoder, ItemTokens):
+            return {**settings, "item_tokens": self.encoder.ids_IS, "encoder_weights": self.encoder_weights}
+        users_UT = self.user_text_vectors_UT
+        return {**settings, "item_text_vectors": self.item_text_vectors_IT, "user_text_vectors": users_UT}
 
     def evaluation(self, targets: Targets) -> EvaluationBatches:
         """Batches of targets."""
@@ -106,7 +120,13 @@ def keep_data(directory: RunDirectory, prepared: PreparedData) -> None:
     """
     folder = directory.path / DATA
     if not folder.is_dir():
-        interactions, extra = prepared.interactions, {ENCODER: prepared.encoder.to_bytes()}
+        encoder = prepared.encoder
+        kept = (
+            {TOKENIZER: encoder.tokenizer.encode()}
+            if isinstance(encoder, ItemTokens)
+            else {ENCODER: encoder.to_bytes()}
+        )
+        interactions, extra = prepared.interactions, kept
         if interactions.prepared is not None:
             write_reference(folder, interactions.prepared, extra)
         else:
@@ -185,9 +205,15 @@ def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path
     if interactions.num_items < 2:
         raise DataError(f"{interactions.name}: must have at least 2 items, got 1; look which column is the item's")
     model = config.model_config(interactions.num_items)
-    vectors_IT, encoder = fit_encoder(
-        interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
-    )
+    vectors_IT: NDArray[np.float32] | None = None
+    encoder: TextEncoder | ItemTokens
+    weights = None
+    if model.has_text_encoder:
+        model, encoder, weights = _prepare_text_encoder(config, model, interactions.texts)
+    else:
+        vectors_IT, encoder = fit_encoder(
+            interactions.texts, encoder=config.encoder, dim=model.text_embedding_dim, cache_dir=cache_dir
+        )
     leakage: tuple[LeakageTest, ...] = ()
     users_UT = None
     if config.user_texts is not None:
@@ -211,9 +237,34 @@ def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path
         model=model,
         train=train,
         encoder=encoder,
+        encoder_weights=weights,
         user_text_vectors_UT=users_UT,
         leakage=leakage,
         memory=parse_memory(config.memory),
+    )
+
+
+def _prepare_text_encoder(
+    config: RunConfig, model: ModelConfig, texts: Sequence[str]
+) -> tuple[ModelConfig, ItemTokens, dict[str, NDArray[np.float32]] | None]:
+    """The model with the sizes of its text encoder, the tokens of its items, and the encoder's first weights."""
+    if config.user_texts is not None:
+        raise ConfigurationError(
+            f"user_texts must be left out with text_encoder={model.text_encoder!r}, got {config.user_texts!r}: their "
+            "vectors would stay where the encoder was"
+        )
+    if model.text_encoder == TRANSFORMER:
+        tokens = fit_tokens(texts, max_tokens=model.text_encoder_tokens, max_vocab=model.text_encoder_vocab)
+        sizes = {"text_encoder_vocab": tokens.vocab_size, "text_encoder_tokens": tokens.ids_IS.shape[1]}
+        return replace(model, **sizes), tokens, None
+    folder = find_model_folder(config.encoder)
+    shape = read_shape(folder)
+    tokens = read_tokens(folder, texts, max_tokens=min(model.text_encoder_tokens, shape["text_encoder_tokens"]))
+    num_tokens = tokens.ids_IS.shape[1]
+    return (
+        replace(model, **{**shape, "text_encoder_tokens": num_tokens}),
+        tokens,
+        read_weights(folder, shape, num_tokens),
     )
 
 

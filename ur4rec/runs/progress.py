@@ -50,7 +50,7 @@ def describe_epoch(before: Plan, epochs: Sequence[Mapping[str, Any]]) -> str:
     row = epochs[-1]
     stage, train, validation = row["stage"], row["train"], row["validation"]
     plan = before.after(validation)
-    turns = ", ".join(f"{LABELS[turn]} {num}" for turn in LABELS if (num := train[f"{turn}_steps"]))
+    turns = ", ".join(f"{LABELS[turn]} {num}" for turn in LABELS if (num := train.get(f"{turn}_steps")))
     parts = [f"loss {train.get('total_loss', float('nan')):.4f}", f"steps {turns}"]
     if validation:
         metrics = validation[TABLE_ROWS[stage][0]]

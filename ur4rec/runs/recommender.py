@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from alternator.checks import check_choice, listed
-from ur4rec.config import SCORERS
+from ur4rec.config import SCORERS, ModelConfig
 from ur4rec.data.columns import Strings, to_string_array
 from ur4rec.data.interactions import Interactions, Sequences
 from ur4rec.data.kept import to_arrow
@@ -28,8 +28,9 @@ from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.options import DataOptions
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import DATA, ENCODER, read_data
+from ur4rec.runs.prepared import DATA, ENCODER, TOKENIZER, read_data
 from ur4rec.text.encoders import TextEncoder
+from ur4rec.text.tokens import encode_tokens
 from ur4rec.training.backend import load_scorer
 from ur4rec.training.checkpoint import check_settings
 from ur4rec.training.processes import ONE_PROCESS, Processes
@@ -101,8 +102,8 @@ class Recommender:
         directory.check_fact("interactions_hash", known.hash)
         self.num_trained = known.num_items
         self.interactions = _with_later(known, DataOptions.from_json(config.data), interactions, items)
-        vectors_CT = self._encode_later(directory)
-        self._scorer = load_scorer(config.backend, checkpoint, device, vectors_CT, memory=limit)
+        later = self._encode_later(directory, config.model_config(self.num_trained))
+        self._scorer = load_scorer(config.backend, checkpoint, device, later, memory=limit)
         if (size := self._scorer.num_items) != self.interactions.num_items:
             raise DataError(f"{checkpoint} must be of {self.interactions.num_items} items, got {size}; restore it")
         self.max_seq_len = config.model_config(self.num_trained).max_seq_len
@@ -351,13 +352,15 @@ class Recommender:
         if left_out and len(names) > 1:
             logger.warning("%d of %d users have no row: no item is left to recommend to them", left_out, len(names))
 
-    def _encode_later(self, directory: RunDirectory) -> NDArray[np.float32] | None:
-        """Text vectors of the items that came later; None if none did."""
+    def _encode_later(self, directory: RunDirectory, model: ModelConfig) -> NDArray[Any] | None:
+        """Text vectors of the items that came later, or their tokens for a text encoder; None if none did."""
         texts = self.interactions.texts[self.num_trained :]
         if not texts:
             return None
         if not (directory.path / DATA).is_dir():
             raise DataError(f"{directory.path} keeps no text encoder for items that came later; train a run that does")
+        if model.has_text_encoder:
+            return encode_tokens(directory.path / DATA / TOKENIZER, texts, model.text_encoder_tokens)
         return TextEncoder.read(directory.path / DATA / ENCODER).encode(texts)
 
     def _find_user(self, user_id: str) -> int:

@@ -22,7 +22,7 @@ from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import popularity_ranks
 from ur4rec.evaluation.results import CRITERION, K_LIST, METRICS, Result, build_result, summarise_kinds
 from ur4rec.files import check_form
-from ur4rec.runs.config import RunConfig, read_config
+from ur4rec.runs.config import RunConfig, read_config, text_encoder_sizes
 from ur4rec.runs.directory import AppendedLog, RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
@@ -32,7 +32,7 @@ from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolu
 from ur4rec.runs.progress import Heartbeat, describe_epoch, describe_place
 from ur4rec.runs.ranking import Ranking, Ranks
 from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
-from ur4rec.schedule.stages import MODULES
+from ur4rec.text.tokens import ItemTokens
 from ur4rec.training.backend import load_backend, load_scorer
 from ur4rec.training.checkpoint import check_same, check_settings
 from ur4rec.training.processes import ONE_PROCESS, Processes, check_equal
@@ -118,7 +118,8 @@ class TrainingRun:
         schedule = resolve_schedule(
             config.schedule, fusion=prepared.model.fusion, num_targets=len(prepared.split.validation)
         )
-        config = dataclasses.replace(config, schedule=schedule, repeats=prepared.split.repeats)
+        model_settings = {**config.model, **text_encoder_sizes(prepared.model)}
+        config = dataclasses.replace(config, schedule=schedule, repeats=prepared.split.repeats, model=model_settings)
         self.config = config
         self.prepared = prepared
         self.directory = directory
@@ -141,13 +142,7 @@ class TrainingRun:
         self.plan = Plan(config=config)
         self._heartbeat = Heartbeat(progress)
         backend = load_backend(config.backend)
-        model = backend.UR4Rec(
-            prepared.split.num_items,
-            prepared.item_text_vectors_IT,
-            user_text_vectors=prepared.user_text_vectors_UT,
-            seed=config.seed,
-            **config.model,
-        )
+        model = backend.UR4Rec(**prepared.model_arguments(), seed=config.seed)
         self.trainer = backend.JointTrainer(
             model,
             device=config.device,
@@ -213,11 +208,14 @@ class TrainingRun:
         if self.processes.count == 1:
             return
         facts = run_facts(self.prepared, self.config.backend)
-        vectors_IT = self.prepared.item_text_vectors_IT
+        texts: NDArray[Any] | None = self.prepared.item_text_vectors_IT
+        if isinstance(self.prepared.encoder, ItemTokens):
+            texts = self.prepared.encoder.ids_IS
+        assert texts is not None
         equal = {
             "the settings of the run": self._identity | {"mesh": self.config.mesh, "shard": self.config.shard},
             "the data": facts["interactions_hash"],
-            "the text vectors": [vectors_IT.shape, float(vectors_IT.sum(dtype=np.float64))],
+            "the text vectors": [texts.shape, float(texts.sum(dtype=np.float64))],
             "the versions": [facts["python"], facts["versions"]],
         }
         for what, value in equal.items():
@@ -294,7 +292,9 @@ class TrainingRun:
     @cached_property
     def decisions(self) -> AppendedLog[StepRecord]:
         """The decision log: one record per step."""
-        return AppendedLog(self.directory.path / "decisions.csv", partial(write_log, modules=MODULES), read_log)
+        return AppendedLog(
+            self.directory.path / "decisions.csv", partial(write_log, modules=self.trainer.modules), read_log
+        )
 
     @cached_property
     def payoffs(self) -> AppendedLog[Measurement]:

@@ -12,7 +12,7 @@ from alternator.errors import quoted
 from alternator.rules.named import RULES, parse_value, rule_from_settings
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError
-from ur4rec.schedule.stages import BOTH, MODULES, TURNS, Stage
+from ur4rec.schedule.stages import BOTH, MODULES, TURNS, Stage, turns_of
 
 
 class TurnSequenceState(NamedTuple):
@@ -114,8 +114,9 @@ CPU. `ur4rec compare` uses costs measured in its study."""
 SCHEDULE_HELP = (
     "auto (payoff, or joint where there is nothing to measure payoffs on), adaptive (the original rule with its "
     "defaults), parity (even steps SASRec, odd steps the retriever), "
-    "joint (both train in every step), A:B (A steps of SASRec, then B of the retriever), or a rule with its settings: "
-    "payoff, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' ('alternator rules' lists them), or by hand "
+    "joint (all train in every step), A:B (A steps of SASRec, then B of the retriever; A:B:C with a text encoder), "
+    "or a rule with its settings: payoff, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' "
+    "('alternator rules' lists them), or by hand "
     "\"sequence:(('both', 25), ('sasrec', 75))\""
 )
 
@@ -171,9 +172,8 @@ def parse_schedule(text: str) -> Schedule:
     if text.startswith(SEQUENCE):
         return Schedule(text, _parse_sequence(text.removeprefix(SEQUENCE)))
     name, *settings = (part.strip() for part in re.split(r",(?=\s*[a-z_]+\s*=)", text))
-    ratio = re.fullmatch(r"(\d{1,18}):(\d{1,18})", name)
-    if ratio:
-        return Schedule(text, Cycle((int(ratio[1]), int(ratio[2]))))
+    if re.fullmatch(r"\d{1,18}(:\d{1,18}){1,2}", name):
+        return Schedule(text, Cycle(tuple(map(int, name.split(":")))))
     if name in (JOINT, "parity"):
         if settings:
             raise ConfigurationError(f"schedule {name!r} has no settings, got {', '.join(settings)}; leave them out")
@@ -219,7 +219,7 @@ def _parse_sequence(text: str) -> TurnSequence:
 
 
 class ModuleAlternator(Alternator):
-    """An `Alternator` over the two modules, with their recent losses as attributes."""
+    """An `Alternator` over modules, with their recent losses as attributes."""
 
     @property
     def sasrec_loss_history(self) -> list[float]:
@@ -254,11 +254,13 @@ class Hold:
         return state, Verdict(False, "stage", facts.tenure, facts.tenure)
 
 
-def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = None) -> Alternator:
+def build_alternator(
+    stage: Stage, config: TrainerConfig, rule: Rule | None = None, modules: Sequence[str] = MODULES
+) -> Alternator:
     """The schedule of a stage: it holds the stage's turn, or alternates by a rule given, the original one or parity.
 
-    `Payoff` chooses among the turns both, sasrec and retriever; a rule with an attribute ``turns`` among those; every
-    other rule between the two modules.
+    `Payoff` chooses among the turns both, sasrec and retriever, so it needs a model of these two modules; a rule with
+    an attribute ``turns`` among those; every other rule among the modules.
 
     Example:
         >>> from ur4rec.schedule.stages import find_stage
@@ -269,11 +271,12 @@ def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = No
         Plateau(threshold=0.02, min_steps=5, window=10)
 
     Raises:
-        ConfigurationError: A rule is given although use_adaptive_alternating is False.
+        ConfigurationError: A rule is given although use_adaptive_alternating is False, or does not fit the modules.
     """
-    if stage.turn is not None:
-        alternator = Alternator((*MODULES, BOTH), Hold())
-        alternator.force(stage.turn)
+    turn = stage.turn_in(modules)
+    if turn is not None:
+        alternator = Alternator(turns_of(modules), Hold())
+        alternator.force(turn)
         return alternator
     if not config.use_adaptive_alternating:
         if rule is not None:
@@ -283,5 +286,15 @@ def build_alternator(stage: Stage, config: TrainerConfig, rule: Rule | None = No
         rule = Cycle(1)
     elif rule is None:
         rule = Plateau(threshold=config.adaptive_switch_threshold, min_steps=config.adaptive_min_steps)
-    turns = (BOTH, *MODULES) if isinstance(rule, Payoff) else getattr(rule, "turns", MODULES)
+    if isinstance(rule, Payoff) and len(modules) > len(MODULES):
+        raise ConfigurationError(
+            f"a Payoff rule needs a model of the modules {MODULES}, got {tuple(modules)}; take a Trial, a fixed share "
+            "such as 7:7:1, or joint"
+        )
+    turns = (BOTH, *MODULES) if isinstance(rule, Payoff) else tuple(getattr(rule, "turns", modules))
+    if unknown := [turn for turn in turns if turn not in turns_of(modules)]:
+        raise ConfigurationError(
+            f"turns must be those of the model's modules, {turns_of(modules)}, got {unknown[0]!r}; give the model a "
+            "text encoder (--set text_encoder=transformer), or leave that turn out"
+        )
     return ModuleAlternator(turns, rule)

@@ -13,11 +13,12 @@ from alternator import Alternator, Payoff, Payoffs
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.alternators import what_payoffs_lack
-from ur4rec.schedule.stages import MODULES, TURNS
+from ur4rec.schedule.stages import MODULES, TURNS, turns_of
 
 PREFIX = "payoff."
 """Names of its arrays in a checkpoint begin so."""
 _POSITION = f"{PREFIX}position"
+_TURNS = {turn: TURNS[turn] for turn in turns_of(MODULES)}
 
 SnapshotT = TypeVar("SnapshotT")
 """A module as it was: its weights, and what it says of the held-out histories."""
@@ -47,7 +48,7 @@ class PayoffProbe(Generic[SnapshotT]):
     log-likelihood, the mean of each group of targets. A checkpoint keeps the weights that a snapshot came from.
 
     Args:
-        alternator: With a `Payoff` rule, over `TURNS`.
+        alternator: With a `Payoff` rule, over the turns of `MODULES`.
         held_out: What is computed on the held-out targets.
     """
 
@@ -66,7 +67,7 @@ class PayoffProbe(Generic[SnapshotT]):
         stats = self._alternator.stats()
         tenure, (number, measured) = stats.steps_since_switch, self._position
         if self._payoffs is None:
-            self._payoffs = Payoffs(TURNS, self._snapshot, self._losses)
+            self._payoffs = Payoffs(_TURNS, self._snapshot, self._losses)
             self._position = (stats.switch_count, tenure)
         elif number != stats.switch_count:
             self._payoffs.restart()
@@ -103,7 +104,7 @@ class PayoffProbe(Generic[SnapshotT]):
         if _POSITION not in arrays or not all(weights.values()):
             return
         before = {module: self._held_out.take(module, each) for module, each in weights.items()}
-        self._payoffs = Payoffs(TURNS, self._snapshot, self._losses, before)
+        self._payoffs = Payoffs(_TURNS, self._snapshot, self._losses, before)
         number, measured = np.asarray(arrays[_POSITION]).tolist()
         self._position = (number, measured)
 

@@ -4,16 +4,62 @@ That is the learning rate, and the curriculum's weights of the retriever's losse
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ur4rec.config import TrainerConfig
+from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import UnknownNameError
 
 MODULES = ("sasrec", "retriever")
-BOTH = "both"
-TURNS = {"sasrec": ("sasrec",), "retriever": ("retriever",), BOTH: MODULES}
-LABELS = {"sasrec": "SAS", "retriever": "RET", BOTH: "ALL"}
+"""The modules of every model."""
+TEXT_ENCODER = "text_encoder"
+"""The third module of a model with a text encoder."""
+BOTH, ALL = "both", "all"
+TURNS = {
+    "sasrec": ("sasrec",),
+    "retriever": ("retriever",),
+    BOTH: MODULES,
+    TEXT_ENCODER: (TEXT_ENCODER,),
+    f"sasrec+{TEXT_ENCODER}": ("sasrec", TEXT_ENCODER),
+    f"retriever+{TEXT_ENCODER}": ("retriever", TEXT_ENCODER),
+    ALL: (*MODULES, TEXT_ENCODER),
+}
+"""The modules that each turn trains; those of a model are `turns_of` its modules."""
+LABELS = dict(zip(TURNS, ("SAS", "RET", "ALL", "TXT", "SAS+TXT", "RET+TXT", "ALL+TXT"), strict=True))
+"""The turns in a progress bar."""
+
+
+def modules_of(config: ModelConfig) -> tuple[str, ...]:
+    """The modules of a model.
+
+    Example:
+        >>> modules_of(ModelConfig(num_items=9))
+        ('sasrec', 'retriever')
+    """
+    return (*MODULES, TEXT_ENCODER) if config.has_text_encoder else MODULES
+
+
+def turns_of(modules: Sequence[str]) -> tuple[str, ...]:
+    """The turns of modules.
+
+    Example:
+        >>> turns_of(MODULES)
+        ('sasrec', 'retriever', 'both')
+        >>> len(turns_of((*MODULES, TEXT_ENCODER)))
+        7
+    """
+    return tuple(turn for turn, members in TURNS.items() if {*members} <= {*modules})
+
+
+def joint_turn(modules: Sequence[str]) -> str:
+    """The turn that trains all modules.
+
+    Example:
+        >>> joint_turn(MODULES), joint_turn((*MODULES, TEXT_ENCODER))
+        ('both', 'all')
+    """
+    return turns_of(modules)[-1]
 
 
 @dataclass(frozen=True)
@@ -23,7 +69,17 @@ class Stage:
     name: str
     """One of the keys of `STAGES`."""
     turn: str | None
-    """The turn that trains throughout: a module, or both. None where the schedule alternates."""
+    """The turn that trains throughout: a module, or `BOTH` for all modules; see `turn_in`. None where the schedule
+    alternates."""
+
+    def turn_in(self, modules: Sequence[str]) -> str | None:
+        """The turn that trains throughout in a model of these modules.
+
+        Example:
+            >>> STAGES["end_to_end"].turn_in((*MODULES, TEXT_ENCODER)), STAGES["joint_finetune"].turn_in(MODULES)
+            ('all', None)
+        """
+        return joint_turn(modules) if self.turn == BOTH else self.turn
 
 
 STAGES = {
@@ -59,7 +115,7 @@ def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) ->
 
     Example:
         >>> learning_rates(TrainerConfig(warmup_steps=2), step=0, num_steps=None)
-        {'sasrec': 0.0005, 'retriever': 5e-05, 'fusion': 0.005, 'uncertainty': 0.005}
+        {'sasrec': 0.0005, 'retriever': 5e-05, 'text_encoder': 5e-05, 'fusion': 0.005, 'uncertainty': 0.005}
         >>> config = TrainerConfig(sasrec_lr=1.0, warmup=0.25)
         >>> [round(learning_rates(config, step, num_steps=8)["sasrec"], 2) for step in range(9)]
         [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07, 0.0]
@@ -77,6 +133,7 @@ def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) ->
     return {
         "sasrec": config.sasrec_lr * factor,
         "retriever": config.retriever_lr * factor,
+        TEXT_ENCODER: config.text_encoder_lr * factor,
         "fusion": config.fusion_lr * factor,
         "uncertainty": config.uncertainty_lr * factor,
     }

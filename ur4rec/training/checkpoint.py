@@ -27,18 +27,25 @@ from ur4rec.config import AUTO, ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.files import parse_object, write_directory, write_whole
 from ur4rec.text.encoders import check_text_vectors
-from ur4rec.training.shapes import Shape, check_moments, check_weights
+from ur4rec.text.tokens import check_tokens
+from ur4rec.training.shapes import (
+    ENCODED_TEXTS,
+    ITEM_EMBEDDING,
+    ITEM_TEXTS,
+    ITEM_TOKENS,
+    Shape,
+    check_moments,
+    check_weights,
+)
 
 VERSION = 3
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
-ITEM_EMBEDDING, ITEM_TEXTS = "sasrec.item_embedding.weight", "retriever.item_text_vectors"
-"""The weights that have a row per item, and a last one for padding."""
 USER_TEXTS = "retriever.user_text_vectors"
 """The weights that have a row per user, and a last one for a user without a text."""
-FROZEN = (ITEM_TEXTS, USER_TEXTS)
+FROZEN = (ITEM_TEXTS, USER_TEXTS, ITEM_TOKENS)
 """What never changes in the course of a run."""
 _PARTS = ("sha256", "model", "trainer", "progress", "schedule", "metrics")
 """The objects in the state of a checkpoint."""
@@ -71,11 +78,14 @@ class Checkpoint(NamedTuple):
         """The arguments of `UR4Rec` for a model of this shape, text vectors included; its weights are to be loaded."""
         settings = asdict(saved_model(self.state))
         num_items, num_users = settings["num_items"], settings.pop("num_users")
+        if saved_model(self.state).has_text_encoder:
+            tokens_IS, vectors_IT = (self.weights[name][:num_items] for name in (ITEM_TOKENS, ENCODED_TEXTS))
+            return {**settings, "item_tokens": tokens_IS, "item_text_vectors": vectors_IT}
         vectors_UT = self.weights[USER_TEXTS][:num_users] if num_users else None
         vectors_IT = self.weights[ITEM_TEXTS][:num_items]
         return {**settings, "item_text_vectors": vectors_IT, "user_text_vectors": vectors_UT}
 
-    def with_items(self, text_vectors_CT: ArrayLike) -> "Checkpoint":
+    def with_items(self, texts: ArrayLike) -> "Checkpoint":
         """The checkpoint of a model that also knows items that came after it was trained, by their texts alone.
 
         They follow the items that it knows. The retriever gets their text vectors. For SASRec each is the mean of the
@@ -83,17 +93,24 @@ class Checkpoint(NamedTuple):
         which neither favours nor hides it. Nothing else changes: known items have the scores that they had.
 
         Args:
-            text_vectors_CT: One text vector per item, from the encoder of the others.
+            texts: One text vector per item, (C, T), from the encoder of the others; for a model with a text encoder the
+                tokens of its text, (C, S), whose vectors are zeros in the result: the model is to encode them.
 
         Raises:
-            ConfigurationError: The vectors do not fit the model.
+            ConfigurationError: The vectors or tokens do not fit the model.
         """
         model = saved_model(self.state)
-        count = len(np.asarray(text_vectors_CT))
-        dim, known = model.text_embedding_dim, model.num_items
-        vectors_CT = check_text_vectors("item", text_vectors_CT, count=count, dim=dim)
+        count, known = len(np.asarray(texts)), model.num_items
+        rows: dict[str, NDArray[Any]]
+        if model.has_text_encoder:
+            rows = {
+                ITEM_TOKENS: check_tokens(texts, model, count=count),
+                ENCODED_TEXTS: np.zeros((count, model.text_embedding_dim), np.float32),
+            }
+        else:
+            rows = {ITEM_TEXTS: check_text_vectors("item", texts, count=count, dim=model.text_embedding_dim)}
         mean_d = self.weights[ITEM_EMBEDDING][:known].mean(axis=0, dtype=np.float64).astype(np.float32)
-        rows = {ITEM_EMBEDDING: np.tile(mean_d, (count, 1)), ITEM_TEXTS: vectors_CT}
+        rows[ITEM_EMBEDDING] = np.tile(mean_d, (count, 1))
         longer = {name: np.insert(self.weights[name], known, each, axis=0) for name, each in rows.items()}
         state = {**self.state, "model": {**self.state["model"], "num_items": known + count}}
         return self._replace(weights={**self.weights, **longer}, state=state)
@@ -150,11 +167,15 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if (digest := state.pop("texts", None)) is not None:
         loaded.weights.update(_read_texts(Path(path), digest))
     for name, weight in loaded.weights.items():
-        if weight.dtype != np.float32:
-            raise CheckpointError(f"{path}: weights must be float32, got {weight.dtype} in {name!r}")
+        expected = np.int32 if name == ITEM_TOKENS else np.float32
+        if weight.dtype != expected:
+            raise CheckpointError(f"{path}: weights must be {expected.__name__}, got {weight.dtype} in {name!r}")
     shapes = ({name: array.shape for name, array in each.items()} for each in loaded[:2])
     _check_shapes(state, *shapes)
     _check_finite(path, loaded.weights)
+    if ITEM_TOKENS in loaded.weights:
+        with refuse_malformed(f"{path}: {ITEM_TOKENS}", "take another checkpoint", CheckpointError):
+            check_tokens(loaded.weights[ITEM_TOKENS], saved_model(state), count=saved_model(state).num_items + 1)
     return loaded
 
 

@@ -12,7 +12,14 @@ from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, COMPO
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+ITEM_EMBEDDING, ITEM_TEXTS = "sasrec.item_embedding.weight", "retriever.item_text_vectors"
+"""The weights that have a row per item, and a last one for padding."""
+ITEM_TOKENS, ENCODED_TEXTS = "text_encoder.tokens", "text_encoder.vectors"
+"""With a text encoder, in place of the vectors: the tokens of each item's text, and its vector as last encoded."""
+CACHED = "cached"
+"""The array in the optimizer state with the vectors that a text encoder's next steps take from its cache, where they
+are older than its weights: ``text_encoder.vectors/cached``."""
+_MOMENTS = ("exp_avg", "exp_avg_sq", CACHED)
 
 
 def weight_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
@@ -29,7 +36,10 @@ def weight_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     for block in range(config.sasrec_num_blocks):
         yield from _block(f"sasrec.blocks.{block}", width)
     texts, width, queries = config.text_embedding_dim, config.retriever_output_dim, config.retriever_num_queries
-    yield "retriever.item_text_vectors", (config.num_items + 1, texts)
+    if config.has_text_encoder:
+        yield from _text_encoder(config)
+    else:
+        yield ITEM_TEXTS, (config.num_items + 1, texts)
     if config.num_users:
         yield "retriever.user_text_vectors", (config.num_users + 1, texts)
         yield "retriever.user_bias", (queries,)
@@ -40,6 +50,20 @@ def weight_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     yield "retriever.recency.weight", (queries, positions)
     if config.fusion in FUSIONS_WITH_GRADIENTS:
         yield "fusion.weights", (2,)
+
+
+def _text_encoder(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
+    width, rank = config.text_embedding_dim, config.lora_rank
+    yield ITEM_TOKENS, (config.num_items + 1, config.text_encoder_tokens)
+    yield ENCODED_TEXTS, (config.num_items + 1, width)
+    yield "text_encoder.word_embedding.weight", (config.text_encoder_vocab, width)
+    yield "text_encoder.position_embedding.weight", (config.text_encoder_tokens, width)
+    yield from _norm("text_encoder.embedding_norm", width)
+    for block in range(config.text_encoder_layers):
+        yield from _block(f"text_encoder.blocks.{block}", width)
+        for part in ("query", "value") if rank else ():
+            yield f"text_encoder.blocks.{block}.attention.{part}_adapter.down.weight", (rank, width)
+            yield f"text_encoder.blocks.{block}.attention.{part}_adapter.up.weight", (width, rank)
 
 
 def _block(name: str, width: int) -> Iterator[tuple[str, Shape]]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from alternator.recordings.log import StepRecord
 from ur4rec.errors import NonFiniteError
 from ur4rec.files import check_form
-from ur4rec.schedule.stages import LABELS, TURNS
+from ur4rec.schedule.stages import LABELS, MODULES, turns_of
 
 
 @dataclass
@@ -29,7 +29,7 @@ class EpochTotals:
     """The sum of each metric's finite values."""
     counts: dict[str, int] = field(default_factory=dict)
     """How many they are."""
-    turns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TURNS, 0))
+    turns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(turns_of(MODULES), 0))
     """Steps of each turn."""
     switches: int = 0
     """Switches so far."""
@@ -43,7 +43,7 @@ class EpochTotals:
 
     def add(self, record: StepRecord, total_loss: float, metrics: Mapping[str, float]) -> None:
         """Take in one step: its record, the loss that was minimised, and what else is averaged, by name."""
-        self.turns[record.active] += 1
+        self.turns[record.active] = self.turns.get(record.active, 0) + 1
         self.switches += record.active != record.next
         self.nonfinite += not math.isfinite(total_loss)
         losses = {f"{module}_loss": loss for module, loss in record.losses.items()}
@@ -68,7 +68,7 @@ _TOTALS = {
     "epoch": int,
     "sums": {str: float},
     "counts": {str: int},
-    "turns": dict.fromkeys(TURNS, int),
+    "turns": {str: int},
     "switches": int,
     "nonfinite": int,
 }

@@ -39,6 +39,7 @@ from ur4rec.schedule.stages import (
     curriculum_weights,
     find_stage,
     learning_rates,
+    modules_of,
 )
 from ur4rec.training.ahead import ahead
 from ur4rec.training.arrays import ArrayT, StepInputs, StepReport
@@ -94,6 +95,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         memory: Bytes that scores may take at once.
         mesh: How devices divide the work.
         model: The model.
+        modules: The names of its modules.
         processes: The processes that train it.
         num_steps: The length of the stage; None if that was not given.
         stage: The stage.
@@ -139,6 +141,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self.processes: Processes = ONE_PROCESS if processes is None else processes
         self.mesh = self._lay_out(mesh, shard=shard)
         self.step = 0
+        self.modules = modules_of(model.config)
         self.adaptive_alternating: ModuleAlternator | None = None
         self._model_config = model.config
         self._rule = rule
@@ -178,7 +181,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         found = find_stage(stage)
         if num_steps is not None:
             check_integer("num_steps", num_steps, 1)
-        alternator = build_alternator(found, self.config, self._rule)
+        alternator = build_alternator(found, self.config, self._rule, self.modules)
         self._check_stage(alternator, position)
         payoffs = build_probe(alternator, self._probe, self._model_config.fusion, self._held_out())
         self._log.flush()
@@ -232,7 +235,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         return {
             **totals.metrics(),
             "adaptive_switch_count": self.alternator.stats().switch_count,
-            **{f"{name}_lr": rates[name] for name in MODULES},
+            **{f"{name}_lr": rates[name] for name in self.modules},
         }
 
     def train_step(self, batch: Batch) -> Decision:
@@ -320,7 +323,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     def _restore(self, loaded: Checkpoint) -> dict[str, Any]:
         progress, schedule = loaded.state["progress"], loaded.state["schedule"]
         # The schedule of another rule is refused before anything has changed.
-        build_alternator(find_stage(progress["stage"]), self.config, self._rule).load_state_dict(schedule["alternator"])
+        stage = find_stage(progress["stage"])
+        build_alternator(stage, self.config, self._rule, self.modules).load_state_dict(schedule["alternator"])
         for counter in ("step", "stage_step", "epoch"):
             check_integer(counter, progress[counter], 0)
         self._log.flush()
@@ -473,7 +477,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
     def _observed(self, active: str, total: ArrayT, modules: Mapping[str, ArrayT]) -> dict[str, ArrayT]:
         """The losses of a step that the schedule observes: none where payoffs are measured in their place."""
-        return {} if self._payoffs is not None else {active: total, **modules}
+        if self._payoffs is not None:
+            return {}
+        return {active: total, **{name: loss for name, loss in modules.items() if name in self.alternator.modules}}
 
     def _count_step(
         self, active: str, decision: Decision, report: StepReport[ArrayT], rates: Mapping[str, float]

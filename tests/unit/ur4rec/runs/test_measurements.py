@@ -6,13 +6,13 @@ import pytest
 
 from alternator import Alternator, Cycle, Payoff
 from ur4rec.runs.measurements import PayoffWatch, read_measurements, write_measurements
-from ur4rec.schedule.stages import TURNS
+from ur4rec.schedule.stages import MODULES, TURNS, turns_of
 
 
 def measure(alternator, draw, worth):
     """Record the payoffs of the turns that have trained, as a probe does."""
     trained = TURNS[alternator.active]
-    for turn, members in sorted(TURNS.items()):
+    for turn, members in ((turn, TURNS[turn]) for turn in sorted(turns_of(MODULES))):
         if set(members) <= set(trained):
             for _ in range(alternator.rule.groups):
                 alternator.record(turn, sum(worth[name] for name in members) + draw.gauss(0, 0.05))

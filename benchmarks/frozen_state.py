@@ -18,11 +18,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from adapters.contract import FrozenState
 from adapters.torch import AlternatingOptimizer
 from adapters.torch.host import Host
 from alternator import Alternator, Cycle
 
-CHOICES = ("keep", "offload", "drop")
+CHOICES: tuple[FrozenState, ...] = ("keep", "offload", "drop")
 
 
 class HostBesideItself(Host):
@@ -46,7 +47,7 @@ class HostBesideItself(Host):
 class Run:
     """Blocks in a row that train in turns with one choice."""
 
-    def __init__(self, choice: str, device: torch.device, options: argparse.Namespace) -> None:
+    def __init__(self, choice: FrozenState, device: torch.device, options: argparse.Namespace) -> None:
         torch.manual_seed(0)
         self.device, self.width = device, options.width
         blocks = {f"block{n}": nn.Linear(options.width, options.width, device=device) for n in range(options.blocks)}

@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
 from adapters.jax import DeviceAlternator, HostAlternator
-from alternator import Alternator, Decision, Payoff, Rule
+from alternator import Alternator, Decision, Payoff, Rule, Trial
 from alternator.recordings.log import StepRecord
 from ur4rec.config import TrainerSettings
 from ur4rec.data.batches import Batch, EvaluationBatch
@@ -40,6 +41,7 @@ from ur4rec_jax.processes import known_processes
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
+from ur4rec_jax.state import TrainState
 from ur4rec_jax.step import PARTS
 from ur4rec_jax.ur4rec import UR4Rec
 
@@ -143,8 +145,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
         if self._on_device and position is not None:
             raise ConfigurationError("position must be left out with on_device=True: no step asks the host there")
-        if self._on_device and isinstance(alternator.rule, Payoff):
-            raise ConfigurationError("a Payoff rule needs the host, which measures payoffs; leave out on_device=True")
+        if self._on_device and isinstance(alternator.rule, Payoff | Trial):
+            kind = type(alternator.rule).__name__
+            raise ConfigurationError(f"a {kind} rule needs the host, which measures; leave out on_device=True")
 
     def _build_adapter(self, alternator: Alternator) -> HostAlternator:
         return HostAlternator(alternator, delay=self.config.loss_delay)
@@ -217,6 +220,14 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             padding=self._model_config.num_items,
             reads_users=self._reads_users,
         )
+
+    def _take_state(self) -> TrainState:
+        state: TrainState = jax.tree.map(jnp.copy, self._state)  # a step consumes its own arrays
+        return state
+
+    def _set_state(self, state: TrainState) -> None:
+        self._state = jax.tree.map(jnp.copy, state)
+        self._kept_catalogue = None
 
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
         return export_arrays(*self._layout.fetch((self._state, self._buffers)))

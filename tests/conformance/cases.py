@@ -44,7 +44,7 @@ GOLDEN = ("flat", "negative", "exactly-at-threshold", "near-threshold-both-sides
 """The golden traces that every backend replays; the core and the machine on the device replay them all."""
 
 RULES: dict[str, Rule] = {
-    "Balance": Balance(low=0.9, high=1.1, signal="ratio", window=3, max_wait=6),
+    "Balance": Balance(low=0.9, high=1.1, window=3, factor=1.5, max_steps=4),
     "Cycle": Cycle((2, 3)),
     "Gain": Gain(min_steps=5, max_wait=20, window=10),
     "Patience": Patience(patience=2, cooldown=1),
@@ -288,6 +288,29 @@ def dropped_state(build: Build) -> None:
         places.append({name: counts(after[name]) for name in ("a", "c")})
     assert places[:6] == places[6:]
     assert bits(dropped.snapshot()["a"], "parameters/") != bits(kept.snapshot()["a"], "parameters/")
+
+
+@case
+def rollback(build: Build) -> None:
+    """What was tried and rolled back leaves no trace, to the bit, and training continues as if it had never been."""
+    setup = Setup(rule=Cycle((2, 3)), always=True, clip_norm=0.5)
+    harness, whole = build(setup), build(setup)
+    for step in range(5):  # a whole cycle, so that the schedule of both is at the same place
+        for each in (harness, whole):
+            each.step(make_batch(setup, step))
+    before, kept = snapshot_bits(harness), harness.take()
+    for trial in (100, 200):  # it may be used again
+        for step in range(5):
+            harness.step(make_batch(setup, trial + step))
+        tried = snapshot_bits(harness)
+        stayed = [(name, key) for name in before for key in before[name] if tried[name][key] == before[name][key]]
+        assert not stayed, f"{stayed} cannot be seen to come back"
+        harness.rollback(kept)
+        assert snapshot_bits(harness) == before
+    for step in range(5, 12):
+        for each in (harness, whole):
+            each.step(make_batch(setup, step))
+    assert snapshot_bits(harness) == snapshot_bits(whole)
 
 
 @case

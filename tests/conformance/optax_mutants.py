@@ -182,6 +182,13 @@ class DropsActive(StaticHarness):
         return decision
 
 
+class KeepsParametersAlone(StaticHarness):
+    """A snapshot of the parameters alone: moments, counts and statistics stay as the trial left them."""
+
+    def rollback(self, kept: Any) -> None:
+        self.training = (jax.tree.map(jnp.copy, kept[0]), *self.training[1:])
+
+
 def harness_of(kind: type[Program]) -> type[StaticHarness]:
     return type(kind.__name__, (StaticHarness,), {"program_type": kind, "__doc__": kind.__doc__})
 
@@ -200,5 +207,6 @@ MUTANTS: dict[type[StaticHarness], set[str]] = {
     SetToZero: {"continuation", "equal_curves"},
     NothingLeaves: {"offloaded_state", "dropped_state"},
     DropsActive: {"dropped_state"},
+    KeepsParametersAlone: {"rollback"},
 }
 """Per mutant the cases that are there to kill it; others may as well."""

@@ -91,6 +91,12 @@ def arrays(tree):
     return [leaf[...] if is_variable(leaf) else leaf for leaf in jax.tree.leaves(tree, is_leaf=is_variable)]
 
 
+def test_a_snapshot_is_refused():
+    run = Run("drop")
+    with pytest.raises(ConfigurationError, match="must find all optimizer states"):
+        run.optimizer.snapshot(run.model)
+
+
 def test_an_accumulation_is_refused():
     with pytest.raises(ConfigurationError, match="accumulate must be 1 where states leave, got 2"):
         Run("drop", accumulate=2)

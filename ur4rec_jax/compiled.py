@@ -1,16 +1,16 @@
 """The functions of a model that are compiled, shared by all trainers of models of one shape."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 from flax import nnx
 from jax import Array
 
 from ur4rec.config import TrainerConfig
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec_jax.layout import ONE_DEVICE, WHOLE, Layout
+from ur4rec_jax.precision import compiled
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
 from ur4rec_jax.slices import PlacedModel, rank_in_slices, top_in_slices
@@ -90,17 +90,6 @@ def functions_of(
     """
     settings = TrainerConfig(**{name: getattr(config, name) for name in _STEP_SETTINGS})
     return _functions(graphdef, settings, parts, layout)
-
-
-def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit`, with matrix products in full float32 on every device, as in PyTorch: TF32 would make them differ."""
-
-    @wraps(function)
-    def traced(*args: Any, **kwargs: Any) -> Any:
-        with jax.default_matmul_precision("float32"):
-            return function(*args, **kwargs)
-
-    return jax.jit(traced, **options)
 
 
 def split_model(model: UR4Rec) -> tuple[nnx.GraphDef[UR4Rec], dict[str, Any], dict[str, Any]]:

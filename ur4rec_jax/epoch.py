@@ -19,9 +19,9 @@ from ur4rec.schedule.stages import MODULES, TURNS, CurriculumWeights
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
 from ur4rec.training.sampling import Sampler
-from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import StepInputs
+from ur4rec_jax.precision import compiled
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.state import TrainState
 from ur4rec_jax.step import Step, write

@@ -15,7 +15,7 @@ from jax import Array
 
 from ur4rec.config import ModelConfig
 from ur4rec.training import arrays
-from ur4rec_jax.layers import Dropout, Embedding, Linear, normalize
+from ur4rec_jax.layers import Buffer, Dropout, Embedding, Linear, normalize
 from ur4rec_jax.layout import ONE_DEVICE
 
 BLOCK = 2**16
@@ -23,10 +23,6 @@ BLOCK = 2**16
 
 UserMemory: TypeAlias = arrays.UserMemory[Array]
 Catalogue: TypeAlias = arrays.Catalogue[Array]
-
-
-class Buffer(nnx.Variable[Array]):
-    """An array that belongs to the model and never trains."""
 
 
 class PreferenceRetriever(nnx.Module):

@@ -1,0 +1,244 @@
+"""The text encoder: a transformer of BERT's class that gives each item's text a unit vector, and can train.
+
+It is BERT (Devlin et al., NAACL 2019), the mean over a text's tokens (Sentence-BERT; Reimers & Gurevych, EMNLP 2019),
+and its direction. It has no dropout, whether it trains or not: so what a step encodes is what the cache then holds, and
+an item is the same whether it is in the batch or not.
+
+Shapes: N texts, S tokens of a text, T width, H heads, h width of a head, I items, J = I + 1 items with the padding, C
+items that are encoded at once.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from numpy.typing import NDArray
+
+from ur4rec.config import ModelConfig
+from ur4rec.errors import CheckpointError, ConfigurationError
+from ur4rec.text.tokens import PADDING
+from ur4rec_jax.layers import Buffer, normalize
+from ur4rec_jax.precision import compiled
+from ur4rec_jax.weights import export_weights, import_weights
+
+TOKENS = 2**14
+"""Tokens that are encoded at once at most, where nothing trains: what is held beside weights and vectors is theirs."""
+SHORTEST = 8
+"""Texts of no more tokens are encoded together; longer ones with those of up to twice as many."""
+
+_normal = nnx.initializers.normal(0.02)
+Linear = partial(nnx.Linear, kernel_init=_normal)
+Embedding = partial(nnx.Embed, embedding_init=_normal)
+LayerNorm = partial(nnx.LayerNorm, epsilon=1e-12, use_fast_variance=False)
+
+
+class Adapter(nnx.Module):
+    """What is added to a projection: a product of two narrow matrices (LoRA; Hu et al., ICLR 2022), at first 0."""
+
+    def __init__(self, dim: int, rank: int, rngs: nnx.Rngs) -> None:
+        self.down = Linear(dim, rank, use_bias=False, rngs=rngs)
+        self.up = nnx.Linear(rank, dim, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
+
+    def __call__(self, inputs_NST: Array) -> Array:
+        """What is added."""
+        return self.up(self.down(inputs_NST))
+
+
+class TextAttention(nnx.Module):
+    """Multi-head attention of each token to all of its text's."""
+
+    def __init__(self, dim: int, num_heads: int, rank: int, rngs: nnx.Rngs) -> None:
+        self.num_heads = num_heads
+        self.has_adapters = rank > 0
+        self.query = Linear(dim, dim, rngs=rngs)
+        self.key = Linear(dim, dim, rngs=rngs)
+        self.value = Linear(dim, dim, rngs=rngs)
+        self.output = Linear(dim, dim, rngs=rngs)
+        if rank:
+            self.query_adapter = Adapter(dim, rank, rngs)
+            self.value_adapter = Adapter(dim, rank, rngs)
+
+    def __call__(self, inputs_NST: Array, is_token_NS: Array) -> Array:
+        """Attend from each token, (N, S, T)."""
+        query, key, value = self.query(inputs_NST), self.key(inputs_NST), self.value(inputs_NST)
+        if self.has_adapters:
+            query, value = query + self.query_adapter(inputs_NST), value + self.value_adapter(inputs_NST)
+        attended_NSHh = jax.nn.dot_product_attention(
+            *(each.reshape(*each.shape[:2], self.num_heads, -1) for each in (query, key, value)),
+            mask=is_token_NS[:, None, None],
+        )
+        return self.output(attended_NSHh.reshape(inputs_NST.shape))
+
+
+class TextFeedForward(nnx.Module):
+    """Two layers applied to each token on its own."""
+
+    def __init__(self, dim: int, rngs: nnx.Rngs) -> None:
+        self.inner = Linear(dim, 4 * dim, rngs=rngs)
+        self.outer = Linear(4 * dim, dim, rngs=rngs)
+
+    def __call__(self, inputs_NST: Array) -> Array:
+        """Expand, rectify smoothly, contract."""
+        return self.outer(jax.nn.gelu(self.inner(inputs_NST), approximate=False))
+
+
+class TextBlock(nnx.Module):
+    """A post-norm transformer block."""
+
+    def __init__(self, dim: int, num_heads: int, rank: int, rngs: nnx.Rngs) -> None:
+        self.attention = TextAttention(dim, num_heads, rank, rngs)
+        self.attention_norm = LayerNorm(dim, rngs=rngs)
+        self.feedforward = TextFeedForward(dim, rngs)
+        self.feedforward_norm = LayerNorm(dim, rngs=rngs)
+
+    def __call__(self, inputs_NST: Array, is_token_NS: Array) -> Array:
+        """Attention, then the feed-forward layers, each added to its input and then normalised."""
+        hidden_NST = self.attention_norm(inputs_NST + self.attention(inputs_NST, is_token_NS))
+        return self.feedforward_norm(hidden_NST + self.feedforward(hidden_NST))
+
+
+class Texts(NamedTuple):
+    """Texts that are encoded together, without what would be padding in all of them."""
+
+    items_C: NDArray[np.int32]
+    """The items; those that only fill up are the padding, whose vector stays 0."""
+    num_tokens: int
+    """The tokens that are read of each."""
+
+
+class TextEncoder(nnx.Module):
+    """Encodes texts, and keeps the vector of each item as it was last encoded.
+
+    Args:
+        config: The shape.
+        item_tokens_IS: The tokens of each item's text.
+        rngs: Random numbers for the first weights.
+        weights: The first weights in place of random ones, by their names in a file of weights, without
+            ``text_encoder.``; the adapters' are left out.
+        vectors_IT: The vector of each item; None is that they are encoded now.
+
+    Raises:
+        ConfigurationError: The weights are those of another shape.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        item_tokens_IS: NDArray[np.int32],
+        rngs: nnx.Rngs,
+        weights: Mapping[str, NDArray[np.float32]] | None = None,
+        vectors_IT: Array | None = None,
+    ) -> None:
+        dim, num_layers = config.text_embedding_dim, config.text_encoder_layers
+        self.word_embedding = Embedding(config.text_encoder_vocab, dim, rngs=rngs)
+        self.position_embedding = Embedding(config.text_encoder_tokens, dim, rngs=rngs)
+        self.embedding_norm = LayerNorm(dim, rngs=rngs)
+        self.blocks = nnx.Sequential(
+            *(TextBlock(dim, config.text_encoder_heads, config.lora_rank, rngs) for _ in range(num_layers))
+        )
+        if weights is not None:
+            self._take_over(weights)
+        if config.text_encoder_trains != "all":
+            frozen = [block for at, block in enumerate(self.blocks.layers) if at not in config.trained_text_layers]
+            for module in (self.word_embedding, self.position_embedding, self.embedding_norm, *frozen):
+                _freeze(module)
+        padding_1S = np.full((1, item_tokens_IS.shape[1]), PADDING, np.int32)
+        self.tokens = Buffer(jnp.asarray(np.concatenate([item_tokens_IS, padding_1S])))
+        first_IT = jnp.zeros((len(item_tokens_IS), dim)) if vectors_IT is None else vectors_IT
+        self.vectors = Buffer(jnp.concatenate([first_IT, jnp.zeros((1, dim))]))
+        if vectors_IT is None:
+            self.vectors[...] = self.encode_all()
+
+    def encode(self, tokens_NS: Array) -> Array:
+        """The vectors of texts, (N, T), of unit length; zeros for a text without tokens.
+
+        Args:
+            tokens_NS: Their tokens, of which those at the end may be padding.
+        """
+        is_token_NS = tokens_NS != PADDING
+        positions_ST = self.position_embedding.embedding[...][: tokens_NS.shape[1]]
+        hidden_NST = self.embedding_norm(self.word_embedding.embedding[...][tokens_NS] + positions_ST)
+        for block in self.blocks.layers:
+            hidden_NST = block(hidden_NST, is_token_NS)
+        total_NT = jnp.where(is_token_NS[:, :, None], hidden_NST, 0).sum(1, dtype=jnp.float32)
+        mean_NT = total_NT / jnp.maximum(is_token_NS.sum(1, keepdims=True), 1)
+        return normalize(mean_NT).astype(hidden_NST.dtype)
+
+    def encode_all(self) -> Array:
+        """The vector of every item and of the padding, as the weights are now, (J, T). It has no derivatives."""
+        graphdef, arrays = nnx.split(self)
+        return encode_all(graphdef, nnx.to_pure_dict(arrays), texts_of(np.asarray(self.tokens[...])))
+
+    def _take_over(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        tree = nnx.to_pure_dict(nnx.state(self))
+        adapters = {name: array for name, array in export_weights(tree).items() if "_adapter." in name}
+        try:
+            nnx.update(self, import_weights(tree, {**adapters, **weights}))
+        except CheckpointError as error:
+            raise ConfigurationError(f"encoder_weights do not fit the text encoder: {error}") from error
+
+
+def texts_of(tokens_JS: NDArray[np.int32], items_N: NDArray[np.integer] | None = None) -> list[Texts]:
+    """How texts are best encoded: those of about one length together, of which there are so few that memory is bounded.
+
+    A compiler makes a function for each number of texts and each number of tokens, so there are few of both.
+
+    Args:
+        tokens_JS: The tokens of each item's text, and last of the padding.
+        items_N: Whose texts; None is all.
+
+    Example:
+        >>> tokens_JS = np.array([[2, 3] + [0] * 14, [2] * 9 + [0] * 7, [2] * 8 + [0] * 8, [0] * 16])
+        >>> [(texts.items_C.tolist(), texts.num_tokens) for texts in texts_of(tokens_JS)]
+        [([0, 2], 8), ([1], 16)]
+    """
+    items_N = np.arange(len(tokens_JS) - 1) if items_N is None else items_N
+    lengths_N = (tokens_JS[items_N] != PADDING).sum(1)
+    return list(_texts(items_N, lengths_N, tokens_JS.shape[1], padding=len(tokens_JS) - 1))
+
+
+def _texts(
+    items_N: NDArray[np.integer], lengths_N: NDArray[np.integer], longest: int, *, padding: int
+) -> Iterator[Texts]:
+    above, length = 0, min(SHORTEST, longest)
+    while above < longest:
+        own = items_N[(lengths_N > above) & (lengths_N <= length)] if above else items_N[lengths_N <= length]
+        size = min(max(TOKENS // length, 1), len(own))
+        for first in range(0, len(own), max(size, 1)):
+            items_C = np.full(size, padding, np.int32)
+            items_C[: len(own) - first] = own[first : first + size]
+            yield Texts(items_C, length)
+        above, length = length, min(2 * length, longest)
+
+
+def encode_all(graphdef: nnx.GraphDef[TextEncoder], arrays: Any, texts: list[Texts]) -> Array:
+    """What `TextEncoder.encode_all` returns, of an encoder without its arrays and of these."""
+    vectors_JT = jnp.zeros_like(arrays["vectors"])
+    for items_C, num_tokens in texts:
+        vectors_JT = encode_texts(graphdef, arrays, vectors_JT, items_C, num_tokens=num_tokens)
+    return vectors_JT
+
+
+def _encode_texts(
+    graphdef: nnx.GraphDef[TextEncoder], arrays: Any, vectors_JT: Array, items_C: Array, *, num_tokens: int
+) -> Array:
+    encoder = nnx.merge(graphdef, arrays)
+    return vectors_JT.at[items_C].set(encoder.encode(encoder.tokens[...][items_C, :num_tokens]))
+
+
+encode_texts = compiled(_encode_texts, static_argnames=("graphdef", "num_tokens"), donate_argnames="vectors_JT")
+"""The vectors, which are consumed, with those of some items encoded; compiled once per number of items and tokens."""
+
+
+def _freeze(module: nnx.Module) -> None:
+    """Make the parameters of a module, but for its adapters', buffers."""
+    for path, each in nnx.iter_modules(module):
+        if not any(str(name).endswith("_adapter") for name in path):
+            for name, value in list(vars(each).items()):
+                if isinstance(value, nnx.Param):
+                    setattr(each, name, Buffer(value[...]))

@@ -4,7 +4,7 @@ Each backend names the tuples for its own arrays: ``StepInputs = arrays.StepInpu
 
 Shapes: B rows, L positions, N positions with a target (in JAX padded to a constant length), d width of either module, K
 preference vectors, I items, J = I + 1 items with the padding (of a sample: its items and the padding), U users, C drawn
-negatives, S = C + 1 candidates of a position: its target and the negatives.
+negatives, S = C + 1 candidates of a position: its target and the negatives, E items whose texts a step encodes.
 """
 
 from collections.abc import Mapping
@@ -68,6 +68,11 @@ class StepInputs(NamedTuple, Generic[ArrayT]):
     """With sampled losses: to which items ``items_BL`` and ``targets_N`` refer, and the negatives."""
     part: BatchPart | None = None
     """Of which part of a batch these are, where several processes divide it (PyTorch); None is a whole batch."""
+    texts_E: ArrayT | None = None
+    """With a text encoder: the items whose texts a step that trains it encodes (`item_texts.items_of`), without padding
+    (in JAX then padded with I); None without one."""
+    num_tokens: int | None = None
+    """The number of tokens of the longest of these texts (PyTorch)."""
 
 
 class Component(NamedTuple, Generic[ArrayT]):

@@ -126,7 +126,8 @@ def _functions(
 
 def _project(merge: Merge, layout: Layout, params: Any, buffers: Any) -> Catalogue:
     def of_part(params: Any, buffers: Any) -> tuple[Any, ...]:
-        return merge(params, buffers).retriever.catalogue_in_blocks()[:4]
+        model = merge(params, buffers)
+        return model.retriever.catalogue_in_blocks(texts_JT=model.item_texts())[:4]
 
     specs = layout.specs(params), layout.specs(buffers)
     lie = (layout.table, layout.table, layout.table, WHOLE)
@@ -188,7 +189,7 @@ def _read(
     num_rows: int,
 ) -> tuple[Array, Array]:
     model = merge(params, buffers)
-    catalogue = None if module == "sasrec" else model.retriever.catalogue(with_users=False)
+    catalogue = None if module == "sasrec" else model.catalogue(with_users=False)
     encoded = model.encode(items_BL, (module,), catalogue, users_B)
     outputs_Bd = encoded.hidden_Nd if catalogue is None else encoded.preferences_NKd
     assert outputs_Bd is not None

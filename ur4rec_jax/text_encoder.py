@@ -20,8 +20,8 @@ from jax import Array
 from numpy.typing import NDArray
 
 from ur4rec.config import ModelConfig
-from ur4rec.errors import CheckpointError, ConfigurationError
 from ur4rec.text.tokens import PADDING
+from ur4rec.training.item_texts import token_counts
 from ur4rec_jax.layers import Buffer, normalize
 from ur4rec_jax.precision import compiled
 from ur4rec_jax.weights import export_weights, import_weights
@@ -49,7 +49,7 @@ class Adapter(nnx.Module):
         return self.up(self.down(inputs_NST))
 
 
-class TextAttention(nnx.Module):
+class Attention(nnx.Module):
     """Multi-head attention of each token to all of its text's."""
 
     def __init__(self, dim: int, num_heads: int, rank: int, rngs: nnx.Rngs) -> None:
@@ -75,7 +75,7 @@ class TextAttention(nnx.Module):
         return self.output(attended_NSHh.reshape(inputs_NST.shape))
 
 
-class TextFeedForward(nnx.Module):
+class FeedForward(nnx.Module):
     """Two layers applied to each token on its own."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs) -> None:
@@ -87,13 +87,13 @@ class TextFeedForward(nnx.Module):
         return self.outer(jax.nn.gelu(self.inner(inputs_NST), approximate=False))
 
 
-class TextBlock(nnx.Module):
+class Block(nnx.Module):
     """A post-norm transformer block."""
 
     def __init__(self, dim: int, num_heads: int, rank: int, rngs: nnx.Rngs) -> None:
-        self.attention = TextAttention(dim, num_heads, rank, rngs)
+        self.attention = Attention(dim, num_heads, rank, rngs)
         self.attention_norm = LayerNorm(dim, rngs=rngs)
-        self.feedforward = TextFeedForward(dim, rngs)
+        self.feedforward = FeedForward(dim, rngs)
         self.feedforward_norm = LayerNorm(dim, rngs=rngs)
 
     def __call__(self, inputs_NST: Array, is_token_NS: Array) -> Array:
@@ -114,43 +114,45 @@ class Texts(NamedTuple):
 class TextEncoder(nnx.Module):
     """Encodes texts, and keeps the vector of each item as it was last encoded.
 
-    Args:
-        config: The shape.
-        item_tokens_IS: The tokens of each item's text.
-        rngs: Random numbers for the first weights.
-        weights: The first weights in place of random ones, by their names in a file of weights, without
-            ``text_encoder.``; the adapters' are left out.
-        vectors_IT: The vector of each item; None is that they are encoded now.
+    A training step that trains it encodes the texts of its batch, takes the others from the cache, ``vectors``, and
+    writes what it has encoded. What is kept beside a cache that is older than the weights, the trainer knows.
 
-    Raises:
-        ConfigurationError: The weights are those of another shape.
+    Weights that ``text_encoder_trains`` leaves out are buffers.
+
+    Args:
+        config: The shape of the model.
+        tokens_IS: The tokens of each item's text.
+        rngs: Random numbers for weights that are not given.
+        weights: First weights by name; those that are missing are drawn.
+        vectors_IT: Vectors as last encoded; None encodes all texts now.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        item_tokens_IS: NDArray[np.int32],
+        tokens_IS: NDArray[np.int32],
         rngs: nnx.Rngs,
-        weights: Mapping[str, NDArray[np.float32]] | None = None,
-        vectors_IT: Array | None = None,
+        weights: Mapping[str, NDArray[np.float32]],
+        vectors_IT: NDArray[np.float32] | None = None,
     ) -> None:
         dim, num_layers = config.text_embedding_dim, config.text_encoder_layers
         self.word_embedding = Embedding(config.text_encoder_vocab, dim, rngs=rngs)
         self.position_embedding = Embedding(config.text_encoder_tokens, dim, rngs=rngs)
         self.embedding_norm = LayerNorm(dim, rngs=rngs)
         self.blocks = nnx.Sequential(
-            *(TextBlock(dim, config.text_encoder_heads, config.lora_rank, rngs) for _ in range(num_layers))
+            *(Block(dim, config.text_encoder_heads, config.lora_rank, rngs) for _ in range(num_layers))
         )
-        if weights is not None:
-            self._take_over(weights)
+        if weights:
+            tree = nnx.to_pure_dict(nnx.state(self))
+            nnx.update(self, import_weights(tree, {**export_weights(tree), **weights}))
         if config.text_encoder_trains != "all":
             frozen = [block for at, block in enumerate(self.blocks.layers) if at not in config.trained_text_layers]
             for module in (self.word_embedding, self.position_embedding, self.embedding_norm, *frozen):
                 _freeze(module)
-        padding_1S = np.full((1, item_tokens_IS.shape[1]), PADDING, np.int32)
-        self.tokens = Buffer(jnp.asarray(np.concatenate([item_tokens_IS, padding_1S])))
-        first_IT = jnp.zeros((len(item_tokens_IS), dim)) if vectors_IT is None else vectors_IT
-        self.vectors = Buffer(jnp.concatenate([first_IT, jnp.zeros((1, dim))]))
+        padding_1S = np.full((1, tokens_IS.shape[1]), PADDING, np.int32)
+        self.tokens = Buffer(jnp.asarray(np.concatenate([tokens_IS, padding_1S])))
+        known_IT = np.zeros((len(tokens_IS), dim), np.float32) if vectors_IT is None else vectors_IT
+        self.vectors = Buffer(jnp.asarray(np.concatenate([known_IT, np.zeros((1, dim), np.float32)])))
         if vectors_IT is None:
             self.vectors[...] = self.encode_all()
 
@@ -174,14 +176,6 @@ class TextEncoder(nnx.Module):
         graphdef, arrays = nnx.split(self)
         return encode_all(graphdef, nnx.to_pure_dict(arrays), texts_of(np.asarray(self.tokens[...])))
 
-    def _take_over(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
-        tree = nnx.to_pure_dict(nnx.state(self))
-        adapters = {name: array for name, array in export_weights(tree).items() if "_adapter." in name}
-        try:
-            nnx.update(self, import_weights(tree, {**adapters, **weights}))
-        except CheckpointError as error:
-            raise ConfigurationError(f"encoder_weights do not fit the text encoder: {error}") from error
-
 
 def texts_of(tokens_JS: NDArray[np.int32], items_N: NDArray[np.integer] | None = None) -> list[Texts]:
     """How texts are best encoded: those of about one length together, of which there are so few that memory is bounded.
@@ -198,7 +192,7 @@ def texts_of(tokens_JS: NDArray[np.int32], items_N: NDArray[np.integer] | None =
         [([0, 2], 8), ([1], 16)]
     """
     items_N = np.arange(len(tokens_JS) - 1) if items_N is None else items_N
-    lengths_N = (tokens_JS[items_N] != PADDING).sum(1)
+    lengths_N = token_counts(tokens_JS[items_N])
     return list(_texts(items_N, lengths_N, tokens_JS.shape[1], padding=len(tokens_JS) - 1))
 
 

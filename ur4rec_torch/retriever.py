@@ -44,14 +44,15 @@ class PreferenceRetriever(nn.Module):
     user_text_vectors: Tensor
 
     def __init__(
-        self, config: ModelConfig, item_text_vectors_IT: Tensor, user_text_vectors_UT: Tensor | None = None
+        self, config: ModelConfig, item_text_vectors_IT: Tensor | None, user_text_vectors_UT: Tensor | None = None
     ) -> None:
         super().__init__()
         text_dim, dim = config.text_embedding_dim, config.retriever_output_dim
         self.shard: ItemShard | None = None
         self.temperature = config.retriever_temperature
         padding_1T = torch.zeros(1, text_dim)
-        self.register_buffer("item_text_vectors", torch.cat([item_text_vectors_IT, padding_1T]))
+        if item_text_vectors_IT is not None:
+            self.register_buffer("item_text_vectors", torch.cat([item_text_vectors_IT, padding_1T]))
         self.reads_users = user_text_vectors_UT is not None
         if user_text_vectors_UT is not None:
             self.register_buffer("user_text_vectors", torch.cat([user_text_vectors_UT, padding_1T]))
@@ -64,7 +65,9 @@ class PreferenceRetriever(nn.Module):
         self.preference_projection = nn.Linear(dim, dim)
         self.dropout = Dropout(config.retriever_dropout)
 
-    def catalogue(self, items_J: Tensor | None = None, *, with_users: bool = True) -> Catalogue:
+    def catalogue(
+        self, items_J: Tensor | None = None, *, with_users: bool = True, texts_JT: Tensor | None = None
+    ) -> Catalogue:
         """Project the text of every item, and of every user if there are any.
 
         Keep the result while the retriever is frozen. While it trains, a step needs the users of its batch alone: then
@@ -73,11 +76,15 @@ class PreferenceRetriever(nn.Module):
         Args:
             items_J: The only items that are asked for, and last the padding: the result numbers them by their place.
             with_users: Whether to project the texts of users.
+            texts_JT: The texts of the items that are asked for, last the padding's; None are those of this module,
+                which a model with a text encoder does not have.
         """
         users = self._user_memory(self.user_text_vectors) if with_users and self.reads_users else None
-        texts_JT, shard = self.item_text_vectors, self.shard
-        if items_J is not None:
-            (texts_JT,), shard = look_up(items_J, [texts_JT], shard), None
+        shard = self.shard if items_J is None else None
+        if texts_JT is None:
+            texts_JT = self.item_text_vectors
+            if items_J is not None:
+                (texts_JT,) = look_up(items_J, [texts_JT], self.shard)
         item, key, value = self.item_projection, self.key_projection, self.value_projection
         weights: list[Tensor] = [each for layer in (item, key, value) for each in layer.parameters()]
         queries_Kd: Tensor = self.queries.weight

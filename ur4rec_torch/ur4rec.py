@@ -1,14 +1,15 @@
 """UR4Rec: SASRec and a text preference retriever, and the fusion of their scores.
 
-Shapes: B rows, L positions, N positions of which scores are fused, T width of text vectors, I items, s of them that are
-scored at once, U users.
+Shapes: B rows, L positions, N positions of which scores are fused, T width of text vectors, S tokens of a text, I
+items, J = I + 1 items with the padding, s of them that are scored at once, U users.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias, Unpack
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -17,10 +18,12 @@ from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
+from ur4rec.training.item_texts import check_item_texts
 from ur4rec.training.memory import enough_for_model
 from ur4rec_torch.item_shards import ItemShard, ShardedEmbedding
 from ur4rec_torch.retriever import Catalogue, PreferenceRetriever
 from ur4rec_torch.sasrec import SASRec
+from ur4rec_torch.text_encoder import TextEncoder
 
 Outputs: TypeAlias = arrays.Outputs[Tensor]
 
@@ -117,32 +120,46 @@ def _nan_unless_finite(fused_NI: Tensor, sasrec_NI: Tensor, retriever_NI: Tensor
 
 
 class UR4Rec(nn.Module):
-    """A recommender of two modules that train in turns.
+    """A recommender of two modules that train in turns, or of three, with a text encoder.
 
     Items are numbered 0 to num_items - 1; num_items is padding. Histories are right-padded.
 
     Args:
         num_items: Size of the catalogue.
-        item_text_vectors: One text vector per item, (I, T). Frozen: a buffer, never trained.
+        item_text_vectors: One text vector per item, (I, T). Frozen: a buffer, never trained. With a text encoder they
+            are its own as last encoded, of a checkpoint; None encodes the texts of all items now.
+        item_tokens: With a text encoder (``text_encoder="transformer"``, for example), and only then, the tokens of
+            each item's text, (I, S), padded with 0: see `ur4rec.text.tokens`.
+        encoder_weights: With ``text_encoder="pretrained"`` its first weights by name, of
+            `ur4rec.text.pretrained.read_weights`.
         user_text_vectors: One preference text vector per user, (U, T), zeros for a user without a text; None is a model
             without user texts. Frozen likewise.
         seed: Seed of the initial weights. The caller's random state is left as it was.
         **settings: The other fields of `ModelConfig` but ``num_users``, such as ``sasrec_hidden_dim`` or ``fusion``.
 
     Raises:
-        ConfigurationError: A setting is out of range, or the text vectors do not fit it.
+        ConfigurationError: A setting is out of range, or the text vectors or tokens do not fit it or are missing.
 
     Example:
         >>> model = UR4Rec(100, torch.randn(100, 16), text_embedding_dim=16, sasrec_hidden_dim=8)
         >>> model(torch.tensor([[3, 1, 4, 100, 100]])).shape
         torch.Size([1, 100])
+        >>> encoder = {"text_encoder": "transformer", "text_encoder_tokens": 4, "text_encoder_vocab": 9}
+        >>> model = UR4Rec(2, item_tokens=[[2, 5, 3, 0], [2, 8, 7, 3]], text_embedding_dim=16, **encoder)
+        >>> model.item_texts().shape
+        torch.Size([3, 16])
     """
+
+    text_encoder: TextEncoder
+    """The third module, of a model with a text encoder."""
 
     def __init__(
         self,
         num_items: int,
-        item_text_vectors: ArrayLike,
+        item_text_vectors: ArrayLike | None = None,
         *,
+        item_tokens: ArrayLike | None = None,
+        encoder_weights: Mapping[str, ArrayLike] | None = None,
         user_text_vectors: ArrayLike | None = None,
         seed: int = 0,
         **settings: Unpack[ModelSettings],
@@ -153,8 +170,10 @@ class UR4Rec(nn.Module):
         self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)
         dim = self.config.text_embedding_dim
         with enough_for_model(self.config):
-            vectors_IT = torch.tensor(check_text_vectors("item", item_text_vectors, count=num_items, dim=dim))
-            vectors_UT = None
+            texts = check_item_texts(self.config, item_text_vectors, item_tokens, encoder_weights)
+            vectors_IT, vectors_UT = None, None
+            if texts.tokens_IS is None:
+                vectors_IT = torch.tensor(texts.vectors_IT)
             if users is not None and num_users:
                 vectors_UT = torch.tensor(check_text_vectors("user", users, count=num_users, dim=dim))
             with torch.random.fork_rng(devices=[]):
@@ -163,6 +182,8 @@ class UR4Rec(nn.Module):
                 self.retriever = PreferenceRetriever(self.config, vectors_IT, vectors_UT)
                 self.fusion = FUSIONS[self.config.fusion](self.config)
                 self.apply(_initialise)
+                if texts.tokens_IS is not None:  # drawn last: the others are as without it
+                    self.text_encoder = TextEncoder(self.config, texts.tokens_IS, texts.weights, texts.vectors_IT)
 
     @property
     def shard(self) -> ItemShard | None:
@@ -177,6 +198,24 @@ class UR4Rec(nn.Module):
         self.sasrec.item_embedding = ShardedEmbedding(self.sasrec.item_embedding, shard)
         self.retriever.item_text_vectors = shard.cut(self.retriever.item_text_vectors)
         self.retriever.shard = shard
+
+    def item_texts(self) -> Tensor:
+        """The text vectors of all items as they are now, and last the padding's, (J, T)."""
+        return self.text_encoder.current() if self.config.has_text_encoder else self.retriever.item_text_vectors
+
+    def catalogue(
+        self, items_J: Tensor | None = None, *, with_users: bool = True, texts_JT: Tensor | None = None
+    ) -> Catalogue:
+        """What the retriever knows of every item; see `PreferenceRetriever.catalogue`.
+
+        Args:
+            items_J: As there.
+            with_users: As there.
+            texts_JT: As there; None are the text vectors as they are now.
+        """
+        if texts_JT is None and self.config.has_text_encoder:
+            texts_JT = self.item_texts() if items_J is None else F.embedding(items_J, self.item_texts())
+        return self.retriever.catalogue(items_J, with_users=with_users, texts_JT=texts_JT)
 
     def forward(self, items_BL: Tensor, users_B: Tensor | None = None) -> Tensor:
         """Fused scores of every item as the next one, (B, I)."""
@@ -214,7 +253,7 @@ class UR4Rec(nn.Module):
         for scorer in wanted:
             check_choice("scorer", scorer, SCORERS)
         if catalogue is None and set(wanted) & {"retriever", "fused"}:
-            catalogue = self.retriever.catalogue(with_users=False)
+            catalogue = self.catalogue(with_users=False)
         return self.score_items(self.encode(items_BL, wanted, catalogue, users_B), wanted, catalogue)
 
     def encode(

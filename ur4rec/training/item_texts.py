@@ -104,6 +104,26 @@ def encoder_shapes(model: ModelConfig) -> dict[str, Shape]:
     }
 
 
+def trains(model: ModelConfig, name: str) -> bool:
+    """Whether a weight of the text encoder can train.
+
+    Args:
+        model: The shape of the model.
+        name: The weight's name in the text encoder.
+
+    Example:
+        >>> model = ModelConfig(num_items=2, text_encoder="transformer", text_encoder_trains="last:1")
+        >>> [trains(model, name) for name in ("embedding_norm.bias", "blocks.0.feedforward.inner.bias")]
+        [False, False]
+        >>> trains(model, "blocks.1.feedforward.inner.bias")
+        True
+    """
+    if model.lora_rank:
+        return "_adapter." in name
+    blocks = tuple(f"blocks.{block}." for block in model.trained_text_layers)
+    return model.text_encoder_trains == "all" or name.startswith(blocks)
+
+
 def token_counts(tokens_NS: ArrayLike) -> NDArray[np.int64]:
     """The number of tokens of each text up to its last one that is no padding, (N,).
 

@@ -15,7 +15,7 @@ from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
 from ur4rec_jax.slices import PlacedModel, rank_in_slices, top_in_slices
 from ur4rec_jax.state import TrainState
-from ur4rec_jax.step import PARTS, Step, write
+from ur4rec_jax.step import PARTS, Step, write, write_texts
 from ur4rec_jax.ur4rec import UR4Rec, laid_out
 
 _STEP_SETTINGS = (
@@ -53,6 +53,8 @@ class Functions(NamedTuple):
     write: Callable[..., TrainState]
     """What follows it where it gives entries for the memory bank. Compiled apart: in one program with the loss, which
     reads the bank, XLA would copy the bank before it writes."""
+    write_texts: Callable[[Array, Any], Array]
+    """The cache of a text encoder, which is consumed, with what a step has encoded; compiled apart for the same reason."""
     project: Callable[[Any, Any], Catalogue]
     """The retriever's catalogue from parameters and buffers."""
     epochs: dict[tuple[Any, ...], Any]
@@ -112,6 +114,7 @@ def _functions(
             for fused, step in steps.items()
         },
         write=compiled(partial(write, layout=layout), donate_argnames="state"),
+        write_texts=compiled(write_texts, donate_argnames="vectors_JT"),
         project=compiled(partial(_project, merge, layout)),
         epochs={},
         scores=compiled(partial(_scores, merge), static_argnames="scorers"),

@@ -5,7 +5,7 @@ Parameters are nested dictionaries, by module first. The freeze contract of `ada
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,14 @@ from jax import Array
 
 from adapters.optax import active_value_and_grad, alternating, apply_updates
 from ur4rec.config import TrainerConfig
-from ur4rec.schedule.stages import BOTH, MODULES, TURNS, WITHOUT_CURRICULUM, CurriculumWeights, turns_of
+from ur4rec.schedule.stages import (
+    MODULES,
+    TEXT_ENCODER,
+    TURNS,
+    WITHOUT_CURRICULUM,
+    CurriculumWeights,
+    turns_of,
+)
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import UNCERTAINTY
 from ur4rec_jax.layout import ONE_DEVICE, Layout
@@ -27,7 +34,25 @@ from ur4rec_jax.strategies import BankEntries, Context, Strategies, StrategyStat
 from ur4rec_jax.ur4rec import UR4Rec, laid_out
 
 FUSION = "fusion"
-PARTS = (*MODULES, FUSION)
+PARTS = (*MODULES, TEXT_ENCODER, FUSION)
+
+
+class EncodedTexts(NamedTuple):
+    """The texts that a step has encoded, by the weights that it began with."""
+
+    items_E: Array
+    """The items; out of range where nothing is to be written."""
+    vectors_ET: Array
+    """Their vectors, detached."""
+
+
+class Entries(NamedTuple):
+    """What a step gives to be written after it, in place."""
+
+    bank: BankEntries | None
+    """Into the memory bank, by `write`."""
+    texts: EncodedTexts | None
+    """Into the cache of the text encoder, by `write_texts`."""
 
 
 class Step:
@@ -63,7 +88,7 @@ class Step:
         self._labels = {name: name for name in parts}
         always = (FUSION,) if FUSION in parts else ()
         self._turns = {
-            turn: (*TURNS[turn], *always) if fused or turn == BOTH else TURNS[turn] for turn in turns_of(MODULES)
+            turn: (*TURNS[turn], *always) if fused or _trains_both(turn) else TURNS[turn] for turn in turns_of(parts)
         }
         self._optimizer = alternating(
             {name: _adamw(name, 0.0 if name == FUSION else config.weight_decay) for name in parts},
@@ -93,13 +118,13 @@ class Step:
         *,
         turn: str,
         distils: bool = False,
-    ) -> tuple[TrainState, StepReport[Array], BankEntries | None]:
-        """One step, without effect if the loss is not finite; the memory bank is only read: `write` is to follow.
+    ) -> tuple[TrainState, StepReport[Array], Entries]:
+        """One step, without effect if the loss is not finite; what it gives to be written is for `write`, `write_texts`.
 
         Args:
             state: Before the step.
             buffers: The rest of the model.
-            catalogue: The retriever's, if it is frozen and the loss needs it.
+            catalogue: The retriever's, if it and the text encoder are frozen and the loss needs it.
             inputs: The batch.
             key: The run's; random numbers are a function of it and the step.
             step: The training step of the run.
@@ -114,7 +139,7 @@ class Step:
             buffers = take_texts(buffers, sample.items_J, self.layout)
         loss = partial(self._loss(turn), distils, state.strategies, curriculum)
         gradients = active_value_and_grad(loss, self._labels, tuple(self._labels), turns=self._turns, has_aux=True)
-        (_, (losses, entries)), grads = gradients(
+        (_, (losses, (bank_entries, encoded_ET))), grads = gradients(
             state.params, buffers, catalogue, inputs, jax.random.fold_in(key, step), active=turn
         )
         good = jnp.isfinite(losses.total)
@@ -123,11 +148,12 @@ class Step:
             kept = put_rows(whole, kept, sample.items_J, active, self.layout)
         bank, log_variances_C = state.strategies
         log_variances_C, metrics = self._strategies.finish(log_variances_C, losses, learning_rates.get(UNCERTAINTY))
-        if entries is not None:
-            entries = entries._replace(is_kept_B=entries.is_kept_B & good)
+        if bank_entries is not None:
+            bank_entries = bank_entries._replace(is_kept_B=bank_entries.is_kept_B & good)
+        entries = Entries(bank_entries, _texts(inputs, encoded_ET, good))
         report = StepReport(losses.total, losses.modules, metrics)
         kept = kept._replace(strategies=StrategyState(bank, log_variances_C))
-        found: tuple[TrainState, StepReport[Array], BankEntries | None] = self.layout.keep((kept, report, entries))
+        found: tuple[TrainState, StepReport[Array], Entries] = self.layout.keep((kept, report, entries))
         return found
 
     def _move(self, state: TrainState, grads: Any, turn: str, learning_rates: dict[str, Array]) -> TrainState:
@@ -144,7 +170,7 @@ class Step:
         moved = {name: apply_updates(state.params[name], updates[name]) for name in active}
         return state._replace(params={**state.params, **moved}, optimizers=optimizers)
 
-    def _loss(self, turn: str) -> Callable[..., tuple[Array, tuple[StepLosses, BankEntries | None]]]:
+    def _loss(self, turn: str) -> Callable[..., tuple[Array, tuple[StepLosses, tuple[BankEntries | None, Array | None]]]]:
         modules, config = TURNS[turn], self._config
 
         def loss(
@@ -156,14 +182,17 @@ class Step:
             catalogue: Catalogue | None,
             inputs: StepInputs,
             key: Array,
-        ) -> tuple[Array, tuple[StepLosses, BankEntries | None]]:
+        ) -> tuple[Array, tuple[StepLosses, tuple[BankEntries | None, Array | None]]]:
             if config.bf16:
                 params, buffers, catalogue = _to_bf16((params, buffers, catalogue))
             layout = self.layout.of_rows if self.sampled else self.layout
             model = laid_out(self._graphdef, layout, params, buffers)
-            rngs = random_numbers(key)
-            if catalogue is None and (self.fused or "retriever" in modules or (distils and self.sampled)):
-                catalogue = model.retriever.catalogue(with_users=False)
+            rngs, encoded_ET = random_numbers(key), None
+            if TEXT_ENCODER in modules:
+                texts_JT, encoded_ET = encode_step(model, inputs)
+                catalogue = model.catalogue(with_users=False, texts_JT=texts_JT)
+            elif catalogue is None and (self.fused or "retriever" in modules or (distils and self.sampled)):
+                catalogue = model.catalogue(with_users=False)
             if self.fused:
                 assert catalogue is not None
                 losses = fused_loss(model, inputs, modules, catalogue, rngs, keeps_scores=distils)
@@ -171,9 +200,30 @@ class Step:
                 losses = separate_loss(model, config, inputs, modules, catalogue, rngs, keeps_scores=distils)
             context = Context(model, inputs, modules, catalogue, distils, curriculum or WITHOUT_CURRICULUM)
             losses, entries = self._strategies.apply(strategies, losses, context)
-            return losses.total, (losses, entries)
+            return losses.total, (losses, (entries, encoded_ET))
 
         return loss
+
+
+def encode_step(model: UR4Rec, inputs: StepInputs) -> tuple[Array, Array]:
+    """The texts of a step that trains the text encoder, (J, T), and those of them that it encodes, (E, T).
+
+    Those of its own items are encoded, all others are in the cache. A model that has only the items of a sample has no
+    others: its own are the first.
+    """
+    assert inputs.texts_E is not None
+    encoder, places_E = model.text_encoder, jnp.arange(len(inputs.texts_E))
+    padding = model.config.num_items
+    encoded_ET = encoder.encode(encoder.tokens[...][inputs.texts_E])
+    if inputs.sample is None:  # no place occurs twice: so the gradient is a look-up
+        places_E = jnp.where(inputs.texts_E == padding, padding + 1 + places_E, inputs.texts_E)
+    vectors_JT = jax.lax.stop_gradient(encoder.vectors[...])
+    return vectors_JT.at[places_E].set(encoded_ET, mode="drop", unique_indices=True), encoded_ET
+
+
+def write_texts(vectors_JT: Array, texts: EncodedTexts) -> Array:
+    """The cache with what a step has encoded."""
+    return vectors_JT.at[texts.items_E].set(texts.vectors_ET, mode="drop")
 
 
 def write(state: TrainState, entries: BankEntries | None, layout: Layout = ONE_DEVICE) -> TrainState:
@@ -188,6 +238,19 @@ def random_numbers(key: Array) -> nnx.Rngs:
     """Streams of random numbers of a step: the same whenever it is run."""
     dropout, negatives = jax.random.split(key)
     return nnx.Rngs(dropout=dropout, negatives=negatives)
+
+
+def _texts(inputs: StepInputs, encoded_ET: Array | None, good: Array) -> EncodedTexts | None:
+    """What is to be written into the cache: nothing after a loss that is not finite."""
+    if encoded_ET is None or inputs.texts_E is None:
+        return None
+    outside = jnp.iinfo(inputs.texts_E.dtype).max
+    return EncodedTexts(jnp.where(good, inputs.texts_E, outside), encoded_ET.astype(jnp.float32))
+
+
+def _trains_both(turn: str) -> bool:
+    """Whether a turn trains SASRec and what is compared with it, the retriever or its texts."""
+    return "sasrec" in TURNS[turn] and len(TURNS[turn]) > 1
 
 
 def _adamw(part: str, weight_decay: float) -> optax.GradientTransformationExtraArgs:
@@ -222,4 +285,7 @@ def _keep_unless(good: Array, new: TrainState, old: TrainState, active: tuple[st
 
 
 def _to_bf16(tree: Any) -> Any:
-    return jax.tree.map(lambda array: array.astype(jnp.bfloat16), tree)
+    def cast(array: Array) -> Array:
+        return array.astype(jnp.bfloat16) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return jax.tree.map(cast, tree)

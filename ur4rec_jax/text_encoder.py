@@ -105,7 +105,7 @@ class Block(nnx.Module):
 class Texts(NamedTuple):
     """Texts that are encoded together, without what would be padding in all of them."""
 
-    items_C: NDArray[np.int32]
+    items_C: NDArray[np.int32] | Array
     """The items; those that only fill up are the padding, whose vector stays 0."""
     num_tokens: int
     """The tokens that are read of each."""
@@ -173,8 +173,8 @@ class TextEncoder(nnx.Module):
 
     def encode_all(self) -> Array:
         """The vector of every item and of the padding, as the weights are now, (J, T). It has no derivatives."""
-        graphdef, arrays = nnx.split(self)
-        return encode_all(graphdef, nnx.to_pure_dict(arrays), texts_of(np.asarray(self.tokens[...])))
+        graphdef, *arrays = nnx.split(self, nnx.Param, ...)
+        return encode_all(graphdef, tuple(map(nnx.to_pure_dict, arrays)), texts_of(np.asarray(self.tokens[...])))
 
 
 def texts_of(tokens_JS: NDArray[np.int32], items_N: NDArray[np.integer] | None = None) -> list[Texts]:
@@ -210,18 +210,18 @@ def _texts(
         above, length = length, min(2 * length, longest)
 
 
-def encode_all(graphdef: nnx.GraphDef[TextEncoder], arrays: Any, texts: list[Texts]) -> Array:
-    """What `TextEncoder.encode_all` returns, of an encoder without its arrays and of these."""
-    vectors_JT = jnp.zeros_like(arrays["vectors"])
+def encode_all(graphdef: nnx.GraphDef[TextEncoder], arrays: tuple[Any, Any], texts: list[Texts]) -> Array:
+    """What `TextEncoder.encode_all` returns, of an encoder without its arrays and of these: parameters and buffers."""
+    vectors_JT = jnp.zeros_like(arrays[1]["vectors"])
     for items_C, num_tokens in texts:
         vectors_JT = encode_texts(graphdef, arrays, vectors_JT, items_C, num_tokens=num_tokens)
     return vectors_JT
 
 
 def _encode_texts(
-    graphdef: nnx.GraphDef[TextEncoder], arrays: Any, vectors_JT: Array, items_C: Array, *, num_tokens: int
+    graphdef: nnx.GraphDef[TextEncoder], arrays: tuple[Any, Any], vectors_JT: Array, items_C: Array, *, num_tokens: int
 ) -> Array:
-    encoder = nnx.merge(graphdef, arrays)
+    encoder = nnx.merge(graphdef, *arrays)
     return vectors_JT.at[items_C].set(encoder.encode(encoder.tokens[...][items_C, :num_tokens]))
 
 

@@ -11,12 +11,15 @@ from torch.nn.utils.prune import is_pruned
 from torch.optim import Optimizer
 
 from ur4rec.errors import ConfigurationError
-from ur4rec.training.checkpoint import Arrays, load_checkpoint
+from ur4rec.training.checkpoint import Arrays, load_checkpoint, saved_model
+from ur4rec.training.shapes import CACHED, ENCODED_TEXTS
 from ur4rec_torch.device import to_host
 from ur4rec_torch.layout import Layout
 from ur4rec_torch.spread import spread_like
 from ur4rec_torch.strategies import Strategies
 from ur4rec_torch.ur4rec import UR4Rec
+
+_CACHED = f"{ENCODED_TEXTS}/{CACHED}"
 
 
 def export_arrays(
@@ -34,6 +37,8 @@ def export_arrays(
     }
     moments |= strategies.state_dict()
     weights = {plain_name(name): value for name, value in model.state_dict().items()}
+    if model.config.has_text_encoder and model.text_encoder.is_stale:
+        weights[ENCODED_TEXTS], moments[_CACHED] = model.text_encoder.current(), model.text_encoder.vectors
     return _to_arrays(weights, layout), _to_arrays(moments, layout)
 
 
@@ -56,6 +61,12 @@ def restore_arrays(
     for module, optimizer in optimizers.items():
         _restore_optimizer(optimizer, model.get_submodule(module), module, tensors)
     strategies.load_state_dict(tensors)
+    if model.config.has_text_encoder:
+        vectors_JT = model.text_encoder.vectors
+        if (cached_JT := tensors.get(_CACHED)) is None:
+            model.text_encoder.restore(vectors_JT)
+        else:
+            model.text_encoder.restore(cached_JT, vectors_JT.clone())
 
 
 def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4Rec:
@@ -63,16 +74,20 @@ def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4
 
     Args:
         path: The checkpoint.
-        later_items: Text vectors of items that came later, (C, T): see `Checkpoint.with_items`. None is no such item.
+        later_items: Text vectors of items that came later, (C, T), or for a model with a text encoder the tokens of
+            their texts, (C, S): see `Checkpoint.with_items`. None is no such item.
 
     Raises:
         CheckpointError: It is missing, damaged or of another version.
     """
     loaded = load_checkpoint(path)
+    num_known = saved_model(loaded.state).num_items
     if later_items is not None:
         loaded = loaded.with_items(later_items)
     model = UR4Rec(**loaded.model_arguments())
     model.load_state_dict(_to_tensors(loaded.weights))
+    if model.config.has_text_encoder:
+        model.text_encoder.encode_from(num_known)
     return model.eval()
 
 

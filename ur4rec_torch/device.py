@@ -13,6 +13,7 @@ from torch import Tensor
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
+from ur4rec.training.item_texts import items_of
 from ur4rec.training.parts import BatchPart
 from ur4rec.training.sampling import Items, Sampler
 from ur4rec_torch.losses import StepInputs
@@ -50,6 +51,7 @@ def to_device(
     sampler: Sampler | None = None,
     step: int = 0,
     part: BatchPart | None = None,
+    token_counts_I: NDArray[np.int64] | None = None,
 ) -> StepInputs:
     """A batch on the device. Where the targets are is found on the host, so that nothing waits for the device.
 
@@ -61,21 +63,27 @@ def to_device(
         sampler: Draws the negatives of sampled losses.
         step: The training step of the run, for the sampler.
         part: Of which part of a batch this is the batch; None is a whole one.
+        token_counts_I: With a text encoder, the number of tokens of each item's text.
     """
     all_targets = np.asarray(batch[1]).ravel()
     positions_N = np.flatnonzero(all_targets != num_items)
     items_BL: Items = np.asarray(batch[0], np.int64)
     targets_N: Items = all_targets[positions_N].astype(np.int64)
-    sample = None
+    sample, texts, texts_E, num_tokens = None, None, None, None
+    if token_counts_I is not None and sampler is None:
+        texts_E = items_of(num_items, items_BL, targets_N)
     if sampler is not None:
         drawn_C = sampler.draw(targets_N if part is None else part.targets_N, step)
         items_BL, targets_N, found = sampler.number(items_BL, targets_N, step, items_C=drawn_C)
+        texts_E = None if token_counts_I is None else items_of(num_items, found.items_J)
         sample = Sample(*(send(array, device) for array in found if array is not None))
         if part is not None:
             sample = sample._replace(batch_items_J=send(part.items_with(drawn_C), device))
     users_B = send(np.asarray(batch[2], np.int64), device) if with_users else None
     items, positions, targets = (send(array, device) for array in (items_BL, positions_N, targets_N))
-    return StepInputs(items, positions, targets, users_B, sample, part)
+    if token_counts_I is not None and texts_E is not None:
+        texts, num_tokens = send(texts_E, device), int(token_counts_I[texts_E].max(initial=1))
+    return StepInputs(items, positions, targets, users_B, sample, part, texts, num_tokens)
 
 
 def to_indices(values: ArrayLike, device: torch.device) -> Tensor:

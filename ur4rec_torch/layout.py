@@ -39,6 +39,11 @@ def check_layout(mesh: Mesh, model: ModelConfig, trainer: TrainerConfig, *, shar
 
 def _refused(mesh: Mesh, model: ModelConfig, trainer: TrainerConfig, *, shard: bool) -> Iterable[str]:
     is_full = trainer.catalogue_loss != "sampled"
+    if model.has_text_encoder and mesh.data * mesh.items > 1:
+        yield (
+            f"a layout with {mesh} needs a model without a text encoder, got text_encoder={model.text_encoder!r}; take "
+            "one process or text_encoder='none'"
+        )
     if mesh.items > 1:
         start = f"a mesh with items={mesh.items} needs"
         if model.fusion not in FUSIONS_WITH_GRADIENTS:

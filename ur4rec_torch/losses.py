@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
-from ur4rec.schedule.stages import MODULES
+from ur4rec.schedule.stages import TEXT_ENCODER, modules_of
 from ur4rec.training import arrays
 from ur4rec.training.parts import BatchPart
 from ur4rec_torch.catalogue_loss import catalogue_cross_entropy, catalogue_log_probabilities
@@ -122,14 +122,15 @@ def separate_loss(
 ) -> StepLosses:
     """The weighted sum of the losses of the modules that train; one that is frozen is not run.
 
-    The modules do not touch. Where both train, the fusion weights, if it has any, learn from their detached scores.
+    The modules do not touch. Where both train, the fusion weights, if it has any, learn from their detached scores. The
+    loss of a text encoder is the retriever's, which is run, though frozen, where the encoder trains.
 
     Args:
         model: The model.
         config: Names SASRec's loss and the weights.
         inputs: The batch.
         modules: What trains.
-        catalogue: The retriever's, if it trains.
+        catalogue: The retriever's, if it or the text encoder trains.
         keeps_scores: As for `fused_loss`.
     """
     losses: dict[str, Component] = {}
@@ -137,11 +138,12 @@ def separate_loss(
     if "sasrec" in modules:
         loss, outputs = _sasrec_loss(model, config, inputs, outputs, keeps_scores=keeps_scores)
         losses["sasrec"] = Component(loss, config.sasrec_loss_weight)
-    if "retriever" in modules:
+    primary = {name: loss.detach() for name, (loss, _) in losses.items()}
+    if "retriever" in modules or TEXT_ENCODER in modules:
         assert catalogue is not None
         loss, outputs = _retriever_loss(model, inputs, catalogue, outputs, keeps_scores=keeps_scores)
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
-    primary = {name: loss.detach() for name, (loss, _) in losses.items()}
+        primary |= {name: loss.detach() for name in modules if name != "sasrec"}
     if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
         assert catalogue is not None
         losses["fused"] = Component(_fusion_loss(model, inputs, catalogue, outputs), 1.0)
@@ -200,7 +202,7 @@ def _fusion_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, output
 
 
 def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps_scores: bool = False) -> StepLosses:
-    """Cross-entropy of the fused scores, which is the primary loss of both modules.
+    """Cross-entropy of the fused scores, which is the primary loss of all modules.
 
     A module's own cross-entropy would mislead a schedule: it rises while the modules learn to complement each other.
 
@@ -219,7 +221,7 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
     else:
         table_Id = model.sasrec.item_table()
         total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
-    primary = dict.fromkeys(MODULES, total.detach())
+    primary = dict.fromkeys(modules_of(model.config), total.detach())
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
 

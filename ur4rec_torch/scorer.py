@@ -51,7 +51,7 @@ class Scorer(ModelScorer[Tensor]):
         self.device = find_device(device)
         with torch.no_grad(), enough_for_model(model.config):
             self.model = model.to(self.device).eval()
-            self._catalogue = self.model.retriever.catalogue()
+            self._catalogue = self.model.catalogue()
 
     @contextmanager
     def _scoring(self, scorers: tuple[str, ...]) -> Iterator[Scores[Tensor]]:

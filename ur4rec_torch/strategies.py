@@ -323,7 +323,7 @@ class Strategies:
         return items_B, keys_Bd, is_kept_B.bool()
 
     def _distillation(self, losses: StepLosses, context: Context) -> Tensor:
-        """Each module that trains learns from the other one's scores."""
+        """Each module that trains learns from the other one's scores; a text encoder as the retriever does."""
         assert context.catalogue is not None
         sasrec_NI, retriever_NI = both_scores(context.model, context.inputs, context.catalogue, losses.outputs)
         pairs = {"sasrec": (sasrec_NI, retriever_NI), "retriever": (retriever_NI, sasrec_NI)}
@@ -331,7 +331,8 @@ class Strategies:
         if (sample := context.inputs.sample) is not None:  # added to the logits over T, so that it counts once
             shift_NS = temperature * corrections(context.inputs.targets_N, sample)
             pairs = {name: (student + shift_NS, teacher + shift_NS) for name, (student, teacher) in pairs.items()}
-        return reduce(torch.add, (distillation_loss(*pairs[module], temperature) for module in context.modules))
+        students = dict.fromkeys("sasrec" if module == "sasrec" else "retriever" for module in context.modules)
+        return reduce(torch.add, (distillation_loss(*pairs[student], temperature) for student in students))
 
     def _parts(self) -> list[MemoryBank | UncertaintyWeights]:
         return [part for part in (self.bank, self.uncertainty) if part is not None]

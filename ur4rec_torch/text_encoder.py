@@ -9,7 +9,7 @@ Shapes: N texts, S tokens of a text, H heads, T width, h width of a head, I item
 items whose texts a step encodes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ur4rec.config import ModelConfig
 from ur4rec.text.tokens import PADDING
-from ur4rec.training.item_texts import token_counts, trains
+from ur4rec.training.item_texts import chunks_by_length, token_counts, trains
 
 _STD = 0.02
 """Of weights that are drawn, as in BERT."""
@@ -62,13 +62,13 @@ class Attention(nn.Module):
         query, key, value = (part(inputs_NST) for part in (self.query, self.key, self.value))
         if self.query_adapter is not None and self.value_adapter is not None:
             query, value = query + self.query_adapter(inputs_NST), value + self.value_adapter(inputs_NST)
-        parts_NHSh = (self._split(each) for each in (query, key, value))
-        attended_NHSh = F.scaled_dot_product_attention(*parts_NHSh, attn_mask=mask_N11S.to(query.dtype))
+        query, key, value = (self._split(each) for each in (query, key, value))
+        attended_NHSh = F.scaled_dot_product_attention(query, key, value, mask_N11S.to(query.dtype))
         output_NST: Tensor = self.output(attended_NHSh.transpose(1, 2).flatten(2))
         return output_NST
 
     def _split(self, projected_NST: Tensor) -> Tensor:
-        return projected_NST.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return projected_NST.reshape(*projected_NST.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -183,10 +183,13 @@ class TextEncoder(nn.Module):
         Texts of about the same length are encoded together, as many as bounded memory allows.
         """
         vectors_JT = torch.zeros_like(self.vectors)
-        for items, num_tokens in self._chunks():
-            items_E = torch.from_numpy(items).to(self.vectors.device)
-            vectors_JT[items_E] = self.encode_items(items_E, num_tokens)
+        self._encode_into(vectors_JT)
         return vectors_JT
+
+    @torch.no_grad()
+    def encode_from(self, first: int) -> None:
+        """Let the cache hold the vectors of the items from this one on, which have come after the others."""
+        self._encode_into(self.vectors, first)
 
     def current(self) -> Tensor:
         """The vectors to score with, (J, T): of the weights as they are, also where the cache is older."""
@@ -227,17 +230,11 @@ class TextEncoder(nn.Module):
         if fresh_JT is not None:
             self._fresh = tuple(parameter._version for parameter in self.parameters()), fresh_JT
 
-    def _chunks(self) -> Iterator[tuple[NDArray[np.int64], int]]:
-        """Items whose texts are encoded together, and the number of tokens of the longest; the longest texts first."""
-        counts_I = token_counts(self.tokens[:-1].cpu())
-        order_I = np.argsort(-counts_I, kind="stable")
+    def _encode_into(self, vectors_JT: Tensor, first: int = 0) -> None:
         size = CPU_CHUNK if self.tokens.device.type == "cpu" else ACCELERATOR_CHUNK
-        first = 0
-        while first < len(order_I):
-            num_tokens = max(int(counts_I[order_I[first]]), 1)
-            items = order_I[first : first + max(size // num_tokens, 1)]
-            yield items, num_tokens
-            first += len(items)
+        for items, num_tokens in chunks_by_length(token_counts(self.tokens[first:-1].cpu()), size):
+            items_E = torch.from_numpy(first + items).to(self.tokens.device)
+            vectors_JT[items_E] = self.encode_items(items_E, num_tokens)
 
     @torch.no_grad()
     def _set_weights(self, config: ModelConfig, weights: Mapping[str, NDArray[np.float32]]) -> None:

@@ -1,12 +1,14 @@
-"""JointTrainer: four stages, two modules, and a schedule that says which of them trains.
+"""JointTrainer: four stages, two modules or three, and a schedule that says which of them trains.
 
-What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B rows, I items.
+What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B rows, I items, J = I + 1 items with the
+padding.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,10 +17,11 @@ from torch import Tensor
 from adapters.torch import AlternatingOptimizer, LateScalar
 from alternator import Alternator, Decision
 from ur4rec.data.batches import Batch
-from ur4rec.schedule.stages import MODULES, TURNS, WITHOUT_CURRICULUM
+from ur4rec.schedule.stages import TEXT_ENCODER, TURNS, WITHOUT_CURRICULUM
 from ur4rec.training.arrays import Sample, StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.components import UNCERTAINTY
+from ur4rec.training.item_texts import token_counts
 from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.parts import cut_batch
 from ur4rec.training.scorer import Scores
@@ -41,6 +44,14 @@ from ur4rec_torch.strategies import Context, Strategies
 from ur4rec_torch.ur4rec import UR4Rec
 
 FUSION = "fusion"
+
+
+class _KeptCatalogue(NamedTuple):
+    """The catalogue of a frozen retriever, and what it depends on."""
+
+    key: tuple[int, ...]
+    texts_JT: Tensor
+    catalogue: Catalogue
 
 
 class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
@@ -86,10 +97,10 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._replicas: Replicas | Spread | None = None
         if self._devices is not None and self._group is not None and self.mesh.data > 1:
             if self._shards:
-                modules = {name: model.get_submodule(name) for name in MODULES}
+                modules = {name: model.get_submodule(name) for name in self.modules}
                 self._replicas = Spread(modules, self._devices["data"], self._layout.table)
             else:
-                parts = {name: model.get_submodule(name) for name in (*MODULES, FUSION)}
+                parts = {name: model.get_submodule(name) for name in (*self.modules, FUSION)}
                 apart = () if self._sampler is None else (model.sasrec.item_embedding.weight,)
                 self._replicas = Replicas(parts, self._group, apart)
         if self.config.compile:
@@ -99,7 +110,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         kind = torch.optim.AdamW if self._sampler is None else LazyAdamW
         self._optimizers = {
             name: kind(groups_of(getattr(model, name)), weight_decay=self.config.weight_decay, fused=True)
-            for name in MODULES
+            for name in self.modules
         }
         if any(True for _ in model.fusion.parameters()):
             self._optimizers[FUSION] = torch.optim.AdamW(model.fusion.parameters(), weight_decay=0.0, fused=True)
@@ -107,14 +118,16 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._strategies = Strategies(self.config, model.config, self.device, gather)
         self._release: Callable[[], None] = lambda: None
         self._retriever_steps = 0
-        self._kept_catalogue: tuple[tuple[int, ...], Catalogue] | None = None
+        self._kept_catalogue: _KeptCatalogue | None = None
+        self._encoded: tuple[Tensor, Tensor] | None = None
+        self._token_counts_I = token_counts(model.text_encoder.tokens[:-1].cpu()) if self._has_texts else None
 
     def _build_adapter(self, alternator: Alternator) -> AlternatingOptimizer:
         self._release()
         adapter = AlternatingOptimizer(
             alternator,
-            {name: getattr(self.model, name) for name in MODULES},
-            {name: self._optimizers[name] for name in MODULES},
+            {name: getattr(self.model, name) for name in self.modules},
+            {name: self._optimizers[name] for name in self.modules},
             turns={name: TURNS[name] for name in alternator.modules},
             always=(self.model.fusion, self._optimizers[FUSION]) if FUSION in self._optimizers else None,
             clip_norm=None if self._is_divided else self.config.clip_norm,
@@ -133,7 +146,14 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
                 part = None if self._group is None else cut_batch(batch, num_items, *self.part)
                 own = batch if part is None else part.batch
                 return to_device(
-                    own, num_items, self.device, with_users=with_users, sampler=self._sampler, step=step, part=part
+                    own,
+                    num_items,
+                    self.device,
+                    with_users=with_users,
+                    sampler=self._sampler,
+                    step=step,
+                    part=part,
+                    token_counts_I=self._token_counts_I,
                 )
 
         return prepare
@@ -143,6 +163,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             for group in optimizer.param_groups:
                 group["lr"] = rates[name]
         self._alternating.train()
+        self._refresh_texts(TURNS[active])
         inputs = self._inputs(batch)
         with refuse_failures() if self.config.compile else nullcontext():
             losses = self._losses(inputs, TURNS[active])
@@ -153,6 +174,12 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
         self._retriever_steps += "retriever" in TURNS[active]
         return decision, StepReport(losses.total, losses.modules, metrics)
+
+    def _refresh_texts(self, modules: tuple[str, ...]) -> None:
+        """Encode all texts again if the encoder has trained and is frozen now: from here on its cache stays."""
+        if self._has_texts and TEXT_ENCODER not in modules and self.model.text_encoder.is_stale:
+            self.model.text_encoder.refresh()
+            self._alternating.apply()  # what has been written stays
 
     def _late(self, value: Tensor) -> Reader:
         return LateScalar(value).read
@@ -197,12 +224,33 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     def _catalogue(self, *, trains: bool) -> Catalogue:
         """What the retriever knows of every item: computed again while it trains, else once until it changes."""
         if trains:
-            return self.model.retriever.catalogue(with_users=False)
-        key = (self._retriever_steps, *(parameter._version for parameter in self.model.retriever.parameters()))
-        if self._kept_catalogue is None or self._kept_catalogue[0] != key:
+            return self.model.catalogue(with_users=False)
+        texts_JT, parameters = self.model.item_texts(), self.model.retriever.parameters()
+        key = (self._retriever_steps, texts_JT._version, *(parameter._version for parameter in parameters))
+        kept = self._kept_catalogue
+        if kept is None or kept.texts_JT is not texts_JT or kept.key != key:
             with torch.no_grad():
-                self._kept_catalogue = (key, self.model.retriever.catalogue())
-        return self._kept_catalogue[1]
+                kept = self._kept_catalogue = _KeptCatalogue(key, texts_JT, self.model.catalogue())
+        return kept.catalogue
+
+    def _step_catalogue(self, inputs: StepInputs, modules: tuple[str, ...]) -> Catalogue:
+        """The catalogue of a step: of what it encodes, if it trains the text encoder."""
+        if TEXT_ENCODER in modules:
+            return self.model.catalogue(with_users=False, texts_JT=self._encode(inputs))
+        if inputs.sample is not None:
+            return self.model.catalogue(inputs.sample.items_J, with_users=False)
+        return self._catalogue(trains="retriever" in modules)
+
+    def _encode(self, inputs: StepInputs) -> Tensor:
+        """The texts of a step that trains the text encoder, (J, T): those of its own items encoded, others cached."""
+        assert inputs.texts_E is not None
+        encoder = self.model.text_encoder
+        with self._autocast():
+            vectors_ET = encoder.encode_items(inputs.texts_E, inputs.num_tokens)
+        self._encoded = inputs.texts_E, vectors_ET.detach()
+        if inputs.sample is not None:  # which has no other items
+            return torch.cat([vectors_ET, encoder.vectors[-1:]])
+        return encoder.vectors.index_copy(0, inputs.texts_E, vectors_ET)
 
     def _losses(self, inputs: StepInputs, modules: tuple[str, ...]) -> StepLosses:
         """The forward pass, whose backward pass averages gradients over the processes that divide the batch."""
@@ -220,16 +268,10 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     def _forward(self, inputs: StepInputs, modules: tuple[str, ...]) -> StepLosses:
         """In a joint stage the joint loss, in a stage of one module that module's own."""
-        needs_retriever = self._is_fused or self._distils or "retriever" in modules
-        catalogue = None
-        if needs_retriever and inputs.sample is not None:
-            catalogue = self.model.retriever.catalogue(inputs.sample.items_J, with_users=False)
-        elif needs_retriever:
-            catalogue = self._catalogue(trains="retriever" in modules)
-        with (
-            seeded(self.config.seed, self.step, self.device),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16),
-        ):
+        needs_retriever = self._is_fused or self._distils or not {"retriever", TEXT_ENCODER}.isdisjoint(modules)
+        self._encoded = None
+        catalogue = self._step_catalogue(inputs, modules) if needs_retriever else None
+        with seeded(self.config.seed, self.step, self.device), self._autocast():
             if self._is_fused:
                 assert catalogue is not None
                 losses = fused_loss(self.model, inputs, catalogue, keeps_scores=self._distils)
@@ -255,9 +297,12 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             if not math.isfinite(losses.total.item()):
                 self._reshard()
                 return self._alternating.skip(observed)
+            self._write_texts(None)
         else:
+            is_finite = torch.isfinite(losses.total.detach())
             for optimizer in self._optimizers.values():
-                optimizer.found_inf = (~torch.isfinite(losses.total.detach())).float()  # type: ignore[attr-defined]
+                optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            self._write_texts(is_finite)
         rows_J = None if sample is None else sample.batch_items_J
         if self._group is None or (rows_J is None and not self._is_divided):
             return self._alternating.step(loss, observed)
@@ -270,6 +315,20 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         if self._is_divided:
             self._layout.clip(self._optimizers.values(), self.config.clip_norm)
         return self._alternating.step(None, observed)
+
+    def _write_texts(self, is_finite: Tensor | None) -> None:
+        """Put into the cache what the step has encoded, before the weights change and the encoder may be frozen."""
+        if self._encoded is not None:
+            self.model.text_encoder.write(*self._encoded, is_finite)
+            self._encoded = None
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+
+    @property
+    def _has_texts(self) -> bool:
+        """Whether the model has a text encoder."""
+        return TEXT_ENCODER in self.modules
 
     @property
     def _is_divided(self) -> bool:

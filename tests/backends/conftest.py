@@ -11,6 +11,8 @@ import pytest
 from tests.backends.harness import BACKENDS, installed, load
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import EvaluationBatches, TrainBatches
+from ur4rec.schedule.alternators import parse_schedule
+from ur4rec.schedule.stages import TURNS
 
 MAX_SEQ_LEN = 8
 
@@ -91,6 +93,45 @@ def make_trainer(backend, make_model):
     def make(*, model=None, fusion="logit", **settings):
         model = make_model(fusion=fusion) if model is None else model
         return backend.package.JointTrainer(model, **{"device": "cpu", "progress": False, **settings})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokens(split):
+    """The tokens of items' texts: two to six of them, and no two texts are the same."""
+    draw = np.random.default_rng(0)
+    tokens_IS = draw.integers(4, 20, (split.num_items, 6), dtype=np.int32)
+    tokens_IS[np.arange(6) >= draw.integers(2, 7, (split.num_items, 1))] = 0
+    return tokens_IS
+
+
+@pytest.fixture(scope="session")
+def make_encoder_model(backend, split, tokens):
+    """Builds small models with a text encoder; keyword arguments are those of the model."""
+
+    def make(**given):
+        sizes = {"sasrec_hidden_dim": 16, "sasrec_num_heads": 2, "retriever_output_dim": 8, "retriever_num_queries": 3}
+        shape = {"text_embedding_dim": 12, "max_seq_len": MAX_SEQ_LEN, "sasrec_num_blocks": 1, "sasrec_dropout": 0.2}
+        encoder = {"text_encoder": "transformer", "text_encoder_vocab": 20, "text_encoder_tokens": 6}
+        texts = {"item_tokens": tokens} if given.get("text_encoder") != "none" else {}
+        settings = {**sizes, **shape, **encoder, **texts, **given}
+        return backend.package.UR4Rec(settings.pop("num_items", split.num_items), **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_encoder_trainer(backend, make_encoder_model):
+    """Builds trainers of them by a schedule; keyword arguments are settings of the trainer."""
+
+    def make(schedule="all", *, model=None, **settings):
+        text = f"sequence:(('{schedule}', 100),)" if schedule in TURNS else schedule
+        rates = {"sasrec_lr": 1e-2, "retriever_lr": 1e-2, "text_encoder_lr": 1e-2}
+        model = make_encoder_model() if model is None else model
+        return backend.package.JointTrainer(
+            model, **{"device": "cpu", "progress": False, "rule": parse_schedule(text).rule, **rates, **settings}
+        )
 
     return make
 

@@ -126,10 +126,10 @@ class TorchBackend:
     def watch_catalogue(self, trainer):
         steps, compute = [], trainer.model.retriever.catalogue
 
-        def watched(**options):
+        def watched(*arguments, **options):
             if not torch.is_grad_enabled():
                 steps.append(trainer.step)
-            return compute(**options)
+            return compute(*arguments, **options)
 
         trainer.model.retriever.catalogue = watched
         return steps

@@ -8,9 +8,18 @@ from alternator.reasons import label
 from alternator.recordings.log import StepRecord
 from ur4rec.runs.measurements import Measurement
 from ur4rec.schedule.alternators import parse_schedule
-from ur4rec.schedule.stages import BOTH
+from ur4rec.schedule.stages import ALL, BOTH, TEXT_ENCODER
 
-NAMES = {"sasrec": "SASRec", "retriever": "the retriever", BOTH: "both modules"}
+NAMES = {
+    "sasrec": "SASRec",
+    "retriever": "the retriever",
+    BOTH: "both modules",
+    TEXT_ENCODER: "the text encoder",
+    f"sasrec+{TEXT_ENCODER}": "SASRec with the text encoder",
+    f"retriever+{TEXT_ENCODER}": "the retriever with the text encoder",
+    ALL: "all modules",
+}
+"""Of turns."""
 _STAGE = "joint_finetune"
 
 

@@ -60,12 +60,12 @@ class TurnSequence:
         return 0
 
     def init(self, num_modules: int) -> TurnSequenceState:
-        """At the first tenure.
+        """At the first tenure. The alternator may have further turns after its own, which never train.
 
         Raises:
             ConfigurationError: The alternator has other turns.
         """
-        if num_modules != len(self.turns):
+        if num_modules < len(self.turns):
             raise ConfigurationError(f"a TurnSequence needs an alternator over {self.turns}, got {num_modules} modules")
         return TurnSequenceState(0)
 
@@ -260,7 +260,8 @@ def build_alternator(
     """The schedule of a stage: it holds the stage's turn, or alternates by a rule given, the original one or parity.
 
     `Payoff` chooses among the turns both, sasrec and retriever, so it needs a model of these two modules; a rule with
-    an attribute ``turns`` among those; every other rule among the modules.
+    an attribute ``turns`` among those; every other rule among the modules. A module that trains in none of them is a
+    turn of its own, which the rule never chooses.
 
     Example:
         >>> from ur4rec.schedule.stages import find_stage
@@ -297,4 +298,5 @@ def build_alternator(
             f"turns must be those of the model's modules, {turns_of(modules)}, got {unknown[0]!r}; give the model a "
             "text encoder (--set text_encoder=transformer), or leave that turn out"
         )
-    return ModuleAlternator(turns, rule)
+    trained = {module for turn in turns for module in TURNS[turn]}
+    return ModuleAlternator((*turns, *(module for module in modules if module not in trained)), rule)

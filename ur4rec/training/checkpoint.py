@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_safetensors
 
 from alternator.checks import cut
 from ur4rec.config import AUTO, ModelConfig, TrainerConfig
-from ur4rec.errors import CheckpointError, refuse_malformed
+from ur4rec.errors import CheckpointError, ConfigurationError, refuse_malformed
 from ur4rec.files import parse_object, write_directory, write_whole
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.text.tokens import check_tokens
@@ -174,8 +174,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     _check_shapes(state, *shapes)
     _check_finite(path, loaded.weights)
     if ITEM_TOKENS in loaded.weights:
-        with refuse_malformed(f"{path}: {ITEM_TOKENS}", "take another checkpoint", CheckpointError):
-            check_tokens(loaded.weights[ITEM_TOKENS], saved_model(state), count=saved_model(state).num_items + 1)
+        model = saved_model(state)
+        try:
+            check_tokens(loaded.weights[ITEM_TOKENS], model, count=model.num_items + 1)
+        except ConfigurationError as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
     return loaded
 
 

@@ -3,7 +3,7 @@
 Shapes: B rows, L positions, I items, S tokens of a text, T width, E items whose texts a step encodes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -135,6 +135,26 @@ def token_counts(tokens_NS: ArrayLike) -> NDArray[np.int64]:
     positions_S = np.arange(1, is_token_NS.shape[1] + 1)
     counts_N: NDArray[np.int64] = (is_token_NS * positions_S).max(axis=1, initial=0)
     return counts_N
+
+
+def chunks_by_length(counts_N: NDArray[np.int64], size: int) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Texts of about the same length that are encoded together, and the number of tokens of the longest of them.
+
+    Args:
+        counts_N: The number of tokens of each text.
+        size: The number of tokens of a chunk at most, padding included.
+
+    Example:
+        >>> [(chunk.tolist(), longest) for chunk, longest in chunks_by_length(np.array([2, 5, 3, 4]), size=10)]
+        [([1, 3], 5), ([2, 0], 3)]
+    """
+    order_N = np.argsort(-counts_N, kind="stable")
+    first = 0
+    while first < len(order_N):
+        longest = max(int(counts_N[order_N[first]]), 1)
+        chunk = order_N[first : first + max(size // longest, 1)]
+        yield chunk, longest
+        first += len(chunk)
 
 
 def items_of(num_items: int, *arrays: ArrayLike) -> NDArray[np.int64]:

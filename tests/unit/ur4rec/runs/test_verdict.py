@@ -3,6 +3,7 @@
 from alternator.recordings.log import StepRecord
 from ur4rec.runs.measurements import Measurement
 from ur4rec.runs.verdict import explain_decisions
+from ur4rec.schedule.stages import TURNS
 
 
 def joint(*turns, reason="pays"):
@@ -64,3 +65,9 @@ def test_where_nothing_was_decided_it_says_so():
     records = [record._replace(stage="end_to_end") for record in joint("both")]
     for schedule in ("joint", "payoff"):
         assert explain_decisions(schedule, records, ()).startswith(f"Schedule {schedule} decided nothing")
+
+
+def test_every_turn_of_three_modules_has_a_name():
+    told = explain_decisions("sequence:(('all', 1), ('both', 7))", joint(*TURNS, reason="scheduled"), ())
+    assert "all modules in 1 (14%)" in told
+    assert "SASRec with the text encoder in 1 (14%)" in told

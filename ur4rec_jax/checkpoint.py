@@ -54,7 +54,8 @@ def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4
 
     Args:
         path: The checkpoint.
-        later_items: Text vectors of items that came later, (C, T): see `Checkpoint.with_items`. None is no such item.
+        later_items: Text vectors of items that came later, (C, T), or for a model with a text encoder the tokens of
+            their texts, (C, S): see `Checkpoint.with_items`. None is no such item.
 
     Raises:
         CheckpointError: It is missing, damaged or of another version.
@@ -64,6 +65,9 @@ def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4
         loaded = loaded.with_items(later_items)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: UR4Rec(**loaded.model_arguments())))
     model: UR4Rec = nnx.merge(graphdef, import_weights(nnx.to_pure_dict(state), loaded.weights))
+    if later_items is not None and model.config.has_text_encoder:
+        num_items = model.config.num_items
+        model.text_encoder.refresh(np.arange(num_items - len(np.asarray(later_items)), num_items))
     return model
 
 

@@ -54,7 +54,7 @@ class Functions(NamedTuple):
     """What follows it where it gives entries for the memory bank. Compiled apart: in one program with the loss, which
     reads the bank, XLA would copy the bank before it writes."""
     write_texts: Callable[[Array, Any], Array]
-    """The cache of a text encoder, which is consumed, with what a step has encoded; compiled apart for the same reason."""
+    """The cache of a text encoder, consumed, with what a step has encoded; compiled apart for the same reason."""
     project: Callable[[Any, Any], Catalogue]
     """The retriever's catalogue from parameters and buffers."""
     epochs: dict[tuple[Any, ...], Any]

@@ -110,8 +110,8 @@ def to_inputs(
         sample = Sample(to_indices(drawn.items_J), to_indices(drawn.candidates_C), drawn.offsets_C)
         if reads_texts:
             texts_E = _fill_up(items_of(num_items, drawn.items_J), len(drawn.items_J) - 1, num_items)
-    inputs: tuple[Any, ...] = (items_BL, positions_PN.ravel(), targets_N, users_B, sample)
-    return StepInputs(*inputs, texts_E=texts_E)
+    inputs: tuple[Any, ...] = (items_BL, positions_PN.ravel(), targets_N, users_B, sample, None, texts_E)
+    return StepInputs(*inputs)
 
 
 def _fill_up(items_E: Items, limit: int, padding: int) -> NDArray[np.int32]:

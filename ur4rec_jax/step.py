@@ -5,7 +5,7 @@ Parameters are nested dictionaries, by module first. The freeze contract of `ada
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,8 @@ from ur4rec_jax.strategies import BankEntries, Context, Strategies, StrategyStat
 from ur4rec_jax.ur4rec import UR4Rec, laid_out
 
 FUSION = "fusion"
+OUTSIDE = 2**31 - 1
+"""The number of no item."""
 PARTS = (*MODULES, TEXT_ENCODER, FUSION)
 
 
@@ -53,6 +55,10 @@ class Entries(NamedTuple):
     """Into the memory bank, by `write`."""
     texts: EncodedTexts | None
     """Into the cache of the text encoder, by `write_texts`."""
+
+
+Given: TypeAlias = tuple[BankEntries | None, Array | None]
+"""What the forward pass gives: for the memory bank, and the texts that it has encoded, (E, T)."""
 
 
 class Step:
@@ -119,7 +125,7 @@ class Step:
         turn: str,
         distils: bool = False,
     ) -> tuple[TrainState, StepReport[Array], Entries]:
-        """One step, without effect if the loss is not finite; what it gives to be written is for `write`, `write_texts`.
+        """One step, without effect if the loss is not finite; what is to be written after it, is given back.
 
         Args:
             state: Before the step.
@@ -170,7 +176,7 @@ class Step:
         moved = {name: apply_updates(state.params[name], updates[name]) for name in active}
         return state._replace(params={**state.params, **moved}, optimizers=optimizers)
 
-    def _loss(self, turn: str) -> Callable[..., tuple[Array, tuple[StepLosses, tuple[BankEntries | None, Array | None]]]]:
+    def _loss(self, turn: str) -> Callable[..., tuple[Array, tuple[StepLosses, Given]]]:
         modules, config = TURNS[turn], self._config
 
         def loss(
@@ -182,7 +188,7 @@ class Step:
             catalogue: Catalogue | None,
             inputs: StepInputs,
             key: Array,
-        ) -> tuple[Array, tuple[StepLosses, tuple[BankEntries | None, Array | None]]]:
+        ) -> tuple[Array, tuple[StepLosses, Given]]:
             if config.bf16:
                 params, buffers, catalogue = _to_bf16((params, buffers, catalogue))
             layout = self.layout.of_rows if self.sampled else self.layout
@@ -244,8 +250,7 @@ def _texts(inputs: StepInputs, encoded_ET: Array | None, good: Array) -> Encoded
     """What is to be written into the cache: nothing after a loss that is not finite."""
     if encoded_ET is None or inputs.texts_E is None:
         return None
-    outside = jnp.iinfo(inputs.texts_E.dtype).max
-    return EncodedTexts(jnp.where(good, inputs.texts_E, outside), encoded_ET.astype(jnp.float32))
+    return EncodedTexts(jnp.where(good, inputs.texts_E, OUTSIDE), encoded_ET.astype(jnp.float32))
 
 
 def _trains_both(turn: str) -> bool:

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from ur4rec.config import ModelConfig
 from ur4rec.text.tokens import PADDING
-from ur4rec.training.item_texts import token_counts
+from ur4rec.training.item_texts import token_counts, trains
 from ur4rec_jax.layers import Buffer, normalize
 from ur4rec_jax.precision import compiled
-from ur4rec_jax.weights import export_weights, import_weights
+from ur4rec_jax.weights import canonical_name, export_weights, import_weights
 
 TOKENS = 2**14
 """Tokens that are encoded at once at most, where nothing trains: what is held beside weights and vectors is theirs."""
@@ -68,10 +68,8 @@ class Attention(nnx.Module):
         query, key, value = self.query(inputs_NST), self.key(inputs_NST), self.value(inputs_NST)
         if self.has_adapters:
             query, value = query + self.query_adapter(inputs_NST), value + self.value_adapter(inputs_NST)
-        attended_NSHh = jax.nn.dot_product_attention(
-            *(each.reshape(*each.shape[:2], self.num_heads, -1) for each in (query, key, value)),
-            mask=is_token_NS[:, None, None],
-        )
+        query, key, value = (each.reshape(*each.shape[:2], self.num_heads, -1) for each in (query, key, value))
+        attended_NSHh = jax.nn.dot_product_attention(query, key, value, mask=is_token_NS[:, None, None])
         return self.output(attended_NSHh.reshape(inputs_NST.shape))
 
 
@@ -99,7 +97,8 @@ class Block(nnx.Module):
     def __call__(self, inputs_NST: Array, is_token_NS: Array) -> Array:
         """Attention, then the feed-forward layers, each added to its input and then normalised."""
         hidden_NST = self.attention_norm(inputs_NST + self.attention(inputs_NST, is_token_NS))
-        return self.feedforward_norm(hidden_NST + self.feedforward(hidden_NST))
+        output_NST: Array = self.feedforward_norm(hidden_NST + self.feedforward(hidden_NST))
+        return output_NST
 
 
 class Texts(NamedTuple):
@@ -146,9 +145,7 @@ class TextEncoder(nnx.Module):
             tree = nnx.to_pure_dict(nnx.state(self))
             nnx.update(self, import_weights(tree, {**export_weights(tree), **weights}))
         if config.text_encoder_trains != "all":
-            frozen = [block for at, block in enumerate(self.blocks.layers) if at not in config.trained_text_layers]
-            for module in (self.word_embedding, self.position_embedding, self.embedding_norm, *frozen):
-                _freeze(module)
+            _freeze(self, config)
         padding_1S = np.full((1, tokens_IS.shape[1]), PADDING, np.int32)
         self.tokens = Buffer(jnp.asarray(np.concatenate([tokens_IS, padding_1S])))
         known_IT = np.zeros((len(tokens_IS), dim), np.float32) if vectors_IT is None else vectors_IT
@@ -173,8 +170,19 @@ class TextEncoder(nnx.Module):
 
     def encode_all(self) -> Array:
         """The vector of every item and of the padding, as the weights are now, (J, T). It has no derivatives."""
-        graphdef, *arrays = nnx.split(self, nnx.Param, ...)
-        return encode_all(graphdef, tuple(map(nnx.to_pure_dict, arrays)), texts_of(np.asarray(self.tokens[...])))
+        graphdef, arrays = self._split()
+        return encode_all(graphdef, arrays, texts_of(np.asarray(self.tokens[...])))
+
+    def refresh(self, items_N: NDArray[np.integer]) -> None:
+        """Encode the texts of some items again, so that the cache has their vectors of the weights as they are."""
+        graphdef, arrays = self._split()
+        texts = texts_of(np.asarray(self.tokens[...]), items_N)
+        self.vectors[...] = encode_all(graphdef, arrays, texts, jnp.copy(self.vectors[...]))
+
+    def _split(self) -> tuple[nnx.GraphDef["TextEncoder"], tuple[Any, Any]]:
+        graphdef, params, *rest = nnx.split(self, nnx.Param, ...)
+        (buffers,) = rest
+        return graphdef, (nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
 
 
 def texts_of(tokens_JS: NDArray[np.int32], items_N: NDArray[np.integer] | None = None) -> list[Texts]:
@@ -210,9 +218,21 @@ def _texts(
         above, length = length, min(2 * length, longest)
 
 
-def encode_all(graphdef: nnx.GraphDef[TextEncoder], arrays: tuple[Any, Any], texts: list[Texts]) -> Array:
-    """What `TextEncoder.encode_all` returns, of an encoder without its arrays and of these: parameters and buffers."""
-    vectors_JT = jnp.zeros_like(arrays[1]["vectors"])
+def encode_all(
+    graphdef: nnx.GraphDef[TextEncoder],
+    arrays: tuple[Any, Any],
+    texts: list[Texts],
+    vectors_JT: Array | None = None,
+) -> Array:
+    """What `TextEncoder.encode_all` returns.
+
+    Args:
+        graphdef: The encoder without its arrays.
+        arrays: Its parameters and its buffers.
+        texts: What is to be encoded.
+        vectors_JT: The vectors of all others, consumed; None is zeros.
+    """
+    vectors_JT = jnp.zeros_like(arrays[1]["vectors"]) if vectors_JT is None else vectors_JT
     for items_C, num_tokens in texts:
         vectors_JT = encode_texts(graphdef, arrays, vectors_JT, items_C, num_tokens=num_tokens)
     return vectors_JT
@@ -229,10 +249,9 @@ encode_texts = compiled(_encode_texts, static_argnames=("graphdef", "num_tokens"
 """The vectors, which are consumed, with those of some items encoded; compiled once per number of items and tokens."""
 
 
-def _freeze(module: nnx.Module) -> None:
-    """Make the parameters of a module, but for its adapters', buffers."""
-    for path, each in nnx.iter_modules(module):
-        if not any(str(name).endswith("_adapter") for name in path):
-            for name, value in list(vars(each).items()):
-                if isinstance(value, nnx.Param):
-                    setattr(each, name, Buffer(value[...]))
+def _freeze(encoder: TextEncoder, config: ModelConfig) -> None:
+    """Make parameters that are not to train buffers."""
+    for path, module in nnx.iter_modules(encoder):
+        for leaf, value in list(vars(module).items()):
+            if isinstance(value, nnx.Param) and not trains(config, canonical_name((*map(str, path), leaf))):
+                setattr(module, leaf, Buffer(value[...]))

@@ -120,7 +120,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         """The model with a copy of the weights as they are now, on one device; several processes take it together."""
         params, buffers = self._layout.fetch(self._state.params), self._layout.fetch(self._current_buffers())
         params = jax.device_put(params, self.device, may_alias=False)
-        buffers = jax.device_put(buffers, self.device, may_alias=False if self._texts else None)  # it is written to
+        buffers = jax.device_put(
+            buffers, self.device, may_alias=False if self._text_cache else None
+        )  # it is written to
         model: UR4Rec = nnx.merge(self._graphdef, params, buffers)
         return model
 
@@ -146,14 +148,15 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         self._key = self._place(jax.random.key(self.config.seed))
         self._usual_targets: int | None = None
         self._kept_catalogue: Catalogue | None = None
-        self._texts = TextCache(model.text_encoder, self.device) if TEXT_ENCODER in self.modules else None
+        self._text_cache = TextCache(model.text_encoder, self.device) if TEXT_ENCODER in self.modules else None
 
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
         if self._on_device and position is not None:
             raise ConfigurationError("position must be left out with on_device=True: no step asks the host there")
         if self._on_device and isinstance(alternator.rule, Payoff):
             raise ConfigurationError("a Payoff rule needs the host, which measures payoffs; leave out on_device=True")
-        turns = alternator.modules if isinstance(alternator, ModuleAlternator) else (alternator.active,)
+        is_schedule = isinstance(alternator, ModuleAlternator)
+        turns = tuple(getattr(alternator.rule, "turns", alternator.modules)) if is_schedule else (alternator.active,)
         if self._on_device and any(TEXT_ENCODER in TURNS[turn] for turn in turns):
             raise ConfigurationError(
                 "a text encoder needs the host to train, which has its cache refreshed; leave out on_device=True, or "
@@ -178,7 +181,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _preparer(self) -> Callable[[Batch, int], StepInputs]:
         num_items, usual_targets, layout = self._model_config.num_items, self._usual_targets, self._layout
         options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler}
-        options["reads_texts"] = self._texts is not None
+        options["reads_texts"] = self._text_cache is not None
 
         def prepare(batch: Batch, step: int) -> StepInputs:
             inputs = to_inputs(batch, num_items, usual_targets, step=step, num_parts=layout.num_parts, **options)
@@ -217,19 +220,21 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         if entries.bank is not None:
             self._state = self._functions.write(self._state, entries.bank)
         if entries.texts is not None:
-            assert self._texts is not None
+            assert self._text_cache is not None
             vectors_JT = self._functions.write_texts(self._buffers[MODULE][VECTORS], entries.texts)
             self._buffers = with_vectors(self._buffers, vectors_JT)
-            self._texts.trained()
+            self._text_cache.trained()
 
     def _refresh_texts(self) -> None:
         """Encode all texts again if the encoder has trained and is frozen now: from here on its cache stays."""
-        if self._texts is not None:
-            self._buffers = self._texts.refreshed(self._state.params, self._buffers)
+        if self._text_cache is not None:
+            self._buffers = self._text_cache.refreshed(self._state.params, self._buffers)
 
     def _current_buffers(self) -> Any:
         """The buffers, of a text encoder with vectors of the weights as they are."""
-        return self._buffers if self._texts is None else self._texts.current(self._state.params, self._buffers)
+        return (
+            self._buffers if self._text_cache is None else self._text_cache.current(self._state.params, self._buffers)
+        )
 
     def _send(self, numbers: tuple[Any, ...]) -> tuple[Any, ...]:
         """Numbers of the host where a step takes them from."""
@@ -257,7 +262,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
         weights, moments = export_arrays(*self._layout.fetch((self._state, self._current_buffers())))
-        if self._texts is not None and self._texts.is_stale:
+        if self._text_cache is not None and self._text_cache.is_stale:
             moments[CACHED_TEXTS] = np.asarray(self._buffers[MODULE][VECTORS])
         return weights, moments
 
@@ -267,9 +272,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         state, buffers = restore_arrays(weights, moments, *self._layout.model_shape((self._state, self._buffers)))
         self._state, self._buffers = self._place(state), self._place(buffers)
         self._kept_catalogue = None
-        if self._texts is not None:
+        if self._text_cache is not None:
             is_stale = cached_JT is not None
-            self._texts.restore(self._buffers[MODULE][VECTORS] if is_stale else None)
+            self._text_cache.restore(self._buffers[MODULE][VECTORS] if is_stale else None)
             if is_stale:
                 self._buffers = with_vectors(self._buffers, self._place(cached_JT))
 

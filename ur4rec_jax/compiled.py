@@ -110,7 +110,7 @@ def _functions(
     return Functions(
         steps=steps,
         compiled_steps={
-            fused: compiled(step.__call__, static_argnames=("turn", "distils"), donate_argnames="state")
+            fused: compiled(step.__call__, static_argnames=("turn", "distils", "groups"), donate_argnames="state")
             for fused, step in steps.items()
         },
         write=compiled(partial(write, layout=layout), donate_argnames="state"),

@@ -13,6 +13,7 @@ from ur4rec.training.arrays import Sample
 from ur4rec.training.item_texts import items_of
 from ur4rec.training.sampling import Items, Sampler
 from ur4rec_jax.losses import StepInputs
+from ur4rec_jax.text_groups import TextGroups
 
 _KINDS = {"cuda": "gpu"}
 
@@ -70,7 +71,7 @@ def to_inputs(
     sampler: Sampler | None = None,
     step: int = 0,
     num_parts: int = 1,
-    reads_texts: bool = False,
+    texts: TextGroups | None = None,
 ) -> StepInputs:
     """A batch with the places of its targets, as a step takes it; it moves to the device then.
 
@@ -85,7 +86,7 @@ def to_inputs(
         sampler: Draws the negatives of sampled losses.
         step: The training step of the run, for the sampler.
         num_parts: The number of parts that batches are cut into.
-        reads_texts: Whether the model has a text encoder, so that a step may encode the texts of its items.
+        texts: Divides the texts that a step may encode, in a model with a text encoder.
     """
     missing = -len(batch[0]) % num_parts
     items_BL: Items
@@ -101,31 +102,15 @@ def to_inputs(
         positions_PN[part, : len(places)], targets_PN[part, : len(places)] = places, targets_PR[part, places]
     targets_N = targets_PN.ravel()
     users_B = _more_rows(batch[2], missing, -1) if with_users else None
-    sample = texts_E = None
-    if reads_texts and sampler is None:
-        texts_E = _fill_up(items_of(num_items, items_BL, targets_N), num_items, num_items)
+    sample, items = None, [items_BL, targets_N]
     if sampler is not None:
         items_BL, targets_N, drawn = sampler.number(items_BL, targets_N, step, padded=True)
         items_BL, targets_N = to_indices(items_BL), to_indices(targets_N)
         sample = Sample(to_indices(drawn.items_J), to_indices(drawn.candidates_C), drawn.offsets_C)
-        if reads_texts:
-            texts_E = _fill_up(items_of(num_items, drawn.items_J), len(drawn.items_J) - 1, num_items)
+        items = [to_indices(drawn.items_J)]
+    texts_E = None if texts is None else texts.divide(items_of(num_items, *items))
     inputs: tuple[Any, ...] = (items_BL, positions_PN.ravel(), targets_N, users_B, sample, None, texts_E)
     return StepInputs(*inputs)
-
-
-def _fill_up(items_E: Items, limit: int, padding: int) -> NDArray[np.int32]:
-    """Items with padding, so that there are few numbers of them: eight for each power of two, and no more than a limit.
-
-    A step that encodes their texts is compiled again for each; with fewer of them it would encode more padding.
-
-    Example:
-        >>> [len(_fill_up(np.arange(number), 100, 100)) for number in (3, 17, 33, 40, 97)]
-        [8, 18, 36, 40, 100]
-    """
-    unit = max(1 << max(len(items_E) - 1, 1).bit_length() - 4, 1)
-    size = min(max(-(-len(items_E) // unit) * unit, 8), limit)
-    return np.append(items_E, np.full(size - len(items_E), padding)).astype(np.int32)
 
 
 def _more_rows(rows: ArrayLike, count: int, filling: int) -> NDArray[np.int32]:

@@ -31,6 +31,7 @@ from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.rows import put_rows, take_rows, take_texts
 from ur4rec_jax.state import TrainState
 from ur4rec_jax.strategies import BankEntries, Context, Strategies, StrategyState
+from ur4rec_jax.text_groups import Groups
 from ur4rec_jax.ur4rec import UR4Rec, laid_out
 
 FUSION = "fusion"
@@ -124,6 +125,7 @@ class Step:
         *,
         turn: str,
         distils: bool = False,
+        groups: Groups = (),
     ) -> tuple[TrainState, StepReport[Array], Entries]:
         """One step, without effect if the loss is not finite; what is to be written after it, is given back.
 
@@ -138,12 +140,13 @@ class Step:
             curriculum: The curriculum's weights at this step; None if it is off.
             turn: What trains; static.
             distils: Whether the modules learn from each other; static.
+            groups: Of the texts that it encodes, if it trains the text encoder; static.
         """
         whole, sample, active = state, inputs.sample, self._turns[turn]
         if sample is not None:
             state = take_rows(whole, sample.items_J, active, self.layout)
             buffers = take_texts(buffers, sample.items_J, self.layout)
-        loss = partial(self._loss(turn), distils, state.strategies, curriculum)
+        loss = partial(self._loss(turn), distils, groups, state.strategies, curriculum)
         gradients = active_value_and_grad(loss, self._labels, tuple(self._labels), turns=self._turns, has_aux=True)
         (_, (losses, (bank_entries, encoded_ET))), grads = gradients(
             state.params, buffers, catalogue, inputs, jax.random.fold_in(key, step), active=turn
@@ -181,6 +184,7 @@ class Step:
 
         def loss(
             distils: bool,
+            groups: Groups,
             strategies: StrategyState,
             curriculum: CurriculumWeights | None,
             params: Any,
@@ -195,7 +199,7 @@ class Step:
             model = laid_out(self._graphdef, layout, params, buffers)
             rngs, encoded_ET = random_numbers(key), None
             if TEXT_ENCODER in modules:
-                texts_JT, encoded_ET = encode_step(model, inputs)
+                texts_JT, encoded_ET = encode_step(model, inputs, groups)
                 catalogue = model.catalogue(with_users=False, texts_JT=texts_JT)
             elif catalogue is None and (self.fused or "retriever" in modules or (distils and self.sampled)):
                 catalogue = model.catalogue(with_users=False)
@@ -211,19 +215,20 @@ class Step:
         return loss
 
 
-def encode_step(model: UR4Rec, inputs: StepInputs) -> tuple[Array, Array]:
+def encode_step(model: UR4Rec, inputs: StepInputs, groups: Groups) -> tuple[Array, Array]:
     """The texts of a step that trains the text encoder, (J, T), and those of them that it encodes, (E, T).
 
-    Those of its own items are encoded, all others are in the cache. A model that has only the items of a sample has no
-    others: its own are the first.
+    Those of its own items are encoded, all others are in the cache.
     """
     assert inputs.texts_E is not None
-    encoder, places_E = model.text_encoder, jnp.arange(len(inputs.texts_E))
-    padding = model.config.num_items
-    encoded_ET = encoder.encode(encoder.tokens[...][inputs.texts_E])
-    if inputs.sample is None:  # no place occurs twice: so the gradient is a look-up
-        places_E = jnp.where(inputs.texts_E == padding, padding + 1 + places_E, inputs.texts_E)
-    vectors_JT = jax.lax.stop_gradient(encoder.vectors[...])
+    encoder, items_E, encoded, first = model.text_encoder, inputs.texts_E, [], 0
+    for number, num_tokens in groups:
+        encoded.append(encoder.encode(encoder.tokens[...][items_E[first : first + number], :num_tokens]))
+        first += number
+    encoded_ET, vectors_JT = jnp.concatenate(encoded), jax.lax.stop_gradient(encoder.vectors[...])
+    places_E = items_E if inputs.sample is None else jnp.searchsorted(inputs.sample.items_J, items_E)
+    outside_E = len(vectors_JT) + jnp.arange(len(items_E))  # no place occurs twice: so the gradient is a look-up
+    places_E = jnp.where(items_E == model.config.num_items, outside_E, places_E)
     return vectors_JT.at[places_E].set(encoded_ET, mode="drop", unique_indices=True), encoded_ET
 
 

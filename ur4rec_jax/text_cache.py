@@ -6,13 +6,13 @@ Shapes: J items with the padding, T width.
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
 from jax import Array
 
 from ur4rec_jax.device import send
 from ur4rec_jax.layout import ENCODED
-from ur4rec_jax.text_encoder import TextEncoder, Texts, encode_all, texts_of
+from ur4rec_jax.text_encoder import TextEncoder, encode_all
+from ur4rec_jax.text_groups import TextGroups, Texts
 
 MODULE, VECTORS = ENCODED
 
@@ -29,13 +29,14 @@ class TextCache:
         device: Where it trains.
 
     Attributes:
+        groups: Divides the texts of a step.
         is_stale: Whether the encoder has trained since all vectors of the cache were encoded.
     """
 
     def __init__(self, encoder: TextEncoder, device: jax.Device) -> None:
         self._graphdef, _ = nnx.split(encoder)
-        texts = texts_of(np.asarray(encoder.tokens[...]))
-        self._texts = [Texts(send(items_C, device), num_tokens) for items_C, num_tokens in texts]
+        self.groups = TextGroups(encoder.tokens[...])
+        self._texts = [Texts(send(items_C, device), num_tokens) for items_C, num_tokens in self.groups.all()]
         self._fresh_JT: Array | None = None
         self.is_stale = False
 

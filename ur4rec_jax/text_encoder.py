@@ -8,9 +8,9 @@ Shapes: N texts, S tokens of a text, T width, H heads, h width of a head, I item
 items that are encoded at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,11 @@ from numpy.typing import NDArray
 
 from ur4rec.config import ModelConfig
 from ur4rec.text.tokens import PADDING
-from ur4rec.training.item_texts import token_counts, trains
+from ur4rec.training.item_texts import trains
 from ur4rec_jax.layers import Buffer, normalize
 from ur4rec_jax.precision import compiled
+from ur4rec_jax.text_groups import TextGroups, Texts
 from ur4rec_jax.weights import canonical_name, export_weights, import_weights
-
-TOKENS = 2**14
-"""Tokens that are encoded at once at most, where nothing trains: what is held beside weights and vectors is theirs."""
-SHORTEST = 8
-"""Texts of no more tokens are encoded together; longer ones with those of up to twice as many."""
 
 _normal = nnx.initializers.normal(0.02)
 Linear = partial(nnx.Linear, kernel_init=_normal)
@@ -101,15 +97,6 @@ class Block(nnx.Module):
         return output_NST
 
 
-class Texts(NamedTuple):
-    """Texts that are encoded together, without what would be padding in all of them."""
-
-    items_C: NDArray[np.int32] | Array
-    """The items; those that only fill up are the padding, whose vector stays 0."""
-    num_tokens: int
-    """The tokens that are read of each."""
-
-
 class TextEncoder(nnx.Module):
     """Encodes texts, and keeps the vector of each item as it was last encoded.
 
@@ -171,12 +158,12 @@ class TextEncoder(nnx.Module):
     def encode_all(self) -> Array:
         """The vector of every item and of the padding, as the weights are now, (J, T). It has no derivatives."""
         graphdef, arrays = self._split()
-        return encode_all(graphdef, arrays, texts_of(np.asarray(self.tokens[...])))
+        return encode_all(graphdef, arrays, TextGroups(self.tokens[...]).all())
 
     def refresh(self, items_N: NDArray[np.integer]) -> None:
         """Encode the texts of some items again, so that the cache has their vectors of the weights as they are."""
         graphdef, arrays = self._split()
-        texts = texts_of(np.asarray(self.tokens[...]), items_N)
+        texts = TextGroups(self.tokens[...]).all(items_N)
         self.vectors[...] = encode_all(graphdef, arrays, texts, jnp.copy(self.vectors[...]))
 
     def _split(self) -> tuple[nnx.GraphDef["TextEncoder"], tuple[Any, Any]]:
@@ -185,43 +172,10 @@ class TextEncoder(nnx.Module):
         return graphdef, (nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
 
 
-def texts_of(tokens_JS: NDArray[np.int32], items_N: NDArray[np.integer] | None = None) -> list[Texts]:
-    """How texts are best encoded: those of about one length together, of which there are so few that memory is bounded.
-
-    A compiler makes a function for each number of texts and each number of tokens, so there are few of both.
-
-    Args:
-        tokens_JS: The tokens of each item's text, and last of the padding.
-        items_N: Whose texts; None is all.
-
-    Example:
-        >>> tokens_JS = np.array([[2, 3] + [0] * 14, [2] * 9 + [0] * 7, [2] * 8 + [0] * 8, [0] * 16])
-        >>> [(texts.items_C.tolist(), texts.num_tokens) for texts in texts_of(tokens_JS)]
-        [([0, 2], 8), ([1], 16)]
-    """
-    items_N = np.arange(len(tokens_JS) - 1) if items_N is None else items_N
-    lengths_N = token_counts(tokens_JS[items_N])
-    return list(_texts(items_N, lengths_N, tokens_JS.shape[1], padding=len(tokens_JS) - 1))
-
-
-def _texts(
-    items_N: NDArray[np.integer], lengths_N: NDArray[np.integer], longest: int, *, padding: int
-) -> Iterator[Texts]:
-    above, length = 0, min(SHORTEST, longest)
-    while above < longest:
-        own = items_N[(lengths_N > above) & (lengths_N <= length)] if above else items_N[lengths_N <= length]
-        size = min(max(TOKENS // length, 1), len(own))
-        for first in range(0, len(own), max(size, 1)):
-            items_C = np.full(size, padding, np.int32)
-            items_C[: len(own) - first] = own[first : first + size]
-            yield Texts(items_C, length)
-        above, length = length, min(2 * length, longest)
-
-
 def encode_all(
     graphdef: nnx.GraphDef[TextEncoder],
     arrays: tuple[Any, Any],
-    texts: list[Texts],
+    texts: Iterable[Texts],
     vectors_JT: Array | None = None,
 ) -> Array:
     """What `TextEncoder.encode_all` returns.

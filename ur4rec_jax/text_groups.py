@@ -47,7 +47,7 @@ class TextGroups:
     """
 
     def __init__(self, tokens_JS: ArrayLike) -> None:
-        counts_J = token_counts(tokens_JS)
+        counts_J = np.maximum(token_counts(tokens_JS), 1)
         self._padding = len(counts_J) - 1
         self._lengths_G = best_lengths(counts_J[:-1])
         self._group_J = np.searchsorted(self._lengths_G, counts_J)
@@ -113,17 +113,21 @@ def fill_up(number: int) -> int:
 def best_lengths(counts_N: NDArray[np.integer]) -> NDArray[np.integer]:
     """The three lengths, or fewer, to which texts are filled up with the least padding, (G,); last the longest text's.
 
+    Args:
+        counts_N: The number of tokens of each text, at least 1.
+
     Example:
         >>> best_lengths(np.array([3, 3, 4, 9, 10, 30])).tolist()
         [4, 10, 30]
         >>> best_lengths(np.array([5, 5])).tolist()
         [5]
     """
-    longest = max(int(counts_N.max(initial=0)), 1)
+    longest = int(counts_N.max())
     lengths = np.arange(longest + 1)
     up_to = np.bincount(counts_N, minlength=longest + 1).cumsum()
     first, second = lengths[:, None], lengths[None, :]
-    tokens = up_to[:, None] * first + (up_to[None, :] - up_to[:, None]) * second + (up_to[-1] - up_to)[None, :] * longest
+    tokens = up_to[:, None] * first + (up_to - up_to[:, None]) * second + (up_to[-1] - up_to) * longest
     best = np.unravel_index(np.argmin(np.where(first <= second, tokens, tokens.max() + 1)), tokens.shape)
     chosen = np.unique([*best, longest])
-    return chosen[np.diff(up_to[chosen], prepend=0) > 0]
+    occurring: NDArray[np.integer] = chosen[np.diff(up_to[chosen], prepend=0) > 0]
+    return occurring

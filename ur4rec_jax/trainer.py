@@ -44,6 +44,7 @@ from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
 from ur4rec_jax.step import PARTS, Entries
 from ur4rec_jax.text_cache import MODULE, VECTORS, TextCache, with_vectors
+from ur4rec_jax.text_groups import Groups
 from ur4rec_jax.ur4rec import UR4Rec
 
 CACHED_TEXTS = f"{ENCODED_TEXTS}/{CACHED}"
@@ -181,7 +182,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _preparer(self) -> Callable[[Batch, int], StepInputs]:
         num_items, usual_targets, layout = self._model_config.num_items, self._usual_targets, self._layout
         options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler}
-        options["reads_texts"] = self._text_cache is not None
+        options["texts"] = None if self._text_cache is None else self._text_cache.groups
 
         def prepare(batch: Batch, step: int) -> StepInputs:
             inputs = to_inputs(batch, num_items, usual_targets, step=step, num_parts=layout.num_parts, **options)
@@ -197,9 +198,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         changes_catalogue = not {"retriever", TEXT_ENCODER}.isdisjoint(modules)
         needs_catalogue = self._sampler is None and (self._is_fused or self._distils)
         inputs, numbers = self._inputs(batch), (dict(rates), self._curriculum(self.stage_step))
-        if TEXT_ENCODER not in modules:
-            self._refresh_texts()
-            inputs = inputs._replace(texts_E=None)  # for whose number it would be compiled
+        inputs, groups = self._prepare_texts(modules, inputs)
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
@@ -209,6 +208,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             *self._send((np.int32(self.step), *jax.tree.map(np.float32, numbers))),
             turn=active,
             distils=self._distils,
+            groups=groups,
         )
         self._write(entries)
         if changes_catalogue:
@@ -225,10 +225,18 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             self._buffers = with_vectors(self._buffers, vectors_JT)
             self._text_cache.trained()
 
-    def _refresh_texts(self) -> None:
-        """Encode all texts again if the encoder has trained and is frozen now: from here on its cache stays."""
-        if self._text_cache is not None:
+    def _prepare_texts(self, modules: tuple[str, ...], inputs: StepInputs) -> tuple[StepInputs, Groups]:
+        """The inputs of a step with the texts that it encodes, and their groups; none where the encoder is frozen.
+
+        All texts are encoded again if it has trained and is frozen now: from here on its cache stays.
+        """
+        if self._text_cache is None:
+            return inputs, ()
+        if TEXT_ENCODER not in modules:
             self._buffers = self._text_cache.refreshed(self._state.params, self._buffers)
+            return inputs._replace(texts_E=None), ()
+        assert inputs.texts_E is not None
+        return inputs, self._text_cache.groups.of(len(inputs.texts_E))
 
     def _current_buffers(self) -> Any:
         """The buffers, of a text encoder with vectors of the weights as they are."""

@@ -8,10 +8,10 @@ from tests.backends.harness import snapshot, train
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.checkpoint import load_checkpoint
 from ur4rec.training.shapes import CACHED, ENCODED_TEXTS
-from ur4rec_jax import text_encoder
+from ur4rec_jax import text_groups
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.step import Step
-from ur4rec_jax.text_encoder import texts_of
+from ur4rec_jax.text_groups import TextGroups
 
 CACHE = f"{ENCODED_TEXTS}/{CACHED}"
 
@@ -20,34 +20,70 @@ def cached(trainer):
     return trainer._buffers["text_encoder"]["vectors"]
 
 
-def test_a_turn_is_compiled_for_few_numbers_of_texts(make_encoder_trainer, loader, monkeypatch):
+def test_a_turn_is_compiled_for_few_numbers_of_texts_and_with_a_frozen_encoder_for_none(
+    make_encoder_trainer, loader, monkeypatch
+):
     traced, loss = [], Step._loss
     monkeypatch.setattr(Step, "_loss", lambda self, turn: traced.append(turn) or loss(self, turn))
-    trainer = make_encoder_trainer("sequence:(('all', 3), ('both', 4))", clip_norm=0.71)  # not compiled for yet
-    for epoch in range(4):
-        trainer.train_epoch(loader, epoch)
-    batches = [loader.batch(epoch, index) for epoch in range(4) for index in range(len(loader))]
-    inputs = [to_inputs(batch, loader.num_items, loader.usual_targets, reads_texts=True) for batch in batches]
-    shapes = {(each.items_BL.shape, each.targets_N.shape, each.texts_E.shape) for each in inputs}
+    trainer = make_encoder_trainer("sequence:(('text_encoder', 1), ('retriever', 6))", clip_norm=0.71)  # new to all
+    groups = trainer._text_cache.groups
+    batches = [loader.batch(epoch, index) for epoch in range(40) for index in range(len(loader) - 1)]
+    inputs = [to_inputs(batch, loader.num_items, loader.usual_targets, texts=groups) for batch in batches]
     numbers = {len(np.unique(each.texts_E)) for each in inputs}
-    assert len(shapes) < len(numbers)
-    assert traced.count("both") == len({shape[:2] for shape in shapes})  # it reads no texts
-    assert 1 <= traced.count("all") <= len(shapes)
-    assert trainer._functions.write_texts._cache_size() <= len({shape[2] for shape in shapes})
+    assert len({len(each.texts_E) for each in inputs}) <= 6 < len(numbers)
+    trainer.train_epoch(batches, max_steps=7)
+    assert len({len(each.texts_E) for each in inputs[1:7]}) > 1
+    assert len({each.targets_N.shape for each in inputs[:7]}) == 1
+    assert traced == ["text_encoder", "retriever"]
+    assert trainer._functions.write_texts._cache_size() == 1
+
+
+def random_tokens(num_items, longest, seed=0):
+    lengths = np.random.default_rng(seed).integers(0, longest + 1, num_items) ** 2 // longest
+    return np.where(np.arange(longest) < lengths[:, None], 5, 0).astype(np.int32)
 
 
 def test_all_texts_are_encoded_by_few_functions_of_bounded_size(monkeypatch):
-    monkeypatch.setattr(text_encoder, "TOKENS", 64)
-    lengths = np.random.default_rng(0).integers(0, 41, 300)
-    tokens_JS = np.where(np.arange(40) < lengths[:, None], 5, 0).astype(np.int32)
-    tokens_JS[0] = [*[5] * 3, 0, 5, *[0] * 35]  # padding between tokens is none
-    found = texts_of(np.concatenate([tokens_JS, np.zeros((1, 40), np.int32)]))
+    monkeypatch.setattr(text_groups, "TOKENS", 64)
+    tokens_JS = random_tokens(301, 40)
+    tokens_JS[0] = [*[5] * 3, 0, 5, *[0] * 35]  # padding between tokens is read
+    found = list(TextGroups(tokens_JS).all())
     items = np.concatenate([texts.items_C for texts in found])
     assert sorted(items[items < 300]) == list(range(300))
     for items_C, num_tokens in found:
         assert len(items_C) * num_tokens <= 64
         assert not tokens_JS[items_C[items_C < 300], num_tokens:].any()
-    assert len({(len(items_C), num_tokens) for items_C, num_tokens in found}) <= 4
+    assert len({(len(items_C), num_tokens) for items_C, num_tokens in found}) <= 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_steps_texts_are_all_there_in_few_shapes_and_with_little_padding(seed):
+    draw, tokens_JS = np.random.default_rng(seed), random_tokens(1001, 30, seed)
+    groups, found = TextGroups(tokens_JS), set()
+    for number in draw.integers(500, 700, 100):
+        items = np.sort(draw.choice(1000, number, replace=False))
+        items_E = groups.divide(items)
+        assert sorted(items_E[items_E < 1000]) == items.tolist()
+        first = 0
+        for size, num_tokens in groups.of(len(items_E)):
+            of_group = items_E[first : first + size]
+            assert not tokens_JS[of_group[of_group < 1000], num_tokens:].any()
+            first += size
+        assert first == len(items_E) <= 1.3 * number
+        found.add(groups.of(len(items_E)))
+    assert len(found) <= 8
+    read = sum(size * num_tokens for size, num_tokens in groups.of(len(items_E)))
+    assert read < 0.75 * number * 30
+
+
+def test_texts_that_are_not_like_all_others_are_read_too():
+    """The longest alone; and all, of which some have no tokens."""
+    tokens_JS = random_tokens(101, 30)
+    counts = (tokens_JS[:-1] != 0).sum(1)
+    groups = TextGroups(tokens_JS)
+    for items in (np.argsort(counts)[-40:], np.arange(100), np.argsort(counts)[:2]):
+        items_E = groups.divide(np.sort(items))
+        assert sorted(items_E[items_E < 100]) == sorted(items.tolist())
 
 
 def test_the_cache_is_written_in_place_and_a_model_taken_before_keeps_its_own(make_encoder_trainer, batch_stream):

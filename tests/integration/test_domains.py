@@ -219,7 +219,99 @@ def test_nothing_that_is_asked_for_is_said(toy, arguments, capsys):
     assert "nothing is finished" in capsys.readouterr().err
 
 
+def tiny(name):
+    """The domain in a size of seconds."""
+    few = {"budget": 12.0, "num_target": 24, "num_held_out": 16, "num_test": 20, "num_source": 100, "source_epochs": 1}
+    sizes = {
+        "few-shot-input": few,
+        "few-shot-feature": few,
+        "few-shot-output": few,
+        "memory-cap": {"budget": 24.0, "num_blocks": 3, "width": 8, "num_train": 40, "num_held_out": 16}
+        | {"num_test": 20, "num_source": 100, "source_epochs": 1, "look_every": 8.0},
+        "character-model": {"budget": 12.0, "num_layers": 1, "width": 8, "length": 8, "batch": 2, "num_held_out": 16}
+        | {"num_test": 4, "source_steps": 2, "look_every": 6.0},
+    }
+    return replace(all_domains()[name], **sizes[name])
+
+
+@pytest.mark.parametrize("name", ["few-shot-input", "few-shot-feature", "few-shot-output", "memory-cap"])
+def test_every_arm_trains_within_its_budget(name):
+    pytest.importorskip("torch")
+    domain = tiny(name)
+    for arm in domain.arms():
+        outcome = domain.run(arm, 0)
+        assert 0 < outcome.cost <= domain.budget + 0.7, arm  # what measures last may end a little beyond
+        assert len(outcome.curve) > 1
+        assert sum(outcome.shares.values()) == pytest.approx(1)
+        assert np.isfinite([outcome.test, outcome.held_out]).all()
+
+
+def test_the_language_model_trains_by_every_kind_of_arm():
+    pytest.importorskip("torch")
+    domain = tiny("character-model")
+    arms = {arm.kind: name for name, arm in domain.arms().items()}
+    for arm in arms.values():
+        outcome = domain.run(arm, 0)
+        assert 0 < outcome.cost <= domain.budget + 0.7
+
+
+def test_a_seed_means_the_same_data_and_weights_for_all_arms():
+    pytest.importorskip("torch")
+    domain = tiny("few-shot-input")
+    starts = {domain.run(arm, 3).curve[0][1:] for arm in ("joint", "block1 alone", "Trial")}
+    assert len(starts) == 1
+    assert domain.run("joint", 3) == domain.run("joint", 3)
+
+
+def test_an_arm_of_one_block_trains_that_block_alone():
+    torch = pytest.importorskip("torch")
+    from benchmarks.domains._torch import Run
+
+    domain = tiny("few-shot-input")
+    problem = domain.problem(0)
+    before = {name: value.clone() for name, value in problem.model.state_dict().items()}
+    Run(problem, domain.arms()["block3 alone"].setting, 5.0, 5.0).train()
+    changed = {name for name, value in problem.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"block3.0.weight", "block3.0.bias"}
+
+
+def test_under_the_cap_no_more_than_one_block_has_optimizer_state():
+    pytest.importorskip("torch")
+    from benchmarks.domains._blocks import run_blocks
+
+    domain = tiny("memory-cap")
+    for arm in ("descending, 1 steps", "LISA", "BlockLLM", "Trial"):
+        problem = domain.problem(0)
+        held = []
+        choose = problem.before_step
+        run = run_blocks(problem, domain.arms()[arm].setting, 12.0, 6.0)
+        choose = problem.before_step
+
+        def count(run, choose=choose, problem=problem, held=held):
+            held.append(sum(bool(optimizer.state) for optimizer in problem.optimizers.values()))
+            choose(run)
+
+        problem.before_step = count
+        run.train()
+        assert max(held) == 1, arm
+
+
+def test_orders_repeat_from_where_they_should():
+    from alternator import Alternator
+    from benchmarks.domains._rules import Order, RandomOrder
+
+    def turns(rule, num_steps):
+        alternator = Alternator(("a", "b", "c"), rule=rule)
+        return "".join(alternator.advance().active for _ in range(num_steps))
+
+    assert turns(Order(((0, 1), (1, 2), (0, 1)), again_from=1), 8) == "bbabbabb"
+    assert turns(Order(((0, 2), (2, 1))), 5) == "acccc"
+    assert turns(RandomOrder(2, seed=1), 40) == turns(RandomOrder(2, seed=1), 40) != turns(RandomOrder(2, seed=2), 40)
+    assert set(turns(RandomOrder(2, seed=1), 40)) == set("abc")
+
+
 def test_every_domain_is_complete():
+    pytest.importorskip("torch")
     for name, domain in all_domains().items():
         found: Domain = domain
         assert name == name.lower()

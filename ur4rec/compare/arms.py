@@ -76,15 +76,14 @@ def with_costs(schedule: str, costs: Mapping[str, float]) -> str:
     return f"{schedule},costs={relative}"
 
 
-def ratio_of(arm: str) -> tuple[int, int] | None:
-    """SASRec's and the retriever's steps of a fixed ratio; None for every other arm.
+def is_ratio(arm: str) -> bool:
+    """Whether an arm is a fixed ratio of the modules' steps; parity is.
 
     Example:
-        >>> ratio_of("1:8"), ratio_of("parity"), ratio_of("joint")
-        ((1, 8), (1, 1), None)
+        >>> is_ratio("1:8"), is_ratio("parity"), is_ratio("joint")
+        (True, True, False)
     """
-    ratio = re.fullmatch(r"(\d{1,18}):(\d{1,18})", "1:1" if arm == PARITY else arm)
-    return (int(ratio[1]), int(ratio[2])) if ratio else None
+    return arm == PARITY or re.fullmatch(r"\d{1,18}(:\d{1,18}){1,2}", arm) is not None
 
 
 def check_arms(arms: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from ur4rec.data.batches import Batch, TrainBatches
-from ur4rec.schedule.stages import MODULES, TURNS, turns_of
+from ur4rec.schedule.stages import MODULES, TEXT_ENCODER, TURNS, turns_of
 from ur4rec.training.trainer import AnyTrainer
 
 BASES = ("updates", "cost")
@@ -15,9 +15,10 @@ BASES = ("updates", "cost")
 
 @dataclass(frozen=True, kw_only=True)
 class StepCosts:
-    """Seconds of one step of each turn (SAS, RET, ALL), timed alone.
+    """Seconds of one step of each turn, timed alone.
 
-    The first step of a tenure has a price of its own: there the frozen retriever's catalogue is computed, once.
+    The first step of a tenure has a price of its own: there the frozen retriever's catalogue is computed, once. So has
+    the first step after a text encoder has trained: there all texts are encoded, once.
     """
 
     first: Mapping[str, float]
@@ -26,10 +27,20 @@ class StepCosts:
     """Of every other step."""
     probe: float = 0.0
     """Of one module's scores of the held-out targets on which a schedule measures."""
+    refresh: float = 0.0
+    """Of encoding the texts of all items, in the first step after a text encoder has trained."""
+
+    def of_step(self, turn: str, before: str | None) -> float:
+        """The price of a step of a turn after one of the turn before; None before the first step."""
+        price = (self.later if turn == before else self.first)[turn]
+        is_stale = before is not None and TEXT_ENCODER in TURNS[before] and TEXT_ENCODER not in TURNS[turn]
+        return price + self.refresh * is_stale
 
     def parity(self, num_steps: int) -> float:
         """The cost of this number of parity steps, each the first of its tenure."""
-        return sum(self.first[MODULES[step % 2]] for step in range(num_steps))
+        modules = [name for name in (*MODULES, TEXT_ENCODER) if name in self.first]
+        turns = [modules[step % len(modules)] for step in range(num_steps)]
+        return sum(map(self.of_step, turns, [None, *turns]))
 
 
 class Ledger:
@@ -87,8 +98,7 @@ class Ledger:
         self._spent["cost"] += count * self._costs.probe
 
     def _price(self, turn: str) -> dict[str, float]:
-        later = bool(self.turns) and self.turns[-1] == turn
-        seconds = (self._costs.later if later else self._costs.first)[turn]
+        seconds = self._costs.of_step(turn, self.turns[-1] if self.turns else None)
         return {"updates": len(TURNS[turn]), "cost": seconds}
 
 
@@ -128,8 +138,12 @@ class Course:
             self._ledger.charge_probes(self._trainer.num_probe_forwards - probed)
 
 
-def describe_turns(turns: Sequence[str]) -> dict[str, Any]:
+def describe_turns(turns: Sequence[str], modules: Sequence[str] = MODULES) -> dict[str, Any]:
     """Who trained when: shares of the updates, switches, and every tenure.
+
+    Args:
+        turns: The turn of each step.
+        modules: The modules of the model.
 
     Example:
         >>> summary = describe_turns(["sasrec", "sasrec", "retriever", "both"])
@@ -137,11 +151,11 @@ def describe_turns(turns: Sequence[str]) -> dict[str, Any]:
         ({'sasrec': 0.6, 'retriever': 0.4}, 2, [['sasrec', 2], ['retriever', 1], ['both', 1]])
     """
     tenures = [[turn, len(list(steps))] for turn, steps in groupby(turns)]
-    updates = {module: sum(module in TURNS[turn] for turn in turns) for module in MODULES}
+    updates = {module: sum(module in TURNS[turn] for turn in turns) for module in modules}
     total = sum(updates.values())
     return {
         "steps": len(turns),
-        "turn_steps": {turn: turns.count(turn) for turn in turns_of(MODULES)},
+        "turn_steps": {turn: turns.count(turn) for turn in turns_of(modules)},
         "shares": {module: count / total if total else 0.0 for module, count in updates.items()},
         "switches": max(len(tenures) - 1, 0),
         "mean_tenure": len(turns) / len(tenures) if tenures else 0.0,

@@ -145,7 +145,7 @@ class StudyDirectory:
         path = self._run_file(key)
         report = _read_json(path) if self.is_loose(key) else self._packed.report(key)
         with refuse_malformed(path, "remove it and its .npz, and compare again"):
-            check_report(report)
+            check_report(report, self.study.modules)
         return report
 
     def read_arrays(self, key: RunKey) -> dict[str, NDArray[Any]]:
@@ -227,7 +227,7 @@ class StudyDirectory:
             return None
         content = _read_json(path)
         with refuse_malformed(path, "remove it and compare again"):
-            check_costs(content)
+            check_costs(content, self.study.modules)
         return content
 
     def write_costs(self, content: Mapping[str, Any]) -> None:

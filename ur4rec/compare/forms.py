@@ -1,12 +1,12 @@
 """The form of what a study keeps as JSON: the report of a run, and the costs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alternator.checks import check_positive
-from ur4rec.compare.costs import KINDS
+from ur4rec.compare.costs import kinds_of
 from ur4rec.files import check_form
-from ur4rec.schedule.stages import MODULES, TURNS, turns_of
+from ur4rec.schedule.stages import MODULES, turns_of
 
 _METRICS = dict.fromkeys(("ndcg@10", "hit@10", "nll"), float)
 _SPENT = {"updates": float, "cost": float}
@@ -19,8 +19,8 @@ _REPORT = {
     "points": [{**_SPENT, "validation": _METRICS, "test": _METRICS}],
     "turns": {
         "steps": int,
-        "turn_steps": dict.fromkeys(turns_of(MODULES), int),
-        "shares": dict.fromkeys(MODULES, float),
+        "turn_steps": {str: int},
+        "shares": {str: float},
         "switches": int,
         "mean_tenure": float,
         "tenures": [[]],
@@ -34,16 +34,14 @@ _REPORT = {
         "versions": {str: str},
     },
 }
-_COSTS = {
-    "seconds": dict.fromkeys(KINDS, float),
-    "quartiles": {kind: [float] for kind in KINDS},
-    "load_average_before": (float, None),
-    "facts": {"load_average": (float, None)},
-}
 
 
-def check_report(report: Mapping[str, Any]) -> None:
+def check_report(report: Mapping[str, Any], modules: Sequence[str] = MODULES) -> None:
     """Refuse what is no report of a run.
+
+    Args:
+        report: The report.
+        modules: The modules of the study's model.
 
     Raises:
         ValueError: Says what it must have.
@@ -54,20 +52,33 @@ def check_report(report: Mapping[str, Any]) -> None:
         if min(min(counts, default=0) for counts in per_user.values()) < 1:
             raise ValueError("targets_per_user must be numbers of at least 1")
     best, turns = report["best"], report["turns"]
+    check_form(turns["turn_steps"], dict.fromkeys(turns_of(modules), int), "turn_steps")
+    check_form(turns["shares"], dict.fromkeys(modules, float), "shares")
     if not (best is None or 0 <= best < len(report["points"])):
         raise ValueError(f"best must be one of {len(report['points'])} points, got {best}")
     for turn, steps in turns["tenures"]:
         check_form(steps, int, "tenures")
-        if not isinstance(turn, str) or turn not in TURNS or not 0 < steps <= turns["steps"]:
+        if not isinstance(turn, str) or turn not in turns_of(modules) or not 0 < steps <= turns["steps"]:
             raise ValueError(f"a tenure must be a turn and its steps, at most {turns['steps']}, got {(turn, steps)}")
 
 
-def check_costs(costs: Mapping[str, Any]) -> None:
+def check_costs(costs: Mapping[str, Any], modules: Sequence[str] = MODULES) -> None:
     """Refuse what are no costs of steps.
+
+    Args:
+        costs: The costs.
+        modules: The modules of the study's model.
 
     Raises:
         ValueError: Says what they must have.
     """
-    check_form(costs, _COSTS)
-    for kind in KINDS:
+    kinds = kinds_of(modules)
+    form = {
+        "seconds": dict.fromkeys(kinds, float),
+        "quartiles": {kind: [float] for kind in kinds},
+        "load_average_before": (float, None),
+        "facts": {"load_average": (float, None)},
+    }
+    check_form(costs, form)
+    for kind in kinds:
         check_positive(f"the seconds of {kind!r}", costs["seconds"][kind])

@@ -1,7 +1,7 @@
 """The pictures of a study: quality against what was spent, who trained when, and the differences."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -13,10 +13,10 @@ from PIL import Image
 
 from alternator.checks import printable
 from alternator.recordings.plot import literal_texts
-from ur4rec.compare.arms import JOINT, MATCHED, PARITY, original_of, ratio_of
+from ur4rec.compare.arms import JOINT, MATCHED, PARITY, is_ratio, original_of
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.runs.plot import COLOURS, NAMES
-from ur4rec.schedule.stages import BOTH, MODULES, TURNS
+from ur4rec.schedule.stages import BOTH, TURNS
 
 NUM_COLOURS = 96
 UNITS = {"updates": "module updates", "cost": "cost (s)"}
@@ -52,12 +52,12 @@ def draw_turns(directory: StudyDirectory) -> bytes:
         keys = [directory.key_of(arm, seed, basis) for arm in directory.study.arms]
         keys = [key for key in keys if directory.is_done(key)]
         for row, key in enumerate(keys):
-            _draw_tenures(axes, row, directory.read_run(key)["turns"]["tenures"])
+            _draw_tenures(axes, row, directory.read_run(key)["turns"]["tenures"], directory.study.modules)
         axes.set_yticks(range(len(keys)), [printable(key.arm) for key in keys], fontsize=8)
         axes.set_ylim(len(keys) - 0.5, -0.5)
         axes.set_xlabel(f"step (budget in {basis}, seed {seed})")
         axes.set_xlim(left=0)
-        for module in MODULES:
+        for module in directory.study.modules:
             axes.plot([], [], color=COLOURS[module], linewidth=6, label=NAMES[module])
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     return to_png(figure)
@@ -120,13 +120,14 @@ def _draw_intervals(
     axes.errorbar(estimates, heights, xerr=errors, fmt=marker, color=colour, markersize=4, capsize=2, label=label)
 
 
-def _draw_tenures(axes: Axes, row: int, tenures: list[tuple[str, int]]) -> None:
+def _draw_tenures(axes: Axes, row: int, tenures: list[tuple[str, int]], modules: Sequence[str]) -> None:
     ends = list(accumulate(length for _, length in tenures))
-    for lane, module in enumerate(MODULES):
+    height = 0.8 / len(modules)
+    for lane, module in enumerate(modules):
         spans = [
             (end - length, length) for end, (turn, length) in zip(ends, tenures, strict=True) if module in TURNS[turn]
         ]
-        axes.broken_barh(spans, (row - 0.4 + 0.4 * lane, 0.38), facecolors=COLOURS[module], linewidth=0)
+        axes.broken_barh(spans, (row - 0.4 + height * lane, 0.95 * height), facecolors=COLOURS[module], linewidth=0)
 
 
 def _mean_over_seeds(curves: Mapping[str, Mapping[str, list[float]]], name: str) -> Any:
@@ -138,7 +139,7 @@ def _styles(arms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Ratios are thin and grey to blue, random controls dotted, rules in colours, parity and joint black and violet."""
     palette: list[Any] = [matplotlib.colormaps["Dark2"](place) for place in (0, 1, 3, 4, 5, 6, 7)]  # without its violet
     palette += ["#1f78b4", "#e31a1c", "#6a3d9a", "#17becf"]
-    ratios = [arm for arm in arms if ratio_of(arm) is not None and arm != PARITY]
+    ratios = [arm for arm in arms if is_ratio(arm) and arm != PARITY]
     rules = [arm for arm in arms if arm not in (*ratios, PARITY, JOINT) and original_of(arm) is None]
     styles: dict[str, dict[str, Any]] = {}
     for arm in arms:

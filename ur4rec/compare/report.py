@@ -5,7 +5,7 @@ import html
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from ur4rec.compare.statistics import LEVEL, NUM_RESAMPLES
 from ur4rec.compare.study import StudyConfig
 from ur4rec.compare.summary import summarise_study
 from ur4rec.files import write_whole
+from ur4rec.runs.plot import NAMES
+from ur4rec.schedule.stages import MODULES
 
 BASIS_TITLES = {"cost": "At equal cost", "updates": "At equal module updates"}
 METRIC_NAMES = {"ndcg@10": "NDCG@10", "hit@10": "Hit@10", "nll": "NLL"}
@@ -231,14 +233,19 @@ def _budget_section(budget: Mapping[str, Any], basis: str) -> list[str]:
             f"Without that interval, because only some of their runs are packed: {literal(', '.join(without))}. Packed "
             "runs do not hold what every target got at every point."
         )
-    sections += ["How they trained, and what parity's final validation quality took them:", _table(_COLUMNS, behaviour)]
+    sections += [
+        "How they trained, and what parity's final validation quality took them:",
+        _table(_columns(arms[PARITY]["shares"]), behaviour),
+    ]
     return sections
 
 
-_COLUMNS = [
-    "arm", "SASRec : retriever", "both", "switches", "tenure", "updates to 95%", "to 100%", "cost to 95%", "to 100%",
-    "cost to its NLL", "largest drop",
-]  # fmt: skip
+def _columns(modules: Iterable[str]) -> list[str]:
+    names = [NAMES[module] for module in modules]
+    return [
+        *("arm", " : ".join(names), "both" if len(names) == len(MODULES) else "all", "switches", "tenure"),
+        *("updates to 95%", "to 100%", "cost to 95%", "to 100%", "cost to its NLL", "largest drop"),
+    ]
 
 
 def _behaviour(arm: Mapping[str, Any], parity: Mapping[str, Any]) -> list[str]:
@@ -248,7 +255,7 @@ def _behaviour(arm: Mapping[str, Any], parity: Mapping[str, Any]) -> list[str]:
         times = f" ({reached[name] / same[name]:.2f}×)" if reached[name] is not None and same[name] else ""
         spent.append(_number(reached[name]) + times)
     return [
-        f"{arm['shares']['sasrec']:.0%} : {arm['shares']['retriever']:.0%}",
+        " : ".join(f"{share:.0%}" for share in arm["shares"].values()),
         f"{arm['both_steps']:.0%}",
         f"{arm['switches']:.0f}",
         f"{arm['mean_tenure']:.1f}",

@@ -28,7 +28,6 @@ from ur4rec.evaluation.results import CRITERION
 from ur4rec.options import DataOptions
 from ur4rec.runs.prepared import PreparedData, prepare_data, run_facts
 from ur4rec.schedule.alternators import Schedule, parse_schedule
-from ur4rec.schedule.stages import MODULES
 from ur4rec.training.backend import load_backend
 from ur4rec.training.scorer import AnyScorer
 from ur4rec.training.trainer import AnyTrainer
@@ -137,7 +136,8 @@ class ArmRun:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Ranks and NLL of every target at every point, and the training losses of every step."""
-        losses_SM = [[record.losses.get(module, np.nan) for module in MODULES] for record in self.records]
+        modules = self.study.modules
+        losses_SM = [[record.losses.get(module, np.nan) for module in modules] for record in self.records]
         arrays: dict[str, NDArray[Any]] = {"losses_SM": np.array(losses_SM, np.float32)}
         for split, outcomes in self.outcomes.items():
             arrays[f"{split}_ranks_PT"] = np.array([outcome.ranks_T for outcome in outcomes], np.int32)
@@ -166,7 +166,7 @@ class ArmRun:
             "spent": {"updates": self.ledger.updates, "cost": self.ledger.cost},
             "best": int(np.argmax(quality)) if quality else None,
             "points": self.points,
-            "turns": describe_turns(self.ledger.turns),
+            "turns": describe_turns(self.ledger.turns, self.study.modules),
             **_targets_per_user(self.prepared.split),
             "seconds": seconds,
             "facts": study_facts(self.prepared, self.study),

@@ -12,6 +12,7 @@ from ur4rec.compare.budget import BASES
 from ur4rec.config import JOINT_LOSSES
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.config import PRESETS, RunConfig, preset
+from ur4rec.schedule.stages import modules_of
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory
 
 _ADDED = ("split", "repeats", "memory")
@@ -109,6 +110,11 @@ class StudyConfig:
         if not self.budgets or not set(self.budgets) <= set(BASES):
             raise ConfigurationError(f"budgets must be one or more of {BASES}, got {self.budgets}")
         self.run_config(PARITY, self.seeds[0])
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules of its model."""
+        return modules_of(self.run_config(PARITY, self.seeds[0]).model_config(num_items=2))
 
     @property
     def points(self) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.compare.arms import JOINT, MATCHED, PARITY, SHUFFLED, ratio_of
+from ur4rec.compare.arms import JOINT, MATCHED, PARITY, SHUFFLED, is_ratio
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.statistics import (
@@ -24,7 +24,7 @@ from ur4rec.compare.statistics import (
 from ur4rec.errors import DataError
 from ur4rec.evaluation.metrics import ndcg
 from ur4rec.evaluation.results import CRITERION
-from ur4rec.schedule.stages import MODULES
+from ur4rec.schedule.stages import joint_turn
 
 METRICS = ("ndcg@10", "hit@10", "nll")
 PARTS = (0.95, 1.0)
@@ -89,7 +89,7 @@ def _summarise_budget(directory: StudyDirectory, arms: Mapping[str, Arm], basis:
         "budget": next(iter(arms[PARITY].runs.values()))["budget"][basis],
         "tuned": tuned,
         "target": final,
-        "arms": {arm: _summarise_arm(found, final) for arm, found in arms.items()},
+        "arms": {arm: _summarise_arm(found, final, directory.study.modules) for arm, found in arms.items()},
         "differences": _differences(directory, arms, tuned),
         "time_ratios": _time_ratios(directory, arms, basis),
         "curves": {arm: {str(seed): _curve(run) for seed, run in found.runs.items()} for arm, found in arms.items()},
@@ -98,11 +98,11 @@ def _summarise_budget(directory: StudyDirectory, arms: Mapping[str, Arm], basis:
 
 def tuned_ratio(runs: Mapping[str, Sequence[RunReport]]) -> str:
     """The fixed ratio, parity among them, whose best validation NDCG@10 is highest on average over the seeds."""
-    ratios = {arm: found for arm, found in runs.items() if ratio_of(arm) is not None}
+    ratios = {arm: found for arm, found in runs.items() if is_ratio(arm)}
     return max(ratios, key=lambda arm: float(np.mean([_best(run)["validation"][CRITERION] for run in ratios[arm]])))
 
 
-def _summarise_arm(arm: Arm, target: Mapping[str, float]) -> dict[str, Any]:
+def _summarise_arm(arm: Arm, target: Mapping[str, float], modules: Sequence[str]) -> dict[str, Any]:
     runs = list(arm.runs.values())
     test = {metric: [_best(run)["test"][metric] for run in runs] for metric in METRICS}
     return {
@@ -113,8 +113,8 @@ def _summarise_arm(arm: Arm, target: Mapping[str, float]) -> dict[str, Any]:
         "test_at_end": {metric: _spread([run["points"][-1]["test"][metric] for run in runs]) for metric in METRICS},
         "to_target": _to_target(runs, target),
         "largest_drop": _mean([largest_drop(_quality(run)) for run in runs]),
-        "shares": {module: _mean([run["turns"]["shares"][module] for run in runs]) for module in MODULES},
-        "both_steps": _mean([run["turns"]["turn_steps"]["both"] / run["turns"]["steps"] for run in runs]),
+        "shares": {module: _mean([run["turns"]["shares"][module] for run in runs]) for module in modules},
+        "both_steps": _mean([run["turns"]["turn_steps"][joint_turn(modules)] / run["turns"]["steps"] for run in runs]),
         "switches": _mean([run["turns"]["switches"] for run in runs]),
         "mean_tenure": _mean([run["turns"]["mean_tenure"] for run in runs]),
         "spent": {unit: _mean([run["spent"][unit] for run in runs]) for unit in ("updates", "cost")},

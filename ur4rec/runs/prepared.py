@@ -74,6 +74,12 @@ class PreparedData:
         users_UT = self.user_text_vectors_UT
         return {**settings, "item_text_vectors": self.item_text_vectors_IT, "user_text_vectors": users_UT}
 
+    @property
+    def refresh(self) -> float | None:
+        """How many times the texts of a batch, at most, all texts are; None for a model without a text encoder."""
+        num_items, batch_items = self.split.num_items, self.train.batch_size * self.model.max_seq_len
+        return num_items / min(num_items, batch_items) if self.model.has_text_encoder else None
+
     def evaluation(self, targets: Targets) -> EvaluationBatches:
         """Batches of targets."""
         return evaluation_batches(targets, self.model, self.memory)

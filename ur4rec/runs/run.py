@@ -116,7 +116,10 @@ class TrainingRun:
         processes: Processes = ONE_PROCESS,
     ) -> None:
         schedule = resolve_schedule(
-            config.schedule, fusion=prepared.model.fusion, num_targets=len(prepared.split.validation)
+            config.schedule,
+            fusion=prepared.model.fusion,
+            num_targets=len(prepared.split.validation),
+            refresh=prepared.refresh,
         )
         model_settings = {**config.model, **text_encoder_sizes(prepared.model)}
         config = dataclasses.replace(config, schedule=schedule, repeats=prepared.split.repeats, model=model_settings)

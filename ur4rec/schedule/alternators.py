@@ -1,5 +1,6 @@
 """Schedules by name, as `--schedule` accepts them, and the alternator of each stage."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from alternator.errors import quoted
 from alternator.rules.named import RULES, parse_value, rule_from_settings
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError
-from ur4rec.schedule.stages import BOTH, MODULES, TURNS, Stage, turns_of
+from ur4rec.schedule.stages import ALL, BOTH, MODULES, TURNS, Stage, turns_of
 
 
 class TurnSequenceState(NamedTuple):
@@ -107,12 +108,15 @@ JOINT = "joint"
 SEQUENCE = "sequence:"
 CHOICES = (AUTO, "adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
 
+RARE = 7
+"""Steps without the text encoder for each one with it, under ``auto``."""
 STEP_COSTS = (1.0, 0.65, 0.7)
 """The default costs of `payoff`, for a step of both modules, of SASRec and of the retriever: the demo's model on a
 CPU. `ur4rec compare` uses costs measured in its study."""
 
 SCHEDULE_HELP = (
-    "auto (payoff, or joint where there is nothing to measure payoffs on), adaptive (the original rule with its "
+    "auto (payoff, or joint where there is nothing to measure payoffs on; with a text encoder, which trains in every "
+    "8th step, a sequence), adaptive (the original rule with its "
     "defaults), parity (even steps SASRec, odd steps the retriever), "
     "joint (all train in every step), A:B (A steps of SASRec, then B of the retriever; A:B:C with a text encoder), "
     "or a rule with its settings: payoff, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' "
@@ -136,20 +140,30 @@ class Schedule:
         return isinstance(self.rule, Payoff)
 
 
-def resolve_schedule(text: str, *, fusion: str, num_targets: int) -> str:
+def resolve_schedule(text: str, *, fusion: str, num_targets: int, refresh: float | None = None) -> str:
     """What ``auto`` stands for: `payoff`, the recommended rule, or `joint` where payoffs cannot be measured.
+
+    With a text encoder it is a fixed share, seven steps without the encoder and then one with it: a step that trains
+    it costs several times one that does not, and `Payoff` knows of two modules alone. Where encoding all texts again
+    costs more than the step before it, tenures are as many times longer.
 
     Args:
         text: A schedule; any other than ``auto`` is returned unchanged.
         fusion: How scores are fused: payoffs need likelihoods.
         num_targets: The number of held-out targets available for measuring.
+        refresh: With a text encoder, how many times the texts of a step all texts are; None is a model without one.
 
     Example:
         >>> [resolve_schedule("auto", fusion="weighted", num_targets=number) for number in (943, 3)]
         ['payoff', 'joint']
+        >>> resolve_schedule("auto", fusion="weighted", num_targets=943, refresh=3.2)
+        "sequence:(('both', 28), ('all', 4))"
     """
     if text != AUTO:
         return text
+    if refresh is not None:
+        length = max(math.ceil(refresh), 1)
+        return f"{SEQUENCE}{((BOTH, RARE * length), (ALL, length))}"
     rule = parse_schedule(AUTO).rule
     assert isinstance(rule, Payoff)
     return JOINT if what_payoffs_lack(rule, fusion, num_targets) else "payoff"
@@ -289,8 +303,8 @@ def build_alternator(
         rule = Plateau(threshold=config.adaptive_switch_threshold, min_steps=config.adaptive_min_steps)
     if isinstance(rule, Payoff) and len(modules) > len(MODULES):
         raise ConfigurationError(
-            f"a Payoff rule needs a model of the modules {MODULES}, got {tuple(modules)}; take a Trial, a fixed share "
-            "such as 7:7:1, or joint"
+            f"a Payoff rule needs a model of the modules {MODULES}, got {tuple(modules)}; take a fixed share such as "
+            "7:7:1 or \"sequence:(('both', 7), ('all', 1))\", or joint"
         )
     turns = (BOTH, *MODULES) if isinstance(rule, Payoff) else tuple(getattr(rule, "turns", modules))
     if unknown := [turn for turn in turns if turn not in turns_of(modules)]:

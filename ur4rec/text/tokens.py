@@ -1,4 +1,4 @@
-"""Texts as tokens, for a text encoder that can train: WordPiece, as BERT-class encoders read it.
+"""Texts as tokens, for a text encoder that can train, as BERT-class encoders read them.
 
 The tokenizers library does the work, without any framework. A text is ``[CLS] tokens [SEP]``, filled up with padding.
 
@@ -7,7 +7,8 @@ Shapes: I items, N texts, S tokens of a text.
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,10 @@ class ItemTokens:
 
 
 def fit_tokens(texts: Sequence[str], *, max_tokens: int, max_vocab: int) -> ItemTokens:
-    """Learn a WordPiece vocabulary from texts, lower-cased and without accents, and encode them.
+    """Learn a vocabulary from texts by byte-pair encoding, lower-cased and without accents, and encode them.
+
+    Equal texts give equal tokens, in every process: so a run can be repeated. (The library's trainer of WordPiece,
+    which BERT has, chooses at random among pairs that are equally frequent.)
 
     Args:
         texts: The text of each item.
@@ -58,11 +62,16 @@ def fit_tokens(texts: Sequence[str], *, max_tokens: int, max_vocab: int) -> Item
     if not texts:
         raise DataError("tokens need at least one text, got none")
     library = _library()
-    tokenizer = library.Tokenizer(library.models.WordPiece(unk_token="[UNK]"))
+    tokenizer = library.Tokenizer(library.models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = library.normalizers.BertNormalizer(lowercase=True, strip_accents=True)
     tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-    trainer = library.trainers.WordPieceTrainer(
-        vocab_size=max_vocab, special_tokens=list(_SPECIAL), show_progress=False
+    alphabet = _alphabet(map(tokenizer.normalizer.normalize_str, texts), max_vocab - len(_SPECIAL))
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=max_vocab,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
@@ -176,6 +185,12 @@ def check_tokens(tokens: ArrayLike, model: ModelConfig, *, count: int) -> NDArra
             f"{int(given.min())} to {int(given.max())}; set text_encoder_vocab"
         )
     return given.astype(np.int32)
+
+
+def _alphabet(texts: Iterable[str], size: int) -> list[str]:
+    """The most frequent characters but for spaces; of equally frequent ones the first in the order of code points."""
+    counts = Counter(character for text in texts for character in text if not character.isspace())
+    return sorted(counts, key=lambda character: (-counts[character], character))[: max(size, 0)]
 
 
 def _encode(tokenizer: "Tokenizer", texts: Sequence[str], max_tokens: int) -> NDArray[np.int32]:

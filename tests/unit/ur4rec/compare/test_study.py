@@ -5,7 +5,7 @@ import pytest
 from alternator import RandomTenure
 from tests.unit.ur4rec.compare.tiny_study import TINY, tiny_study
 from ur4rec.cli.compare import repeat_options
-from ur4rec.compare.arms import check_arms, ratio_of, schedule_string, slug
+from ur4rec.compare.arms import check_arms, is_ratio, schedule_string, slug
 from ur4rec.compare.directory import StudyDirectory, open_study
 from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
@@ -82,7 +82,13 @@ def test_slugs_never_collide():
 
 
 def test_ratios_are_known():
-    assert [ratio_of(arm) for arm in ("parity", "12:1", "joint", "cycle,steps=2")] == [(1, 1), (12, 1), None, None]
+    assert [is_ratio(arm) for arm in ("parity", "12:1", "7:7:1", "joint", "cycle,steps=2")] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_points_end_with_the_budget():

@@ -2,8 +2,8 @@
 
 Steps of four kinds take turns, so that all of them see the same machine: of a model without an encoder whose item
 vectors are the encoder's; with the encoder frozen; of the encoder alone; of all three modules. Seconds are those of the
-processor, of all threads, the median of the steps. Beside them stand what encoding all texts again costs, and the parts
-of a step: reading its texts, with and without gradients.
+processor, of all threads, the median of the steps. Beside them stands what encoding all texts again costs. Of JAX's
+steps it also counts the floating-point operations, without running them: ``--only-count`` does no more than that.
 """
 
 import argparse
@@ -55,11 +55,9 @@ def _without(prepared: PreparedData, package: Any, scratch: Path) -> dict[str, A
     trainer = package.JointTrainer(package.UR4Rec(**prepared.model_arguments()), device="cpu", progress=False)
     trainer.save_checkpoint(scratch / "encoded")
     vectors_IT = load_checkpoint(scratch / "encoded").weights[ENCODED_TEXTS][:-1]
-    settings = {name: each for name, each in asdict(prepared.model).items() if not name.startswith("text_encoder")}
-    return {
-        **{k: v for k, v in settings.items() if k not in ("num_items", "num_users")},
-        "item_text_vectors": vectors_IT,
-    }
+    left_out = ("num_items", "num_users", "text_encoder")
+    settings = {name: value for name, value in asdict(prepared.model).items() if not name.startswith(left_out)}
+    return {**settings, "item_text_vectors": vectors_IT}
 
 
 def measure(trainers: dict[str, Any], prepared: PreparedData, num_steps: int) -> dict[str, float]:
@@ -73,6 +71,28 @@ def measure(trainers: dict[str, Any], prepared: PreparedData, num_steps: int) ->
             trainer.flush()
             seconds[kind].append(time.process_time() - start)
     return {kind: float(np.median(of_kind[3:])) for kind, of_kind in seconds.items()}
+
+
+class _Counted(Exception):  # noqa: N818
+    """Carries the operations of a step out of the trainer that was about to run it."""
+
+
+def count(trainer: Any, batch: Any) -> float:
+    """Floating-point operations of a step of a trainer in JAX, as XLA counts them before it optimises."""
+    steps, is_fused = trainer._functions.compiled_steps, trainer._is_fused
+    step = steps[is_fused]
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        raise _Counted(step.lower(*arguments, **options).cost_analysis()["flops"])
+
+    steps[is_fused] = counting
+    try:
+        trainer.train_step(batch)
+    except _Counted as counted:
+        return float(counted.args[0])
+    finally:
+        steps[is_fused] = step
+    raise AssertionError("a step has been made without its function")
 
 
 def seconds_of(function: Callable[[], object], repeats: int = 3) -> float:
@@ -101,12 +121,13 @@ def texts_of_step(prepared: PreparedData) -> dict[str, float]:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--encoder", default="auto", help="the folder of a sentence encoder")
     parser.add_argument("--backends", nargs="+", default=list(BACKENDS), choices=list(BACKENDS))
     parser.add_argument("--configurations", nargs="+", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS))
     parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--only-count", action="store_true")
     parser.add_argument("--scratch", type=Path, default=Path("scratch"))
     given = parser.parse_args()
     for name in given.configurations:
@@ -117,6 +138,12 @@ def main() -> int:
         print(json.dumps({"configuration": name, **texts_of_step(prepared)}), flush=True)
         for backend in given.backends:
             trainers = trainers_of(backend, prepared, given.scratch / name / backend)
+            if backend == "jax":
+                flops = {kind: count(trainer, prepared.train.batch(0, 0)) for kind, trainer in trainers.items()}
+                counted = {kind: round(value / flops["without"], 3) for kind, value in flops.items()}
+                print(json.dumps({"operations": flops, "ratios": counted}), flush=True)
+            if given.only_count:
+                continue
             seconds = measure(trainers, prepared, given.steps)
             refresh = seconds_of(trainers["frozen"].model.text_encoder.encode_all)
             row = {kind: round(value, 4) for kind, value in {**seconds, "encode all": refresh}.items()}

@@ -22,7 +22,6 @@ from alternator.recordings.log import StepRecord
 from ur4rec.config import TrainerSettings
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import ConfigurationError
-from ur4rec.schedule.alternators import ModuleAlternator
 from ur4rec.schedule.stages import TEXT_ENCODER, TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
@@ -134,6 +133,11 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         return Mesh() if self._devices is None else parse_mesh(mesh, len(self._devices))
 
     def _set_up(self, model: UR4Rec, device: str | jax.Device) -> None:
+        if self._on_device and model.config.has_text_encoder:
+            raise ConfigurationError(
+                f"on_device=True needs text_encoder='none', got {model.config.text_encoder!r}, whose cache the host "
+                "refreshes; leave out on_device=True"
+            )
         self._layout = ONE_DEVICE
         if self._devices is not None:
             check_layout(self.mesh, model.config)
@@ -156,13 +160,6 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             raise ConfigurationError("position must be left out with on_device=True: no step asks the host there")
         if self._on_device and isinstance(alternator.rule, Payoff):
             raise ConfigurationError("a Payoff rule needs the host, which measures payoffs; leave out on_device=True")
-        is_schedule = isinstance(alternator, ModuleAlternator)
-        turns = tuple(getattr(alternator.rule, "turns", alternator.modules)) if is_schedule else (alternator.active,)
-        if self._on_device and any(TEXT_ENCODER in TURNS[turn] for turn in turns):
-            raise ConfigurationError(
-                "a text encoder needs the host to train, which has its cache refreshed; leave out on_device=True, or "
-                f"take a schedule whose turns leave the encoder frozen, got {turns}"
-            )
 
     def _build_adapter(self, alternator: Alternator) -> HostAlternator:
         return HostAlternator(alternator, delay=self.config.loss_delay)
@@ -331,7 +328,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
 
     def _epoch(self) -> Epoch:
         """The epoch of this stage, compiled when it is first run; trainers of one shape and schedule share it."""
-        alternator, turn, delay = self.alternator, find_stage(self.stage).turn_in(self.modules), self.config.loss_delay
+        alternator, turn, delay = self.alternator, find_stage(self.stage).turn, self.config.loss_delay
         key = (self._is_fused, self._distils, alternator.fingerprint(), turn, delay)
         if key not in self._functions.epochs:
             schedule = turn or DeviceAlternator(alternator.modules, alternator.rule, delay=delay)

@@ -144,7 +144,6 @@ def observe_rows(rounds: int, calls: int) -> Iterator[Row]:
 def rules() -> dict[str, Rule]:
     """Every other rule of the library, with its defaults where it has them."""
     arguments = {
-        "Balance": {"low": 0.5, "high": 2.0},
         "RandomTenure": {"mean": 20.0},
         "Payoff": {"costs": (2.0, 1.0)},
         "Plateau": None,

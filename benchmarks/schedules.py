@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from alternator import AlternatorError
@@ -52,6 +53,29 @@ while SASRec with a small learning rate has to learn 400 items one by one. The r
 both costs twice as much as one of SASRec.
 """
 
+NEVER = "sequence:(('both',1),)"
+SOMETIMES = tuple(f"sequence:(('both',{steps}),('all',1))" for steps in (1, 3, 7, 15))
+ENCODER_FIRST = "sequence:(('all',25),('both',10000))"
+"""Of a model whose text encoder can train: never, in every so many steps, and in the first third."""
+
+
+def _with_encoder(arms: Sequence[str], seeds: Sequence[int], backend: str = "torch") -> StudyConfig:
+    """A study of a transformer of two layers over titles and genres, from scratch.
+
+    Its learning rate is the best of 1e-4, 1e-3 and 3e-3 for joint training, by validation, on another seed.
+    """
+    return StudyConfig(
+        arms=tuple(arms),
+        seeds=tuple(seeds),
+        updates=105,
+        eval_every=21,
+        budgets=("cost",),
+        backend=backend,
+        model={"text_encoder": "transformer", "text_embedding_dim": 64},
+        trainer={"text_encoder_lr": 1e-3},
+    )
+
+
 STUDIES = {
     "ml-100k": StudyConfig(arms=(*ALL_ARMS, *LESS_RETRIEVER), seeds=SEEDS, eval_every=80),
     "ml-100k-pretrained": StudyConfig(
@@ -86,6 +110,10 @@ STUDIES = {
         eval_every=80,
         **COSTLY_RETRIEVER,
     ),
+    "encoder": _with_encoder(
+        ("parity", "joint", "3:3:1", "7:7:1", *SOMETIMES, NEVER, ENCODER_FIRST, "gain", "random_tenure,mean=8"), SEEDS
+    ),
+    "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER), SEEDS[:3], backend="jax"),
     "jax": StudyConfig(
         arms=("parity", "joint", "2:1", "patience", "payoff"),
         seeds=SEEDS[:2],

@@ -1,7 +1,7 @@
 """The device: which one, how a batch gets there, and random numbers that are functions of (seed, step)."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,13 @@ from torch import Tensor
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
-from ur4rec.training.item_texts import items_of
+from ur4rec.training.item_texts import chunks_by_length, items_of
 from ur4rec.training.parts import BatchPart
 from ur4rec.training.sampling import Items, Sampler
 from ur4rec_torch.losses import StepInputs
+
+CPU_CHUNK, ACCELERATOR_CHUNK = 1 << 11, 1 << 15
+"""Tokens that a training step encodes at once: fewer are less padding, more keep an accelerator busy."""
 
 
 def find_device(name: str | torch.device) -> torch.device:
@@ -63,27 +66,44 @@ def to_device(
         sampler: Draws the negatives of sampled losses.
         step: The training step of the run, for the sampler.
         part: Of which part of a batch this is the batch; None is a whole one.
-        token_counts_I: With a text encoder, the number of tokens of each item's text.
+        token_counts_I: Where the step may train a text encoder, the number of tokens of each item's text.
     """
     all_targets = np.asarray(batch[1]).ravel()
     positions_N = np.flatnonzero(all_targets != num_items)
     items_BL: Items = np.asarray(batch[0], np.int64)
     targets_N: Items = all_targets[positions_N].astype(np.int64)
-    sample, texts, texts_E, num_tokens = None, None, None, None
-    if token_counts_I is not None and sampler is None:
-        texts_E = items_of(num_items, items_BL, targets_N)
+    sample, texts = None, [items_BL, targets_N]
     if sampler is not None:
         drawn_C = sampler.draw(targets_N if part is None else part.targets_N, step)
         items_BL, targets_N, found = sampler.number(items_BL, targets_N, step, items_C=drawn_C)
-        texts_E = None if token_counts_I is None else items_of(num_items, found.items_J)
+        texts = [np.asarray(found.items_J, np.int64)]
         sample = Sample(*(send(array, device) for array in found if array is not None))
         if part is not None:
             sample = sample._replace(batch_items_J=send(part.items_with(drawn_C), device))
     users_B = send(np.asarray(batch[2], np.int64), device) if with_users else None
     items, positions, targets = (send(array, device) for array in (items_BL, positions_N, targets_N))
-    if token_counts_I is not None and texts_E is not None:
-        texts, num_tokens = send(texts_E, device), int(token_counts_I[texts_E].max(initial=1))
-    return StepInputs(items, positions, targets, users_B, sample, part, texts, num_tokens)
+    inputs = StepInputs(items, positions, targets, users_B, sample, part)
+    if token_counts_I is None:
+        return inputs
+    texts_E, chunks = find_texts(texts, token_counts_I, device)
+    return inputs._replace(texts_E=texts_E, text_chunks=chunks)
+
+
+def find_texts(
+    items: Iterable[Items], token_counts_I: NDArray[np.int64], device: torch.device
+) -> tuple[Tensor, tuple[tuple[int, int], ...]]:
+    """The items whose texts a step encodes, on the device, and the chunks that are encoded at once.
+
+    Args:
+        items: The items of the step, on the host.
+        token_counts_I: The number of tokens of each item's text.
+        device: Where to.
+    """
+    items_E = items_of(len(token_counts_I), *items)
+    size = CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
+    chunks = list(chunks_by_length(token_counts_I[items_E], size))
+    order_E = np.concatenate([np.zeros(0, np.int64), *(chunk for chunk, _ in chunks)])
+    return send(items_E[order_E], device), tuple((len(chunk), longest) for chunk, longest in chunks)
 
 
 def to_indices(values: ArrayLike, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ Shapes: N texts, S tokens of a text, H heads, T width, h width of a head, I item
 items whose texts a step encodes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -167,14 +167,18 @@ class TextEncoder(nn.Module):
         vectors_NT: Tensor = self(tokens_NS)
         return vectors_NT
 
-    def encode_items(self, items_E: Tensor, num_tokens: int | None = None) -> Tensor:
-        """The vector of each of these items' texts by the weights as they are, (E, T), with gradients.
+    def encode_chunks(self, items_E: Tensor, chunks: Sequence[tuple[int, int]]) -> Tensor:
+        """The vectors of some items' texts by the weights as they are, (E, T), with gradients.
 
         Args:
             items_E: The items.
-            num_tokens: The number of tokens of their longest text, if that is known: no more are read.
+            chunks: The number of items of each chunk of them, and the number of tokens of its longest text.
         """
-        return self.encode(self.tokens[items_E, :num_tokens])
+        if not chunks:
+            return self.vectors.new_zeros(0, self.vectors.shape[1])
+        parts = torch.split(items_E, [size for size, _ in chunks])
+        widths = [num_tokens for _, num_tokens in chunks]
+        return torch.cat([self.encode(self.tokens[part, :num]) for part, num in zip(parts, widths, strict=True)])
 
     @torch.no_grad()
     def encode_all(self) -> Tensor:
@@ -234,7 +238,7 @@ class TextEncoder(nn.Module):
         size = CPU_CHUNK if self.tokens.device.type == "cpu" else ACCELERATOR_CHUNK
         for items, num_tokens in chunks_by_length(token_counts(self.tokens[first:-1].cpu()), size):
             items_E = torch.from_numpy(first + items).to(self.tokens.device)
-            vectors_JT[items_E] = self.encode_items(items_E, num_tokens)
+            vectors_JT[items_E] = self.encode(self.tokens[items_E, :num_tokens])
 
     @torch.no_grad()
     def _set_weights(self, config: ModelConfig, weights: Mapping[str, NDArray[np.float32]]) -> None:

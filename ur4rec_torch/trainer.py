@@ -29,7 +29,7 @@ from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
 from ur4rec_torch.compiled import as_written, compile_modules, refuse_failures
-from ur4rec_torch.device import find_device, seeded, to_device, to_host
+from ur4rec_torch.device import find_device, find_texts, seeded, to_device, to_host
 from ur4rec_torch.dropout import rows_of
 from ur4rec_torch.layout import Layout, check_layout
 from ur4rec_torch.lazy_adamw import LazyAdamW
@@ -139,6 +139,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     def _preparer(self) -> Callable[[Batch, int], StepInputs]:
         num_items, with_users = self._model_config.num_items, self._reads_users
+        counts_I = self._token_counts_I if self.device.type == "cuda" else None  # else a step looks for its texts
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
 
         def prepare(batch: Batch, step: int) -> StepInputs:
@@ -153,7 +154,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
                     sampler=self._sampler,
                     step=step,
                     part=part,
-                    token_counts_I=self._token_counts_I,
+                    token_counts_I=counts_I,
                 )
 
         return prepare
@@ -243,14 +244,19 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     def _encode(self, inputs: StepInputs) -> Tensor:
         """The texts of a step that trains the text encoder, (J, T): those of its own items encoded, others cached."""
-        assert inputs.texts_E is not None
-        encoder = self.model.text_encoder
+        encoder, sample = self.model.text_encoder, inputs.sample
+        texts_E, chunks = inputs.texts_E, inputs.text_chunks
+        if texts_E is None:
+            assert self._token_counts_I is not None
+            items = (inputs.items_BL, inputs.targets_N) if sample is None else (sample.items_J,)
+            texts_E, chunks = find_texts(map(to_host, items), self._token_counts_I, self.device)
         with self._autocast():
-            vectors_ET = encoder.encode_items(inputs.texts_E, inputs.num_tokens)
-        self._encoded = inputs.texts_E, vectors_ET.detach()
-        if inputs.sample is not None:  # which has no other items
-            return torch.cat([vectors_ET, encoder.vectors[-1:]])
-        return encoder.vectors.index_copy(0, inputs.texts_E, vectors_ET)
+            vectors_ET = encoder.encode_chunks(texts_E, chunks)
+        self._encoded = texts_E, vectors_ET.detach()
+        if sample is None:
+            return encoder.vectors.index_copy(0, texts_E, vectors_ET)
+        padding_JT = vectors_ET.new_zeros(len(sample.items_J), vectors_ET.shape[1])  # a sample has no other items
+        return padding_JT.index_copy(0, torch.searchsorted(sample.items_J, texts_E), vectors_ET)
 
     def _losses(self, inputs: StepInputs, modules: tuple[str, ...]) -> StepLosses:
         """The forward pass, whose backward pass averages gradients over the processes that divide the batch."""

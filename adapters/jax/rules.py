@@ -127,45 +127,21 @@ def _cycle(rule: Cycle, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerd
 
 @device_step.register
 def _balance(rule: Balance, state: Any, facts: DeviceFacts) -> tuple[Any, DeviceVerdict]:
-    signal, known = _signal(rule, facts)
-    above, below = known & (signal > rule.high), known & (signal < rule.low)
-    outside, wanted = above | below, jnp.where(above, rule.above, rule.below)
-    idle_N = facts.updates - facts.trained_at_N
-    stale = (facts.tenure > 0) & (idle_N.max() >= rule.max_wait)
-    steps = jnp.broadcast_to(jnp.asarray(rule.steps, jnp.int32), (facts.num_modules,))[facts.active]
-    over, other = ~outside & (facts.tenure >= steps), outside & (wanted != facts.active)
-    cases = (stale, Reason.STALE), (above, Reason.ABOVE), (below, Reason.BELOW), (over, Reason.SCHEDULED)
+    levels, modules = range(-rule.max_level, rule.max_level + 1), range(facts.num_modules)
+    lengths_LN = jnp.asarray([[rule.length(index, level) for index in modules] for level in levels], jnp.int32)
+    steps = lengths_LN[state.level + rule.max_level, facts.active]
+    over = facts.tenure >= steps
+    signal, known = _newest_mean(facts, rule.of, rule.window)
+    judges = over & (facts.active == rule.above) & known & jnp.isfinite(signal)
+    above, below = judges & (signal > rule.high), judges & (signal < rule.low)
+    level = (state.level - above + below).clip(-rule.max_level, rule.max_level).astype(state.level.dtype)
     limit = jnp.where(above, rule.high, jnp.where(below, rule.low, steps))
-    return state, DeviceVerdict(
-        switch=stale | over | (other & (facts.tenure > 0)),
-        reason=choose(Reason.MIN_STEPS, *cases),
-        value=jnp.where(stale, idle_N.max(), jnp.where(outside, signal, facts.tenure)),
-        limit=jnp.where(stale, rule.max_wait, limit),
-        target=jnp.where(stale, idle_N.argmax(), jnp.where(other, wanted, -1)),
+    return state._replace(level=level), DeviceVerdict(
+        switch=over,
+        reason=choose(Reason.MIN_STEPS, (above, Reason.ABOVE), (below, Reason.BELOW), (over, Reason.SCHEDULED)),
+        value=jnp.where(above | below, signal, facts.tenure),
+        limit=limit,
     )
-
-
-def _signal(rule: Balance, facts: DeviceFacts) -> tuple[jax.Array, jax.Array]:
-    """The signal of `Balance`, and whether enough is known of it."""
-    if rule.signal == "value":
-        signal, known = _newest_mean(facts, rule.of, rule.window)
-    else:
-        sizes = [_size(rule, facts, index) for index in (rule.above, rule.below)]
-        signal, known = sizes[0][0] / sizes[1][0], sizes[0][1] & sizes[1][1]
-    return signal, known & jnp.isfinite(signal)
-
-
-def _size(rule: Balance, facts: DeviceFacts, index: int) -> tuple[jax.Array, jax.Array]:
-    """The mean of a module's values without its sign, or by how much they change, relative to them."""
-    if rule.signal == "ratio":
-        mean, known = _newest_mean(facts, index, rule.window)
-        return jnp.abs(mean), known
-    ring_R, length = facts.rings_NR[index], facts.ring_lengths_N[index]
-    known_R = jnp.arange(ring_R.shape[0] - 1) >= ring_R.shape[0] - length
-    before_R = jnp.where(known_R, ring_R[:-1], 0)
-    scale = jnp.abs(before_R).sum()
-    change = jnp.where(known_R, jnp.abs(ring_R[1:] - before_R), 0).sum() / jnp.where(scale > 0, scale, 1)
-    return change, scale > 0
 
 
 def _newest_mean(facts: DeviceFacts, index: int, window: int) -> tuple[jax.Array, jax.Array]:

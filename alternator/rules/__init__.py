@@ -5,7 +5,7 @@
 `Payoff`          Trains all modules together and leaves out those that do not pay for their work.
 `Trial`           Tries each candidate from one snapshot, and goes on with the best by a held-out loss.
 `Gain`            Trains the module that learns most per unit of cost.
-`Balance`         Keeps a signal between players, such as a critic's accuracy, inside a band.
+`Balance`         Finds the ratio of two players' steps that keeps a critic's accuracy inside a band.
 `Patience`        Switches where `ReduceLROnPlateau` would cut the learning rate.
 `Plateau`         The original method: switches when the loss hardly changes.
 `Cycle`           Fixed tenures: parity and ratios, the controls of an adaptive rule.

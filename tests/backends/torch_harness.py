@@ -192,7 +192,8 @@ def _numpy(found):
 
 
 def _inputs(inputs):
-    return StepInputs(*map(torch.from_numpy, inputs))
+    items_BL, positions_N, targets_N = map(torch.from_numpy, inputs)
+    return StepInputs(items_BL, positions_N, targets_N)
 
 
 def _components(components):

@@ -44,7 +44,7 @@ GOLDEN = ("flat", "negative", "exactly-at-threshold", "near-threshold-both-sides
 """The golden traces that every backend replays; the core and the machine on the device replay them all."""
 
 RULES: dict[str, Rule] = {
-    "Balance": Balance(low=0.9, high=1.1, signal="ratio", window=3, max_wait=6),
+    "Balance": Balance(low=0.9, high=1.1, window=3, factor=1.5, max_steps=4),
     "Cycle": Cycle((2, 3)),
     "Gain": Gain(min_steps=5, max_wait=20, window=10),
     "Patience": Patience(patience=2, cooldown=1),

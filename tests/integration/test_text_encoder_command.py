@@ -1,4 +1,4 @@
-"""The commands with a text encoder that trains: a run, resumed, evaluated, its recommendations, and items that came later."""
+"""The commands with a text encoder that trains: a run, resumed and evaluated, and items that came after it."""
 
 import json
 

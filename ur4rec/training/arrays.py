@@ -69,10 +69,10 @@ class StepInputs(NamedTuple, Generic[ArrayT]):
     part: BatchPart | None = None
     """Of which part of a batch these are, where several processes divide it (PyTorch); None is a whole batch."""
     texts_E: ArrayT | None = None
-    """With a text encoder: the items whose texts a step that trains it encodes (`item_texts.items_of`), without padding
-    (in JAX then padded with I); None without one."""
-    num_tokens: int | None = None
-    """The number of tokens of the longest of these texts (PyTorch)."""
+    """With a text encoder: the items whose texts a step that trains it encodes (`item_texts.items_of`), texts of about
+    one length together (in JAX padded with I); None where they have not been looked for."""
+    text_chunks: tuple[tuple[int, int], ...] = ()
+    """The number of items of each chunk that is encoded at once, and of the tokens of its longest text (PyTorch)."""
 
 
 class Component(NamedTuple, Generic[ArrayT]):

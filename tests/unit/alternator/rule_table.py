@@ -5,7 +5,7 @@ import random
 from alternator import Alternator, Balance, Cycle, Gain, Patience, Payoff, Plateau, RandomTenure, Trend, Trial
 
 RULES = {
-    "balance": Balance(low=1.4, high=1.6, window=4, steps=(1, 2, 1), max_wait=9),
+    "balance": Balance(low=1.4, high=1.6, window=4, factor=1.5, steps=(1, 2, 1), max_steps=4),
     "cycle": Cycle((2, 3, 1)),
     "gain": Gain(min_steps=3, max_wait=12, window=10, costs=(1.0, 2.0, 0.5), switch_costs=(0.0, 1.0, 1.0)),
     "patience": Patience(patience=2, cooldown=1, smoothing=0.5, max_steps=20),

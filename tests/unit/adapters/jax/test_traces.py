@@ -147,9 +147,9 @@ def replay(host, call):
 
 
 RANDOM: list[tuple[object, int, int]] = [
-    (Balance(low=0.5, high=2.0, max_wait=12), 2, 120),
-    (Balance(low=0.8, high=1.25, signal="ratio", window=4, steps=2, max_wait=20), 2, 120),
-    (Balance(low=1.0, high=1.0, signal="change", above=2, below=0, window=3, steps=(1, 3, 2), max_wait=9), 3, 120),
+    (Balance(), 2, 120),
+    (Balance(low=1.0, high=1.0, of=0, above=1, below=0, window=4, factor=1.5, steps=2, max_steps=9), 2, 120),
+    (Balance(low=0.5, high=2.0, of=0, above=2, below=0, window=3, factor=1.3, steps=(1, 3, 2), max_steps=7), 3, 120),
     (Cycle((1, 2, 4)), 3, 60),
     (Plateau(), 2, 120),
     (Plateau(threshold=0.05, min_steps=2, window=5), 3, 120),
@@ -302,7 +302,7 @@ def near_balance(rule, before, facts, after, verdict, gains):
     signal = rule._signal(facts)
     if signal is None:
         return False
-    largest = max(abs(value) for value in facts.rings[rule.of]) if rule.signal == "value" else 0.0
+    largest = max(abs(value) for value in facts.rings[rule.of])
     return any(abs(signal - limit) <= 1e-4 * max(abs(limit), largest) for limit in (rule.low, rule.high))
 
 

@@ -12,8 +12,8 @@ from alternator import Alternator, Balance, Cycle, Gain, Patience, Trend
 
 MODULES = tuple("abcd")
 RULES = {
-    "balance": Balance(low=0.9, high=1.1, max_wait=9, steps=3),
-    "balance of changes": Balance(low=0.5, high=0.5, signal="change", window=2, max_wait=5),
+    "balance": Balance(low=0.9, high=1.1, factor=1.4, max_steps=9, steps=3),
+    "balance at a value": Balance(low=1.0, high=1.0, of=0, above=1, below=0, window=2, factor=3, max_steps=5),
     "cycle": Cycle(7),
     "patience": Patience(patience=3, cooldown=2, smoothing=0.3, max_steps=9),
     "patience that restarts": Patience(patience=2, mode="max", threshold_mode="abs", restart=True, max_steps=11),
@@ -30,8 +30,6 @@ def bound_of(rule, num_modules):
     """What the documentation promises: updated steps that a module may wait."""
     if isinstance(rule, Gain):
         return rule.max_wait + (num_modules - 2) * rule.min_steps
-    if isinstance(rule, Balance):
-        return rule.max_wait + num_modules - 2
     return (num_modules - 1) * (rule.steps if isinstance(rule, Cycle) else rule.max_steps)
 
 

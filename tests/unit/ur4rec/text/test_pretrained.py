@@ -1,6 +1,7 @@
 """A sentence encoder's folder as the first weights of a text encoder: what is read, what is refused."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def change(folder, **changes):
 def test_the_weights_have_the_names_and_shapes_of_the_text_encoder(folder):
     shape = read_shape(folder)
     weights = read_weights(folder, shape, 5)
-    sizes = {**shape, "text_encoder_tokens": 5}
+    sizes: dict[str, Any] = {**shape, "text_encoder_tokens": 5}
     assert encoder_shapes(ModelConfig(num_items=2, text_encoder="pretrained", **sizes)) == {
         name: array.shape for name, array in weights.items()
     }

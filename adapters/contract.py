@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 import adapters.own_alternator  # noqa: F401  first: says so where the next line would find another distribution's
-from alternator import AlternatorError, ConfigurationError, LossError, Payoff, Rule, UnknownModuleError
+from alternator import AlternatorError, ConfigurationError, LossError, Payoff, Rule, Trial, UnknownModuleError
 from alternator.checks import names_in
 
 ALWAYS = "always"
@@ -86,11 +86,17 @@ def _check_rule(rule: Rule | None, turns: Mapping[str, tuple[str, ...]], known: 
 
 
 def refuse_loss(rule: Rule) -> None:
-    """Refuse the loss of a step in place of losses by name, where the rule decides by payoffs.
+    """Refuse the loss of a step in place of losses by name, where the rule decides by payoffs or held-out losses.
 
     Raises:
-        LossError: The rule is `Payoff`, which would take it for a payoff and train its first turn for ever.
+        LossError: The rule is `Payoff`, which would take it for a payoff and train its first turn for ever, or `Trial`,
+            which would compare it with held-out losses.
     """
+    if isinstance(rule, Trial):
+        raise LossError(
+            "Trial must be given held-out losses, got the loss of a step: give an empty mapping as losses, and call "
+            "Trials.before_step(), which measures and records them, before each step"
+        )
     if isinstance(rule, Payoff):
         raise LossError(
             "Payoff must be given payoffs, got the loss of a step: give an empty mapping as losses, and record what "
@@ -99,8 +105,8 @@ def refuse_loss(rule: Rule) -> None:
 
 
 def watches_losses(rule: Rule) -> bool:
-    """Whether a rule decides by losses: not by the number of steps alone, and not by payoffs."""
-    return rule.ring_size > 0 and not isinstance(rule, Payoff)
+    """Whether a rule decides by the losses of steps: not by their number alone, nor by what is measured apart."""
+    return rule.ring_size > 0 and not isinstance(rule, Payoff | Trial)
 
 
 def check_names(what: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """Alternator: counts steps, keeps the newest losses, and asks the rule which module trains next."""
 
 import logging
+import warnings
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any, SupportsFloat
@@ -11,6 +12,7 @@ from alternator.errors import ConfigurationError, LossError, UnknownModuleError,
 from alternator.reasons import Reason, describe
 from alternator.rule import Facts, Rule
 from alternator.rules.plateau import Plateau
+from alternator.rules.trial import Trial, unmeasured_trial
 from alternator.starvation import Starvation
 from alternator.state import build_facts, configuration, dump_state, fingerprint, parse_state
 from alternator.stats import ModuleStats, Stats
@@ -63,6 +65,7 @@ class Alternator:
         self._nonfinite_limit = check_integer("nonfinite_limit", nonfinite_limit, 1)
         self._configuration = configuration(self._modules, self._rule, self._nonfinite_limit)
         self._starvation = Starvation(self._modules, self._rule)
+        self._warns_of_unmeasured = isinstance(self._rule, Trial)
         self.reset()
         self._starvation.expect(num_steps, depth=2)
 
@@ -215,6 +218,9 @@ class Alternator:
             self._skipped_steps[active] += 1
         self._rule_state, (switch, reason, value, limit, plateaued, target) = self._rule.step(self._rule_state, facts)
         facts.entered = False
+        if reason == Reason.UNMEASURED and self._warns_of_unmeasured:
+            self._warns_of_unmeasured = False
+            warnings.warn(unmeasured_trial(facts.step), stacklevel=3)
         if self._nonfinite_streaks[active] >= self._nonfinite_limit:
             switch, reason, plateaued = True, Reason.NONFINITE, False  # to the rule's target, if it names one
             value, limit = self._nonfinite_streaks[active], self._nonfinite_limit

@@ -8,6 +8,7 @@ from alternator.checks import check_integer, names_in
 from alternator.errors import ConfigurationError, UnknownModuleError
 from alternator.rule import Rule
 from alternator.rules.payoff import Payoff
+from alternator.rules.trial import Trial
 
 SHARE = 10
 """A module should train at least once in this fraction of the run: a tenth."""
@@ -28,7 +29,7 @@ def longest_sensible_wait(num_steps: int) -> int | None:
 class Starvation:
     """Warns once when a module has not trained for a tenth of the run, and once if the rule's limit allows it.
 
-    What `Payoff` leaves out does not pay, and is tried again by itself: there it warns of nothing.
+    What `Payoff` and `Trial` leave out does not pay, and is tried again by itself: there it warns of nothing.
 
     Args:
         names: The alternator's.
@@ -49,7 +50,7 @@ class Starvation:
         self._names = names
         self._rule = rule
         self._turns: dict[str, tuple[str, ...]] = {name: (name,) for name in names}
-        self._has_warned_of_limit = self._has_warned_of_wait = isinstance(rule, Payoff)
+        self._has_warned_of_limit = self._has_warned_of_wait = isinstance(rule, Payoff | Trial)
         self.num_steps: int | None = None
         """The planned number of steps of the run, if known."""
         self.check_at: float = inf

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from alternator.checks import to_float
 from alternator.errors import ConfigurationError, LossError
 from alternator.machine import Alternator
-from alternator.rules.trial import NOBODY, Trial
+from alternator.rules.trial import NOBODY, TO_KEPT, Trial
 
 T = TypeVar("T")
 
@@ -26,9 +26,12 @@ class Trials(Generic[T]):
         losses: Returns held-out losses, one per group of examples, the same examples each time; lower is better, so
             give an accuracy a minus sign. Of more losses than the rule's ``groups`` the means of as many parts.
         start: The snapshot of a trial that is under way, to resume from a saved `start`.
+        kept: Likewise, from a saved `kept`.
 
     Attributes:
         start: The snapshot to which the trial returns; None between trials. Save it beside the alternator's state.
+        kept: The snapshot of where the last challenger ended, from which it trains on if it wins; None while there is
+            none. Save it likewise.
         num_measurements: How often `losses` has been called.
         num_returned: The number of steps whose training was undone.
 
@@ -46,6 +49,7 @@ class Trials(Generic[T]):
         restore: Callable[[T], object],
         losses: Callable[[], Sequence[float]],
         start: T | None = None,
+        kept: T | None = None,
     ) -> None:
         if not isinstance(alternator.rule, Trial):
             raise ConfigurationError(f"trials need an alternator with a Trial rule, got {alternator.rule!r}")
@@ -54,7 +58,9 @@ class Trials(Generic[T]):
         self._snapshot, self._restore, self._losses = snapshot, restore, losses
         self._looked_at = -1
         self._tried_from = alternator.step
+        self._num_kept = 0
         self.start = start
+        self.kept = kept
         self.num_measurements = 0
         self.num_returned = 0
 
@@ -70,15 +76,22 @@ class Trials(Generic[T]):
         self._looked_at = step
         if state.pending != NOBODY:
             self._measure()
-        if state.returns and self.start is not None:
-            self._restore(self.start)
-            self.num_returned += step - self._tried_from
-            self._tried_from = step
+        if state.keeps:
+            self.kept, self._num_kept = self._snapshot(), step - self._tried_from
+        if state.returns:
+            self._return(step, to_kept=state.returns == TO_KEPT)
         if state.begins:
-            self.start = self._snapshot()
-            self._tried_from = step
+            self.start, self._tried_from = self._snapshot(), step
         if state.rung == NOBODY:
-            self.start = None
+            self.start = self.kept = None
+
+    def _return(self, step: int, *, to_kept: bool) -> None:
+        snapshot = self.kept if to_kept else self.start
+        if snapshot is None:
+            return  # the trial began without this
+        self._restore(snapshot)
+        self.num_returned += step - self._tried_from - (self._num_kept if to_kept else 0)
+        self._tried_from = step
 
     def _measure(self) -> None:
         losses = [to_float(loss) for loss in self._losses()]

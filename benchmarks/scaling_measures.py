@@ -199,7 +199,7 @@ def measure_payoff(subject: Subject) -> Work:
     trainer = subject.trainer(rule=Payoff(costs=(1.0, 0.6, 0.5), min_steps=2), probe=subject.probe())
     trainer.set_training_stage("joint_finetune", num_steps=10)
     trainer.train_step(subject.training_batches(batch_size=1).batch(0, 0))
-    payoffs = trainer._payoffs._payoffs
+    payoffs = trainer._measuring._payoffs
 
     def work() -> None:
         payoffs.measure("both", 1)

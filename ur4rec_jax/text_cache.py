@@ -3,7 +3,7 @@
 Shapes: J items with the padding, T width.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -15,6 +15,15 @@ from ur4rec_jax.text_encoder import TextEncoder, encode_all
 from ur4rec_jax.text_groups import TextGroups, Texts
 
 MODULE, VECTORS = ENCODED
+
+
+class CacheState(NamedTuple):
+    """The vectors that a text encoder's cache holds, and those to score with."""
+
+    vectors_JT: Array
+    """The cache."""
+    fresh_JT: Array | None = None
+    """The vectors of the weights, where the cache is older than these; else None."""
 
 
 class TextCache:
@@ -44,9 +53,15 @@ class TextCache:
         """The encoder has trained."""
         self.is_stale, self._fresh_JT = True, None
 
-    def restore(self, fresh_JT: Array | None) -> None:
-        """The vectors of a checkpoint: those of its weights, where its cache is older than these; else None."""
-        self.is_stale, self._fresh_JT = fresh_JT is not None, fresh_JT
+    def take(self, params: Any, buffers: Any) -> CacheState:
+        """The cache as it is."""
+        fresh_JT = self.current(params, buffers)[MODULE][VECTORS] if self.is_stale else None
+        return CacheState(buffers[MODULE][VECTORS], fresh_JT)
+
+    def set(self, state: CacheState, buffers: Any) -> Any:
+        """The buffers with a cache as it was."""
+        self.is_stale, self._fresh_JT = state.fresh_JT is not None, state.fresh_JT
+        return with_vectors(buffers, state.vectors_JT)
 
     def current(self, params: Any, buffers: Any) -> Any:
         """The buffers with vectors of the weights as they are; the cache stays as it is."""
@@ -59,7 +74,7 @@ class TextCache:
     def refreshed(self, params: Any, buffers: Any) -> Any:
         """The buffers whose cache is that of the weights as they are."""
         buffers = self.current(params, buffers)
-        self.restore(None)
+        self.is_stale, self._fresh_JT = False, None
         return buffers
 
 

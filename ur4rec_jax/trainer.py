@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
 from numpy.typing import ArrayLike
 
 from adapters.jax import DeviceAlternator, HostAlternator
-from alternator import Alternator, Decision, Payoff, Rule
+from alternator import Alternator, Decision, Payoff, Rule, Trial
 from alternator.recordings.log import StepRecord
 from ur4rec.config import TrainerSettings
 from ur4rec.data.batches import Batch, EvaluationBatch
@@ -41,8 +42,9 @@ from ur4rec_jax.processes import known_processes
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
+from ur4rec_jax.state import TrainState
 from ur4rec_jax.step import PARTS, Entries
-from ur4rec_jax.text_cache import MODULE, VECTORS, TextCache, with_vectors
+from ur4rec_jax.text_cache import MODULE, VECTORS, CacheState, TextCache, with_vectors
 from ur4rec_jax.text_groups import Groups
 from ur4rec_jax.ur4rec import UR4Rec
 
@@ -158,8 +160,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
         if self._on_device and position is not None:
             raise ConfigurationError("position must be left out with on_device=True: no step asks the host there")
-        if self._on_device and isinstance(alternator.rule, Payoff):
-            raise ConfigurationError("a Payoff rule needs the host, which measures payoffs; leave out on_device=True")
+        if self._on_device and isinstance(alternator.rule, Payoff | Trial):
+            kind = type(alternator.rule).__name__
+            raise ConfigurationError(f"a {kind} rule needs the host, which measures; leave out on_device=True")
 
     def _build_adapter(self, alternator: Alternator) -> HostAlternator:
         return HostAlternator(alternator, delay=self.config.loss_delay)
@@ -265,6 +268,17 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             reads_users=self._reads_users,
         )
 
+    def _take_state(self) -> tuple[TrainState, CacheState | None]:
+        texts = None if self._text_cache is None else self._text_cache.take(self._state.params, self._buffers)
+        state: tuple[TrainState, CacheState | None] = jax.tree.map(jnp.copy, (self._state, texts))
+        return state  # a copy: a step consumes its own arrays
+
+    def _set_state(self, state: tuple[TrainState, CacheState | None]) -> None:
+        self._state, texts = jax.tree.map(jnp.copy, state)
+        if self._text_cache is not None:
+            self._buffers = self._text_cache.set(texts, self._buffers)
+        self._kept_catalogue = None
+
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
         weights, moments = export_arrays(*self._layout.fetch((self._state, self._current_buffers())))
         if self._text_cache is not None and self._text_cache.is_stale:
@@ -278,10 +292,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         self._state, self._buffers = self._place(state), self._place(buffers)
         self._kept_catalogue = None
         if self._text_cache is not None:
-            is_stale = cached_JT is not None
-            self._text_cache.restore(self._buffers[MODULE][VECTORS] if is_stale else None)
-            if is_stale:
-                self._buffers = with_vectors(self._buffers, self._place(cached_JT))
+            vectors_JT = self._buffers[MODULE][VECTORS]
+            saved = CacheState(vectors_JT) if cached_JT is None else CacheState(self._place(cached_JT), vectors_JT)
+            self._buffers = self._text_cache.set(saved, self._buffers)
 
     def _catalogue(self) -> Catalogue:
         """What the retriever knows of every item: computed once until it or the text encoder trains."""

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adapters.torch import AlternatingOptimizer, LateScalar
+from adapters.torch.snapshots import Snapshot
 from alternator import Alternator, Decision
 from ur4rec.data.batches import Batch
 from ur4rec.schedule.stages import TEXT_ENCODER, TURNS, WITHOUT_CURRICULUM
@@ -202,6 +203,18 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     def _snapshots(self) -> ModuleSnapshots:
         return ModuleSnapshots(self.model, self.device, self._inference, self._layout)
+
+    def _take_state(self) -> tuple[Snapshot, dict[str, Tensor]]:
+        self._reshard()
+        kept = {name: each.detach().clone() for name, each in self._strategies.state_dict().items()}
+        return self._alternating.snapshot(), kept
+
+    def _set_state(self, state: tuple[Snapshot, dict[str, Tensor]]) -> None:
+        self._reshard()
+        snapshot, kept = state
+        self._alternating.rollback(snapshot)
+        self._strategies.load_state_dict(kept)
+        self._kept_catalogue = None
 
     def _own_items(self) -> tuple[slice, int]:
         shard = self._layout.shard

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import fields
 from typing import Any, NamedTuple, get_args, get_type_hints
+from warnings import warn
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,21 @@ from jax.typing import ArrayLike, DTypeLike
 from adapters.contract import refuse_loss
 from adapters.jax.losses import Losses, check_scalar, check_vector
 from adapters.jax.rules import REASONS, DeviceFacts, DeviceVerdict, device_step, reason_code
-from alternator import Alternator, ConfigurationError, Decision, LossError, Reason, Rule, StateError, UnknownModuleError
+from alternator import (
+    Alternator,
+    ConfigurationError,
+    Decision,
+    LossError,
+    Reason,
+    Rule,
+    StateError,
+    Trial,
+    UnknownModuleError,
+)
 from alternator.checks import check_integer, to_integer
 from alternator.errors import quoted
 from alternator.rules.random_tenure import RandomTenureState
+from alternator.rules.trial import unmeasured_trial
 from alternator.state import dump_state, parse_state
 
 
@@ -128,6 +140,7 @@ class DeviceAlternator:
         """Take the configuration, and what is planned, of an alternator that has counted nothing."""
         self._host = host
         self._delay = check_integer("delay", delay, 0)
+        self._warns_of_unmeasured = isinstance(self.rule, Trial)
         _check_integers(self.rule)
         if device_step.dispatch(type(self.rule)) is device_step.dispatch(object):
             raise ConfigurationError(
@@ -248,12 +261,17 @@ class DeviceAlternator:
         return _enter(state, target, jnp.array(True))
 
     def decisions(self, log: DeviceDecision) -> list[Decision]:
-        """The core's decisions from a log of one dimension, or from one decision."""
+        """The core's decisions from a log of one dimension, or from one decision.
+
+        Warns once of a trial (see `Trial`) without held-out losses, of which nothing on the device can warn.
+        """
         columns = [np.atleast_1d(np.asarray(column)).tolist() for column in log]
-        return [
+        decided = [
             Decision(step, self.modules[active], self.modules[previous], switched, REASONS[reason], value, limit, ended)
             for step, active, previous, switched, reason, value, limit, ended in zip(*columns, strict=True)
         ]
+        self._warn_of_unmeasured(decided)
+        return decided
 
     def to_host(self, state: DeviceState) -> Alternator:
         """An `Alternator` that continues from the state: its counts, statistics and decisions."""
@@ -296,6 +314,12 @@ class DeviceAlternator:
             pending_DN=jax.device_put(np.asarray(pending_DN, self._dtype)),
             pending_known_DN=jax.device_put(np.asarray(known_DN)),
         )
+
+    def _warn_of_unmeasured(self, decided: list[Decision]) -> None:
+        unmeasured = [decision.step for decision in decided if decision.reason == Reason.UNMEASURED]
+        if unmeasured and self._warns_of_unmeasured:
+            self._warns_of_unmeasured = False
+            warn(unmeasured_trial(unmeasured[0]), stacklevel=3)
 
     def _find(self, module: str | int | jax.Array) -> int | jax.Array:
         if isinstance(module, jax.Array):

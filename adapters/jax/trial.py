@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from adapters.jax.rules import DeviceFacts, DeviceVerdict, choose, device_step, standard_scores
 from alternator import Reason, Trial
-from alternator.rules.trial import MAX_LEVEL, NOBODY
+from alternator.rules.trial import MAX_LEVEL, NOBODY, TO_KEPT, TO_START
 
 
 @device_step.register
@@ -43,7 +43,7 @@ def trial_step(rule: Trial, state: Any, facts: DeviceFacts) -> tuple[Any, Device
         done=jnp.where(restarts, 0, done),
         incumbent=jnp.where(wins, best, state.incumbent),
         pending=jnp.where(stays | moves, state.candidate, NOBODY),
-        returns=moves | wins | halves,
+        returns=jnp.where(wins, TO_KEPT, jnp.where(moves | halves, TO_START, 0)),
         alive=jnp.where(starts, 1, jnp.where(over, 0, kept_C)),
         values=jnp.where(starts, 0, values),
     )

@@ -26,6 +26,7 @@ from adapters.torch.follower import Follower
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
 from adapters.torch.naming import kept
+from adapters.torch.snapshots import Snapshot
 from alternator import Alternator, ConfigurationError, Decision, LossError
 from alternator.checks import check_integer, names_in
 
@@ -146,6 +147,31 @@ class AlternatingCallback(Callback):
         if self._loop is not None and self._is_training and not self._is_accumulating:
             self._loop.schedule.apply()
 
+    def snapshot(self) -> Snapshot:
+        """Copies of all that training changes, for `rollback`: to try turns and undo them, as `alternator.Trials` does.
+
+        Parameters and buffers of the LightningModule, the states of its optimizers and schedulers, of the precision's
+        GradScaler, and PyTorch's random state, each on its device. Lightning's counts and the position in the data are
+        not part of it: what is tried is charged. Call ``Trials.before_step()`` in ``on_train_batch_start`` of a
+        callback that comes before this one, which puts frozen modules back in their modes.
+
+        Raises:
+            ConfigurationError: Outside of training.
+            FreezeError: In the middle of an accumulation.
+        """
+        loop = self._running("snapshot")
+        return loop.snapshot(*(config.scheduler for config in self._trainer.lr_scheduler_configs))
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Go back to a `snapshot`, to the bit; it may be used again. Whoever is active now stays active.
+
+        Raises:
+            ConfigurationError: Outside of training.
+            FreezeError: In the middle of an accumulation.
+            StateError: Modules or optimizers are others now; nothing has been changed then.
+        """
+        self._running("rollback").rollback(snapshot)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, before anything is built."""
         if stage == "fit":
@@ -154,6 +180,7 @@ class AlternatingCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze and activate; continue from a checkpoint if one was loaded."""
+        self._trainer = trainer
         self._loop = self._build(trainer, pl_module)
         if self._alternator.num_steps is None:
             self._alternator.expect(num_steps=_planned_steps(trainer))
@@ -218,6 +245,14 @@ class AlternatingCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from this state at the next start of training, which refuses that of another configuration."""
         self._loaded = state_dict
+
+    def _running(self, what: str) -> FollowedOptimizer | ManualOptimizer:
+        if self._loop is None or not self._is_training:
+            raise ConfigurationError(
+                f"{what}() must be called while the Trainer trains, such as in on_train_batch_start of a "
+                "callback, got it before or after"
+            )
+        return self._loop
 
     @property
     def _is_accumulating(self) -> bool:

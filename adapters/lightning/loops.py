@@ -18,6 +18,7 @@ from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters, Part
 from adapters.torch.naming import Naming
 from adapters.torch.schedules import Schedule
+from adapters.torch.snapshots import Snapshot, Snapshots, Stateful
 from adapters.torch.stepping import Stepper
 from alternator import Alternator, ConfigurationError, Decision
 
@@ -58,6 +59,14 @@ class FollowedOptimizer:
         if reached:
             self._open_window()
         return self.schedule.after_step(losses, ended=reached, updated=updated)
+
+    def snapshot(self, *others: Stateful) -> Snapshot:
+        """Copies of all that training changes; see `Follower.snapshot`."""
+        return self.schedule.snapshot(*others)
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot; see `Follower.rollback`."""
+        self.schedule.rollback(snapshot)
 
     def close(self) -> None:
         """Unfreeze what the user had not frozen, and stop watching the optimizer."""
@@ -108,6 +117,7 @@ class ManualOptimizer:
             freezer = Freezer(alternator.modules, modules, owned, always=group, rule=alternator.rule, **options)
         self._stepper = Stepper(freezer, schedulers=schedulers, clip_norm=clip_norm, step=self._step_wrapped)
         self._freezer = freezer
+        self._snapshots = Snapshots(freezer)
         self.schedule = Decisions(alternator, freezer, delay, self._stepper.epochs)
         """Applies, saves and loads what the alternator decides."""
         self._is_stepping = self._was_bypassed = False
@@ -154,6 +164,15 @@ class ManualOptimizer:
     def end_epoch(self) -> None:
         """Advance the schedulers that move at the end of an epoch, each if its module trained in it."""
         self.schedule.end_epoch(None, torch.as_tensor)
+
+    def snapshot(self, *others: Stateful) -> Snapshot:
+        """Copies of all that training changes; see `Follower.snapshot`."""
+        return self._snapshots.take(others)
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot; see `Follower.rollback`."""
+        self._snapshots.restore(snapshot)
+        self.schedule.apply()
 
     def close(self) -> None:
         """Unfreeze what the user had not frozen, and stop watching the optimizers."""

@@ -22,6 +22,7 @@ from adapters.jax.turns import Active, Chooses, PyTree, Turns
 from adapters.nnx.frozen_modes import Reported, on_gradients
 from adapters.nnx.layout import layout_of, leaves_by_path, mask_whole, named, pure, set_inference_mode
 from adapters.nnx.naming import Modules
+from adapters.nnx.snapshots import Snapshot, restore, take
 from adapters.optax import active_value_and_grad, alternating, apply_updates, in_force
 from alternator import ConfigurationError
 from alternator.checks import listed, names_in
@@ -171,6 +172,36 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
     def in_force(self, active: Active) -> int | jax.Array:
         """The index of the turn that the next `update` is for; it differs from `active` only inside an accumulation."""
         return in_force(pure(self.opt_state), self._turns.find(active))
+
+    def snapshot(self, model: nnx.Module) -> Snapshot:
+        """Copies of all that training changes, for `rollback`: to try turns and undo them, as `alternator.Trials` does.
+
+        All variables of the model (parameters, statistics, the keys and counts of its `nnx.Rngs`) and of this
+        optimizer, in arrays of their own on their devices: donated buffers leave it as it is, and nothing waits. A
+        pytree, so it may be taken, passed and used under `nnx.jit`. The schedule is not part of it: an alternator
+        counts what was tried.
+
+        Example:
+            >>> class Model(nnx.Module):
+            ...     def __init__(self, rngs):
+            ...         self.encoder, self.head = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 1, rngs=rngs)
+            >>> model = Model(nnx.Rngs(0))
+            >>> optimizer = AlternatingOptimizer(model, {"encoder": optax.adamw(1e-3), "head": optax.adamw(1e-3)})
+            >>> saved, gradients = optimizer.snapshot(model), jax.tree.map(jnp.ones_like, nnx.state(model, nnx.Param))
+            >>> optimizer.update(model, gradients, active="head")
+            >>> optimizer.rollback(model, saved)
+            >>> int(optimizer.step[...])
+            0
+        """
+        return take(model, self)
+
+    def rollback(self, model: nnx.Module, snapshot: Snapshot) -> None:
+        """Set the model and this optimizer to a `snapshot`, in place, to the bit; it may be used again.
+
+        Raises:
+            StateError: The model has other variables now; nothing has been changed then.
+        """
+        restore(model, self, snapshot)
 
     def _evaluate(
         self,

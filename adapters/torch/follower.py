@@ -24,6 +24,7 @@ from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Freezable, Parameters
 from adapters.torch.shares import ShownSteps
+from adapters.torch.snapshots import Snapshot, Snapshots, Stateful
 from adapters.torch.stepping import skips_in_kernel
 from alternator import Alternator, Decision, LossError
 from alternator.checks import check_integer
@@ -103,6 +104,8 @@ class Follower:
             with_closure=True,
         )
         self._decisions = Decisions(alternator, self._freezer, delay)
+        self._snapshots = Snapshots(self._freezer)
+        self._scalers = [scaler] if scaler is not None and scaler.is_enabled() else []
         fused = any(skips_in_kernel(optimizer) for optimizer in self._freezer.optimizers)
         self._watched_scaler = scaler if fused and scaler is not None and scaler.is_enabled() else None
         self._scale = 0.0
@@ -222,6 +225,30 @@ class Follower:
         """
         self._check_boundary("apply")
         self._decisions.apply()
+
+    def snapshot(self, *others: Stateful) -> Snapshot:
+        """Copies of all that training changes, as `AlternatingOptimizer.snapshot` has it, between two windows.
+
+        Args:
+            *others: What the loop owns besides modules, optimizers and scaler: its learning-rate schedulers. The
+                positions of its data and its counts of steps are not undone: what is tried is charged.
+
+        Raises:
+            FreezeError: In the middle of a window.
+        """
+        self._check_boundary("snapshot")
+        return self._snapshots.take([*others, *self._scalers])
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Go back to a `snapshot`, to the bit; it may be used again. Whoever is active now stays active.
+
+        Raises:
+            FreezeError: In the middle of a window.
+            StateError: Modules or optimizers are others now; nothing has been changed then.
+        """
+        self._check_boundary("rollback")
+        self._snapshots.restore(snapshot)
+        self._decisions.apply()  # which takes what frozen modules hold now for what stays
 
     def flush(self) -> None:
         """Record the losses that are still pending; call it at the end of training to see them all."""

@@ -20,8 +20,8 @@ from adapters.torch.decisions import Decisions, refusing_damage
 from adapters.torch.freezer import Freezer
 from adapters.torch.losses import Loss, check_differentiable
 from adapters.torch.modules import Parameters
-from adapters.torch.schedules import Schedulers
-from adapters.torch.snapshots import Snapshot, Snapshots
+from adapters.torch.schedules import Schedulers, list_schedulers
+from adapters.torch.snapshots import Snapshot, Snapshots, Stateful
 from adapters.torch.states import States
 from adapters.torch.stepping import Stepper, forget_unscaled
 from adapters.torch.unfrozen import unfrozen
@@ -164,7 +164,9 @@ class AlternatingOptimizer(Generic[Decided]):
         )
         self._stepper = Stepper(self._freezer, schedulers=schedulers, clip_norm=clip_norm, scaler=scaler)
         self._states = States(self._freezer, schedulers, scaler)
-        self._snapshots = Snapshots(self._freezer, schedulers, scaler)
+        self._snapshots = Snapshots(self._freezer)
+        self._others: list[Stateful] = [each.scheduler for each in list_schedulers(schedulers)]
+        self._others += [] if scaler is None else [scaler]
         self._scaler = scaler
         self._accumulate = accumulate
         self._micro_step = 0
@@ -385,7 +387,7 @@ class AlternatingOptimizer(Generic[Decided]):
             True
         """
         self._check_boundary("snapshot")
-        return self._snapshots.take()
+        return self._snapshots.take(self._others)
 
     def rollback(self, snapshot: Snapshot) -> None:
         """Go back to a `snapshot`, to the bit; it may be used again. Whoever is active now stays active.
@@ -397,7 +399,6 @@ class AlternatingOptimizer(Generic[Decided]):
         self._check_boundary("rollback")
         self._forget_unscaled()
         self._snapshots.restore(snapshot)
-        self._freezer.zero_grad()
         self._decisions.apply()  # which takes what frozen modules hold now for what stays
 
     def flush(self) -> None:

@@ -1,19 +1,29 @@
 """Snapshots of all that training changes, in memory: to try something, undo it, and go on to the bit."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from adapters.torch.freezer import Freezer
-from adapters.torch.schedules import Schedulers, list_schedulers
 from adapters.torch.storage import buffers_of
 from alternator import StateError
+
+
+class Stateful(Protocol):
+    """What has a state to save, such as a scheduler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Take a state over."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,8 +34,8 @@ class Snapshot:
     """Parameters and buffers by name."""
     optimizers: list[tuple[dict[Any, Any], list[dict[str, Any]]]]
     """The state of each optimizer, and what its parameter groups say."""
-    others: list[dict[str, Any]]
-    """The states of schedulers and scaler."""
+    others: list[tuple[Stateful, dict[str, Any]]]
+    """Schedulers and scaler, each with its state."""
     random: list[Tensor]
     """The states of PyTorch's random generators: the CPU's, then those of CUDA devices."""
 
@@ -35,21 +45,22 @@ class Snapshots:
 
     Args:
         freezer: Knows the modules and holds the optimizers.
-        schedulers: Per module name a scheduler or several.
-        scaler: The GradScaler.
     """
 
-    def __init__(self, freezer: Freezer, schedulers: Schedulers | None, scaler: GradScaler | None) -> None:
+    def __init__(self, freezer: Freezer) -> None:
         self._freezer = freezer
-        self._others: list[Any] = [each.scheduler for each in list_schedulers(schedulers)]
-        self._others += [] if scaler is None else [scaler]
 
-    def take(self) -> Snapshot:
-        """All as it is now, copied on its device."""
+    def take(self, others: Iterable[Stateful] = ()) -> Snapshot:
+        """All as it is now, copied on its device.
+
+        Args:
+            others: What training changes besides modules and optimizers: schedulers, a GradScaler.
+        """
+        self._reshard()
         return Snapshot(
             tensors={name: tensor.detach().clone() for name, tensor in self._tensors()},
             optimizers=[(_copied(each.state), _options_of(each)) for each in self._freezer.optimizers],
-            others=[copy.deepcopy(each.state_dict()) for each in self._others],
+            others=[(each, copy.deepcopy(each.state_dict())) for each in others],
             random=_random_states(),
         )
 
@@ -59,12 +70,13 @@ class Snapshots:
         Raises:
             StateError: Modules or optimizers have changed since, other than by training; nothing has been changed then.
         """
+        self._reshard()
         here = dict(self._tensors())
         shapes = {name: tensor.shape for name, tensor in here.items()}
         if shapes != {name: tensor.shape for name, tensor in snapshot.tensors.items()} or len(
             snapshot.optimizers
         ) != len(self._freezer.optimizers):
-            raise StateError("a snapshot must be of the same modules and optimizers as there are; take it anew")
+            raise StateError("a snapshot must be of the same modules and optimizers as there are; take it again")
         with torch.no_grad():
             for name, tensor in here.items():
                 tensor.copy_(snapshot.tensors[name])
@@ -73,9 +85,15 @@ class Snapshots:
             optimizer.state.update(_copied(state))
             for group, before in zip(optimizer.param_groups, options, strict=True):
                 group.update(_copied(before))
-        for each, before in zip(self._others, snapshot.others, strict=True):
+        for each, before in snapshot.others:
             each.load_state_dict(copy.deepcopy(before))
         _set_random_states(snapshot.random)
+        self._freezer.zero_grad()
+
+    def _reshard(self) -> None:
+        """Put the parameters back that optimizers know."""
+        if self._freezer.ranks is not None:
+            self._freezer.ranks.reshard()
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Each parameter and buffer once, by a name of its own."""

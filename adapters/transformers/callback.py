@@ -28,7 +28,8 @@ from adapters.torch import Follower
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
 from adapters.torch.naming import kept
-from alternator import Alternator, ConfigurationError, Decision, LossError, Payoff
+from adapters.torch.snapshots import Snapshot
+from alternator import Alternator, ConfigurationError, Decision, LossError, Payoff, Trial
 from alternator.checks import check_integer, names_in
 
 Losses = Loss | Mapping[str, Loss]
@@ -110,6 +111,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         self._losses_of = losses
         self._log = log
         self._follower: Follower | None = None
+        self._schedulers: list[Any] = []
         self._hook: Any = None
         self._started_from: dict[str, Any] = {}
         self._decision: Decision | None = None
@@ -134,6 +136,29 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         """
         self._seen.recorded, self._seen.summed = losses, summed
 
+    def snapshot(self) -> Snapshot:
+        """Copies of all that training changes, for `rollback`: to try turns and undo them, as `alternator.Trials` does.
+
+        The model, its optimizer, learning-rate scheduler and GradScaler, and PyTorch's random state, each on its
+        device. The Trainer's counts and the position in the data are not part of it: what is tried is charged. Call
+        ``Trials.before_step()`` in ``on_step_begin`` of another callback.
+
+        Raises:
+            ConfigurationError: Outside of training.
+            FreezeError: In the middle of an accumulation.
+        """
+        return self._running("snapshot").snapshot(*self._schedulers)
+
+    def rollback(self, snapshot: Snapshot) -> None:
+        """Go back to a `snapshot`, to the bit; it may be used again. Whoever is active now stays active.
+
+        Raises:
+            ConfigurationError: Outside of training.
+            FreezeError: In the middle of an accumulation.
+            StateError: The model or its optimizer are others now; nothing has been changed then.
+        """
+        self._running("rollback").rollback(snapshot)
+
     def close(self) -> None:
         """Unfreeze what you had not frozen, if training has failed; after training it is so."""
         if self._follower is not None:
@@ -148,6 +173,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         control: TrainerControl,
         model: nn.Module | None = None,
         optimizer: Any = None,
+        lr_scheduler: Any = None,
         **kwargs: Any,
     ) -> None:
         """Freeze and activate; continue from the checkpoint if the Trainer does."""
@@ -160,6 +186,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         if self._alternator.num_steps is None and state.max_steps > 0:
             self._alternator.expect(num_steps=state.max_steps)
         self._follower = self._build(model, optimizer)
+        self._schedulers = [] if lr_scheduler is None else [lr_scheduler]
         watch_losses = torch.compiler.disable(self._watch_losses)  # type: ignore[no-untyped-call]
         self._hook = model.register_forward_hook(watch_losses, with_kwargs=True)
         self._seen = Seen()
@@ -224,6 +251,14 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         schedule = {} if self._follower is None else {"schedule": self._follower.state_dict()}
         return {"args": {"alternator": None, "modules": {}}, "attributes": schedule}
 
+    def _running(self, what: str) -> Follower:
+        if self._follower is None:
+            raise ConfigurationError(
+                f"{what}() must be called while the Trainer trains, such as in on_step_begin of another callback, got "
+                "it before or after"
+            )
+        return self._follower
+
     def _build(self, model: nn.Module, optimizer: Any) -> Follower:
         wrapped = isinstance(optimizer, AcceleratedOptimizer)
         inside: Optimizer = optimizer.optimizer if wrapped else optimizer
@@ -260,7 +295,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         if seen.recorded is not None:
             return seen.recorded
         rule = self._alternator.rule
-        if isinstance(rule, Payoff) and self._losses_of is None:
+        if isinstance(rule, Payoff | Trial) and self._losses_of is None:
             return {}
         if watches_losses(rule) and (seen.returned is None or seen.num_passes > 1):
             said = "has returned none" if seen.returned is None else f"has run {seen.num_passes} times in one step"

@@ -8,7 +8,7 @@ from math import fsum, isfinite
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-from alternator.checks import check_costs, check_fraction, check_integer, plain, set_fields
+from alternator.checks import check_costs, check_fraction, check_integer, check_switch_costs, plain, set_fields
 from alternator.errors import ConfigurationError, quoted
 from alternator.reasons import Reason
 from alternator.rule import Facts, Verdict
@@ -21,6 +21,8 @@ LONGEST = 2**30
 """Updated steps of a trial, or between two trials, at most."""
 NOBODY = -1
 """In place of a candidate: none is to be measured; in place of a rung: no trial is under way."""
+TO_START, TO_KEPT = 1, 2
+"""Where the model returns: to where the trial began, or to where the last challenger ended."""
 
 
 class TrialState(NamedTuple):
@@ -33,7 +35,7 @@ class TrialState(NamedTuple):
         done: Updated steps of that candidate in this trial, or of the incumbent since the last one.
         incumbent: The candidate that trains between trials.
         pending: The candidate that has just been tried and is to be measured; `NOBODY` if none is.
-        returns: 1 where the model is to return to where the trial began before it trains on; else 0.
+        returns: Where the model is to return before it trains on, `TO_START` or `TO_KEPT`; 0 where it is to stay.
         alive: Per candidate, 1 while it is in the trial; else 0.
         values: What was measured in this rung, ``groups`` values per candidate, one candidate after the other.
     """
@@ -53,6 +55,11 @@ class TrialState(NamedTuple):
         """Whether a trial begins with the next step: the time to take the snapshot to which it returns."""
         return self.rung == 0 and self.done == 0 and self.pending == NOBODY and not self.returns
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the last challenger has just ended: the time for a snapshot from which to go on if it wins."""
+        return self.pending != NOBODY and self.returns == TO_START and sum(self.alive) == 2
+
 
 @by_name()
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +72,9 @@ class Trial:
     comes last, and trains on from there if it stays. Of the others the better half goes into a further rung of twice
     the length (successive halving: Jamieson & Talwalkar, AISTATS 2016), without those that are clearly worse than the
     incumbent; the last one takes over if it is better than the incumbent with ``confidence``, over the groups of
-    held-out examples, which are the same for all. From trial to trial the lengths double and the time between them
-    quadruples: effects that show late are found late, and the share of the steps that trials take falls.
+    held-out examples, which are the same for all, and trains on from where it ended. From trial to trial the lengths
+    double and the time between them quadruples: effects that show late are found late, and the share of the steps that
+    trials take falls.
 
     `Trials` does what this rule cannot: it takes snapshots, measures, and returns. Training losses say nothing to this
     rule: record none (``losses={}`` with an adapter). A trial of which fewer than ``groups`` losses are known changes
@@ -82,6 +90,8 @@ class Trial:
         candidates: Sequences of turns by their place in the alternator's order, the first beginning with 0; None: each
             turn alone.
         costs: Cost of an updated step of each turn, in any unit (measured seconds, say); None: all cost the same.
+        switch_costs: Cost of beginning each turn after another one, in the unit of ``costs``: refreshing a cache,
+            loading optimizer state. A sequence pays them each time it repeats. None: it costs nothing.
         steps: Length of the first trial, in updated steps of the first candidate; others train at the same cost.
         hold: Updated steps of the first candidate before the first trial.
         confidence: One-sided confidence with which a candidate must be better than the incumbent, above 0.5, below 1.
@@ -108,6 +118,7 @@ class Trial:
 
     candidates: tuple[tuple[int, ...], ...] | None = None
     costs: tuple[float, ...] | None = None
+    switch_costs: tuple[float, ...] | None = None
     steps: int = 20
     hold: int = 100
     confidence: float = 0.84
@@ -118,11 +129,16 @@ class Trial:
             self,
             candidates=None if self.candidates is None else _check_candidates(self.candidates),
             costs=None if self.costs is None else check_costs(self.costs, "turn"),
+            switch_costs=check_switch_costs(self.switch_costs, "turn"),
             steps=check_integer("steps", self.steps, 1, LONGEST),
             hold=check_integer("hold", self.hold, 1, LONGEST),
             confidence=check_fraction("confidence", self.confidence, 0.5, 1),
             groups=check_integer("groups", self.groups, 2),
         )
+        if self.switch_costs is not None and (self.costs is None or len(self.costs) != len(self.switch_costs)):
+            raise ConfigurationError(
+                f"switch_costs must be as many as costs, in the same unit, got {self.switch_costs} with {self.costs}"
+            )
 
     @cached_property
     def z(self) -> float:
@@ -156,7 +172,8 @@ class Trial:
             and NOBODY <= state.rung < count
             and {state.candidate, state.incumbent} <= {*range(count)}
             and NOBODY <= state.pending < count
-            and {state.returns, *state.alive} <= {0, 1}
+            and 0 <= state.returns <= TO_KEPT
+            and {*state.alive} <= {0, 1}
             and all(map(isfinite, state.values))
         )
 
@@ -189,8 +206,18 @@ class Trial:
         if self.costs is None:
             return 1.0
         sequences = self.sequences(num_turns)
-        first, other = (fsum(self.costs[turn] for turn in sequences[each]) for each in (0, candidate))
-        return first / len(sequences[0]) / (other / len(sequences[candidate]))
+        return self._step_cost(sequences[0]) / self._step_cost(sequences[candidate])
+
+    def _step_cost(self, sequence: tuple[int, ...]) -> float:
+        """The mean cost of a step of a sequence that repeats, what its switches cost included."""
+        assert self.costs is not None
+        begins = self.switch_costs or (0.0,) * len(self.costs)
+        before = (sequence[-1], *sequence)
+        costs = [
+            self.costs[turn] + (begins[turn] if turn != last else 0)
+            for last, turn in zip(before, sequence, strict=False)
+        ]
+        return fsum(costs) / len(costs)
 
     def _next(self, state: TrialState) -> TrialState:
         """The next candidate's turn to be tried; the incumbent's comes last, and it trains on from there."""
@@ -201,7 +228,8 @@ class Trial:
         if state.candidate == state.incumbent:
             return state._replace(pending=state.incumbent, done=0)
         later = [index for index in self._challengers(state) if index > state.candidate]
-        return state._replace(pending=state.candidate, candidate=(*later, state.incumbent)[0], done=0, returns=1)
+        following = (*later, state.incumbent)[0]
+        return state._replace(pending=state.candidate, candidate=following, done=0, returns=TO_START)
 
     def _take_in(self, state: TrialState, facts: Facts) -> TrialState:
         """Keep what was measured of the candidate tried last; one of which too little is known is out."""
@@ -222,14 +250,14 @@ class Trial:
         }
         best = max(scores, key=scores.__getitem__)
         if len(scores) == 1 and scores[best] > self.z:
-            won = state._replace(incumbent=best, candidate=best, done=0, returns=1)
+            won = state._replace(incumbent=best, candidate=best, done=0, returns=TO_KEPT)
             return self._over(won), Reason.TRIED_BETTER, scores[best], self.z
         left = sorted((each for each in scores if scores[each] > -self.z), key=scores.__getitem__, reverse=True)
         left = left[: len(scores) - len(scores) // 2]
         if len(scores) == 1 or not left:
             return self._over(state), Reason.TRIED_NO_BETTER, scores[best], self.z
         alive = tuple(int(index in left or index == state.incumbent) for index in range(len(state.alive)))
-        state = state._replace(rung=state.rung + 1, alive=alive, candidate=min(left), done=0, returns=1)
+        state = state._replace(rung=state.rung + 1, alive=alive, candidate=min(left), done=0, returns=TO_START)
         return state, Reason.HALVED, scores[best], -self.z
 
     def _over(self, state: TrialState) -> TrialState:
@@ -240,6 +268,15 @@ class Trial:
 
     def _values(self, state: TrialState, candidate: int) -> tuple[float, ...]:
         return state.values[candidate * self.groups : (candidate + 1) * self.groups]
+
+
+def unmeasured_trial(step: int) -> str:
+    """The warning of a trial that compared nothing."""
+    return (
+        f"a Trial rule decides by the held-out losses that Trials measures, but the trial that ended with step {step:,}"
+        " lacks them, so that nothing was compared (reported once): build alternator.Trials(alternator, ...), which "
+        "also undoes what was tried, and call its before_step() before each training step"
+    )
 
 
 def _with(values: tuple[Any, ...], start: int, new: Sequence[Any]) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """UR4Rec: SASRec and a retriever of texts, on MovieLens-100K and where one of them learns faster.
 
-These are the studies of `benchmarks/studies`, as they stand: an arm that a study has is read from its committed runs, and
-another one is trained as the study trains its own, at the same charged cost.
+These are the studies of `benchmarks/studies`, as they stand: an arm that a study has is read from its committed runs,
+and another one is trained as the study trains its own, at the same charged cost.
 """
 
 import json

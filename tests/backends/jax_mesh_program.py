@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 import ur4rec_jax.trainer
-from alternator import Cycle, Patience, Payoff
+from alternator import Cycle, Patience, Payoff, Trial
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import EvaluationBatches, TrainBatches
 from ur4rec.training.slices import MIN_MEMORY
@@ -39,6 +39,10 @@ CASES: dict[str, dict[str, Any]] = {
     "payoffs, weighted fusion": {
         **{"joint_loss": "separate", "sasrec_loss": "bpr", "fusion": "weighted"},
         **{"rule": Payoff(costs=(1.0, 0.6, 0.5), groups=3), "probe": next(iter(TARGETS))},
+    },
+    "trials": {
+        **{"rule": Trial(candidates=((0,), (1, 2, 2)), steps=3, hold=3, groups=3), "probe": next(iter(TARGETS))},
+        **{"use_memory_bank": True, "memory_bank_size": 16},
     },
 }
 

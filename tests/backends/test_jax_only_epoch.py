@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alternator import Cycle, Patience, Payoff, Plateau
+from alternator import Cycle, Patience, Payoff, Plateau, Trial
 from tests.backends.harness import bits, equal, schedule, updates
 from tests.backends.jax_harness import leaves, without_targets
 from ur4rec.errors import ConfigurationError, NonFiniteError
@@ -113,7 +113,7 @@ def test_steps_of_an_epoch_have_inputs_of_one_shape_and_their_own_numbers(loader
         assert inputs_S.learning_rates["sasrec"].tolist() == [rate["sasrec"] for rate in rates]
 
 
-def test_a_whole_epoch_on_the_device_cannot_measure(make_trainer, targets):
-    rule = Payoff(costs=(1.0, 0.6, 0.5), groups=4)
+@pytest.mark.parametrize("rule", [Payoff(costs=(1.0, 0.6, 0.5), groups=4), Trial(groups=4)])
+def test_a_whole_epoch_on_the_device_cannot_measure(make_trainer, targets, rule):
     with pytest.raises(ConfigurationError, match="needs the host"):
         make_trainer(rule=rule, probe=next(iter(targets)), on_device=True)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.backends.harness import snapshot, train
+from tests.backends.harness import equal, snapshot, train
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.checkpoint import load_checkpoint
 from ur4rec.training.shapes import CACHED, ENCODED_TEXTS
@@ -132,3 +132,18 @@ def test_a_stale_cache_is_saved_as_it_is_and_not_the_one_to_score_with(make_enco
     loaded.load_checkpoint(tmp_path / "saved")
     np.testing.assert_array_equal(cached(loaded), saved.moments[CACHE])
     np.testing.assert_array_equal(jax.device_get(loaded.model.text_encoder.vectors[...]), saved.weights[ENCODED_TEXTS])
+
+
+def test_what_is_undone_is_the_cache_too(make_encoder_trainer, batch_stream):
+    """From a cache that is older than the weights, over its refresh, and back."""
+    trainer = make_encoder_trainer("sequence:(('text_encoder', 2), ('retriever', 100))")
+    train(trainer, batch_stream(0, 2))
+    before, state = snapshot(trainer), trainer._take_state()
+    train(trainer, batch_stream(2, 1))
+    after = snapshot(trainer)
+    assert CACHE in before
+    assert CACHE not in after
+    for _ in range(2):  # it may be undone again
+        trainer._set_state(state)
+        assert equal(snapshot(trainer), before)
+        train(trainer, batch_stream(2, 1))

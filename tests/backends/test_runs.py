@@ -38,7 +38,6 @@ def make_run(backend):
         config = RunConfig(
             dataset="synthetic",
             backend=backend.name,
-            schedule="2:1",
             device="cpu",
             batch_size=16,
             checkpoint_every=3,
@@ -46,7 +45,7 @@ def make_run(backend):
                 **{"max_seq_len": 5, "sasrec_hidden_dim": 8, "sasrec_num_heads": 1, "sasrec_num_blocks": 1},
                 **{"text_embedding_dim": 8, "retriever_output_dim": 8, "retriever_num_queries": 2},
             },
-            **{"epochs": {"pretrain_sasrec": 4, "joint_finetune": 3}, "eval_users": 30, **settings},
+            **{"schedule": "2:1", "epochs": {"pretrain_sasrec": 4, "joint_finetune": 3}, "eval_users": 30, **settings},
         )
         model = config.model_config(split.num_items)
         train = TrainBatches(split.train, split.num_items, max_seq_len=5, batch_size=16, seed=0)
@@ -196,3 +195,26 @@ def test_a_checkpoint_from_before_sampled_losses_has_the_full_one(make_run, tmp_
     save_checkpoint(tmp_path / "earlier", saved._replace(state={**saved.state, "trainer": earlier}))
     run.trainer.load_checkpoint(tmp_path / "earlier")
     check_settings(tmp_path / "earlier", run.prepared.model, TrainerConfig())
+
+
+def test_a_run_stopped_in_the_middle_of_a_trial_ends_as_one_that_was_not(make_run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="ur4rec")
+    settings = {"epochs": {"pretrain_sasrec": 1, "joint_finetune": 6}, "schedule": "trial,steps=2,hold=2,groups=4"}
+    whole = make_run(tmp_path / "whole", **settings)
+    whole.train()
+    tried = whole.trials.records
+    assert [(each.first, each.step, each.candidate, each.outcome) for each in tried[:2]] == [
+        (7, 9, "8 sasrec + retriever", "undone"),  # four steps of pretraining and two of both come before
+        (10, 12, "sasrec + 8 retriever", "undone"),
+    ]
+    assert any("steps 7 to 9 on trial (8 sasrec + retriever): held-out" in line for line in caplog.messages)
+    kept = (tmp_path / "whole" / "trials.csv").read_bytes()
+    for step in (8, 20):
+        run = make_run(tmp_path / f"stopped-{step}", **settings)
+        with pytest.raises(Stopped):
+            run.train(stop=lambda run=run, step=step: run.trainer.step >= step)
+        again = make_run(tmp_path / f"stopped-{step}", **settings)
+        again.resume()
+        again.train()
+        assert outcome(again) == outcome(whole)
+        assert (tmp_path / f"stopped-{step}" / "trials.csv").read_bytes() == kept

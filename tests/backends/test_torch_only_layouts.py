@@ -21,7 +21,11 @@ LAYOUTS = {
     "data=4, shard": {"shard": True},
 }
 """Of four processes."""
-SHOWN = {"data=2,items=2": [*CASES], "data=2,items=2, shard": ["sampled", "payoff"], "items=2": ["fused", "payoff"]}
+SHOWN = {
+    "data=2,items=2": [*CASES],
+    "data=2,items=2, shard": ["sampled", "payoff", "trial"],
+    "items=2": ["fused", "payoff"],
+}
 """The cases of a layout; the others have one."""
 PAIRS = {"items=2": {"mesh": "items=2"}, "data=2, shard": {"shard": True}}
 """Of two."""
@@ -57,7 +61,7 @@ def arrays_of(folder):
     return {name: each for path in sorted(folder.glob("*.safetensors")) for name, each in load_file(path).items()}
 
 
-@pytest.mark.parametrize("name", ["fused", "sampled"])
+@pytest.mark.parametrize("name", ["fused", "sampled", "trial"])
 def test_a_checkpoint_is_that_of_one_process_and_is_resumed_in_any_layout(name, two, four, one, tmp_path):
     """Loaded and saved again in another layout, it has the same bits."""
     layout = LAYOUTS["data=2,items=2, shard"]

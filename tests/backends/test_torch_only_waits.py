@@ -150,8 +150,8 @@ def test_a_payoff_rule_reads_when_it_measures_alone(make, backend, split, batch_
     probe = EvaluationBatches(split.validation, split.num_items, max_seq_len=8, batch_size=60).batch(0)
     trainer = make(rule=Payoff(min_steps=3, costs=(2.0, 1.0, 1.0)), probe=probe)
     backend.act_like_an_accelerator(trainer)
-    measured, fuse = [], trainer._payoffs._held_out._scores.fuse
-    monkeypatch.setattr(trainer._payoffs._held_out._scores, "fuse", lambda *given: measured.append(1) or fuse(*given))
+    measured, fuse = [], trainer._measuring._held_out._scores.fuse
+    monkeypatch.setattr(trainer._measuring._held_out._scores, "fuse", lambda *given: measured.append(1) or fuse(*given))
     with Waits(monkeypatch) as waits:
         for batch in batch_stream(0, 7):
             trainer.train_step(batch)

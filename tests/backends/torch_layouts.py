@@ -3,7 +3,7 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.backends.torch_processes import PAYOFF, SAMPLED, STRATEGIES, Run, processes_of, spoil
+from tests.backends.torch_processes import PAYOFF, SAMPLED, STRATEGIES, TRIAL, Run, processes_of, spoil
 from ur4rec.config import SCORERS
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.runs.ranking import Ranking
@@ -15,6 +15,7 @@ CASES = {
     "strategies": WITHOUT_LOGITS,
     "sampled": {**STRATEGIES, **SAMPLED},
     "payoff": {"rule": PAYOFF, "probe": True, "sasrec_lr": 0.03, "fusion": "weighted"},
+    "trial": {"rule": TRIAL, "probe": True, "sasrec_lr": 0.03, **WITHOUT_LOGITS},
     "separate": {"joint_loss": "separate", "clip_norm": 0.1},
 }
 """Settings by name; under another seed, rounding may put a unit on the other side of its ReLU's edge."""

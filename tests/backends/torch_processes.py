@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch.distributed as dist
 
-from alternator import Payoff
+from alternator import Payoff, Trial
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import Batch, EvaluationBatches, TrainBatches
 from ur4rec.errors import ProcessesError
@@ -20,6 +20,7 @@ from ur4rec_torch import JointTrainer, UR4Rec
 from ur4rec_torch.processes import TorchProcesses
 
 PAYOFF = Payoff(costs=(1.0, 0.6, 0.5), min_steps=2, groups=4, confidence=0.55, retry_after=3, max_retry_after=4)
+TRIAL = Trial(candidates=((0,), (1, 2, 2), (2,)), costs=(1.0, 0.6, 0.5), steps=3, hold=3, groups=4)
 STRATEGIES = {
     "use_memory_bank": True,
     "memory_bank_size": 24,
@@ -32,6 +33,7 @@ CASES = {
     "fused": {"warmup": 0.0},
     "separate": {"joint_loss": "separate", "sasrec_loss": "bce", "clip_norm": 0.1},
     "payoff": {"rule": PAYOFF, "probe": True, "sasrec_lr": 0.03},
+    "trial": {"rule": TRIAL, "probe": True, "sasrec_lr": 0.03, **STRATEGIES},
     "strategies": STRATEGIES,
     "sampled": {**STRATEGIES, **SAMPLED},
 }

@@ -249,6 +249,29 @@ def resume(build: Build) -> None:
 
 
 @case
+def rollback(build: Build) -> None:
+    """What was tried and rolled back leaves no trace, to the bit, and training continues as if it had never been."""
+    setup = Setup(rule=Cycle((2, 3)), always=True, clip_norm=0.5)
+    harness, whole = build(setup), build(setup)
+    for step in range(5):  # a whole cycle, so that the schedule of both is at the same place
+        for each in (harness, whole):
+            each.step(make_batch(setup, step))
+    before, kept = snapshot_bits(harness), harness.take()
+    for trial in (100, 200):  # it may be used again
+        for step in range(5):
+            harness.step(make_batch(setup, trial + step))
+        tried = snapshot_bits(harness)
+        stayed = [(name, key) for name in before for key in before[name] if tried[name][key] == before[name][key]]
+        assert not stayed, f"{stayed} cannot be seen to come back"
+        harness.rollback(kept)
+        assert snapshot_bits(harness) == before
+    for step in range(5, 12):
+        for each in (harness, whole):
+            each.step(make_batch(setup, step))
+    assert snapshot_bits(harness) == snapshot_bits(whole)
+
+
+@case
 def unknown_names(build: Build) -> None:
     """The name of no module raises the core's error, word for word, and changes nothing."""
     setup = Setup()

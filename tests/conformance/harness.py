@@ -66,6 +66,14 @@ class Harness(Protocol):
         """Resume where another run of the same setup was saved."""
         ...
 
+    def take(self) -> Any:
+        """A snapshot of all that training changes, in memory, as the adapter takes it; the schedule is not part."""
+        ...
+
+    def rollback(self, kept: Any) -> None:
+        """Go back to what `take` returned in this run; it may be used again."""
+        ...
+
     def num_traces(self) -> int | None:
         """How often training steps of this setup were traced or compiled; None if the backend never does so."""
         ...

@@ -98,3 +98,13 @@ class NnxHarness(StaticHarness):
     """`active` static, one compilation per turn; the core decides on the host. See `harness.Harness`."""
 
     program_type = NnxProgram
+    program: NnxProgram
+
+    def take(self) -> Any:
+        model, optimizer = nnx.merge(self.program.graphdef, self.training)
+        return optimizer.snapshot(model)
+
+    def rollback(self, kept: Any) -> None:
+        model, optimizer = nnx.merge(self.program.graphdef, self.training)
+        optimizer.rollback(model, kept)
+        self.training = nnx.state((model, optimizer))

@@ -184,6 +184,12 @@ class JaxHarness:
     def computed(self) -> set[str]:
         return set(self.seen)
 
+    def take(self) -> Any:
+        return jax.tree.map(jnp.copy, self.training)
+
+    def rollback(self, kept: Any) -> None:
+        self.training = jax.tree.map(jnp.copy, kept)
+
     def own_losses(self, batch: Batch) -> dict[str, float]:
         own_N, _ = self.program.infer(self.training, batch)
         return dict(zip(self.setup.modules, own_N.tolist(), strict=True))

@@ -164,6 +164,13 @@ class SetToZero(StaticHarness):
         return decision
 
 
+class KeepsParametersAlone(StaticHarness):
+    """A snapshot of the parameters alone: moments, counts and statistics stay as the trial left them."""
+
+    def rollback(self, kept: Any) -> None:
+        self.training = (jax.tree.map(jnp.copy, kept[0]), *self.training[1:])
+
+
 def harness_of(kind: type[Program]) -> type[StaticHarness]:
     return type(kind.__name__, (StaticHarness,), {"program_type": kind, "__doc__": kind.__doc__})
 
@@ -180,5 +187,6 @@ MUTANTS: dict[type[StaticHarness], set[str]] = {
     harness_of(TrainingMode): {"frozen_buffers", "frozen_batch_mode", "continuation"},
     harness_of(RunningStatistics): {"frozen_batch_mode"},
     SetToZero: {"continuation", "equal_curves"},
+    KeepsParametersAlone: {"rollback"},
 }
 """Per mutant the cases that are there to kill it; others may as well."""

@@ -190,5 +190,11 @@ class ReferenceHarness:
         self.alternator.load_state_dict(state)
         self.pending, self.weights, self.mix_N, self.optimizer = copy.deepcopy(held)
 
+    def take(self) -> Any:
+        return copy.deepcopy((self.weights, self.mix_N, self.optimizer))
+
+    def rollback(self, kept: Any) -> None:
+        self.weights, self.mix_N, self.optimizer = copy.deepcopy(kept)
+
     def num_traces(self) -> int | None:
         return None

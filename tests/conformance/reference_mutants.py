@@ -126,6 +126,37 @@ class ForgetsPending(ReferenceHarness):
         self.pending.clear()
 
 
+class KeepsReferences(ReferenceHarness):
+    """A snapshot shares its arrays' containers with what trains on."""
+
+    def take(self) -> Any:
+        return self.weights, self.mix_N, self.optimizer
+
+
+class KeepsWeightsAlone(ReferenceHarness):
+    """A snapshot is of weights alone: the optimizer's state stays as the trial left it."""
+
+    def rollback(self, kept: Any) -> None:
+        super().rollback((*kept[:2], self.optimizer))
+
+
+class KeepsNoMeans(ReferenceHarness):
+    """A snapshot leaves out normalisation statistics."""
+
+    def rollback(self, kept: Any) -> None:
+        means = {name: module["mean"] for name, module in self.weights.items()}
+        super().rollback(kept)
+        for name, module in self.weights.items():
+            module["mean"] = means[name]
+
+
+class RollsBackOnce(ReferenceHarness):
+    """A rollback hands over the snapshot itself, on which training writes: it can be used once."""
+
+    def rollback(self, kept: Any) -> None:
+        self.weights, self.mix_N, self.optimizer = kept
+
+
 class OffByOne(ReferenceHarness):
     """Tenures are one step too long."""
 
@@ -293,6 +324,10 @@ MUTANTS: dict[type[ReferenceHarness], set[str]] = {
     ForgetsSchedule: {"resume"},
     ForgetsOptimizer: {"resume"},
     ForgetsPending: {"resume"},
+    KeepsReferences: {"rollback"},
+    KeepsWeightsAlone: {"rollback"},
+    KeepsNoMeans: {"rollback"},
+    RollsBackOnce: {"rollback"},
     OffByOne: {"golden_decisions", "every_rule", "parity", "turns"},
     LagOffByOne: {"golden_decisions", "golden_events", "every_rule"},
     SwitchesAtThreshold: {"golden_decisions"},

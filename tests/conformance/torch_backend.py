@@ -178,6 +178,12 @@ class TorchHarness:
         self.model.load_state_dict(model)
         self.alternating.load_state_dict(alternating)
 
+    def take(self) -> Any:
+        return self.alternating.snapshot()
+
+    def rollback(self, kept: Any) -> None:
+        self.alternating.rollback(kept)
+
     def num_traces(self) -> int | None:
         return len(self.graphs)
 

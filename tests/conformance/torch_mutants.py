@@ -1,5 +1,6 @@
 """The naive ways to freeze in PyTorch, of `naive_torch`, under the harness of the backend; and one flaw of its own."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -53,6 +54,45 @@ class RunningStatistics(TorchHarness):
         super().__init__(replace(setup, frozen_mode="inference"))
 
 
+class KeepsReferences(TorchHarness):
+    """A snapshot of state dicts as they are, which share their memory with what trains on."""
+
+    def copied(self, state: Any) -> Any:
+        return state
+
+    def take(self) -> Any:
+        held = [self.model, *self.optimizers.values(), *self.schedulers.values()]
+        return self.copied([each.state_dict() for each in held])
+
+    def rollback(self, kept: Any) -> None:
+        held = [self.model, *self.optimizers.values(), *self.schedulers.values()]
+        for each, state in zip(held, copy.deepcopy(kept), strict=True):
+            each.load_state_dict(state)
+        self.alternating.apply()
+
+
+class KeepsWeightsAlone(KeepsReferences):
+    """A snapshot of the model alone: moments, step counts and learning rates stay as the trial left them."""
+
+    def copied(self, state: Any) -> Any:
+        return copy.deepcopy(state[:1])
+
+    def rollback(self, kept: Any) -> None:
+        self.model.load_state_dict(kept[0])
+        self.alternating.apply()
+
+
+class KeepsParametersAlone(TorchHarness):
+    """A snapshot of parameters and optimizers: buffers stay as the trial left them."""
+
+    def rollback(self, kept: Any) -> None:
+        buffers = copy.deepcopy(dict(self.model.named_buffers()))
+        super().rollback(kept)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+        self.alternating.apply()
+
+
 def harness_of(naive: type[HandWritten]) -> type[NaiveHarness]:
     return type(naive.__name__, (NaiveHarness,), {"naive": naive, "__doc__": naive.__doc__})
 
@@ -71,5 +111,10 @@ _CASES = {
 MUTANTS: dict[type[TorchHarness], set[str]] = {
     harness_of(naive): {_CASES[clause] for clause in clauses} | ({_BATCH} if naive in naive_torch.BY_BATCH else set())
     for naive, clauses in naive_torch.BREAKS.items()
-} | {RunningStatistics: {_BATCH}}
+} | {
+    RunningStatistics: {_BATCH},
+    KeepsReferences: {"rollback"},
+    KeepsWeightsAlone: {"rollback"},
+    KeepsParametersAlone: {"rollback"},
+}
 """Per mutant the cases that are there to kill it; others may as well."""

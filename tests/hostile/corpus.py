@@ -534,6 +534,12 @@ PAGE = [
     Case("page", "steps as bytes", whole("run/decisions.csv", b"\xff\0" * 20)),
     Case("page", "steps without a column", replaced("run/decisions.csv", b"reason", b"because")),
     Case("page", "payoffs as bytes", whole("run/payoffs.csv", b"\xff\0" * 20)),
+    Case("page", "trials as bytes", whole("run/trials.csv", b"\xff\0" * 20)),
+    Case(
+        "page",
+        "a trial of no known outcome",
+        whole("run/trials.csv", b"step,first,candidate,loss,outcome\n2,1,a,1,b\n"),
+    ),
 ]
 HEADER = b"user,item,timestamp\n"
 DATA = [

@@ -315,7 +315,7 @@ def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
     sampled = (num_validated, num_targets) if num_validated < num_targets else None
     say_table(results_table(results, run.prepared.split.test.is_repeated, sampled))
     say(explain_epochs(run.plan, run.epochs, run.results))
-    say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records))
+    say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records, run.trials.records))
     path = run.directory.path
     say(f"Everything is in {path}: look at {path / 'schedule.png'}")
     say(f"{COMPARISON_ADVICE}:")

@@ -103,7 +103,7 @@ class ArmRun:
         self.study = study
         self.key = key
         schedule = key.arm if original is None else schedule_string(key.arm, turns=original["turns"], seed=key.seed)
-        self.schedule = with_costs(schedule, costs.later)
+        self.schedule = with_costs(schedule, costs.later, costs.first, refresh=costs.refresh)
         self.prepared = prepare_study(study, key.seed, data_dir)
         self.ledger = Ledger(study.updates, costs, key.basis)
         self.records: list[StepRecord] = []

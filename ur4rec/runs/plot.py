@@ -80,6 +80,11 @@ KINDS = (
         "patience",
         frozenset({Reason.WAITING, Reason.OUT_OF_PATIENCE, Reason.RISING_OUT_OF_PATIENCE}),
     ),
+    Kind(
+        "better by\nstandard errors",
+        "confidence",
+        frozenset({Reason.HALVED, Reason.TRIED_BETTER, Reason.TRIED_NO_BETTER}),
+    ),
 )
 """`Payoff` has its measurements. Reasons that only count steps or losses (min_steps, few_losses, ...) say nothing."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alternator import Trial
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
 from ur4rec.data.columns import take_strings
@@ -22,6 +23,7 @@ from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import popularity_ranks
 from ur4rec.evaluation.results import CRITERION, K_LIST, METRICS, Result, build_result, summarise_kinds
 from ur4rec.files import check_form
+from ur4rec.runs.attempts import read_attempts, write_attempts
 from ur4rec.runs.config import RunConfig, read_config, text_encoder_sizes
 from ur4rec.runs.directory import AppendedLog, RunDirectory
 from ur4rec.runs.event_log import EventLog
@@ -32,6 +34,7 @@ from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolu
 from ur4rec.runs.progress import Heartbeat, describe_epoch, describe_place
 from ur4rec.runs.ranking import Ranking, Ranks
 from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
+from ur4rec.schedule.trial_probe import Attempt, describe_attempt
 from ur4rec.text.tokens import ItemTokens
 from ur4rec.training.backend import load_backend, load_scorer
 from ur4rec.training.checkpoint import check_same, check_settings
@@ -134,6 +137,7 @@ class TrainingRun:
         self.results: dict[str, Result] = {}
         self._seconds = 0.0
         self._saved_step = 0
+        self._num_attempts = 0
         self.events: EventLog | None = None
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
@@ -305,12 +309,18 @@ class TrainingRun:
         return AppendedLog(self.directory.path / "payoffs.csv", write_measurements, read_measurements)
 
     @cached_property
+    def trials(self) -> AppendedLog[Attempt]:
+        """What a `Trial` schedule has tried and undone; empty for every other one."""
+        return AppendedLog(self.directory.path / "trials.csv", write_attempts, read_attempts)
+
+    @cached_property
     def _watch(self) -> PayoffWatch:
         return PayoffWatch()
 
     @property
     def _logs(self) -> tuple[AppendedLog[Any], ...]:
-        return self.decisions, self.payoffs
+        tries = isinstance(self._schedule.rule, Trial)
+        return (self.decisions, self.payoffs, self.trials) if tries else (self.decisions, self.payoffs)
 
     @property
     def _epoch_steps(self) -> int:
@@ -359,10 +369,12 @@ class TrainingRun:
         num_steps = self.config.epochs[stage] * len(self.prepared.train)
         joint = stage == "joint_finetune" and self._schedule.rule is None
         self.trainer.set_training_stage("end_to_end" if joint else stage, num_steps=num_steps)
+        self._num_attempts = 0
 
     def _after_step(self, epoch: int, started: float) -> bool:
         """Keep what was measured, and save if it is time; at the end of the epoch the validation comes first."""
         self.payoffs.records += self._watch.after_step(self.trainer.alternator, self.trainer.step)
+        self._keep_attempts()
         every = self.config.checkpoint_every
         due = every > 0 and self.trainer.step - self._saved_step >= every
         if due and self._epoch_steps < len(self.prepared.train):
@@ -371,6 +383,16 @@ class TrainingRun:
         if self.processes.count > 1 and self.trainer.step % STOP_EVERY:
             return False
         return self._stop()
+
+    def _keep_attempts(self) -> None:
+        """Take over what has been tried since the last step, in steps of the run."""
+        fresh = self.trainer.attempts[self._num_attempts :]
+        earlier = self.trainer.step - self.trainer.stage_step
+        for each in fresh:
+            attempt = each._replace(step=each.step + earlier, first=each.first + earlier)
+            self.trials.records.append(attempt)
+            logger.info(describe_attempt(attempt))
+        self._num_attempts += len(fresh)
 
     def _save_within(self, epoch: int, started: float) -> None:
         if self.trainer.step == self._saved_step:

@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from alternator import Payoff
+from alternator import Payoff, Reason, Trial
 from alternator.reasons import label
 from alternator.recordings.log import StepRecord
+from ur4rec.runs.attempts import count_undone
 from ur4rec.runs.measurements import Measurement
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import ALL, BOTH, TEXT_ENCODER
+from ur4rec.schedule.trial_probe import WINS, Attempt
 
 NAMES = {
     "sasrec": "SASRec",
@@ -23,13 +25,19 @@ NAMES = {
 _STAGE = "joint_finetune"
 
 
-def explain_decisions(schedule: str, records: Sequence[StepRecord], measurements: Sequence[Measurement]) -> str:
+def explain_decisions(
+    schedule: str,
+    records: Sequence[StepRecord],
+    measurements: Sequence[Measurement],
+    attempts: Sequence[Attempt] = (),
+) -> str:
     """Who trained in how many joint steps, and why.
 
     Args:
         schedule: The schedule of the run; see `ur4rec.schedule.alternators`.
         records: The decision log.
         measurements: What a `Payoff` schedule has measured; empty for every other one.
+        attempts: What a `Trial` schedule has tried; empty for every other one.
 
     Example:
         >>> hold = StepRecord(1, "joint_finetune", "sasrec", "sasrec", "changing", 0.02, 0.01, {})
@@ -42,7 +50,10 @@ def explain_decisions(schedule: str, records: Sequence[StepRecord], measurements
     joint = [record for record in records if record.stage == _STAGE]
     if not joint or rule is None:
         return f"Schedule {schedule} decided nothing: no step of the run chose who trains."
-    why = _explain_payoffs(rule, joint, measurements) if isinstance(rule, Payoff) else _explain_switches(joint)
+    if isinstance(rule, Payoff):
+        why = _explain_payoffs(rule, joint, measurements)
+    else:
+        why = _explain_trials(joint, attempts) if isinstance(rule, Trial) else _explain_switches(joint)
     return f"{type(rule).__name__} trained {_describe_shares(joint)}, with {_count_switches(joint)}. {why}"
 
 
@@ -68,6 +79,17 @@ def _explain_switches(joint: Sequence[StepRecord]) -> str:
         return f"{stay[0].upper()}{stay[1:]}."
     because = ", ".join(f"{label(reason)} ({count})" for reason, count in switches)
     return f"It switched because: {because}{'; ' if stay else ''}{stay}."
+
+
+def _explain_trials(joint: Sequence[StepRecord], attempts: Sequence[Attempt]) -> str:
+    num_trials = sum(record.reason in (Reason.TRIED_BETTER, Reason.TRIED_NO_BETTER) for record in joint)
+    on_trial = sum(record.reason not in (Reason.UNTIL_TRIAL, Reason.UNMEASURED) for record in joint)
+    winners = [attempt.candidate for attempt in attempts if attempt.outcome == WINS]
+    found = f"better was: {', then '.join(winners)}" if winners else "nothing was better than what it had begun with"
+    return (
+        f"{num_trials} trial{'' if num_trials == 1 else 's'} came to an end; {on_trial} steps were on trial, and "
+        f"{count_undone(attempts)} of them undone; {found}."
+    )
 
 
 def _explain_payoffs(rule: Payoff, joint: Sequence[StepRecord], measurements: Sequence[Measurement]) -> str:

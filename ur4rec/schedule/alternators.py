@@ -3,17 +3,17 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from alternator import Alternator, Cycle, Facts, Payoff, Plateau, Reason, Rule, Verdict
+from alternator import Alternator, Cycle, Facts, Payoff, Plateau, Reason, Rule, Trial, Verdict
 from alternator.checks import cut, set_fields, to_integer
 from alternator.errors import quoted
 from alternator.rules.named import RULES, parse_value, rule_from_settings
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError
-from ur4rec.schedule.stages import ALL, BOTH, MODULES, TURNS, Stage, turns_of
+from ur4rec.schedule.stages import ALL, BOTH, MODULES, TEXT_ENCODER, TURNS, Stage, turns_of
 
 
 class TurnSequenceState(NamedTuple):
@@ -111,15 +111,21 @@ CHOICES = (AUTO, "adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, L
 RARE = 7
 """Steps without the text encoder for each one with it, under ``auto``."""
 STEP_COSTS = (1.0, 0.65, 0.7)
-"""The default costs of `payoff`, for a step of both modules, of SASRec and of the retriever: the demo's model on a
-CPU. `ur4rec compare` uses costs measured in its study."""
+"""The default costs of `payoff` and `trial`, for a step of both modules, of SASRec and of the retriever: the demo's
+model on a CPU. `ur4rec compare` uses costs measured in its study."""
+_ENCODER_COST = 3.2
+"""What training the text encoder adds to a step, in the same unit: two layers of width 64 on MovieLens-100K."""
+_SHARE = 8
+"""Steps of one module for one of the other in the candidates of `trial`."""
+TRIAL_SETTINGS = {"steps": 10, "hold": 60}
+"""The defaults of `trial`: a stage of some hundred steps can pay for its first trial, which takes 30 to 70 of them."""
 
 SCHEDULE_HELP = (
     "auto (payoff, or joint where there is nothing to measure payoffs on; with a text encoder, which trains in every "
     "8th step, a sequence), adaptive (the original rule with its "
     "defaults), parity (even steps SASRec, odd steps the retriever), "
     "joint (all train in every step), A:B (A steps of SASRec, then B of the retriever; A:B:C with a text encoder), "
-    "or a rule with its settings: payoff, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' "
+    "or a rule with its settings: payoff, trial, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' "
     "('alternator rules' lists them), or by hand "
     "\"sequence:(('both', 25), ('sasrec', 75))\""
 )
@@ -137,7 +143,7 @@ class Schedule:
     @property
     def measures(self) -> bool:
         """Whether it needs held-out targets to measure on."""
-        return isinstance(self.rule, Payoff)
+        return isinstance(self.rule, Payoff | Trial)
 
 
 def resolve_schedule(text: str, *, fusion: str, num_targets: int, refresh: float | None = None) -> str:
@@ -197,10 +203,64 @@ def parse_schedule(text: str) -> Schedule:
         raise UnknownNameError("schedule", cut(name), CHOICES)
     if rule_name == "payoff" and not any(setting.startswith("costs") for setting in settings):
         settings = [f"costs={STEP_COSTS}", *settings]
+    if rule_name == "trial":
+        given = {setting.partition("=")[0].strip() for setting in settings}
+        settings += [f"{name}={value}" for name, value in TRIAL_SETTINGS.items() if name not in given]
     return Schedule(text, rule_from_settings(rule_name, settings))
 
 
-def what_payoffs_lack(rule: Payoff, fusion: str, num_targets: int) -> str:
+def complete_trial(rule: Trial, modules: Sequence[str]) -> Trial:
+    """A `Trial` with candidates and costs for these modules, where it has none of its own.
+
+    Each candidate costs steps, so there are three: both modules together, and each of them in eight steps of nine. In
+    trials as short as a run of some hundred steps can pay for, a module alone cannot be distinguished from one with
+    an eighth of the other, and the latter starves nobody. With a text encoder, whose steps are costly: both modules
+    beside it, it too in every eighth step, and all together.
+
+    Args:
+        rule: The rule.
+        modules: The modules of the model.
+
+    Example:
+        >>> rule = complete_trial(Trial(), MODULES)
+        >>> rule.candidates, rule.costs
+        (((0,), (1, 1, 1, 1, 1, 1, 1, 1, 2), (1, 2, 2, 2, 2, 2, 2, 2, 2)), (1.0, 0.65, 0.7))
+    """
+    turns = trial_turns(modules)
+    candidates, costs = rule.candidates, rule.costs
+    if candidates is None:
+        named = _CANDIDATES[len(modules) > len(MODULES)]
+        candidates = tuple(tuple(turns.index(turn) for turn in sequence) for sequence in named)
+    if costs is None:
+        costs = tuple(map(_default_cost, turns))
+    return replace(rule, candidates=candidates, costs=costs)
+
+
+def trial_turns(modules: Sequence[str]) -> tuple[str, ...]:
+    """The turns that a `Trial` chooses among; it begins with the first, which leaves a text encoder as it is.
+
+    Example:
+        >>> trial_turns(MODULES), len(trial_turns((*MODULES, TEXT_ENCODER)))
+        (('both', 'sasrec', 'retriever'), 7)
+    """
+    return (BOTH, *(turn for turn in turns_of(modules) if turn != BOTH))
+
+
+_CANDIDATES: tuple[tuple[tuple[str, ...], ...], ...] = (
+    ((BOTH,), ("sasrec",) * _SHARE + ("retriever",), ("sasrec",) + ("retriever",) * _SHARE),
+    ((BOTH,), (BOTH,) * (_SHARE - 1) + (ALL,), (ALL,)),
+)
+"""Of a model of two modules, and of one with a text encoder."""
+
+
+def _default_cost(turn: str) -> float:
+    """Of a step of a turn: what its modules cost without the text encoder, and what that adds."""
+    trained = [module for module in MODULES if module in TURNS[turn]]
+    plain = STEP_COSTS[0] if len(trained) > 1 else sum(STEP_COSTS[1 + MODULES.index(module)] for module in trained)
+    return plain + _ENCODER_COST * (TEXT_ENCODER in TURNS[turn])
+
+
+def what_payoffs_lack(rule: Payoff | Trial, fusion: str, num_targets: int) -> str:
     """What a rule lacks to measure payoffs, in words for a message; empty where nothing is missing.
 
     Args:
@@ -273,9 +333,9 @@ def build_alternator(
 ) -> Alternator:
     """The schedule of a stage: it holds the stage's turn, or alternates by a rule given, the original one or parity.
 
-    `Payoff` chooses among the turns both, sasrec and retriever, so it needs a model of these two modules; a rule with
-    an attribute ``turns`` among those; every other rule among the modules. A module that trains in none of them is a
-    turn of its own, which the rule never chooses.
+    `Payoff` chooses among the turns both, sasrec and retriever, so it needs a model of these two modules; `Trial` among
+    sequences of all turns, see `complete_trial`; a rule with an attribute ``turns`` among those; every other rule among
+    the modules. A module that trains in none of them is a turn of its own, which the rule never chooses.
 
     Example:
         >>> from ur4rec.schedule.stages import find_stage
@@ -301,6 +361,8 @@ def build_alternator(
         rule = Cycle(1)
     elif rule is None:
         rule = Plateau(threshold=config.adaptive_switch_threshold, min_steps=config.adaptive_min_steps)
+    if isinstance(rule, Trial):
+        return ModuleAlternator(trial_turns(modules), complete_trial(rule, modules))
     if isinstance(rule, Payoff) and len(modules) > len(MODULES):
         raise ConfigurationError(
             f"a Payoff rule needs a model of the modules {MODULES}, got {tuple(modules)}; take a fixed share such as "

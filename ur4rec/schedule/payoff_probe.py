@@ -10,9 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alternator import Alternator, Payoff, Payoffs
-from ur4rec.data.batches import EvaluationBatch
-from ur4rec.errors import ConfigurationError
-from ur4rec.schedule.alternators import what_payoffs_lack
 from ur4rec.schedule.stages import MODULES, TURNS, turns_of
 
 PREFIX = "payoff."
@@ -89,21 +86,21 @@ class PayoffProbe(Generic[SnapshotT]):
         }
         return {_POSITION: np.array(self._position, np.int32), **weights}
 
-    def load_state_dict(self, arrays: Mapping[str, ArrayLike]) -> None:
-        """Continue exactly where `state_dict` was taken; other arrays are left alone.
+    def load_state_dict(self, arrays: Mapping[str, ArrayLike], weights: Mapping[str, NDArray[Any]]) -> None:
+        """Continue exactly where `state_dict` was taken; other arrays, and the model's weights, are left alone.
 
         Of an earlier version's state, which has scores in place of weights, measuring starts again.
         """
         starts = {module: f"{PREFIX}{module}." for module in MODULES}
-        weights = {
+        own = {
             module: {
                 name.removeprefix(start): np.asarray(each) for name, each in arrays.items() if name.startswith(start)
             }
             for module, start in starts.items()
         }
-        if _POSITION not in arrays or not all(weights.values()):
+        if _POSITION not in arrays or not all(own.values()):
             return
-        before = {module: self._held_out.take(module, each) for module, each in weights.items()}
+        before = {module: self._held_out.take(module, each) for module, each in own.items()}
         self._payoffs = Payoffs(_TURNS, self._snapshot, self._losses, before)
         number, measured = np.asarray(arrays[_POSITION]).tolist()
         self._position = (number, measured)
@@ -115,25 +112,3 @@ class PayoffProbe(Generic[SnapshotT]):
     def _losses(self, snapshots: Mapping[str, SnapshotT]) -> list[float]:
         nll_B = self._held_out.losses(snapshots)
         return [float(group.mean()) for group in np.array_split(nll_B, self._rule.groups)]
-
-
-def build_probe(
-    alternator: Alternator, probe: EvaluationBatch | None, fusion: str, held_out: HeldOut[SnapshotT] | None
-) -> PayoffProbe[SnapshotT] | None:
-    """What measures the payoffs of a `Payoff` schedule; None for every other schedule.
-
-    Args:
-        alternator: The schedule.
-        probe: The held-out targets, if there are any.
-        fusion: How the scores are fused.
-        held_out: What is computed on them; None without them.
-
-    Raises:
-        ConfigurationError: It cannot be measured: no targets, fewer than groups, or a fusion without likelihoods.
-    """
-    if not isinstance(alternator.rule, Payoff):
-        return None
-    lack = what_payoffs_lack(alternator.rule, fusion, 0 if probe is None else probe.num_valid)
-    if lack or held_out is None:
-        raise ConfigurationError(f"a Payoff rule needs {lack}")
-    return PayoffProbe(alternator, held_out)

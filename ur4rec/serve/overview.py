@@ -10,6 +10,7 @@ from ur4rec.data import Interactions
 from ur4rec.errors import refuse_malformed
 from ur4rec.evaluation.results import METRICS
 from ur4rec.files import check_form
+from ur4rec.runs.attempts import read_attempts
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.measurements import read_measurements
@@ -27,6 +28,8 @@ def describe_run(directory: RunDirectory, interactions: Interactions) -> dict[st
     """
     config, path = read_config(directory), directory.path
     measurements = _read(path / "payoffs.csv", read_measurements)
+    attempts = _read(path / "trials.csv", read_attempts)
+    decisions = _read(path / "decisions.csv", read_log)
     with refuse_malformed(path / "metrics.json", "evaluate the run, or restore the file"):
         final = directory.read_json("metrics.json")["final"]
         check_form(final, _FINAL)
@@ -36,7 +39,7 @@ def describe_run(directory: RunDirectory, interactions: Interactions) -> dict[st
             f"{interactions.name}: {interactions.num_users:,} users, {interactions.num_items:,} items, "
             f"{len(interactions):,} interactions. Schedule {config.schedule}, {config.backend}, seed {config.seed}."
         ),
-        "decided": explain_decisions(config.schedule, _read(path / "decisions.csv", read_log), measurements),
+        "decided": explain_decisions(config.schedule, decisions, measurements, attempts),
         "results": [{**row, "name": printable(row["name"])} for row in final.values()],
         "has_plot": (path / "schedule.png").is_file(),
     }

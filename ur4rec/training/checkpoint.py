@@ -26,6 +26,7 @@ from alternator.checks import cut
 from ur4rec.config import AUTO, ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError, ConfigurationError, refuse_malformed
 from ur4rec.files import parse_object, write_directory, write_whole
+from ur4rec.schedule.trial_probe import SNAPSHOTS
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.text.tokens import check_tokens
 from ur4rec.training.shapes import (
@@ -47,6 +48,8 @@ USER_TEXTS = "retriever.user_text_vectors"
 """The weights that have a row per user, and a last one for a user without a text."""
 FROZEN = (ITEM_TEXTS, USER_TEXTS, ITEM_TOKENS)
 """What never changes in the course of a run."""
+WEIGHTS, MOMENTS = "weights.", "moments."
+"""In a snapshot of a `Trial` schedule, the names of weights and moments begin so; see `ur4rec.training.undo`."""
 _PARTS = ("sha256", "model", "trainer", "progress", "schedule", "metrics")
 """The objects in the state of a checkpoint."""
 
@@ -60,8 +63,8 @@ class Checkpoint(NamedTuple):
     """Parameters and buffers by their names in the model."""
     moments: Arrays
     """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``; and what the
-    strategies and the payoff probe keep, by the names of `ur4rec.training.components` and
-    `ur4rec.schedule.payoff_probe`."""
+    strategies and the probes keep, by the names of `ur4rec.training.components`, `ur4rec.schedule.payoff_probe` and
+    `ur4rec.schedule.trial_probe`."""
     state: dict[str, Any]
     """JSON values: configuration, counters, schedule."""
 
@@ -172,7 +175,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             raise CheckpointError(f"{path}: weights must be {expected.__name__}, got {weight.dtype} in {name!r}")
     shapes = ({name: array.shape for name, array in each.items()} for each in loaded[:2])
     _check_shapes(state, *shapes)
-    _check_finite(path, loaded.weights)
+    tried = {name: array for name, array in loaded.moments.items() if name.startswith(SNAPSHOTS)}
+    for arrays, file in ((loaded.weights, MODEL_FILE), (tried, OPTIMIZER_FILE)):
+        _check_finite(Path(path) / file, arrays)
     if ITEM_TOKENS in loaded.weights:
         model = saved_model(state)
         try:
@@ -261,16 +266,24 @@ def _read_texts(directory: Path, digest: object) -> Arrays:
 
 
 def _check_shapes(state: Mapping[str, Any], weights: Mapping[str, Shape], moments: Mapping[str, Shape]) -> None:
-    model = saved_model(state)
+    model, trainer = saved_model(state), _saved_trainer(state)
     check_weights(model, weights)
-    check_moments(model, _saved_trainer(state), weights, moments)
+    check_moments(model, trainer, weights, moments)
+    for start in SNAPSHOTS:
+        own = {name.removeprefix(start): shape for name, shape in moments.items() if name.startswith(start)}
+        if own:
+            tried = {name.removeprefix(WEIGHTS): shape for name, shape in own.items() if name.startswith(WEIGHTS)}
+            tried |= {name: shape for name, shape in weights.items() if name in FROZEN}
+            check_weights(model, tried)
+            kept = {name.removeprefix(MOMENTS): shape for name, shape in own.items() if name.startswith(MOMENTS)}
+            check_moments(model, trainer, tried, kept)
 
 
-def _check_finite(path: str | Path, weights: Arrays) -> None:
+def _check_finite(file: Path, weights: Arrays) -> None:
     for name, array in weights.items():
         if not (finite := np.isfinite(array)).all():
             raise CheckpointError(
-                f"weights must be finite, got {array[~finite][0]} in {name!r} of {Path(path) / MODEL_FILE} "
+                f"weights must be finite, got {array[~finite][0]} in {name!r} of {file} "
                 f"({np.sum(~finite)} of its {array.size} numbers are not); take another checkpoint, or train again "
                 "with a lower learning rate"
             )

@@ -6,7 +6,7 @@ Shapes: B rows, I items.
 import json
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import CheckpointError, refuse_malformed
 from ur4rec.files import hash_bytes
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
-from ur4rec.schedule.payoff_probe import build_probe
+from ur4rec.schedule.probes import Probe, build_probe
 from ur4rec.schedule.stages import (
     JOINT_STAGES,
     MODULES,
@@ -41,6 +41,7 @@ from ur4rec.schedule.stages import (
     learning_rates,
     modules_of,
 )
+from ur4rec.schedule.trial_probe import Attempt, TrialProbe
 from ur4rec.training.ahead import ahead
 from ur4rec.training.arrays import ArrayT, StepInputs, StepReport
 from ur4rec.training.backend import Adapter, Model, check_model
@@ -53,6 +54,7 @@ from ur4rec.training.sampling import Sampler
 from ur4rec.training.scorer import BaseScorer
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory, slice_width
 from ur4rec.training.step_log import LateStep, LateSteps, Reader
+from ur4rec.training.undo import Undo
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +77,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         device: ``auto`` is an accelerator where there is one.
         rule: Any switching rule for joint_finetune; by default the original one with the two ``adaptive_*`` numbers.
         progress: Whether to show a bar per epoch; None is only on a terminal. Of several processes, the first shows it.
-        probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth.
+        probe: Held-out targets on which a `Payoff` rule measures what each module's training is worth, or a `Trial`
+            what it has tried.
         on_step: Called with the record of each step, in order, a step late or at the end of the epoch.
         item_counts: How often each item is a target in the training data, `TrainBatches.item_counts`; needed, and read,
             for ``catalogue_loss="sampled"``, which ``auto`` chooses for a large catalogue only where they are given.
@@ -160,8 +163,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
     @property
     def num_probe_forwards(self) -> int:
-        """How often a module has scored the held-out targets of a `Payoff` rule in this stage."""
-        return 0 if self._payoffs is None else self._payoffs.num_forwards
+        """How often a module has scored the held-out targets of a `Payoff` or `Trial` rule in this stage."""
+        return 0 if self._measuring is None else self._measuring.num_forwards
 
     def set_training_stage(
         self, stage: str, num_steps: int | None = None, *, position: Callable[[], float] | None = None
@@ -183,11 +186,11 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             check_integer("num_steps", num_steps, 1)
         alternator = build_alternator(found, self.config, self._rule, self.modules)
         self._check_stage(alternator, position)
-        payoffs = build_probe(alternator, self._probe, self._model_config.fusion, self._held_out())
+        measuring = build_probe(alternator, self._probe, self._model_config.fusion, self._held_out(), Undo(self))
         self._log.flush()
         self.stage, self.num_steps, self.stage_step = found.name, num_steps, 0
         self._position = position
-        self._payoffs = payoffs
+        self._measuring: Probe | None = measuring
         if isinstance(alternator, ModuleAlternator):
             self.adaptive_alternating = alternator if self.config.use_adaptive_alternating else None
         self._alternating = self._build_adapter(alternator)
@@ -246,12 +249,17 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             OutOfMemoryError: The batch or what the step computes is too large.
         """
         with enough_for_steps(self._model_config, len(batch[0])):
-            if self._payoffs is not None:
-                self._payoffs.before_step()
+            if self._measuring is not None:
+                self._measuring.before_step()
             active, rates = self.alternator.active, self._learning_rates(self.stage_step)
             decision, report = self._update(batch, active, rates)
             self._count_step(active, decision, report, rates)
             return decision
+
+    @property
+    def attempts(self) -> Sequence[Attempt]:
+        """What a `Trial` rule has tried in this stage since it was entered or loaded, and what was undone."""
+        return self._measuring.attempts if isinstance(self._measuring, TrialProbe) else ()
 
     def flush(self) -> None:
         """Report the steps whose losses have not been read, waiting for the device.
@@ -283,8 +291,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._log.flush()
         self._check_agreement()
         weights, moments = self._export_arrays()
-        if self._payoffs is not None:
-            moments |= self._payoffs.state_dict()
+        if self._measuring is not None:
+            moments |= self._measuring.state_dict()
         moments |= {f"{_GIVEN}{name}": array for name, array in (arrays or {}).items()}
         state = {
             "backend": self.backend,
@@ -332,8 +340,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._restore_arrays(loaded.weights, loaded.moments)
         self.set_training_stage(progress["stage"], progress["num_steps"])
         self._alternating.load_state_dict(schedule)
-        if self._payoffs is not None:
-            self._payoffs.load_state_dict(loaded.moments)
+        if self._measuring is not None:
+            self._measuring.load_state_dict(loaded.moments, loaded.weights)
         self.step, self.stage_step = progress["step"], progress["stage_step"]
         self._log.load_state_dict(progress)
         given = {name.removeprefix(_GIVEN): each for name, each in loaded.moments.items() if name.startswith(_GIVEN)}
@@ -375,6 +383,14 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     @abstractmethod
     def _snapshots(self) -> SnapshotScores[ArrayT]:
         """What takes snapshots of the modules, and scores with them."""
+
+    @abstractmethod
+    def _take_state(self) -> Any:
+        """All that training changes, copied on the device: weights, moments, what strategies keep."""
+
+    @abstractmethod
+    def _set_state(self, state: Any) -> None:
+        """Set all that to what `_take_state` returned, to the bit; it may be set again."""
 
     @abstractmethod
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
@@ -433,7 +449,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         return inputs if inputs is not None and batch is known else self._preparer()(batch, self.step)
 
     def _held_out(self) -> HeldOutTargets[ArrayT] | None:
-        """The held-out targets of a `Payoff` rule, if there are any."""
+        """The held-out targets of a `Payoff` or `Trial` rule, if there are any."""
         if self._probe is None:
             return None
         model, num_rows = self._model_config, max(self._probe.num_valid, 1)
@@ -476,8 +492,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         return curriculum_weights(step, self.num_steps, warmup_steps=self.config.warmup_steps)
 
     def _observed(self, active: str, total: ArrayT, modules: Mapping[str, ArrayT]) -> dict[str, ArrayT]:
-        """The losses of a step that the schedule observes: none where payoffs are measured in their place."""
-        if self._payoffs is not None:
+        """The losses of a step that the schedule observes: none where something is measured in their place."""
+        if self._measuring is not None:
             return {}
         return {active: total, **{name: loss for name, loss in modules.items() if name in self.alternator.modules}}
 

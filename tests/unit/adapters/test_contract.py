@@ -2,8 +2,8 @@
 
 import pytest
 
-from adapters.contract import check_disjoint, check_names, check_turns, refuse_loss
-from alternator import ConfigurationError, Gain, LossError, Payoff, UnknownModuleError
+from adapters.contract import check_disjoint, check_names, check_turns, refuse_loss, watches_losses
+from alternator import ConfigurationError, Cycle, Gain, LossError, Payoff, Trial, UnknownModuleError
 from alternator.checks import listed
 
 
@@ -82,3 +82,10 @@ def test_lists_are_cut():
     assert listed(["a"]) == "'a'"
     assert listed(["a", "b", "c"]) == "'a', 'b', 'c'"
     assert listed(["a", "b", "c", "d"]) == "'a', 'b', 'c' and 1 more"
+
+
+def test_the_loss_of_a_step_is_no_held_out_loss():
+    assert not watches_losses(Trial())
+    with pytest.raises(LossError, match=r"Trial must be given held-out losses.*call Trials.before_step\(\)"):
+        refuse_loss(Trial())
+    refuse_loss(Cycle(1))

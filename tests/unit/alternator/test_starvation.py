@@ -16,6 +16,7 @@ from alternator import (
     Plateau,
     RandomTenure,
     Trend,
+    Trial,
     UnknownModuleError,
 )
 from alternator.starvation import MIN_RUN, Starvation
@@ -192,3 +193,10 @@ def test_without_a_length_there_is_nothing_to_look_for():
 def test_what_cannot_be_planned_is_refused(planned, error, message):
     with pytest.raises(error, match=message):
         Alternator(("a", "b")).expect(**planned)
+
+
+def test_what_a_trial_leaves_out_does_not_starve():
+    alternator = Alternator(("both", "a"), Trial(hold=2000), num_steps=1000)
+    for _ in range(900):
+        alternator.advance()
+    assert alternator.stats().modules["a"].staleness == 900

@@ -13,6 +13,7 @@ from alternator import Alternator, Cycle, Plateau, RandomTenure, StateError, Ver
 from tests.unit.alternator.rule_table import RULES, losses_of, make
 
 
+@pytest.mark.filterwarnings("ignore:a Trial rule decides by the held-out losses")
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_resume_anywhere_equals_never_stopped(name):
     losses = losses_of(seed=3, num_steps=60)

@@ -136,3 +136,21 @@ def test_what_shards_the_model_is_refused(kind):
     accelerator.state.distributed_type = kind
     with pytest.raises(ConfigurationError, match="every process must hold the whole model for now"):
         Follower(accelerator, Alternator(NAMES), {}, {})
+
+
+def test_what_was_tried_leaves_no_trace():
+    run = Run(rule=Cycle((5, 5)), several=True)
+
+    def everything():
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in run.optimizers]
+        return run.outcome(), rates, torch.get_rng_state()
+
+    run.epoch(0)
+    before, saved = everything(), run.follower.snapshot(*run.schedulers)
+    for number in (1, 2):
+        run.epoch(number)
+        assert not same_bits(everything(), before)
+        run.follower.rollback(saved)
+        assert same_bits(everything(), before)
+    run.epoch(3)
+    assert run.num_moved == 0

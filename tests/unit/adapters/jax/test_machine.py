@@ -25,6 +25,7 @@ from alternator import (
     Reason,
     StateError,
     Trend,
+    Trial,
     UnknownModuleError,
     Verdict,
 )
@@ -516,3 +517,19 @@ def test_payoff_takes_no_loss_of_a_step():
             observe(jnp.float32(0.5))
     assert host.alternator.step == 0
     assert host.observe({}).step == 1
+
+
+def test_a_trial_without_held_out_losses_is_reported_once_with_its_log():
+    machine = DeviceAlternator(("a", "b"), Trial(steps=2, hold=2, groups=2))
+
+    def step(state, _):
+        return machine.step(state, {})
+
+    _, log = jax.lax.scan(step, machine.init(), length=40)
+    with pytest.warns(UserWarning, match="the trial that ended with step 7 lacks them") as warned:
+        decisions = machine.decisions(log)
+    assert [decision.step for decision in decisions if decision.reason == "unmeasured"][:1] == [7]
+    assert machine.decisions(log) == decisions
+    assert len(warned) == 1
+    with pytest.raises(LossError, match="Trial must be given held-out losses"):
+        machine.step(machine.init(), 1.0)

@@ -464,3 +464,38 @@ def test_a_compiled_model(compiled):
 def test_a_negative_delay_is_refused():
     with pytest.raises(ConfigurationError, match="delay must be"):
         Run(delay=-1)
+
+
+def test_what_was_tried_leaves_no_trace():
+    modules = {name: tower(seed) for seed, name in enumerate(NAMES)}
+    optimizers = {name: adamw(module.parameters()) for name, module in modules.items()}
+    schedulers = {name: torch.optim.lr_scheduler.ExponentialLR(each, 0.9) for name, each in optimizers.items()}
+    loop = OwnLoop(Alternator(NAMES, rule=Cycle((2, 3))), modules, optimizers, schedulers=schedulers)
+
+    def train(first, last):
+        for step in range(first, last):
+            losses = {name: tower_loss(module, name, step) for name, module in modules.items()}
+            loop.step(sum(losses.values()), losses)
+
+    def everything():
+        states = [(modules[name].state_dict(), optimizer_state(optimizers[name], modules[name])) for name in NAMES]
+        return copy.deepcopy((states, [each.state_dict() for each in schedulers.values()], torch.get_rng_state()))
+
+    train(0, 3)
+    before, saved = everything(), loop.follower.snapshot(*schedulers.values())
+    for _ in range(2):
+        train(3, 8)
+        assert not same_bits(everything(), before)
+        loop.follower.rollback(saved)
+        assert same_bits(everything(), before)
+    train(3, 5)
+
+
+def test_a_snapshot_is_refused_within_a_window():
+    module = {name: nn.Linear(2, 1) for name in NAMES}
+    follower = Follower(Alternator(NAMES, rule=Cycle(2)), module, {n: adamw(m.parameters()) for n, m in module.items()})
+    saved = follower.snapshot()
+    module["a"](torch.ones(1, 2)).sum().backward()
+    for refused in (follower.snapshot, lambda: follower.rollback(saved)):
+        with pytest.raises(FreezeError, match="must be called between updates"):
+            refused()

@@ -23,6 +23,8 @@ TURNS = ("both", "left", "right")
         (lambda: Trial(steps=0), "steps must be an integer of at least 1"),
         (lambda: Trial(hold=2**31), f"hold must be an integer of at most {LONGEST}"),
         (lambda: Trial(confidence=0.5), "confidence must be a number above 0.5 and below 1"),
+        (lambda: Trial(switch_costs=(1, 1)), r"switch_costs must be as many as costs.*got \(1, 1\) with None"),
+        (lambda: Trial(costs=(1, 1), switch_costs=(1,)), "switch_costs must be as many as costs"),
         (lambda: Trial(groups=1), "groups must be an integer of at least 2"),
     ],
 )
@@ -85,10 +87,10 @@ def test_the_candidate_that_is_best_on_held_out_losses_takes_over():
     assert decisions[33].explain() == "step 34: both → left (a candidate is better: inf standard errors > 0.99)"
     assert model.restored == [8, 12, 17, 25]  # before a step, of so many that are done
     model.trials.before_step()
-    assert model.weights == pytest.approx({"left": 7.6, "right": 7.6})
-    assert model.trials.num_returned == 4 + 4 + 5 + 8 + 9
+    assert model.weights == pytest.approx({"left": 7.6 - 0.8, "right": 7.6})  # on from where the winner's trial ended
+    assert model.trials.num_returned == 4 + 4 + 5 + 9
     assert model.trials.num_measurements == 5
-    assert model.trials.start is None
+    assert model.trials.start is model.trials.kept is None
 
 
 def test_where_no_candidate_is_better_the_incumbent_trains_on_from_its_own_trial():
@@ -127,6 +129,13 @@ def test_candidates_train_at_the_same_cost():
     assert actives == ["both"] * 6 + ["left"] * 18 + ["right"] * 9 + ["both"] * 6
 
 
+def test_what_beginning_a_turn_costs_is_paid_each_time_a_sequence_repeats():
+    turns = {"costs": (2.0, 1.0, 1.0), "switch_costs": (9.0, 0.0, 8.0)}
+    rule = Trial(candidates=((0,), (1,), (1, 1, 1, 2)), steps=6, **turns)
+    assert [rule.relative_cost(candidate, 3) for candidate in range(3)] == [1.0, 2.0, 2 / (12 / 4)]
+    assert rule.length(rule.init(3)._replace(rung=0, candidate=2), 3) == 4
+
+
 def test_an_order_and_a_share_are_found():
     rule = Trial(candidates=((0,), (1, 1, 1, 2)), steps=8, hold=4, groups=4)
     model = Model(rule, lambda left, right: 3 * left + (right - 7.7) ** 2)
@@ -155,9 +164,15 @@ def test_too_few_losses_and_other_rules_are_refused():
         trials.before_step()
 
 
-def test_without_measurements_the_first_candidate_trains_on():
+def test_without_measurements_the_first_candidate_trains_on_and_trials_are_named_once():
     alternator = Alternator(TURNS, Trial(steps=2, hold=3, groups=2))
-    decisions = [alternator.advance() for _ in range(30)]
+    with pytest.warns(
+        UserWarning, match="the trial that ended with step 10 lacks them.*call its before_step"
+    ) as warned:
+        decisions = [alternator.advance() for _ in range(60)]
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    decisions = decisions[:30]
     assert [each.reason for each in decisions].count("unmeasured") == 1
     assert decisions[9].explain() == "step 10: both trains on (not measured: 0 of 2 payoffs recorded)"
     assert alternator.rule_state.incumbent == 0
@@ -170,7 +185,8 @@ def test_one_that_is_not_measured_is_out():
     alternator.advance()
     for _ in range(2):
         alternator.record("a", 1.0)
-    assert alternator.advance().reason == "unmeasured"
+    with pytest.warns(UserWarning, match="nothing was compared"):
+        assert alternator.advance().reason == "unmeasured"
 
 
 def test_looking_twice_before_a_step_is_looking_once():
@@ -184,10 +200,12 @@ def test_looking_twice_before_a_step_is_looking_once():
     assert (measured, returned) == (model.trials.num_measurements, model.trials.num_returned)
 
 
-def test_a_trial_resumes_from_its_snapshot():
+@pytest.mark.parametrize("stop", [6, 26, 30])  # in the first rung, with the challenger that wins kept, on the way
+def test_a_trial_resumes_from_its_snapshots(stop):
     whole, first = (Model(Trial(steps=4, hold=4, groups=4), by_left) for _ in range(2))
     expected = whole.train(60)
-    first.train(6)
+    first.train(stop)
+    assert (first.trials.kept is None) == (stop == 6)
     second = Model(Trial(steps=4, hold=4, groups=4), by_left)
     second.alternator.load_state_dict(first.alternator.state_dict())
     second.weights = dict(first.weights)
@@ -197,8 +215,9 @@ def test_a_trial_resumes_from_its_snapshot():
         restore=second.restore,
         losses=second.losses,
         start=first.trials.start,
+        kept=first.trials.kept,
     )
-    assert second.train(54) == expected[6:]
+    assert second.train(60 - stop) == expected[stop:]
     assert second.weights == whole.weights
 
 

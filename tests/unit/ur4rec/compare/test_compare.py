@@ -26,6 +26,7 @@ from ur4rec.schedule.stages import MODULES
 
 PLATEAU = "plateau,min_steps=2,window=3,threshold=0.5"
 PAYOFF = "payoff,min_steps=2,groups=2,share=0.99,confidence=0.504"
+TRIAL = "trial,steps=1,hold=1,groups=2"
 
 
 def run_all(directory):
@@ -38,7 +39,7 @@ def run_all(directory):
 def torch_study(tmp_path_factory):
     pytest.importorskip("torch")
     path = tmp_path_factory.mktemp("study") / "torch"
-    arms = ("parity", "joint", PLATEAU, f"matched:{PLATEAU}", PAYOFF, f"shuffled:{PAYOFF}")
+    arms = ("parity", "joint", PLATEAU, f"matched:{PLATEAU}", PAYOFF, f"shuffled:{PAYOFF}", TRIAL)
     directory = tiny_study(path, arms=arms)
     run_all(directory)
     return directory
@@ -128,8 +129,10 @@ def test_a_shuffled_arm_replays_the_tenures_of_its_original(torch_study):
             assert run["turns"]["tenures"][0] == original["turns"]["tenures"][0]
 
 
-def test_measuring_is_charged(torch_study):
-    run = torch_study.read_run(RunKey(PAYOFF, 0, "updates"))
+@pytest.mark.parametrize("arm", [PAYOFF, TRIAL])
+def test_measuring_is_charged_and_so_is_every_step_that_was_tried(torch_study, arm):
+    run = torch_study.read_run(RunKey(arm, 0, "updates"))
+    assert len(run["turns"]["tenures"]) > 2
     steps = Ledger(torch_study.study.updates, read_costs(COSTS), "updates")
     for turn, length in run["turns"]["tenures"]:
         for _ in range(length):

@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
-from alternator import Alternator, AlternatorError, Cycle, Payoff, Plateau, RandomTenure, StateError
-from ur4rec.schedule.alternators import STEP_COSTS, TurnSequence, parse_schedule, resolve_schedule
+from alternator import Alternator, AlternatorError, Cycle, Payoff, Plateau, RandomTenure, StateError, Trial
+from ur4rec.config import TrainerConfig
+from ur4rec.schedule.alternators import (
+    STEP_COSTS,
+    TRIAL_SETTINGS,
+    TurnSequence,
+    build_alternator,
+    parse_schedule,
+    resolve_schedule,
+)
+from ur4rec.schedule.stages import MODULES, TEXT_ENCODER, find_stage, turns_of
 
 
 @pytest.mark.parametrize(
@@ -72,3 +81,22 @@ def test_auto_is_payoff_where_it_can_be_measured(fusion, num_targets, expected):
     assert resolve_schedule("auto", fusion=fusion, num_targets=num_targets) == expected
     assert resolve_schedule("trend", fusion=fusion, num_targets=num_targets) == "trend"
     assert parse_schedule("auto").rule == parse_schedule("payoff").rule
+
+
+def test_a_trial_schedule_has_settings_for_short_runs_and_measures():
+    schedule = parse_schedule("trial,groups=8")
+    assert schedule.rule == Trial(**TRIAL_SETTINGS, groups=8)
+    assert parse_schedule("trial,steps=30,hold=90").rule == Trial(steps=30, hold=90)
+    assert schedule.measures
+
+
+def test_a_trial_begins_without_the_text_encoder_and_tries_it():
+    three = (*MODULES, TEXT_ENCODER)
+    alternator = build_alternator(find_stage("joint_finetune"), TrainerConfig(), Trial(), three)
+    assert alternator.active == "both"
+    rule, turns = alternator.rule, alternator.modules
+    assert set(turns) == set(turns_of(three))
+    assert [turns[turn] for turn in rule.candidates[1]] == ["both"] * 7 + ["all"]
+    assert rule.costs[turns.index("all")] > 4 * rule.costs[turns.index("both")]
+    own = Trial(candidates=((0,), (1,)), costs=(1.0,) * 7)
+    assert build_alternator(find_stage("joint_finetune"), TrainerConfig(), own, three).rule == own

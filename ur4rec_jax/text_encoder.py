@@ -164,7 +164,7 @@ class TextEncoder(nnx.Module):
         """Encode the texts of some items again, so that the cache has their vectors of the weights as they are."""
         graphdef, arrays = self._split()
         texts = TextGroups(self.tokens[...]).all(items_N)
-        self.vectors[...] = encode_all(graphdef, arrays, texts, jnp.copy(self.vectors[...]))
+        self.vectors[...] = encode_all(graphdef, arrays, texts)
 
     def _split(self) -> tuple[nnx.GraphDef["TextEncoder"], tuple[Any, Any]]:
         graphdef, params, *rest = nnx.split(self, nnx.Param, ...)
@@ -172,21 +172,15 @@ class TextEncoder(nnx.Module):
         return graphdef, (nnx.to_pure_dict(params), nnx.to_pure_dict(buffers))
 
 
-def encode_all(
-    graphdef: nnx.GraphDef[TextEncoder],
-    arrays: tuple[Any, Any],
-    texts: Iterable[Texts],
-    vectors_JT: Array | None = None,
-) -> Array:
+def encode_all(graphdef: nnx.GraphDef[TextEncoder], arrays: tuple[Any, Any], texts: Iterable[Texts]) -> Array:
     """What `TextEncoder.encode_all` returns.
 
     Args:
         graphdef: The encoder without its arrays.
         arrays: Its parameters and its buffers.
-        texts: What is to be encoded.
-        vectors_JT: The vectors of all others, consumed; None is zeros.
+        texts: What is to be encoded; the vectors of all others are those of the cache.
     """
-    vectors_JT = jnp.zeros_like(arrays[1]["vectors"]) if vectors_JT is None else vectors_JT
+    vectors_JT = jnp.copy(arrays[1]["vectors"])
     for items_C, num_tokens in texts:
         vectors_JT = encode_texts(graphdef, arrays, vectors_JT, items_C, num_tokens=num_tokens)
     return vectors_JT

@@ -204,17 +204,19 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     def _snapshots(self) -> ModuleSnapshots:
         return ModuleSnapshots(self.model, self.device, self._inference, self._layout)
 
-    def _take_state(self) -> tuple[Snapshot, dict[str, Tensor]]:
+    def _take_state(self) -> tuple[Snapshot, dict[str, Tensor], bool]:
         self._reshard()
         kept = {name: each.detach().clone() for name, each in self._strategies.state_dict().items()}
-        return self._alternating.snapshot(), kept
+        return self._alternating.snapshot(), kept, self._has_texts and self.model.text_encoder.is_stale
 
-    def _set_state(self, state: tuple[Snapshot, dict[str, Tensor]]) -> None:
+    def _set_state(self, state: tuple[Snapshot, dict[str, Tensor], bool]) -> None:
         self._reshard()
-        snapshot, kept = state
+        snapshot, kept, is_stale = state
         self._alternating.rollback(snapshot)
         self._strategies.load_state_dict(kept)
         self._kept_catalogue = None
+        if self._has_texts:
+            self.model.text_encoder.is_stale = is_stale
 
     def _own_items(self) -> tuple[slice, int]:
         shard = self._layout.shard

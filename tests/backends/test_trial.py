@@ -123,3 +123,19 @@ def test_what_cannot_be_measured_is_refused(make_trainer, probe):
         make_trainer(rule=RULE)
     with pytest.raises(ConfigurationError, match="a Trial rule needs a fusion that gives likelihoods"):
         make_trainer(rule=RULE, probe=probe, fusion="rank", joint_loss="separate")
+
+
+@pytest.mark.parametrize("stop", [5, 9, 20])  # in an attempt that trains the encoder, after it, and later
+def test_a_trial_undoes_what_a_text_encoder_learned(make_encoder_trainer, batch_stream, probe, tmp_path, stop):
+    rule = Trial(candidates=((0,), (0, 6), (6,)), costs=(1.0, 0.6, 0.5, 1, 1, 1, 2), steps=4, hold=3, groups=4)
+    whole, first, second = (make_encoder_trainer(rule=rule, probe=probe) for _ in range(3))
+    for trainer in (whole, first):
+        trainer.set_training_stage("joint_finetune", num_steps=60)
+    expected = train(whole, batch_stream(0, 30))
+    assert {"both", "all"} <= {each.active for each in expected}
+    train(first, batch_stream(0, stop))
+    before = arrays_of(first, tmp_path / "checkpoint")
+    assert_same(arrays_of(first, tmp_path / "again"), before)
+    second.load_checkpoint(tmp_path / "checkpoint")
+    assert train(second, batch_stream(stop, 30 - stop)) == expected[stop:]
+    assert_same(arrays_of(second, tmp_path / "second"), arrays_of(whole, tmp_path / "whole"))

@@ -365,8 +365,8 @@ def build_alternator(
         return ModuleAlternator(trial_turns(modules), complete_trial(rule, modules))
     if isinstance(rule, Payoff) and len(modules) > len(MODULES):
         raise ConfigurationError(
-            f"a Payoff rule needs a model of the modules {MODULES}, got {tuple(modules)}; take a fixed share such as "
-            "7:7:1 or \"sequence:(('both', 7), ('all', 1))\", or joint"
+            f"a Payoff rule needs a model of the modules {MODULES}, got {tuple(modules)}; take a Trial, a fixed "
+            "share such as 7:7:1 or \"sequence:(('both', 7), ('all', 1))\", or joint"
         )
     turns = (BOTH, *MODULES) if isinstance(rule, Payoff) else tuple(getattr(rule, "turns", modules))
     if unknown := [turn for turn in turns if turn not in turns_of(modules)]:

@@ -55,8 +55,8 @@ def check_layout(mesh: meshes.Mesh, model: ModelConfig) -> None:
     """
     if model.has_text_encoder:
         raise ConfigurationError(
-            f"a mesh needs text_encoder='none', got {model.text_encoder!r} with {mesh}; train on one device, or in "
-            "PyTorch"
+            f"a layout with {mesh} needs a model without a text encoder, got text_encoder={model.text_encoder!r}; take "
+            "one device or text_encoder='none'"
         )
 
 

@@ -1,4 +1,4 @@
-"""What does a text encoder that trains cost?  `python benchmarks/text_encoder.py` measures steps of both backends.
+"""What does a text encoder that trains cost?  `python benchmarks/text_encoder.py` measures steps of the preset `demo`.
 
 Steps of four kinds take turns, so that all of them see the same machine: of a model without an encoder whose item
 vectors are the encoder's; with the encoder frozen; of the encoder alone; of all three modules. Seconds are those of the
@@ -11,13 +11,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ur4rec.runs.config import RunConfig
+from ur4rec.runs.config import preset
 from ur4rec.runs.prepared import PreparedData, prepare
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.training.backend import BACKENDS, load_backend
@@ -133,7 +133,8 @@ def main() -> int:
     for name in given.configurations:
         encoder = given.encoder if "minilm" in name else "auto"
         settings = CONFIGURATIONS[name]
-        config = RunConfig(dataset=given.dataset, encoder=encoder, model=settings)
+        demo = preset("demo")
+        config = replace(demo, dataset=given.dataset, encoder=encoder, model={**demo.model, **settings})
         prepared = prepare(config)
         print(json.dumps({"configuration": name, **texts_of_step(prepared)}), flush=True)
         for backend in given.backends:

@@ -55,8 +55,8 @@ def check_layout(mesh: meshes.Mesh, model: ModelConfig) -> None:
     """
     if model.has_text_encoder:
         raise ConfigurationError(
-            f"a layout with {mesh} needs a model without a text encoder, got text_encoder={model.text_encoder!r}; take "
-            "one device or text_encoder='none'"
+            f"a layout with {mesh} needs a model without a text encoder, got text_encoder={model.text_encoder!r}; "
+            "leave out the mesh, or take text_encoder='none'"
         )
 
 

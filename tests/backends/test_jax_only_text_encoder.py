@@ -116,7 +116,7 @@ def test_an_epoch_on_the_device_is_refused(make_encoder_trainer):
 
 
 def test_a_mesh_is_refused(make_encoder_trainer):
-    with pytest.raises(ConfigurationError, match="a layout with data=1 needs a model without a text encoder"):
+    with pytest.raises(ConfigurationError, match="a layout with data=1,items=1 needs a model without a text encoder"):
         make_encoder_trainer("all", mesh="data=1")
 
 

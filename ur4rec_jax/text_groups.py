@@ -17,6 +17,8 @@ TOKENS = 2**14
 """Tokens that are encoded at once at most, where nothing trains: what is held beside weights and vectors is theirs."""
 LEAST = 8
 """The number of texts of a step for which it is compiled at least."""
+SPREAD = 3
+"""Standard deviations of a draw from all texts by which those of a step may be longer."""
 
 Groups: TypeAlias = tuple[tuple[int, int], ...]
 """Of each group of a step's texts their number, and the number of tokens that are read of each."""
@@ -52,7 +54,6 @@ class TextGroups:
         self._lengths_G = best_lengths(counts_J[:-1])
         self._group_J = np.searchsorted(self._lengths_G, counts_J)
         self._sizes_G = np.bincount(self._group_J[:-1], minlength=len(self._lengths_G))
-        self._known: dict[int, Groups] = {}
 
     def all(self, items_N: NDArray[np.integer] | None = None) -> Iterator[Texts]:
         """The texts of some items, or of all, of which so few are encoded together that memory is bounded."""
@@ -66,8 +67,8 @@ class TextGroups:
     def divide(self, items_E: NDArray[np.integer]) -> NDArray[np.int32]:
         """The items of a step group by group, with padding, so that few numbers of them occur.
 
-        The part of each group is about that among all items. Texts beyond it are read with longer ones, and if these
-        are too many, all parts are larger.
+        The part of each group is about that among all items, with some more room among the longer ones: texts beyond it
+        are read with longer texts, and if the longest are too many, all parts are larger.
         """
         own = [items_E[self._group_J[items_E] == group] for group in range(len(self._lengths_G))]
         number = fill_up(len(items_E))
@@ -77,12 +78,17 @@ class TextGroups:
 
     def of(self, number: int) -> Groups:
         """The groups of what `divide` has returned, by its length."""
-        return self._known[number]
+        return tuple(zip(self._parts(number), self._lengths_G.tolist(), strict=True))
 
     def _parts(self, number: int) -> list[int]:
-        """The number of texts of each group, for a number of all."""
-        shares_G = np.ceil(number * self._sizes_G / self._padding).astype(int)
-        return np.minimum(shares_G, self._sizes_G).tolist()  # type: ignore[no-any-return]
+        """The number of texts of each group, for a number of all; together that, or all items."""
+        longer_G = self._sizes_G[::-1].cumsum()[::-1]  # of this group and those of longer texts
+        share_G = longer_G / self._padding
+        room_G = np.ceil(number * share_G + SPREAD * np.sqrt(number * share_G * (1 - share_G)))
+        room_G = np.minimum(np.minimum(room_G, number), longer_G)
+        room_G = np.maximum.accumulate(room_G[::-1])[::-1].astype(int)
+        parts: list[int] = (room_G - np.append(room_G[1:], 0)).tolist()
+        return parts
 
     def _divide(self, own: list[NDArray[np.integer]], parts: list[int]) -> NDArray[np.int32] | None:
         found, left = [], own[0][:0]
@@ -90,23 +96,20 @@ class TextGroups:
             together = np.concatenate([left, items])
             found.append(self._filled(together[:part], part))
             left = together[part:]
-        if len(left):
-            return None
-        self._known[sum(parts)] = tuple(zip(parts, self._lengths_G.tolist(), strict=True))
-        return np.concatenate(found)
+        return None if len(left) else np.concatenate(found)
 
     def _filled(self, items: NDArray[np.integer], size: int) -> NDArray[np.int32]:
         return np.append(items, np.full(size - len(items), self._padding)).astype(np.int32)
 
 
 def fill_up(number: int) -> int:
-    """The next of few numbers: eight for each power of two.
+    """The next of few numbers: four for each power of two.
 
     Example:
         >>> [fill_up(number) for number in (3, 17, 33, 40, 1110)]
-        [8, 18, 36, 40, 1152]
+        [8, 20, 40, 40, 1280]
     """
-    unit = 1 << max(max(number - 1, 1).bit_length() - 4, 0)
+    unit = 1 << max(max(number - 1, 1).bit_length() - 3, 0)
     return max(-(-number // unit) * unit, LEAST)
 
 

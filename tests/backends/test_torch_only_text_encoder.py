@@ -67,26 +67,6 @@ def test_texts_are_read_in_chunks_of_about_one_length(make_encoder_model, tokens
     assert model.text_encoder.encode_chunks(texts_E, chunks).shape == (0, 12)
 
 
-def test_a_rollback_undoes_what_the_cache_has_become(make_encoder_trainer, batch_stream, loader):
-    """Whoever tries turns on a snapshot scores with the weights of the snapshot afterwards, and trains from there."""
-    trainer, other = (make_encoder_trainer("all") for _ in range(2))
-    items_BL = loader.batch(0, 0).items_BL
-    for each in (trainer, other):
-        train(each, batch_stream(0, 2))
-    before = trainer.scores(items_BL)
-    saved = trainer._alternating.snapshot()
-    train(trainer, batch_stream(2, 2))
-    tried = trainer.scores(items_BL)
-    trainer._alternating.rollback(saved)
-    after = trainer.scores(items_BL)
-    for name in before:
-        np.testing.assert_array_equal(after[name], before[name])
-        assert not np.array_equal(tried[name], before[name])
-    arrays, expected = snapshot(trainer), snapshot(other)
-    for name in (CACHE, ENCODED_TEXTS, "text_encoder.word_embedding.weight/exp_avg"):
-        np.testing.assert_array_equal(arrays[name], expected[name])
-
-
 @pytest.mark.parametrize("sizes", [{"data": 2}, {"items": 2}, {"data": 2, "items": 2}])
 def test_layouts_of_several_processes_are_refused(sizes):
     model = ModelConfig(num_items=9, text_encoder="transformer")

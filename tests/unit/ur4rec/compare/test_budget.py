@@ -1,7 +1,7 @@
 import pytest
 
-from ur4rec.compare.arms import with_costs
-from ur4rec.compare.budget import Ledger, StepCosts, describe_turns
+from ur4rec.compare.budget import Ledger, describe_turns
+from ur4rec.runs.step_costs import StepCosts, with_costs
 from ur4rec.schedule.alternators import parse_schedule, trial_turns
 from ur4rec.schedule.stages import MODULES, TEXT_ENCODER, TURNS
 
@@ -61,11 +61,11 @@ def test_turns_are_described():
 
 def test_a_trial_is_given_what_steps_of_three_modules_and_switches_between_them_cost():
     costs = {turn: 2.0 + len(TURNS[turn]) for turn in TURNS}
-    given = with_costs("trial", costs, {**costs, "sasrec": costs["sasrec"] + 1}, refresh=4.0)
-    rule = parse_schedule(given).rule
+    measured = StepCosts(first={**costs, "sasrec": costs["sasrec"] + 1}, later=costs, refresh=4.0)
+    rule = parse_schedule(with_costs("trial", measured)).rule
     turns = trial_turns((*MODULES, TEXT_ENCODER))
     assert rule.costs == tuple(round(costs[turn] / 4, 3) for turn in turns)
     assert dict(zip(turns, rule.switch_costs, strict=True)) == {
         turn: 0.25 if turn == "sasrec" else float(TEXT_ENCODER in TURNS[turn]) for turn in turns
     }
-    assert with_costs("trial,costs=(1, 2, 3)", costs) == "trial,costs=(1, 2, 3)"
+    assert with_costs("trial,costs=(1, 2, 3)", measured) == "trial,costs=(1, 2, 3)"

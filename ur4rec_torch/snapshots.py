@@ -64,7 +64,8 @@ class ModuleSnapshots:
         items_BL = to_indices(batch.items_BL, self._device)
         users_B = None if batch.users_B is None else to_indices(batch.users_B, self._device)
         with self._inference():
-            given = (items_BL, users_B, self._model.last(items_BL))
+            texts_JT = self._model.item_texts() if self._model.config.has_text_encoder else None
+            given = (items_BL, users_B, self._model.last(items_BL), texts_JT)
             outputs_Bd, table_Id = functional_call(
                 reader, {f"module.{name}": gathered(each) for name, each in kept.items()}, given
             )
@@ -103,15 +104,19 @@ class _Reader(nn.Module):
 class _States(_Reader):
     module: SASRec
 
-    def forward(self, items_BL: Tensor, users_B: Tensor | None, last_B: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, items_BL: Tensor, users_B: Tensor | None, last_B: Tensor, texts_JT: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         return self.module(items_BL, last_B)[:, 0], self.module.item_table()
 
 
 class _Preferences(_Reader):
     module: PreferenceRetriever
 
-    def forward(self, items_BL: Tensor, users_B: Tensor | None, last_B: Tensor) -> tuple[Tensor, Tensor]:
-        catalogue = self.module.catalogue(with_users=False)
+    def forward(
+        self, items_BL: Tensor, users_B: Tensor | None, last_B: Tensor, texts_JT: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        catalogue = self.module.catalogue(with_users=False, texts_JT=texts_JT)
         return self.module(items_BL, catalogue, users_B, last_B)[:, 0], catalogue.keys_Id
 
 

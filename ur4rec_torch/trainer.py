@@ -10,8 +10,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapters.torch import AlternatingOptimizer, LateScalar
@@ -53,6 +55,16 @@ class _KeptCatalogue(NamedTuple):
     key: tuple[int, ...]
     texts_JT: Tensor
     catalogue: Catalogue
+
+
+class _State(NamedTuple):
+    """All that training changes."""
+
+    snapshot: Snapshot
+    kept: dict[str, Tensor]
+    """What the strategies keep."""
+    is_stale: bool
+    """Whether the vectors of a text encoder are older than its weights; they are among the buffers of the snapshot."""
 
 
 class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
@@ -121,7 +133,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._retriever_steps = 0
         self._kept_catalogue: _KeptCatalogue | None = None
         self._encoded: tuple[Tensor, Tensor] | None = None
-        self._token_counts_I = token_counts(model.text_encoder.tokens[:-1].cpu()) if self._has_texts else None
+        self._token_counts_I = self._count_tokens()
 
     def _build_adapter(self, alternator: Alternator) -> AlternatingOptimizer:
         self._release()
@@ -204,16 +216,17 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     def _snapshots(self) -> ModuleSnapshots:
         return ModuleSnapshots(self.model, self.device, self._inference, self._layout)
 
-    def _take_state(self) -> tuple[Snapshot, dict[str, Tensor]]:
+    def _take_state(self) -> _State:
         self._reshard()
         kept = {name: each.detach().clone() for name, each in self._strategies.state_dict().items()}
-        return self._alternating.snapshot(), kept
+        return _State(self._alternating.snapshot(), kept, self._has_texts and self.model.text_encoder.is_stale)
 
-    def _set_state(self, state: tuple[Snapshot, dict[str, Tensor]]) -> None:
+    def _set_state(self, state: _State) -> None:
         self._reshard()
-        snapshot, kept = state
-        self._alternating.rollback(snapshot)
-        self._strategies.load_state_dict(kept)
+        self._alternating.rollback(state.snapshot)
+        self._strategies.load_state_dict(state.kept)
+        if self._has_texts:
+            self.model.text_encoder.is_stale = state.is_stale
         self._kept_catalogue = None
 
     def _own_items(self) -> tuple[slice, int]:
@@ -234,6 +247,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._reshard()
         restore_arrays(weights, moments, self.model, self._optimizers, self._strategies, self._layout)
         self._kept_catalogue = None
+        self._token_counts_I = self._count_tokens()
 
     def _catalogue(self, *, trains: bool) -> Catalogue:
         """What the retriever knows of every item: computed again while it trains, else once until it changes."""
@@ -334,6 +348,10 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         if self._is_divided:
             self._layout.clip(self._optimizers.values(), self.config.clip_norm)
         return self._alternating.step(None, observed)
+
+    def _count_tokens(self) -> NDArray[np.int64] | None:
+        """With a text encoder, the number of tokens of each item's text."""
+        return token_counts(self.model.text_encoder.tokens[:-1].cpu()) if self._has_texts else None
 
     def _write_texts(self, is_finite: Tensor | None) -> None:
         """Put into the cache what the step has encoded, before the weights change and the encoder may be frozen."""

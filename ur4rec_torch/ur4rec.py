@@ -215,7 +215,7 @@ class UR4Rec(nn.Module):
         """
         if texts_JT is None and self.config.has_text_encoder:
             texts_JT = self.item_texts() if items_J is None else F.embedding(items_J, self.item_texts())
-        return self.retriever.catalogue(items_J, with_users=with_users, texts_JT=texts_JT)
+        return self.retriever.catalogue(items_J=items_J, with_users=with_users, texts_JT=texts_JT)
 
     def forward(self, items_BL: Tensor, users_B: Tensor | None = None) -> Tensor:
         """Fused scores of every item as the next one, (B, I)."""

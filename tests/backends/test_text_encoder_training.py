@@ -6,6 +6,7 @@ Shapes: I items, J = I + 1 items with the padding.
 import numpy as np
 import pytest
 
+from alternator import Trial
 from tests.backends.harness import bits, changed, equal, snapshot, train
 from ur4rec.config import SCORERS
 from ur4rec.errors import CheckpointError, ConfigurationError
@@ -185,6 +186,19 @@ def test_a_run_continues_to_the_bit(make_encoder_model, make_encoder_trainer, ba
     assert equal(snapshot(resumed), snapshot(whole))
 
 
+def test_a_checkpoint_brings_its_tokens(make_encoder_model, make_encoder_trainer, batch_stream, tokens, tmp_path):
+    """Those of the model that continues may be others, and shorter."""
+    whole = make_encoder_trainer("all")
+    train(whole, batch_stream(0, 1))
+    whole.save_checkpoint(tmp_path / "saved")
+    short = np.where(np.arange(tokens.shape[1]) < 2, tokens, 0)
+    resumed = make_encoder_trainer("all", model=make_encoder_model(item_tokens=short))
+    resumed.load_checkpoint(tmp_path / "saved")
+    for trainer in (whole, resumed):
+        train(trainer, batch_stream(1, 2))
+    assert equal(snapshot(resumed), snapshot(whole))
+
+
 def test_evaluating_changes_no_training(make_encoder_trainer, batch_stream, targets):
     schedule = "sequence:(('all', 2), ('both', 2), ('text_encoder', 2))"
     alone, watched = make_encoder_trainer(schedule), make_encoder_trainer(schedule)
@@ -262,6 +276,30 @@ def test_stages_train_what_they_say(make_encoder_trainer, batch_stream):
         before = {name: bits(trainer, name) for name in PARTS}
         train(trainer, batch_stream(0, 2))
         assert {name for name in PARTS if not equal(bits(trainer, name), before[name])} == expected
+
+
+TRIAL = Trial(candidates=((0,), (0, 6), (6,)), steps=3, hold=2, groups=4)
+"""Both modules, both with the encoder in every second step, and all."""
+
+
+@pytest.mark.parametrize("first", ["both", "all"])
+def test_what_was_tried_leaves_no_trace_in_the_cache(make_encoder_trainer, batch_stream, targets, first):
+    """The cache that a trial returns to may be older than the weights, or not."""
+    trainer = make_encoder_trainer("all", rule=TRIAL, probe=next(iter(targets)))
+    if first == "all":
+        trainer.set_training_stage("end_to_end")
+        train(trainer, batch_stream(0, 1))
+        trainer.set_training_stage("joint_finetune")
+    state, before = trainer._take_state(), bits(trainer, *PARTS)
+    assert (CACHE in before) == (first == "all")
+    for turn in ("end_to_end", "joint_finetune"):
+        trainer.set_training_stage(turn)
+        train(trainer, batch_stream(1, 2))
+        assert not equal(bits(trainer, *PARTS), before)
+        trainer._set_state(state)
+        after = bits(trainer, *PARTS)
+        assert after.keys() == before.keys()
+        assert changed(before, after) == set()
 
 
 def test_later_items_are_encoded_by_their_tokens(backend, make_encoder_trainer, batch_stream, split, tmp_path):

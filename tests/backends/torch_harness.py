@@ -126,10 +126,10 @@ class TorchBackend:
     def watch_catalogue(self, trainer):
         steps, compute = [], trainer.model.retriever.catalogue
 
-        def watched(*arguments, **options):
+        def watched(**options):
             if not torch.is_grad_enabled():
                 steps.append(trainer.step)
-            return compute(*arguments, **options)
+            return compute(**options)
 
         trainer.model.retriever.catalogue = watched
         return steps

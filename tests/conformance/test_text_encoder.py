@@ -123,9 +123,9 @@ def test_equal_weights_and_batches_give_equal_curves_decisions_and_caches(
         trainer.flush()
         trainer.save_checkpoint(tmp_path / name)
     assert decisions["jax"] == decisions["torch"]
-    curves = {name: [each for record in records[name] for each in record.losses.values()] for name in records}
-    assert [list(record.losses) for record in records["torch"]] == [list(record.losses) for record in records["jax"]]
-    same_curves(curves["jax"], curves["torch"])
+    theirs, ours = ([sorted(record.losses.items()) for record in records[name]] for name in ("torch", "jax"))
+    assert [[name for name, _ in losses] for losses in ours] == [[name for name, _ in losses] for losses in theirs]
+    same_curves(*([loss for losses in each for _, loss in losses] for each in (ours, theirs)))
     load_file = pytest.importorskip("safetensors.numpy").load_file
     for file in ("model.safetensors", "optimizer.safetensors"):
         theirs, ours = (load_file(tmp_path / name / file) for name in ("torch", "jax"))

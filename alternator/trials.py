@@ -74,9 +74,7 @@ class Trials(Generic[T]):
         if step == self._looked_at:
             return
         self._looked_at = step
-        if state.pending != NOBODY:
-            self._measure()
-        if state.keeps:
+        if state.pending != NOBODY and self._rule.may_win(state, self._measure()):
             self.kept, self._num_kept = self._snapshot(), step - self._tried_from
         if state.returns:
             self._return(step, to_kept=state.returns == TO_KEPT)
@@ -93,7 +91,8 @@ class Trials(Generic[T]):
         self.num_returned += step - self._tried_from - (self._num_kept if to_kept else 0)
         self._tried_from = step
 
-    def _measure(self) -> None:
+    def _measure(self) -> list[float]:
+        """Record a measurement, and return it."""
         losses = [to_float(loss) for loss in self._losses()]
         groups = self._rule.groups
         if len(losses) < groups:
@@ -101,5 +100,8 @@ class Trials(Generic[T]):
         self.num_measurements += 1
         edges = pairwise(round(part * len(losses) / groups) for part in range(groups + 1))
         means = [sum(losses[first:last]) / (last - first) for first, last in edges]
-        for mean in means if all(map(isfinite, means)) else [WORST] * groups:
+        if not all(map(isfinite, means)):
+            means = [WORST] * groups
+        for mean in means:
             self._alternator.record(self._alternator.modules[0], mean)
+        return means

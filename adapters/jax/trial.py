@@ -115,10 +115,13 @@ def _judge(
     """The end of a rung: whether the trial is over, halves or is won, by whom and with which score, and who is left."""
     values_CG = values.reshape(-1, rule.groups)
     scores_C = jnp.where(others_C, standard_scores(values_CG[state.incumbent] - values_CG), -jnp.inf)
-    count, best = others_C.sum(), scores_C.argmax()
+    count, last = others_C.sum(), (state.rung >= rule.halvings) | (others_C.sum() == 1)
+    # Differences to the incumbent first: of near values float32 keeps these, not the means.
+    means_C = jnp.where(others_C, (values_CG - values_CG[state.incumbent]).mean(1), jnp.inf)
+    best = jnp.where(last, means_C.argmin(), scores_C.argmax())
     unknown = (alive_C[state.incumbent] == 0) | (count == 0)
-    wins = ~unknown & (count == 1) & (scores_C[best] > rule.z)
+    wins = ~unknown & last & (scores_C[best] > rule.z)
     ranks_C = jnp.argsort(jnp.argsort(-scores_C, stable=True), stable=True)
     left_C = others_C & (scores_C > -rule.z) & (ranks_C < count - count // 2)
-    halves = ~unknown & (count > 1) & left_C.any()
+    halves = ~unknown & ~last & left_C.any()
     return ~halves, halves, wins, best, scores_C[best], left_C, unknown

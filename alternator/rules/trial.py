@@ -22,7 +22,7 @@ LONGEST = 2**30
 NOBODY = -1
 """In place of a candidate: none is to be measured; in place of a rung: no trial is under way."""
 TO_START, TO_KEPT = 1, 2
-"""Where the model returns: to where the trial began, or to where the last challenger ended."""
+"""Where the model returns: to where the trial began, or to where the best challenger ended."""
 
 
 class TrialState(NamedTuple):
@@ -55,11 +55,6 @@ class TrialState(NamedTuple):
         """Whether a trial begins with the next step: the time to take the snapshot to which it returns."""
         return self.rung == 0 and self.done == 0 and self.pending == NOBODY and not self.returns
 
-    @property
-    def keeps(self) -> bool:
-        """Whether the last challenger has just ended: the time for a snapshot from which to go on if it wins."""
-        return self.pending != NOBODY and self.returns == TO_START and sum(self.alive) == 2
-
 
 @by_name()
 @dataclass(frozen=True, kw_only=True)
@@ -67,24 +62,34 @@ class Trial:
     """Try every candidate from one snapshot, and train what a held-out loss likes best; trials grow ever rarer.
 
     A candidate is a short sequence of turns that repeats: one turn, or an order and a share such as eight steps of one
-    module and one of another. The first candidate trains for ``hold`` steps. Then a trial: each other candidate trains
+    module and one of another. The first candidate trains for ``start`` steps. Then a trial: each other candidate trains
     at the same cost, its held-out losses are recorded, and the model returns to where the trial began; the incumbent
-    comes last, and trains on from there if it stays. Of the others the better half goes into a further rung of twice
-    the length (successive halving: Jamieson & Talwalkar, AISTATS 2016), without those that are clearly worse than the
-    incumbent; the last one takes over if it is better than the incumbent with ``confidence``, over the groups of
-    held-out examples, which are the same for all, and trains on from where it ended. From trial to trial the lengths
-    double and the time between them quadruples: effects that show late are found late, and the share of the steps that
-    trials take falls.
+    comes last, and trains on from there if it stays. The one with the lowest mean loss takes over if it is better than
+    the incumbent with ``confidence``, over the groups of held-out examples, which are the same for all, and trains on
+    from where it ended. From trial to trial the lengths double and the time between them quadruples: effects that show
+    late are found late, and the share of the steps that trials take falls.
+
+    What training did cannot be undone later, and too short a trial likes what learns fast, not what ends well. So the
+    first trial comes at once and is long. With many candidates, ``halvings`` saves steps: short trials, of whose
+    challengers the better half, without those that are clearly worse than the incumbent, goes into a further rung of
+    twice the length (successive halving: Jamieson & Talwalkar, AISTATS 2016).
+
+    Measure what you want in the end, in a form that a few examples cannot dominate: where accuracy counts, one minus
+    the probability of the right class says more than the accuracy of few examples, and is not misled by a few that are
+    very wrong, as the likelihood is.
 
     `Trials` does what this rule cannot: it takes snapshots, measures, and returns. Training losses say nothing to this
     rule: record none (``losses={}`` with an adapter). A trial of which fewer than ``groups`` losses are known changes
     nothing, with the reason `Reason.UNMEASURED`.
 
     Use it where one module's training may harm, or where nothing but training can tell an order or a share: few
-    examples, costly modules, blocks under a memory cap. It leaves a module frozen as long as no trial speaks for it.
+    examples, costly modules, blocks under a memory cap. It leaves a module frozen as long as no trial speaks for it. Of
+    what shows only after a multiple of a trial's length, such as which order of blocks overfits later, it knows
+    nothing.
 
     On a device in float32, decisions agree with these unless two candidates' standard scores, or one and its limit, lie
-    within 1e-3 · (1 + z) of each other, z being the normal quantile of ``confidence``.
+    within 1e-3 · (1 + z) of each other, z being the normal quantile of ``confidence``, or two mean losses within 1e-5
+    of the largest loss.
 
     Args:
         candidates: Sequences of turns by their place in the alternator's order, the first beginning with 0; None: each
@@ -93,7 +98,9 @@ class Trial:
         switch_costs: Cost of beginning each turn after another one, in the unit of ``costs``: refreshing a cache,
             loading optimizer state. A sequence pays them each time it repeats. None: it costs nothing.
         steps: Length of the first trial, in updated steps of the first candidate; others train at the same cost.
-        hold: Updated steps of the first candidate before the first trial.
+        start: Updated steps of the first candidate before the first trial.
+        hold: Updated steps of the first candidate between the first and the second trial; of others, at the same cost.
+        halvings: The number of times that the challengers of a trial are halved at most.
         confidence: One-sided confidence with which a candidate must be better than the incumbent, above 0.5, below 1.
         groups: The number of held-out losses of a measurement.
 
@@ -105,7 +112,7 @@ class Trial:
         >>> turns, weight = ("both", "left", "right"), {"left": 8.0, "right": 8.0}
         >>> def losses():
         ...     return [weight["left"] ** 2 - weight["right"] + group for group in range(4)]
-        >>> alternator = Alternator(turns, rule=Trial(steps=4, hold=4, groups=4))
+        >>> alternator = Alternator(turns, rule=Trial(steps=4, groups=4))
         >>> trials = Trials(alternator, snapshot=lambda: dict(weight), restore=weight.update, losses=losses)
         >>> for step in range(40):
         ...     trials.before_step()
@@ -119,9 +126,11 @@ class Trial:
     candidates: tuple[tuple[int, ...], ...] | None = None
     costs: tuple[float, ...] | None = None
     switch_costs: tuple[float, ...] | None = None
-    steps: int = 20
-    hold: int = 100
-    confidence: float = 0.84
+    steps: int = 50
+    start: int = 1
+    hold: int = 1000
+    halvings: int = 0
+    confidence: float = 0.7
     groups: int = 16
 
     def __post_init__(self) -> None:
@@ -131,7 +140,9 @@ class Trial:
             costs=None if self.costs is None else check_costs(self.costs, "turn"),
             switch_costs=check_switch_costs(self.switch_costs, "turn"),
             steps=check_integer("steps", self.steps, 1, LONGEST),
+            start=check_integer("start", self.start, 1, LONGEST),
             hold=check_integer("hold", self.hold, 1, LONGEST),
+            halvings=check_integer("halvings", self.halvings, 0),
             confidence=check_fraction("confidence", self.confidence, 0.5, 1),
             groups=check_integer("groups", self.groups, 2),
         )
@@ -196,10 +207,26 @@ class Trial:
     def length(self, state: TrialState, num_turns: int) -> int:
         """Updated steps of the candidate that trains: in this rung of this trial, or until the next trial."""
         if state.rung == NOBODY:
-            steps = self.hold << 2 * min(state.round, MAX_LEVEL)
+            steps = self.hold << 2 * min(state.round - 1, MAX_LEVEL) if state.round else self.start
         else:
             steps = self.steps << min(state.round + state.rung, MAX_LEVEL)
         return min(max(1, round(steps * self.relative_cost(state.candidate, num_turns))), LONGEST)
+
+    def is_last_rung(self, state: TrialState) -> bool:
+        """Whether the winner of this rung wins the trial."""
+        return state.rung >= self.halvings or sum(state.alive) == 2
+
+    def may_win(self, state: TrialState, measured: Sequence[float]) -> bool:
+        """Whether the challenger that has just ended is the best so far of a last rung, and its end is to be kept.
+
+        Args:
+            state: The rule's state, which wants a measurement.
+            measured: The values measured.
+        """
+        if state.returns != TO_START or not self.is_last_rung(state):
+            return False
+        earlier = [index for index in self._challengers(state) if index < state.pending]
+        return all(_mean(measured) < _mean(self._values(state, index)) for index in earlier)
 
     def relative_cost(self, candidate: int, num_turns: int) -> float:
         """The cost of a step of the first candidate over that of this one: how many of its steps cost the same."""
@@ -248,13 +275,16 @@ class Trial:
             index: standard_score([mine - its for mine, its in zip(own, self._values(state, index), strict=True)])
             for index in self._challengers(state)
         }
-        best = max(scores, key=scores.__getitem__)
-        if len(scores) == 1 and scores[best] > self.z:
+        if self.is_last_rung(state):
+            best = min(scores, key=lambda index: _mean(self._values(state, index)))
+            if scores[best] <= self.z:
+                return self._over(state), Reason.TRIED_NO_BETTER, scores[best], self.z
             won = state._replace(incumbent=best, candidate=best, done=0, returns=TO_KEPT)
             return self._over(won), Reason.TRIED_BETTER, scores[best], self.z
+        best = max(scores, key=scores.__getitem__)
         left = sorted((each for each in scores if scores[each] > -self.z), key=scores.__getitem__, reverse=True)
         left = left[: len(scores) - len(scores) // 2]
-        if len(scores) == 1 or not left:
+        if not left:
             return self._over(state), Reason.TRIED_NO_BETTER, scores[best], self.z
         alive = tuple(int(index in left or index == state.incumbent) for index in range(len(state.alive)))
         state = state._replace(rung=state.rung + 1, alive=alive, candidate=min(left), done=0, returns=TO_START)
@@ -277,6 +307,10 @@ def unmeasured_trial(step: int) -> str:
         " lacks them, so that nothing was compared (reported once): build alternator.Trials(alternator, ...), which "
         "also undoes what was tried, and call its before_step() before each training step"
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fsum(values) / len(values)
 
 
 def _with(values: tuple[Any, ...], start: int, new: Sequence[Any]) -> tuple[Any, ...]:

@@ -12,6 +12,9 @@ from ._domain import Arm
 from ._rules import Order, RandomOrder
 from ._torch import Problem, Run, Schedule
 
+TENURE = 10
+"""Steps of a block in the two orders that `Trial` chooses between."""
+
 
 @dataclass(frozen=True)
 class BlockLLM:
@@ -51,8 +54,10 @@ def block_arms(blocks: Sequence[str], budget: float) -> Mapping[str, Arm]:
         "BAdam": (order(ascending, max(1, once // 2) + 1), "blocks in ascending order (2404.02827), about two rounds"),
         "BlockLLM": (BlockLLM(), "gradient norm over frequency of visits (2406.17296), one block at a time"),
     }
+    sequences = tuple(tuple(place for place in order for _ in range(TENURE)) for order in (ascending, ascending[::-1]))
     ours = {
-        "Trial": Schedule(Trial(), turns),
+        "Trial": Schedule(Trial(candidates=sequences), turns),
+        "Trial of single blocks": Schedule(Trial(), turns),
         "Gain": Schedule(Gain(), turns),
         "Trend": Schedule(Trend(), turns),
         "Plateau": Schedule(Plateau(), turns),

@@ -21,9 +21,8 @@ held-out data choose. *Best fixed*: the arm of the grid (joint training, where t
 schedules) with the best held-out metric, its mean over seeds; finding it costs a run of each arm of the grid, times
 the number of seeds that it takes to tell them apart. Regret: how much worse than it an arm is on test data, in percent
 of its value, negative where the arm is better; second line: how much better than joint training. In brackets: 95%
-intervals of paired differences, a bootstrap over seeds; with five of them it excludes 0 whenever all five have one
-sign, as they have by chance once in sixteen times. **Bold**: the interval lies wholly above 0, so that the arm loses
-there. Rules have their defaults. Where held-out data give no signal, the domain's name is in parentheses."""
+intervals of paired differences, Student's t over seeds. **Bold**: the interval lies wholly above 0, so that the arm
+loses there. Rules have their defaults. Where held-out data give no signal, the domain's name is in parentheses."""
 
 
 def render(summaries: Sequence[DomainSummary], about: dict[str, Any]) -> str:

@@ -37,12 +37,12 @@ class Residual(nn.Module):
 class MemoryCap:
     """The domain."""
 
-    budget: float = 800.0
+    budget: float = 600.0
     num_blocks: int = 10
     width: int = 64
-    num_train: int = 2000
+    num_train: int = 8000
     num_held_out: int = 256
-    num_test: int = 2000
+    num_test: int = 1000
     num_source: int = 4000
     source_epochs: int = 20
     batch: int = 64

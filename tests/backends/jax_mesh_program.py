@@ -41,7 +41,10 @@ CASES: dict[str, dict[str, Any]] = {
         **{"rule": Payoff(costs=(1.0, 0.6, 0.5), groups=3), "probe": next(iter(TARGETS))},
     },
     "trials": {
-        **{"rule": Trial(candidates=((0,), (1, 2, 2)), steps=3, hold=3, groups=3), "probe": next(iter(TARGETS))},
+        **{
+            "rule": Trial(candidates=((0,), (1, 2, 2)), steps=3, start=3, hold=12, halvings=9, groups=3),
+            "probe": next(iter(TARGETS)),
+        },
         **{"use_memory_bank": True, "memory_bank_size": 16},
     },
 }

@@ -199,7 +199,10 @@ def test_a_checkpoint_from_before_sampled_losses_has_the_full_one(make_run, tmp_
 
 def test_a_run_stopped_in_the_middle_of_a_trial_ends_as_one_that_was_not(make_run, tmp_path, caplog):
     caplog.set_level("INFO", logger="ur4rec")
-    settings = {"epochs": {"pretrain_sasrec": 1, "joint_finetune": 6}, "schedule": "trial,steps=2,hold=2,groups=4"}
+    settings = {
+        "epochs": {"pretrain_sasrec": 1, "joint_finetune": 6},
+        "schedule": "trial,steps=2,start=2,hold=8,groups=4",
+    }
     whole = make_run(tmp_path / "whole", **settings)
     whole.train()
     tried = whole.trials.records

@@ -10,7 +10,7 @@ from ur4rec.schedule.stages import MODULES
 from ur4rec.schedule.trial_probe import STAYS, UNDONE, WINS
 from ur4rec.training.checkpoint import FROZEN, load_checkpoint, save_checkpoint
 
-RULE = Trial(candidates=((0,), (1, 2, 2), (2,)), costs=(1.0, 0.6, 0.5), steps=3, hold=3, groups=4)
+RULE = Trial(candidates=((0,), (1, 2, 2), (2,)), costs=(1.0, 0.6, 0.5), steps=3, start=3, hold=12, halvings=9, groups=4)
 STRATEGIES = {"use_memory_bank": True, "memory_bank_size": 24, "use_uncertainty_weighting": True}
 
 
@@ -64,7 +64,7 @@ def test_the_held_out_losses_are_those_of_the_model_as_it_is(make_trainer, batch
 
 def test_a_winner_trains_on_from_where_it_ended(make_trainer, batch_stream, probe):
     """SASRec's learning rate is so high that whatever trains it loses."""
-    rule = Trial(candidates=((0,), (2,)), costs=RULE.costs, steps=3, hold=1, groups=4)
+    rule = Trial(candidates=((0,), (2,)), costs=RULE.costs, steps=3, start=1, hold=4, halvings=9, groups=4)
     trainer = make_trainer(rule=rule, probe=probe, sasrec_lr=1.0, retriever_lr=1e-4)
     trainer.set_training_stage("joint_finetune", num_steps=60)
     decisions = train(trainer, batch_stream(0, 16))
@@ -127,7 +127,15 @@ def test_what_cannot_be_measured_is_refused(make_trainer, probe):
 
 @pytest.mark.parametrize("stop", [5, 9, 20])  # in an attempt that trains the encoder, after it, and later
 def test_a_trial_undoes_what_a_text_encoder_learned(make_encoder_trainer, batch_stream, probe, tmp_path, stop):
-    rule = Trial(candidates=((0,), (0, 6), (6,)), costs=(1.0, 0.6, 0.5, 1, 1, 1, 2), steps=4, hold=3, groups=4)
+    rule = Trial(
+        candidates=((0,), (0, 6), (6,)),
+        costs=(1.0, 0.6, 0.5, 1, 1, 1, 2),
+        steps=4,
+        start=3,
+        hold=12,
+        halvings=9,
+        groups=4,
+    )
     whole, first, second = (make_encoder_trainer(rule=rule, probe=probe) for _ in range(3))
     for trainer in (whole, first):
         trainer.set_training_stage("joint_finetune", num_steps=60)

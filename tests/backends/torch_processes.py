@@ -20,7 +20,9 @@ from ur4rec_torch import JointTrainer, UR4Rec
 from ur4rec_torch.processes import TorchProcesses
 
 PAYOFF = Payoff(costs=(1.0, 0.6, 0.5), min_steps=2, groups=4, confidence=0.55, retry_after=3, max_retry_after=4)
-TRIAL = Trial(candidates=((0,), (1, 2, 2), (2,)), costs=(1.0, 0.6, 0.5), steps=3, hold=3, groups=4)
+TRIAL = Trial(
+    candidates=((0,), (1, 2, 2), (2,)), costs=(1.0, 0.6, 0.5), steps=3, start=3, hold=12, halvings=9, groups=4
+)
 STRATEGIES = {
     "use_memory_bank": True,
     "memory_bank_size": 24,

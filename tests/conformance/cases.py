@@ -51,7 +51,7 @@ RULES: dict[str, Rule] = {
     "Payoff": Payoff(costs=(3, 1), min_steps=4, groups=4, retry_after=5, max_retry_after=9, confidence=0.84),
     "Plateau": Plateau(threshold=0.02, min_steps=2, window=4),
     "RandomTenure": RandomTenure(4, seed=7),
-    "Trial": Trial(steps=2, hold=4, groups=3),
+    "Trial": Trial(steps=2, start=4, hold=16, halvings=9, groups=3),
     "Trend": Trend(window=40, min_steps=4, max_steps=30, confirmations=1, horizon=20),
 }
 """One of each; `every_rule` fails when a rule of the core is missing."""

@@ -83,7 +83,7 @@ class Counter:
 
 def test_what_was_tried_is_charged_and_undone():
     game = Counter()
-    rule = Trial(candidates=((0, 1), (0,), (1,)), steps=4, hold=4)
+    rule = Trial(candidates=((0, 1), (0,), (1,)), steps=4, start=4, hold=16)
     outcome = Match(game, Schedule(rule=rule), budget=400, num_looks=4).play()
     assert game.value > 100  # the winner trained on
     assert outcome.test == 2000 - game.value
@@ -97,7 +97,7 @@ def test_what_was_tried_is_charged_and_undone():
 
 def test_a_trial_that_the_end_interrupts_is_undone():
     game = Counter()
-    rule = Trial(candidates=((0,), (1,)), steps=100, hold=10)
+    rule = Trial(candidates=((0,), (1,)), steps=100, start=10, hold=40)
     outcome = Match(game, Schedule(rule=rule), budget=50, num_looks=2).play()
     assert game.value == 10
     assert outcome.curve[-1].test == 1990

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from alternator import Trial
 from ur4rec.errors import ConfigurationError
-from ur4rec.schedule.alternators import SEQUENCE, parse_schedule, shuffled, trial_turns
-from ur4rec.schedule.stages import BOTH, MODULES, TEXT_ENCODER, TURNS
+from ur4rec.schedule.alternators import SEQUENCE, parse_schedule, shuffled
 
 PARITY = "parity"
 JOINT = "joint"
@@ -60,41 +58,6 @@ def schedule_string(arm: str, *, turns: Mapping[str, Any] = _ANY_TURNS, seed: in
         draws = np.random.default_rng(seed).random(len(turns["tenures"])).tolist()
         return f"{SEQUENCE}{shuffled([tuple(tenure) for tenure in turns['tenures']], draws)}"
     return arm
-
-
-def with_costs(
-    schedule: str, costs: Mapping[str, float], first: Mapping[str, float] | None = None, *, refresh: float = 0.0
-) -> str:
-    """A schedule that weighs payoffs or trials against costs, with the measured ones, where it does not name its own.
-
-    Args:
-        schedule: The schedule.
-        costs: Of a step of each turn.
-        first: Of the first step of a tenure of each turn, where that differs. `trial` tries sequences that begin many;
-            `payoff`, whose tenures are long, leaves it out.
-        refresh: Of encoding all texts, once after each tenure of a text encoder.
-
-    Example:
-        >>> costs = {"both": 0.2, "sasrec": 0.15, "retriever": 0.1}
-        >>> with_costs("payoff,share=0.5", costs)
-        'payoff,share=0.5,costs=(1.0, 0.75, 0.5)'
-        >>> with_costs("trial", costs, {**costs, "sasrec": 0.16})
-        'trial,costs=(1.0, 0.75, 0.5),switch_costs=(0.0, 0.05, 0.0)'
-        >>> with_costs("plateau", costs)
-        'plateau'
-    """
-    parsed = parse_schedule(schedule)
-    if not parsed.measures or "costs=" in schedule:
-        return schedule
-    is_trial = isinstance(parsed.rule, Trial)
-    modules = (*MODULES, TEXT_ENCODER) if is_trial and TEXT_ENCODER in costs else MODULES
-    turns = trial_turns(modules)
-    relative = tuple(round(costs[turn] / costs[BOTH], 3) for turn in turns)
-    schedule = f"{schedule},costs={relative}"
-    if first is None or not is_trial:
-        return schedule
-    begins = [max(first[turn] - costs[turn], 0.0) + refresh * (TEXT_ENCODER in TURNS[turn]) for turn in turns]
-    return f"{schedule},switch_costs={tuple(round(each / costs[BOTH], 3) for each in begins)}"
 
 
 def is_ratio(arm: str) -> bool:

@@ -1,46 +1,16 @@
 """Budgets: what each step is charged, what is spent, and where the learning rate is by then."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
 from ur4rec.data.batches import Batch, TrainBatches
-from ur4rec.schedule.stages import MODULES, TEXT_ENCODER, TURNS, turns_of
+from ur4rec.runs.step_costs import StepCosts
+from ur4rec.schedule.stages import MODULES, TURNS, turns_of
 from ur4rec.training.trainer import AnyTrainer
 
 BASES = ("updates", "cost")
 """What can be held equal: module updates, or seconds of computation."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepCosts:
-    """Seconds of one step of each turn, timed alone.
-
-    The first step of a tenure has a price of its own: there the frozen retriever's catalogue is computed, once. So has
-    the first step after a text encoder has trained: there all texts are encoded, once.
-    """
-
-    first: Mapping[str, float]
-    """Of the first step of a tenure."""
-    later: Mapping[str, float]
-    """Of every other step."""
-    probe: float = 0.0
-    """Of one module's scores of the held-out targets on which a schedule measures."""
-    refresh: float = 0.0
-    """Of encoding the texts of all items, in the first step after a text encoder has trained."""
-
-    def of_step(self, turn: str, before: str | None) -> float:
-        """The price of a step of a turn after one of the turn before; None before the first step."""
-        price = (self.later if turn == before else self.first)[turn]
-        is_stale = before is not None and TEXT_ENCODER in TURNS[before] and TEXT_ENCODER not in TURNS[turn]
-        return price + self.refresh * is_stale
-
-    def parity(self, num_steps: int) -> float:
-        """The cost of this number of parity steps, each the first of its tenure."""
-        modules = [name for name in (*MODULES, TEXT_ENCODER) if name in self.first]
-        turns = [modules[step % len(modules)] for step in range(num_steps)]
-        return sum(map(self.of_step, turns, [None, *turns]))
 
 
 class Ledger:

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alternator.checks import check_positive
-from ur4rec.compare.costs import kinds_of
 from ur4rec.files import check_form
+from ur4rec.runs.step_costs import kinds_of
 from ur4rec.schedule.stages import MODULES, turns_of
 
 _METRICS = dict.fromkeys(("ndcg@10", "hit@10", "nll"), float)
@@ -72,7 +72,7 @@ def check_costs(costs: Mapping[str, Any], modules: Sequence[str] = MODULES) -> N
     Raises:
         ValueError: Says what they must have.
     """
-    kinds = kinds_of(modules)
+    kinds = kinds_of(turns_of(modules))
     form = {
         "seconds": dict.fromkeys(kinds, float),
         "quartiles": {kind: [float] for kind in kinds},

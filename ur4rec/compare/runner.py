@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alternator.recordings.log import StepRecord
-from ur4rec.compare.arms import schedule_string, with_costs
-from ur4rec.compare.budget import Course, Ledger, StepCosts, describe_turns
+from ur4rec.compare.arms import schedule_string
+from ur4rec.compare.budget import Course, Ledger, describe_turns
 from ur4rec.compare.study import StudyConfig
 from ur4rec.data import Interactions, Split, load_dataset, sample_users, synthetic, without_texts
 from ur4rec.data.batches import EvaluationBatch
@@ -27,6 +27,7 @@ from ur4rec.evaluation.metrics import negative_log_likelihood, summarise, target
 from ur4rec.evaluation.results import CRITERION
 from ur4rec.options import DataOptions
 from ur4rec.runs.prepared import PreparedData, prepare_data, run_facts
+from ur4rec.runs.step_costs import StepCosts, with_costs
 from ur4rec.schedule.alternators import Schedule, parse_schedule
 from ur4rec.training.backend import load_backend
 from ur4rec.training.scorer import AnyScorer
@@ -103,7 +104,7 @@ class ArmRun:
         self.study = study
         self.key = key
         schedule = key.arm if original is None else schedule_string(key.arm, turns=original["turns"], seed=key.seed)
-        self.schedule = with_costs(schedule, costs.later, costs.first, refresh=costs.refresh)
+        self.schedule = with_costs(schedule, costs)
         self.prepared = prepare_study(study, key.seed, data_dir)
         self.ledger = Ledger(study.updates, costs, key.basis)
         self.records: list[StepRecord] = []

@@ -33,7 +33,9 @@ from ur4rec.runs.plot import plot_schedule
 from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolute_paths
 from ur4rec.runs.progress import Heartbeat, describe_epoch, describe_place
 from ur4rec.runs.ranking import Ranking, Ranks
-from ur4rec.schedule.alternators import parse_schedule, resolve_schedule
+from ur4rec.runs.step_costs import describe_trial, median_seconds, time_steps
+from ur4rec.schedule.alternators import AUTO, Schedule, parse_schedule, resolve_schedule
+from ur4rec.schedule.stages import ALL, BOTH
 from ur4rec.schedule.trial_probe import Attempt, describe_attempt
 from ur4rec.text.tokens import ItemTokens
 from ur4rec.training.backend import load_backend, load_scorer
@@ -41,6 +43,7 @@ from ur4rec.training.checkpoint import check_same, check_settings
 from ur4rec.training.processes import ONE_PROCESS, Processes, check_equal
 from ur4rec.training.scorer import AnyScorer
 from ur4rec.training.slices import parse_memory
+from ur4rec.training.trainer import AnyTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,8 @@ _EPOCH = {
 _LOG = {"num_records": int, "sha256": str}
 _SAVED = {"run": {}, "epochs": [_EPOCH], "seconds": float, "results": {str: _RESULT}, "logs": [_LOG]}
 """What a checkpoint keeps of a run."""
+TIMED_ROUNDS = 5
+"""The number of times that steps are timed of which a schedule is to know the costs."""
 STOP_EVERY = 8
 """Steps between two questions of several processes to each other whether one of them is to stop."""
 _RANKS = "test_ranks."
@@ -124,6 +129,8 @@ class TrainingRun:
             num_targets=len(prepared.split.validation),
             refresh=prepared.refresh,
         )
+        if config.schedule == AUTO and schedule == "trial" and processes.count == 1:
+            schedule = self._time_trial(config, prepared)
         model_settings = {**config.model, **text_encoder_sizes(prepared.model)}
         config = dataclasses.replace(config, schedule=schedule, repeats=prepared.split.repeats, model=model_settings)
         self.config = config
@@ -148,22 +155,14 @@ class TrainingRun:
         self._test = Ranking(prepared.split.test, prepared.model, memory, processes)
         self.plan = Plan(config=config)
         self._heartbeat = Heartbeat(progress)
-        backend = load_backend(config.backend)
-        model = backend.UR4Rec(**prepared.model_arguments(), seed=config.seed)
-        self.trainer = backend.JointTrainer(
-            model,
-            device=config.device,
+        self.trainer = _build_trainer(
+            *(config, prepared, self._schedule),
             memory=memory,
-            rule=self._schedule.rule,
-            probe=prepared.probe() if self._schedule.measures else None,
-            seed=config.seed,
             progress=progress,
             on_step=self._record,
-            item_counts=prepared.train.item_counts,
             mesh=config.mesh,
             shard=config.shard,
             processes=processes,
-            **config.trainer,
         )
         chosen = self.trainer.config.catalogue_loss
         if chosen != "full" or "catalogue_loss" in config.trainer:  # what "auto" has chosen, as the schedule
@@ -201,6 +200,17 @@ class TrainingRun:
             self._write_results()
             self._draw()
         return list(self.results.values())
+
+    @staticmethod
+    def _time_trial(config: RunConfig, prepared: PreparedData) -> str:
+        """A trial whose costs are measured: how much a step costs that trains the text encoder."""
+        logger.info("timing steps that train the text encoder, and steps that do not")
+
+        def build(schedule: str) -> AnyTrainer:
+            return _build_trainer(config, prepared, parse_schedule(schedule), progress=False)
+
+        seconds = median_seconds(time_steps(build, prepared, (BOTH, ALL), config.device, TIMED_ROUNDS))
+        return describe_trial(seconds)
 
     def locked(self) -> AbstractContextManager[None]:
         """Keeps other runs from training in the directory."""
@@ -549,6 +559,21 @@ class TrainingRun:
     def _title(self) -> str:
         config = self.config
         return f"{self.prepared.interactions.name}, schedule {config.schedule}, {config.backend}, seed {config.seed}"
+
+
+def _build_trainer(config: RunConfig, prepared: PreparedData, schedule: Schedule, **settings: Any) -> AnyTrainer:
+    """A trainer with the run's first weights."""
+    backend = load_backend(config.backend)
+    return backend.JointTrainer(
+        backend.UR4Rec(**prepared.model_arguments(), seed=config.seed),
+        device=config.device,
+        rule=schedule.rule,
+        probe=prepared.probe() if schedule.measures else None,
+        seed=config.seed,
+        item_counts=prepared.train.item_counts,
+        **settings,
+        **config.trainer,
+    )
 
 
 def _quality(stage: str, validation: Mapping[str, Mapping[str, float]]) -> float:

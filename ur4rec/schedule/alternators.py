@@ -109,7 +109,7 @@ SEQUENCE = "sequence:"
 CHOICES = (AUTO, "adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
 
 RARE = 7
-"""Steps without the text encoder for each one with it, under ``auto``."""
+"""Steps without the text encoder for each one with it, under ``auto`` where nothing can be measured."""
 STEP_COSTS = (1.0, 0.65, 0.7)
 """The default costs of `payoff` and `trial`, for a step of both modules, of SASRec and of the retriever: the demo's
 model on a CPU. `ur4rec compare` uses costs measured in its study."""
@@ -117,12 +117,12 @@ _ENCODER_COST = 3.2
 """What training the text encoder adds to a step, in the same unit: two layers of width 64 on MovieLens-100K."""
 _SHARE = 8
 """Steps of one module for one of the other in the candidates of `trial`."""
-TRIAL_SETTINGS = {"steps": 10, "hold": 60}
+TRIAL_SETTINGS = {"steps": 10, "start": 60, "hold": 240, "halvings": 9}
 """The defaults of `trial`: a stage of some hundred steps can pay for its first trial, which takes 30 to 70 of them."""
 
 SCHEDULE_HELP = (
-    "auto (payoff, or joint where there is nothing to measure payoffs on; with a text encoder, which trains in every "
-    "8th step, a sequence), adaptive (the original rule with its "
+    "auto (payoff, or joint where there is nothing to measure payoffs on; with a text encoder trial, with costs "
+    "measured when the run begins), adaptive (the original rule with its "
     "defaults), parity (even steps SASRec, odd steps the retriever), "
     "joint (all train in every step), A:B (A steps of SASRec, then B of the retriever; A:B:C with a text encoder), "
     "or a rule with its settings: payoff, trial, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' "
@@ -149,9 +149,10 @@ class Schedule:
 def resolve_schedule(text: str, *, fusion: str, num_targets: int, refresh: float | None = None) -> str:
     """What ``auto`` stands for: `payoff`, the recommended rule, or `joint` where payoffs cannot be measured.
 
-    With a text encoder it is a fixed share, seven steps without the encoder and then one with it: a step that trains
-    it costs several times one that does not, and `Payoff` knows of two modules alone. Where encoding all texts again
-    costs more than the step before it, tenures are as many times longer.
+    With a text encoder it is `trial`: a step that trains the encoder costs several times one that does not, and
+    whether that pays is known to nobody before; `Payoff` knows of two modules alone. Where nothing can be measured it
+    is a fixed share, seven steps without the encoder and then one with it; where encoding all texts again costs more
+    than the step before it, tenures are as many times longer.
 
     Args:
         text: A schedule; any other than ``auto`` is returned unchanged.
@@ -163,16 +164,19 @@ def resolve_schedule(text: str, *, fusion: str, num_targets: int, refresh: float
         >>> [resolve_schedule("auto", fusion="weighted", num_targets=number) for number in (943, 3)]
         ['payoff', 'joint']
         >>> resolve_schedule("auto", fusion="weighted", num_targets=943, refresh=3.2)
+        'trial'
+        >>> resolve_schedule("auto", fusion="rank", num_targets=943, refresh=3.2)
         "sequence:(('both', 28), ('all', 4))"
     """
     if text != AUTO:
         return text
-    if refresh is not None:
-        length = max(math.ceil(refresh), 1)
-        return f"{SEQUENCE}{((BOTH, RARE * length), (ALL, length))}"
-    rule = parse_schedule(AUTO).rule
-    assert isinstance(rule, Payoff)
-    return JOINT if what_payoffs_lack(rule, fusion, num_targets) else "payoff"
+    name = "payoff" if refresh is None else "trial"
+    rule = parse_schedule(name).rule
+    assert isinstance(rule, Payoff | Trial)
+    if not what_payoffs_lack(rule, fusion, num_targets):
+        return name
+    length = max(math.ceil(refresh or 1), 1)
+    return JOINT if refresh is None else f"{SEQUENCE}{((BOTH, RARE * length), (ALL, length))}"
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -232,7 +236,7 @@ def complete_trial(rule: Trial, modules: Sequence[str]) -> Trial:
         named = _CANDIDATES[len(modules) > len(MODULES)]
         candidates = tuple(tuple(turns.index(turn) for turn in sequence) for sequence in named)
     if costs is None:
-        costs = tuple(map(_default_cost, turns))
+        costs = trial_costs(modules)
     return replace(rule, candidates=candidates, costs=costs)
 
 
@@ -253,11 +257,24 @@ _CANDIDATES: tuple[tuple[tuple[str, ...], ...], ...] = (
 """Of a model of two modules, and of one with a text encoder."""
 
 
-def _default_cost(turn: str) -> float:
-    """Of a step of a turn: what its modules cost without the text encoder, and what that adds."""
-    trained = [module for module in MODULES if module in TURNS[turn]]
-    plain = STEP_COSTS[0] if len(trained) > 1 else sum(STEP_COSTS[1 + MODULES.index(module)] for module in trained)
-    return plain + _ENCODER_COST * (TEXT_ENCODER in TURNS[turn])
+def trial_costs(modules: Sequence[str], encoder: float = _ENCODER_COST) -> tuple[float, ...]:
+    """Costs of the turns that a `Trial` chooses among, in steps of both modules.
+
+    Args:
+        modules: The modules of the model.
+        encoder: What training the text encoder adds to a step.
+
+    Example:
+        >>> trial_costs(MODULES), trial_costs((*MODULES, TEXT_ENCODER), encoder=2.0)[-1]
+        ((1.0, 0.65, 0.7), 3.0)
+    """
+
+    def cost(turn: str) -> float:
+        trained = [module for module in MODULES if module in TURNS[turn]]
+        plain = STEP_COSTS[0] if len(trained) > 1 else sum(STEP_COSTS[1 + MODULES.index(module)] for module in trained)
+        return plain + encoder * (TEXT_ENCODER in TURNS[turn])
+
+    return tuple(map(cost, trial_turns(modules)))
 
 
 def what_payoffs_lack(rule: Payoff | Trial, fusion: str, num_targets: int) -> str:

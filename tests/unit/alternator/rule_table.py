@@ -12,7 +12,9 @@ RULES = {
     "payoff": Payoff(costs=(3.0, 2.0, 1.0), min_steps=3, groups=4, retry_after=6, max_retry_after=12, confidence=0.84),
     "plateau": Plateau(threshold=0.1, min_steps=2, window=5),
     "random_tenure": RandomTenure(4, seed=7, min_steps=2),
-    "trial": Trial(candidates=((0,), (1, 1, 2), (2,)), costs=(2.0, 1.0, 1.0), steps=2, hold=4, groups=3),
+    "trial": Trial(
+        candidates=((0,), (1, 1, 2), (2,)), costs=(2.0, 1.0, 1.0), steps=2, start=4, hold=16, halvings=9, groups=3
+    ),
     "trend": Trend(window=40, min_steps=4, max_steps=30, confirmations=1),
 }
 MODULES = ("a", "b", "c")

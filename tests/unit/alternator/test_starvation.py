@@ -196,7 +196,7 @@ def test_what_cannot_be_planned_is_refused(planned, error, message):
 
 
 def test_what_a_trial_leaves_out_does_not_starve():
-    alternator = Alternator(("both", "a"), Trial(hold=2000), num_steps=1000)
+    alternator = Alternator(("both", "a"), Trial(start=2000, hold=8000, halvings=9), num_steps=1000)
     for _ in range(900):
         alternator.advance()
     assert alternator.stats().modules["a"].staleness == 900

@@ -520,7 +520,7 @@ def test_payoff_takes_no_loss_of_a_step():
 
 
 def test_a_trial_without_held_out_losses_is_reported_once_with_its_log():
-    machine = DeviceAlternator(("a", "b"), Trial(steps=2, hold=2, groups=2))
+    machine = DeviceAlternator(("a", "b"), Trial(steps=2, start=2, hold=8, groups=2))
 
     def step(state, _):
         return machine.step(state, {})

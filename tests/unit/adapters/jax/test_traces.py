@@ -10,6 +10,7 @@ from functools import cache, partial
 from itertools import pairwise
 from math import inf
 from pathlib import Path
+from statistics import fmean
 
 import jax
 import jax.numpy as jnp
@@ -162,8 +163,16 @@ RANDOM: list[tuple[object, int, int]] = [
     (Gain(min_steps=5, max_wait=40, window=20, costs=(1.0, 2.0, 0.5), switch_costs=(0, 5, 1)), 3, 160),
     (Payoff(costs=(2, 2, 1), switch_costs=(0, 0, 3), groups=4, min_steps=3, retry_after=6, max_retry_after=9), 3, 120),
     (Payoff(costs=(2.0, 1.5, 1.0), groups=6, min_steps=4, retry_after=8, max_retry_after=30), 3, 120),
-    (Trial(steps=3, hold=5, groups=4), 2, 120),
-    (Trial(candidates=((0,), (1, 2), (2,), (0, 0, 1)), costs=(3, 1, 1), steps=2, hold=6, groups=3), 3, 160),
+    (Trial(steps=3, start=5, hold=20, halvings=9, groups=4), 2, 120),
+    (Trial(steps=3, hold=6, groups=4), 3, 160),
+    (Trial(steps=2, hold=6, halvings=1, groups=3, candidates=((0,), (1,), (2,), (0, 1), (1, 2))), 3, 160),
+    (
+        Trial(
+            candidates=((0,), (1, 2), (2,), (0, 0, 1)), costs=(3, 1, 1), steps=2, start=6, hold=24, halvings=9, groups=3
+        ),
+        3,
+        160,
+    ),
     (RandomTenure(7.5, seed=3, min_steps=2), 3, 120),
 ]
 
@@ -307,7 +316,7 @@ def near_balance(rule, before, facts, after, verdict, gains):
 
 
 def near_trial(rule, before, facts, after, verdict, gains):
-    """Two standard scores, or one and its limit, within 1e-3 · (1 + z)."""
+    """Two standard scores, or one and its limit, within 1e-3 · (1 + z); two means, within 1e-5 of the largest value."""
     if verdict.reason not in (Reason.HALVED, Reason.TRIED_BETTER, Reason.TRIED_NO_BETTER):
         return False
     taken = rule._take_in(before, facts)
@@ -317,7 +326,11 @@ def near_trial(rule, before, facts, after, verdict, gains):
         for index in rule._challengers(taken)
     ]
     found = sorted([*(each for each in found if abs(each) < inf), -rule.z, rule.z])
-    return any(b - a <= 1e-3 * (1 + rule.z) for a, b in pairwise(found))
+    means = sorted(fmean(rule._values(taken, index)) for index in rule._challengers(taken))
+    close = 1e-5 * max(map(abs, taken.values))
+    return any(b - a <= 1e-3 * (1 + rule.z) for a, b in pairwise(found)) or any(
+        b - a <= close for a, b in pairwise(means)
+    )
 
 
 NEAR = {

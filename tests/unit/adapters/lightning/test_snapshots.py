@@ -98,7 +98,7 @@ class SilentManual(ManualTowers):
 @pytest.mark.parametrize("build", [Silent, SilentManual])
 def test_trials_find_the_module_whose_training_helps(build):
     """What the second module learns counts against it."""
-    model, alternator = build(), Alternator(("b", "a"), rule=Trial(steps=3, hold=2, groups=4))
+    model, alternator = build(), Alternator(("b", "a"), rule=Trial(steps=3, start=2, hold=8, halvings=9, groups=4))
     made = callback(alternator, model)
     tries = Tries(alternator, made, model)
     trainer(tries, made).fit(model, Steps())

@@ -143,7 +143,7 @@ def test_a_snapshot_of_another_model_is_refused_and_changes_nothing():
 
 def test_trials_find_the_module_whose_training_helps():
     model, turns = Model(), {"both": MODULES, "body": ("body",), "head": ("head",)}
-    alternator = Alternator(turns, rule=Trial(steps=4, hold=1, groups=4))
+    alternator = Alternator(turns, rule=Trial(steps=4, start=1, hold=4, halvings=9, groups=4))
     transforms = {"body": optax.sgd(-0.5), "head": optax.sgd(0.02)}  # the body's steps raise the loss
     optimizer = AlternatingOptimizer(model, transforms, turns=turns, alternator=alternator)
 

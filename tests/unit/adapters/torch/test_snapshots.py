@@ -131,7 +131,7 @@ def test_trials_find_the_module_whose_training_helps():
     modules = {"helps": nn.Linear(3, 1, bias=False), "harms": nn.Linear(3, 1, bias=False)}
     turns = {"both": ("helps", "harms"), "helps": ("helps",), "harms": ("harms",)}
     optimizers = {name: torch.optim.SGD(module.parameters(), lr=0.05) for name, module in modules.items()}
-    alternator = Alternator(turns, rule=Trial(steps=5, hold=5, groups=8))
+    alternator = Alternator(turns, rule=Trial(steps=5, start=5, hold=20, halvings=9, groups=8))
     alternating = AlternatingOptimizer(alternator, modules, optimizers, turns=turns)
     inputs = torch.randn(64, 3)
 

@@ -55,7 +55,7 @@ class Tries(TrainerCallback):
 
 def test_trials_find_the_module_whose_training_helps(tmp_path):
     tries, turns = Tries(), {"both": NAMES, "backbone": ("backbone",), "head": ("head",)}
-    alternator = Alternator(turns, rule=Trial(candidates=((0,), (2,)), steps=3, hold=1, groups=4))
+    alternator = Alternator(turns, rule=Trial(candidates=((0,), (2,)), steps=3, start=1, hold=4, halvings=9, groups=4))
     run = Run(tmp_path, alternator=alternator, given={"turns": turns}, callbacks=[tries])
     tries.made = run.callback
     run.train()

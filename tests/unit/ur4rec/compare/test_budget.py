@@ -1,6 +1,9 @@
 import pytest
 
-from ur4rec.compare.budget import Ledger, StepCosts, describe_turns
+from ur4rec.compare.budget import Ledger, describe_turns
+from ur4rec.runs.step_costs import StepCosts, with_costs
+from ur4rec.schedule.alternators import parse_schedule, trial_turns
+from ur4rec.schedule.stages import MODULES, TEXT_ENCODER, TURNS
 
 COSTS = StepCosts(
     first={"sasrec": 3.0, "retriever": 1.0, "both": 3.5}, later={"sasrec": 2.0, "retriever": 1.0, "both": 3.5}
@@ -54,3 +57,15 @@ def test_turns_are_described():
     assert (described["switches"], described["mean_tenure"], described["steps"]) == (3, 2.0, 8)
     assert sum(length for _, length in described["tenures"]) == 8
     assert describe_turns([])["mean_tenure"] == 0
+
+
+def test_a_trial_is_given_what_steps_of_three_modules_and_switches_between_them_cost():
+    costs = {turn: 2.0 + len(TURNS[turn]) for turn in TURNS}
+    measured = StepCosts(first={**costs, "sasrec": costs["sasrec"] + 1}, later=costs, refresh=4.0)
+    rule = parse_schedule(with_costs("trial", measured)).rule
+    turns = trial_turns((*MODULES, TEXT_ENCODER))
+    assert rule.costs == tuple(round(costs[turn] / 4, 3) for turn in turns)
+    assert dict(zip(turns, rule.switch_costs, strict=True)) == {
+        turn: 0.25 if turn == "sasrec" else float(TEXT_ENCODER in TURNS[turn]) for turn in turns
+    }
+    assert with_costs("trial,costs=(1, 2, 3)", measured) == "trial,costs=(1, 2, 3)"

@@ -12,7 +12,7 @@ from tests.unit.ur4rec.compare.tiny_study import COSTS, tiny_study
 from ur4rec.compare import workers
 from ur4rec.compare.arms import original_of
 from ur4rec.compare.budget import Course, Ledger
-from ur4rec.compare.costs import kinds_of, measure_costs, read_costs
+from ur4rec.compare.costs import measure_costs, read_costs
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.processes import LocalProcesses
 from ur4rec.compare.report import compare_command, write_report
@@ -22,11 +22,12 @@ from ur4rec.compare.workers import run_one
 from ur4rec.data import sample_users, synthetic
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import negative_log_likelihood
-from ur4rec.schedule.stages import MODULES
+from ur4rec.runs.step_costs import kinds_of
+from ur4rec.schedule.stages import MODULES, turns_of
 
 PLATEAU = "plateau,min_steps=2,window=3,threshold=0.5"
 PAYOFF = "payoff,min_steps=2,groups=2,share=0.99,confidence=0.504"
-TRIAL = "trial,steps=1,hold=1,groups=2"
+TRIAL = "trial,steps=1,start=1,hold=4,groups=2"
 
 
 def run_all(directory):
@@ -132,7 +133,7 @@ def test_a_shuffled_arm_replays_the_tenures_of_its_original(torch_study):
 @pytest.mark.parametrize("arm", [PAYOFF, TRIAL])
 def test_measuring_is_charged_and_so_is_every_step_that_was_tried(torch_study, arm):
     run = torch_study.read_run(RunKey(arm, 0, "updates"))
-    assert len(run["turns"]["tenures"]) > 2
+    assert len(run["turns"]["tenures"]) > 1
     steps = Ledger(torch_study.study.updates, read_costs(COSTS), "updates")
     for turn, length in run["turns"]["tenures"]:
         for _ in range(length):
@@ -217,8 +218,8 @@ def test_a_run_that_diverges_is_reported_up_to_there(tmp_path):
 
 def test_costs_are_measured_for_every_kind_of_step(tmp_path):
     costs = measure_costs(tiny_study(tmp_path / "s").study, rounds=2)
-    assert set(costs["seconds"]) == set(kinds_of(MODULES))
-    assert all(0 < costs["quartiles"][kind][0] <= costs["quartiles"][kind][1] for kind in kinds_of(MODULES))
+    assert set(costs["seconds"]) == set(kinds_of(turns_of(MODULES)))
+    assert all(0 < costs["quartiles"][kind][0] <= costs["quartiles"][kind][1] for kind in kinds_of(turns_of(MODULES)))
 
 
 def test_the_command_of_a_report_names_every_setting(tmp_path):

@@ -86,7 +86,7 @@ def test_auto_is_payoff_where_it_can_be_measured(fusion, num_targets, expected):
 def test_a_trial_schedule_has_settings_for_short_runs_and_measures():
     schedule = parse_schedule("trial,groups=8")
     assert schedule.rule == Trial(**TRIAL_SETTINGS, groups=8)
-    assert parse_schedule("trial,steps=30,hold=90").rule == Trial(steps=30, hold=90)
+    assert parse_schedule("trial,steps=30,hold=90").rule == Trial(**{**TRIAL_SETTINGS, "steps": 30, "hold": 90})
     assert schedule.measures
 
 

@@ -103,10 +103,11 @@ def test_a_trial_begins_without_the_text_encoder_and_tries_it():
 
 
 @pytest.mark.parametrize(("refresh", "expected"), [(1.0, (7, 1)), (1.2, (14, 2)), (9.5, (70, 10))])
-def test_auto_trains_a_text_encoder_in_every_eighth_step(refresh, expected):
-    text = resolve_schedule("auto", fusion="logit", num_targets=943, refresh=refresh)
-    rule = parse_schedule(text).rule
-    assert rule.tenures == (("both", expected[0]), ("all", expected[1]))
+def test_auto_tries_a_text_encoder_and_trains_it_in_every_eighth_step_where_nothing_can_be_measured(refresh, expected):
+    assert resolve_schedule("auto", fusion="logit", num_targets=943, refresh=refresh) == "trial"
+    for fusion, num_targets in (("rank", 943), ("logit", 3)):
+        text = resolve_schedule("auto", fusion=fusion, num_targets=num_targets, refresh=refresh)
+        assert parse_schedule(text).rule == TurnSequence((("both", expected[0]), ("all", expected[1])))
     assert resolve_schedule("trend", fusion="logit", num_targets=943, refresh=refresh) == "trend"
 
 

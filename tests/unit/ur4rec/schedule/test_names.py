@@ -100,3 +100,28 @@ def test_a_trial_begins_without_the_text_encoder_and_tries_it():
     assert rule.costs[turns.index("all")] > 4 * rule.costs[turns.index("both")]
     own = Trial(candidates=((0,), (1,)), costs=(1.0,) * 7)
     assert build_alternator(find_stage("joint_finetune"), TrainerConfig(), own, three).rule == own
+
+
+@pytest.mark.parametrize(("refresh", "expected"), [(1.0, (7, 1)), (1.2, (14, 2)), (9.5, (70, 10))])
+def test_auto_tries_a_text_encoder_and_trains_it_in_every_eighth_step_where_nothing_can_be_measured(refresh, expected):
+    assert resolve_schedule("auto", fusion="logit", num_targets=943, refresh=refresh) == "trial"
+    for fusion, num_targets in (("rank", 943), ("logit", 3)):
+        text = resolve_schedule("auto", fusion=fusion, num_targets=num_targets, refresh=refresh)
+        assert parse_schedule(text).rule == TurnSequence((("both", expected[0]), ("all", expected[1])))
+    assert resolve_schedule("trend", fusion="logit", num_targets=943, refresh=refresh) == "trend"
+
+
+def test_a_module_that_a_sequence_leaves_out_never_trains_and_is_known():
+    modules = ("sasrec", "retriever", "text_encoder")
+    rule = parse_schedule("sequence:(('both', 2), ('sasrec', 1))").rule
+    alternator = build_alternator(find_stage("joint_finetune"), TrainerConfig(), rule, modules)
+    assert alternator.modules == ("both", "sasrec", "retriever", "text_encoder")
+    assert [alternator.advance().active for _ in range(7)] == [
+        "both",
+        "sasrec",
+        "both",
+        "both",
+        "sasrec",
+        "both",
+        "both",
+    ]

@@ -77,8 +77,9 @@ class TextGroups:
         return divided
 
     def of(self, number: int) -> Groups:
-        """The groups of what `divide` has returned, by its length."""
-        return tuple(zip(self._parts(number), self._lengths_G.tolist(), strict=True))
+        """The groups of what `divide` has returned, by its length; none is empty."""
+        parts = zip(self._parts(number), self._lengths_G.tolist(), strict=True)
+        return tuple((size, num_tokens) for size, num_tokens in parts if size)
 
     def _parts(self, number: int) -> list[int]:
         """The number of texts of each group, for a number of all; together that, or all items."""

@@ -80,9 +80,12 @@ def test_texts_that_are_not_like_all_others_are_read_too():
     tokens_JS = random_tokens(101, 30)
     counts = (tokens_JS[:-1] != 0).sum(1)
     groups = TextGroups(tokens_JS)
-    for items in (np.argsort(counts)[-40:], np.arange(100), np.argsort(counts)[:2]):
+    for items in (np.argsort(counts)[-40:], np.arange(100), *(np.argsort(counts)[:number] for number in range(1, 12))):
         items_E = groups.divide(np.sort(items))
         assert sorted(items_E[items_E < 100]) == sorted(items.tolist())
+        sizes = [size for size, _ in groups.of(len(items_E))]
+        assert min(sizes) > 0
+        assert sum(sizes) == len(items_E)
 
 
 def test_the_cache_is_written_in_place_and_a_model_taken_before_keeps_its_own(make_encoder_trainer, batch_stream):

@@ -4,16 +4,19 @@ Parameters are known here by a number (an ``id``, a place in a tree) and a name 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import adapters.own_alternator  # noqa: F401  first: says so where the next line would find another distribution's
 from alternator import AlternatorError, ConfigurationError, LossError, Payoff, Rule, Trial, UnknownModuleError
 from alternator.checks import names_in
 
+T = TypeVar("T")
 ALWAYS = "always"
 """The reserved name of the group that trains in every step."""
 FrozenMode = Literal["inference", "batch"]
 """How a module runs while it is frozen: in inference mode; or as in training, but nothing that it holds changes."""
+FrozenState = Literal["keep", "offload", "drop"]
+"""Where the optimizer state of a module is while it is frozen: where it was, on the host, or nowhere."""
 
 
 class FreezeError(AlternatorError):
@@ -137,14 +140,40 @@ def check_frozen_modes(
         >>> check_frozen_modes({"critic": "batch"}, ("generator", "critic"))
         {'generator': None, 'critic': 'batch'}
     """
-    known = tuple(modules)
-    if isinstance(frozen_mode, Mapping):
-        check_names("frozen_mode", frozen_mode, known)
-    given = frozen_mode if isinstance(frozen_mode, Mapping) else dict.fromkeys(known, frozen_mode)
-    for name, mode in given.items():
-        if mode not in get_args(FrozenMode) and (mode is not None or isinstance(frozen_mode, Mapping)):
-            raise ConfigurationError(f"frozen_mode must be one of {get_args(FrozenMode)}, got {mode!r} for {name!r}")
-    return {name: given.get(name) for name in known}
+    return _chosen("frozen_mode", get_args(FrozenMode), frozen_mode, tuple(modules))
+
+
+def check_frozen_states(
+    frozen_state: FrozenState | Mapping[str, FrozenState], modules: Iterable[str]
+) -> dict[str, FrozenState]:
+    """What becomes of the optimizer state of each module while it is frozen; it is kept where nothing was chosen.
+
+    Args:
+        frozen_state: One choice for all modules, or per module its own.
+        modules: The names of the modules.
+
+    Raises:
+        ConfigurationError: A name or a choice does not exist.
+
+    Example:
+        >>> check_frozen_states({"backbone": "offload"}, ("backbone", "head"))
+        {'backbone': 'offload', 'head': 'keep'}
+    """
+    chosen = _chosen("frozen_state", get_args(FrozenState), frozen_state, tuple(modules))
+    return {name: state or "keep" for name, state in chosen.items()}
+
+
+def _chosen(
+    what: str, choices: tuple[T, ...], given: T | Mapping[str, T] | None, known: tuple[str, ...]
+) -> dict[str, T | None]:
+    """What was chosen for each module, None where nothing was."""
+    if isinstance(given, Mapping):
+        check_names(what, given, known)
+    named = given if isinstance(given, Mapping) else dict.fromkeys(known, given)
+    for name, each in named.items():
+        if each not in choices and (each is not None or isinstance(given, Mapping)):
+            raise ConfigurationError(f"{what} must be one of {choices}, got {each!r} for {name!r}")
+    return {name: named.get(name) for name in known}
 
 
 def unchosen(name: str) -> str:

@@ -32,10 +32,11 @@ from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import TrainBatches
 from ur4rec.schedule.stages import MODULES
 from ur4rec_jax import catalogue_loss
-from ur4rec_jax.compiled import compiled, functions_of, split_model
+from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.epoch import Epoch, EpochLog, EpochState, StepInput, stack_inputs
 from ur4rec_jax.losses import separate_loss
+from ur4rec_jax.precision import compiled
 
 TENURE = 5
 ALWAYS_PLATEAU = Plateau(threshold=1e9, min_steps=TENURE, window=3)

@@ -16,9 +16,9 @@ from overhead_jax import count_flops
 import ur4rec_jax
 from ur4rec.config import TrainerConfig
 from ur4rec.schedule.stages import FULL, WITHOUT_CURRICULUM
-from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import SEQUENCE_LOSSES, StepInputs, softmax_cross_entropy
+from ur4rec_jax.precision import compiled
 from ur4rec_jax.strategies import MemoryBank, consistency_loss, distillation_loss, diversity_loss, find_last_targets
 
 LEARNING_RATES = {"sasrec": 1e-3, "retriever": 1e-4, "fusion": 1e-2}

@@ -1,6 +1,5 @@
 """The arrays of a JAX run's checkpoint, from pytrees and back; see `ur4rec.training.checkpoint`."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax  # type: ignore[import-untyped]
 from flax import nnx
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from adapters.optax import AlternatingState
 from ur4rec.errors import CheckpointError
@@ -18,6 +17,7 @@ from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, LOG_V
 from ur4rec_jax.state import TrainState
 from ur4rec_jax.strategies import MemoryBank, StrategyState
 from ur4rec_jax.ur4rec import UR4Rec
+from ur4rec_jax.weights import export_weights, import_weights
 
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 _BANK = (BANK_ITEMS, BANK_KEYS, BANK_CURSOR)
@@ -54,7 +54,8 @@ def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4
 
     Args:
         path: The checkpoint.
-        later_items: Text vectors of items that came later, (C, T): see `Checkpoint.with_items`. None is no such item.
+        later_items: Text vectors of items that came later, (C, T), or for a model with a text encoder the tokens of
+            their texts, (C, S): see `Checkpoint.with_items`. None is no such item.
 
     Raises:
         CheckpointError: It is missing, damaged or of another version.
@@ -64,6 +65,9 @@ def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4
         loaded = loaded.with_items(later_items)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: UR4Rec(**loaded.model_arguments())))
     model: UR4Rec = nnx.merge(graphdef, import_weights(nnx.to_pure_dict(state), loaded.weights))
+    if later_items is not None and model.config.has_text_encoder:
+        num_items = model.config.num_items
+        model.text_encoder.refresh(np.arange(num_items - len(np.asarray(later_items)), num_items))
     return model
 
 
@@ -117,54 +121,3 @@ def _import_strategies(strategies: StrategyState, arrays: Arrays) -> StrategySta
     if log_variances_C is not None:
         log_variances_C = jnp.asarray(arrays[LOG_VARIANCES])
     return StrategyState(bank, log_variances_C)
-
-
-_LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-
-
-def export_weights(tree: Any) -> dict[str, NDArray[Any]]:
-    """Arrays by canonical name, laid out as in PyTorch.
-
-    Args:
-        tree: Nested dictionaries: the model's parameters or a part of them, or what an optimizer keeps for each.
-    """
-    return {canonical_name(path): _turned(path, np.asarray(leaf)) for path, leaf in _leaves(tree)}
-
-
-def import_weights(tree: Any, weights: Mapping[str, NDArray[Any]]) -> Any:
-    """A tree like this one with the arrays that `export_weights` returns.
-
-    Raises:
-        CheckpointError: A name is missing or unknown, or a shape differs.
-    """
-    named = {canonical_name(path): (path, leaf) for path, leaf in _leaves(tree)}
-    if different := sorted(set(named) ^ set(weights)):
-        listed = ", ".join(different[:3]) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
-        raise CheckpointError(f"the weights must be of the same model, but only one of the two has {listed}")
-    arrays = [_turned(path, np.asarray(weights[name])) for name, (path, _) in named.items()]
-    for (name, (path, leaf)), array in zip(named.items(), arrays, strict=True):
-        if array.shape != leaf.shape:
-            shapes = (_turned(path, each).shape for each in (leaf, array))
-            raise CheckpointError("{} must have the shape {}, got {}".format(name, *shapes))
-    return jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(array) for array in arrays])
-
-
-def canonical_name(path: tuple[str, ...]) -> str:
-    """The name in PyTorch of what is at a path of the model's state.
-
-    Example:
-        >>> canonical_name(("sasrec", "blocks", "layers", "0", "attention", "query", "kernel"))
-        'sasrec.blocks.0.attention.query.weight'
-    """
-    *modules, leaf = (part for part in path if part != "layers")
-    return ".".join((*modules, _LEAF_NAMES.get(leaf, leaf)))
-
-
-def _leaves(tree: Any) -> list[tuple[tuple[str, ...], Any]]:
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [(tuple(str(key.key) for key in keys), leaf) for keys, leaf in flat]
-
-
-def _turned(path: tuple[str, ...], array: Any) -> NDArray[Any]:
-    """From Flax's layout to PyTorch's or back: linear layers hold the transposed matrix."""
-    return np.ascontiguousarray(array.T) if path[-1] == "kernel" else np.asarray(array)

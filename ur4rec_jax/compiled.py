@@ -1,21 +1,21 @@
 """The functions of a model that are compiled, shared by all trainers of models of one shape."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 from flax import nnx
 from jax import Array
 
 from ur4rec.config import TrainerConfig
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec_jax.layout import ONE_DEVICE, WHOLE, Layout
+from ur4rec_jax.precision import compiled
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
 from ur4rec_jax.slices import PlacedModel, rank_in_slices, top_in_slices
 from ur4rec_jax.state import TrainState
-from ur4rec_jax.step import PARTS, Step, write
+from ur4rec_jax.step import PARTS, Step, write, write_texts
 from ur4rec_jax.ur4rec import UR4Rec, laid_out
 
 _STEP_SETTINGS = (
@@ -53,6 +53,8 @@ class Functions(NamedTuple):
     write: Callable[..., TrainState]
     """What follows it where it gives entries for the memory bank. Compiled apart: in one program with the loss, which
     reads the bank, XLA would copy the bank before it writes."""
+    write_texts: Callable[[Array, Any], Array]
+    """The cache of a text encoder, consumed, with what a step has encoded; compiled apart for the same reason."""
     project: Callable[[Any, Any], Catalogue]
     """The retriever's catalogue from parameters and buffers."""
     epochs: dict[tuple[Any, ...], Any]
@@ -92,17 +94,6 @@ def functions_of(
     return _functions(graphdef, settings, parts, layout)
 
 
-def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit`, with matrix products in full float32 on every device, as in PyTorch: TF32 would make them differ."""
-
-    @wraps(function)
-    def traced(*args: Any, **kwargs: Any) -> Any:
-        with jax.default_matmul_precision("float32"):
-            return function(*args, **kwargs)
-
-    return jax.jit(traced, **options)
-
-
 def split_model(model: UR4Rec) -> tuple[nnx.GraphDef[UR4Rec], dict[str, Any], dict[str, Any]]:
     """The model without its arrays, its parameters by part, and its buffers."""
     graphdef, params, *rest = nnx.split(model, nnx.Param, ...)
@@ -119,10 +110,11 @@ def _functions(
     return Functions(
         steps=steps,
         compiled_steps={
-            fused: compiled(step.__call__, static_argnames=("turn", "distils"), donate_argnames="state")
+            fused: compiled(step.__call__, static_argnames=("turn", "distils", "groups"), donate_argnames="state")
             for fused, step in steps.items()
         },
         write=compiled(partial(write, layout=layout), donate_argnames="state"),
+        write_texts=compiled(write_texts, donate_argnames="vectors_JT"),
         project=compiled(partial(_project, merge, layout)),
         epochs={},
         scores=compiled(partial(_scores, merge), static_argnames="scorers"),
@@ -137,7 +129,8 @@ def _functions(
 
 def _project(merge: Merge, layout: Layout, params: Any, buffers: Any) -> Catalogue:
     def of_part(params: Any, buffers: Any) -> tuple[Any, ...]:
-        return merge(params, buffers).retriever.catalogue_in_blocks()[:4]
+        model = merge(params, buffers)
+        return model.retriever.catalogue_in_blocks(texts_JT=model.item_texts())[:4]
 
     specs = layout.specs(params), layout.specs(buffers)
     lie = (layout.table, layout.table, layout.table, WHOLE)
@@ -199,7 +192,7 @@ def _read(
     num_rows: int,
 ) -> tuple[Array, Array]:
     model = merge(params, buffers)
-    catalogue = None if module == "sasrec" else model.retriever.catalogue(with_users=False)
+    catalogue = None if module == "sasrec" else model.catalogue(with_users=False)
     encoded = model.encode(items_BL, (module,), catalogue, users_B)
     outputs_Bd = encoded.hidden_Nd if catalogue is None else encoded.preferences_NKd
     assert outputs_Bd is not None

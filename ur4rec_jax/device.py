@@ -10,8 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
+from ur4rec.training.item_texts import items_of
 from ur4rec.training.sampling import Items, Sampler
 from ur4rec_jax.losses import StepInputs
+from ur4rec_jax.text_groups import TextGroups
 
 _KINDS = {"cuda": "gpu"}
 
@@ -69,6 +71,7 @@ def to_inputs(
     sampler: Sampler | None = None,
     step: int = 0,
     num_parts: int = 1,
+    texts: TextGroups | None = None,
 ) -> StepInputs:
     """A batch with the places of its targets, as a step takes it; it moves to the device then.
 
@@ -83,6 +86,7 @@ def to_inputs(
         sampler: Draws the negatives of sampled losses.
         step: The training step of the run, for the sampler.
         num_parts: The number of parts that batches are cut into.
+        texts: Divides the texts that a step may encode, in a model with a text encoder.
     """
     missing = -len(batch[0]) % num_parts
     items_BL: Items
@@ -98,12 +102,14 @@ def to_inputs(
         positions_PN[part, : len(places)], targets_PN[part, : len(places)] = places, targets_PR[part, places]
     targets_N = targets_PN.ravel()
     users_B = _more_rows(batch[2], missing, -1) if with_users else None
-    sample = None
+    sample, items = None, [items_BL, targets_N]
     if sampler is not None:
         items_BL, targets_N, drawn = sampler.number(items_BL, targets_N, step, padded=True)
         items_BL, targets_N = to_indices(items_BL), to_indices(targets_N)
         sample = Sample(to_indices(drawn.items_J), to_indices(drawn.candidates_C), drawn.offsets_C)
-    inputs: tuple[Any, ...] = (items_BL, positions_PN.ravel(), targets_N, users_B, sample)
+        items = [to_indices(drawn.items_J)]
+    texts_E = None if texts is None else texts.divide(items_of(num_items, *items))
+    inputs: tuple[Any, ...] = (items_BL, positions_PN.ravel(), targets_N, users_B, sample, None, texts_E)
     return StepInputs(*inputs)
 
 

@@ -19,9 +19,9 @@ from ur4rec.schedule.stages import MODULES, TURNS, CurriculumWeights
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
 from ur4rec.training.sampling import Sampler
-from ur4rec_jax.compiled import compiled
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import StepInputs
+from ur4rec_jax.precision import compiled
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.state import TrainState
 from ur4rec_jax.step import Step, write
@@ -277,10 +277,11 @@ class Epoch:
         is_stale = jnp.array(True) if "retriever" in TURNS[turn] else state.is_stale
         losses_M = jnp.stack([losses.modules.get(name, jnp.nan) for name in MODULES])
         metrics = {name: jnp.asarray(losses.metrics.get(name, jnp.nan), jnp.float32) for name in _METRICS}
-        if bank is not None and entries is None:
-            entries = BankEntries.none(len(given.inputs.items_BL), bank.keys_Md.shape[1])
+        written = entries.bank
+        if bank is not None and written is None:
+            written = BankEntries.none(len(given.inputs.items_BL), bank.keys_Md.shape[1])
         train, _ = _part(train)
-        return state._replace(train=train, is_stale=is_stale), EpochLog(losses.total, losses_M, metrics, None), entries
+        return state._replace(train=train, is_stale=is_stale), EpochLog(losses.total, losses_M, metrics, None), written
 
 
 def _part(train: TrainState) -> tuple[TrainState, MemoryBank | None]:

@@ -20,6 +20,10 @@ Embedding = partial(nnx.Embed, embedding_init=_normal)
 LayerNorm = partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
+class Buffer(nnx.Variable[Array]):
+    """An array that belongs to the model and never trains."""
+
+
 class Dropout(nnx.Module):
     """Dropout where random numbers are given, and none (inference) where they are not."""
 

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.typing import NDArray
 
+from ur4rec.config import ModelConfig
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training import arrays
@@ -35,6 +36,7 @@ BATCH, BATCH_SECOND, TABLES, WHOLE = P(DATA), P(None, DATA), P(ITEMS), P()  # ty
 """How arrays lie with a row per history, with it as second axis, with a row per item, and on every device."""
 TABLE = ("sasrec", "item_embedding", "embedding")
 TEXTS = ("retriever", "item_text_vectors")
+ENCODED = ("text_encoder", "vectors")
 """The paths of what has a row per item, in parameters and buffers; moments have those of their parameters, and a part
 alone has them without its name."""
 MASKED = -1e9
@@ -43,6 +45,19 @@ MASKED = -1e9
 _constrain: Callable[..., Any] = jax.lax.with_sharding_constraint
 _psum: Callable[..., Any] = jax.lax.psum
 _pmax: Callable[..., Any] = jax.lax.pmax
+
+
+def check_layout(mesh: meshes.Mesh, model: ModelConfig) -> None:
+    """Refuse what a mesh cannot do.
+
+    Raises:
+        ConfigurationError: Naming the setting and the remedy.
+    """
+    if model.has_text_encoder:
+        raise ConfigurationError(
+            f"a layout with {mesh} needs a model without a text encoder, got text_encoder={model.text_encoder!r}; "
+            "leave out the mesh, or take text_encoder='none'"
+        )
 
 
 @dataclass(frozen=True)

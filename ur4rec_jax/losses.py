@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
-from ur4rec.schedule.stages import MODULES
+from ur4rec.schedule.stages import TEXT_ENCODER, modules_of
 from ur4rec.training import arrays
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
 from ur4rec_jax.layout import ONE_DEVICE, Layout
@@ -144,14 +144,15 @@ def separate_loss(
 ) -> StepLosses:
     """The weighted sum of the losses of the modules that train; one that is frozen is not run.
 
-    The modules do not touch. Where both train, the fusion weights, if it has any, learn from their detached scores.
+    The modules do not touch. Where both train, the fusion weights, if it has any, learn from their detached scores. The
+    loss of a text encoder is the retriever's, which is run, though frozen, where the encoder trains.
 
     Args:
         model: The model.
         config: Names SASRec's loss and the weights.
         inputs: The batch.
         modules: What trains.
-        catalogue: The retriever's, if it trains.
+        catalogue: The retriever's, if it or the text encoder trains.
         rngs: Random numbers for dropout and negatives.
         keeps_scores: As for `fused_loss`.
     """
@@ -160,11 +161,13 @@ def separate_loss(
     if "sasrec" in modules:
         loss, outputs = _sasrec_loss(model, config, inputs, outputs, rngs, keeps_scores=keeps_scores)
         losses["sasrec"] = Component(loss, config.sasrec_loss_weight)
-    if "retriever" in modules:
-        assert catalogue is not None
-        loss, outputs = _retriever_loss(model, inputs, catalogue, outputs, rngs, keeps_scores=keeps_scores)
-        losses["retriever"] = Component(loss, config.retriever_loss_weight)
     primary = {name: jax.lax.stop_gradient(loss) for name, (loss, _) in losses.items()}
+    if "retriever" in modules or TEXT_ENCODER in modules:
+        assert catalogue is not None
+        dropout = rngs if "retriever" in modules else None
+        loss, outputs = _retriever_loss(model, inputs, catalogue, outputs, dropout, keeps_scores=keeps_scores)
+        losses["retriever"] = Component(loss, config.retriever_loss_weight)
+        primary |= {name: jax.lax.stop_gradient(loss) for name in modules if name != "sasrec"}
     if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
         assert catalogue is not None
         losses["fused"] = Component(_fusion_loss(model, inputs, catalogue, outputs), 1.0)
@@ -194,7 +197,13 @@ def _sasrec_loss(
 
 
 def _retriever_loss(
-    model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs, rngs: nnx.Rngs, *, keeps_scores: bool
+    model: UR4Rec,
+    inputs: StepInputs,
+    catalogue: Catalogue,
+    outputs: Outputs,
+    rngs: nnx.Rngs | None,
+    *,
+    keeps_scores: bool,
 ) -> tuple[Array, Outputs]:
     """The retriever's own loss, and the outputs with what it was computed from."""
     preferences_NKd = _preferences(model, inputs, catalogue, rngs)
@@ -233,7 +242,7 @@ def fused_loss(
     *,
     keeps_scores: bool = False,
 ) -> StepLosses:
-    """Cross-entropy of the fused scores, which is the primary loss of both modules.
+    """Cross-entropy of the fused scores, which is the primary loss of all modules.
 
     A module's own cross-entropy would mislead a schedule: it rises while the modules learn to complement each other.
     A module that does not train has no dropout.
@@ -257,7 +266,7 @@ def fused_loss(
     else:
         table_Id = model.sasrec.item_table()
         total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
-    primary = dict.fromkeys(MODULES, jax.lax.stop_gradient(total))
+    primary = dict.fromkeys(modules_of(model.config), jax.lax.stop_gradient(total))
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
 

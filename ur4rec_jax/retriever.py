@@ -15,7 +15,7 @@ from jax import Array
 
 from ur4rec.config import ModelConfig
 from ur4rec.training import arrays
-from ur4rec_jax.layers import Dropout, Embedding, Linear, normalize
+from ur4rec_jax.layers import Buffer, Dropout, Embedding, Linear, normalize
 from ur4rec_jax.layout import ONE_DEVICE
 
 BLOCK = 2**16
@@ -23,10 +23,6 @@ BLOCK = 2**16
 
 UserMemory: TypeAlias = arrays.UserMemory[Array]
 Catalogue: TypeAlias = arrays.Catalogue[Array]
-
-
-class Buffer(nnx.Variable[Array]):
-    """An array that belongs to the model and never trains."""
 
 
 class PreferenceRetriever(nnx.Module):
@@ -51,7 +47,7 @@ class PreferenceRetriever(nnx.Module):
     def __init__(
         self,
         config: ModelConfig,
-        item_text_vectors_IT: Array,
+        item_text_vectors_IT: Array | None,
         rngs: nnx.Rngs,
         user_text_vectors_UT: Array | None = None,
     ) -> None:
@@ -59,7 +55,8 @@ class PreferenceRetriever(nnx.Module):
         self.temperature = config.retriever_temperature
         self.layout = ONE_DEVICE
         padding_1T = jnp.zeros((1, text_dim))
-        self.item_text_vectors = Buffer(jnp.concatenate([item_text_vectors_IT, padding_1T]))
+        if item_text_vectors_IT is not None:
+            self.item_text_vectors = Buffer(jnp.concatenate([item_text_vectors_IT, padding_1T]))
         self.reads_users = user_text_vectors_UT is not None
         if user_text_vectors_UT is not None:
             self.user_text_vectors = Buffer(jnp.concatenate([user_text_vectors_UT, padding_1T]))
@@ -72,28 +69,34 @@ class PreferenceRetriever(nnx.Module):
         self.preference_projection = Linear(dim, dim, rngs=rngs)
         self.dropout = Dropout(config.retriever_dropout)
 
-    def catalogue(self, *, with_users: bool = True) -> Catalogue:
+    def catalogue(self, *, with_users: bool = True, texts_JT: Array | None = None) -> Catalogue:
         """Project the text of every item, and of every user if there are any.
 
         Keep the result while the retriever is frozen. While it trains, a step needs the users of its batch alone: then
         leave them out here.
+
+        Args:
+            with_users: Whether to project the texts of users.
+            texts_JT: The texts of the items, last the padding's; None are those of this module, which a model with a
+                text encoder does not have.
         """
         users = self._user_memory(self.user_text_vectors[...]) if with_users and self.reads_users else None
-        texts_JT = self.item_text_vectors[...]
+        texts_JT = self.item_text_vectors[...] if texts_JT is None else texts_JT
         return Catalogue(self._candidates(self.layout.candidates(texts_JT)), *self._memory(texts_JT), users)
 
-    def catalogue_in_blocks(self, size: int = BLOCK) -> Catalogue:
+    def catalogue_in_blocks(self, size: int = BLOCK, *, texts_JT: Array | None = None) -> Catalogue:
         """What `catalogue` returns, to keep: beside it, no more than a block of items is in memory at once.
 
         It has no derivatives. On a mesh it is computed by each device for its part of the items.
 
         Args:
             size: The items of a block.
+            texts_JT: As for `catalogue`.
         """
-        texts_JT = self.item_text_vectors[...]
+        texts_JT = self.item_text_vectors[...] if texts_JT is None else texts_JT
         num_items, num_rows = len(self.layout.candidates(texts_JT)), len(texts_JT)
         if num_items <= size:
-            return self.catalogue()
+            return self.catalogue(texts_JT=texts_JT)
 
         def fill(number: Array, so_far: tuple[Array, ...]) -> tuple[Array, ...]:
             at_I, at_J = (jnp.minimum(number * size, length - size) for length in (num_items, num_rows))

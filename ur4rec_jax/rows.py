@@ -11,7 +11,7 @@ from typing import Any
 
 from jax import Array
 
-from ur4rec_jax.layout import ONE_DEVICE, TABLE, TEXTS, Layout
+from ur4rec_jax.layout import ENCODED, ONE_DEVICE, TABLE, TEXTS, Layout
 from ur4rec_jax.state import TrainState
 
 
@@ -28,8 +28,9 @@ def take_rows(state: TrainState, items_J: Array, active: tuple[str, ...], layout
 
 
 def take_texts(buffers: Any, items_J: Array, layout: Layout = ONE_DEVICE) -> Any:
-    """The buffers of a model that has only these items."""
-    return _changed(buffers, TEXTS, lambda texts: layout.take(texts, items_J, of_batch=False))
+    """The buffers of a model that has only these items; but all of their texts' tokens."""
+    path = ENCODED if ENCODED[0] in buffers else TEXTS
+    return _changed(buffers, path, lambda texts: layout.take(texts, items_J, of_batch=False))
 
 
 def put_rows(

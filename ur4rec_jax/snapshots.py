@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.training import held_out
 from ur4rec.training.checkpoint import Arrays
-from ur4rec_jax.checkpoint import export_weights, import_weights
 from ur4rec_jax.compiled import Functions
 from ur4rec_jax.device import to_indices
 from ur4rec_jax.layout import Layout, to_host
+from ur4rec_jax.weights import export_weights, import_weights
 
 Snapshot = held_out.Snapshot[Any]
 

@@ -5,7 +5,7 @@ Parameters are nested dictionaries, by module first. The freeze contract of `ada
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,14 @@ from jax import Array
 
 from adapters.optax import active_value_and_grad, alternating, apply_updates
 from ur4rec.config import TrainerConfig
-from ur4rec.schedule.stages import BOTH, MODULES, TURNS, WITHOUT_CURRICULUM, CurriculumWeights, turns_of
+from ur4rec.schedule.stages import (
+    MODULES,
+    TEXT_ENCODER,
+    TURNS,
+    WITHOUT_CURRICULUM,
+    CurriculumWeights,
+    turns_of,
+)
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import UNCERTAINTY
 from ur4rec_jax.layout import ONE_DEVICE, Layout
@@ -24,10 +31,35 @@ from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.rows import put_rows, take_rows, take_texts
 from ur4rec_jax.state import TrainState
 from ur4rec_jax.strategies import BankEntries, Context, Strategies, StrategyState
+from ur4rec_jax.text_groups import Groups
 from ur4rec_jax.ur4rec import UR4Rec, laid_out
 
 FUSION = "fusion"
-PARTS = (*MODULES, FUSION)
+OUTSIDE = 2**31 - 1
+"""The number of no item."""
+PARTS = (*MODULES, TEXT_ENCODER, FUSION)
+
+
+class EncodedTexts(NamedTuple):
+    """The texts that a step has encoded, by the weights that it began with."""
+
+    items_E: Array
+    """The items; out of range where nothing is to be written."""
+    vectors_ET: Array
+    """Their vectors, detached."""
+
+
+class Entries(NamedTuple):
+    """What a step gives to be written after it, in place."""
+
+    bank: BankEntries | None
+    """Into the memory bank, by `write`."""
+    texts: EncodedTexts | None
+    """Into the cache of the text encoder, by `write_texts`."""
+
+
+Given: TypeAlias = tuple[BankEntries | None, Array | None]
+"""What the forward pass gives: for the memory bank, and the texts that it has encoded, (E, T)."""
 
 
 class Step:
@@ -63,7 +95,7 @@ class Step:
         self._labels = {name: name for name in parts}
         always = (FUSION,) if FUSION in parts else ()
         self._turns = {
-            turn: (*TURNS[turn], *always) if fused or turn == BOTH else TURNS[turn] for turn in turns_of(MODULES)
+            turn: (*TURNS[turn], *always) if fused or _trains_both(turn) else TURNS[turn] for turn in turns_of(parts)
         }
         self._optimizer = alternating(
             {name: _adamw(name, 0.0 if name == FUSION else config.weight_decay) for name in parts},
@@ -93,13 +125,14 @@ class Step:
         *,
         turn: str,
         distils: bool = False,
-    ) -> tuple[TrainState, StepReport[Array], BankEntries | None]:
-        """One step, without effect if the loss is not finite; the memory bank is only read: `write` is to follow.
+        groups: Groups = (),
+    ) -> tuple[TrainState, StepReport[Array], Entries]:
+        """One step, without effect if the loss is not finite; what is to be written after it, is given back.
 
         Args:
             state: Before the step.
             buffers: The rest of the model.
-            catalogue: The retriever's, if it is frozen and the loss needs it.
+            catalogue: The retriever's, if it and the text encoder are frozen and the loss needs it.
             inputs: The batch.
             key: The run's; random numbers are a function of it and the step.
             step: The training step of the run.
@@ -107,14 +140,15 @@ class Step:
             curriculum: The curriculum's weights at this step; None if it is off.
             turn: What trains; static.
             distils: Whether the modules learn from each other; static.
+            groups: Of the texts that it encodes, if it trains the text encoder; static.
         """
         whole, sample, active = state, inputs.sample, self._turns[turn]
         if sample is not None:
             state = take_rows(whole, sample.items_J, active, self.layout)
             buffers = take_texts(buffers, sample.items_J, self.layout)
-        loss = partial(self._loss(turn), distils, state.strategies, curriculum)
+        loss = partial(self._loss(turn), distils, groups, state.strategies, curriculum)
         gradients = active_value_and_grad(loss, self._labels, tuple(self._labels), turns=self._turns, has_aux=True)
-        (_, (losses, entries)), grads = gradients(
+        (_, (losses, (bank_entries, encoded_ET))), grads = gradients(
             state.params, buffers, catalogue, inputs, jax.random.fold_in(key, step), active=turn
         )
         good = jnp.isfinite(losses.total)
@@ -123,11 +157,12 @@ class Step:
             kept = put_rows(whole, kept, sample.items_J, active, self.layout)
         bank, log_variances_C = state.strategies
         log_variances_C, metrics = self._strategies.finish(log_variances_C, losses, learning_rates.get(UNCERTAINTY))
-        if entries is not None:
-            entries = entries._replace(is_kept_B=entries.is_kept_B & good)
+        if bank_entries is not None:
+            bank_entries = bank_entries._replace(is_kept_B=bank_entries.is_kept_B & good)
+        entries = Entries(bank_entries, _texts(inputs, encoded_ET, good))
         report = StepReport(losses.total, losses.modules, metrics)
         kept = kept._replace(strategies=StrategyState(bank, log_variances_C))
-        found: tuple[TrainState, StepReport[Array], BankEntries | None] = self.layout.keep((kept, report, entries))
+        found: tuple[TrainState, StepReport[Array], Entries] = self.layout.keep((kept, report, entries))
         return found
 
     def _move(self, state: TrainState, grads: Any, turn: str, learning_rates: dict[str, Array]) -> TrainState:
@@ -144,11 +179,12 @@ class Step:
         moved = {name: apply_updates(state.params[name], updates[name]) for name in active}
         return state._replace(params={**state.params, **moved}, optimizers=optimizers)
 
-    def _loss(self, turn: str) -> Callable[..., tuple[Array, tuple[StepLosses, BankEntries | None]]]:
+    def _loss(self, turn: str) -> Callable[..., tuple[Array, tuple[StepLosses, Given]]]:
         modules, config = TURNS[turn], self._config
 
         def loss(
             distils: bool,
+            groups: Groups,
             strategies: StrategyState,
             curriculum: CurriculumWeights | None,
             params: Any,
@@ -156,14 +192,17 @@ class Step:
             catalogue: Catalogue | None,
             inputs: StepInputs,
             key: Array,
-        ) -> tuple[Array, tuple[StepLosses, BankEntries | None]]:
+        ) -> tuple[Array, tuple[StepLosses, Given]]:
             if config.bf16:
                 params, buffers, catalogue = _to_bf16((params, buffers, catalogue))
             layout = self.layout.of_rows if self.sampled else self.layout
             model = laid_out(self._graphdef, layout, params, buffers)
-            rngs = random_numbers(key)
-            if catalogue is None and (self.fused or "retriever" in modules or (distils and self.sampled)):
-                catalogue = model.retriever.catalogue(with_users=False)
+            rngs, encoded_ET = random_numbers(key), None
+            if TEXT_ENCODER in modules:
+                texts_JT, encoded_ET = encode_step(model, inputs, groups)
+                catalogue = model.catalogue(with_users=False, texts_JT=texts_JT)
+            elif catalogue is None and (self.fused or "retriever" in modules or (distils and self.sampled)):
+                catalogue = model.catalogue(with_users=False)
             if self.fused:
                 assert catalogue is not None
                 losses = fused_loss(model, inputs, modules, catalogue, rngs, keeps_scores=distils)
@@ -171,9 +210,31 @@ class Step:
                 losses = separate_loss(model, config, inputs, modules, catalogue, rngs, keeps_scores=distils)
             context = Context(model, inputs, modules, catalogue, distils, curriculum or WITHOUT_CURRICULUM)
             losses, entries = self._strategies.apply(strategies, losses, context)
-            return losses.total, (losses, entries)
+            return losses.total, (losses, (entries, encoded_ET))
 
         return loss
+
+
+def encode_step(model: UR4Rec, inputs: StepInputs, groups: Groups) -> tuple[Array, Array]:
+    """The texts of a step that trains the text encoder, (J, T), and those of them that it encodes, (E, T).
+
+    Those of its own items are encoded, all others are in the cache.
+    """
+    assert inputs.texts_E is not None
+    encoder, items_E, encoded, first = model.text_encoder, inputs.texts_E, [], 0
+    for number, num_tokens in groups:
+        encoded.append(encoder.encode(encoder.tokens[...][items_E[first : first + number], :num_tokens]))
+        first += number
+    encoded_ET, vectors_JT = jnp.concatenate(encoded), jax.lax.stop_gradient(encoder.vectors[...])
+    places_E = items_E if inputs.sample is None else jnp.searchsorted(inputs.sample.items_J, items_E)
+    outside_E = len(vectors_JT) + jnp.arange(len(items_E))  # no place occurs twice: so the gradient is a look-up
+    places_E = jnp.where(items_E == model.config.num_items, outside_E, places_E)
+    return vectors_JT.at[places_E].set(encoded_ET, mode="drop", unique_indices=True), encoded_ET
+
+
+def write_texts(vectors_JT: Array, texts: EncodedTexts) -> Array:
+    """The cache with what a step has encoded."""
+    return vectors_JT.at[texts.items_E].set(texts.vectors_ET, mode="drop")
 
 
 def write(state: TrainState, entries: BankEntries | None, layout: Layout = ONE_DEVICE) -> TrainState:
@@ -188,6 +249,18 @@ def random_numbers(key: Array) -> nnx.Rngs:
     """Streams of random numbers of a step: the same whenever it is run."""
     dropout, negatives = jax.random.split(key)
     return nnx.Rngs(dropout=dropout, negatives=negatives)
+
+
+def _texts(inputs: StepInputs, encoded_ET: Array | None, good: Array) -> EncodedTexts | None:
+    """What is to be written into the cache: nothing after a loss that is not finite."""
+    if encoded_ET is None or inputs.texts_E is None:
+        return None
+    return EncodedTexts(jnp.where(good, inputs.texts_E, OUTSIDE), encoded_ET.astype(jnp.float32))
+
+
+def _trains_both(turn: str) -> bool:
+    """Whether a turn trains SASRec and what is compared with it, the retriever or its texts."""
+    return "sasrec" in TURNS[turn] and len(TURNS[turn]) > 1
 
 
 def _adamw(part: str, weight_decay: float) -> optax.GradientTransformationExtraArgs:
@@ -222,4 +295,7 @@ def _keep_unless(good: Array, new: TrainState, old: TrainState, active: tuple[st
 
 
 def _to_bf16(tree: Any) -> Any:
-    return jax.tree.map(lambda array: array.astype(jnp.bfloat16), tree)
+    def cast(array: Array) -> Array:
+        return array.astype(jnp.bfloat16) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return jax.tree.map(cast, tree)

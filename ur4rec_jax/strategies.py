@@ -334,7 +334,7 @@ class Strategies:
         return {name: part for name, part in found.items() if part is not None}
 
     def _distillation(self, losses: StepLosses, context: Context) -> Array:
-        """Each module that trains learns from the other one's scores."""
+        """Each module that trains learns from the other one's scores; a text encoder as the retriever does."""
         assert context.catalogue is not None
         sasrec_NI, retriever_NI = both_scores(context.model, context.inputs, context.catalogue, losses.outputs)
         pairs = {"sasrec": (sasrec_NI, retriever_NI), "retriever": (retriever_NI, sasrec_NI)}
@@ -344,7 +344,8 @@ class Strategies:
         if (sample := context.inputs.sample) is not None:  # added to the logits over T, so that it counts once
             shift_NS = temperature * corrections(targets_N, sample)
             pairs = {name: (student + shift_NS, teacher + shift_NS) for name, (student, teacher) in pairs.items()}
-        terms = (distillation_loss(*pairs[module], is_target_N, temperature, layout) for module in context.modules)
+        students = dict.fromkeys("sasrec" if module == "sasrec" else "retriever" for module in context.modules)
+        terms = (distillation_loss(*pairs[student], is_target_N, temperature, layout) for student in students)
         return reduce(jnp.add, terms)
 
 

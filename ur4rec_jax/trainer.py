@@ -1,4 +1,4 @@
-"""JointTrainer: four stages, two modules, and a schedule that says which of them trains.
+"""JointTrainer: four stages, two modules or three, and a schedule that says which of them trains.
 
 What both backends share is `ur4rec.training.trainer.BaseTrainer`; shapes: B rows, I items.
 """
@@ -23,28 +23,33 @@ from alternator.recordings.log import StepRecord
 from ur4rec.config import TrainerSettings
 from ur4rec.data.batches import Batch, EvaluationBatch
 from ur4rec.errors import ConfigurationError
-from ur4rec.schedule.stages import TURNS, find_stage
+from ur4rec.schedule.stages import TEXT_ENCODER, TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.processes import Processes
 from ur4rec.training.scorer import Scores
+from ur4rec.training.shapes import CACHED, ENCODED_TEXTS
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, find_devices, send, to_inputs
 from ur4rec_jax.epoch import Epoch, StepInput, stack_inputs
-from ur4rec_jax.layout import ONE_DEVICE, Layout, to_host
+from ur4rec_jax.layout import ONE_DEVICE, Layout, check_layout, to_host
 from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.processes import known_processes
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
 from ur4rec_jax.state import TrainState
-from ur4rec_jax.step import PARTS
+from ur4rec_jax.step import PARTS, Entries
+from ur4rec_jax.text_cache import MODULE, VECTORS, CacheState, TextCache, with_vectors
+from ur4rec_jax.text_groups import Groups
 from ur4rec_jax.ur4rec import UR4Rec
 
+CACHED_TEXTS = f"{ENCODED_TEXTS}/{CACHED}"
+"""The cache of a text encoder in a checkpoint, where it is older than the weights."""
 _LOGGER = logging.getLogger("alternator")
 
 
@@ -115,9 +120,12 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     @property
     def model(self) -> UR4Rec:
         """The model with a copy of the weights as they are now, on one device; several processes take it together."""
-        params, buffers = self._layout.fetch(self._state.params), self._layout.fetch(self._buffers)
+        params, buffers = self._layout.fetch(self._state.params), self._layout.fetch(self._current_buffers())
         params = jax.device_put(params, self.device, may_alias=False)
-        model: UR4Rec = nnx.merge(self._graphdef, params, jax.device_put(buffers, self.device))
+        buffers = jax.device_put(
+            buffers, self.device, may_alias=False if self._text_cache else None
+        )  # it is written to
+        model: UR4Rec = nnx.merge(self._graphdef, params, buffers)
         return model
 
     def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
@@ -127,8 +135,14 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         return Mesh() if self._devices is None else parse_mesh(mesh, len(self._devices))
 
     def _set_up(self, model: UR4Rec, device: str | jax.Device) -> None:
+        if self._on_device and model.config.has_text_encoder:
+            raise ConfigurationError(
+                f"on_device=True needs text_encoder='none', got {model.config.text_encoder!r}, whose cache the host "
+                "refreshes; leave out on_device=True"
+            )
         self._layout = ONE_DEVICE
         if self._devices is not None:
+            check_layout(self.mesh, model.config)
             self._layout = Layout.over(self._devices, self.mesh, model.config.num_items)
             device = next(each for each in self._devices if each.process_index == jax.process_index())
         self.device = find_device(device)
@@ -141,6 +155,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         self._key = self._place(jax.random.key(self.config.seed))
         self._usual_targets: int | None = None
         self._kept_catalogue: Catalogue | None = None
+        self._text_cache = TextCache(model.text_encoder, self.device) if TEXT_ENCODER in self.modules else None
 
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
         if self._on_device and position is not None:
@@ -167,6 +182,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _preparer(self) -> Callable[[Batch, int], StepInputs]:
         num_items, usual_targets, layout = self._model_config.num_items, self._usual_targets, self._layout
         options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler}
+        options["texts"] = None if self._text_cache is None else self._text_cache.groups
 
         def prepare(batch: Batch, step: int) -> StepInputs:
             inputs = to_inputs(batch, num_items, usual_targets, step=step, num_parts=layout.num_parts, **options)
@@ -178,24 +194,55 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         return prepare
 
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[Array]]:
-        trains_retriever = "retriever" in TURNS[active]
+        modules = TURNS[active]
+        changes_catalogue = not {"retriever", TEXT_ENCODER}.isdisjoint(modules)
         needs_catalogue = self._sampler is None and (self._is_fused or self._distils)
         inputs, numbers = self._inputs(batch), (dict(rates), self._curriculum(self.stage_step))
+        inputs, groups = self._prepare_texts(modules, inputs)
         self._state, report, entries = self._functions.compiled_steps[self._is_fused](
             self._state,
             self._buffers,
-            self._catalogue() if needs_catalogue and not trains_retriever else None,
+            self._catalogue() if needs_catalogue and not changes_catalogue else None,
             inputs,
             self._key,
             *self._send((np.int32(self.step), *jax.tree.map(np.float32, numbers))),
             turn=active,
             distils=self._distils,
+            groups=groups,
         )
-        if entries is not None:
-            self._state = self._functions.write(self._state, entries)
-        if trains_retriever:
+        self._write(entries)
+        if changes_catalogue:
             self._kept_catalogue = None
         return self._observe(active, report, at_hand=self._loss_at_hand), report
+
+    def _write(self, entries: Entries) -> None:
+        """Write what a step gives into the memory bank and the cache of the text encoder."""
+        if entries.bank is not None:
+            self._state = self._functions.write(self._state, entries.bank)
+        if entries.texts is not None:
+            assert self._text_cache is not None
+            vectors_JT = self._functions.write_texts(self._buffers[MODULE][VECTORS], entries.texts)
+            self._buffers = with_vectors(self._buffers, vectors_JT)
+            self._text_cache.trained()
+
+    def _prepare_texts(self, modules: tuple[str, ...], inputs: StepInputs) -> tuple[StepInputs, Groups]:
+        """The inputs of a step with the texts that it encodes, and their groups; none where the encoder is frozen.
+
+        All texts are encoded again if it has trained and is frozen now: from here on its cache stays.
+        """
+        if self._text_cache is None:
+            return inputs, ()
+        if TEXT_ENCODER not in modules:
+            self._buffers = self._text_cache.refreshed(self._state.params, self._buffers)
+            return inputs._replace(texts_E=None), ()
+        assert inputs.texts_E is not None
+        return inputs, self._text_cache.groups.of(len(inputs.texts_E))
+
+    def _current_buffers(self) -> Any:
+        """The buffers, of a text encoder with vectors of the weights as they are."""
+        return (
+            self._buffers if self._text_cache is None else self._text_cache.current(self._state.params, self._buffers)
+        )
 
     def _send(self, numbers: tuple[Any, ...]) -> tuple[Any, ...]:
         """Numbers of the host where a step takes them from."""
@@ -207,13 +254,13 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         return partial(float, value)
 
     def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[Scores[Array]]:
-        arrays = (self._state.params, self._buffers, self._catalogue())
+        arrays = (self._state.params, self._current_buffers(), self._catalogue())
         scores = ModelScores(self._functions, arrays, scorers, self._model_config, self.device, self._layout)
         return nullcontext(scores)
 
     def _snapshots(self) -> ModuleSnapshots:
         def arrays() -> tuple[dict[str, Any], Any]:
-            return self._state.params, self._buffers
+            return self._state.params, self._current_buffers()
 
         return ModuleSnapshots(
             *(self._functions, arrays, self._place, self._layout),
@@ -221,26 +268,38 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             reads_users=self._reads_users,
         )
 
-    def _take_state(self) -> TrainState:
-        state: TrainState = jax.tree.map(jnp.copy, self._state)  # a step consumes its own arrays
-        return state
+    def _take_state(self) -> tuple[TrainState, CacheState | None]:
+        texts = None if self._text_cache is None else self._text_cache.take(self._state.params, self._buffers)
+        state: tuple[TrainState, CacheState | None] = jax.tree.map(jnp.copy, (self._state, texts))
+        return state  # a copy: a step consumes its own arrays
 
-    def _set_state(self, state: TrainState) -> None:
-        self._state = jax.tree.map(jnp.copy, state)
+    def _set_state(self, state: tuple[TrainState, CacheState | None]) -> None:
+        self._state, texts = jax.tree.map(jnp.copy, state)
+        if self._text_cache is not None:
+            self._buffers = self._text_cache.set(texts, self._buffers)
         self._kept_catalogue = None
 
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
-        return export_arrays(*self._layout.fetch((self._state, self._buffers)))
+        weights, moments = export_arrays(*self._layout.fetch((self._state, self._current_buffers())))
+        if self._text_cache is not None and self._text_cache.is_stale:
+            moments[CACHED_TEXTS] = np.asarray(self._buffers[MODULE][VECTORS])
+        return weights, moments
 
     def _restore_arrays(self, weights: Arrays, moments: Arrays) -> None:
+        moments = dict(moments)
+        cached_JT = moments.pop(CACHED_TEXTS, None)
         state, buffers = restore_arrays(weights, moments, *self._layout.model_shape((self._state, self._buffers)))
         self._state, self._buffers = self._place(state), self._place(buffers)
         self._kept_catalogue = None
+        if self._text_cache is not None:
+            vectors_JT = self._buffers[MODULE][VECTORS]
+            saved = CacheState(vectors_JT) if cached_JT is None else CacheState(self._place(cached_JT), vectors_JT)
+            self._buffers = self._text_cache.set(saved, self._buffers)
 
     def _catalogue(self) -> Catalogue:
-        """What the retriever knows of every item: computed once until the retriever trains."""
+        """What the retriever knows of every item: computed once until it or the text encoder trains."""
         if self._kept_catalogue is None:
-            self._kept_catalogue = self._functions.project(self._state.params, self._buffers)
+            self._kept_catalogue = self._functions.project(self._state.params, self._current_buffers())
         return self._kept_catalogue
 
     def _observe(self, active: str, report: StepReport[Array], *, at_hand: bool) -> Decision:

@@ -1,10 +1,10 @@
 """UR4Rec: SASRec and a text preference retriever, and the fusion of their scores.
 
-Shapes: B rows, L positions, N positions of which scores are fused, T width of text vectors, I items, s of them that are
-scored at once, U users.
+Shapes: B rows, L positions, N positions of which scores are fused, T width of text vectors, S tokens of a text, I
+items, J = I + 1 items with the padding, s of them that are scored at once, U users.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, Unpack
 
 import jax
@@ -19,10 +19,12 @@ from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
+from ur4rec.training.item_texts import check_item_texts
 from ur4rec.training.memory import enough_for_model
 from ur4rec_jax.layout import Layout
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
+from ur4rec_jax.text_encoder import TextEncoder
 
 Outputs: TypeAlias = arrays.Outputs[Array]
 
@@ -115,32 +117,46 @@ def _nan_unless_finite(fused_NI: Array, sasrec_NI: Array, retriever_NI: Array) -
 
 
 class UR4Rec(nnx.Module):
-    """A recommender of two modules that train in turns.
+    """A recommender of two modules that train in turns, or of three, with a text encoder.
 
     Items are numbered 0 to num_items - 1; num_items is padding. Histories are right-padded.
 
     Args:
         num_items: Size of the catalogue.
-        item_text_vectors: One text vector per item, (I, T). Frozen: a buffer, never trained.
+        item_text_vectors: One text vector per item, (I, T). Frozen: a buffer, never trained. With a text encoder they
+            are its own as last encoded, of a checkpoint; None encodes the texts of all items now.
+        item_tokens: With a text encoder (``text_encoder="transformer"``, for example), and only then, the tokens of
+            each item's text, (I, S), padded with 0: see `ur4rec.text.tokens`.
+        encoder_weights: With ``text_encoder="pretrained"`` its first weights by name, of
+            `ur4rec.text.pretrained.read_weights`.
         user_text_vectors: One preference text vector per user, (U, T), zeros for a user without a text; None is a model
             without user texts. Frozen likewise.
         seed: Seed of the initial weights.
         **settings: The other fields of `ModelConfig` but ``num_users``, such as ``sasrec_hidden_dim`` or ``fusion``.
 
     Raises:
-        ConfigurationError: A setting is out of range, or the text vectors do not fit it.
+        ConfigurationError: A setting is out of range, or the text vectors or tokens do not fit it or are missing.
 
     Example:
         >>> model = UR4Rec(100, np.ones((100, 16)), text_embedding_dim=16, sasrec_hidden_dim=8)
         >>> model(jnp.array([[3, 1, 4, 100, 100]])).shape
         (1, 100)
+        >>> encoder = {"text_encoder": "transformer", "text_encoder_tokens": 4, "text_encoder_vocab": 9}
+        >>> model = UR4Rec(2, item_tokens=[[2, 5, 3, 0], [2, 8, 7, 3]], text_embedding_dim=16, **encoder)
+        >>> model.item_texts().shape
+        (3, 16)
     """
+
+    text_encoder: TextEncoder
+    """The third module, of a model with a text encoder."""
 
     def __init__(
         self,
         num_items: int,
-        item_text_vectors: ArrayLike,
+        item_text_vectors: ArrayLike | None = None,
         *,
+        item_tokens: ArrayLike | None = None,
+        encoder_weights: Mapping[str, ArrayLike] | None = None,
         user_text_vectors: ArrayLike | None = None,
         seed: int = 0,
         **settings: Unpack[ModelSettings],
@@ -150,7 +166,8 @@ class UR4Rec(nnx.Module):
         self.config = ModelConfig(num_items=num_items, num_users=num_users, **settings)
         dim = self.config.text_embedding_dim
         with enough_for_model(self.config):
-            vectors_IT = jnp.asarray(check_text_vectors("item", item_text_vectors, count=num_items, dim=dim))
+            texts = check_item_texts(self.config, item_text_vectors, item_tokens, encoder_weights)
+            vectors_IT = jnp.asarray(texts.vectors_IT) if texts.tokens_IS is None else None
             vectors_UT = None
             if users is not None and num_users:
                 vectors_UT = jnp.asarray(check_text_vectors("user", users, count=num_users, dim=dim))
@@ -158,6 +175,8 @@ class UR4Rec(nnx.Module):
             self.sasrec = SASRec(self.config, rngs)
             self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs, vectors_UT)
             self.fusion = FUSIONS[self.config.fusion](self.config)
+            if texts.tokens_IS is not None:  # drawn last: the others are as without it
+                self.text_encoder = TextEncoder(self.config, texts.tokens_IS, rngs, texts.weights, texts.vectors_IT)
             # Memory that has run out is noticed as late as here.
             jax.block_until_ready(nnx.state(self))  # type: ignore[no-untyped-call]
 
@@ -169,6 +188,21 @@ class UR4Rec(nnx.Module):
     def lay_out(self, layout: Layout) -> None:
         """Say where its arrays are; they lie there already."""
         self.sasrec.layout = self.retriever.layout = layout
+
+    def item_texts(self) -> Array:
+        """The text vectors of all items, and last the padding's, (J, T)."""
+        return self.text_encoder.vectors[...] if self.config.has_text_encoder else self.retriever.item_text_vectors[...]
+
+    def catalogue(self, *, with_users: bool = True, texts_JT: Array | None = None) -> Catalogue:
+        """What the retriever knows of every item; see `PreferenceRetriever.catalogue`.
+
+        Args:
+            with_users: As there.
+            texts_JT: As there; None are the text vectors as they are.
+        """
+        return self.retriever.catalogue(
+            with_users=with_users, texts_JT=self.item_texts() if texts_JT is None else texts_JT
+        )
 
     def __call__(self, items_BL: Array, users_B: Array | None = None) -> Array:
         """Fused scores of every item as the next one, (B, I)."""
@@ -206,7 +240,7 @@ class UR4Rec(nnx.Module):
         for scorer in wanted:
             check_choice("scorer", scorer, SCORERS)
         if catalogue is None and set(wanted) & {"retriever", "fused"}:
-            catalogue = self.retriever.catalogue(with_users=False)
+            catalogue = self.catalogue(with_users=False)
         return self.score_items(self.encode(items_BL, wanted, catalogue, users_B), wanted, catalogue)
 
     def encode(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 import adapters.torch
-from adapters.contract import FrozenMode
+from adapters.contract import FrozenMode, FrozenState
 from adapters.torch.checks import Optimizers
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
@@ -39,6 +39,7 @@ class Follower(adapters.torch.Follower):
         always: What trains in every step.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
         frozen_mode: How modules run while they are frozen, as `adapters.torch.AlternatingOptimizer` has it.
+        frozen_state: What becomes of the optimizer state of what is frozen, likewise.
         check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
 
     Raises:
@@ -78,6 +79,7 @@ class Follower(adapters.torch.Follower):
         always: Parameters | tuple[Parameters, Optimizer] | None = None,
         delay: int = 1,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         check_ranks_every: int | None = None,
     ) -> None:
         if accelerator.distributed_type not in [getattr(DistributedType, name, None) for name in SUPPORTED]:
@@ -103,6 +105,7 @@ class Follower(adapters.torch.Follower):
             delay=delay,
             scaler=accelerator.scaler,
             frozen_mode=frozen_mode,
+            frozen_state=frozen_state,
             check_ranks_every=check_ranks_every,
         )
         accelerator.register_for_checkpointing(self)

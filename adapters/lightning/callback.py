@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adapters.contract import FrozenMode, refuse_loss
+from adapters.contract import FrozenMode, FrozenState, refuse_loss
 from adapters.lightning.loops import FollowedOptimizer, ManualOptimizer
 from adapters.torch.follower import Follower
 from adapters.torch.losses import Loss
@@ -52,6 +52,8 @@ class AlternatingCallback(Callback):
         always: What trains in every step, named likewise.
         frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"``, or ``"batch"`` for
             players such as those of a GAN, as in `adapters.torch.AlternatingOptimizer`.
+        frozen_state: What becomes of the optimizer state of what is frozen, for all or by name: ``"keep"``,
+            ``"offload"`` or ``"drop"``, likewise.
         clip_norm: Clip what trains to this total norm, with manual optimization. With automatic optimization use the
             Trainer's ``gradient_clip_val``.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
@@ -89,6 +91,7 @@ class AlternatingCallback(Callback):
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | None = None,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         clip_norm: float | None = None,
         delay: int = 1,
         log: bool = True,
@@ -99,6 +102,7 @@ class AlternatingCallback(Callback):
         self._modules = _sources(modules, self._turns or {name: (name,) for name in alternator.modules})
         self._always = None if always is None else kept(always)
         self._frozen_mode = frozen_mode
+        self._frozen_state = frozen_state
         self._clip_norm = clip_norm
         self._delay = delay
         self._log = log
@@ -277,6 +281,7 @@ class AlternatingCallback(Callback):
             "turns": self._turns,
             "always": self._always,
             "frozen_mode": self._frozen_mode,
+            "frozen_state": self._frozen_state,
         }
         if not pl_module.automatic_optimization:
             return ManualOptimizer(self._alternator, self._modules, pl_module, clip_norm=self._clip_norm, **options)

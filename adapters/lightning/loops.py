@@ -172,7 +172,7 @@ class ManualOptimizer:
     def rollback(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot; see `Follower.rollback`."""
         self._snapshots.restore(snapshot)
-        self.schedule.apply()
+        self.schedule.apply(tentative=True)
 
     def close(self) -> None:
         """Unfreeze what the user had not frozen, and stop watching the optimizers."""

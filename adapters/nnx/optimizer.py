@@ -16,14 +16,15 @@ import jax
 import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 from flax import nnx
+from flax.nnx.training.optimizer import OptState, to_opt_state
 
-from adapters.contract import ALWAYS, FrozenMode, check_frozen_modes
+from adapters.contract import ALWAYS, FrozenMode, FrozenState, check_frozen_modes, check_frozen_states
 from adapters.jax.turns import Active, Chooses, PyTree, Turns
 from adapters.nnx.frozen_modes import Reported, on_gradients
-from adapters.nnx.layout import layout_of, leaves_by_path, mask_whole, named, pure, set_inference_mode
+from adapters.nnx.layout import is_variable, layout_of, leaves_by_path, mask_whole, named, pure, set_inference_mode
 from adapters.nnx.naming import Modules
 from adapters.nnx.snapshots import Snapshot, restore, take
-from adapters.optax import active_value_and_grad, alternating, apply_updates, in_force
+from adapters.optax import FrozenStates, active_value_and_grad, alternating, apply_updates, in_force
 from alternator import ConfigurationError
 from alternator.checks import listed, names_in
 
@@ -51,6 +52,9 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
             players such as those of a GAN: in the modes that they have for training, so that BatchNorm normalises by
             the batch and dropout is on, but what they hold stays as it is. None is inference mode, with a warning where
             that may not be meant (docs/freezing.md).
+        frozen_state: What becomes of the optimizer state of modules while they are frozen, for all or by name, as
+            `adapters.optax.FrozenStates` has it: ``"keep"``, ``"offload"`` to the host, or ``"drop"``. With one of the
+            last two `active` must be static; call `enter` at each switch. At first the first turn's states are there.
         modules: Per name of ``transforms`` what it stands for, if that is not the attribute of its name: a path, a
             pattern whose ``*`` matches dots too, ``"*"`` for the rest of the model, or several of these
             (``{"adapter": "*.lora_a", "backbone": "*"}``). The deepest match wins, and ``always`` is named so too. A
@@ -91,6 +95,7 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         accumulate: int = 1,
         alternator: Chooses | None = None,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         modules: Modules | None = None,
     ) -> None:
         names: str | Iterable[str] = ()
@@ -102,14 +107,58 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
         self._frozen_modes = tuple(check_frozen_modes(frozen_mode, transforms).items())
         self._reported = Reported()
         self._layout = layout = layout_of(model, wrt, self._modules, names_in(names), modules)
-        tx = alternating(
-            {name: _of_variables(name, each) for name, each in transforms.items()},
-            layout.labels,
-            turns=turns,
-            always=None if transform is None else _of_variables(ALWAYS, transform),
-            accumulate=accumulate,
-        )
+        parts = {name: _of_variables(name, each) for name, each in transforms.items()}
+        extra = None if transform is None else _of_variables(ALWAYS, transform)
+        self._frozen_states: FrozenStates | None = None
+        if any(choice != "keep" for choice in check_frozen_states(frozen_state, transforms).values()):
+            if accumulate != 1:
+                raise ConfigurationError(
+                    f"accumulate must be 1 where states leave, got {accumulate}: a switch within an accumulation waits "
+                    "for its end, which is not known outside of jit; average gradients yourself, or keep the states"
+                )
+            self._frozen_states = FrozenStates(
+                parts, layout.labels, frozen_state=frozen_state, turns=turns, always=extra
+            )
+            tx = self._frozen_states.optimizer
+            first = self._turns.names[0]
+            super().__init__(model, tx._replace(init=partial(self._frozen_states.init, active=first)), wrt=wrt)
+            self.tx = tx
+            return
+        tx = alternating(parts, layout.labels, turns=turns, always=extra, accumulate=accumulate)
         super().__init__(model, tx, wrt=wrt)
+
+    @property
+    def frozen_states(self) -> FrozenStates | None:
+        """What moves the states of frozen modules: to save all of ``opt_state`` (``whole``); None if all are kept."""
+        return self._frozen_states
+
+    def enter(self, model: nnx.Module, active: str | int) -> None:
+        """At a switch, outside of ``nnx.jit``: the states of what is frozen leave, those of the turn are there.
+
+        What leaves is deleted from the device, as what is donated is. Nothing happens if all states are kept.
+
+        Args:
+            model: The model.
+            active: The turn that trains from now on, static.
+
+        Raises:
+            UnknownModuleError: `active` is not a turn.
+            ConfigurationError: The devices have no memory of the kind ``pinned_host``.
+
+        Example:
+            >>> class Model(nnx.Module):
+            ...     def __init__(self, rngs):
+            ...         self.encoder, self.head = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 1, rngs=rngs)
+            >>> model = Model(nnx.Rngs(0))
+            >>> transforms = {"encoder": optax.adamw(1e-3), "head": optax.adamw(1e-3)}
+            >>> optimizer = AlternatingOptimizer(model, transforms, frozen_state="drop")
+            >>> optimizer.enter(model, "head")
+            >>> optimizer.opt_state.inner_states["encoder"]
+            Away(schedules=None)
+        """
+        if self._frozen_states is not None:
+            entered = self._frozen_states.enter(self.opt_state, nnx.state(model, self.wrt), active)
+            self.opt_state = nnx.data(jax.tree.map(_as_state, entered, is_leaf=is_variable))
 
     def value_and_grad(
         self, losses: Callable[..., Any] | Mapping[str, Callable[..., Any]], *, has_aux: bool = False
@@ -192,7 +241,15 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
             >>> optimizer.rollback(model, saved)
             >>> int(optimizer.step[...])
             0
+
+        Raises:
+            ConfigurationError: States of frozen modules are elsewhere.
         """
+        if self._frozen_states is not None:
+            raise ConfigurationError(
+                "snapshot() must find all optimizer states, but frozen_state= moves some: keep them, or build "
+                "adapters.optax.FrozenStates(donate=False), whose whole() and split() are snapshots"
+            )
         return take(model, self)
 
     def rollback(self, model: nnx.Module, snapshot: Snapshot) -> None:
@@ -241,6 +298,11 @@ class AlternatingOptimizer(nnx.Optimizer):  # type: ignore[type-arg]
             raise ConfigurationError(f"gradients must hold all that is active, but {listed(missing)} is missing")
         leaves = [given[path] if path in given else jnp.zeros_like(param) for path, param in leaves_by_path(params)]
         return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _as_state(node: Any) -> Any:
+    """A leaf of a new state as the variable that `nnx.Optimizer` makes of it; those that it has made are."""
+    return node if isinstance(node, OptState) else to_opt_state(node)  # type: ignore[no-untyped-call]
 
 
 def _of_variables(name: str, transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -2,10 +2,12 @@
 
 from adapters.contract import ALWAYS
 from adapters.jax.turns import FROZEN
+from adapters.optax.frozen_states import FrozenStates
 from adapters.optax.labels import labels_of
 from adapters.optax.optimizer import (
     AccumulationState,
     AlternatingState,
+    Away,
     active_value_and_grad,
     alternating,
     apply_updates,
@@ -18,6 +20,8 @@ __all__ = [
     "FROZEN",
     "AccumulationState",
     "AlternatingState",
+    "Away",
+    "FrozenStates",
     "active_value_and_grad",
     "alternating",
     "apply_updates",

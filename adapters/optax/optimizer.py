@@ -41,11 +41,21 @@ class AccumulationState(NamedTuple):
     gradients: PyTree
 
 
+class Away(NamedTuple):
+    """In place of the state of a module that is frozen: it is on the host, or dropped (see `FrozenStates`).
+
+    Attributes:
+        schedules: None in a step; in what is saved, where the schedules of a dropped state are.
+    """
+
+    schedules: PyTree = None
+
+
 class AlternatingState(NamedTuple):
     """What `alternating` keeps.
 
     Attributes:
-        inner_states: Per module, the state of its transformation.
+        inner_states: Per module, the state of its transformation, or `Away`.
         accumulation: None unless gradients are accumulated.
     """
 
@@ -110,7 +120,7 @@ def alternating(
         if not jax.tree.leaves(params):  # a stand-in, with which optax.tree.map_params probes
             return AlternatingState({name: optimizer.init(params) for name, optimizer in optimizers.items()})
         owners = owners_of(params, labels, tuple(optimizers))
-        inner = {name: optimizer.init(_keep(params, owners, name)) for name, optimizer in optimizers.items()}
+        inner = {name: optimizer.init(kept_of(params, owners, name)) for name, optimizer in optimizers.items()}
         if accumulate == 1:
             return AlternatingState(inner)
         zero = jnp.zeros((), jnp.int32)
@@ -235,7 +245,7 @@ class _Step:
     ) -> tuple[PyTree, AlternatingState]:
         """Update the modules of a turn."""
         moved = {
-            name: self._gate(self.turns.trains(name, index), name, _keep(gradients, self.owners, name), states[name])
+            name: self._gate(self.turns.trains(name, index), name, kept_of(gradients, self.owners, name), states[name])
             for name in self.optimizers
         }
         updates = self._merge(gradients, {name: update for name, (update, _) in moved.items()})
@@ -260,8 +270,14 @@ class _Step:
         return updates, AlternatingState(new_states, AccumulationState((micro_step + 1) % every, current, kept))
 
     def _gate(self, trains: bool | jax.Array, name: str, gradients: PyTree, state: Any) -> tuple[PyTree, Any]:
+        if isinstance(state, Away) and trains is not False:
+            raise ConfigurationError(
+                f"the state of {name!r}, which is or may be active, must be here, but it has left: make active static, "
+                "and call enter() of FrozenStates at each switch"
+            )
+
         def move() -> tuple[PyTree, Any]:
-            own = None if self.params is None else _keep(self.params, self.owners, name)
+            own = None if self.params is None else kept_of(self.params, self.owners, name)
             updates, new_state = self.optimizers[name].update(gradients, state, own, **self._arguments_of(name))
             return updates, new_state
 
@@ -278,7 +294,7 @@ class _Step:
         for key, value in given.items():
             tree = trainable(value)
             if self.params is not None and jax.tree.structure(tree) == structure:
-                given[key] = _keep(tree, self.owners, name)
+                given[key] = kept_of(tree, self.owners, name)
         if "value_fn" in given and self.params is not None:
             given["value_fn"] = self._with_the_others(given["value_fn"])
         return given
@@ -323,7 +339,7 @@ def _differentiate(
     return value, jax.tree.unflatten(structure, full)
 
 
-def _keep(tree: PyTree, owners: list[str], name: str) -> PyTree:
+def kept_of(tree: PyTree, owners: list[str], name: str) -> PyTree:
     """The tree with everything masked that is not the module's."""
     leaves, structure = jax.tree.flatten(tree)
     kept = [leaf if owner == name else optax.MaskedNode() for leaf, owner in zip(leaves, owners, strict=True)]

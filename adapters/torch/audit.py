@@ -18,6 +18,7 @@ from adapters.contract import FreezeError, check_names
 from adapters.torch.checks import Optimizers, each_of, parameters_of
 from adapters.torch.decisions import LISTENERS, Decisions
 from adapters.torch.digests import MOVED_BY_SCHEDULERS, Digester, Digests, find_changed
+from adapters.torch.frozen_states import FrozenStates
 from adapters.torch.modules import Freezable, Parameters
 from adapters.torch.naming import Naming
 from adapters.torch.schedules import Schedulers, list_schedulers
@@ -104,6 +105,7 @@ class Audit:
             check_names("schedulers", [each.module], groups)
             self._schedulers.setdefault(each.module, []).append(each.scheduler)
         self._learning_rates = learning_rates
+        self._frozen_states: FrozenStates | None = None
         self._digester = Digester()
         self._gradients = _Gradients() if gradients else None
         self._kept: dict[str, Digests] = {}
@@ -181,6 +183,7 @@ class Audit:
         audit._start(
             freezer.naming, freezer.groups, freezer.optimizers, gradients=gradients, learning_rates=learning_rates
         )
+        audit._frozen_states = freezer.frozen_states
         audit._listen(decisions, accepted=True)
         decisions.listeners.append(audit._listen)
         try:
@@ -227,7 +230,15 @@ class Audit:
             self._gradients.listen({})
 
     def _digests_of(self, name: str) -> Digests:
-        own = self._digester.of_module(self._groups[name], self._optimizers, learning_rates=self._learning_rates)
+        states = self._frozen_states
+        if states is not None:
+            states.wait()
+        own = self._digester.of_module(
+            self._groups[name],
+            self._optimizers,
+            learning_rates=self._learning_rates,
+            is_dropped=None if states is None else states.is_dropped,
+        )
         return own | self._digester.of_schedulers(self._schedulers.get(name, ()))
 
     def _check_covered(self) -> None:

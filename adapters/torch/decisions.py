@@ -38,7 +38,7 @@ class Decisions:
         self._epochs = Epochs((), ()) if epochs is None else epochs
         self._pending = PendingLosses(delay, LocalLosses if freezer.ranks is None else freezer.ranks.send)
         alternator.expect(turns={name: turn.modules for name, turn in freezer.turns.items()})
-        freezer.apply(alternator.active)
+        freezer.apply(alternator.active, tentative=True)
         for listen in LISTENERS.get():
             listen(self)
 
@@ -112,9 +112,13 @@ class Decisions:
         self._report(accepted=False)
         return decision
 
-    def apply(self) -> None:
-        """Apply the active name, keeping what the user has frozen or unfrozen since the last switch."""
-        self._apply()
+    def apply(self, *, tentative: bool = False) -> None:
+        """Apply the active name, keeping what the user has frozen or unfrozen since the last switch.
+
+        Args:
+            tentative: As `Freezer.apply` has it.
+        """
+        self._apply(tentative=tentative)
         self._report(accepted=True)
 
     def flush(self) -> None:
@@ -167,12 +171,12 @@ class Decisions:
         self._pending.load(_floats(state["pending_losses"]), self.alternator.step)
         self.freezer.load_state_dict(state)
         self._epochs.load_state_dict(state)
-        self.freezer.apply(self.alternator.active)
+        self.freezer.apply(self.alternator.active, tentative=True)
         self._report(accepted=True)
 
-    def _apply(self) -> None:
+    def _apply(self, *, tentative: bool = False) -> None:
         self.freezer.remember()
-        self.freezer.apply(self.alternator.active)
+        self.freezer.apply(self.alternator.active, tentative=tentative)
 
     def _report(self, *, accepted: bool) -> None:
         for listen in self.listeners:

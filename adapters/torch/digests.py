@@ -4,7 +4,7 @@ Values are read where they are and hashed on the host; no count of writes, flag 
 """
 
 import ctypes
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -44,7 +44,14 @@ class Digester:
             self.num_bytes += len(part)
         return state.digest()
 
-    def of_module(self, group: Freezable, optimizers: Sequence[Optimizer], *, learning_rates: bool) -> Digests:
+    def of_module(
+        self,
+        group: Freezable,
+        optimizers: Sequence[Optimizer],
+        *,
+        learning_rates: bool,
+        is_dropped: Callable[[Tensor], bool] | None = None,
+    ) -> Digests:
         """What must stay while the module is frozen: parameters, saved buffers, optimizer state.
 
         Args:
@@ -52,11 +59,13 @@ class Digester:
             optimizers: Any; of each what belongs to the module is taken: the state of its parameters, and the options
                 of parameter groups that hold nothing else.
             learning_rates: Whether what schedulers move is among these options.
+            is_dropped: Whether the state of a parameter is not to stay.
         """
         left_out = {"params", "param_names"} | (set() if learning_rates else MOVED_BY_SCHEDULERS)
         found = {key: {VALUE: self.of(buffer)} for key, buffer in _saved_buffers(group).items()}
         for key, parameter in group.parameters.items():
-            states = [state for optimizer in optimizers if (state := optimizer.state.get(parameter))]
+            stay = () if is_dropped is not None and is_dropped(parameter) else optimizers
+            states = [state for optimizer in stay if (state := optimizer.state.get(parameter))]
             found[key] = {VALUE: self.of(parameter), **self._merged(states)}
         for first, options in _groups_of(group, optimizers).items():
             found[f"the group of {first}"] = self._merged([options], left_out)

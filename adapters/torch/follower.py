@@ -17,7 +17,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from adapters.contract import FreezeError, FrozenMode, watches_losses
+from adapters.contract import FreezeError, FrozenMode, FrozenState, watches_losses
 from adapters.torch.checks import Optimizers
 from adapters.torch.decisions import Decisions
 from adapters.torch.freezer import Freezer
@@ -52,6 +52,7 @@ class Follower:
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
         scaler: The loop's GradScaler, if it has one.
         frozen_mode: How modules run while they are frozen, as `AlternatingOptimizer` has it.
+        frozen_state: What becomes of the optimizer state of what is frozen, as `AlternatingOptimizer` has it.
         process_group: The processes that train this model together, as `AlternatingOptimizer` has it.
         check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
 
@@ -86,6 +87,7 @@ class Follower:
         delay: int = 1,
         scaler: GradScaler | None = None,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None:
@@ -98,6 +100,7 @@ class Follower:
             turns=turns,
             always=always,
             frozen_mode=frozen_mode,
+            frozen_state=frozen_state,
             process_group=process_group,
             check_ranks_every=check_ranks_every,
             rule=alternator.rule,
@@ -154,6 +157,7 @@ class Follower:
         """
         self._decisions.check_applied()
         check_differentiable(self._freezer.applied, loss)
+        self._freezer.frozen_states.prepare()
 
     def before_update(self) -> None:
         """After the backward pass and before clipping, if your loop has a place for it, or else as the optimizer steps.
@@ -248,7 +252,7 @@ class Follower:
         """
         self._check_boundary("rollback")
         self._snapshots.restore(snapshot)
-        self._decisions.apply()  # which takes what frozen modules hold now for what stays
+        self._decisions.apply(tentative=True)  # which takes what frozen modules hold now for what stays
 
     def flush(self) -> None:
         """Record the losses that are still pending; call it at the end of training to see them all."""

@@ -19,7 +19,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from adapters.contract import ALWAYS, FreezeError, FrozenMode, check_frozen_modes, check_turns
+from adapters.contract import (
+    ALWAYS,
+    FreezeError,
+    FrozenMode,
+    FrozenState,
+    check_frozen_modes,
+    check_frozen_states,
+    check_turns,
+)
 from adapters.torch.checks import (
     Optimizers,
     check_coverage,
@@ -29,6 +37,7 @@ from adapters.torch.checks import (
     parameters_of,
     warn_of_recompiles,
 )
+from adapters.torch.frozen_states import FrozenStates
 from adapters.torch.modules import Between, Freezable, Parameters
 from adapters.torch.naming import Naming
 from adapters.torch.parallel.fsdp import find_sharded, reshard
@@ -80,6 +89,7 @@ class Freezer:
         always: What trains in every turn.
         process_group: The processes that train this model together.
         frozen_mode: How modules run while they are frozen.
+        frozen_state: Where the optimizer state of modules is while they are frozen.
         check_ranks_every: Compare decisions and parameters across ranks after this many decisions each.
         rule: What will choose among the names: the alternator's rule.
         with_closure: Whether whoever steps the optimizers gives them a closure.
@@ -110,6 +120,7 @@ class Freezer:
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | tuple[Parameters, Optimizer] | None = None,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         process_group: ProcessGroup | None = None,
         check_ranks_every: int | None = None,
         rule: Rule | None = None,
@@ -132,6 +143,8 @@ class Freezer:
         """All optimizers, each once."""
         self.model = model
         """The model that holds them all, if it was given."""
+        self.frozen_states = FrozenStates(check_frozen_states(frozen_state, modules), self.optimizers)
+        """Moves the optimizer state of what is frozen."""
         self._given_optimizers = optimizers
         check_trainable(self.groups)
         self._cover()
@@ -163,8 +176,14 @@ class Freezer:
         """What the applied name trains."""
         return self.turns[self._applied]
 
-    def apply(self, name: str) -> None:
-        """Freeze what this name does not train, and activate what it does."""
+    def apply(self, name: str, *, tentative: bool = False) -> None:
+        """Freeze what this name does not train, and activate what it does.
+
+        Args:
+            name: One of the names.
+            tentative: Another may be applied before the next update, as where a state is loaded in several parts:
+                optimizer state that is to be dropped is, in that update.
+        """
         self._applied = name
         if self.ranks is not None:
             self.ranks.reshard()
@@ -178,6 +197,7 @@ class Freezer:
         self._required = turn.required()
         if self.ranks is not None:
             self.ranks.align_buffers(submodule for _, submodule in turn.frozen_submodules)
+        self.frozen_states.apply(turn.active, turn.frozen, tentative=tentative)
         self._watch()
 
     def refresh(self) -> None:
@@ -234,6 +254,7 @@ class Freezer:
         for group in self.groups.values():
             self._watches[group.name].stop()
             group.activate()
+        self.frozen_states.release()
 
     def train(self) -> None:
         """Training mode for what is active, its frozen mode for what is frozen.
@@ -308,6 +329,8 @@ class Freezer:
     def prepare_update(self) -> None:
         """Clear gradients that must not be stepped; to be called after the backward pass and before clipping.
 
+        From here on the optimizer state of what trains is on its device, and that of what is frozen where it is to be.
+
         Warns, once per module, if a module of the turn has no gradient while another has some.
 
         Raises:
@@ -330,6 +353,7 @@ class Freezer:
                 if not parameter.requires_grad:
                     parameter.grad = None
         self._check_reach(turn)
+        self.frozen_states.settle()
 
     def training(self) -> set[int]:
         """The ``id`` of every parameter that trains in the applied turn, those that the user froze aside."""

@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from typing_extensions import TypeVar  # with a default, as in Python 3.13; PyTorch requires it
 
-from adapters.contract import FreezeError, FrozenMode
+from adapters.contract import FreezeError, FrozenMode, FrozenState
 from adapters.torch.checks import Optimizers
 from adapters.torch.decisions import Decisions, refusing_damage
 from adapters.torch.freezer import Freezer
@@ -65,6 +65,9 @@ class AlternatingOptimizer(Generic[Decided]):
             players such as those of a GAN: BatchNorm normalises by the batch and dropout is on, as in training, but
             nothing that the module holds changes. None is inference mode, with a warning where that may not be meant
             (docs/freezing.md).
+        frozen_state: What becomes of the optimizer state of modules while they are frozen, for all or by name: it is
+            kept where it is (``"keep"``), ``"offload"`` moves it to the host until they are active again, and
+            ``"drop"`` frees it: it then starts again from nothing (docs/freezing.md).
         process_group: The processes that train this model together: losses are averaged over them, so that all decide
             the same. By default that of the DistributedDataParallel in ``model`` or ``modules`` (docs/distributed.md).
         check_ranks_every: For debugging: compare decisions and parameters across ranks after this many decisions each.
@@ -102,6 +105,7 @@ class AlternatingOptimizer(Generic[Decided]):
         accumulate: Literal[1] = 1,
         delay: int = 1,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None: ...
@@ -122,6 +126,7 @@ class AlternatingOptimizer(Generic[Decided]):
         accumulate: int,
         delay: int = 1,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None: ...
@@ -141,6 +146,7 @@ class AlternatingOptimizer(Generic[Decided]):
         accumulate: int = 1,
         delay: int = 1,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         process_group: "ProcessGroup | None" = None,
         check_ranks_every: int | None = None,
     ) -> None:
@@ -158,6 +164,7 @@ class AlternatingOptimizer(Generic[Decided]):
             turns=turns,
             always=always,
             frozen_mode=frozen_mode,
+            frozen_state=frozen_state,
             process_group=process_group,
             check_ranks_every=check_ranks_every,
             rule=alternator.rule,
@@ -230,6 +237,7 @@ class AlternatingOptimizer(Generic[Decided]):
             LossError: ``loss`` is not a scalar tensor, or requires no gradient.
         """
         check_differentiable(self.active, loss)
+        self._freezer.frozen_states.prepare()
         if self._accumulate > 1:
             loss = loss / self._accumulate
         if self._scaler is not None:
@@ -399,7 +407,7 @@ class AlternatingOptimizer(Generic[Decided]):
         self._check_boundary("rollback")
         self._forget_unscaled()
         self._snapshots.restore(snapshot)
-        self._decisions.apply()  # which takes what frozen modules hold now for what stays
+        self._decisions.apply(tentative=True)  # which takes what frozen modules hold now for what stays
 
     def flush(self) -> None:
         """Record the losses that are still pending; call it at the end of training to see them all."""

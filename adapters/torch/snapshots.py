@@ -51,12 +51,13 @@ class Snapshots:
         self._freezer = freezer
 
     def take(self, others: Iterable[Stateful] = ()) -> Snapshot:
-        """All as it is now, copied on its device.
+        """All as it is now, copied where it is.
 
         Args:
             others: What training changes besides modules and optimizers: schedulers, a GradScaler.
         """
         self._reshard()
+        self._freezer.frozen_states.wait()
         return Snapshot(
             tensors={name: tensor.detach().clone() for name, tensor in self._tensors()},
             optimizers=[(_copied(each.state), _options_of(each)) for each in self._freezer.optimizers],
@@ -71,6 +72,7 @@ class Snapshots:
             StateError: Modules or optimizers have changed since, other than by training; nothing has been changed then.
         """
         self._reshard()
+        self._freezer.frozen_states.wait()
         here = dict(self._tensors())
         shapes = {name: tensor.shape for name, tensor in here.items()}
         if shapes != {name: tensor.shape for name, tensor in snapshot.tensors.items()} or len(

@@ -40,6 +40,7 @@ class States:
     def state_dict(self) -> dict[str, Any]:
         """The states, with tensors in them, so not JSON; see `load_state_dict`."""
         names = self._names()
+        self._freezer.frozen_states.wait()
         return {
             "optimizers": {key: by_name(optimizer, names) for key, optimizer in self._optimizers(names).items()},
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self._schedulers.items()},

@@ -23,6 +23,7 @@ def unfrozen(freezer: Freezer) -> Iterator[None]:
     freezer.check_written()
     freezer.remember()
     freezer.zero_grad()
+    freezer.frozen_states.wait()
     if freezer.ranks is not None:
         freezer.ranks.reshard()
     named = [(group, key, p) for group in freezer.groups.values() for key, p in group.parameters.items()]
@@ -33,7 +34,8 @@ def unfrozen(freezer: Freezer) -> Iterator[None]:
             parameter for optimizer in freezer.optimizers for parameter, state in optimizer.state.items() if state
         }
         for group, key, parameter in named:
-            parameter.requires_grad_(key not in group.user_frozen or parameter in stepped)
+            trains = key not in group.user_frozen or parameter in stepped
+            parameter.requires_grad_(trains and not freezer.frozen_states.is_dropped(parameter))
         for optimizer in freezer.optimizers:
             new = [p for p in parameters_of(optimizer) if p.requires_grad and not optimizer.state.get(p)]
             if new:

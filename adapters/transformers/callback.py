@@ -23,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import ParallelMode
 
-from adapters.contract import FrozenMode, watches_losses
+from adapters.contract import FrozenMode, FrozenState, watches_losses
 from adapters.torch import Follower
 from adapters.torch.losses import Loss
 from adapters.torch.modules import Parameters
@@ -64,6 +64,8 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         always: What trains in every step.
         frozen_mode: How modules run while they are frozen, for all or by name: ``"inference"`` or ``"batch"``, as
             `adapters.torch.AlternatingOptimizer` has it.
+        frozen_state: What becomes of the optimizer state of what is frozen, for all or by name: ``"keep"``,
+            ``"offload"`` or ``"drop"``, likewise.
         losses: What to record of the model's outputs: a function of these that returns a loss, or losses by name. By
             default the ``loss`` among them. If the loss is computed outside of the model see `record`.
         delay: How many steps later losses are read: 1 lets the device run ahead, 0 is the original order.
@@ -90,6 +92,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         turns: Mapping[str, str | Iterable[str]] | None = None,
         always: Parameters | None = None,
         frozen_mode: FrozenMode | Mapping[str, FrozenMode] | None = None,
+        frozen_state: FrozenState | Mapping[str, FrozenState] = "keep",
         losses: Callable[[Any], Losses] | None = None,
         delay: int = 1,
         log: bool = True,
@@ -107,6 +110,7 @@ class AlternatingCallback(TrainerCallback, ExportableState):  # type: ignore[mis
             "always": None if always is None else kept(always),
             "delay": delay,
             "frozen_mode": frozen_mode,
+            "frozen_state": frozen_state,
         }
         self._losses_of = losses
         self._log = log

@@ -12,7 +12,7 @@ from ._domain import Arm
 from ._rules import Order, RandomOrder
 from ._torch import Problem, Run, Schedule
 
-TENURE = 10
+TENURE = 20
 """Steps of a block in the two orders that `Trial` chooses between."""
 
 

@@ -83,7 +83,8 @@ class ActorCritic:
     metric: str = "cost of an episode"
     unit: str = "updates of the critics"
     higher_is_better: bool = False
-    has_signal: bool = True
+    has_signal: bool = False
+    """None of five signals that training gives tells good ratios from bad ones, and held-out episodes cost too much."""
 
     def arms(self) -> Mapping[str, Arm]:
         """All ways to train the two."""

@@ -9,6 +9,7 @@ import numpy as np
 from alternator import Cycle, Payoff
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import EvaluationBatches, TrainBatches
+from ur4rec.schedule.alternators import TurnSequence
 from ur4rec_jax import JointTrainer, UR4Rec
 
 LENGTH = 8
@@ -35,6 +36,15 @@ def make(**settings):
     return JointTrainer(model, progress=False, **arguments)
 
 
+def make_with_encoder(**settings):
+    tokens_IS = np.random.default_rng(0).integers(2, 20, (split.num_items, 5))
+    encoder = {"text_encoder": "transformer", "text_encoder_vocab": 20, "text_encoder_tokens": 5}
+    sizes = {"text_embedding_dim": 4, "sasrec_hidden_dim": 4, "sasrec_num_heads": 1, "retriever_output_dim": 4}
+    shape = {"retriever_num_queries": 2, "sasrec_num_blocks": 1, "max_seq_len": LENGTH, "text_encoder_layers": 1}
+    model = UR4Rec(split.num_items, item_tokens=tokens_IS, **encoder, **sizes, **shape)
+    return JointTrainer(model, progress=False, device="cpu:1", **settings)
+
+
 def train(trainer, *stages):
     with jax.transfer_guard("disallow"):
         for stage in stages:
@@ -50,6 +60,10 @@ def main():
     trainer = train(make(readers=1, rule=Cycle(3), **STRATEGIES), "pretrain_retriever", "joint_finetune")
     train(make(on_device=True), "pretrain_sasrec", "joint_finetune")
     train(make(**SAMPLED), "pretrain_sasrec")
+    encoding = make_with_encoder(rule=TurnSequence((("all", 2), ("both", 1))))
+    train(encoding, "joint_finetune")  # its cache is refreshed in the last step
+    with jax.transfer_guard("disallow"):
+        encoding.rank_all(targets, ("retriever",))
     measured = make(rule=Payoff(min_steps=2, costs=(2.0, 1.0, 1.0)), probe=targets.batch(0))
     train(measured, "end_to_end", "joint_finetune")
     assert measured.num_probe_forwards > 2

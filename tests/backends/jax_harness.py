@@ -13,10 +13,10 @@ from tests.backends.harness import Losses
 from ur4rec.data.batches import Batch
 from ur4rec.training.components import COMPONENTS
 from ur4rec_jax import catalogue_loss, losses, strategies
-from ur4rec_jax.checkpoint import export_weights, import_weights
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import Component, StepInputs
 from ur4rec_jax.strategies import MemoryBank, find_last_targets
+from ur4rec_jax.weights import export_weights, import_weights
 
 
 class JaxBackend:

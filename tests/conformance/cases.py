@@ -249,6 +249,48 @@ def resume(build: Build) -> None:
 
 
 @case
+def offloaded_state(build: Build) -> None:
+    """With frozen_state="offload" the state of what is frozen has left, and every bit is as if it had not."""
+    setup = Setup(modules=("a", "b", "c"), rule=Cycle((3, 2, 2)), frozen_state="offload")
+    kept, away = build(replace(setup, frozen_state="keep")), build(setup)
+    for step in range(18):
+        active = away.active
+        decisions = [harness.step(make_batch(setup, step)) for harness in (kept, away)]
+        assert decisions[0].active == decisions[1].active
+        assert snapshot_bits(away) == snapshot_bits(kept), f"step {step}"
+        if not decisions[1].switched:  # else what leaves may do so in the next update
+            assert away.held() == {active}, f"step {step}: {active} trains, {away.held()} is there"
+    assert kept.held() == set(setup.modules)
+
+
+@case
+def dropped_state(build: Build) -> None:
+    """With frozen_state="drop" what is frozen has no state and starts again with a new one; all else is as ever."""
+    turns = {"ab": ("a", "b"), "bc": ("b", "c")}
+    setup = Setup(modules=("a", "b", "c"), rule=Cycle(3), turns=turns, coupled=False, frozen_state="drop")
+    kept, dropped = build(replace(setup, frozen_state="keep")), build(setup)
+    initial = snapshot_bits(dropped, "optimizer/")
+    places: list[dict[str, dict[str, bytes]]] = []  # per step of the first round, the counts of steps
+    for step in range(12):
+        before, trained = dropped.snapshot(), setup.trains(dropped.active)
+        decisions = [harness.step(make_batch(setup, step)) for harness in (kept, dropped)]
+        after = dropped.snapshot()
+        assert snapshot_bits(dropped, "schedule/") == snapshot_bits(kept, "schedule/"), f"step {step}"
+        assert bits(after["b"]) == bits(kept.snapshot()["b"]), f"step {step}: b, which always trains, is another"
+        for name in setup.modules:
+            stays = bits(before[name], "parameters/") == bits(after[name], "parameters/")
+            assert stays == (name not in trained), f"step {step}, {trained} train: {name}"
+        frozen = set(setup.modules) - set(setup.trains(dropped.active))
+        for name in frozen:
+            assert bits(after[name], "optimizer/") == initial[name], f"step {step}: {name} is frozen and has a state"
+        if not decisions[1].switched:
+            assert dropped.held() == set(trained), f"step {step}: {trained} train, {dropped.held()} is there"
+        places.append({name: counts(after[name]) for name in ("a", "c")})
+    assert places[:6] == places[6:]
+    assert bits(dropped.snapshot()["a"], "parameters/") != bits(kept.snapshot()["a"], "parameters/")
+
+
+@case
 def rollback(build: Build) -> None:
     """What was tried and rolled back leaves no trace, to the bit, and training continues as if it had never been."""
     setup = Setup(rule=Cycle((2, 3)), always=True, clip_norm=0.5)
@@ -418,6 +460,13 @@ def changed(before: Snapshot, after: Snapshot, clause: str) -> set[str]:
 
 def bits(group: dict[str, np.ndarray], clause: str = "") -> dict[str, bytes]:
     return {key: value.tobytes() for key, value in group.items() if key.startswith(clause)}
+
+
+def counts(group: dict[str, np.ndarray]) -> dict[str, bytes]:
+    """What counts the steps of an optimizer."""
+    found = {key: value for key, value in bits(group, "optimizer/").items() if "step" in key or "count" in key}
+    assert found, f"no count among {sorted(group)}"
+    return found
 
 
 def snapshot_bits(harness: Harness, clause: str = "") -> dict[str, dict[str, bytes]]:

@@ -42,8 +42,13 @@ class Harness(Protocol):
         """Copies of everything that belongs to each module (and to ``always``), bit for bit.
 
         Keys begin with the clause that they fall under: ``parameters/``, ``optimizer/`` (moments, step counts),
-        ``schedule/`` (whatever the learning rate depends on) and, but for the always group, ``buffers/``.
+        ``schedule/`` (whatever the learning rate depends on) and, but for the always group, ``buffers/``. Wherever a
+        state is, it is in here; one that has been dropped is what it was at first.
         """
+        ...
+
+    def held(self) -> set[str]:
+        """The groups of whose moments something is on the device where training runs."""
         ...
 
     def computed(self) -> set[str]:

@@ -8,8 +8,9 @@ import numpy as np
 from flax import nnx
 
 from adapters.nnx import AlternatingOptimizer
+from adapters.optax import Away
 from tests.conformance.harness import Snapshot
-from tests.conformance.optax_backend import Program, PyTree, StaticHarness, any_nonzero, optimizer_arrays
+from tests.conformance.optax_backend import Program, PyTree, StaticHarness, any_nonzero, holders, optimizer_arrays
 from tests.conformance.problem import ALWAYS, MOMENTUM, Batch, Setup, initial_weights
 
 
@@ -57,9 +58,30 @@ class NnxProgram(Program):
         transforms = {name: self.transform() for name in self.setup.modules}
         always = ("mix", self.transform()) if self.setup.always else None
         options = {"turns": self.setup.turns, "frozen_mode": self.setup.frozen_mode}
-        optimizer = AlternatingOptimizer(model, transforms, always=always, **options)
+        optimizer = AlternatingOptimizer(
+            model, transforms, always=always, frozen_state=self.setup.frozen_state, **options
+        )
+        self.states = optimizer.frozen_states
+        self.optimizer = optimizer.tx
+        self.params = nnx.state(model, nnx.Param)
         self.graphdef, initial = nnx.split((model, optimizer))
         return initial
+
+    def enter(self, training: PyTree, active: str) -> PyTree:
+        if self.states is None:
+            return training
+        model, optimizer = nnx.merge(self.graphdef, training)
+        optimizer.enter(model, active)
+        self.graphdef, entered = nnx.split((model, optimizer))
+        return entered
+
+    def held(self, training: PyTree) -> set[str]:
+        _, optimizer = nnx.merge(self.graphdef, training)
+        return holders(optimizer.opt_state)
+
+    def first_arrays(self, name: str) -> dict[str, Any]:
+        first = jax.tree.map(value_of, self.optimizer.init(self.params).inner_states[name], is_leaf=is_variable)
+        return optimizer_arrays(first, self.attribute(name))
 
     def train(self, training: PyTree, batch: Batch, active: Any) -> tuple[PyTree, jax.Array, dict[str, jax.Array]]:
         model, optimizer = nnx.merge(self.graphdef, training)
@@ -77,21 +99,35 @@ class NnxProgram(Program):
 
     def snapshot(self, training: PyTree) -> Snapshot:
         model, optimizer = nnx.merge(self.graphdef, training)
-        state = jax.tree.map(lambda v: v[...], optimizer.opt_state, is_leaf=lambda v: isinstance(v, nnx.Variable))
+        whole = optimizer.opt_state if self.states is None else self.states.whole(optimizer.opt_state)
+        state = jax.tree.map(value_of, whole, is_leaf=is_variable)
         found: Snapshot = {}
         for name in self.setup.groups:
             part = getattr(model, self.attribute(name))
             own = {"mix": part[...]} if name == ALWAYS else {key: getattr(part, key)[...] for key in ("weight", "bias")}
-            taken = optimizer_arrays(state.inner_states[name], self.attribute(name))
+            taken = self.arrays_of(state.inner_states[name], name)
             taken |= {f"parameters/{key}": value for key, value in own.items()}
             if name != ALWAYS:
                 taken["buffers/mean"] = part.mean[...]
             found[name] = {key: np.array(value) for key, value in taken.items()}
         return found
 
+    def arrays_of(self, own: PyTree, name: str) -> dict[str, Any]:
+        if not isinstance(own, Away):
+            return optimizer_arrays(own, self.attribute(name))
+        return self.first_arrays(name) | optimizer_arrays(own.schedules, self.attribute(name))
+
     @staticmethod
     def attribute(name: str) -> str:
         return "mix" if name == ALWAYS else name
+
+
+def is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def value_of(node: Any) -> Any:
+    return next(iter(jax.tree.leaves(node)), None) if is_variable(node) else node
 
 
 class NnxHarness(StaticHarness):

@@ -11,7 +11,15 @@ import numpy as np
 import optax
 
 from adapters.jax import DeviceAlternator, HostAlternator
-from adapters.optax import FROZEN, AlternatingState, active_value_and_grad, alternating, apply_updates
+from adapters.optax import (
+    FROZEN,
+    AlternatingState,
+    Away,
+    FrozenStates,
+    active_value_and_grad,
+    alternating,
+    apply_updates,
+)
 from alternator import Alternator, Decision, Rule
 from tests.conformance.harness import Snapshot
 from tests.conformance.problem import (
@@ -39,6 +47,7 @@ class Program:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.traces: list[Any] = []
+        self.states: FrozenStates | None = None
         self.initial = self.build()
         self.train_static = jax.jit(self.count, static_argnames="active")
         self.train_traced = jax.jit(self.count)
@@ -55,12 +64,26 @@ class Program:
         }
         params[ALWAYS] = jnp.ones(len(self.setup.modules))
         means = {name: jnp.asarray(module["mean"]) for name, module in weights.items()}
+        if self.states is not None:
+            return params, self.states.init(params, self.setup.names[0]), means
         return params, self.optimizer.init(params), means
+
+    def enter(self, training: PyTree, active: str) -> PyTree:
+        """After a switch: the states of what is frozen leave."""
+        if self.states is None:
+            return training
+        params, state, means = training
+        return params, self.states.enter(state, params, active), means
 
     def make_optimizer(self) -> optax.GradientTransformationExtraArgs:
         transforms = {name: self.transform() for name in self.setup.modules}
         always = self.transform() if self.setup.always else None
-        return alternating(transforms, self.labels, turns=self.setup.turns, always=always)
+        options = {"turns": self.setup.turns, "always": always}
+        if self.setup.frozen_state == "keep":
+            return alternating(transforms, self.labels, **options)
+        choice = self.setup.frozen_state
+        self.states = FrozenStates(transforms, self.labels, frozen_state=choice, donate=False, **options)
+        return self.states.optimizer
 
     def make_gradients(self) -> Any:
         losses = {name: partial(self.loss, self.setup.trains(name)) for name in self.setup.names}
@@ -112,16 +135,39 @@ class Program:
     def snapshot(self, training: PyTree) -> Snapshot:
         """See `harness.Harness`."""
         params, state, means = training
+        state = state if self.states is None else self.states.whole(state)
         found: Snapshot = {}
         for name in self.setup.groups:
             own = state.inner_states[name] if isinstance(state, AlternatingState) else state
-            taken = optimizer_arrays(own, name) | {
+            taken = self.arrays_of(own, name) | {
                 f"parameters/{index}": leaf for index, leaf in enumerate(jax.tree.leaves(params[name]))
             }
             if name != ALWAYS:
                 taken["buffers/mean"] = means[name]
             found[name] = {key: np.array(value) for key, value in taken.items()}
         return found
+
+    def arrays_of(self, own: PyTree, name: str) -> dict[str, Any]:
+        """What is known of one group's state; a dropped one is as at first, but for its schedule."""
+        if not isinstance(own, Away):
+            return optimizer_arrays(own, name)
+        return self.first_arrays(name) | optimizer_arrays(own.schedules, name)
+
+    def first_arrays(self, name: str) -> dict[str, Any]:
+        params = self.initial[0]
+        return optimizer_arrays(self.optimizer.init(params).inner_states[name], name)
+
+    def held(self, training: PyTree) -> set[str]:
+        """See `harness.Harness`."""
+        return holders(training[1])
+
+
+def holders(state: PyTree) -> set[str]:
+    return {
+        name
+        for name, own in state.inner_states.items()
+        if any(leaf.ndim and leaf.sharding.memory_kind == "device" for leaf in jax.tree.leaves(own))
+    }
 
 
 def any_nonzero(tree: PyTree) -> jax.Array:
@@ -148,9 +194,10 @@ def optimizer_arrays(state: PyTree, name: str) -> dict[str, Any]:
 
 @cache
 def program_of(kind: type[Program], key: tuple[Any, ...]) -> Program:
-    modules, turns, always, coupled, clip_norm, frozen_mode = key
+    modules, turns, always, coupled, clip_norm, frozen_mode, frozen_state = key
     named = None if turns is None else dict(turns)
     options = {"always": always, "coupled": coupled, "clip_norm": clip_norm, "frozen_mode": frozen_mode}
+    options["frozen_state"] = frozen_state
     return kind(Setup(modules=modules, turns=named, **options))
 
 
@@ -163,7 +210,8 @@ class JaxHarness:
         self.setup = setup
         turns = None if setup.turns is None else tuple(setup.turns.items())
         key = (setup.modules, turns, setup.always, setup.coupled, setup.clip_norm, setup.frozen_mode)
-        self.program = program_of(self.program_type, key)
+        make = program_of if setup.frozen_state == "keep" else program_of.__wrapped__  # states are those of one run
+        self.program = make(self.program_type, (*key, setup.frozen_state))
         self.training = self.program.initial
         self.seen: set[str] = set()
 
@@ -180,6 +228,9 @@ class JaxHarness:
 
     def snapshot(self) -> Snapshot:
         return self.program.snapshot(self.training)
+
+    def held(self) -> set[str]:
+        return self.program.held(self.training)
 
     def computed(self) -> set[str]:
         return set(self.seen)
@@ -219,11 +270,12 @@ class StaticHarness(JaxHarness):
         elif losses is None:
             own_N, _ = self.program.infer(self.training, batch)
         decision = self.schedule.observe(self.losses_to_report(own_N) if losses is None else losses, updated=updated)
-        self.keep(training, computed)
+        self.keep(self.program.enter(training, self.active), computed)
         return decision
 
     def force(self, name: str) -> None:
         self.schedule.alternator.force(name)
+        self.training = self.program.enter(self.training, self.active)
 
     def save(self) -> Any:
         return self.training, self.schedule.state_dict()
@@ -244,9 +296,15 @@ class TracedProgram(Program):
 
 
 class TracedHarness(JaxHarness):
-    """`active` traced, one compilation in all; the machine on the device decides. See `harness.Harness`."""
+    """`active` traced, one compilation in all; the machine on the device decides. See `harness.Harness`.
+
+    Where states leave, `active` must be static: such a setup has a `StaticHarness`.
+    """
 
     program_type = TracedProgram
+
+    def __new__(cls, setup: Setup) -> Any:
+        return super().__new__(cls) if setup.frozen_state == "keep" else StaticHarness(setup)
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

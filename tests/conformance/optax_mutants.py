@@ -21,7 +21,7 @@ class OneAtATime(Program):
     """What the naive ways have in common: they know no turns of several modules, and nothing that always trains."""
 
     def build(self) -> PyTree:
-        if self.setup.turns is not None or self.setup.always:
+        if self.setup.turns is not None or self.setup.always or self.setup.frozen_state != "keep":
             raise Unsupported
         return super().build()
 
@@ -164,6 +164,24 @@ class SetToZero(StaticHarness):
         return decision
 
 
+class NothingLeaves(StaticHarness):
+    """What is to be offloaded, or dropped, stays on the device."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(replace(setup, frozen_state="keep"))
+
+
+class DropsActive(StaticHarness):
+    """A switch drops every state, also that of a module that trains in both turns."""
+
+    def step(self, batch: Batch, losses: Mapping[str, float] | None = None, *, updated: bool = True) -> Decision:
+        decision = super().step(batch, losses, updated=updated)
+        if decision.switched and self.setup.frozen_state == "drop" and self.program.states is not None:
+            params, _, means = self.training
+            self.training = (params, self.program.states.init(params, self.active), means)
+        return decision
+
+
 class KeepsParametersAlone(StaticHarness):
     """A snapshot of the parameters alone: moments, counts and statistics stay as the trial left them."""
 
@@ -187,6 +205,8 @@ MUTANTS: dict[type[StaticHarness], set[str]] = {
     harness_of(TrainingMode): {"frozen_buffers", "frozen_batch_mode", "continuation"},
     harness_of(RunningStatistics): {"frozen_batch_mode"},
     SetToZero: {"continuation", "equal_curves"},
+    NothingLeaves: {"offloaded_state", "dropped_state"},
+    DropsActive: {"dropped_state"},
     KeepsParametersAlone: {"rollback"},
 }
 """Per mutant the cases that are there to kill it; others may as well."""

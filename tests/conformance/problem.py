@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adapters.contract import FrozenMode
+from adapters.contract import FrozenMode, FrozenState
 from alternator import Cycle, Rule
 
 NUM_ROWS, NUM_INPUTS = 16, 4
@@ -52,6 +52,8 @@ class Setup:
     """The number of steps after which losses are read."""
     frozen_mode: FrozenMode = "inference"
     """How modules run while they are frozen."""
+    frozen_state: FrozenState = "keep"
+    """Where the optimizer state of modules is while they are frozen."""
     compiled: bool = False
     """Whether to compile where that is a choice, and so count traces."""
 

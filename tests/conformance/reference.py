@@ -39,6 +39,8 @@ class ReferenceHarness:
         self.mix_N = np.ones(len(setup.modules))
         self.optimizer = {name: self.fresh_optimizer(name) for name in setup.groups}
         self.last_gradients: Gradients = {}
+        self.away: set[str] = set()  # of these no moments are on the device
+        self.enter_states()
 
     @property
     def active(self) -> str:
@@ -82,7 +84,20 @@ class ReferenceHarness:
         self.enter()
 
     def enter(self) -> None:
-        """After a switch: nothing to do."""
+        """After a switch: the states of what is frozen leave."""
+        self.enter_states()
+
+    def enter_states(self) -> None:
+        self.away = set()
+        if self.setup.frozen_state != "keep":
+            self.away = set(self.setup.modules) - set(self.setup.trains(self.active))
+        if self.setup.frozen_state == "drop":
+            for name in self.away:
+                self.drop(name)
+
+    def drop(self, name: str) -> None:
+        count = self.optimizer[name]["schedule/count"]
+        self.optimizer[name] = {**self.fresh_optimizer(name), "schedule/count": count}
 
     def centred(self, batch: Batch, name: str, trained: tuple[str, ...]) -> np.ndarray:
         inputs_BD = batch.inputs_NBD[self.setup.modules.index(name)].astype(np.float64)
@@ -172,6 +187,9 @@ class ReferenceHarness:
             taken[name]["buffers/mean"] = self.weights[name]["mean"].copy()
         return taken
 
+    def held(self) -> set[str]:
+        return set(self.setup.groups) - self.away
+
     def computed(self) -> set[str]:
         return {name for name, module in self.last_gradients.items() if any(value.any() for value in module.values())}
 
@@ -189,6 +207,7 @@ class ReferenceHarness:
         state, held = saved
         self.alternator.load_state_dict(state)
         self.pending, self.weights, self.mix_N, self.optimizer = copy.deepcopy(held)
+        self.enter_states()
 
     def take(self) -> Any:
         return copy.deepcopy((self.weights, self.mix_N, self.optimizer))

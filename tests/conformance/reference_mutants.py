@@ -94,6 +94,56 @@ class ClipsEverything(ReferenceHarness):
         return {name: clipped[name] for name in gradients}
 
 
+class RoundsOffloaded(ReferenceHarness):
+    """Moments come back from the host in half precision."""
+
+    def enter_states(self) -> None:
+        super().enter_states()
+        for name in self.away if self.setup.frozen_state == "offload" else ():
+            for key in (key for key in self.optimizer[name] if key.startswith("optimizer/m/")):
+                self.optimizer[name][key] = self.optimizer[name][key].astype(np.float16).astype(np.float64)
+
+
+class ForgetsOffloadedCount(ReferenceHarness):
+    """Counts of steps do not come back from the host."""
+
+    def enter_states(self) -> None:
+        super().enter_states()
+        for name in self.away if self.setup.frozen_state == "offload" else ():
+            self.optimizer[name]["optimizer/count"] = np.int64(0)
+
+
+class CopiesToHost(ReferenceHarness):
+    """What is offloaded is on the device too."""
+
+    def held(self) -> set[str]:
+        return set(self.setup.groups)
+
+
+class KeepsDropped(ReferenceHarness):
+    """What is to be dropped stays."""
+
+    def drop(self, name: str) -> None:
+        pass
+
+
+class DropsActive(ReferenceHarness):
+    """A switch drops every state, also that of a module that trains in both turns."""
+
+    def enter_states(self) -> None:
+        super().enter_states()
+        if self.setup.frozen_state == "drop":
+            for name in self.setup.modules:
+                self.drop(name)
+
+
+class DropsSchedule(ReferenceHarness):
+    """With its moments a module loses its learning-rate schedule."""
+
+    def drop(self, name: str) -> None:
+        self.optimizer[name] = self.fresh_optimizer(name)
+
+
 class ForgetsMoments(ReferenceHarness):
     """A module that is entered starts with a new optimizer."""
 
@@ -320,6 +370,12 @@ MUTANTS: dict[type[ReferenceHarness], set[str]] = {
     RunningStatistics: {"frozen_batch_mode"},
     ComputesEverything: {"frozen_gradients"},
     ClipsEverything: {"clipping", "continuation"},
+    RoundsOffloaded: {"offloaded_state"},
+    ForgetsOffloadedCount: {"offloaded_state"},
+    CopiesToHost: {"offloaded_state"},
+    KeepsDropped: {"dropped_state"},
+    DropsActive: {"dropped_state"},
+    DropsSchedule: {"dropped_state"},
     ForgetsMoments: {"continuation", "equal_curves"},
     ForgetsSchedule: {"resume"},
     ForgetsOptimizer: {"resume"},

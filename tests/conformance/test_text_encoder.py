@@ -123,9 +123,11 @@ def test_equal_weights_and_batches_give_equal_curves_decisions_and_caches(
         trainer.flush()
         trainer.save_checkpoint(tmp_path / name)
     assert decisions["jax"] == decisions["torch"]
-    theirs, ours = ([sorted(record.losses.items()) for record in records[name]] for name in ("torch", "jax"))
-    assert [[name for name, _ in losses] for losses in ours] == [[name for name, _ in losses] for losses in theirs]
-    same_curves(*([loss for losses in each for _, loss in losses] for each in (ours, theirs)))
+    losses = {name: [sorted(record.losses.items()) for record in records[name]] for name in records}
+    named = {name: [[module for module, _ in of_step] for of_step in losses[name]] for name in losses}
+    assert named["jax"] == named["torch"]
+    curves = {name: [loss for of_step in losses[name] for _, loss in of_step] for name in losses}
+    same_curves(curves["jax"], curves["torch"])
     load_file = pytest.importorskip("safetensors.numpy").load_file
     for file in ("model.safetensors", "optimizer.safetensors"):
         theirs, ours = (load_file(tmp_path / name / file) for name in ("torch", "jax"))

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from tests.conformance.problem import (
     Setup,
     initial_weights,
 )
+from tests.conformance.torch_host import MarkedHost
 
 
 class Tower(nn.Module):
@@ -63,6 +65,8 @@ class Model(nn.Module):
 class TorchHarness:
     """See `harness.Harness`."""
 
+    host: type[MarkedHost] = MarkedHost
+
     def __init__(self, setup: Setup) -> None:
         torch.set_num_threads(1)
         self.setup = setup
@@ -81,6 +85,10 @@ class TorchHarness:
             self.model.compile(backend=self.count)
 
     def build(self) -> Any:
+        with patch("adapters.torch.parked.Host", self.host):  # there may be no device but the host
+            return self.build_alternating()
+
+    def build_alternating(self) -> Any:
         setup = self.setup
         return AlternatingOptimizer(
             Alternator(setup.names, rule=setup.rule),
@@ -93,6 +101,7 @@ class TorchHarness:
             clip_norm=setup.clip_norm,
             delay=setup.delay,
             frozen_mode=setup.frozen_mode,
+            frozen_state=setup.frozen_state,
         )
 
     @staticmethod
@@ -145,12 +154,21 @@ class TorchHarness:
                 taken[name][f"parameters/{key}"] = array(parameter)
                 state = self.optimizers[name].state.get(parameter, {})
                 for moment in ("exp_avg", "exp_avg_sq", "step"):
-                    taken[name][f"optimizer/{moment}/{key}"] = array(state.get(moment, torch.zeros_like(parameter)))
+                    none = torch.zeros(()) if moment == "step" else torch.zeros_like(parameter)
+                    taken[name][f"optimizer/{moment}/{key}"] = array(state.get(moment, none))
             taken[name]["schedule/count"] = np.array(self.schedulers[name].last_epoch)
             taken[name]["schedule/rate"] = np.array(self.optimizers[name].param_groups[0]["lr"])
             if name != ALWAYS:
                 taken[name] |= {f"buffers/{key}": array(value) for key, value in self.towers[name].named_buffers()}
         return taken
+
+    def held(self) -> set[str]:
+        found = set()
+        for name in self.setup.groups:
+            states = [self.optimizers[name].state.get(parameter, {}) for parameter in self.parameters(name)]
+            if any(each.dim() and not MarkedHost().has(each) for state in states for each in state.values()):
+                found.add(name)
+        return found
 
     def computed(self) -> set[str]:
         return set(self.seen)

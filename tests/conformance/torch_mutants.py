@@ -1,17 +1,20 @@
 """The naive ways to freeze in PyTorch, of `naive_torch`, under the harness of the backend; and one flaw of its own."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from alternator import Alternator, Decision
 from tests.conformance import naive_torch
 from tests.conformance.harness import Unsupported
 from tests.conformance.naive_torch import HandWritten
-from tests.conformance.problem import Setup
+from tests.conformance.problem import Batch, Setup
 from tests.conformance.torch_backend import TorchHarness
+from tests.conformance.torch_host import MarkedHost
 
 
 class NaiveHarness(TorchHarness):
@@ -21,7 +24,7 @@ class NaiveHarness(TorchHarness):
 
     def build(self) -> HandWritten:
         setup = self.setup
-        if setup.turns is not None or setup.always or setup.delay or setup.compiled:
+        if setup.turns is not None or setup.always or setup.delay or setup.compiled or setup.frozen_state != "keep":
             raise Unsupported
         if setup.frozen_mode == "batch" and self.naive not in naive_torch.BY_BATCH:
             raise Unsupported
@@ -52,6 +55,60 @@ class RunningStatistics(TorchHarness):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(replace(setup, frozen_mode="inference"))
+
+
+class Rounding(MarkedHost):
+    def fetch(self, tensor: Tensor) -> Tensor:
+        return self.mark(tensor.bfloat16().to(tensor.dtype))
+
+
+class Counting(MarkedHost):
+    def has(self, tensor: Tensor) -> bool:
+        return hasattr(tensor, "is_on_host")
+
+    def fetch(self, tensor: Tensor) -> Tensor:
+        return self.mark(tensor.clone() if tensor.dim() else torch.zeros_like(tensor))
+
+
+class Full(MarkedHost):
+    def has(self, tensor: Tensor) -> bool:
+        return True
+
+
+class RoundsOffloaded(TorchHarness):
+    """Moments come back from the host in half precision."""
+
+    host = Rounding
+
+
+class ForgetsOffloadedCount(TorchHarness):
+    """Counts of steps do not come back from the host."""
+
+    host = Counting
+
+
+class NothingLeaves(TorchHarness):
+    """What is to be offloaded stays on the device."""
+
+    host = Full
+
+
+class KeepsDropped(TorchHarness):
+    """What is to be dropped stays."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(replace(setup, frozen_state="keep") if setup.frozen_state == "drop" else setup)
+
+
+class DropsActive(TorchHarness):
+    """A switch drops every state, also that of a module that trains in both turns."""
+
+    def step(self, batch: Batch, losses: Mapping[str, float] | None = None, *, updated: bool = True) -> Decision:
+        decision = super().step(batch, losses, updated=updated)
+        if decision.switched and self.setup.frozen_state == "drop":
+            for optimizer in self.optimizers.values():
+                optimizer.state.clear()
+        return decision
 
 
 class KeepsReferences(TorchHarness):
@@ -113,6 +170,11 @@ MUTANTS: dict[type[TorchHarness], set[str]] = {
     for naive, clauses in naive_torch.BREAKS.items()
 } | {
     RunningStatistics: {_BATCH},
+    RoundsOffloaded: {"offloaded_state"},
+    ForgetsOffloadedCount: {"offloaded_state"},
+    NothingLeaves: {"offloaded_state"},
+    KeepsDropped: {"dropped_state"},
+    DropsActive: {"dropped_state"},
     KeepsReferences: {"rollback"},
     KeepsWeightsAlone: {"rollback"},
     KeepsParametersAlone: {"rollback"},

@@ -142,7 +142,7 @@ def test_the_command_continues_where_it_stopped(toy, arguments, tmp_path, capsys
     text = of_suffix(tmp_path, ".md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| toy |"))
     assert "a alone: 0.805 | 3 × 10 steps" in row
-    assert "**+5.0% [+4.9%, +5.0%]**<br>joint +51.5% [+51.0%, +52.0%]" in row  # 0.765 of 0.805; 0.765 of 0.505
+    assert "**+5.0% [+5.0%, +5.0%]**<br>joint +51.5% [+51.5%, +51.5%]" in row  # 0.765 of 0.805; 0.765 of 0.505
     assert "somebody's: **+12.4%" in row
     assert "*somebody's*: Somebody (2024)." in text
     found = json.loads(of_suffix(tmp_path, ".json").read_text())["domains"][0]

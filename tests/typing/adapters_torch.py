@@ -39,6 +39,8 @@ def main() -> None:
     accumulate(modules, optimizers, 2)
     AlternatingOptimizer(Alternator(modules), modules, optimizers, frozen_mode={"head": "batch"}).release()
     AlternatingOptimizer(Alternator(modules), modules, optimizers, frozen_mode="inference").release()
+    AlternatingOptimizer(Alternator(modules), modules, optimizers, frozen_state={"head": "offload"}).release()
+    AlternatingOptimizer(Alternator(modules), modules, optimizers, frozen_state="drop").release()
     by_epochs(modules, optimizers)
     train_step(alternating := AlternatingOptimizer(Alternator(modules), modules, optimizers, accumulate=1), modules)
     alternating.release()
@@ -110,6 +112,7 @@ def follow(modules: dict[str, nn.Linear]) -> None:
 
 def misuse(alternating: AlternatingOptimizer, alternator: Alternator) -> None:
     AlternatingOptimizer(alternator, {}, {}, frozen_mode="train")  # type: ignore[call-overload]
+    AlternatingOptimizer(alternator, {}, {}, frozen_state="free")  # type: ignore[call-overload]
     alternating.step(0.5)  # type: ignore[arg-type]
     alternating.step(losses={"head": "0.5"})  # type: ignore[dict-item]
     alternating.end_epoch("0.5")  # type: ignore[arg-type]

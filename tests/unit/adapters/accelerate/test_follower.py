@@ -11,7 +11,9 @@ from torch import nn
 from adapters.accelerate import Follower
 from alternator import Alternator, ConfigurationError, Cycle
 from tests.conformance.freeze_contract_torch import adamw, optimizer_state, same_bits
+from tests.conformance.torch_host import MarkedHost
 from tests.unit.adapters.accelerate.accelerated_runs import NAMES, Model, Run, forget, rows
+from tests.unit.adapters.torch.frozen_state_runs import bytes_on_device
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -73,6 +75,26 @@ def test_a_resumed_run_equals_one_that_never_stopped(num_micro, tmp_path):
     assert first.decisions + second.decisions == whole.decisions
     assert any(decision.switched for decision in second.decisions)
     assert same_bits(second.outcome(), whole.outcome())
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("frozen_state", ["offload", "drop"])
+def test_a_resumed_run_with_the_state_of_what_is_frozen_elsewhere(frozen_state, several, tmp_path, monkeypatch):
+    kept = Run(several=several).train()
+    forget()
+    monkeypatch.setattr("adapters.torch.parked.Host", MarkedHost)
+    whole = Run(several=several, frozen_state=frozen_state).train()
+    forget()
+    first = Run(several=several, frozen_state=frozen_state).train(stop=1)
+    first.accelerator.save_state(str(tmp_path / "state"))
+    forget()
+    second = Run(several=several, frozen_state=frozen_state)
+    second.accelerator.load_state(str(tmp_path / "state"))
+    second.train(1)
+    assert same_bits(second.outcome(), whole.outcome())
+    assert same_bits(whole.outcome(), kept.outcome()) == (frozen_state == "offload")
+    sizes = [bytes_on_device(each.optimizer for each in run.optimizers) for run in (whole, kept)]
+    assert 0 < sizes[0] < sizes[1]
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from alternator import Alternator, Cycle, StateError
 from tests.conformance.freeze_contract_torch import same_bits
+from tests.conformance.torch_host import MarkedHost
 from tests.unit.adapters.lightning.lightning_runs import (
     NAMES,
     NUM_STEPS,
@@ -50,6 +51,18 @@ def test_from_any_step(tmp_path, at, model):
 @pytest.mark.parametrize("delay", [0, 2])
 def test_with_losses_under_way(tmp_path, delay):
     assert same_end(*stop_and_continue(tmp_path, 5, given={"delay": delay}), 5)
+
+
+@pytest.mark.parametrize("model", [Towers, ManualTowers])
+@pytest.mark.parametrize("frozen_state", ["offload", "drop"])
+def test_with_the_state_of_what_is_frozen_elsewhere(tmp_path, model, frozen_state, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("adapters.torch.parked.Host", MarkedHost)
+    monkeypatch.setattr(MarkedHost, "fetch", lambda *args, fetch=MarkedHost.fetch: fetched.append(1) or fetch(*args))
+    whole, went_on = stop_and_continue(tmp_path, 7, model, given={"frozen_state": frozen_state}, max_epochs=2)
+    assert same_end(whole, went_on, 7)
+    assert fetched
+    assert same_bits(whole[0], fit(model(), max_epochs=2)[0]) == (frozen_state == "offload")
 
 
 def test_between_validations(tmp_path):

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainerCallback
 
 from alternator import ConfigurationError, Cycle, StateError
 from tests.conformance.freeze_contract_torch import same_bits
+from tests.conformance.torch_host import MarkedHost
 from tests.unit.adapters.transformers.trainer_runs import Counts, Recorded, Run, arguments, bert
 
 SAVING = {"save_strategy": "steps", "save_steps": 5}
@@ -46,6 +47,19 @@ def test_it_equals_one_that_never_stopped(tmp_path, stop, options, how):
     assert second.alternator.decisions == whole.alternator.decisions[start:]
     assert any(decision.switched for decision in second.alternator.decisions)
     assert same_bits(second.outcome(), whole.outcome())
+
+
+@pytest.mark.parametrize("frozen_state", ["offload", "drop"])
+def test_with_the_state_of_what_is_frozen_elsewhere(tmp_path, frozen_state, monkeypatch):
+    kept = Run(tmp_path / "kept").train()
+    monkeypatch.setattr("adapters.torch.parked.Host", MarkedHost)
+    options = SAVING | {"given": {"frozen_state": frozen_state}}
+    whole = Run(tmp_path / "whole", **options).train()
+    Run(tmp_path / "parts", callbacks=[Stop(11)], **options).train()
+    second = Run(tmp_path / "parts", **options)
+    second.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-10"))
+    assert same_bits(second.outcome(), whole.outcome())
+    assert same_bits(whole.outcome(), kept.outcome()) == (frozen_state == "offload")
 
 
 def test_the_schedule_is_in_the_trainers_own_state(tmp_path):

@@ -111,9 +111,21 @@ STUDIES = {
         **COSTLY_RETRIEVER,
     ),
     "encoder": _with_encoder(
-        ("parity", "joint", "3:3:1", "7:7:1", *SOMETIMES, NEVER, ENCODER_FIRST, "gain", "random_tenure,mean=8"), SEEDS
+        (
+            "parity",
+            "joint",
+            "3:3:1",
+            "7:7:1",
+            *SOMETIMES,
+            NEVER,
+            ENCODER_FIRST,
+            "trial",
+            "gain",
+            "random_tenure,mean=8",
+        ),
+        SEEDS,
     ),
-    "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER), SEEDS[:3], backend="jax"),
+    "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER, "trial"), SEEDS[:3], backend="jax"),
     "jax": StudyConfig(
         arms=("parity", "joint", "2:1", "patience", "payoff"),
         seeds=SEEDS[:2],

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 from jax import Array
+from numpy.typing import ArrayLike
 
 from ur4rec_jax.device import send
 from ur4rec_jax.layout import ENCODED
@@ -44,10 +45,15 @@ class TextCache:
 
     def __init__(self, encoder: TextEncoder, device: jax.Device) -> None:
         self._graphdef, _ = nnx.split(encoder)
-        self.groups = TextGroups(encoder.tokens[...])
-        self._texts = [Texts(send(items_C, device), num_tokens) for items_C, num_tokens in self.groups.all()]
+        self._device = device
         self._fresh_JT: Array | None = None
         self.is_stale = False
+        self.read(encoder.tokens[...])
+
+    def read(self, tokens_JS: ArrayLike) -> None:
+        """Take over the tokens of all texts."""
+        self.groups = TextGroups(tokens_JS)
+        self._texts = [Texts(send(items_C, self._device), num_tokens) for items_C, num_tokens in self.groups.all()]
 
     def trained(self) -> None:
         """The encoder has trained."""

@@ -295,6 +295,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             vectors_JT = self._buffers[MODULE][VECTORS]
             saved = CacheState(vectors_JT) if cached_JT is None else CacheState(self._place(cached_JT), vectors_JT)
             self._buffers = self._text_cache.set(saved, self._buffers)
+            self._text_cache.read(self._buffers[MODULE]["tokens"][...])
 
     def _catalogue(self) -> Catalogue:
         """What the retriever knows of every item: computed once until it or the text encoder trains."""

@@ -40,6 +40,7 @@ from ur4rec.schedule.stages import (
     find_stage,
     learning_rates,
     modules_of,
+    turns_of,
 )
 from ur4rec.schedule.trial_probe import Attempt, TrialProbe
 from ur4rec.training.ahead import ahead
@@ -236,6 +237,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._check_agreement()
         rates = self._learning_rates(max(self.stage_step - 1, 0))
         return {
+            **{f"{turn}_steps": 0 for turn in turns_of(self.modules)},
             **totals.metrics(),
             "adaptive_switch_count": self.alternator.stats().switch_count,
             **{f"{name}_lr": rates[name] for name in self.modules},

@@ -1,18 +1,14 @@
 """What a `Trial` schedule has tried and undone: ``trials.csv`` of a run."""
 
-import csv
-import io
 from collections.abc import Sequence
 
+from ur4rec.runs.rows import read_rows, write_rows
 from ur4rec.schedule.trial_probe import STAYS, UNDONE, WINS, Attempt
 
 
 def write_attempts(records: Sequence[Attempt], *, header: bool) -> str:
     """Rows of ``trials.csv``: an attempt or a verdict each, in steps of the run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([Attempt._fields, *records] if header else records)
-    return text.getvalue()
+    return write_rows(Attempt._fields, records, header=header)
 
 
 def read_attempts(content: str) -> list[Attempt]:
@@ -26,7 +22,7 @@ def read_attempts(content: str) -> list[Attempt]:
         >>> read_attempts(write_attempts(records, header=True)) == records
         True
     """
-    rows = list(csv.reader(io.StringIO(content)))[1:]
+    rows = read_rows(content)
     if unknown := {row[4] for row in rows} - {UNDONE, STAYS, WINS}:
         raise ValueError(f"unknown outcome {min(unknown)!r}")
     return [Attempt(int(row[0]), int(row[1]), row[2], float(row[3]), row[4]) for row in rows]

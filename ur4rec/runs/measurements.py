@@ -1,13 +1,12 @@
 """What a `Payoff` schedule measured, and what it compared that with: ``payoffs.csv`` of a run."""
 
-import csv
-import io
 from collections.abc import Sequence
 from math import sqrt
 from statistics import fmean, variance
 from typing import NamedTuple
 
 from alternator import Alternator, Payoff
+from ur4rec.runs.rows import read_rows, write_rows
 from ur4rec.schedule.stages import MODULES, TURNS
 
 
@@ -91,10 +90,7 @@ class PayoffWatch:
 
 def write_measurements(records: Sequence[Measurement], *, header: bool) -> str:
     """Rows of ``payoffs.csv``."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([Measurement._fields, *records] if header else records)
-    return text.getvalue()
+    return write_rows(Measurement._fields, records, header=header)
 
 
 def read_measurements(content: str) -> list[Measurement]:
@@ -110,7 +106,7 @@ def read_measurements(content: str) -> list[Measurement]:
         >>> records[0].margin
         2.0
     """
-    rows = list(csv.reader(io.StringIO(content)))[1:]
+    rows = read_rows(content)
     if unknown := {row[2] for row in rows} - set(MODULES):
         raise ValueError(f"unknown module {min(unknown)!r}")
     return [Measurement(int(row[0]), row[1], row[2], *map(float, row[3:])) for row in rows]

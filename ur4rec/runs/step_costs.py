@@ -103,10 +103,9 @@ def costs_of(seconds: Mapping[str, float]) -> StepCosts:
         >>> costs.first["sasrec"], costs.later["sasrec"], costs.later["both"]
         (3, 2, 6)
     """
-    turns = turns_of((*MODULES, TEXT_ENCODER) if STALE in seconds else MODULES)
-    first, later = ({turn: seconds.get(f"{turn} {which}", seconds.get(turn, 0)) for turn in turns} for which in WHICH)
-    refresh = max(seconds[STALE] - seconds[f"{BOTH} later"], 0.0) if STALE in seconds else 0.0
-    return StepCosts(first=first, later=later, probe=seconds[PROBE], refresh=refresh)
+    *others, joint = turns_of((*MODULES, TEXT_ENCODER) if STALE in seconds else MODULES)
+    first, later = ({**{turn: seconds[f"{turn} {which}"] for turn in others}, joint: seconds[joint]} for which in WHICH)
+    return StepCosts(first=first, later=later, probe=seconds[PROBE], refresh=_refresh(seconds))
 
 
 def with_costs(schedule: str, costs: StepCosts) -> str:
@@ -147,11 +146,14 @@ def describe_trial(seconds: Mapping[str, float]) -> str:
         'trial,costs=(1.0, 0.65, 0.7, 2'
     """
     modules, step = (*MODULES, TEXT_ENCODER), seconds[f"{BOTH} later"]
-    costs = trial_costs(modules, max(seconds[ALL] - step, 0.0) / step)
-    refresh = max(seconds[STALE] - step, 0.0) / step
-    switch_costs = [refresh * (TEXT_ENCODER in TURNS[turn]) for turn in trial_turns(modules)]
-    costs, switches = (tuple(round(each, 3) for each in values) for values in (costs, switch_costs))
-    return f"trial,costs={costs},switch_costs={switches}"
+    relative = trial_costs(modules, max(seconds[ALL] - step, 0.0) / step)
+    later = {turn: step * cost for turn, cost in zip(trial_turns(modules), relative, strict=True)}
+    return with_costs("trial", StepCosts(first=later, later=later, refresh=_refresh(seconds)))
+
+
+def _refresh(seconds: Mapping[str, float]) -> float:
+    """Seconds of encoding all texts; 0 without a text encoder."""
+    return max(seconds[STALE] - seconds[f"{BOTH} later"], 0.0) if STALE in seconds else 0.0
 
 
 def median_seconds(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -166,17 +168,20 @@ def _timed(
     clock: Callable[[], float],
     rounds: int,
 ) -> Iterator[tuple[str, float]]:
-    """Kind and seconds of every step: tenures of two steps of one trainer, and a step of another that trains all.
+    """Kind and seconds of every step: tenures of two steps of one trainer, and a step of another that trains both.
 
-    With a text encoder its tenures come last, and after them a tenure of both modules, which leaves nothing stale.
+    With a text encoder one trainer does all: its tenures come last, and after them one of both modules, which leaves
+    nothing stale.
     """
     *others, turn_of_all = turns
     tenures = [(turn, 2) for turn in others]
     if turn_of_all == ALL:
         tenures += [(ALL, 1), (BOTH, 1)]
     alternating = build(f"{SEQUENCE}{tuple(tenures)}")
-    joint = build("joint")  # scores, and without a text encoder trains what the others' turns do not
-    joint.set_training_stage("end_to_end")
+    joint = alternating
+    if turn_of_all == BOTH:
+        joint = build("joint")
+        joint.set_training_stage("end_to_end")
     batches, probe = prepared.train, prepared.probe()
     for number in range(rounds):
         with enough_for_steps(prepared.model, batches.batch_size):

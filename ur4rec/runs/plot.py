@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from math import ceil, isfinite, log10, nan
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from ur4rec.files import write_whole
 from ur4rec.runs.measurements import Measurement
 from ur4rec.schedule.stages import ALL, BOTH, MODULES, TEXT_ENCODER, TURNS
 
+_TITLE_WIDTH = 110
+"""Characters of a line of the title: a schedule with measured costs is long."""
 COLOURS = {
     "sasrec": "#1f77b4",
     "retriever": "#d95f02",
@@ -226,7 +229,7 @@ def plot_schedule(
     panels = dict(
         zip(heights, figure.subplots(len(heights), 1, sharex=True, height_ratios=[*heights.values()]), strict=True)
     )
-    figure.suptitle(printable(title))
+    figure.suptitle(fill(printable(title), _TITLE_WIDTH))
     _draw_losses(panels["losses"], records)
     _draw_turns(panels["turns"], records)
     if measurements:

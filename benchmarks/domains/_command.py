@@ -26,7 +26,7 @@ from ._report import regret_table, render, to_json
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "runs" / "domains"
-PACKED = ROOT / "benchmarks" / "studies" / "domains" / "runs.parquet"
+PACKED = Path(__file__).with_name("runs.parquet")
 NUM_SEEDS = 5
 USUAL_SECONDS = 10.0
 """Of a run of which nothing is known yet."""

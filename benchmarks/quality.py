@@ -1,4 +1,4 @@
-"""How good does a model get?  `python benchmarks/quality.py --data ml-1m --arms base batch_size=64`
+"""How good does a model get?  `python benchmarks/quality.py --data ml-1m --arms base batch_size=64` trains and asks.
 
 An arm is a line of settings, ``NAME=VALUE,NAME=VALUE``, beside those of the data set; ``base`` has none. It may name
 what ``ur4rec train`` takes: settings of the model and the trainer, epochs of a stage, ``batch_size``, ``encoder``,
@@ -258,8 +258,8 @@ def render(study: Mapping[str, Any]) -> str:
         f"# How good does a model get on {about['data']}?",
         "",
         f"`{about['command']}`, {about['processor']}, {about['date']}, commit `{about['commit']}`; "
-        f"{about['num_users']:,} users, {about['num_items']:,} items, {about['num_interactions']:,} interactions (split "
-        f"`{about['split_hash'][:12]}`). Leave-one-out, all items ranked but those that a user had before.",
+        f"{about['num_users']:,} users, {about['num_items']:,} items, {about['num_interactions']:,} interactions "
+        f"(split `{about['split_hash'][:12]}`). Leave-one-out, all items ranked but those that a user had before.",
         "",
         f"Base: {about['base']}.",
         "",

@@ -89,9 +89,7 @@ def test_blocks_are_their_formulas_at_every_position_and_at_one(backend, make_mo
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_weight_of_a_block_trains_and_a_frozen_one_keeps_its_bits(
-    backend, make_model, make_trainer, loader, block
-):
+def test_every_weight_of_a_block_trains_and_what_is_frozen_does_not(backend, make_model, make_trainer, loader, block):
     trainer = make_trainer(model=make_model(sasrec_block=block))
     trainer.set_training_stage("pretrain_sasrec")
     before = {name: each.copy() for name, each in backend.weights(trainer.model).items()}
@@ -106,10 +104,8 @@ def test_every_weight_of_a_block_trains_and_a_frozen_one_keeps_its_bits(
 @pytest.mark.parametrize(("init", "width"), [("pca", 16), ("whitened", 16), ("whitened", 8)])
 def test_the_table_begins_as_the_texts_say_and_all_else_as_without_them(backend, make_model, init, width):
     """So both backends begin with equal tables."""
-    model, drawn_model = (
-        make_model(sasrec_item_init=each, sasrec_hidden_dim=width, seed=4) for each in (init, "normal")
-    )
-    found, plain = backend.weights(model), backend.weights(drawn_model)
+    made = [make_model(sasrec_item_init=each, sasrec_hidden_dim=width, seed=4) for each in (init, "normal")]
+    (model, _), (found, plain) = made, map(backend.weights, made)
     table, texts_IT = found.pop("sasrec.item_embedding.weight"), found["retriever.item_text_vectors"][:-1]
     np.testing.assert_array_equal(table[:-1], item_embeddings(model.config, texts_IT, seed=4))
     assert not table[-1].any()

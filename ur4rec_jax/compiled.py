@@ -24,6 +24,7 @@ _STEP_SETTINGS = (
     "sasrec_loss",
     "num_negatives",
     "catalogue_loss",
+    "label_smoothing",
     "gbce_t",
     "sasrec_loss_weight",
     "retriever_loss_weight",

@@ -205,7 +205,10 @@ class Step:
                 catalogue = model.catalogue(with_users=False)
             if self.fused:
                 assert catalogue is not None
-                losses = fused_loss(model, inputs, modules, catalogue, rngs, keeps_scores=distils)
+                smoothing = config.label_smoothing
+                losses = fused_loss(
+                    model, inputs, modules, catalogue, rngs, keeps_scores=distils, label_smoothing=smoothing
+                )
             else:
                 losses = separate_loss(model, config, inputs, modules, catalogue, rngs, keeps_scores=distils)
             context = Context(model, inputs, modules, catalogue, distils, curriculum or WITHOUT_CURRICULUM)

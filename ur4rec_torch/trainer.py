@@ -307,7 +307,10 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         with seeded(self.config.seed, self.step, self.device), self._autocast():
             if self._is_fused:
                 assert catalogue is not None
-                losses = fused_loss(self.model, inputs, catalogue, keeps_scores=self._distils)
+                smoothing = self.config.label_smoothing
+                losses = fused_loss(
+                    self.model, inputs, catalogue, keeps_scores=self._distils, label_smoothing=smoothing
+                )
             else:
                 losses = separate_loss(self.model, self.config, inputs, modules, catalogue, keeps_scores=self._distils)
             weights = self._curriculum(self.stage_step) or WITHOUT_CURRICULUM

@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
             "probe": next(iter(TARGETS)),
         },
         **{"use_memory_bank": True, "memory_bank_size": 16},
+        **{"label_smoothing": 0.1, "sasrec_block": "ligr"},
     },
 }
 
@@ -65,6 +66,7 @@ def make(mesh: str, **settings: Any) -> tuple[JointTrainer, list[Any]]:
         retriever_num_queries=2,
         max_seq_len=LENGTH,
         fusion=settings.pop("fusion", "logit"),
+        sasrec_block=settings.pop("sasrec_block", "relu"),
     )
     settings = {"rule": Patience(patience=4), "progress": False, **settings}
     trainer = JointTrainer(model, device="cpu", mesh=layout, on_step=records.append, **settings)

@@ -203,7 +203,7 @@ def _components(components):
 def _step_losses(model, config, batch, modules):
     inputs, catalogue = to_device(batch, model.config.num_items, CPU), model.retriever.catalogue()
     if config.joint_loss == "fused":
-        return losses.fused_loss(model, inputs, catalogue)
+        return losses.fused_loss(model, inputs, catalogue, label_smoothing=config.label_smoothing)
     return losses.separate_loss(model, config, inputs, modules, catalogue if "retriever" in modules else None)
 
 

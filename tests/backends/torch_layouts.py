@@ -17,6 +17,7 @@ CASES = {
     "payoff": {"rule": PAYOFF, "probe": True, "sasrec_lr": 0.03, "fusion": "weighted"},
     "trial": {"rule": TRIAL, "probe": True, "sasrec_lr": 0.03, **WITHOUT_LOGITS},
     "separate": {"joint_loss": "separate", "clip_norm": 0.1},
+    "gated": {"label_smoothing": 0.1, "sasrec_block": "ligr"},
 }
 """Settings by name; under another seed, rounding may put a unit on the other side of its ReLU's edge."""
 

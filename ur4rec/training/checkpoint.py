@@ -74,7 +74,7 @@ class Checkpoint(NamedTuple):
         Raises:
             CheckpointError: Naming every setting that differs.
         """
-        check_same("model", self.state["model"], asdict(model))
+        check_same("model", asdict(saved_model(self.state)), asdict(model))
         check_same("training configuration", asdict(_saved_trainer(self.state)), asdict(trainer))
 
     def model_arguments(self) -> dict[str, Any]:
@@ -203,8 +203,9 @@ def check_settings(path: str | Path, model: ModelConfig, trainer: TrainerConfig 
     """
     directory = Path(path)
     state = _read_state(directory)
-    from_data = {name: state["model"].get(name) for name in ("num_items", "num_users")}
-    check_same("model", state["model"], {**asdict(model), **from_data})
+    known = asdict(saved_model(state))  # with settings that have been added since
+    from_data = {name: known[name] for name in ("num_items", "num_users")}
+    check_same("model", known, {**asdict(model), **from_data})
     if trainer is not None:
         saved = _saved_trainer(state)
         chosen = saved.catalogue_loss if trainer.catalogue_loss == AUTO else trainer.catalogue_loss

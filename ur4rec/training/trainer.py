@@ -23,6 +23,7 @@ from ur4rec.config import (
     ModelConfig,
     TrainerConfig,
     TrainerSettings,
+    check_averages,
     check_catalogue_loss,
     check_joint_loss,
     resolve_catalogue_loss,
@@ -69,6 +70,8 @@ DeviceT = TypeVar("DeviceT")
 class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     """Trains a UR4Rec model through the four stages.
 
+    With ``ema_decay`` it ranks and scores with averages of the weights, and trains on from the weights.
+
     A step asks the schedule who trains, runs what the loss needs, and updates what is active; the freeze contract of
     `adapters` holds for the rest. Dropout and sampled negatives are functions of (seed, step). A backend says how
     the model is held and scored, how a step updates it, and which arrays a checkpoint keeps.
@@ -98,7 +101,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         device: The device.
         memory: Bytes that scores may take at once.
         mesh: How devices divide the work.
-        model: The model.
+        model: The model, with the weights that it trains on.
         modules: The names of its modules.
         processes: The processes that train it.
         num_steps: The length of the stage; None if that was not given.
@@ -138,6 +141,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self.config = _with_catalogue_loss(TrainerConfig(**settings), model.config, has_counts=item_counts is not None)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
         check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
+        check_averages(self.config.ema_decay, model.config.text_encoder)
         self._sampler: Sampler | None = None
         if self.config.catalogue_loss == "sampled":
             self._sampler = Sampler(self.config, model.config.num_items, item_counts)
@@ -388,7 +392,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
     @abstractmethod
     def _take_state(self) -> Any:
-        """All that training changes, copied on the device: weights, moments, what strategies keep."""
+        """All that training changes, copied on the device: weights, moments, averages, what strategies keep."""
 
     @abstractmethod
     def _set_state(self, state: Any) -> None:

@@ -319,8 +319,12 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             save_checkpoint(path, Checkpoint(weights, moments, state), self._texts if shares_texts else None)
         self.processes.wait()
 
-    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *, position: Callable[[], float] | None = None) -> dict[str, Any]:
         """Continue exactly where a checkpoint was saved.
+
+        Args:
+            path: The checkpoint.
+            position: As `set_training_stage` was given it, of the stage in which it was saved.
 
         Returns:
             ``epoch`` and ``metrics`` as they were given to `save_checkpoint`, and ``arrays`` if any were.
@@ -332,9 +336,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         loaded = load_checkpoint(path)
         loaded.check_settings(self._model_config, self.config)
         with refuse_malformed(f"{path}: its state", "take another checkpoint", CheckpointError):
-            return self._restore(loaded)
+            return self._restore(loaded, position)
 
-    def _restore(self, loaded: Checkpoint) -> dict[str, Any]:
+    def _restore(self, loaded: Checkpoint, position: Callable[[], float] | None) -> dict[str, Any]:
         progress, schedule = loaded.state["progress"], loaded.state["schedule"]
         # The schedule of another rule is refused before anything has changed.
         stage = find_stage(progress["stage"])
@@ -344,7 +348,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._log.flush()
         self._texts = SharedTexts()
         self._restore_arrays(loaded.weights, loaded.moments)
-        self.set_training_stage(progress["stage"], progress["num_steps"])
+        self.set_training_stage(progress["stage"], progress["num_steps"], position=position)
         self._alternating.load_state_dict(schedule)
         if self._measuring is not None:
             self._measuring.load_state_dict(loaded.moments, loaded.weights)

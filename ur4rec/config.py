@@ -291,6 +291,10 @@ class TrainerConfig:
     """Learn the weight of each loss component from its uncertainty; see `ur4rec.training.components`."""
     uncertainty_lr: float = 1e-2
     """Peak learning rate of the uncertainties."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, which evaluation and saved models use in their place; 0 is
+    off. A module's t-th update counts at most (1 + t) / (10 + t) for what was before; while it is frozen its average
+    stays. Training goes on from the weights, and `Payoff` and `Trial` measure them."""
     loss_delay: int = 1
     """The number of steps after which losses are read: 1 keeps an accelerator busy, 0 is the original order."""
     max_nonfinite_losses: int = 10
@@ -303,8 +307,8 @@ class TrainerConfig:
     """Seed of dropout and of sampled negatives, which are functions of (seed, step)."""
 
     def __post_init__(self) -> None:
-        ranges = dict.fromkeys(("gbce_t", "weight_decay", "warmup", "label_smoothing"), (0.0, 1.0))
-        ranges["kd_weight"] = (0, math.inf)
+        unit = ("gbce_t", "weight_decay", "warmup", "label_smoothing", "ema_decay")
+        ranges = {**dict.fromkeys(unit, (0.0, 1.0)), "kd_weight": (0, math.inf)}
         _check_fields(self, {"warmup_steps": 0, "loss_delay": 0, "seed": 0, "num_in_batch": 0}, ranges)
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
@@ -379,6 +383,19 @@ def check_catalogue_loss(catalogue_loss: str, fusion: str) -> None:
         raise ConfigurationError(
             "catalogue_loss='sampled' needs a fusion that does not normalise over the whole catalogue, "
             "got 'weighted'; take fusion='logit' or catalogue_loss='full'"
+        )
+
+
+def check_averages(ema_decay: float, text_encoder: str) -> None:
+    """Refuse averages of a text encoder, whose cache is of its weights.
+
+    Raises:
+        ConfigurationError: The two do not go together.
+    """
+    if ema_decay and text_encoder != NO_TEXT_ENCODER:
+        raise ConfigurationError(
+            f"ema_decay must be 0 with text_encoder={text_encoder!r}, got {ema_decay:g}: its cache holds the vectors "
+            "of its weights, not of their averages; leave out one of the two"
         )
 
 
@@ -461,6 +478,7 @@ class TrainerSettings(TypedDict, total=False):
     kd_weight: float
     use_uncertainty_weighting: bool
     uncertainty_lr: float
+    ema_decay: float
     loss_delay: int
     max_nonfinite_losses: int
     bf16: bool

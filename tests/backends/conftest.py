@@ -11,8 +11,13 @@ import pytest
 from tests.backends.harness import BACKENDS, installed, load
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import EvaluationBatches, TrainBatches
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.prepared import PreparedData
+from ur4rec.runs.run import TrainingRun
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import TURNS
+from ur4rec.text.encoders import TextEncoder
 
 MAX_SEQ_LEN = 8
 
@@ -155,3 +160,39 @@ def batch_stream(loader):
             yield loader.batch(step // len(loader), step % len(loader))
 
     return stream
+
+
+@pytest.fixture(scope="module")
+def make_run(backend):
+    """Builds tiny runs in a directory; keyword arguments are settings of the run."""
+    interactions = synthetic(num_users=50, num_items=24, num_clusters=4, mean_length=7)
+    split = leave_one_out(interactions)
+    vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 8)).astype(np.float32)
+
+    def make(path, **settings):
+        config = RunConfig(
+            dataset="synthetic",
+            backend=backend.name,
+            device="cpu",
+            batch_size=16,
+            checkpoint_every=3,
+            model={
+                **{"max_seq_len": 5, "sasrec_hidden_dim": 8, "sasrec_num_heads": 1, "sasrec_num_blocks": 1},
+                **{"text_embedding_dim": 8, "retriever_output_dim": 8, "retriever_num_queries": 2},
+                **settings.pop("model", {}),
+            },
+            **{"schedule": "2:1", "epochs": {"pretrain_sasrec": 4, "joint_finetune": 3}, "eval_users": 30, **settings},
+        )
+        model = config.model_config(split.num_items)
+        train = TrainBatches(split.train, split.num_items, max_seq_len=5, batch_size=16, seed=0)
+        prepared = PreparedData(
+            interactions=interactions,
+            split=split,
+            item_text_vectors_IT=vectors_IT,
+            model=model,
+            train=train,
+            encoder=TextEncoder("tfidf", 8, {"neutral": vectors_IT[0]}),
+        )
+        return TrainingRun(config, prepared, RunDirectory(path), progress=False)
+
+    return make

@@ -182,6 +182,9 @@ class Backend(Protocol):
     def spoil(self, trainer: Any, monkeypatch: Any, steps: Iterable[int]) -> None:
         """Make the fused loss of a trainer NaN in some steps of the host."""
 
+    def average_all(self, monkeypatch: Any) -> None:
+        """Let averages of weights follow all modules in every step, frozen or not."""
+
     def forget_catalogue(self, trainer: Any) -> None:
         """Throw away what is kept of a frozen retriever."""
 

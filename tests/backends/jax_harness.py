@@ -123,6 +123,11 @@ class JaxBackend:
 
         monkeypatch.setattr(trainer, "train_step", step)
 
+    def average_all(self, monkeypatch):
+        step = import_module("ur4rec_jax.step")
+        follow = step.follow
+        monkeypatch.setattr(step, "follow", lambda state, active, *rest: follow(state, (*state.params,), *rest))
+
     def forget_catalogue(self, trainer):
         trainer._kept_catalogue = None
 

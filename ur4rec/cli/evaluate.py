@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from ur4rec.cli.options import AsJson, DataDirectory, Memory, Overwrite, Run, one_line_errors
+from ur4rec.cli.options import AsJson, Checkpoint, DataDirectory, Memory, Overwrite, Run, one_line_errors
 from ur4rec.cli.output import say, say_json, say_table
 
 
 def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
-    checkpoint: Annotated[str, typer.Option(help="best (by validation) or latest.")] = "best",
+    checkpoint: Checkpoint = None,
     data_dir: DataDirectory = None,
     memory: Memory = None,
     as_json: AsJson = False,
@@ -20,10 +20,11 @@ def evaluate(
     """Rank the whole catalogue for every target with a run's checkpoint, and print Hit@k and NDCG@k."""
     from ur4rec.cli.tables import metrics_table
     from ur4rec.runs.directory import RunDirectory
-    from ur4rec.runs.finished import evaluate_run
+    from ur4rec.runs.finished import default_checkpoint, evaluate_run
 
     with one_line_errors():
         directory = RunDirectory.open_existing(run)
+        checkpoint = checkpoint or default_checkpoint(directory, split)
         rows = evaluate_run(directory, split=split, checkpoint=checkpoint, data_dir=data_dir, memory=memory)
         if as_json:
             say_json(rows)

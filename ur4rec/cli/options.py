@@ -48,6 +48,17 @@ Repeats = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(help="A run directory: the --out of train.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="best (by validation), latest or refit. Default: refit where there is one, trained on validation too, "
+        "else best."
+    ),
+]
+REFIT_IS_USED = (
+    "scores are the refit's, trained on validation interactions too; --checkpoint best takes the model that validation "
+    "chose"
+)
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.", rich_help_panel="Run")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel="Run")]

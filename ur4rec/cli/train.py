@@ -42,6 +42,7 @@ from ur4rec.training.processes import Processes, first_on_machine
 if TYPE_CHECKING:
     from ur4rec.evaluation.results import Result
     from ur4rec.runs.prepared import PreparedData
+    from ur4rec.runs.refit import Refit
     from ur4rec.runs.run import TrainingRun
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -84,6 +85,16 @@ def train(
             "Default: never.",
         ),
     ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="At the end train the model that validation chose again from scratch, on training and validation "
+            "interactions, for as many steps, and test it; recommend, serve and evaluate then use it. With --resume: "
+            "of a run that had none.",
+            rich_help_panel="Training",
+        ),
+    ] = False,
     split: Split = None,
     repeats: Repeats = None,
     eval_every: Annotated[
@@ -189,6 +200,7 @@ def train(
                 refuse_settings(context)
                 config = read_resumable(RunDirectory.open_existing(resume))
                 config = replace(config, mesh=mesh or config.mesh, shard=config.shard if shard is None else shard)
+                config = replace(config, refit=refit or config.refit or RunDirectory(resume).refit.path.is_dir())
             elif out is None:
                 raise ConfigurationError("give --out DIR for a new run, or --resume DIR to continue one")
             else:
@@ -210,6 +222,7 @@ def train(
                     checkpoint_every=checkpoint_every,
                     mesh=mesh,
                     shard=shard,
+                    refit=refit,
                     early_stopping=early_stopping,
                     eval_every=eval_every,
                     eval_users=eval_users,
@@ -242,7 +255,7 @@ def run_again(
     directory = RunDirectory.open_existing(path)
     prepared = first_on_machine(processes, lambda: prepare_data(config, read_data(directory, config, data_dir)))
     run = TrainingRun(config, prepared, directory, progress=progress, processes=processes)
-    train_and_report(run, log, resume=True)
+    train_and_report(run, log, progress=progress, resume=True)
 
 
 def run_anew(
@@ -267,24 +280,35 @@ def run_anew(
         RunDirectory.create(path, overwrite=overwrite)  # only now: what was refused above has left nothing
         say_what_is_evaluated(run.prepared, config)
     try:
-        train_and_report(run, log, resume=False)
+        train_and_report(run, log, progress=progress, resume=False)
     except OutOfMemoryError:
         if writes and not run.directory.checkpoint("latest"):
             run.directory.discard(keep_directory=was_there)
         raise
 
 
-def train_and_report(run: "TrainingRun", log: list[str] | None, *, resume: bool) -> None:
+def train_and_report(run: "TrainingRun", log: list[str] | None, *, progress: bool | None = None, resume: bool) -> None:
     """Train, and print the outcome; the first of several processes writes and prints."""
+    from ur4rec.runs.refit import Refit
+
+    results, refit = train_logged(run, log, resume=resume), None
+    if run.config.refit:
+        run.release()
+        refit = Refit(run, progress=progress)
+        results += train_logged(refit, log, resume=True)
+    if run.processes.rank == 0:
+        print_outcome(run, results, refit)
+
+
+def train_logged(run: "TrainingRun", log: list[str] | None, *, resume: bool) -> "list[Result]":
+    """Train a run or its refit, and log every step where that is asked for."""
     from ur4rec.runs.event_log import open_event_log
 
     writes = run.processes.rank == 0
     with (
         open_event_log(log, run.directory.path, run.trainer.modules) if log and writes else nullcontext() as run.events
     ):
-        results = train_until_stopped(run, resume=resume)
-    if writes:
-        print_outcome(run, results)
+        return train_until_stopped(run, resume=resume)
 
 
 def say_what_is_evaluated(prepared: "PreparedData", config: RunConfig) -> None:
@@ -305,7 +329,7 @@ def user_text_settings(path: Path | None) -> dict[str, str]:
     return {"user_texts": str(path.resolve()), "user_texts_hash": hash_file(path)}
 
 
-def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
+def print_outcome(run: "TrainingRun", results: "list[Result]", refit: "Refit | None" = None) -> None:
     """Print the metrics, which epochs were kept, what was decided and why, where it all is, and what to try next."""
     from ur4rec.cli.tables import results_table
     from ur4rec.runs.kept import explain_epochs
@@ -317,6 +341,11 @@ def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
     say(explain_epochs(run.plan, run.epochs, run.results))
     say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records, run.trials.records))
     path = run.directory.path
+    if refit is not None:
+        say(refit.explain())
+        say(
+            f"evaluate, recommend and serve use the refit in {refit.directory.path}; --checkpoint best is the run's own"
+        )
     say(f"Everything is in {path}: look at {path / 'schedule.png'}")
     say(f"{COMPARISON_ADVICE}:")
     as_usual = run.config.repeats == run.prepared.split.usual_repeats
@@ -330,7 +359,7 @@ def refuse_settings(context: typer.Context) -> None:
         for parameter in context.command.params
         if (source := context.get_parameter_source(str(parameter.name))) is not None
         and source.name == "COMMANDLINE"
-        and parameter.name not in ("resume", "data_dir", "quiet", "log", "mesh", "shard")
+        and parameter.name not in ("resume", "data_dir", "quiet", "log", "mesh", "shard", "refit")
     ]
     if given:
         raise ConfigurationError(
@@ -348,7 +377,7 @@ def train_until_stopped(run: "TrainingRun", *, resume: bool) -> "list[Result]":
                 run.resume()
             return run.train(stop=stop)
         except Stopped as stopped:
-            command = f"ur4rec train --resume {shlex.quote(str(run.directory.path))}"
+            command = f"ur4rec train --resume {shlex.quote(str(run.resumed_from))}"
             if run.processes.rank == 0:
                 say_to_stderr(f"stopped after step {stopped.step}, saved; continue with: {command}")
             number = signal.SIGTERM if stop.number is None else stop.number  # another process was asked

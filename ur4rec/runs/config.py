@@ -27,6 +27,7 @@ _CHANGEABLE = (
     "shard",
     "user_texts",
     "allow_leakage",
+    "refit",
     *_IN_SPLIT,
 )
 MAX_EPOCHS = 100_000
@@ -84,6 +85,9 @@ class RunConfig:
     """Every how many epochs of a stage are validated; its last one always is."""
     eval_users: int | None = None
     """The number of users whose validation targets are ranked, a sample that depends on the data alone; None is all."""
+    refit: bool = False
+    """Whether the model that validation chose is trained again, on training and validation interactions, at the end;
+    see `ur4rec.runs.refit`."""
     seed: int = 0
     """Seed of weights, data order, dropout and sampled negatives."""
     device: str = "auto"
@@ -110,7 +114,7 @@ class RunConfig:
         for name in ("user_texts", "user_texts_hash", "mesh"):
             if getattr(self, name) is not None:
                 _check_string(name, getattr(self, name))
-        for name in ("allow_leakage", "shard"):
+        for name in ("allow_leakage", "refit", "shard"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):

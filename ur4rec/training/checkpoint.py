@@ -10,7 +10,7 @@ Arrays have PyTorch's names and layout, so either backend loads what the other s
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,10 +30,12 @@ from ur4rec.schedule.trial_probe import SNAPSHOTS
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.text.tokens import check_tokens
 from ur4rec.training.shapes import (
+    AVERAGE,
     ENCODED_TEXTS,
     ITEM_EMBEDDING,
     ITEM_TEXTS,
     ITEM_TOKENS,
+    USER_TEXTS,
     Shape,
     check_moments,
     check_weights,
@@ -44,8 +46,6 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
-USER_TEXTS = "retriever.user_text_vectors"
-"""The weights that have a row per user, and a last one for a user without a text."""
 FROZEN = (ITEM_TEXTS, USER_TEXTS, ITEM_TOKENS)
 """What never changes in the course of a run."""
 WEIGHTS, MOMENTS = "weights.", "moments."
@@ -62,9 +62,9 @@ class Checkpoint(NamedTuple):
     weights: Arrays
     """Parameters and buffers by their names in the model."""
     moments: Arrays
-    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``; and what the
-    strategies and the probes keep, by the names of `ur4rec.training.components`, `ur4rec.schedule.payoff_probe` and
-    `ur4rec.schedule.trial_probe`."""
+    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``, and with
+    ``ema_decay`` its ``average``; and what the strategies and the probes keep, by the names of
+    `ur4rec.training.components`, `ur4rec.schedule.payoff_probe` and `ur4rec.schedule.trial_probe`."""
     state: dict[str, Any]
     """JSON values: configuration, counters, schedule."""
 
@@ -76,6 +76,12 @@ class Checkpoint(NamedTuple):
         """
         check_same("model", asdict(saved_model(self.state)), asdict(model))
         check_same("training configuration", asdict(_saved_trainer(self.state)), asdict(trainer))
+
+    def averaged(self) -> "Checkpoint":
+        """The checkpoint of the model to score with: its weights are their averages, where it was trained with any."""
+        if not _saved_trainer(self.state).ema_decay:
+            return self
+        return self._replace(weights={**self.weights, **averages_of(self.weights, self.moments)})
 
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `UR4Rec` for a model of this shape, text vectors included; its weights are to be loaded."""
@@ -117,6 +123,16 @@ class Checkpoint(NamedTuple):
         longer = {name: np.insert(self.weights[name], known, each, axis=0) for name, each in rows.items()}
         state = {**self.state, "model": {**self.state["model"], "num_items": known + count}}
         return self._replace(weights={**self.weights, **longer}, state=state)
+
+
+def averages_of(weights: Iterable[str], moments: Arrays) -> Arrays:
+    """The averages of weights among the moments, by the names of the weights.
+
+    Example:
+        >>> averages_of(["fusion.weights"], {"fusion.weights/average": np.ones(2), "fusion.weights/step": np.ones(())})
+        {'fusion.weights': array([1., 1.])}
+    """
+    return {name: moments[key] for name in weights if (key := f"{name}/{AVERAGE}") in moments}
 
 
 class SharedTexts:
@@ -176,7 +192,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     shapes = ({name: array.shape for name, array in each.items()} for each in loaded[:2])
     _check_shapes(state, *shapes)
     tried = {name: array for name, array in loaded.moments.items() if name.startswith(SNAPSHOTS)}
-    for arrays, file in ((loaded.weights, MODEL_FILE), (tried, OPTIMIZER_FILE)):
+    averages = averages_of(loaded.weights, loaded.moments)
+    for arrays, file in ((loaded.weights, MODEL_FILE), (tried | averages, OPTIMIZER_FILE)):
         _check_finite(Path(path) / file, arrays)
     if ITEM_TOKENS in loaded.weights:
         model = saved_model(state)

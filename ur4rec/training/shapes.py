@@ -19,7 +19,13 @@ ITEM_TOKENS, ENCODED_TEXTS = "text_encoder.tokens", "text_encoder.vectors"
 CACHED = "cached"
 """The array in the optimizer state with the vectors that a text encoder's next steps take from its cache, where they
 are older than its weights: ``text_encoder.vectors/cached``."""
-_MOMENTS = ("exp_avg", "exp_avg_sq", CACHED)
+AVERAGE = "average"
+"""The array in the optimizer state with the average of a weight, with ``ema_decay``: ``fusion.weights/average``."""
+USER_TEXTS = "retriever.user_text_vectors"
+"""The weights that have a row per user, and a last one for a user without a text."""
+_MOMENTS = ("exp_avg", "exp_avg_sq", CACHED, AVERAGE)
+_BUFFERS = (ITEM_TEXTS, ITEM_TOKENS, ENCODED_TEXTS, USER_TEXTS)
+"""What no optimizer changes."""
 
 
 def weight_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
@@ -42,7 +48,7 @@ def weight_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     else:
         yield ITEM_TEXTS, (config.num_items + 1, texts)
     if config.num_users:
-        yield "retriever.user_text_vectors", (config.num_users + 1, texts)
+        yield USER_TEXTS, (config.num_users + 1, texts)
         yield "retriever.user_bias", (queries,)
     for name in ("item", "key", "value"):
         yield from _linear(f"retriever.{name}_projection", texts, width)
@@ -111,7 +117,7 @@ def check_moments(config: ModelConfig, trainer: TrainerConfig, weights: Shapes, 
     """Refuse the optimizer state of other weights, and what the strategies do not keep.
 
     Raises:
-        CheckpointError: A shape differs, or what a strategy keeps is missing.
+        CheckpointError: A shape differs, or what a strategy keeps or the average of a weight is missing.
     """
     for name, shape in found.items():
         weight, _, moment = name.rpartition("/")
@@ -124,6 +130,8 @@ def check_moments(config: ModelConfig, trainer: TrainerConfig, weights: Shapes, 
             _check(name, shape, found)
     if trainer.use_uncertainty_weighting:
         _check(LOG_VARIANCES, (len(COMPONENTS),), found)
+    for name in weights.keys() - {*_BUFFERS} if trainer.ema_decay else ():
+        _check(f"{name}/{AVERAGE}", weights[name], found)
 
 
 def _check(name: str, shape: Shape, found: Shapes) -> None:

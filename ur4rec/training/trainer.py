@@ -23,6 +23,7 @@ from ur4rec.config import (
     ModelConfig,
     TrainerConfig,
     TrainerSettings,
+    check_averages,
     check_catalogue_loss,
     check_joint_loss,
     resolve_catalogue_loss,
@@ -69,6 +70,8 @@ DeviceT = TypeVar("DeviceT")
 class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     """Trains a UR4Rec model through the four stages.
 
+    With ``ema_decay`` it ranks and scores with averages of the weights, and trains on from the weights.
+
     A step asks the schedule who trains, runs what the loss needs, and updates what is active; the freeze contract of
     `adapters` holds for the rest. Dropout and sampled negatives are functions of (seed, step). A backend says how
     the model is held and scored, how a step updates it, and which arrays a checkpoint keeps.
@@ -98,7 +101,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         device: The device.
         memory: Bytes that scores may take at once.
         mesh: How devices divide the work.
-        model: The model.
+        model: The model, with the weights that it trains on.
         modules: The names of its modules.
         processes: The processes that train it.
         num_steps: The length of the stage; None if that was not given.
@@ -138,6 +141,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self.config = _with_catalogue_loss(TrainerConfig(**settings), model.config, has_counts=item_counts is not None)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
         check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
+        check_averages(self.config.ema_decay, model.config.text_encoder)
         self._sampler: Sampler | None = None
         if self.config.catalogue_loss == "sampled":
             self._sampler = Sampler(self.config, model.config.num_items, item_counts)
@@ -315,8 +319,12 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             save_checkpoint(path, Checkpoint(weights, moments, state), self._texts if shares_texts else None)
         self.processes.wait()
 
-    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *, position: Callable[[], float] | None = None) -> dict[str, Any]:
         """Continue exactly where a checkpoint was saved.
+
+        Args:
+            path: The checkpoint.
+            position: As `set_training_stage` was given it, of the stage in which it was saved.
 
         Returns:
             ``epoch`` and ``metrics`` as they were given to `save_checkpoint`, and ``arrays`` if any were.
@@ -328,9 +336,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         loaded = load_checkpoint(path)
         loaded.check_settings(self._model_config, self.config)
         with refuse_malformed(f"{path}: its state", "take another checkpoint", CheckpointError):
-            return self._restore(loaded)
+            return self._restore(loaded, position)
 
-    def _restore(self, loaded: Checkpoint) -> dict[str, Any]:
+    def _restore(self, loaded: Checkpoint, position: Callable[[], float] | None) -> dict[str, Any]:
         progress, schedule = loaded.state["progress"], loaded.state["schedule"]
         # The schedule of another rule is refused before anything has changed.
         stage = find_stage(progress["stage"])
@@ -340,7 +348,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._log.flush()
         self._texts = SharedTexts()
         self._restore_arrays(loaded.weights, loaded.moments)
-        self.set_training_stage(progress["stage"], progress["num_steps"])
+        self.set_training_stage(progress["stage"], progress["num_steps"], position=position)
         self._alternating.load_state_dict(schedule)
         if self._measuring is not None:
             self._measuring.load_state_dict(loaded.moments, loaded.weights)
@@ -388,7 +396,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
     @abstractmethod
     def _take_state(self) -> Any:
-        """All that training changes, copied on the device: weights, moments, what strategies keep."""
+        """All that training changes, copied on the device: weights, moments, averages, what strategies keep."""
 
     @abstractmethod
     def _set_state(self, state: Any) -> None:

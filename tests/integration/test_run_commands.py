@@ -194,8 +194,15 @@ def test_a_reader_who_goes_away_is_no_error():
 
 def test_settings_are_listed_with_the_values_of_a_preset():
     assert "--set sasrec_hidden_dim=64 (default 256)" in invoke("settings", "--preset", "demo").stdout
-    assert "--set sasrec_hidden_dim=256\n" in invoke("settings").stdout
+    assert "--set sasrec_hidden_dim=? (from the data)\n" in invoke("settings").stdout
+    assert "--set retriever_num_queries=4\n" in invoke("settings").stdout
     assert "unknown preset 'large'; expected one of ('default', " in mistaken("settings", "--preset", "large")
+
+
+def test_presets_are_listed_for_their_data():
+    listed = invoke("presets").stdout
+    assert "amazon\n    sparse data of short histories" in listed
+    assert "d = 128, 2 blocks of 2 heads, 50 positions, dropout 0.5, batches of 256" in listed
 
 
 def test_a_dataset_is_named_once():
@@ -211,7 +218,9 @@ def test_data_prints_counts_and_hashes():
     temporal = json.loads(invoke("data", "synthetic", "--split", "temporal", "--repeats", "allow", "--json").stdout)
     assert (temporal["split"], temporal["repeats_allowed"]) == ("global-temporal-0.9", True)
     assert temporal["split_hash"] != facts["split_hash"]
+    assert facts["default"]["max_seq_len"] == 32
     text = " ".join(invoke("data", "--dataset", "synthetic").stdout.split())
+    assert "max_seq_len=32: 95% of the histories are no longer than 2" in text
     assert "num_interactions" in text
     assert (
         "0.0% of the targets repeat an item of their history (auto: allowed from 10%): items that a user had are "

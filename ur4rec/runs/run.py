@@ -101,13 +101,15 @@ class TrainingRun:
     """One training run.
 
     Args:
-        config: What to run.
+        config: What to run; what it leaves to the data is decided by the counts of ``prepared``.
         prepared: The data, from `ur4rec.runs.prepared.prepare`.
         directory: Where everything is kept.
         progress: Whether to show a progress bar per epoch; None is only on a terminal.
         processes: Those that train together. All do the same; the first one alone writes, and shows progress.
 
     Attributes:
+        config: The configuration, with what was left to the data, the schedule and the like decided.
+        choices: What the data has decided, and why; empty for a run that is resumed.
         events: Receives every step and epoch; set it before training to log them.
 
     Raises:
@@ -123,6 +125,7 @@ class TrainingRun:
         progress: bool | None = None,
         processes: Processes = ONE_PROCESS,
     ) -> None:
+        config, self.choices = config.settled(prepared.counts)
         schedule = resolve_schedule(
             config.schedule,
             fusion=prepared.model.fusion,

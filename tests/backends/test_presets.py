@@ -22,7 +22,8 @@ GIVEN = {"sasrec_hidden_dim", "pretrain_sasrec", "pretrain_retriever", "joint_fi
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr("ur4rec.runs.run.plot_schedule", lambda *given: None)
+    for name in ("plot_schedule", "write_popularity"):
+        monkeypatch.setattr(f"ur4rec.runs.run.{name}", lambda *given: None)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ from ur4rec.training.checkpoint import check_settings, load_checkpoint, save_che
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr("ur4rec.runs.run.plot_schedule", lambda *given: None)
+    for name in ("plot_schedule", "write_popularity"):
+        monkeypatch.setattr(f"ur4rec.runs.run.{name}", lambda *given: None)
 
 
 @pytest.fixture(scope="module")

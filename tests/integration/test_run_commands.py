@@ -27,6 +27,20 @@ def test_evaluate_finds_the_metrics_of_the_run_again(run):
     assert validation["fused"] == saved["fused"]["validation"]
 
 
+def test_evaluate_writes_metrics_by_popularity(run, tmp_path):
+    shown = invoke("evaluate", run[0], "--out", tmp_path / "found")
+    assert shown.exit_code == 0, shown.stderr
+    assert "by popularity of the target" in " ".join(shown.stdout.split())
+    found = json.loads((tmp_path / "found" / "metrics.json").read_text())
+    saved = json.loads((run[0] / "metrics.json").read_text())
+    assert found["metrics"]["fused"] == saved["final"]["fused"]["test"]
+    for mine, theirs in zip(found["by_popularity"], saved["by_popularity"], strict=True):
+        assert mine["scorers"].get("fused") == theirs["scorers"].get("fused")
+        assert mine["scorers"].get("sasrec") == theirs["scorers"].get("SASRec in it")
+    assert (tmp_path / "found" / "popularity.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "found" / "popularity.csv").read_text().startswith("decile,num_items,")
+
+
 def test_a_run_keeps_how_it_is_split_and_what_repeats_count(tmp_path):
     rows = [f"u{user},i{(user + time % 3) % 20},{time}" for user in range(40) for time in range(9)]
     (tmp_path / "plays.csv").write_text("\n".join(["user,item,timestamp", *rows, *rows[::9]]) + "\n")

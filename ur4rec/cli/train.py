@@ -313,13 +313,16 @@ def user_text_settings(path: Path | None) -> dict[str, str]:
 
 def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
     """Print the metrics, which epochs were kept, what was decided and why, where it all is, and what to try next."""
-    from ur4rec.cli.tables import results_table
+    from ur4rec.cli.tables import popularity_table, results_table
     from ur4rec.runs.kept import explain_epochs
+    from ur4rec.runs.popularity import scorer_rows
     from ur4rec.runs.verdict import explain_decisions
 
     num_validated, num_targets = len(run.validation.targets), len(run.prepared.split.validation)
     sampled = (num_validated, num_targets) if num_validated < num_targets else None
     say_table(results_table(results, run.prepared.split.test.is_repeated, sampled))
+    rows = {name: name for name in scorer_rows(run.results).values()}
+    say_table(popularity_table(run.by_popularity, rows))
     say(explain_epochs(run.plan, run.epochs, run.results))
     say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records, run.trials.records))
     path = run.directory.path

@@ -1,5 +1,6 @@
 """What can be done with a finished run: evaluate it, recommend from it, hand it to the other backend."""
 
+import io
 import json
 import os
 import shutil
@@ -7,9 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from tests.integration.tiny_run import invoke, mistaken
+from ur4rec.cli.tables import popularity_table
 from ur4rec.data import leave_one_out, synthetic
+from ur4rec.evaluation.intervals import Interval
+from ur4rec.evaluation.popularity import PopularityGroup
 from ur4rec.text.leakage import find_leakage
 from ur4rec.text.users import read_user_texts
 
@@ -261,3 +266,19 @@ def test_an_encoder_inside_a_run_is_not_used_to_evaluate_and_refused_to_resume(r
     assert invoke("recommend", copy, "--user", "u1").exit_code == 0
     assert "no code and no pickles, got" in mistaken("train", "--resume", copy)
     assert not (tmp_path / "marker").exists()
+
+
+def test_the_table_of_popularity_fits_a_narrow_terminal():
+    interval = Interval(0.12345, 0.1, 0.2)
+    names = ["SASRec alone", "retriever alone", "fused"]
+    scorers = {name: {"ndcg@10": interval, "hit@10": interval} for name in names}
+    groups = [
+        PopularityGroup("cold", 9, 0, 0, 0, {}),
+        PopularityGroup("10", 123, 1234, 56789, 12345, scorers),
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(popularity_table(groups, dict(zip(names, names, strict=True))))
+    text = console.file.getvalue()
+    assert text.count("0.123 ±0.050") == 3
+    assert "1,234-56,789" in text
+    assert "…" not in text

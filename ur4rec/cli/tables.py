@@ -49,9 +49,9 @@ def popularity_table(groups: Sequence[PopularityGroup], rows: Mapping[str, str])
     for each in groups:
         most = f"-{each.most:,}" if each.most > each.least else ""
         known = [each.scorers[name]["ndcg@10"] if name in each.scorers else None for name in rows.values()]
-        shown = ["" if one is None else f"{one.estimate:.4f} ± {(one.high - one.low) / 2:.4f}" for one in known]
-        cells.append([each.name, f"{each.least:,}{most}", f"{each.num_items:,}", f"{each.num_targets:,}", *shown])
+        shown = ["" if one is None else f"{one.estimate:.3f} ±{(one.high - one.low) / 2:.3f}" for one in known]
+        cells.append([each.name, f"{each.least:,}{most}", f"{each.num_targets:,}", *shown])
     right = {"justify": "right", "no_wrap": True}
-    heads = ["decile", "uses", "items", "targets", *rows]
-    title = f"NDCG@10 (± half of the {LEVEL:.0%} interval) by popularity of the target: its uses in training"
+    heads = ["decile", "uses in\ntraining", "targets", *(head.replace(" ", "\n") for head in rows)]
+    title = f"NDCG@10 by popularity of the target (± half of the {LEVEL:.0%} interval)"
     return build_table(dict.fromkeys(heads, right), cells, title=title)

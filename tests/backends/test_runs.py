@@ -18,7 +18,8 @@ from ur4rec.training.checkpoint import check_settings, load_checkpoint, save_che
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr("ur4rec.runs.run.plot_schedule", lambda *given: None)
+    for name in ("plot_schedule", "write_popularity"):
+        monkeypatch.setattr(f"ur4rec.runs.run.{name}", lambda *given: None)
 
 
 def test_only_what_a_stage_can_change_is_ranked_where_it_is_due(make_run, tmp_path):

@@ -14,7 +14,8 @@ from alternator.rules.named import parse_value
 from ur4rec.cli.output import say_to_stderr
 from ur4rec.errors import ConfigurationError
 from ur4rec.options import AUTO_SHARE
-from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS
+from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS
+from ur4rec.runs.presets import PRESETS
 
 Dataset = Annotated[
     str | None,

@@ -33,7 +33,8 @@ from ur4rec.cli.options import (
 from ur4rec.cli.output import log_to_stderr, say, say_table, say_to_stderr
 from ur4rec.cli.together import first_speaks, together
 from ur4rec.errors import ConfigurationError, OutOfMemoryError
-from ur4rec.runs.config import RunConfig, preset
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.presets import preset
 from ur4rec.schedule.alternators import SCHEDULE_HELP
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import load_backend
@@ -58,7 +59,8 @@ def train(
         typer.Option(help="Directory of the new run: config.json, metrics.json, decisions.csv, schedule.png, ..."),
     ] = None,
     preset_name: Annotated[
-        str, typer.Option("--preset", help=f"Sizes and lengths: {PRESET_NAMES}; smoke takes seconds.")
+        str,
+        typer.Option("--preset", help=f"Sizes, rates and lengths: {PRESET_NAMES}; 'ur4rec presets' lists them."),
     ] = "default",
     backend: Backend = None,
     schedule: Annotated[
@@ -82,7 +84,7 @@ def train(
             rich_help_panel="Training",
             help="End a stage after N validations in a row without a better NDCG@10 (fused in the joint stages). "
             "Learning rates still fall along a cosine over all its epochs; --set lr_schedule=constant keeps them. "
-            "Default: never.",
+            "Default: the preset's.",
         ),
     ] = None,
     refit: Annotated[
@@ -102,7 +104,8 @@ def train(
         typer.Option(
             metavar="N",
             rich_help_panel="Evaluation",
-            help="Validate every N-th epoch of a stage, and its last. Default: 1. --early-stopping counts validations.",
+            help="Validate every N-th epoch of a stage, and its last. --early-stopping counts validations. "
+            "Default: the preset's.",
         ),
     ] = None,
     eval_users: Annotated[
@@ -272,6 +275,7 @@ def run_anew(
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.prepared import prepare
     from ur4rec.runs.run import TrainingRun
+    from ur4rec.runs.sizes import explain_choices
 
     prepared = first_on_machine(processes, lambda: prepare(config, directory=data_dir))
     run = TrainingRun(config, prepared, RunDirectory(path), progress=progress, processes=processes)
@@ -279,6 +283,8 @@ def run_anew(
     if writes:
         RunDirectory.create(path, overwrite=overwrite)  # only now: what was refused above has left nothing
         say_what_is_evaluated(run.prepared, config)
+        for line in explain_choices(run.choices):
+            say(line)
     try:
         train_and_report(run, log, progress=progress, resume=False)
     except OutOfMemoryError:
@@ -331,13 +337,16 @@ def user_text_settings(path: Path | None) -> dict[str, str]:
 
 def print_outcome(run: "TrainingRun", results: "list[Result]", refit: "Refit | None" = None) -> None:
     """Print the metrics, which epochs were kept, what was decided and why, where it all is, and what to try next."""
-    from ur4rec.cli.tables import results_table
+    from ur4rec.cli.tables import popularity_table, results_table
     from ur4rec.runs.kept import explain_epochs
+    from ur4rec.runs.popularity import scorer_rows
     from ur4rec.runs.verdict import explain_decisions
 
     num_validated, num_targets = len(run.validation.targets), len(run.prepared.split.validation)
     sampled = (num_validated, num_targets) if num_validated < num_targets else None
     say_table(results_table(results, run.prepared.split.test.is_repeated, sampled))
+    rows = {name: name for name in scorer_rows(run.results).values()}
+    say_table(popularity_table(run.by_popularity, rows))
     say(explain_epochs(run.plan, run.epochs, run.results))
     say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records, run.trials.records))
     path = run.directory.path

@@ -1,19 +1,46 @@
 """What a finished run is good for besides recommending: it is evaluated again, or handed to the other backend."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from alternator.checks import check_choice
 from ur4rec.config import SCORERS
+from ur4rec.data import Targets
 from ur4rec.errors import ConfigurationError
+from ur4rec.evaluation.popularity import PopularityGroup, by_popularity
 from ur4rec.evaluation.results import summarise_rows
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import REFIT, RunDirectory
 from ur4rec.runs.prepared import read_data, split_of
-from ur4rec.runs.ranking import Ranking
+from ur4rec.runs.ranking import Ranking, Ranks
 from ur4rec.training.backend import BACKENDS, load_backend, load_scorer
 from ur4rec.training.checkpoint import check_settings
 from ur4rec.training.slices import parse_memory
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """The ranks of a run's targets, and what follows from them."""
+
+    ranks: Ranks
+    """The rank of each target by each scorer."""
+    targets: Targets
+    """The targets."""
+    counts_I: NDArray[np.integer[Any]]
+    """Training interactions of each item."""
+
+    def rows(self) -> dict[str, dict[str, float]]:
+        """Hit@k, NDCG@k and MRR of each scorer; where some targets are repeated, of both kinds apart too."""
+        return summarise_rows(self.ranks, self.targets.is_repeated)
+
+    def by_popularity(self) -> list[PopularityGroup]:
+        """Hit@10 and NDCG@10 of each scorer by popularity of the target, with intervals."""
+        return by_popularity(self.ranks, self.targets, self.counts_I)
 
 
 def evaluate_run(
@@ -23,8 +50,8 @@ def evaluate_run(
     checkpoint: str | None = None,
     data_dir: Path | None = None,
     memory: int | str | None = None,
-) -> dict[str, dict[str, float]]:
-    """Hit@k, NDCG@k and MRR of each scorer of a run; where some targets are repeated, of both kinds apart too.
+) -> Evaluation:
+    """Rank the targets of a run with its model.
 
     Args:
         directory: The run.
@@ -53,7 +80,8 @@ def evaluate_run(
     model = load_scorer(config.backend, path, config.device, memory=limit)
     targets = getattr(held_out, split)
     ranks = Ranking(targets, config.model_config(held_out.num_items), limit).ranks(model, SCORERS)
-    return summarise_rows(ranks, targets.is_repeated)
+    counts_I = held_out.train.count_items(held_out.num_items)
+    return Evaluation(ranks=ranks, targets=targets, counts_I=counts_I)
 
 
 def default_checkpoint(directory: RunDirectory, split: str) -> str:

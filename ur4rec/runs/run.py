@@ -21,7 +21,7 @@ from ur4rec.data.kept import hash_contents
 from ur4rec.data.splits import with_validation
 from ur4rec.errors import ConfigurationError, refuse_malformed
 from ur4rec.evaluation.metrics import summarise
-from ur4rec.evaluation.popularity import popularity_ranks
+from ur4rec.evaluation.popularity import PopularityGroup, by_popularity, popularity_ranks
 from ur4rec.evaluation.results import CRITERION, K_LIST, METRICS, Result, build_result, summarise_kinds
 from ur4rec.files import check_form
 from ur4rec.runs.attempts import read_attempts, write_attempts
@@ -31,6 +31,7 @@ from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
 from ur4rec.runs.plan import TABLE_ROWS, Plan
 from ur4rec.runs.plot import plot_schedule
+from ur4rec.runs.popularity import scorer_rows, write_popularity
 from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolute_paths
 from ur4rec.runs.progress import Heartbeat, describe_epoch, describe_place
 from ur4rec.runs.ranking import Ranking, Ranks
@@ -104,7 +105,7 @@ class TrainingRun:
     """One training run.
 
     Args:
-        config: What to run.
+        config: What to run; what it leaves to the data is decided by the counts of ``prepared``.
         prepared: The data, from `ur4rec.runs.prepared.prepare`.
         directory: Where everything is kept.
         progress: Whether to show a progress bar per epoch; None is only on a terminal.
@@ -112,6 +113,8 @@ class TrainingRun:
 
     Attributes:
         saved_form: What a checkpoint keeps of it.
+        config: The configuration, with what was left to the data, the schedule and the like decided.
+        choices: What the data has decided, and why; empty for a run that is resumed.
         events: Receives every step and epoch; set it before training to log them.
 
     Raises:
@@ -129,6 +132,7 @@ class TrainingRun:
         progress: bool | None = None,
         processes: Processes = ONE_PROCESS,
     ) -> None:
+        config, self.choices = config.settled(prepared.counts)
         schedule = resolve_schedule(
             config.schedule,
             fusion=prepared.model.fusion,
@@ -207,6 +211,8 @@ class TrainingRun:
             self._write_logs()
             self._write_results()
             self._draw()
+            if self._writes:
+                write_popularity(self.directory.path, self.by_popularity, self._title(), scorer_rows(self.results))
         return list(self.results.values())
 
     @staticmethod
@@ -552,6 +558,13 @@ class TrainingRun:
         for log in self._logs if self._writes else ():
             log.write()
 
+    @cached_property
+    def by_popularity(self) -> list[PopularityGroup]:
+        """The test metrics of a run that has ended, by popularity of the target."""
+        ranks = {name: result.test_ranks for name, result in self.results.items()}
+        split = self.prepared.split
+        return by_popularity(ranks, split.test, split.train.count_items(split.num_items))
+
     @property
     def _identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed."""
@@ -575,6 +588,7 @@ class TrainingRun:
                 name: {**result.to_json(), "test_by_kind": summarise_kinds(result.test_ranks, repeated_T)}
                 for name, result in self.results.items()
             },
+            **({"by_popularity": [each.to_json() for each in self.by_popularity]} if self.plan.stage is None else {}),
             "schedule": self.trainer.alternator.get_stats(),
             "train_seconds": sum(row["train_seconds"] for row in self.epochs),
             "facts": self._facts,

@@ -35,9 +35,10 @@ from ur4rec.compare.statistics import Resamples
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import ndcg
 from ur4rec.files import hash_bytes, write_file, write_whole
-from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS, RunConfig, preset
+from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS, RunConfig
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.prepared import prepare, run_facts
+from ur4rec.runs.presets import preset
 from ur4rec.runs.run import TrainingRun
 from ur4rec.schedule.stages import STAGES
 
@@ -128,7 +129,8 @@ class Job:
             merged[kind] = {**base.get(kind, {}), **changes.get(kind, {})}
         if self.data_dir is not None:
             merged["dataset"] = str(self.data_dir)
-        return preset("smoke" if self.data == "quick" else "default", **{"encoder": "tfidf", **merged})
+        merged = {"encoder": "tfidf", **merged}
+        return preset("smoke", **merged) if self.data == "quick" else RunConfig(**merged)
 
     def folder(self, work: Path) -> Path:
         """Where the run is kept: a folder for each list of settings."""

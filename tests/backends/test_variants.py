@@ -114,6 +114,19 @@ def test_the_table_begins_as_the_texts_say_and_all_else_as_without_them(backend,
         np.testing.assert_array_equal(array, plain[name])
 
 
+def test_a_variant_is_loaded_as_it_was_saved(backend, make_model, make_trainer, tmp_path):
+    variants = {"sasrec_block": "ligr", "sasrec_item_init": "pca", "sasrec_embedding_scale": True}
+    trainer = make_trainer(model=make_model(**variants, sasrec_embedding_dropout=0.4))
+    backend.set_weights(trainer.model, drawn(trainer.model))
+    trainer.save_checkpoint(tmp_path / "saved")
+    loaded = backend.package.load_model(tmp_path / "saved")
+    assert loaded.config == trainer.model.config
+    found, expected = backend.weights(loaded), backend.weights(trainer.model)
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
 def trained(backend, make_trainer, model, batch):
     """The table after two steps."""
     trainer = make_trainer(model=model)

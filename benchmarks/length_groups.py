@@ -36,11 +36,12 @@ LOSSES = ("full", "sampled")
 
 
 def sequences(num_users: int) -> Sequences:
-    """Histories with the lengths of Sports, without what is held out; popular items are drawn as often as in Zipf's law."""
+    """Histories with the lengths of Sports, without what is held out; items are drawn by Zipf's law."""
     draws = np.random.default_rng(SEED)
     excess = MEAN_LENGTH - LEAST_LENGTH
     lengths_U = LEAST_LENGTH - HELD_OUT + draws.geometric(1 / (1 + excess), num_users) - 1
     shares_I = 1 / np.arange(1, NUM_ITEMS + 1)
+    lengths_U[-1] = MAX_SEQ_LEN + 1  # as in Sports, somebody fills a row
     items_N = draws.choice(NUM_ITEMS, int(lengths_U.sum()), p=shares_I / shares_I.sum())
     return Sequences.from_lists([each.tolist() for each in np.split(items_N, lengths_U.cumsum()[:-1])])
 
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=LOSSES, help="the items under the softmax")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[128, 512], help="rows of a batch")
     parser.add_argument("--widths", nargs="+", type=int, default=[64, 128], help="of SASRec and of the retriever")
-    parser.add_argument("--users", type=int, default=35_598, help="users whose histories are drawn (default: as Sports)")
+    parser.add_argument("--users", type=int, default=35_598, help="users whose histories are drawn (default: Sports')")
     parser.add_argument("--rounds", type=int, default=15, help=f"turns of each kind, of {TENURE} steps (default: 15)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     options = parser.parse_args(arguments)

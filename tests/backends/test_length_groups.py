@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from ur4rec.data import Sequences
-from ur4rec.data.batches import Batch, TrainBatches
+from tests.backends.harness import OfKind, saved_arrays
 from ur4rec.training import length_groups
 from ur4rec.training.checkpoint import load_checkpoint, save_checkpoint
 from ur4rec.training.mesh import Mesh
 
-MAX_SEQ_LEN, BATCH_SIZE = 24, 32
+pytestmark = pytest.mark.usefixtures("cheap_groups")
+
 SAMPLED = {"catalogue_loss": "sampled", "num_negatives": 8, "num_in_batch": 8}
 STRATEGIES = {
     **{"use_curriculum_learning": True, "use_memory_bank": True, "memory_bank_size": 64},
@@ -24,58 +24,6 @@ CASES = {
 }
 
 
-class Batches(list):
-    """Batches, with what is known of their kind."""
-
-    def __init__(self, batches, loader):
-        super().__init__(batches)
-        self.usual_targets, self.length_counts = loader.usual_targets, loader.length_counts
-        self.batch_size = loader.batch_size
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cheap_groups():
-    """Groups pay in batches as small as these."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(length_groups, "CPU_COST", 16)
-        yield
-
-
-@pytest.fixture(scope="module")
-def short_loader(split):
-    draws = np.random.default_rng(0)
-    lengths = np.append(2 + draws.geometric(0.3, 90), MAX_SEQ_LEN + 1)
-    sequences = Sequences.from_lists([draws.integers(0, split.num_items, length).tolist() for length in lengths])
-    return TrainBatches(sequences, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=BATCH_SIZE, seed=0)
-
-
-@pytest.fixture(scope="module")
-def long_batch(short_loader, split):
-    """One of which every row is full."""
-    window_BW = np.random.default_rng(1).integers(0, split.num_items, (BATCH_SIZE, MAX_SEQ_LEN + 1)).astype(np.int32)
-    return Batch(window_BW[:, :-1], window_BW[:, 1:], np.zeros(BATCH_SIZE, np.int32))
-
-
-@pytest.fixture
-def make(make_trainer, make_model, short_loader):
-    """Builds trainers with groups or without; by default there is no dropout."""
-
-    def make(stage, *, dropout=0.0, **settings):
-        model = make_model(max_seq_len=MAX_SEQ_LEN, sasrec_dropout=dropout, retriever_dropout=dropout)
-        trainer = make_trainer(model=model, item_counts=short_loader.item_counts, **settings)
-        trainer.set_training_stage(stage, num_steps=12)
-        return trainer
-
-    return make
-
-
-def kept(trainer, path):
-    """The arrays of a checkpoint."""
-    trainer.save_checkpoint(path)
-    saved = load_checkpoint(path)
-    return {**saved.weights, **saved.moments}
-
-
 def check_close(found, expected, tolerance=1e-5):
     assert found.keys() == expected.keys()
     for name, array in expected.items():
@@ -84,14 +32,14 @@ def check_close(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_and_gradients_are_those_of_whole_rows(make, short_loader, tmp_path, case):
+def test_losses_and_gradients_are_those_of_whole_rows(make_short, short_loader, tmp_path, case):
     stage, settings = CASES[case]
     metrics, arrays = [], []
     for grouped in (True, False):
-        trainer = make(stage, length_groups=grouped, **settings)
+        trainer = make_short(stage, length_groups=grouped, **settings)
         metrics.append(trainer.train_epoch(short_loader, max_steps=1))
         assert (trainer.length_groups is not None) is grouped
-        found = kept(trainer, tmp_path / str(grouped))  # after one step a moment is a multiple of its gradient
+        found = saved_arrays(trainer, tmp_path / str(grouped))  # after one step a moment is a multiple of its gradient
         arrays.append({name: array for name, array in found.items() if "/" in name or name.startswith("memory_bank")})
     assert any(name.endswith("/exp_avg") and array.any() for name, array in arrays[0].items())
     check_close(*arrays)
@@ -107,59 +55,61 @@ def test_user_texts_are_read_by_their_own_rows(backend, make_trainer, make_model
     for grouped in (True, False):
         model = backend.package.UR4Rec(
             *(split.num_items, vectors_IT),
-            **{"user_text_vectors": texts_UT, "text_embedding_dim": 12, "max_seq_len": MAX_SEQ_LEN},
+            **{"user_text_vectors": texts_UT, "text_embedding_dim": 12, "max_seq_len": short_loader.max_seq_len},
             **{"retriever_output_dim": 8, "retriever_dropout": 0.0, "sasrec_hidden_dim": 8, "sasrec_num_heads": 1},
         )
         trainer = make_trainer(model=model, length_groups=grouped)
         trainer.set_training_stage("pretrain_retriever")
         trainer.train_epoch(short_loader, max_steps=1)
         assert (trainer.length_groups is not None) is grouped
-        arrays.append({name: each for name, each in kept(trainer, tmp_path / str(grouped)).items() if "/" in name})
+        arrays.append(
+            {name: each for name, each in saved_arrays(trainer, tmp_path / str(grouped)).items() if "/" in name}
+        )
     assert arrays[0]["retriever.user_bias/exp_avg"].any()
     check_close(*arrays)
 
 
-def test_a_batch_with_too_many_long_rows_is_not_divided(make, short_loader, long_batch):
-    batches = Batches([short_loader.batch(0, 0), long_batch], short_loader)
+def test_a_batch_with_too_many_long_rows_is_not_divided(make_short, short_loader, long_batch):
+    batches = OfKind([short_loader.batch(0, 0), long_batch], short_loader)
     losses = []
     for grouped in (True, False):
-        trainer = make("pretrain_sasrec", length_groups=grouped)
+        trainer = make_short("pretrain_sasrec", length_groups=grouped)
         inputs = trainer._preparer(length_groups.find_groups(batches) if grouped else None)
         assert [bool(inputs(batch, 0).groups) for batch in batches] == [grouped, False]
         losses.append(trainer.train_epoch(batches)["total_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_a_run_that_is_resumed_keeps_every_bit(make, short_loader, tmp_path):
-    once, first = (make("pretrain_sasrec", dropout=0.3) for _ in range(2))
+def test_a_run_that_is_resumed_keeps_every_bit(make_short, short_loader, tmp_path):
+    once, first = (make_short("pretrain_sasrec", dropout=0.3) for _ in range(2))
     once.train_epoch(short_loader)
     first.train_epoch(short_loader, max_steps=1)
     first.save_checkpoint(tmp_path / "middle")
-    second = make("pretrain_sasrec", dropout=0.3)
+    second = make_short("pretrain_sasrec", dropout=0.3)
     second.load_checkpoint(tmp_path / "middle")
     second.train_epoch(short_loader, start=1)
     assert second.length_groups is not None
-    arrays, expected = kept(second, tmp_path / "second"), kept(once, tmp_path / "once")
+    arrays, expected = saved_arrays(second, tmp_path / "second"), saved_arrays(once, tmp_path / "once")
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
-def test_a_checkpoint_that_is_older_than_groups_goes_on_without(make, short_loader, tmp_path):
-    trainer = make("pretrain_sasrec", length_groups=False)
+def test_a_checkpoint_that_is_older_than_groups_goes_on_without(make_short, short_loader, tmp_path):
+    trainer = make_short("pretrain_sasrec", length_groups=False)
     trainer.train_epoch(short_loader, max_steps=1)
     trainer.save_checkpoint(tmp_path / "new")
     saved = load_checkpoint(tmp_path / "new")
     del saved.state["trainer"]["length_groups"]
     save_checkpoint(tmp_path / "old", saved)
-    later = make("pretrain_sasrec")
+    later = make_short("pretrain_sasrec")
     later.load_checkpoint(tmp_path / "old")
     later.train_epoch(short_loader, start=1, max_steps=1)
     assert not later.config.length_groups
     assert later.length_groups is None
 
 
-def test_rows_stay_together_where_they_should(make, short_loader, loader, caplog):
-    trainer = make("pretrain_sasrec")
+def test_rows_stay_together_where_they_should(make_short, short_loader, loader, caplog):
+    trainer = make_short("pretrain_sasrec")
     with caplog.at_level("INFO", "ur4rec.training.trainer"):
         trainer._group_rows(short_loader)
         trainer._group_rows(short_loader)

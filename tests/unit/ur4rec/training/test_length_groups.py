@@ -83,7 +83,7 @@ def test_rows_stay_together_where_little_is_saved():
         )
 
 
-@pytest.mark.parametrize("cost", [1, 64, 1024])
+@pytest.mark.parametrize("cost", [1, 16, 64])
 def test_no_other_two_groups_cost_less(cost):
     counts_L = np.bincount(np.random.default_rng(1).geometric(0.3, 5000).clip(max=20), minlength=21)
     found = best_groups(counts_L, 100, cost)

@@ -23,6 +23,7 @@ from ur4rec_jax.sampled_loss import retriever_scores, sampled_cross_entropy, sas
 from ur4rec_jax.ur4rec import LogitFusion, Outputs, UR4Rec
 
 StepInputs: TypeAlias = arrays.StepInputs[Array]
+RowGroup: TypeAlias = arrays.RowGroup[Array]
 Component: TypeAlias = arrays.Component[Array]
 StepLosses: TypeAlias = arrays.StepLosses[Array]
 
@@ -360,16 +361,33 @@ def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, p
 
 def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:
     """SASRec's states where a target is, (N, d)."""
-    hidden_BLd = model.sasrec(inputs.items_BL, rngs)
-    hidden_Nd: Array = model.layout.per_part(at_positions, hidden_BLd, inputs.positions_N)
-    return hidden_Nd
+    return run_rows(inputs, lambda items_BL, _: model.sasrec(items_BL, rngs), model.layout)
 
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: nnx.Rngs | None) -> Array:
     """The retriever's preference vectors where a target is, (N, K, d)."""
-    preferences_BLKd = model.retriever(inputs.items_BL, catalogue, rngs, inputs.users_B)
-    preferences_NKd: Array = model.layout.per_part(at_positions, preferences_BLKd, inputs.positions_N)
-    return preferences_NKd
+
+    def preferences(items_BL: Array, users_B: Array | None) -> Array:
+        return model.retriever(items_BL, catalogue, rngs, users_B)
+
+    return run_rows(inputs, preferences, model.layout)
+
+
+def run_rows(inputs: StepInputs, compute: Callable[[Array, Array | None], Array], layout: Layout = ONE_DEVICE) -> Array:
+    """What a function computes where a target is, (N, ...): at once, or group by group where rows are divided.
+
+    Args:
+        inputs: The batch.
+        compute: Given histories and whose they are, returns something of each position, (B, L, ...), in which no
+            position depends on a later one.
+        layout: Where the batch is.
+    """
+    if not inputs.groups or inputs.places_N is None:
+        values_BLx = compute(inputs.items_BL, inputs.users_B)
+        values_Nx: Array = layout.per_part(at_positions, values_BLx, inputs.positions_N)
+        return values_Nx
+    by_group = (compute(*group) for group in inputs.groups)
+    return jnp.concatenate([each.reshape(-1, *each.shape[2:]) for each in by_group])[inputs.places_N]
 
 
 def at_positions(values_BLx: Array, positions_N: Array) -> Array:

@@ -26,6 +26,7 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import TEXT_ENCODER, TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
+from ur4rec.training.length_groups import LengthGroups
 from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.processes import Processes
 from ur4rec.training.scorer import Scores
@@ -180,9 +181,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         finally:
             self._usual_targets = None
 
-    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+    def _preparer(self, groups: LengthGroups | None = None) -> Callable[[Batch, int], StepInputs]:
         num_items, usual_targets, layout = self._model_config.num_items, self._usual_targets, self._layout
-        options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler}
+        options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler, "groups": groups}
         options["texts"] = None if self._text_cache is None else self._text_cache.groups
 
         def prepare(batch: Batch, step: int) -> StepInputs:
@@ -329,6 +330,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             with_users=self._reads_users,
             sampler=self._sampler,
             num_parts=self._layout.num_parts,
+            groups=self.length_groups,
         )
         if self._layout.mesh is not None:
             placed = self._layout.place_inputs(inputs_S.inputs, stacked=True)

@@ -21,6 +21,7 @@ from ur4rec_torch.sampled_loss import retriever_scores, sampled_cross_entropy, s
 from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec, WeightedFusion
 
 StepInputs: TypeAlias = arrays.StepInputs[Tensor]
+RowGroup: TypeAlias = arrays.RowGroup[Tensor]
 Component: TypeAlias = arrays.Component[Tensor]
 StepLosses: TypeAlias = arrays.StepLosses[Tensor]
 
@@ -329,18 +330,28 @@ def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, p
 def _run_sasrec(model: UR4Rec, inputs: StepInputs) -> tuple[Tensor, Tensor | None]:
     """SASRec's states where a target is, (N, d), and with sampled losses its logits of the candidates, (N, S)."""
     if inputs.sample is None:
-        hidden_BLd: Tensor = model.sasrec(inputs.items_BL)
-        return hidden_BLd.flatten(0, 1)[inputs.positions_N], None
+        return run_rows(inputs, lambda items_BL, _: model.sasrec(items_BL)), None
     rows_Jd = model.sasrec.take_rows(inputs.sample.items_J)
-    hidden_BLd = model.sasrec(inputs.items_BL, rows_Jd=rows_Jd)
-    hidden_Nd = hidden_BLd.flatten(0, 1)[inputs.positions_N]
+    hidden_Nd = run_rows(inputs, lambda items_BL, _: model.sasrec(items_BL, rows_Jd=rows_Jd))
     return hidden_Nd, sasrec_scores(hidden_Nd, rows_Jd, inputs.targets_N, inputs.sample)
 
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:
     """The retriever's preference vectors where a target is, (N, K, d)."""
-    preferences_BLKd: Tensor = model.retriever(inputs.items_BL, catalogue, inputs.users_B)
-    return preferences_BLKd.flatten(0, 1)[inputs.positions_N]
+    return run_rows(inputs, lambda items_BL, users_B: model.retriever(items_BL, catalogue, users_B))
+
+
+def run_rows(inputs: StepInputs, compute: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+    """What a function computes where a target is, (N, ...): at once, or group by group where rows are divided.
+
+    Args:
+        inputs: The batch.
+        compute: Given histories and whose they are, returns something of each position, (B, L, ...), in which no
+            position depends on a later one.
+    """
+    if not inputs.groups:
+        return compute(inputs.items_BL, inputs.users_B).flatten(0, 1)[inputs.positions_N]
+    return torch.cat([compute(*group).flatten(0, 1) for group in inputs.groups])[inputs.places_N]
 
 
 def _against_drawn(

@@ -25,6 +25,7 @@ from ur4rec.training.arrays import Sample, StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.components import UNCERTAINTY
 from ur4rec.training.item_texts import token_counts
+from ur4rec.training.length_groups import LengthGroups
 from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.parts import cut_batch
 from ur4rec.training.scorer import Scores
@@ -156,7 +157,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._release = adapter.release
         return adapter
 
-    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+    def _preparer(self, groups: LengthGroups | None = None) -> Callable[[Batch, int], StepInputs]:
         num_items, with_users = self._model_config.num_items, self._reads_users
         counts_I = self._token_counts_I if self.device.type == "cuda" else None  # else a step looks for its texts
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -174,6 +175,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
                     step=step,
                     part=part,
                     token_counts_I=counts_I,
+                    groups=groups,
                 )
 
         return prepare

@@ -70,7 +70,9 @@ def test_many_draws_approach_the_full_softmax():
 def test_the_backend_numbers_the_items_of_a_step(loader):
     batch = loader.batch(0, 0)
     sampler = Sampler(TrainerConfig(num_negatives=5, num_in_batch=5), loader.num_items, loader.item_counts)
-    items_BL, targets, sample = sampler.number(batch.items_BL, batch.targets_BL.ravel(), 3, padded=True)
+    items_BL, targets, sample = sampler.number(
+        batch.items_BL, batch.targets_BL.ravel(), 3, num_positions=batch.items_BL.size
+    )
     np.testing.assert_array_equal(sample.items_J[items_BL], batch.items_BL)
     np.testing.assert_array_equal(sample.items_J[targets], batch.targets_BL.ravel())
     assert (sample.items_J[sample.candidates_C] < loader.num_items).all()

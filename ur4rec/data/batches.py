@@ -171,6 +171,16 @@ class TrainBatches:
         )
         return max(int(counts_b.max()) for counts_b in counts)
 
+    @cached_property
+    def length_counts(self) -> NDArray[np.int64]:
+        """How many rows of the first epoch have each number of items, (L + 1,); of more than `MAX_DRAWN`, of so many.
+
+        So batches can be divided into groups of rows of about one length; see `ur4rec.training.length_groups`.
+        """
+        rows_R = np.arange(0, self.num_rows, -(-self.num_rows // MAX_DRAWN))
+        _, starts_R, ends_R, _ = self._cut(self._draw(0), rows_R)
+        return np.bincount(ends_R - starts_R - 1, minlength=self._width + 1)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that iterating yields."""
         if epoch < 0:

@@ -75,7 +75,13 @@ class Checkpoint(NamedTuple):
             CheckpointError: Naming every setting that differs.
         """
         check_same("model", asdict(saved_model(self.state)), asdict(model))
-        check_same("training configuration", asdict(_saved_trainer(self.state)), asdict(trainer))
+        saved = _saved_trainer(self.state, length_groups=trainer.length_groups)
+        check_same("training configuration", asdict(saved), asdict(trainer))
+
+    @property
+    def length_groups(self) -> bool:
+        """Whether its run divides rows by their lengths; one that is older than this does not."""
+        return _saved_trainer(self.state).length_groups
 
     def averaged(self) -> "Checkpoint":
         """The checkpoint of the model to score with: its weights are their averages, where it was trained with any."""
@@ -224,7 +230,7 @@ def check_settings(path: str | Path, model: ModelConfig, trainer: TrainerConfig 
     from_data = {name: known[name] for name in ("num_items", "num_users")}
     check_same("model", known, {**asdict(model), **from_data})
     if trainer is not None:
-        saved = _saved_trainer(state)
+        saved = _saved_trainer(state, length_groups=trainer.length_groups)
         chosen = saved.catalogue_loss if trainer.catalogue_loss == AUTO else trainer.catalogue_loss
         check_same("training configuration", asdict(saved), asdict(replace(trainer, catalogue_loss=chosen)))
     try:
@@ -247,10 +253,15 @@ def saved_model(state: Mapping[str, Any]) -> ModelConfig:
         return ModelConfig(**state["model"])
 
 
-def _saved_trainer(state: Mapping[str, Any]) -> TrainerConfig:
-    """The settings of the trainer of a checkpoint; those that are newer have what there was before."""
+def _saved_trainer(state: Mapping[str, Any], *, length_groups: bool = False) -> TrainerConfig:
+    """The settings of the trainer of a checkpoint; those that are newer have what there was before.
+
+    Args:
+        state: Of the checkpoint.
+        length_groups: What this one is to have if it is newer.
+    """
     with refuse_malformed(f"the trainer in {STATE_FILE}", "take another checkpoint", CheckpointError):
-        return TrainerConfig(**{"catalogue_loss": "full", **state["trainer"]})
+        return TrainerConfig(**{"catalogue_loss": "full", "length_groups": length_groups, **state["trainer"]})
 
 
 def _texts_file(digest: str) -> str:

@@ -6,9 +6,9 @@ scores over the whole catalogue, with and without the items that the user has se
 clocks of training are kept; scoring and ranking are not counted.
 
 A peer runs in an environment of its own, made on the first call. Finished runs are kept in the cache, so that a call
-that was interrupted continues with what is missing; `--fresh` discards them. `--limit-seconds` bounds every run: no
-epoch is begun after it, and the report says which runs it ended. `--data sports` needs the RecBole atomic files of Amazon Sports
-(5-core; 35,598 users) in `--data-dir`.
+that was interrupted continues with what is missing; `--fresh` discards them. `--limit-seconds` bounds every run's
+processor time: no epoch is begun after it, and the report says which runs it ended. `--data sports` needs
+the RecBole atomic files of Amazon Sports (5-core; 35,598 users) in `--data-dir`.
 """
 
 import argparse
@@ -118,7 +118,7 @@ class Budget:
     seeds: int
     """Seeds of each."""
     limit_seconds: float
-    """Wall seconds of a run, after which no epoch is begun."""
+    """Processor seconds of a run, after which no epoch is begun."""
     max_epochs: int | None = None
     """Epochs of a run at most, for a look."""
     changes: Sequence[str] = ()
@@ -218,7 +218,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="where its files are; needed for sports")
     parser.add_argument("--only", nargs="+", choices=tuple(SYSTEMS), metavar="SYSTEM", help=", ".join(SYSTEMS))
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every system (default: 3)")
-    parser.add_argument("--limit-seconds", type=float, default=7200.0, help="of a run, by the clock (default: 7200)")
+    parser.add_argument("--limit-seconds", type=float, default=7200.0, help="processor time of a run (default: 7200)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting of ours")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread (default: 1)")
     parser.add_argument("--users", type=int, help="a sample of the users, for a look")

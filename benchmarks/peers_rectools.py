@@ -1,8 +1,8 @@
 """RecTools' SASRec as its users run it, an epoch at a time. `peers.py` starts it in RecTools' environment.
 
 With ``layers: LiGR`` and ``loss: sampled_softmax`` it is what Tikhonovich et al. call eSASRec ("eSASRec: Enhancing
-Transformer-based Recommendations in a Modular Fashion", RecSys 2025, arXiv:2508.06450), whose authors are RecTools'; with
-``in_batch_share`` some of the negatives are drawn from the batch, as in their study of mixed negatives.
+Transformer-based Recommendations in a Modular Fashion", RecSys 2025, arXiv:2508.06450), whose authors are RecTools';
+with ``in_batch_share`` some of the negatives are drawn from the batch, as in their study of mixed negatives.
 """
 
 import logging

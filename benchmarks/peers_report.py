@@ -97,10 +97,10 @@ def table(result: Mapping[str, Any]) -> str:
         [
             f"# SASRec alone against its peers: {TITLES[about['data']]}",
             "",
-            f"`{result['command']}` at commit `{about['commit']}` on {about['processor']}, {about['cores']} cores, one "
+            f"`{result['command']}` at `{about['commit']}` on {about['processor']}, {about['cores']} cores, one "
             f"thread each, {len(result['sittings'])} sitting(s); Python {about['python']}, {versions}. "
-            f"{about['users']:,} users, {about['items']:,} items, {about['interactions']:,} interactions; leave-one-out, "
-            f"split `{about['split_hash'][:12]}`; all users, all items ranked, by one function for all systems.",
+            f"{about['users']:,} users, {about['items']:,} items, {about['interactions']:,} interactions; "
+            f"leave-one-out, split `{about['split_hash'][:12]}`; all items ranked, by one function for all systems.",
             "",
             *_quality_lines(result["systems"]),
             "",
@@ -139,11 +139,11 @@ def _quality_lines(systems: Mapping[str, Any]) -> list[str]:
 def _time_lines(result: Mapping[str, Any]) -> list[str]:
     bars = " and ".join(f"{bar:.3f} of {library}'s" for library, bar in BARS.items())
     lines = [
-        "Seconds of training until validation NDCG@10 first reached the peer's best, and 95% of it; scoring and ranking "
-        "are not counted. Ratio of ours to the peer's: median of all pairs of seeds, with a 95% interval (bootstrap over "
-        f"seeds of either). The bars, on the processor's clock and filtered: {bars}.",
+        "Seconds of training until validation NDCG@10 first reached the peer's best, and 95% of it; scoring and "
+        "ranking are not counted. Ratio of ours to the peer's: median of all pairs of seeds, with a 95% interval "
+        f"(bootstrap over seeds of either). The bars, on the processor's clock and filtered: {bars}.",
         "",
-        "| system | peer | scoring | clock | part | NDCG@10 | peer's seconds | each pair's of ours | ratio | 95% | kept |",
+        "| system | peer | scoring | clock | part | NDCG@10 | peer's seconds | of ours, by pair | ratio | 95% | kept |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for each in result["comparisons"]:

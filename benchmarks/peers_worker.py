@@ -42,7 +42,7 @@ class Job:
     patience: int | None
     """Epochs without a better validation by either scoring after which it is stopped; None never stops it."""
     limit_seconds: float
-    """Wall seconds after which no further epoch is begun."""
+    """Processor seconds of training, scoring and ranking after which no further epoch is begun."""
     task: str
     """The folder of the task."""
     out: str
@@ -71,7 +71,7 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 (it is no error)
     """The run is over, and written."""
 
 
@@ -93,7 +93,7 @@ class Recorder:
     """What has been."""
 
     def __post_init__(self) -> None:
-        self._started = time.perf_counter()
+        self._started = clocks()
         self._best = dict.fromkeys(SCORINGS, -1.0)
         self._waited = 0
         self._batches = {part: self.task.batches(part, self.job.max_seq_len) for part in PARTS}
@@ -130,14 +130,14 @@ class Recorder:
         return {part: summarise(each["unfiltered"], [10])["ndcg@10"] for part, each in found.items()}
 
     def _say(self) -> None:
-        epoch, spent = self.epochs[-1], time.perf_counter() - self._started
+        epoch, spent = self.epochs[-1], since(self._started)
         total = sum(each.train_seconds["processor"] for each in self.epochs)
         figures = ", ".join(f"{scoring} {each['ndcg@10']:.4f}" for scoring, each in epoch.validation.items())
         print(
             f"{self.job.system}, seed {self.job.seed}, epoch {len(self.epochs)}/{self.job.epochs}: NDCG@10 {figures}; "
             f"processor {epoch.train_seconds['processor']:.1f} s of training (so far {total:.0f}), "
             f"{epoch.validation_seconds['processor']:.1f} s of evaluation; "
-            f"{spent:.0f} of {self.job.limit_seconds:.0f} s by the clock",
+            f"{spent['processor']:.0f} of {self.job.limit_seconds:.0f} s in all, {spent['wall']:.0f} by the clock",
             flush=True,
         )
 
@@ -146,7 +146,7 @@ class Recorder:
             return "after all epochs"
         if self.job.patience is not None and self._waited >= self.job.patience:
             return f"{self.job.patience} epochs without a better validation"
-        if time.perf_counter() - self._started >= self.job.limit_seconds:
+        if since(self._started)["processor"] >= self.job.limit_seconds:
             return f"at the limit of {self.job.limit_seconds:g} s"
         return ""
 

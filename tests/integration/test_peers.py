@@ -1,7 +1,8 @@
-"""The comparison with other libraries: its pure parts, one split and one ranking for all, and runs of ours to the end."""
+"""The comparison with other libraries: its pure parts, one split, one ranking, and runs of ours."""
 
 import json
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,14 +160,14 @@ def record(benchmark, job, task, qualities):
     recorder, ranked = benchmark.peers_worker.Recorder(job, task), []
     rank_of = {0.1: 9, 0.2: 5, 0.3: 1}
 
-    def ranks(part):
+    def ranks(quality, part):
         ranked.append(part)
         rank = np.full(len(task.split.test), rank_of[quality])
         return {"filtered": rank, "unfiltered": rank + 1}
 
     for quality in qualities:
         try:
-            recorder.epoch({"wall": 2.0, "processor": 1.0}, ranks)
+            recorder.epoch({"wall": 2.0, "processor": 1.0}, partial(ranks, quality))
         except benchmark.peers_worker.Stopped:
             break
     content = json.loads(Path(job.out).read_text())

@@ -91,7 +91,7 @@ class Scores:
 
     Args:
         model: RecBole's.
-        ids_I: RecBole's number of each of our items; 0 is padding.
+        ids_I: RecBole's number of each of our items; 0, its padding, for one that nobody in a sample of users has.
         width: The positions of a row, of which RecBole wants all.
         interaction: RecBole's class of a batch.
     """
@@ -102,7 +102,7 @@ class Scores:
 
     @torch.no_grad()
     def __call__(self, batch: EvaluationBatch) -> np.ndarray:
-        """Scores of every item, its columns in canonical order."""
+        """Scores of every item, its columns in canonical order; one that RecBole does not know is below all others."""
         self._model.eval()
         lengths_B = (batch.items_BL < len(self._columns_I)).sum(1)
         items_BL = np.zeros((len(batch.items_BL), self._width), np.int64)
@@ -110,7 +110,8 @@ class Scores:
         rows = slice(batch.num_valid)
         fed = {"item_id_list": torch.from_numpy(items_BL[rows]), "item_length": torch.from_numpy(lengths_B[rows])}
         found = self._model.full_sort_predict(self._interaction(fed))
-        return found.view(batch.num_valid, -1).numpy()[:, self._columns_I]
+        scores_BX = found.view(batch.num_valid, -1).numpy()
+        return np.where(self._columns_I == 0, scores_BX.min() - 1, scores_BX[:, self._columns_I])
 
 
 def check_split(job: Job, task: Task, loaders: dict[str, Any], dataset: Any) -> None:
@@ -131,7 +132,7 @@ def program(job: Job, recorder: Recorder) -> None:
     recbole.init_seed(config["seed"], config["reproducibility"])
     model = recbole.get_model("SASRec")(config, train.dataset)
     trainer = recbole.get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
-    ids_I = np.array([dataset.field2token_id["item_id"][name] for name in recorder.task.names])
+    ids_I = np.array([dataset.field2token_id["item_id"].get(name, 0) for name in recorder.task.names])
     scores = Scores(model, ids_I, job.max_seq_len, recbole.Interaction)
     recorder.about |= {name: config[name] for name in SHOWN}
     recorder.about |= {"rows_per_epoch": len(train.dataset), "own_ndcg@10_differs_by": 0.0}

@@ -2,9 +2,9 @@
 
 First what the machine does in a second with one thread: a large product, a copy of a large array, exponentials
 (`rates.py`). Then what a step must do (`work.py`), and the least time of each kind of work at those rates. A roofline
-says that a step takes at least the longer of the times of products and memory; exponentials are a third, which a core cannot
-hide behind the others. Then the processor time of a step of both backends, and the part of it that the least time
-is. Needed is what real positions need; padding and pairs of positions that attention masks are what is computed beside.
+says that a step takes at least the longer of the times of products and memory; exponentials are a third, which a core
+cannot hide behind the others. Then the processor time of a step of both backends, and the part of it that the least
+time is. Needed is what real positions need; padding and pairs of positions that attention masks are computed beside it.
 """
 
 import argparse

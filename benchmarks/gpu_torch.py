@@ -3,9 +3,9 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -101,6 +101,7 @@ class Blocks:
         torch.manual_seed(0)
         width, count = (16, 3) if context.quick else (2048, 6)
         layers = {f"block{number}": nn.Linear(width, width, device=context.device) for number in range(count)}
+        self.layers = layers
         self.model = nn.Sequential(*layers.values())
         self.optimizer = torch.optim.AdamW(self.model.parameters())
         self.host = Host() if context.is_accelerator else HostBesideItself()
@@ -151,11 +152,10 @@ def blocks(context: Context, record: Record) -> None:
         part = runs[choice].most / runs["keep"].most
         record.figure(f"moments on the device at most, {choice} by keep", part, bar=0.75, detail="by bytes")
     dropped = runs["drop"]
-    frozen = [name for name in dropped.alternating.alternator.names if name != dropped.alternating.alternator.active]
-    layers = dict(zip(dropped.alternating.alternator.names, dropped.model, strict=True))
-    before = [as_bits(each) for name in frozen for each in layers[name].parameters()]
+    frozen = [each for name, each in dropped.layers.items() if name != dropped.alternating.alternator.active]
+    before = [as_bits(each) for layer in frozen for each in layer.parameters()]
     dropped.step()
-    after = [as_bits(each) for name in frozen for each in layers[name].parameters()]
+    after = [as_bits(each) for layer in frozen for each in layer.parameters()]
     record.figure("weights of dropped blocks that a step changed", count_changed(before, after), bar=0)
 
 
@@ -168,9 +168,8 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 class FakeAccelerator(TorchDispatchMode):
     """Raises at what would make the host wait for an accelerator, on the CPU, but for reads of losses that are late."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_late = False
+    is_late: ClassVar[bool] = False
+    """Whether a late loss is being read."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -181,38 +180,48 @@ class FakeAccelerator(TorchDispatchMode):
 
 
 @contextmanager
-def waits_are_errors(context: Context) -> Iterator[None]:
-    """Within it an operation that waits for the device raises; on the CPU, one that would."""
-    if context.is_accelerator:
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return
+def late_reads_are_known() -> Iterator[None]:
+    """Within it `FakeAccelerator` can tell a loss that is read late, and has arrived, from one that is waited for."""
     read = LateScalar.read
 
-    def read_late(late: Any) -> Any:
-        mode.is_late = True
+    def read_late(late: LateScalar) -> float:
+        FakeAccelerator.is_late = True
         try:
             return read(late)
         finally:
-            mode.is_late = False
+            FakeAccelerator.is_late = False
 
-    with FakeAccelerator() as mode, patch.object(LateScalar, "read", read_late):
+    with patch.object(LateScalar, "read", read_late):
         yield
 
 
-def first_wait(context: Context, step: Callable[[], object], num_steps: int) -> str:
-    """What first made the host wait in some steps, or nothing."""
+@contextmanager
+def waits_are_errors(context: Context) -> Iterator[None]:
+    """Within it an operation that waits for the device raises; on the CPU, one that would."""
+    if not context.is_accelerator:
+        with FakeAccelerator():
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
     try:
-        with waits_are_errors(context):
-            for _ in range(num_steps):
-                step()
-    except RuntimeError as error:
-        if "wait" not in str(error) and "synchroniz" not in str(error):
-            raise
-        return str(error).splitlines()[0]
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def first_wait(context: Context, step: Callable[[], object], *, warm_up: int = 6, num_steps: int = 6) -> str:
+    """What first made the host wait in some steps after the first few, or nothing."""
+    with nullcontext() if context.is_accelerator else late_reads_are_known():
+        for _ in range(warm_up):
+            step()
+        try:
+            with waits_are_errors(context):
+                for _ in range(num_steps):
+                    step()
+        except RuntimeError as error:
+            if "wait" not in str(error) and "synchroniz" not in str(error):
+                raise
+            return str(error).splitlines()[0]
     return ""
 
 
@@ -240,10 +249,8 @@ def train_next(trainer: Any, data: RandomData) -> None:
 
 
 def add_wait(context: Context, record: Record, name: str, step: Callable[[], object]) -> None:
-    """Whether a step waits, after some to warm up."""
-    for _ in range(6):
-        step()
-    found = first_wait(context, step, 6)
+    """Whether a step waits."""
+    found = first_wait(context, step)
     record.figure(f"waits of the host, {name}", bool(found), bar=0, detail=found or "in 6 steps")
 
 

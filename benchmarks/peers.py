@@ -180,7 +180,9 @@ class Study:
         """Run a job to its end; what went wrong, if anything did."""
         system, out = SYSTEMS[job.system], Path(job.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        instructions, messages = out.with_suffix(".job"), out.with_suffix(".messages.txt")
+        scratch = out.with_suffix("")  # some libraries write where they are started
+        scratch.mkdir(exist_ok=True)
+        instructions, messages = scratch / "job.json", scratch / "messages.txt"
         write_whole(instructions, json.dumps(asdict(job)).encode())
         worker = Path(__file__).with_name(system.worker)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -189,15 +191,14 @@ class Study:
                 [self._python(system.environment), worker, instructions],
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
-                cwd=out.parent,
+                cwd=scratch,
                 env={**os.environ, **threads, "PYTHONPATH": str(ROOT)},
             ).returncode
         if not out.exists():
             failure = f"{job.system}, seed {job.seed}: ended with {code} and no run; see {messages}"
             print(failure, flush=True)
             return failure
-        for file in (instructions, messages):
-            file.unlink()
+        shutil.rmtree(scratch)
         return ""
 
 

@@ -51,7 +51,7 @@ def configuration(job: Job) -> dict[str, Any]:
     """RecBole's defaults but for what is named here: the data, the metric that stops it, the processor."""
     return {
         "data_path": job.task,
-        "checkpoint_dir": f"{job.out}.saved",
+        "checkpoint_dir": "saved",
         "USER_ID_FIELD": "user_id",
         "ITEM_ID_FIELD": "item_id",
         "TIME_FIELD": "timestamp",

@@ -1,272 +1,194 @@
-"""Is an accelerator kept busy, and does the freeze contract hold there?  `python benchmarks/gpu.py` needs one.
+"""Is an accelerator kept busy, and does the freeze contract hold there?  `python benchmarks/gpu.py` takes 10 minutes.
 
-For each backend, precision and turn: milliseconds of a training step by the clock, many steps between two waits for the
-device. For PyTorch also the same step by a plain loop over whole logits, the peak of memory of both, and how often a
-step makes the host wait; the same compiled; and with sampled losses. Of both backends, an epoch whose batches are
-prepared as they are needed, and ahead. Then what must hold: a step never makes the host wait, a frozen module keeps its
-bits through steps of the other one, and scores are those of the CPU up to rounding. `--device cpu --quick` runs the
-same without an accelerator, for a look; nothing is compiled then.
+Each part is a process of its own with a time limit: one that hangs is killed, one that raises is reported with its
+traceback, and the rest goes on. The limits add up to `--minutes`; what a part leaves over, those after it may use.
+Results are written after every part, those of a part after every figure, so that nothing is lost if all of it is ended.
+What is cheap and tells most comes first; `--list` says what there is. Nothing needs to be installed but the frameworks:
+it runs from a copy of the repository. `--device cpu --quick` runs every part with tiny sizes and no accelerator.
 """
 
 import argparse
-import statistics
+import datetime
+import json
+import os
+import signal
+import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-import torch
-from overhead import RESULTS, Row, machine, save, spread
-from torch import nn
-from torch.nn.functional import cross_entropy
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-import ur4rec_jax
-import ur4rec_torch
-from ur4rec.data.batches import TrainBatches
-from ur4rec.data.interactions import Sequences
-from ur4rec.schedule.stages import MODULES, TURNS, turns_of
-from ur4rec_torch.device import to_device
+from gpu_results import PartResult, Record, Skipped, read_record, save  # noqa: E402 (it runs from a copy too)
 
-QUESTION = "Is an accelerator kept busy?"
-SHAPES = {
-    "MovieLens-1M": {"num_users": 6040, "num_items": 3416, "length": 165, "batch_size": 256, "dim": 64},
-    "large catalogue": {"num_users": 4000, "num_items": 50_000, "length": 100, "batch_size": 128, "dim": 128},
+LIMITS = {
+    "environment": 30.0,
+    "contract-torch": 45.0,
+    "waits-torch": 40.0,
+    "contract-jax": 60.0,
+    "waits-jax": 45.0,
+    "roofline-torch": 45.0,
+    "roofline-jax": 60.0,
+    "bf16": 45.0,
+    "memory": 30.0,
+    "epochs": 35.0,
+    "compile": 55.0,
+    "quality": 105.0,
 }
-QUICK = {"quick": {"num_users": 40, "num_items": 60, "length": 12, "batch_size": 16, "dim": 8}}
-KINDS: dict[str, dict[str, Any]] = {
-    "": {},
-    ", bf16": {"bf16": True},
-    ", compiled": {"compile": True},
-    ", sampled": {"catalogue_loss": "sampled"},
-}
-PACKAGES: dict[str, Any] = {"torch": ur4rec_torch, "jax": ur4rec_jax}
-MAX_SEQ_LEN = 50
+"""Seconds of each part at most in ten minutes, in their order; with other minutes they are longer or shorter alike."""
+SPARE = 5.0
+"""Seconds before the end in which no part is begun."""
+SKIPPED = 77
+"""The exit code of a part that has nothing to do."""
 
 
-class Setting:
-    """Random sequences of a shape: what is measured does not depend on their content.
+def limits(minutes: float) -> dict[str, float]:
+    """The limit of each part.
 
-    Args:
-        device: Where to train.
-        shape: Sizes, as in `SHAPES`.
+    Example:
+        >>> round(sum(limits(10).values())), limits(5)["environment"]
+        (595, 15.0)
     """
-
-    def __init__(self, device: str, *, num_users: int, num_items: int, length: int, batch_size: int, dim: int) -> None:
-        rng = np.random.default_rng(0)
-        self.device = device
-        self.num_items = num_items
-        self.texts_IT = rng.normal(size=(num_items, 64)).astype(np.float32)
-        self.histories_BL = rng.integers(num_items, size=(64, MAX_SEQ_LEN)).astype(np.int32)
-        sequences = Sequences.from_lists(rng.integers(num_items, size=(num_users, length)).tolist())
-        self.loader = TrainBatches(sequences, num_items, max_seq_len=MAX_SEQ_LEN, batch_size=batch_size, seed=0)
-        self.model = {"text_embedding_dim": 64, "sasrec_hidden_dim": dim, "retriever_output_dim": dim}
-        self.model |= {"max_seq_len": MAX_SEQ_LEN, "retriever_num_queries": 2}
-
-    def trainer(self, backend: str, turn: str, device: str | None = None, **settings: Any) -> Any:
-        """A trainer in which every step is of one turn."""
-        package = PACKAGES[backend]
-        model = package.UR4Rec(self.num_items, self.texts_IT, **self.model)
-        given = {"catalogue_loss": "full", "item_counts": self.loader.item_counts, **settings}
-        trainer = package.JointTrainer(model, device=device or self.device, progress=False, warmup=0.0, **given)
-        trainer.set_training_stage("end_to_end" if turn == "both" else "joint_finetune")
-        if turn != "both":
-            getattr(trainer._alternating, "force", trainer.alternator.force)(turn)
-        return trainer
+    return {name: seconds * minutes / 10 for name, seconds in LIMITS.items()}
 
 
-def by_hand(setting: Setting, turn: str, *, bf16: bool) -> Callable[[Any], None]:
-    """The step in plain PyTorch: whole logits, one optimizer for what trains."""
-    device = torch.device(setting.device)
-    model = ur4rec_torch.UR4Rec(setting.num_items, setting.texts_IT, **setting.model).to(device)
-    active = [*TURNS[turn], "fusion"]
-    for name, part in model.named_children():
-        part.requires_grad_(name in active).train(name in active)
-    parameters = [each for each in model.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, fused=True)
-
-    def step(batch: Any) -> None:
-        inputs = to_device(batch, setting.num_items, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            catalogue = model.retriever.catalogue()
-            hidden_Nd = model.sasrec(inputs.items_BL).flatten(0, 1)[inputs.positions_N]
-            preferences_NKd = model.retriever(inputs.items_BL, catalogue).flatten(0, 1)[inputs.positions_N]
-            sasrec_NI = model.sasrec.score(hidden_Nd, model.sasrec.item_table())
-            retriever_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
-            loss = cross_entropy(model.fusion(sasrec_NI, retriever_NI), inputs.targets_N)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def milliseconds(
-    step: Callable[[Any], object], wait: Callable[[], None], batches: list[Any], rounds: int
-) -> list[float]:
-    """Of a step, per round: the clock from one wait for the device to the next."""
-    times = []
-    for _ in range(rounds + 1):  # the first is to warm up
-        started = time.perf_counter()
-        for batch in batches:
-            step(batch)
-        wait()
-        times.append((time.perf_counter() - started) / len(batches) * 1000)
-    return times[1:]
-
-
-def synchronise(setting: Setting) -> None:
-    """Wait for PyTorch's device."""
-    if setting.device != "cpu":
-        torch.cuda.synchronize()
-
-
-def peak_mebibytes(setting: Setting, step: Callable[[Any], object], batch: Any) -> float | None:
-    """Peak memory of a step, including what was allocated before it; None on the CPU."""
-    if setting.device == "cpu":
-        return None
-    synchronise(setting)
-    torch.cuda.reset_peak_memory_stats()
-    step(batch)
-    synchronise(setting)
-    return torch.cuda.max_memory_allocated() / 2**20
-
-
-def waits(setting: Setting, step: Callable[[Any], object], batch: Any) -> int | None:
-    """How often a step makes the host wait for the device; None on the CPU."""
-    if setting.device == "cpu":
-        return None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
+def run_part(
+    name: str, command: Sequence[str], seconds: float, folder: Path, environment: dict[str, str]
+) -> PartResult:
+    """Run a part's process, and kill it with all that it started when its time is over."""
+    record, messages = folder / f"{name}.json", folder / f"{name}.txt"
+    record.unlink(missing_ok=True)
+    started = time.monotonic()
+    with messages.open("w") as errors:
+        process = subprocess.Popen(
+            command, stderr=errors, stdin=subprocess.DEVNULL, cwd=ROOT, env=environment, start_new_session=True
+        )
         try:
-            step(batch)
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
         finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(each.message) for each in caught)
+            end_all(process)
+    found = read_record(record)
+    tail = "\n".join(messages.read_text(errors="replace").splitlines()[-40:])
+    status, message = "done", ""
+    if code is None:
+        status, message = "killed", f"killed after {seconds:.0f} s"
+    elif code == SKIPPED:
+        status, message = "skipped", tail
+    elif code:
+        status, message = "failed", tail or f"ended with {code}"
+    return PartResult(
+        name=name, status=status, seconds=time.monotonic() - started, limit=seconds, message=message, **found
+    )
 
 
-def step_rows(setting: Setting, shape: str, backends: list[str], rounds: int, num_steps: int) -> Iterator[Row]:
-    """Steps of every backend, precision and turn."""
-    batches = [setting.loader.batch(0, index % len(setting.loader)) for index in range(num_steps)]
-    for backend in backends:
-        for kind, settings in KINDS.items():
-            if settings.get("compile") and (backend == "jax" or setting.device == "cpu"):
-                continue
-            for turn in turns_of(MODULES):
-                trainer = setting.trainer(backend, turn, **settings)
-                name = f"{backend}, {shape}, {turn}{kind}"
-                if backend == "jax":
-                    values = milliseconds(trainer.train_step, trainer.flush, batches, rounds)
-                    yield figure(name, values, f"{num_steps} steps between two waits")
-                    continue
-                yield from torch_rows(setting, name, trainer, turn, batches, rounds)
+def end_all(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and all of its session."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def torch_rows(setting: Setting, name: str, trainer: Any, turn: str, batches: list[Any], rounds: int) -> Iterator[Row]:
-    """A step in PyTorch beside a plain loop over whole logits, and how often it makes the host wait."""
-    wait = lambda: synchronise(setting)  # noqa: E731
-    plain = by_hand(setting, turn, bf16=trainer.config.bf16)
-    ours = milliseconds(trainer.train_step, wait, batches, rounds)
-    theirs = milliseconds(plain, wait, batches, rounds)
-    memory = [peak_mebibytes(setting, each, batches[0]) for each in (trainer.train_step, plain)]
-    detail = f"plain loop over whole logits: {statistics.median(theirs):.2f} ms"
-    if memory[0] is not None:
-        detail += f"; peak {memory[0]:.0f} against {memory[1]:.0f} MiB"
-    yield figure(name, ours, detail)
-    number = waits(setting, trainer.train_step, batches[0])
-    if number is not None:
-        yield Row(
-            name=f"{name}: waits of the host in a step",
-            against="", value=number, low=number, high=number, unit="", bar=0, detail="as PyTorch's debug mode warns",
-        )  # fmt: skip
+def command_of(name: str, options: argparse.Namespace, seconds: float, folder: Path) -> list[str]:
+    """The command of a part's process."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--seconds", f"{seconds:.1f}"]
+    command += ["--record", str(folder / f"{name}.json"), "--device", options.device]
+    command += ["--quick"] if options.quick else []
+    return command + (["--data-dir", str(options.data_dir)] if options.data_dir else [])
 
 
-def reader_rows(setting: Setting, shape: str, backends: list[str], rounds: int, num_steps: int) -> Iterator[Row]:
-    """Steps of epochs whose batches are built and sent as they are needed, and ahead by a thread."""
-    for backend in backends:
-        for kind in ("", ", sampled"):
-            for readers in (0, 1):
-                trainer = setting.trainer(backend, "both", readers=readers, **KINDS[kind])
-                times = []
-                for epoch in range(rounds + 1):  # the first is to warm up
-                    started = time.perf_counter()
-                    trainer.train_epoch(setting.loader, epoch, max_steps=num_steps)
-                    times.append((time.perf_counter() - started) / min(num_steps, len(setting.loader)) * 1000)
-                name = f"{backend}, {shape}, epoch{kind}, {readers} reader{'' if readers == 1 else 's'}"
-                yield figure(name, times[1:], "a step of an epoch, batches built and losses read")
+def environment_of(device: str) -> dict[str, str]:
+    """The environment of the parts: JAX leaves memory to PyTorch, and there is one thread where there is no device."""
+    found = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": str(ROOT)}
+    if device == "cpu":
+        found |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return found
 
 
-def figure(name: str, values: list[float], detail: str) -> Row:
-    """Milliseconds as a row."""
-    median, low, high = spread(values) if len(values) > 1 else (values[0],) * 3
-    return Row(name=name, against="", value=median, low=low, high=high, unit="ms", bar=None, detail=detail)
+def commit() -> str:
+    """The commit that is measured, where it is known: a copy without history has none."""
+    found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
 
 
-def exact_rows(setting: Setting, backends: list[str], num_steps: int) -> Iterator[Row]:
-    """What must hold: bits of a frozen module that differ, and the distance of the scores from those of the CPU."""
-    for backend in backends:
-        for frozen, active in (MODULES, MODULES[::-1]):
-            trainer = setting.trainer(backend, active)
-            before = bits(trainer, frozen)
-            for index in range(num_steps):
-                trainer.train_step(setting.loader.batch(0, index % len(setting.loader)))
-            changed = sum(not np.array_equal(a, b) for a, b in zip(before, bits(trainer, frozen), strict=True))
-            yield Row(
-                name=f"{backend}: arrays of the frozen {frozen} that changed in {num_steps} steps of the other module",
-                against="", value=changed, low=changed, high=changed, unit="", bar=0, detail=f"of {len(before)}",
-            )  # fmt: skip
-        scores = [
-            setting.trainer(backend, "both", device).score(setting.histories_BL) for device in (setting.device, "cpu")
-        ]
-        distance = float(np.abs(scores[0] - scores[1]).max() / np.abs(scores[1]).max())
-        yield Row(
-            name=f"{backend}: largest difference of scores from those on the CPU, by the largest score",
-            against="", value=distance, low=distance, high=distance, unit="", bar=1e-4, detail="float32, 64 histories",
-        )  # fmt: skip
+def run_all(options: argparse.Namespace, stem: Path, about: dict[str, str]) -> list[PartResult]:
+    """Run the parts one after the other until the time is over."""
+    end = time.monotonic() + options.minutes * 60 - SPARE
+    share = limits(options.minutes)
+    results = [PartResult(name=name) for name in options.only or share]
+    folder = stem.parent / f"{stem.name}.parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    spare = 0.0  # what the parts so far have left over
+    for place, each in enumerate(results):
+        seconds = min(share[each.name] + spare, end - time.monotonic())
+        if seconds <= 1:
+            each.message = "no time was left"
+            continue
+        print(f"{each.name}: at most {seconds:.0f} s", flush=True)
+        command = command_of(each.name, options, seconds, folder)
+        found = results[place] = run_part(each.name, command, seconds, folder, environment_of(options.device))
+        print(f"{found.name}: {found.status} after {found.seconds:.0f} s {found.message}".rstrip(), flush=True)
+        spare = max(0.0, seconds - found.seconds)
+        save(results, stem, about)
+    save(results, stem, about)
+    return results
 
 
-def bits(trainer: Any, module: str) -> list[Any]:
-    """Every array of a module as bytes that compare exactly."""
-    if isinstance(trainer, ur4rec_torch.JointTrainer):
-        arrays = [tensor.detach().cpu().numpy() for tensor in getattr(trainer.model, module).state_dict().values()]
-    else:
-        arrays = [np.asarray(array) for array in jax.tree.leaves(trainer._state.params[module])]
-    return [np.frombuffer(array.tobytes(), np.uint8) for array in arrays]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Measure, save, and fail if something does not hold."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cuda (the default), or cpu with --quick for a look")
-    parser.add_argument("--backend", choices=tuple(PACKAGES), action="append", help="default: both")
-    parser.add_argument("--quick", action="store_true", help="a tiny shape and few steps")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
-    options = parser.parse_args(arguments)
-    if options.device != "cpu" and not torch.cuda.is_available():
-        parser.error("--device cuda needs a GPU that PyTorch sees, and there is none; give --device cpu --quick")
-    backends = options.backend or list(PACKAGES)
-    rounds, num_steps = (1, 3) if options.quick else (7, 30)
-    rows: list[Row] = []
-    for shape, sizes in (QUICK if options.quick else SHAPES).items():
-        setting = Setting(options.device, **sizes)
-        given = setting, shape, backends, rounds, num_steps
-        for row in chain(step_rows(*given), reader_rows(*given), exact_rows(setting, backends, num_steps)):
-            print(f"{row.name}: {row.value:.4g} {row.unit}; {row.detail}", flush=True)
-            rows.append(row)
-    is_gpu = options.device != "cpu"
-    device = torch.cuda.get_device_name() if is_gpu else "CPU"
-    about = machine()
-    about |= {"processor": f"{device}, {about['processor']}", "torch": f"{about['torch']}, jax {jax.__version__}"}
-    hardware = device.lower().replace(" ", "-") + ("-quick" if options.quick else "")
-    command = " ".join(["python benchmarks/gpu.py", *(sys.argv[1:] if arguments is None else arguments)])
-    save(rows, options.out, hardware, command, theme="gpu", question=QUESTION, about=about)
-    broken = [row.name for row in rows if not row.passes]
+    parser.add_argument("--minutes", type=float, default=10.0, help="after which all has ended (default: 10)")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes and few steps")
+    parser.add_argument("--only", nargs="+", choices=tuple(LIMITS), metavar="PART", help="these parts alone")
+    parser.add_argument("--data-dir", type=Path, help="the files of MovieLens-1M, for the part quality")
+    parser.add_argument("--list", action="store_true", help="say what there is, and end")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result files")
+    for hidden in ("--part", "--record", "--seconds"):  # of a part's own process
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def run_here(options: argparse.Namespace) -> int:
+    """What a part's own process does."""
+    from gpu_measures import Context
+    from gpu_parts import PARTS
+
+    context = Context(
+        device=options.device,
+        quick=options.quick,
+        seconds=float(options.seconds),
+        data_dir=options.data_dir,
+        started=time.monotonic(),
+    )
+    try:
+        PARTS[options.part](context, Record(Path(options.record)))
+    except Skipped as reason:
+        print(reason, file=sys.stderr)
+        return SKIPPED
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts, and fail if one fails or a bar is missed."""
+    options = parse(arguments)
+    if options.list:
+        for name, seconds in limits(options.minutes).items():
+            print(f"{name}: at most {seconds:.0f} s, and what those before it leave")
+        return 0
+    if options.part:
+        return run_here(options)
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    words = sys.argv[1:] if arguments is None else arguments
+    about = {"command": " ".join(["python benchmarks/gpu.py", *words]), "commit": commit(), "date": date}
+    stem = options.out.resolve() / f"gpu_{options.device.replace(':', '')}{'-quick' if options.quick else ''}_{date}"
+    results = run_all(options, stem, about)
+    broken = [part.name for part in results if not part.holds]
+    print(json.dumps({part.name: part.status for part in results}))
     print(f"does not hold: {', '.join(broken)}" if broken else "all holds")
     return 1 if broken else 0
 

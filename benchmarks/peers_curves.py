@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -24,11 +24,11 @@ class Epoch:
     train_seconds: Mapping[str, float]
     """Seconds of training, by clock."""
     validation_seconds: Mapping[str, float]
-    """Seconds of validation as the system does it by itself, by clock."""
+    """Seconds of scoring and ranking after it, by clock; not of training."""
     validation: Mapping[str, Mapping[str, float]]
     """Validation metrics, by scoring."""
     test_ranks: Mapping[str, list[int]]
-    """The rank of every user's test target, by scoring."""
+    """The rank of every user's test target, by scoring; only where validation by it is the best so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class SystemRun:
     seed: int
     """Its seed."""
     sitting: str
-    """When the process that trained it started: runs of one sitting trained side by side."""
+    """When the benchmark was started that trained it."""
     about: Mapping[str, Any]
     """Its settings and checks."""
     epochs: Sequence[Epoch]
@@ -67,6 +67,15 @@ class SystemRun:
         """The first epoch (0-based) with the highest validation NDCG@10."""
         curve = self.curve(scoring)
         return curve.index(max(curve))
+
+    def reported(self) -> "SystemRun":
+        """The run with the test ranks of its best epochs alone: others are not reported."""
+        best = {scoring: self.best(scoring) for scoring in SCORINGS} if self.epochs else {}
+        epochs = [
+            replace(epoch, test_ranks={name: each for name, each in epoch.test_ranks.items() if best[name] == index})
+            for index, epoch in enumerate(self.epochs)
+        ]
+        return replace(self, epochs=epochs)
 
 
 def seconds_to(run: SystemRun, target: float, scoring: str, clock: str) -> float | None:
@@ -102,12 +111,34 @@ def time_ratio(run: SystemRun, peer: SystemRun, scoring: str, clock: str, part: 
 
 
 def time_ratios(
-    runs: Sequence[SystemRun], peers: Sequence[SystemRun], scoring: str, clock: str, part: float = 1.0
+    runs: Sequence[SystemRun],
+    peers: Sequence[SystemRun],
+    scoring: str,
+    clock: str,
+    part: float = 1.0,
+    draws: int = 2000,
 ) -> dict[str, Any]:
-    """The ratios of all pairs of runs, and their median if every run got there."""
-    each = [time_ratio(run, peer, scoring, clock, part) for run in runs for peer in peers]
-    median = statistics.median(each) if each and None not in each else None
-    return {"each": each, "median": median}
+    """The ratios of all pairs of runs, and their median with a 95% interval: a bootstrap over seeds of either.
+
+    A pair that never gets there counts as longer than all others: where it decides, the figure is None.
+    """
+    each_RP = [[time_ratio(run, peer, scoring, clock, part) for peer in peers] for run in runs]
+    known_RP = np.array([[np.inf if ratio is None else ratio for ratio in row] for row in each_RP], np.float64)
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(draws):
+        rows, columns = (generator.integers(size, size=size) for size in known_RP.shape)
+        found.append(_median(known_RP[rows][:, columns]))
+    low, high = (sorted(found)[round(share * (draws - 1))] for share in (0.025, 0.975))
+    figures = {"median": _median(known_RP), "low": low, "high": high}
+    each = [ratio for row in each_RP for ratio in row]
+    return {"each": each, **{name: value if np.isfinite(value) else None for name, value in figures.items()}}
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """The upper median, so that infinity counts as a value like others."""
+    ordered = np.sort(values, axis=None)
+    return float(ordered[len(ordered) // 2])
 
 
 def per_user(run: SystemRun, scoring: str, metric: str) -> NDArray[np.float64]:

@@ -1,27 +1,26 @@
-"""RecBole's SASRec as its users run it, one epoch at a time. `benchmarks/peers.py` starts it in RecBole's environment.
+"""RecBole's SASRec as its users run it, an epoch at a time. `peers.py` starts it in RecBole's environment.
 
-    python benchmarks/peers_recbole.py FOLDER --seed 2020 --epochs 300
-
-FOLDER holds `peers/peers.inter` (the interactions as an atomic file) and `items.json` (their names in canonical order).
-Each epoch prints a line of JSON and leaves `epoch-N.npz`, the scores of every item for all users; the first line states
-what RecBole tests on. After each line the program waits for one on its standard input: a peer may take its turn.
+RecBole makes its own split; it is compared with ours, histories too, before anything trains. Its own figures, which it
+stops by, are compared with ours of its scores.
 """
 
-import argparse
-import json
 import sys
-import time
 import types
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from peers_task import PARTS, Task, check_tested
+from peers_worker import Job, Recorder, clocks, since, versions, work
+
+from ur4rec.data.batches import EvaluationBatch
 
 # RecBole 1.2.1 uses names that NumPy 2 removed, and imports a tuner that no run needs.
 REMOVED = {"bool": "bool_", "int": "int_", "float": "float64", "complex": "complex128", "object": "object_"}
 REMOVED |= {"str": "str_", "long": "int_", "unicode": "str_", "float_": "float64", "complex_": "complex128"}
 REMOVED |= {"unicode_": "str_"}
+SHOWN = ("train_batch_size", "learning_rate", "learner", "stopping_step", "hidden_dropout_prob", "attn_dropout_prob")
+SHOWN += ("n_layers", "n_heads", "hidden_size", "inner_size", "loss_type", "MAX_ITEM_LIST_LENGTH")
 
 
 def import_recbole() -> types.SimpleNamespace:
@@ -34,10 +33,12 @@ def import_recbole() -> types.SimpleNamespace:
     sys.modules["ray.tune"] = tune
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
+    from recbole.data.interaction import Interaction
     from recbole.utils import get_model, get_trainer, init_seed
 
     return types.SimpleNamespace(
         Config=Config,
+        Interaction=Interaction,
         create_dataset=create_dataset,
         data_preparation=data_preparation,
         get_model=get_model,
@@ -46,41 +47,28 @@ def import_recbole() -> types.SimpleNamespace:
     )
 
 
-def settings(folder: Path, seed: int, epochs: int, dropout: float) -> dict[str, Any]:
+def configuration(job: Job) -> dict[str, Any]:
     """RecBole's defaults but for what is named here: the data, the metric that stops it, the processor."""
     return {
-        "data_path": str(folder),
-        "checkpoint_dir": str(folder / "saved"),
+        "data_path": job.task,
+        "checkpoint_dir": "saved",
         "USER_ID_FIELD": "user_id",
         "ITEM_ID_FIELD": "item_id",
         "TIME_FIELD": "timestamp",
         "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        "MAX_ITEM_LIST_LENGTH": 50,
-        "hidden_dropout_prob": dropout,
-        "attn_dropout_prob": dropout,
+        "MAX_ITEM_LIST_LENGTH": job.max_seq_len,
         "loss_type": "CE",
         "train_neg_sample_args": None,
         "metrics": ["NDCG", "Hit"],
         "topk": [10],
         "valid_metric": "NDCG@10",
         "metric_decimal_place": 8,
-        "epochs": epochs,
-        "seed": seed,
+        "epochs": job.epochs,
+        "seed": job.own_seed,
         "use_gpu": False,
         "show_progress": False,
+        **job.settings,
     }
-
-
-def clocks() -> tuple[float, float]:
-    """Wall and processor seconds."""
-    return time.perf_counter(), time.process_time()
-
-
-def timed(call: Any, *arguments: Any, **options: Any) -> tuple[Any, list[float]]:
-    """What a call gives, with its wall and processor seconds."""
-    before = clocks()
-    result = call(*arguments, **options)
-    return result, [after - start for start, after in zip(before, clocks(), strict=True)]
 
 
 def tested(data: Any, dataset: Any) -> dict[str, list[Any]]:
@@ -98,80 +86,73 @@ def tested(data: Any, dataset: Any) -> dict[str, list[Any]]:
     }
 
 
-@torch.no_grad()
-def scores(model: Any, data: Any, columns: np.ndarray) -> np.ndarray:
-    """The model's scores of every item for every row, its columns in canonical order."""
-    model.eval()
-    found = [model.full_sort_predict(batch[0]).view(len(batch[0]), -1) for batch in data]
-    return torch.cat(found).numpy()[:, columns]
+class Scores:
+    """The model's scores of our batches.
+
+    Args:
+        model: RecBole's.
+        ids_I: RecBole's number of each of our items; 0, its padding, for one that nobody in a sample of users has.
+        width: The positions of a row, of which RecBole wants all.
+        interaction: RecBole's class of a batch.
+    """
+
+    def __init__(self, model: Any, ids_I: np.ndarray, width: int, interaction: Any) -> None:
+        self._model, self._columns_I, self._width, self._interaction = model, ids_I, width, interaction
+        self._ids = np.append(ids_I, 0)
+
+    @torch.no_grad()
+    def __call__(self, batch: EvaluationBatch) -> np.ndarray:
+        """Scores of every item, its columns in canonical order; one that RecBole does not know is below all others."""
+        self._model.eval()
+        lengths_B = (batch.items_BL < len(self._columns_I)).sum(1)
+        items_BL = np.zeros((len(batch.items_BL), self._width), np.int64)
+        items_BL[:, : batch.items_BL.shape[1]] = self._ids[batch.items_BL]
+        rows = slice(batch.num_valid)
+        fed = {"item_id_list": torch.from_numpy(items_BL[rows]), "item_length": torch.from_numpy(lengths_B[rows])}
+        found = self._model.full_sort_predict(self._interaction(fed))
+        scores_BX = found.view(batch.num_valid, -1).numpy()
+        return np.where(self._columns_I == 0, scores_BX.min() - 1, scores_BX[:, self._columns_I])
 
 
-def say(**message: Any) -> None:
-    """Print one line, then wait for our turn."""
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
-    if not sys.stdin.readline():
-        sys.exit("the benchmark has ended")
+def check_split(job: Job, task: Task, loaders: dict[str, Any], dataset: Any) -> None:
+    """Refuse another split than ours."""
+    for part in PARTS:
+        check_tested(getattr(task.split, part), job.max_seq_len, part, tested(loaders[part], dataset))
 
 
-def parse_arguments(documentation: str) -> argparse.Namespace:
-    """The command line of a peer."""
-    parser = argparse.ArgumentParser(description=documentation.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--dropout", type=float, required=True)
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Train until RecBole stops by itself, or the epochs are over."""
-    options = parse_arguments(__doc__)
+def program(job: Job, recorder: Recorder) -> None:
+    """Train until RecBole stops by itself, the epochs are over, or the limit is reached."""
     torch.set_num_threads(1)
-    sys.argv = sys.argv[:1]  # RecBole reads the command line too
     recbole = import_recbole()
-    given = settings(options.folder, options.seed, options.epochs, options.dropout)
-    config = recbole.Config(model="SASRec", dataset="peers", config_dict=given)
+    config = recbole.Config(model="SASRec", dataset="peers", config_dict=configuration(job))
     recbole.init_seed(config["seed"], config["reproducibility"])
     dataset = recbole.create_dataset(config)
     train, validation, test = recbole.data_preparation(config, dataset)
-    names = json.loads((options.folder / "items.json").read_text())
-    columns = np.array([dataset.field2token_id["item_id"][name] for name in names])
+    check_split(job, recorder.task, {"validation": validation, "test": test}, dataset)
     recbole.init_seed(config["seed"], config["reproducibility"])
     model = recbole.get_model("SASRec")(config, train.dataset)
     trainer = recbole.get_trainer(config["MODEL_TYPE"], "SASRec")(config, model)
-    train_epoch, valid_epoch = trainer._train_epoch, trainer._valid_epoch
-    seconds: dict[str, list[float]] = {}
+    ids_I = np.array([dataset.field2token_id["item_id"].get(name, 0) for name in recorder.task.names])
+    scores = Scores(model, ids_I, job.max_seq_len, recbole.Interaction)
+    recorder.about |= {name: config[name] for name in SHOWN}
+    recorder.about |= {"rows_per_epoch": len(train.dataset), "own_ndcg@10_differs_by": 0.0}
+    recorder.about["versions"] = versions("recbole", "torch", "numpy")
+    train_epoch, seconds = trainer._train_epoch, {}
 
     def timed_train(*arguments: Any, **options: Any) -> Any:
-        loss, seconds["train"] = timed(train_epoch, *arguments, **options)
+        start = clocks()
+        loss = train_epoch(*arguments, **options)
+        seconds.update(since(start))
         return loss
 
-    def timed_validation(*arguments: Any, **options: Any) -> Any:
-        (score, result), seconds["validation"] = timed(valid_epoch, *arguments, **options)
-        return score, result
+    def after_epoch(_: int, own_ndcg: float) -> None:
+        ndcg = recorder.epoch(seconds, lambda part: recorder.ranks(scores, part))["validation"]
+        gap = abs(float(own_ndcg) - ndcg)
+        recorder.about["own_ndcg@10_differs_by"] = max(recorder.about["own_ndcg@10_differs_by"], gap)
 
-    def after_epoch(epoch: int, validation_score: float) -> None:
-        kept = {"validation": scores(model, validation, columns), "test": scores(model, test, columns)}
-        np.savez(options.folder / f"epoch-{epoch}.npz", **kept)
-        own = {"validation": float(validation_score)}
-        own["test"] = float(trainer.evaluate(test, load_best_model=False)["ndcg@10"])
-        say(epoch=epoch, seconds=seconds, own_ndcg=own, loss=trainer.train_loss_dict[epoch] / len(train))
-
-    trainer._train_epoch, trainer._valid_epoch = timed_train, timed_validation
-    shown = (
-        "train_batch_size",
-        "learning_rate",
-        "learner",
-        "stopping_step",
-        "hidden_dropout_prob",
-        "attn_dropout_prob",
-    )
-    about = {name: config[name] for name in (*shown, "n_layers", "n_heads", "hidden_size", "inner_size", "loss_type")}
-    about |= {"rows_per_epoch": len(train.dataset), "parameters": sum(each.numel() for each in model.parameters())}
-    say(tested={"validation": tested(validation, dataset), "test": tested(test, dataset)}, about=about)
+    trainer._train_epoch = timed_train
     trainer.fit(train, validation, saved=False, verbose=False, callback_fn=after_epoch)
 
 
 if __name__ == "__main__":
-    main()
+    work(program)

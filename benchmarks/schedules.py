@@ -59,7 +59,7 @@ ENCODER_FIRST = "sequence:(('all',25),('both',10000))"
 """Of a model whose text encoder can train: never, in every so many steps, and in the first third."""
 
 
-def _with_encoder(arms: Sequence[str], seeds: Sequence[int], backend: str = "torch") -> StudyConfig:
+def _with_encoder(arms: Sequence[str], seeds: Sequence[int], backend: str = "torch", updates: int = 105) -> StudyConfig:
     """A study of a transformer of two layers over titles and genres, from scratch.
 
     Its learning rate is the best of 1e-4, 1e-3 and 3e-3 for joint training, by validation, on another seed.
@@ -67,8 +67,8 @@ def _with_encoder(arms: Sequence[str], seeds: Sequence[int], backend: str = "tor
     return StudyConfig(
         arms=tuple(arms),
         seeds=tuple(seeds),
-        updates=105,
-        eval_every=21,
+        updates=updates,
+        eval_every=updates // 5,
         budgets=("cost",),
         backend=backend,
         model={"text_encoder": "transformer", "text_embedding_dim": 64},
@@ -125,6 +125,9 @@ STUDIES = {
         ),
         SEEDS,
     ),
+    "encoder-long": _with_encoder(
+        ("parity", "joint", *SOMETIMES[2:], NEVER, ENCODER_FIRST, "trial"), SEEDS, updates=315
+    ),
     "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER, "trial"), SEEDS[:3], backend="jax"),
     "jax": StudyConfig(
         arms=("parity", "joint", "2:1", "patience", "payoff"),
@@ -134,7 +137,8 @@ STUDIES = {
         backend="jax",
     ),
 }
-"""The committed studies. ``ml-100k-pretrained`` starts where five epochs of each pretraining stage end."""
+"""The committed studies. ``ml-100k-pretrained`` starts where five epochs of each pretraining stage end; the steps of
+``encoder-long`` cost what those of ``encoder`` do, whose ``costs.json`` it has."""
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,14 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def plain_tree(directory: Path, skipped: Path | None = None) -> Iterator[Path]:
+def plain_tree(directory: Path, skipped: Collection[Path] = ()) -> Iterator[Path]:
     """Everything below a directory, folders before what is in them: nothing but files and folders.
 
     A directory from somebody else may hold links to files of yours, or pipes that block whoever reads them.
 
     Args:
         directory: The directory itself may be a link, as whoever named it knows.
-        skipped: A folder that is not entered.
+        skipped: Folders that are not entered.
 
     Raises:
         DataError: It holds something else, such as a symbolic link; the message names it.
@@ -88,7 +88,7 @@ def plain_tree(directory: Path, skipped: Path | None = None) -> Iterator[Path]:
         with suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:  # another process may remove folders
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    if Path(entry) == skipped:
+                    if Path(entry) in skipped:
                         continue
                     pending.append(entry.path)
                 elif not entry.is_file(follow_symlinks=False):
@@ -100,7 +100,7 @@ def plain_tree(directory: Path, skipped: Path | None = None) -> Iterator[Path]:
                 yield Path(entry)
 
 
-def refuse_links(directory: Path, skipped: Path | None = None) -> None:
+def refuse_links(directory: Path, skipped: Collection[Path] = ()) -> None:
     """Refuse what `plain_tree` refuses."""
     for _ in plain_tree(directory, skipped):
         pass

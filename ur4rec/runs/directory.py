@@ -85,9 +85,9 @@ class RunDirectory:
         return directory
 
     @property
-    def _skipped(self) -> Path:
-        """Where Weights & Biases keeps its files, and links to the newest."""
-        return self.path / "events" / "wandb"
+    def _skipped(self) -> tuple[Path, ...]:
+        """Where Weights & Biases keeps its files, and links to the newest, of the run and of its refit."""
+        return tuple(path / "events" / "wandb" for path in (self.path, self.path / REFIT))
 
     def files(self) -> Iterator[Path]:
         """All files and folders of the run, without those of Weights & Biases.

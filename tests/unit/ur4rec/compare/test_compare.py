@@ -3,12 +3,13 @@
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from tests.unit.ur4rec.compare.tiny_study import COSTS, tiny_study
+from tests.unit.ur4rec.compare.tiny_study import COSTS, TINY, tiny_study
 from ur4rec.compare import workers
 from ur4rec.compare.arms import original_of
 from ur4rec.compare.budget import Course, Ledger
@@ -17,8 +18,9 @@ from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.processes import LocalProcesses
 from ur4rec.compare.report import compare_command, write_report
 from ur4rec.compare.runner import RunKey, build_trainer, evaluate, prepare_study
+from ur4rec.compare.study import StudyConfig
 from ur4rec.compare.tasks import ArmOutcome
-from ur4rec.compare.workers import run_one
+from ur4rec.compare.workers import run_one, run_study
 from ur4rec.data import sample_users, synthetic
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import negative_log_likelihood
@@ -34,6 +36,32 @@ def run_all(directory):
     """Every run, those that need another one last, in this process."""
     for key in sorted(directory.missing(), key=lambda key: original_of(key.arm) is not None):
         run_one(directory.path, key)
+
+
+def test_what_the_preset_leaves_to_the_data_is_decided_and_kept_before_anything_is_timed(tmp_path, monkeypatch):
+    study = StudyConfig(**{**TINY, "preset": "default", "model": {"sasrec_hidden_dim": 8, "text_embedding_dim": 16}})
+    directory = StudyDirectory.begin(tmp_path / "study", StudyConfig.from_json(study.to_json()))
+    seen = []
+
+    def time_steps(study, data_dir):
+        seen.append(study)
+        return COSTS
+
+    def train(request):
+        seen.append(request.study)
+        return ArmOutcome(report={"best": None, "error": "pretended"}, arrays={})
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(workers, "local_processes", lambda jobs: nullcontext(LocalProcesses(pool, 1)))
+        monkeypatch.setattr(workers, "measure_costs", time_steps)
+        monkeypatch.setattr(workers, "train_arm", train)
+        run_study(directory, quiet=True)
+    assert len(seen) == 1 + len(study.seeds)
+    kept = StudyDirectory.reopen(tmp_path / "study").study
+    assert all(each == kept for each in seen)
+    assert kept.sizes["max_seq_len"] == kept.run_config("parity", 0).model["max_seq_len"] == 16
+    assert "sasrec_hidden_dim" not in kept.sizes
+    assert kept.run_config("parity", 0).batch_size == TINY["batch_size"]
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,8 @@ def environment_of(device: str) -> dict[str, str]:
     found = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": str(ROOT)}
     if device == "cpu":
         found |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        flags = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
+        found["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     return found
 
 

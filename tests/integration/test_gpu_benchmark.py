@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from importlib import import_module
@@ -80,6 +81,21 @@ def test_a_part_that_raises_is_reported_with_its_traceback(benchmark, tmp_path):
 def test_a_part_that_dies_without_a_word_is_reported_too(benchmark, tmp_path):
     found = run(benchmark, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", tmp_path)
     assert (found.status, found.message) == ("failed", "ended with -11")
+
+
+def test_a_part_ends_with_the_program_that_started_it(tmp_path):
+    begun = tmp_path / "begun"
+    part = f"import os, time; open({str(begun)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    code = "import sys, os; from pathlib import Path; sys.path.insert(0, 'benchmarks'); import gpu; "
+    code += "gpu.end_parts_with_this(); "
+    code += f"gpu.run_part('part', [sys.executable, '-c', {part!r}], 600, Path({str(tmp_path)!r}), dict(os.environ))"
+    program = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
+    while not (begun.exists() and begun.read_text()):
+        assert program.poll() is None
+        time.sleep(0.1)
+    program.terminate()
+    assert program.wait(60) == 1
+    assert not Path(f"/proc/{begun.read_text()}").exists()
 
 
 def test_the_rest_goes_on_and_results_are_written_after_each_part(benchmark, tmp_path, monkeypatch, capsys):

@@ -31,8 +31,9 @@ from ur4rec.compare.runner import evaluate, machine_facts, source_commit
 from ur4rec.compare.statistics import Resamples
 from ur4rec.evaluation.metrics import ndcg
 from ur4rec.files import write_file, write_whole
-from ur4rec.runs.config import RunConfig, preset
+from ur4rec.runs.config import RunConfig
 from ur4rec.runs.prepared import PreparedData, prepare, run_facts
+from ur4rec.runs.presets import preset
 from ur4rec.training.backend import BACKENDS, load_backend
 
 ROOT = Path(__file__).parents[1]

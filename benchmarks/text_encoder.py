@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ur4rec.runs.config import preset
 from ur4rec.runs.prepared import PreparedData, prepare
+from ur4rec.runs.presets import preset
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.training.backend import BACKENDS, load_backend
 from ur4rec.training.checkpoint import load_checkpoint

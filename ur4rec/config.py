@@ -20,6 +20,12 @@ LARGE_CATALOGUE = 30_000
 LR_SCHEDULES = ("cosine", "constant")
 SEQUENCE_LOSSES = ("ce", "sampled", "gbce", "bce", "bpr")
 SCORERS = ("fused", "sasrec", "retriever")
+SOFTMAX_LOSSES = ("ce", "sampled")
+"""The losses of SASRec that are cross-entropies, and so have a distribution of the targets to smooth."""
+PLAIN_BLOCKS, LIGR = ("relu", "gelu"), "ligr"
+BLOCKS = (*PLAIN_BLOCKS, "swiglu", LIGR)
+NORMAL_INIT, PCA_INIT = "normal", "pca"
+ITEM_INITS = (NORMAL_INIT, PCA_INIT, "whitened")
 FUSIONS_WITH_GRADIENTS = ("logit", "weighted")
 NO_TEXT_ENCODER, TRANSFORMER, PRETRAINED = "none", "transformer", "pretrained"
 TEXT_ENCODERS = (NO_TEXT_ENCODER, TRANSFORMER, PRETRAINED)
@@ -54,6 +60,17 @@ class ModelConfig:
     """Attention heads of each block."""
     sasrec_dropout: float = 0.1
     """Dropout of SASRec: on the embedded sequence and on what each block adds to it, while it trains."""
+    sasrec_embedding_dropout: float | None = None
+    """Dropout on the embedded sequence alone; None is sasrec_dropout."""
+    sasrec_embedding_scale: bool = False
+    """Multiply item embeddings by the square root of sasrec_hidden_dim before positions are added, as the paper does.
+    Scores are compared with the embeddings as they are."""
+    sasrec_block: str = "relu"
+    """Blocks of SASRec, all pre-norm: `relu` or `gelu` (feed-forward layers four times as wide), `swiglu` (gated ones
+    of about as many weights: Shazeer 2020) or `ligr` (these, and a gate on what each half adds: arXiv 2502.03417)."""
+    sasrec_item_init: str = NORMAL_INIT
+    """First item embeddings: `normal` (drawn), or made of the item text vectors: their principal components (`pca`), or
+    these with equal variances (`whitened`; WhitenRec, arXiv 2402.10602). Items without a text are drawn."""
     text_embedding_dim: int = 384
     """Width of the item text vectors, and so of a text encoder. With one, a multiple of text_encoder_heads."""
     text_encoder: str = NO_TEXT_ENCODER
@@ -96,6 +113,11 @@ class ModelConfig:
         check_integer("sasrec_num_blocks", self.sasrec_num_blocks, 1, MAX_BLOCKS)
         check_choice("fusion", self.fusion, FUSIONS)
         check_choice("text_encoder", self.text_encoder, TEXT_ENCODERS)
+        check_choice("sasrec_block", self.sasrec_block, BLOCKS)
+        check_choice("sasrec_item_init", self.sasrec_item_init, ITEM_INITS)
+        if self.sasrec_embedding_dropout is not None:
+            rate = check_range("sasrec_embedding_dropout", self.sasrec_embedding_dropout, 0, 1)
+            set_fields(self, sasrec_embedding_dropout=rate)
         if self.has_text_encoder:
             _check_text_encoder(self)
         if self.sasrec_hidden_dim % self.sasrec_num_heads:
@@ -103,6 +125,19 @@ class ModelConfig:
                 f"sasrec_hidden_dim must be a multiple of sasrec_num_heads ({self.sasrec_num_heads}), "
                 f"got {self.sasrec_hidden_dim}"
             )
+
+    @property
+    def sasrec_inner_dim(self) -> int:
+        """Width between the feed-forward layers of a block of SASRec.
+
+        Gated ones have three matrices in place of two, and so two thirds of the width, up to the next multiple of 8.
+
+        Example:
+            >>> [ModelConfig(num_items=5, sasrec_block=block).sasrec_inner_dim for block in ("relu", "swiglu")]
+            [1024, 688]
+        """
+        width = self.sasrec_hidden_dim
+        return 4 * width if self.sasrec_block in PLAIN_BLOCKS else 8 * -(-width // 3)
 
     @property
     def has_text_encoder(self) -> bool:
@@ -164,6 +199,11 @@ def _check_text_encoder(config: ModelConfig) -> None:
         raise ConfigurationError(f"text_encoder_trains must name at most {layers} blocks, got 'last:{number}'")
     if kind == "lora" and number > width:
         raise ConfigurationError(f"text_encoder_trains must have a rank of at most {width}, got 'lora:{number}'")
+    if config.sasrec_item_init != NORMAL_INIT:
+        raise ConfigurationError(
+            f"sasrec_item_init must be {NORMAL_INIT!r} with a text encoder, whose vectors change while it trains, got "
+            f"{config.sasrec_item_init!r}; take that, or text_encoder={NO_TEXT_ENCODER!r}"
+        )
     if config.num_users:
         raise ConfigurationError(
             f"text_encoder must be {NO_TEXT_ENCODER!r} for a model with user texts, got {config.text_encoder!r}: their "
@@ -214,6 +254,10 @@ class TrainerConfig:
     with the catalogue, and moves only the item embeddings that it uses."""
     num_in_batch: int = 256
     """Targets drawn from the batch, in proportion to their frequency, as negatives of `catalogue_loss="sampled"`."""
+    label_smoothing: float = 0.0
+    """The share of each target's probability that all items have in equal parts, in every loss that is a softmax, the
+    retriever's too (Szegedy et al., CVPR 2016). Of a sampled one the candidates have it: the target and the negatives,
+    so that popular items have more of it where `num_in_batch` draws them."""
     gbce_t: float = 0.75
     """Calibration of `gbce`: 0 is plain binary cross-entropy, 1 gives the probabilities of the whole catalogue."""
     joint_loss: str = "fused"
@@ -247,6 +291,13 @@ class TrainerConfig:
     """Learn the weight of each loss component from its uncertainty; see `ur4rec.training.components`."""
     uncertainty_lr: float = 1e-2
     """Peak learning rate of the uncertainties."""
+    ema_decay: float = 0.0
+    """Decay of an exponential moving average of the weights, which evaluation and saved models use in their place; 0 is
+    off. A module's t-th update counts at most (1 + t) / (10 + t) for what was before; while it is frozen its average
+    stays. Training goes on from the weights, and `Payoff` and `Trial` measure them."""
+    length_groups: bool = True
+    """Run rows of about one length through the model together where that saves a fifth of the positions or more, on
+    one device: only dropout masks change with it. False computes the padding of every row."""
     loss_delay: int = 1
     """The number of steps after which losses are read: 1 keeps an accelerator busy, 0 is the original order."""
     max_nonfinite_losses: int = 10
@@ -259,7 +310,8 @@ class TrainerConfig:
     """Seed of dropout and of sampled negatives, which are functions of (seed, step)."""
 
     def __post_init__(self) -> None:
-        ranges = {"gbce_t": (0, 1), "weight_decay": (0, 1), "kd_weight": (0, math.inf), "warmup": (0, 1)}
+        unit = ("gbce_t", "weight_decay", "warmup", "label_smoothing", "ema_decay")
+        ranges = {**dict.fromkeys(unit, (0.0, 1.0)), "kd_weight": (0, math.inf)}
         _check_fields(self, {"warmup_steps": 0, "loss_delay": 0, "seed": 0, "num_in_batch": 0}, ranges)
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
@@ -269,6 +321,11 @@ class TrainerConfig:
             raise ConfigurationError(
                 "catalogue_loss='sampled' is the sampled form of sasrec_loss='ce' and needs it, "
                 f"got sasrec_loss={self.sasrec_loss!r}; leave out one of the two"
+            )
+        if self.label_smoothing and self.sasrec_loss not in SOFTMAX_LOSSES:
+            raise ConfigurationError(
+                f"label_smoothing must be 0 with sasrec_loss={self.sasrec_loss!r}, which is no softmax, got "
+                f"{self.label_smoothing}; leave it out, or take a sasrec_loss of {SOFTMAX_LOSSES}"
             )
 
     def gbce_beta(self, num_items: int) -> float:
@@ -332,6 +389,19 @@ def check_catalogue_loss(catalogue_loss: str, fusion: str) -> None:
         )
 
 
+def check_averages(ema_decay: float, text_encoder: str) -> None:
+    """Refuse averages of a text encoder, whose cache is of its weights.
+
+    Raises:
+        ConfigurationError: The two do not go together.
+    """
+    if ema_decay and text_encoder != NO_TEXT_ENCODER:
+        raise ConfigurationError(
+            f"ema_decay must be 0 with text_encoder={text_encoder!r}, got {ema_decay:g}: its cache holds the vectors "
+            "of its weights, not of their averages; leave out one of the two"
+        )
+
+
 def resolve_catalogue_loss(trainer: TrainerConfig, model: ModelConfig, *, has_counts: bool) -> str:
     """What ``catalogue_loss`` stands for with a model: ``full`` or ``sampled``.
 
@@ -358,6 +428,10 @@ class ModelSettings(TypedDict, total=False):
     sasrec_num_blocks: int
     sasrec_num_heads: int
     sasrec_dropout: float
+    sasrec_embedding_dropout: float | None
+    sasrec_embedding_scale: bool
+    sasrec_block: str
+    sasrec_item_init: str
     text_embedding_dim: int
     text_encoder: str
     text_encoder_vocab: int
@@ -390,6 +464,7 @@ class TrainerSettings(TypedDict, total=False):
     num_negatives: int
     catalogue_loss: str
     num_in_batch: int
+    label_smoothing: float
     gbce_t: float
     joint_loss: str
     sasrec_loss_weight: float
@@ -406,6 +481,8 @@ class TrainerSettings(TypedDict, total=False):
     kd_weight: float
     use_uncertainty_weighting: bool
     uncertainty_lr: float
+    ema_decay: float
+    length_groups: bool
     loss_delay: int
     max_nonfinite_losses: int
     bf16: bool

@@ -34,6 +34,7 @@ def catalogue_cross_entropy(
     retriever: tuple[Array, Array] | None = None,
     weights_2: Array | None = None,
     layout: Layout = ONE_DEVICE,
+    smoothing: float = 0.0,
 ) -> Array:
     """Mean negative log-probability of the targets under a softmax over the whole catalogue; padding does not count.
 
@@ -49,27 +50,41 @@ def catalogue_cross_entropy(
         retriever: Preference vectors over τ, (N, K, e), and the items' keys, (I, e).
         weights_2: The weights of the two; given if and only if both are.
         layout: Where the states (by position) and the table and keys (by item) are.
+        smoothing: The share of a target's probability that all items have in equal parts.
     """
     factors = (*(sasrec or (None, None)), *(retriever or (None, None)), weights_2)
-    return _catalogue_cross_entropy(layout, targets_N, factors)
+    return _catalogue_cross_entropy(layout, smoothing, targets_N, factors)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _catalogue_cross_entropy(layout: Layout, targets_N: Array, factors: Factors) -> Array:
+def smoothed(is_target_nI: Array, items_I: Array, smoothing: float, layout: Layout) -> Array:
+    """The wanted probability of each item, (n, I): that of the target, but for its share that all items have.
+
+    Args:
+        is_target_nI: Where the targets are.
+        items_I: The items; those that only fill up a table have no share.
+        smoothing: The share.
+        layout: Where the items are.
+    """
+    num_items = layout.count_items(len(items_I))
+    return (1 - smoothing) * is_target_nI + jnp.where(items_I < num_items, smoothing / num_items, 0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _catalogue_cross_entropy(layout: Layout, smoothing: float, targets_N: Array, factors: Factors) -> Array:
     """The loss where nothing is differentiated."""
-    return _loss_and_gradients(layout, targets_N, factors, (False,) * len(factors))[0]
+    return _loss_and_gradients(layout, smoothing, targets_N, factors, (False,) * len(factors))[0]
 
 
 def _forward(
-    layout: Layout, targets_N: CustomVJPPrimal, factors: tuple[CustomVJPPrimal | None, ...]
+    layout: Layout, smoothing: float, targets_N: CustomVJPPrimal, factors: tuple[CustomVJPPrimal | None, ...]
 ) -> tuple[Array, Factors]:
     """The gradients are computed with the loss; backward only scales them."""
     needed = tuple(factor is not None and factor.perturbed for factor in factors)
     values = tuple(None if factor is None else factor.value for factor in factors)
-    return _loss_and_gradients(layout, targets_N.value, values, needed)
+    return _loss_and_gradients(layout, smoothing, targets_N.value, values, needed)
 
 
-def _backward(layout: Layout, gradients: Factors, gradient: Array) -> tuple[None, Factors]:
+def _backward(layout: Layout, smoothing: float, gradients: Factors, gradient: Array) -> tuple[None, Factors]:
     """The gradients of the factors and the weights."""
     return None, tuple(None if saved is None else (gradient * saved).astype(saved.dtype) for saved in gradients)
 
@@ -79,16 +94,18 @@ _catalogue_cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _loss_and_gradients(
-    layout: Layout, targets_N: Array, factors: Factors, needed: tuple[bool, ...]
+    layout: Layout, smoothing: float, targets_N: Array, factors: Factors, needed: tuple[bool, ...]
 ) -> tuple[Array, Factors]:
     """The mean loss, and its gradient by each factor that needs one."""
     specs = (BATCH, layout.table, BATCH, layout.table, WHOLE)
-    compute = layout.over_catalogue(partial(_of_part, layout, needed), (BATCH, specs), (WHOLE, specs))
+    compute = layout.over_catalogue(partial(_of_part, layout, smoothing, needed), (BATCH, specs), (WHOLE, specs))
     found: tuple[Array, Factors] = compute(targets_N, factors)
     return found
 
 
-def _of_part(layout: Layout, needed: tuple[bool, ...], targets_N: Array, factors: Factors) -> tuple[Array, Factors]:
+def _of_part(
+    layout: Layout, smoothing: float, needed: tuple[bool, ...], targets_N: Array, factors: Factors
+) -> tuple[Array, Factors]:
     """The same, on a device with its part of the positions and of the items."""
     hidden_Nd, table_Id, queries_NKe, keys_Ie, weights_2 = factors
     given = [factor for factor in factors if factor is not None]
@@ -105,7 +122,7 @@ def _of_part(layout: Layout, needed: tuple[bool, ...], targets_N: Array, factors
         """Add a slice's part of the loss and of the gradients that slices share; the gradients of its rows."""
         targets_n, hidden_nd, queries_nKe = slices
         here = (hidden_nd, table_Id, queries_nKe, keys_Ie, weights_2)
-        loss, gradients = _slice(layout, targets_n, *here, needed)
+        loss, gradients = _slice(layout, smoothing, targets_n, *here, needed)
         by_hidden_nd, by_table_Id, by_queries_nKe, by_keys_Ie, by_weights_2 = gradients
         pairs = zip(sums[1], (by_table_Id, by_keys_Ie, by_weights_2), strict=True)
         added = tuple(None if total is None or each is None else total + each for total, each in pairs)
@@ -127,6 +144,7 @@ def _of_part(layout: Layout, needed: tuple[bool, ...], targets_N: Array, factors
 
 def _slice(
     layout: Layout,
+    smoothing: float,
     targets_n: Array,
     hidden_nd: Array | None,
     table_Id: Array | None,
@@ -149,8 +167,13 @@ def _slice(
     is_real_n = targets_n < layout.count_items(len(items_I))
     logits_nI = layout.without_padding(logits_nI, items_I)
     log_total_n = layout.logsumexp(logits_nI)
-    losses_n = log_total_n - layout.sum(jnp.where(is_target_nI, logits_nI, 0).sum(1), ITEMS)
-    by_logits_nI = jnp.where(is_real_n[:, None], jnp.exp(logits_nI - log_total_n[:, None]) - is_target_nI, 0)
+    if smoothing:
+        wanted_nI = smoothed(is_target_nI, items_I, smoothing, layout)
+        wanted_n = (wanted_nI * logits_nI).sum(1)
+    else:
+        wanted_nI, wanted_n = is_target_nI, jnp.where(is_target_nI, logits_nI, 0).sum(1)
+    losses_n = log_total_n - layout.sum(wanted_n, ITEMS)
+    by_logits_nI = jnp.where(is_real_n[:, None], jnp.exp(logits_nI - log_total_n[:, None]) - wanted_nI, 0)
     by_weights_2 = jnp.stack([(by_logits_nI * part.logits_nI).sum() for part in parts]) if needed[4] else None
     by_sasrec: Factors = (None, None)
     by_retriever: Factors = (None, None)

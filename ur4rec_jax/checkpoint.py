@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 
 from adapters.optax import AlternatingState
 from ur4rec.errors import CheckpointError
-from ur4rec.training.checkpoint import Arrays, load_checkpoint
+from ur4rec.training.checkpoint import Arrays, averages_of, load_checkpoint
 from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, LOG_VARIANCES
+from ur4rec.training.shapes import AVERAGE
 from ur4rec_jax.state import TrainState
 from ur4rec_jax.strategies import MemoryBank, StrategyState
 from ur4rec_jax.ur4rec import UR4Rec
@@ -28,6 +29,8 @@ def export_arrays(train_state: TrainState, buffers: Any) -> tuple[Arrays, Arrays
     moments = _export_strategies(train_state.strategies)
     for inner in train_state.optimizers.inner_states.values():
         moments |= _export_adam(inner[0])
+    if train_state.averages is not None:
+        moments |= {f"{name}/{AVERAGE}": array for name, array in export_weights(train_state.averages).items()}
     return {**export_weights(train_state.params), **export_weights(buffers)}, moments
 
 
@@ -46,7 +49,10 @@ def restore_arrays(weights: Arrays, moments: Arrays, train_state: TrainState, bu
     }
     params = import_weights(train_state.params, trained)
     strategies = _import_strategies(train_state.strategies, moments)
-    return TrainState(params, AlternatingState(inner_states), strategies), import_weights(buffers, kept)
+    averages = train_state.averages
+    if averages is not None:
+        averages = import_weights(averages, averages_of(trained, moments))
+    return TrainState(params, AlternatingState(inner_states), strategies, averages), import_weights(buffers, kept)
 
 
 def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4Rec:
@@ -60,7 +66,7 @@ def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4
     Raises:
         CheckpointError: It is missing, damaged or of another version.
     """
-    loaded = load_checkpoint(path)
+    loaded = load_checkpoint(path).averaged()
     if later_items is not None:
         loaded = loaded.with_items(later_items)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: UR4Rec(**loaded.model_arguments())))
@@ -81,7 +87,9 @@ def _export_adam(adam: optax.ScaleByAdamState) -> Arrays:
 
 
 def _import_adam(part: str, adam: optax.ScaleByAdamState, moments: Arrays) -> optax.ScaleByAdamState:
-    own = {key: value for key, value in moments.items() if key.startswith(f"{part}.")}
+    own = {
+        key: value for key, value in moments.items() if key.startswith(f"{part}.") and not key.endswith(f"/{AVERAGE}")
+    }
     if not own:
         return optax.ScaleByAdamState(
             jnp.zeros_like(adam.count),

@@ -24,6 +24,7 @@ _STEP_SETTINGS = (
     "sasrec_loss",
     "num_negatives",
     "catalogue_loss",
+    "label_smoothing",
     "gbce_t",
     "sasrec_loss_weight",
     "retriever_loss_weight",
@@ -34,6 +35,7 @@ _STEP_SETTINGS = (
     "kd_temperature",
     "kd_weight",
     "use_uncertainty_weighting",
+    "ema_decay",
     "bf16",
 )
 """What a training step is compiled for; the other settings are its arguments, or do not concern it."""

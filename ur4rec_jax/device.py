@@ -11,8 +11,9 @@ from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
 from ur4rec.training.item_texts import items_of
+from ur4rec.training.length_groups import LengthGroups
 from ur4rec.training.sampling import Items, Sampler
-from ur4rec_jax.losses import StepInputs
+from ur4rec_jax.losses import RowGroup, StepInputs
 from ur4rec_jax.text_groups import TextGroups
 
 _KINDS = {"cuda": "gpu"}
@@ -72,6 +73,7 @@ def to_inputs(
     step: int = 0,
     num_parts: int = 1,
     texts: TextGroups | None = None,
+    groups: LengthGroups | None = None,
 ) -> StepInputs:
     """A batch with the places of its targets, as a step takes it; it moves to the device then.
 
@@ -87,15 +89,18 @@ def to_inputs(
         step: The training step of the run, for the sampler.
         num_parts: The number of parts that batches are cut into.
         texts: Divides the texts that a step may encode, in a model with a text encoder.
+        groups: Divides the rows by their lengths, if they are to be and it can; not of a batch with unusually many
+            targets, so that shapes stay few.
     """
     missing = -len(batch[0]) % num_parts
     items_BL: Items
     items_BL, targets_BL = (_more_rows(each, missing, num_items) for each in batch[:2])
     targets_PR = targets_BL.reshape(num_parts, -1)
     found = [np.flatnonzero(targets_R != num_items) for targets_R in targets_PR]
-    length = targets_PR.shape[1]
+    length, divided = targets_PR.shape[1], None
     if usual_targets is not None and max(map(len, found)) <= usual_targets:
         length = usual_targets
+        divided = None if groups is None else groups.divide(items_BL, targets_BL, num_items)
     positions_PN = np.zeros((num_parts, length), np.int32)
     targets_PN: Items = np.full((num_parts, length), num_items, np.int32)
     for part, places in enumerate(found):
@@ -104,13 +109,20 @@ def to_inputs(
     users_B = _more_rows(batch[2], missing, -1) if with_users else None
     sample, items = None, [items_BL, targets_N]
     if sampler is not None:
-        items_BL, targets_N, drawn = sampler.number(items_BL, targets_N, step, padded=True)
+        num_positions = items_BL.size if groups is None or divided is None else groups.num_positions
+        items_BL, targets_N, drawn = sampler.number(items_BL, targets_N, step, num_positions=num_positions)
         items_BL, targets_N = to_indices(items_BL), to_indices(targets_N)
         sample = Sample(to_indices(drawn.items_J), to_indices(drawn.candidates_C), drawn.offsets_C)
         items = [to_indices(drawn.items_J)]
     texts_E = None if texts is None else texts.divide(items_of(num_items, *items))
-    inputs: tuple[Any, ...] = (items_BL, positions_PN.ravel(), targets_N, users_B, sample, None, texts_E)
-    return StepInputs(*inputs)
+    found_all: tuple[Any, ...] = (items_BL, positions_PN.ravel(), targets_N, users_B, sample, None, texts_E)
+    inputs = StepInputs(*found_all)
+    if groups is None or divided is None:
+        return inputs
+    cut = zip(groups.cut(items_BL, divided), divided.rows, strict=True)
+    by_length: Any = tuple(RowGroup(each, None if users_B is None else users_B[rows_R]) for each, rows_R in cut)
+    places_N: Any = to_indices(divided.places(positions_PN.ravel()))
+    return inputs._replace(groups=by_length, places_N=places_N)
 
 
 def _more_rows(rows: ArrayLike, count: int, filling: int) -> NDArray[np.int32]:

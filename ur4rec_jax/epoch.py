@@ -18,6 +18,7 @@ from ur4rec.data.batches import Batch
 from ur4rec.schedule.stages import MODULES, TURNS, CurriculumWeights
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import COMPONENTS, UNCERTAINTY, loss_name, weight_name
+from ur4rec.training.length_groups import LengthGroups
 from ur4rec.training.sampling import Sampler
 from ur4rec_jax.device import to_inputs
 from ur4rec_jax.losses import StepInputs
@@ -103,18 +104,25 @@ def stack_inputs(
     with_users: bool = False,
     sampler: Sampler | None = None,
     num_parts: int = 1,
+    groups: LengthGroups | None = None,
 ) -> StepInput:
-    """The inputs of all steps of an epoch; the arguments of one step's are those of `to_inputs`."""
+    """The inputs of all steps of an epoch; the arguments of one step's are those of `to_inputs`.
 
-    def all_inputs(length: int | None) -> list[StepInputs]:
+    They have one shape: rows are divided by their lengths in all batches or in none.
+    """
+    options: dict[str, Any] = {"with_users": with_users, "sampler": sampler, "num_parts": num_parts}
+
+    def all_inputs(length: int | None, groups: LengthGroups | None) -> list[StepInputs]:
         return [
-            to_inputs(batch, num_items, length, with_users=with_users, sampler=sampler, step=step, num_parts=num_parts)
+            to_inputs(batch, num_items, length, step=step, groups=groups, **options)
             for step, batch in enumerate(batches, start=first_step)
         ]
 
-    inputs = all_inputs(usual_targets)
+    inputs = all_inputs(usual_targets, groups)
+    if len({len(each.groups) for each in inputs}) > 1:
+        inputs = all_inputs(usual_targets, None)
     if len({len(each.targets_N) for each in inputs}) > 1:
-        inputs = all_inputs(None)
+        inputs = all_inputs(None, None)
     steps_S: Any = np.arange(first_step, first_step + len(batches), dtype=np.int32)
     rates_S: dict[str, Any] = {name: np.array([each[name] for each in rates], np.float32) for name in rates[0]}
     return StepInput(

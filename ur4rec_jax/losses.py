@@ -16,27 +16,40 @@ from jax import Array
 from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import TEXT_ENCODER, modules_of
 from ur4rec.training import arrays
-from ur4rec_jax.catalogue_loss import catalogue_cross_entropy
+from ur4rec_jax.catalogue_loss import catalogue_cross_entropy, smoothed
 from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
 from ur4rec_jax.ur4rec import LogitFusion, Outputs, UR4Rec
 
 StepInputs: TypeAlias = arrays.StepInputs[Array]
+RowGroup: TypeAlias = arrays.RowGroup[Array]
 Component: TypeAlias = arrays.Component[Array]
 StepLosses: TypeAlias = arrays.StepLosses[Array]
 
 
-def softmax_cross_entropy(scores_NI: Array, targets_N: Array, layout: Layout = ONE_DEVICE) -> Array:
+def softmax_cross_entropy(
+    scores_NI: Array, targets_N: Array, layout: Layout = ONE_DEVICE, smoothing: float = 0.0
+) -> Array:
     """Mean negative log-probability of the targets; padding does not count.
 
     The target's score is found by comparing, not by indexing: so its gradient is no scatter, and it is one pass.
+
+    Args:
+        scores_NI: The logits.
+        targets_N: The targets.
+        layout: Where these are.
+        smoothing: The share of a target's probability that all items have in equal parts.
     """
-    is_target_NI = targets_N[:, None] == jnp.arange(scores_NI.shape[1])
+    items_I = jnp.arange(scores_NI.shape[1])
+    is_target_NI = targets_N[:, None] == items_I
     scores_NI = layout.without_padding(scores_NI)
-    target_scores_N = jnp.where(is_target_NI, scores_NI, 0).sum(1)
+    if smoothing:
+        wanted_N = (smoothed(is_target_NI, items_I, smoothing, layout) * scores_NI).sum(1)
+    else:
+        wanted_N = jnp.where(is_target_NI, scores_NI, 0).sum(1)
     is_target_N = targets_N < layout.count_items(scores_NI.shape[1])
-    return mean_over_targets(jax.nn.logsumexp(scores_NI, axis=1) - target_scores_N, is_target_N)
+    return mean_over_targets(jax.nn.logsumexp(scores_NI, axis=1) - wanted_N, is_target_N)
 
 
 def cross_entropy(
@@ -49,7 +62,8 @@ def cross_entropy(
     layout: Layout = ONE_DEVICE,
 ) -> Array:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
-    return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id), layout=layout)
+    sasrec, smoothing = (hidden_Nd, table_Id), config.label_smoothing
+    return catalogue_cross_entropy(targets_N, sasrec=sasrec, layout=layout, smoothing=smoothing)
 
 
 def sampled_softmax(
@@ -67,8 +81,12 @@ def sampled_softmax(
     """
     positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config, rngs, layout)
     scores_NM = jnp.concatenate([positive_N[:, None], jnp.where(is_negative_NM, negative_NM, -jnp.inf)], axis=1)
+    wanted_N, smoothing = positive_N, config.label_smoothing
+    if smoothing:
+        mean_N = (positive_N + (negative_NM * is_negative_NM).sum(1)) / (1 + is_negative_NM.sum(1))
+        wanted_N = (1 - smoothing) * positive_N + smoothing * mean_N
     return mean_over_targets(
-        jax.nn.logsumexp(scores_NM, axis=1) - positive_N, targets_N < layout.count_items(len(table_Id))
+        jax.nn.logsumexp(scores_NM, axis=1) - wanted_N, targets_N < layout.count_items(len(table_Id))
     )
 
 
@@ -165,12 +183,12 @@ def separate_loss(
     if "retriever" in modules or TEXT_ENCODER in modules:
         assert catalogue is not None
         dropout = rngs if "retriever" in modules else None
-        loss, outputs = _retriever_loss(model, inputs, catalogue, outputs, dropout, keeps_scores=keeps_scores)
+        loss, outputs = _retriever_loss(model, config, inputs, catalogue, outputs, dropout, keeps_scores=keeps_scores)
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
         primary |= {name: jax.lax.stop_gradient(loss) for name in modules if name != "sasrec"}
     if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
         assert catalogue is not None
-        losses["fused"] = Component(_fusion_loss(model, inputs, catalogue, outputs), 1.0)
+        losses["fused"] = Component(_fusion_loss(model, config, inputs, catalogue, outputs), 1.0)
     total = reduce(jnp.add, (weight * loss for loss, weight in losses.values()))
     return StepLosses(total, primary, losses, outputs)
 
@@ -179,16 +197,16 @@ def _sasrec_loss(
     model: UR4Rec, config: TrainerConfig, inputs: StepInputs, outputs: Outputs, rngs: nnx.Rngs, *, keeps_scores: bool
 ) -> tuple[Array, Outputs]:
     """SASRec's own loss, and the outputs with what it was computed from."""
-    hidden_Nd = _states(model, inputs, rngs)
+    hidden_Nd, smoothing = _states(model, inputs, rngs), config.label_smoothing
     if inputs.sample is not None:
         scores_NS = _sasrec_scores(model, inputs, hidden_Nd)
-        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
+        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample, smoothing)
         return loss, outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NS)
     table_Id = model.sasrec.item_table()
     if keeps_scores and config.sasrec_loss == "ce":
         scores_NI = model.sasrec.score(hidden_Nd, table_Id)
         outputs = outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NI)
-        return softmax_cross_entropy(scores_NI, inputs.targets_N, model.layout), outputs
+        return softmax_cross_entropy(scores_NI, inputs.targets_N, model.layout, smoothing), outputs
     rows_NL = model.layout.per_part(_rows, inputs.items_BL, inputs.positions_N)
     loss = SEQUENCE_LOSSES[config.sasrec_loss](
         *(hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, rngs, model.layout)
@@ -198,6 +216,7 @@ def _sasrec_loss(
 
 def _retriever_loss(
     model: UR4Rec,
+    config: TrainerConfig,
     inputs: StepInputs,
     catalogue: Catalogue,
     outputs: Outputs,
@@ -206,31 +225,33 @@ def _retriever_loss(
     keeps_scores: bool,
 ) -> tuple[Array, Outputs]:
     """The retriever's own loss, and the outputs with what it was computed from."""
-    preferences_NKd = _preferences(model, inputs, catalogue, rngs)
+    preferences_NKd, smoothing = _preferences(model, inputs, catalogue, rngs), config.label_smoothing
     if inputs.sample is not None:
         scores_NS = _retriever_scores(model, inputs, catalogue, preferences_NKd)
-        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
+        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample, smoothing)
         return loss, outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NS)
     if keeps_scores:
         scores_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
         outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NI)
-        return softmax_cross_entropy(scores_NI, inputs.targets_N, model.layout), outputs
-    queries_NKd = model.retriever.scale(preferences_NKd)
-    retriever = queries_NKd, catalogue.keys_Id
-    loss = catalogue_cross_entropy(inputs.targets_N, retriever=retriever, layout=model.layout)
+        return softmax_cross_entropy(scores_NI, inputs.targets_N, model.layout, smoothing), outputs
+    retriever = model.retriever.scale(preferences_NKd), catalogue.keys_Id
+    loss = catalogue_cross_entropy(inputs.targets_N, retriever=retriever, layout=model.layout, smoothing=smoothing)
     return loss, outputs._replace(preferences_NKd=preferences_NKd)
 
 
-def _fusion_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> Array:
+def _fusion_loss(
+    model: UR4Rec, config: TrainerConfig, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs
+) -> Array:
     """Cross-entropy of the fusion of both modules' detached outputs: it trains the fusion weights alone."""
     if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
         scores = jax.lax.stop_gradient((outputs.sasrec_NI, outputs.retriever_NI))
-        return _softmax_loss(model, model.fuse(*scores), inputs)
+        return _softmax_loss(model, model.fuse(*scores), inputs, config.label_smoothing)
     assert outputs.hidden_Nd is not None
     assert outputs.preferences_NKd is not None
     hidden_Nd, table_Id = jax.lax.stop_gradient((outputs.hidden_Nd, model.sasrec.item_table()))
     preferences_NKd, keys_Id = jax.lax.stop_gradient((outputs.preferences_NKd, catalogue.keys_Id))
-    return _fused(model, hidden_Nd, table_Id, preferences_NKd, keys_Id, inputs.targets_N)
+    factors = hidden_Nd, table_Id, preferences_NKd, keys_Id
+    return _fused(model, *factors, inputs.targets_N, config.label_smoothing)
 
 
 def fused_loss(
@@ -241,6 +262,7 @@ def fused_loss(
     rngs: nnx.Rngs,
     *,
     keeps_scores: bool = False,
+    label_smoothing: float = 0.0,
 ) -> StepLosses:
     """Cross-entropy of the fused scores, which is the primary loss of all modules.
 
@@ -254,6 +276,7 @@ def fused_loss(
         catalogue: The retriever's.
         rngs: Random numbers for dropout.
         keeps_scores: Whether a further component needs all logits: then they are computed once for both.
+        label_smoothing: As in `TrainerConfig`.
     """
     sasrec_rngs, retriever_rngs = (rngs if name in modules else None for name in ("sasrec", "retriever"))
     hidden_Nd = _states(model, inputs, sasrec_rngs)
@@ -262,10 +285,10 @@ def fused_loss(
     if keeps_scores or inputs.sample is not None:
         scores = both_scores(model, inputs, catalogue, outputs)
         outputs = Outputs(hidden_Nd, preferences_NKd, *scores)
-        total = _softmax_loss(model, model.fuse(*scores), inputs)
+        total = _softmax_loss(model, model.fuse(*scores), inputs, label_smoothing)
     else:
-        table_Id = model.sasrec.item_table()
-        total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
+        factors = hidden_Nd, model.sasrec.item_table(), preferences_NKd, catalogue.keys_Id
+        total = _fused(model, *factors, inputs.targets_N, label_smoothing)
     primary = dict.fromkeys(modules_of(model.config), jax.lax.stop_gradient(total))
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
@@ -291,7 +314,13 @@ def mean_over_targets(values_N: Array, is_target_N: Array) -> Array:
 
 
 def _fused(
-    model: UR4Rec, hidden_Nd: Array, table_Id: Array, preferences_NKd: Array, keys_Id: Array, targets_N: Array
+    model: UR4Rec,
+    hidden_Nd: Array,
+    table_Id: Array,
+    preferences_NKd: Array,
+    keys_Id: Array,
+    targets_N: Array,
+    smoothing: float,
 ) -> Array:
     """Cross-entropy of the fused scores."""
     if isinstance(model.fusion, LogitFusion):
@@ -302,16 +331,17 @@ def _fused(
             retriever=retriever,
             weights_2=model.fusion.weights[...],
             layout=model.layout,
+            smoothing=smoothing,
         )
     scores = model.sasrec.score(hidden_Nd, table_Id), model.retriever.score(preferences_NKd, keys_Id)
-    return softmax_cross_entropy(model.fuse(*scores), targets_N, model.layout)
+    return softmax_cross_entropy(model.fuse(*scores), targets_N, model.layout, smoothing)
 
 
-def _softmax_loss(model: UR4Rec, scores: Array, inputs: StepInputs) -> Array:
+def _softmax_loss(model: UR4Rec, scores: Array, inputs: StepInputs, smoothing: float) -> Array:
     """Mean negative log-probability of the targets, from the logits of the catalogue or of the candidates."""
     if inputs.sample is None:
-        return softmax_cross_entropy(scores, inputs.targets_N, model.layout)
-    return sampled_cross_entropy(scores, inputs.targets_N, inputs.sample)
+        return softmax_cross_entropy(scores, inputs.targets_N, model.layout, smoothing)
+    return sampled_cross_entropy(scores, inputs.targets_N, inputs.sample, smoothing)
 
 
 def _sasrec_scores(model: UR4Rec, inputs: StepInputs, hidden_Nd: Array) -> Array:
@@ -331,16 +361,33 @@ def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, p
 
 def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:
     """SASRec's states where a target is, (N, d)."""
-    hidden_BLd = model.sasrec(inputs.items_BL, rngs)
-    hidden_Nd: Array = model.layout.per_part(at_positions, hidden_BLd, inputs.positions_N)
-    return hidden_Nd
+    return run_rows(inputs, lambda items_BL, _: model.sasrec(items_BL, rngs), model.layout)
 
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: nnx.Rngs | None) -> Array:
     """The retriever's preference vectors where a target is, (N, K, d)."""
-    preferences_BLKd = model.retriever(inputs.items_BL, catalogue, rngs, inputs.users_B)
-    preferences_NKd: Array = model.layout.per_part(at_positions, preferences_BLKd, inputs.positions_N)
-    return preferences_NKd
+
+    def preferences(items_BL: Array, users_B: Array | None) -> Array:
+        return model.retriever(items_BL, catalogue, rngs, users_B)
+
+    return run_rows(inputs, preferences, model.layout)
+
+
+def run_rows(inputs: StepInputs, compute: Callable[[Array, Array | None], Array], layout: Layout = ONE_DEVICE) -> Array:
+    """What a function computes where a target is, (N, ...): at once, or group by group where rows are divided.
+
+    Args:
+        inputs: The batch.
+        compute: Given histories and whose they are, returns something of each position, (B, L, ...), in which no
+            position depends on a later one.
+        layout: Where the batch is.
+    """
+    if not inputs.groups or inputs.places_N is None:
+        values_BLx = compute(inputs.items_BL, inputs.users_B)
+        values_Nx: Array = layout.per_part(at_positions, values_BLx, inputs.positions_N)
+        return values_Nx
+    by_group = (compute(*group) for group in inputs.groups)
+    return jnp.concatenate([each.reshape(-1, *each.shape[2:]) for each in by_group])[inputs.places_N]
 
 
 def at_positions(values_BLx: Array, positions_N: Array) -> Array:

@@ -46,8 +46,23 @@ def corrections(targets_N: Array, sample: arrays.Sample[Array]) -> Array:
     return jnp.concatenate([jnp.zeros((len(targets_N), 1), offsets_NC.dtype), offsets_NC], axis=1)
 
 
-def sampled_cross_entropy(scores_NS: Array, targets_N: Array, sample: arrays.Sample[Array]) -> Array:
-    """Mean negative log-probability of the targets, as the sample estimates it; padding does not count."""
-    losses_N = jax.nn.logsumexp(scores_NS + corrections(targets_N, sample), axis=1) - scores_NS[:, 0]
+def sampled_cross_entropy(
+    scores_NS: Array, targets_N: Array, sample: arrays.Sample[Array], smoothing: float = 0.0
+) -> Array:
+    """Mean negative log-probability of the targets, as the sample estimates it; padding does not count.
+
+    Args:
+        scores_NS: The logits of the candidates.
+        targets_N: The targets.
+        sample: The candidates.
+        smoothing: The share of a target's probability that its candidates have in equal parts, itself among them; one
+            that was drawn twice counts twice, a negative that is the target not at all.
+    """
+    wanted_N = scores_NS[:, 0]
+    if smoothing:
+        counts_NS = jnp.pad(sample.candidates_C != targets_N[:, None], ((0, 0), (1, 0)), constant_values=True)
+        mean_N = (scores_NS * counts_NS).sum(1) / counts_NS.sum(1)
+        wanted_N = (1 - smoothing) * wanted_N + smoothing * mean_N
+    losses_N = jax.nn.logsumexp(scores_NS + corrections(targets_N, sample), axis=1) - wanted_N
     is_target_N = targets_N < len(sample.items_J) - 1
     return jnp.where(is_target_N, losses_N, 0).sum() / is_target_N.sum()

@@ -4,14 +4,19 @@ Shapes: B rows, L positions, Q of them that are asked for (all, or one), H heads
 positions, I items. Sequences are right-padded, so a causal position never looks at padding and no mask is needed.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from ur4rec.config import ModelConfig
+from ur4rec.config import LIGR, PLAIN_BLOCKS, ModelConfig
 from ur4rec_jax.layers import Dropout, Embedding, LayerNorm, Linear, normal_with_padding
 from ur4rec_jax.layout import ONE_DEVICE
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nnx.relu, "gelu": partial(nnx.gelu, approximate=False)}
 
 
 class SelfAttention(nnx.Module):
@@ -39,30 +44,63 @@ class SelfAttention(nnx.Module):
 class FeedForward(nnx.Module):
     """Two layers applied to each position on its own."""
 
-    def __init__(self, dim: int, rngs: nnx.Rngs) -> None:
-        self.inner = Linear(dim, 4 * dim, rngs=rngs)
-        self.outer = Linear(4 * dim, dim, rngs=rngs)
+    def __init__(self, dim: int, inner_dim: int, activation: str, rngs: nnx.Rngs) -> None:
+        self.activation = activation
+        self.inner = Linear(dim, inner_dim, rngs=rngs)
+        self.outer = Linear(inner_dim, dim, rngs=rngs)
 
     def __call__(self, inputs_BLd: Array) -> Array:
-        """Expand, rectify, contract."""
-        return self.outer(nnx.relu(self.inner(inputs_BLd)))
+        """Expand, apply the activation, contract."""
+        return self.outer(ACTIVATIONS[self.activation](self.inner(inputs_BLd)))
+
+
+class GatedFeedForward(nnx.Module):
+    """SwiGLU: what is inside is multiplied by a gate (Shazeer, 2020, equation 6; here with biases)."""
+
+    def __init__(self, dim: int, inner_dim: int, rngs: nnx.Rngs) -> None:
+        self.gate = Linear(dim, inner_dim, rngs=rngs)
+        self.inner = Linear(dim, inner_dim, rngs=rngs)
+        self.outer = Linear(inner_dim, dim, rngs=rngs)
+
+    def __call__(self, inputs_BLd: Array) -> Array:
+        """Expand, gate, contract."""
+        return self.outer(nnx.silu(self.gate(inputs_BLd)) * self.inner(inputs_BLd))
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block; dropout falls on what each of its halves adds."""
+    """A pre-norm transformer block; dropout falls on what each of its halves adds.
 
-    def __init__(self, dim: int, num_heads: int, dropout: float, rngs: nnx.Rngs) -> None:
+    In a LiGR block (Borisyuk et al., arXiv 2502.03417) what a half adds is multiplied by a gate: the sigmoid of a
+    linear layer of the half's normalised input.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        dim, inner_dim, kind = config.sasrec_hidden_dim, config.sasrec_inner_dim, config.sasrec_block
         self.attention_norm = LayerNorm(dim, rngs=rngs)
-        self.attention = SelfAttention(dim, num_heads, rngs)
+        self.attention = SelfAttention(dim, config.sasrec_num_heads, rngs)
         self.feedforward_norm = LayerNorm(dim, rngs=rngs)
-        self.feedforward = FeedForward(dim, rngs)
-        self.dropout = Dropout(dropout)
+        is_plain = kind in PLAIN_BLOCKS
+        self.feedforward = (
+            FeedForward(dim, inner_dim, kind, rngs) if is_plain else GatedFeedForward(dim, inner_dim, rngs)
+        )
+        self.has_gates = kind == LIGR
+        if self.has_gates:
+            self.attention_gate = Linear(dim, dim, rngs=rngs)
+            self.feedforward_gate = Linear(dim, dim, rngs=rngs)
+        self.dropout = Dropout(config.sasrec_dropout)
 
     def __call__(self, inputs_BLd: Array, rngs: nnx.Rngs | None = None, at_B: Array | None = None) -> Array:
         """Attention, then the feed-forward layers, each added to its input; at every position or at one, (B, Q, d)."""
-        attended_BQd = self.dropout(self.attention(self.attention_norm(inputs_BLd), at_B), rngs)
-        hidden_BQd = take_positions(inputs_BLd, at_B) + attended_BQd
-        return hidden_BQd + self.dropout(self.feedforward(self.feedforward_norm(hidden_BQd)), rngs)
+        normed_BLd = self.attention_norm(inputs_BLd)
+        added_BQd = self.attention(normed_BLd, at_B)
+        if self.has_gates:
+            added_BQd = added_BQd * nnx.sigmoid(self.attention_gate(take_positions(normed_BLd, at_B)))
+        hidden_BQd = take_positions(inputs_BLd, at_B) + self.dropout(added_BQd, rngs)
+        normed_BQd = self.feedforward_norm(hidden_BQd)
+        added_BQd = self.feedforward(normed_BQd)
+        if self.has_gates:
+            added_BQd = added_BQd * nnx.sigmoid(self.feedforward_gate(normed_BQd))
+        return hidden_BQd + self.dropout(added_BQd, rngs)
 
 
 class SASRec(nnx.Module):
@@ -70,7 +108,8 @@ class SASRec(nnx.Module):
 
     Three departures from the paper, all usual today: blocks normalise before each half and once at the end; attention
     weights have no dropout (so that attention stays on the fast path; what it adds has); and item embeddings are not
-    multiplied by √d before positions are added, which measures better (docs/log.md).
+    multiplied by √d before positions are added, which measures better (docs/log.md), unless ``sasrec_embedding_scale``
+    is on. ``sasrec_block`` says what the blocks are.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
@@ -79,12 +118,12 @@ class SASRec(nnx.Module):
         self.layout = ONE_DEVICE
         self.item_embedding = Embedding(config.num_items + 1, dim, embedding_init=normal_with_padding, rngs=rngs)
         self.position_embedding = Embedding(config.max_seq_len, dim, rngs=rngs)
+        self.embedding_scale = dim**0.5 if config.sasrec_embedding_scale else None
         # In a Sequential because Flax 0.12 changed how a list of modules is written.
-        self.blocks = nnx.Sequential(
-            *(Block(dim, config.sasrec_num_heads, config.sasrec_dropout, rngs) for _ in range(config.sasrec_num_blocks))
-        )
+        self.blocks = nnx.Sequential(*(Block(config, rngs) for _ in range(config.sasrec_num_blocks)))
         self.final_norm = LayerNorm(dim, rngs=rngs)
-        self.dropout = Dropout(config.sasrec_dropout)
+        rate = config.sasrec_embedding_dropout
+        self.dropout = Dropout(config.sasrec_dropout if rate is None else rate)
 
     def __call__(self, items_BL: Array, rngs: nnx.Rngs | None = None, at_B: Array | None = None) -> Array:
         """The state of each position, (B, Q, d): what the sequence up to there says about the next item.
@@ -96,6 +135,8 @@ class SASRec(nnx.Module):
                 out: it reads them all from the blocks before it.
         """
         embedded_BLd = self.layout.take(self.item_embedding.embedding[...], items_BL)
+        if self.embedding_scale is not None:
+            embedded_BLd = embedded_BLd * self.embedding_scale
         hidden_BLd = embedded_BLd + self.position_embedding.embedding[: items_BL.shape[1]]
         hidden_BLd = self.dropout(hidden_BLd, rngs)
         *before, last = self.blocks.layers

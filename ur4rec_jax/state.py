@@ -15,3 +15,5 @@ class TrainState(NamedTuple):
     """The state of each part's optimizer."""
     strategies: StrategyState
     """What the strategies keep."""
+    averages: dict[str, Any] | None = None
+    """The averages of the parameters; None where there are none."""

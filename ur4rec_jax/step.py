@@ -25,6 +25,7 @@ from ur4rec.schedule.stages import (
 )
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.components import UNCERTAINTY
+from ur4rec_jax.averages import follow
 from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.losses import StepInputs, StepLosses, fused_loss, separate_loss
 from ur4rec_jax.retriever import Catalogue
@@ -110,7 +111,8 @@ class Step:
             params: The parameters of each part of the model.
             dim: Width of the preference space.
         """
-        return TrainState(params, self._optimizer.init(params), self._strategies.init(dim))
+        averages = jax.tree.map(jnp.copy, params) if self._config.ema_decay else None
+        return TrainState(params, self._optimizer.init(params), self._strategies.init(dim), averages)
 
     def __call__(
         self,
@@ -155,6 +157,8 @@ class Step:
         kept = _keep_unless(good, self._move(state, grads, turn, learning_rates), state, active)
         if sample is not None:
             kept = put_rows(whole, kept, sample.items_J, active, self.layout)
+        if self._config.ema_decay:
+            kept = follow(kept, active, good, self._config.ema_decay)
         bank, log_variances_C = state.strategies
         log_variances_C, metrics = self._strategies.finish(log_variances_C, losses, learning_rates.get(UNCERTAINTY))
         if bank_entries is not None:
@@ -205,7 +209,10 @@ class Step:
                 catalogue = model.catalogue(with_users=False)
             if self.fused:
                 assert catalogue is not None
-                losses = fused_loss(model, inputs, modules, catalogue, rngs, keeps_scores=distils)
+                smoothing = config.label_smoothing
+                losses = fused_loss(
+                    model, inputs, modules, catalogue, rngs, keeps_scores=distils, label_smoothing=smoothing
+                )
             else:
                 losses = separate_loss(model, config, inputs, modules, catalogue, rngs, keeps_scores=distils)
             context = Context(model, inputs, modules, catalogue, distils, curriculum or WITHOUT_CURRICULUM)

@@ -18,7 +18,7 @@ from ur4rec.training import arrays
 from ur4rec.training.components import COMPONENTS, DIVERSITY_RIDGE, UNCERTAINTY, loss_name, weight_name
 from ur4rec_jax.layers import normalize
 from ur4rec_jax.layout import ONE_DEVICE, Layout
-from ur4rec_jax.losses import Component, StepInputs, StepLosses, at_positions, both_scores, mean_over_targets
+from ur4rec_jax.losses import Component, StepInputs, StepLosses, both_scores, mean_over_targets, run_rows
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.sampled_loss import corrections
 from ur4rec_jax.ur4rec import UR4Rec
@@ -164,8 +164,11 @@ def consistency_loss(preferences_NKd: Array, inputs: StepInputs, keys_Id: Array,
     there, which are detached.
     """
     keys_Id = jax.lax.stop_gradient(keys_Id).astype(jnp.float32)
-    history_BLd = jnp.cumsum(layout.take(keys_Id, inputs.items_BL, mode="clip"), axis=1)
-    history_Nd = normalize(layout.per_part(at_positions, history_BLd, inputs.positions_N))
+
+    def so_far(items_BL: Array, _: Array | None) -> Array:
+        return jnp.cumsum(layout.take(keys_Id, items_BL, mode="clip"), axis=1)
+
+    history_Nd = normalize(run_rows(inputs, so_far, layout))
     wanted_Nd = normalize(preferences_NKd.astype(jnp.float32).mean(1))
     return mean_over_targets(
         jnp.square(wanted_Nd - history_Nd).sum(1), inputs.targets_N < layout.count_items(len(keys_Id))

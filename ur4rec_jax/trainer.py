@@ -26,6 +26,7 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.schedule.stages import TEXT_ENCODER, TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
+from ur4rec.training.length_groups import LengthGroups
 from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.processes import Processes
 from ur4rec.training.scorer import Scores
@@ -155,6 +156,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         self._key = self._place(jax.random.key(self.config.seed))
         self._usual_targets: int | None = None
         self._kept_catalogue: Catalogue | None = None
+        self._averaged_catalogue: Catalogue | None = None
         self._text_cache = TextCache(model.text_encoder, self.device) if TEXT_ENCODER in self.modules else None
 
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
@@ -179,9 +181,9 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         finally:
             self._usual_targets = None
 
-    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+    def _preparer(self, groups: LengthGroups | None = None) -> Callable[[Batch, int], StepInputs]:
         num_items, usual_targets, layout = self._model_config.num_items, self._usual_targets, self._layout
-        options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler}
+        options: dict[str, Any] = {"with_users": self._reads_users, "sampler": self._sampler, "groups": groups}
         options["texts"] = None if self._text_cache is None else self._text_cache.groups
 
         def prepare(batch: Batch, step: int) -> StepInputs:
@@ -212,7 +214,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         )
         self._write(entries)
         if changes_catalogue:
-            self._kept_catalogue = None
+            self._kept_catalogue = self._averaged_catalogue = None
         return self._observe(active, report, at_hand=self._loss_at_hand), report
 
     def _write(self, entries: Entries) -> None:
@@ -254,7 +256,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         return partial(float, value)
 
     def _scoring(self, scorers: tuple[str, ...]) -> nullcontext[Scores[Array]]:
-        arrays = (self._state.params, self._current_buffers(), self._catalogue())
+        arrays = (self._state.averages or self._state.params, self._current_buffers(), self._scored_catalogue())
         scores = ModelScores(self._functions, arrays, scorers, self._model_config, self.device, self._layout)
         return nullcontext(scores)
 
@@ -277,7 +279,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         self._state, texts = jax.tree.map(jnp.copy, state)
         if self._text_cache is not None:
             self._buffers = self._text_cache.set(texts, self._buffers)
-        self._kept_catalogue = None
+        self._kept_catalogue = self._averaged_catalogue = None
 
     def _export_arrays(self) -> tuple[Arrays, Arrays]:
         weights, moments = export_arrays(*self._layout.fetch((self._state, self._current_buffers())))
@@ -290,7 +292,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         cached_JT = moments.pop(CACHED_TEXTS, None)
         state, buffers = restore_arrays(weights, moments, *self._layout.model_shape((self._state, self._buffers)))
         self._state, self._buffers = self._place(state), self._place(buffers)
-        self._kept_catalogue = None
+        self._kept_catalogue = self._averaged_catalogue = None
         if self._text_cache is not None:
             vectors_JT = self._buffers[MODULE][VECTORS]
             saved = CacheState(vectors_JT) if cached_JT is None else CacheState(self._place(cached_JT), vectors_JT)
@@ -302,6 +304,14 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         if self._kept_catalogue is None:
             self._kept_catalogue = self._functions.project(self._state.params, self._current_buffers())
         return self._kept_catalogue
+
+    def _scored_catalogue(self) -> Catalogue:
+        """The catalogue of the averages, if there are any."""
+        if self._state.averages is None:
+            return self._catalogue()
+        if self._averaged_catalogue is None:
+            self._averaged_catalogue = self._functions.project(self._state.averages, self._buffers)
+        return self._averaged_catalogue
 
     def _observe(self, active: str, report: StepReport[Array], *, at_hand: bool) -> Decision:
         """Give the schedule the losses of a step, which had no effect if the loss is not finite."""
@@ -320,6 +330,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             with_users=self._reads_users,
             sampler=self._sampler,
             num_parts=self._layout.num_parts,
+            groups=self.length_groups,
         )
         if self._layout.mesh is not None:
             placed = self._layout.place_inputs(inputs_S.inputs, stacked=True)
@@ -331,6 +342,7 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
         self._state, self._kept_catalogue, steps, schedule = epoch.run(
             self._state, saved, catalogue, self._buffers, self._key, inputs_S
         )
+        self._averaged_catalogue = None
         for step, step_rates in zip(steps, rates, strict=True):
             active = self.alternator.active if step.decision is None else step.decision.previous
             decision = step.decision or self._observe(active, step.report, at_hand=True)

@@ -19,6 +19,7 @@ from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
+from ur4rec.training.item_init import item_embeddings
 from ur4rec.training.item_texts import check_item_texts
 from ur4rec.training.memory import enough_for_model
 from ur4rec_jax.layout import Layout
@@ -173,6 +174,8 @@ class UR4Rec(nnx.Module):
                 vectors_UT = jnp.asarray(check_text_vectors("user", users, count=num_users, dim=dim))
             rngs = nnx.Rngs(seed)
             self.sasrec = SASRec(self.config, rngs)
+            if (table_Id := item_embeddings(self.config, texts.vectors_IT, seed)) is not None:
+                self.sasrec.item_embedding.embedding[...] = jnp.pad(table_Id, ((0, 1), (0, 0)))
             self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs, vectors_UT)
             self.fusion = FUSIONS[self.config.fusion](self.config)
             if texts.tokens_IS is not None:  # drawn last: the others are as without it

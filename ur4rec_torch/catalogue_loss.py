@@ -35,6 +35,7 @@ def catalogue_cross_entropy(
     retriever: tuple[Tensor, Tensor] | None = None,
     weights_2: Tensor | None = None,
     shard: ItemShard | None = None,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Mean negative log-probability of the targets under a softmax over the whole catalogue.
 
@@ -48,9 +49,11 @@ def catalogue_cross_entropy(
         retriever: Preference vectors over τ, (N, K, e), and the items' keys, (I, e).
         weights_2: The weights of the two; given if and only if both are.
         shard: Of which items the table and the keys are; None is all.
+        smoothing: The share of a target's probability that all items have in equal parts.
     """
     factors = _as_computed(targets_N, *(sasrec or (None, None)), *(retriever or (None, None)))
-    loss: Tensor = _CatalogueCrossEntropy.apply(shard, targets_N, *factors, weights_2)  # type: ignore[no-untyped-call]
+    compute = _CatalogueCrossEntropy.apply
+    loss: Tensor = compute(shard, smoothing, targets_N, *factors, weights_2)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -94,11 +97,13 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     """The gradients are computed with the loss; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: _Context, shard: ItemShard | None, targets_N: Tensor, *factors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: _Context, shard: ItemShard | None, smoothing: float, targets_N: Tensor, *factors: Tensor | None
+    ) -> Tensor:
         """The loss."""
         with torch.autocast(targets_N.device.type, enabled=False):
             losses_N, gradients = _losses_and_gradients(
-                targets_N, factors, needed=ctx.needs_input_grad[2:], shard=shard
+                targets_N, factors, needed=ctx.needs_input_grad[3:], shard=shard, smoothing=smoothing
             )
         for gradient in gradients:
             if gradient is not None:
@@ -112,7 +117,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
     def backward(ctx: _Context, gradient: Tensor) -> Factors:
         """The gradients of the factors and the weights."""
         found = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return None, None, *(None if saved is None else (gradient * saved).to(dtype) for saved, dtype in found)
+        return None, None, None, *(None if saved is None else (gradient * saved).to(dtype) for saved, dtype in found)
 
 
 class _CatalogueLogProbabilities(torch.autograd.Function):
@@ -149,6 +154,7 @@ def _losses_and_gradients(
     needed: tuple[bool, ...],
     shard: ItemShard | None,
     counts_N: Tensor | None = None,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Factors]:
     """The losses, and the gradients of their sum, weighted by ``counts_N``, by each factor that needs one."""
     hidden_Nd, table_Id, queries_NKe, keys_Ie, weights_2 = factors
@@ -170,12 +176,14 @@ def _losses_and_gradients(
         logits_nI = scores[0]
         if weights_2 is not None:
             logits_nI = (scores[0] * weights_2[0]).addcmul_(scores[1], weights_2[1])
-        log_total_n1, own_n1 = _normalise(logits_nI, targets_n1, shard)
-        losses.append((log_total_n1 - own_n1)[:, 0])
+        log_total_n1, wanted_n1 = _normalise(logits_nI, targets_n1, shard, smoothing)
+        losses.append((log_total_n1 - wanted_n1)[:, 0])
         if not any(needed):
             continue
-        by_logits_nI = logits_nI.sub_(log_total_n1).exp_()  # the probabilities, less 1 where the target is
-        _subtract_one(by_logits_nI, targets_n1, shard)
+        by_logits_nI = logits_nI.sub_(log_total_n1).exp_()  # the probabilities, less those that are wanted
+        _subtract_at(by_logits_nI, targets_n1, 1 - smoothing, shard)
+        if smoothing:
+            by_logits_nI.sub_(smoothing / (num_items if shard is None else shard.num_items))
         if counts_N is not None:
             by_logits_nI.mul_(counts_N[here, None])
         if by_weights_2 is not None:
@@ -188,21 +196,33 @@ def _losses_and_gradients(
     return torch.cat(losses), gradients
 
 
-def _normalise(logits_nI: Tensor, targets_n1: Tensor, shard: ItemShard | None) -> tuple[Tensor, Tensor]:
-    """The logarithm of the sum of all items' exponentials, (n, 1), and the targets' own logits."""
+def _normalise(
+    logits_nI: Tensor, targets_n1: Tensor, shard: ItemShard | None, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The logarithm of the sum of all items' exponentials, (n, 1), and the mean logit by the wanted probabilities.
+
+    That is the target's own logit, but for its share that smoothing gives to all items.
+    """
+    sums = [logits_nI.sum(1, keepdim=True)] if smoothing else []
     if shard is not None:
-        return shard.normalise(logits_nI, targets_n1)
-    return logits_nI.logsumexp(1, keepdim=True), logits_nI.gather(1, targets_n1)
+        log_total_n1, own_n1, *sums = shard.normalise(logits_nI, targets_n1, *sums)
+    else:
+        log_total_n1, own_n1 = logits_nI.logsumexp(1, keepdim=True), logits_nI.gather(1, targets_n1)
+    if smoothing:
+        num_items = logits_nI.shape[1] if shard is None else shard.num_items
+        own_n1 = (1 - smoothing) * own_n1 + smoothing / num_items * sums[0]
+    return log_total_n1, own_n1
 
 
-def _subtract_one(probabilities_nI: Tensor, targets_n1: Tensor, shard: ItemShard | None) -> None:
-    """Subtract 1 where the target is, if it is one of the items."""
+def _subtract_at(probabilities_nI: Tensor, targets_n1: Tensor, amount: float, shard: ItemShard | None) -> None:
+    """Subtract an amount where the target is, if it is one of the items."""
     if shard is None:
-        probabilities_nI.scatter_(1, targets_n1, probabilities_nI.gather(1, targets_n1) - 1)
+        probabilities_nI.scatter_(1, targets_n1, probabilities_nI.gather(1, targets_n1) - amount)
         return
     rows_n1, is_own_n1 = shard.find(targets_n1)
     rows_n1 = rows_n1.clamp(max=probabilities_nI.shape[1] - 1)
-    probabilities_nI.scatter_(1, rows_n1, probabilities_nI.gather(1, rows_n1) - is_own_n1.to(probabilities_nI.dtype))
+    own_n1 = probabilities_nI.gather(1, rows_n1) - amount * is_own_n1.to(probabilities_nI.dtype)
+    probabilities_nI.scatter_(1, rows_n1, own_n1)
 
 
 class _SasrecLogits:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from numpy.typing import ArrayLike
@@ -12,18 +13,25 @@ from torch.optim import Optimizer
 
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.checkpoint import Arrays, load_checkpoint, saved_model
-from ur4rec.training.shapes import CACHED, ENCODED_TEXTS
+from ur4rec.training.shapes import AVERAGE, CACHED, ENCODED_TEXTS
 from ur4rec_torch.device import to_host
 from ur4rec_torch.layout import Layout
 from ur4rec_torch.spread import spread_like
 from ur4rec_torch.strategies import Strategies
 from ur4rec_torch.ur4rec import UR4Rec
 
+if TYPE_CHECKING:
+    from ur4rec_torch.averages import Averages
+
 _CACHED = f"{ENCODED_TEXTS}/{CACHED}"
 
 
 def export_arrays(
-    model: UR4Rec, optimizers: Mapping[str, Optimizer], strategies: Strategies, layout: Layout
+    model: UR4Rec,
+    optimizers: Mapping[str, Optimizer],
+    strategies: Strategies,
+    averages: "Averages | None",
+    layout: Layout,
 ) -> tuple[Arrays, Arrays]:
     """The weights and moments of a `ur4rec.training.checkpoint.Checkpoint`, in whatever layout those of one process.
 
@@ -36,6 +44,8 @@ def export_arrays(
         for key, value in optimizer.state.get(parameter, {}).items()
     }
     moments |= strategies.state_dict()
+    if averages is not None:
+        moments |= averages.state_dict()
     weights = {plain_name(name): value for name, value in model.state_dict().items()}
     if model.config.has_text_encoder and model.text_encoder.is_stale:
         weights[ENCODED_TEXTS], moments[_CACHED] = model.text_encoder.current(), model.text_encoder.vectors
@@ -48,6 +58,7 @@ def restore_arrays(
     model: UR4Rec,
     optimizers: Mapping[str, Optimizer],
     strategies: Strategies,
+    averages: "Averages | None",
     layout: Layout,
 ) -> None:
     """Put back what `export_arrays` gave in process 0, in all processes."""
@@ -61,6 +72,8 @@ def restore_arrays(
     for module, optimizer in optimizers.items():
         _restore_optimizer(optimizer, model.get_submodule(module), module, tensors)
     strategies.load_state_dict(tensors)
+    if averages is not None:
+        averages.load_state_dict(tensors)
     if model.config.has_text_encoder:
         vectors_JT = model.text_encoder.vectors
         if (cached_JT := tensors.get(_CACHED)) is None:
@@ -80,7 +93,7 @@ def load_model(path: str | Path, *, later_items: ArrayLike | None = None) -> UR4
     Raises:
         CheckpointError: It is missing, damaged or of another version.
     """
-    loaded = load_checkpoint(path)
+    loaded = load_checkpoint(path).averaged()
     num_known = saved_model(loaded.state).num_items
     if later_items is not None:
         loaded = loaded.with_items(later_items)
@@ -123,7 +136,7 @@ def _restore_optimizer(optimizer: Optimizer, module: nn.Module, prefix: str, mom
         own = {
             key.removeprefix(start): spread_like(value, parameter) if value.ndim else value
             for key, value in moments.items()
-            if key.startswith(start)
+            if key.startswith(start) and key != f"{start}{AVERAGE}"
         }
         if own:
             state[index] = own

@@ -14,9 +14,10 @@ from ur4rec.data.batches import Batch
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
 from ur4rec.training.item_texts import chunks_by_length, items_of
+from ur4rec.training.length_groups import LengthGroups
 from ur4rec.training.parts import BatchPart
 from ur4rec.training.sampling import Items, Sampler
-from ur4rec_torch.losses import StepInputs
+from ur4rec_torch.losses import RowGroup, StepInputs
 
 CPU_CHUNK, ACCELERATOR_CHUNK = 1 << 11, 1 << 15
 """Tokens that a training step encodes at once: fewer are less padding, more keep an accelerator busy."""
@@ -55,6 +56,7 @@ def to_device(
     step: int = 0,
     part: BatchPart | None = None,
     token_counts_I: NDArray[np.int64] | None = None,
+    groups: LengthGroups | None = None,
 ) -> StepInputs:
     """A batch on the device. Where the targets are is found on the host, so that nothing waits for the device.
 
@@ -67,7 +69,9 @@ def to_device(
         step: The training step of the run, for the sampler.
         part: Of which part of a batch this is the batch; None is a whole one.
         token_counts_I: Where the step may train a text encoder, the number of tokens of each item's text.
+        groups: Divides the rows by their lengths, if they are to be and it can.
     """
+    divided = None if groups is None else groups.divide(np.asarray(batch[0]), np.asarray(batch[1]), num_items)
     all_targets = np.asarray(batch[1]).ravel()
     positions_N = np.flatnonzero(all_targets != num_items)
     items_BL: Items = np.asarray(batch[0], np.int64)
@@ -83,6 +87,15 @@ def to_device(
     users_B = send(np.asarray(batch[2], np.int64), device) if with_users else None
     items, positions, targets = (send(array, device) for array in (items_BL, positions_N, targets_N))
     inputs = StepInputs(items, positions, targets, users_B, sample, part)
+    if groups is not None and divided is not None:
+        by_length = tuple(
+            RowGroup(
+                send(items_RL, device),
+                send(np.asarray(batch[2], np.int64)[rows_R], device) if with_users else None,
+            )
+            for items_RL, rows_R in zip(groups.cut(items_BL, divided), divided.rows, strict=True)
+        )
+        inputs = inputs._replace(groups=by_length, places_N=send(divided.places(positions_N), device))
     if token_counts_I is None:
         return inputs
     texts_E, chunks = find_texts(texts, token_counts_I, device)

@@ -135,16 +135,17 @@ class ItemShard:
             for each, total in zip(own, torch.split(flat, [each.numel() for each in own]), strict=True):
                 each.copy_(total.view_as(each))
 
-    def normalise(self, logits_nI: Tensor, targets_n1: Tensor) -> tuple[Tensor, Tensor]:
+    def normalise(self, logits_nI: Tensor, targets_n1: Tensor, *sums_n1: Tensor) -> tuple[Tensor, ...]:
         """Of logits of the part's items, the logarithm of the sum of all items' exponentials, and the targets' own.
 
-        Both are (n, 1), replicated, without gradients.
+        Then come the sums over all parts of what else is given. All are (n, 1), replicated, without gradients.
         """
         rows_n1, is_own_n1 = self.find(targets_n1)
         own_n1 = logits_nI.gather(1, rows_n1.clamp(max=logits_nI.shape[1] - 1))
         own_n1 = own_n1.masked_fill(~is_own_n1, -torch.inf)
-        found_Pn2 = self.gather(torch.cat([logits_nI.logsumexp(1, keepdim=True), own_n1], dim=1))
-        return found_Pn2[..., :1].logsumexp(0), found_Pn2[..., 1:].amax(0)
+        found = self.gather(torch.cat([logits_nI.logsumexp(1, keepdim=True), own_n1, *sums_n1], dim=1))
+        logs_Pn1, owns_Pn1, *others = torch.split(found, 1, dim=-1)
+        return logs_Pn1.logsumexp(0), owns_Pn1.amax(0), *(each_Pn1.sum(0) for each_Pn1 in others)
 
     @property
     def _is_last(self) -> bool:

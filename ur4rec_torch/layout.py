@@ -51,6 +51,11 @@ def _refused(mesh: Mesh, model: ModelConfig, trainer: TrainerConfig, *, shard: b
                 f"{start} a fusion that asks for no order of all items, got {model.fusion!r}; "
                 f"take one of {FUSIONS_WITH_GRADIENTS} or items=1"
             )
+        if trainer.label_smoothing and model.fusion == "weighted":
+            yield (
+                f"{start} a fusion of logits to smooth labels, got label_smoothing={trainer.label_smoothing} with "
+                "fusion='weighted'; take fusion='logit', label_smoothing=0 or items=1"
+            )
         if trainer.use_knowledge_distillation and is_full:
             yield (
                 f"{start} losses that never hold all logits, got use_knowledge_distillation=True with "

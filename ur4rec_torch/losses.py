@@ -21,6 +21,7 @@ from ur4rec_torch.sampled_loss import retriever_scores, sampled_cross_entropy, s
 from ur4rec_torch.ur4rec import LogitFusion, Outputs, UR4Rec, WeightedFusion
 
 StepInputs: TypeAlias = arrays.StepInputs[Tensor]
+RowGroup: TypeAlias = arrays.RowGroup[Tensor]
 Component: TypeAlias = arrays.Component[Tensor]
 StepLosses: TypeAlias = arrays.StepLosses[Tensor]
 
@@ -34,7 +35,7 @@ def cross_entropy(
     part: BatchPart | None = None,
 ) -> Tensor:
     """Softmax over the whole catalogue: the loss that makes SASRec state of the art."""
-    return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id))
+    return catalogue_cross_entropy(targets_N, sasrec=(hidden_Nd, table_Id), smoothing=config.label_smoothing)
 
 
 def sampled_softmax(
@@ -51,7 +52,11 @@ def sampled_softmax(
     """
     positive_N, negative_NM, is_negative_NM = _against_drawn(hidden_Nd, table_Id, targets_N, config)
     scores_NM = torch.cat([positive_N[:, None], negative_NM.masked_fill(~is_negative_NM, -torch.inf)], dim=1)
-    return (scores_NM.logsumexp(1) - positive_N).mean()
+    wanted_N, smoothing = positive_N, config.label_smoothing
+    if smoothing:
+        mean_N = (positive_N + (negative_NM * is_negative_NM).sum(1)) / (1 + is_negative_NM.sum(1))
+        wanted_N = (1 - smoothing) * positive_N + smoothing * mean_N
+    return (scores_NM.logsumexp(1) - wanted_N).mean()
 
 
 def generalised_binary_cross_entropy(
@@ -141,12 +146,12 @@ def separate_loss(
     primary = {name: loss.detach() for name, (loss, _) in losses.items()}
     if "retriever" in modules or TEXT_ENCODER in modules:
         assert catalogue is not None
-        loss, outputs = _retriever_loss(model, inputs, catalogue, outputs, keeps_scores=keeps_scores)
+        loss, outputs = _retriever_loss(model, config, inputs, catalogue, outputs, keeps_scores=keeps_scores)
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
         primary |= {name: loss.detach() for name in modules if name != "sasrec"}
     if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
         assert catalogue is not None
-        losses["fused"] = Component(_fusion_loss(model, inputs, catalogue, outputs), 1.0)
+        losses["fused"] = Component(_fusion_loss(model, config, inputs, catalogue, outputs), 1.0)
     total = reduce(torch.add, (weight * loss for loss, weight in losses.values()))
     return StepLosses(total, primary, losses, outputs)
 
@@ -156,16 +161,18 @@ def _sasrec_loss(
 ) -> tuple[Tensor, Outputs]:
     """SASRec's own loss, and the outputs with what it was computed from."""
     hidden_Nd, scores_NS = _run_sasrec(model, inputs)
+    smoothing = config.label_smoothing
     if inputs.sample is not None and scores_NS is not None:
-        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
+        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample, smoothing)
         return loss, outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NS)
     table_Id = model.sasrec.item_table()
     if keeps_scores and config.sasrec_loss == "ce":
         scores_NI = model.sasrec.score(hidden_Nd, table_Id)
         outputs = outputs._replace(hidden_Nd=hidden_Nd, sasrec_NI=scores_NI)
-        return F.cross_entropy(scores_NI, inputs.targets_N), outputs
+        return F.cross_entropy(scores_NI, inputs.targets_N, label_smoothing=smoothing), outputs
     if model.shard is not None:
-        loss = catalogue_cross_entropy(inputs.targets_N, sasrec=(hidden_Nd, table_Id), shard=model.shard)
+        sasrec = hidden_Nd, table_Id
+        loss = catalogue_cross_entropy(inputs.targets_N, sasrec=sasrec, shard=model.shard, smoothing=smoothing)
         return loss, outputs._replace(hidden_Nd=hidden_Nd)
     rows_NL = inputs.items_BL[inputs.positions_N // inputs.items_BL.shape[1]]
     loss = SEQUENCE_LOSSES[config.sasrec_loss](hidden_Nd, table_Id, inputs.targets_N, rows_NL, config, inputs.part)
@@ -173,35 +180,52 @@ def _sasrec_loss(
 
 
 def _retriever_loss(
-    model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs, *, keeps_scores: bool
+    model: UR4Rec,
+    config: TrainerConfig,
+    inputs: StepInputs,
+    catalogue: Catalogue,
+    outputs: Outputs,
+    *,
+    keeps_scores: bool,
 ) -> tuple[Tensor, Outputs]:
     """The retriever's own loss, and the outputs with what it was computed from."""
-    preferences_NKd = _preferences(model, inputs, catalogue)
+    preferences_NKd, smoothing = _preferences(model, inputs, catalogue), config.label_smoothing
     if inputs.sample is not None:
         scores_NS = _retriever_scores(model, inputs, catalogue, preferences_NKd)
-        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample)
+        loss = sampled_cross_entropy(scores_NS, inputs.targets_N, inputs.sample, smoothing)
         return loss, outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NS)
     if keeps_scores:
         scores_NI = model.retriever.score(preferences_NKd, catalogue.keys_Id)
         outputs = outputs._replace(preferences_NKd=preferences_NKd, retriever_NI=scores_NI)
-        return F.cross_entropy(scores_NI, inputs.targets_N), outputs
-    queries_NKd = model.retriever.scale(preferences_NKd)
-    loss = catalogue_cross_entropy(inputs.targets_N, retriever=(queries_NKd, catalogue.keys_Id), shard=catalogue.shard)
+        return F.cross_entropy(scores_NI, inputs.targets_N, label_smoothing=smoothing), outputs
+    retriever = model.retriever.scale(preferences_NKd), catalogue.keys_Id
+    loss = catalogue_cross_entropy(inputs.targets_N, retriever=retriever, shard=catalogue.shard, smoothing=smoothing)
     return loss, outputs._replace(preferences_NKd=preferences_NKd)
 
 
-def _fusion_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs) -> Tensor:
+def _fusion_loss(
+    model: UR4Rec, config: TrainerConfig, inputs: StepInputs, catalogue: Catalogue, outputs: Outputs
+) -> Tensor:
     """Cross-entropy of the fusion of both modules' detached outputs: it trains the fusion weights alone."""
     if outputs.sasrec_NI is not None and outputs.retriever_NI is not None:
-        return _softmax_loss(model.fusion(outputs.sasrec_NI.detach(), outputs.retriever_NI.detach()), inputs)
+        fused_NI = model.fusion(outputs.sasrec_NI.detach(), outputs.retriever_NI.detach())
+        return _softmax_loss(fused_NI, inputs, config.label_smoothing)
     assert outputs.hidden_Nd is not None
     assert outputs.preferences_NKd is not None
     hidden_Nd, table_Id = outputs.hidden_Nd.detach(), model.sasrec.item_table().detach()
     preferences_NKd, keys_Id = outputs.preferences_NKd.detach(), catalogue.keys_Id.detach()
-    return _fused(model, hidden_Nd, table_Id, preferences_NKd, keys_Id, inputs.targets_N)
+    factors = hidden_Nd, table_Id, preferences_NKd, keys_Id
+    return _fused(model, *factors, inputs.targets_N, config.label_smoothing)
 
 
-def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps_scores: bool = False) -> StepLosses:
+def fused_loss(
+    model: UR4Rec,
+    inputs: StepInputs,
+    catalogue: Catalogue,
+    *,
+    keeps_scores: bool = False,
+    label_smoothing: float = 0.0,
+) -> StepLosses:
     """Cross-entropy of the fused scores, which is the primary loss of all modules.
 
     A module's own cross-entropy would mislead a schedule: it rises while the modules learn to complement each other.
@@ -211,16 +235,17 @@ def fused_loss(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, *, keeps
         inputs: The batch.
         catalogue: The retriever's.
         keeps_scores: Whether a further component needs all logits: then they are computed once for both.
+        label_smoothing: As in `TrainerConfig`.
     """
     (hidden_Nd, scores_NS), preferences_NKd = _run_sasrec(model, inputs), _preferences(model, inputs, catalogue)
     outputs = Outputs(hidden_Nd, preferences_NKd, scores_NS)
     if keeps_scores or inputs.sample is not None:
         scores = both_scores(model, inputs, catalogue, outputs)
         outputs = Outputs(hidden_Nd, preferences_NKd, *scores)
-        total = _softmax_loss(model.fusion(*scores), inputs)
+        total = _softmax_loss(model.fusion(*scores), inputs, label_smoothing)
     else:
-        table_Id = model.sasrec.item_table()
-        total = _fused(model, hidden_Nd, table_Id, preferences_NKd, catalogue.keys_Id, inputs.targets_N)
+        factors = hidden_Nd, model.sasrec.item_table(), preferences_NKd, catalogue.keys_Id
+        total = _fused(model, *factors, inputs.targets_N, label_smoothing)
     primary = dict.fromkeys(modules_of(model.config), total.detach())
     return StepLosses(total, primary, {"fused": Component(total, 1.0)}, outputs)
 
@@ -259,27 +284,40 @@ def both_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, outputs
 
 
 def _fused(
-    model: UR4Rec, hidden_Nd: Tensor, table_Id: Tensor, preferences_NKd: Tensor, keys_Id: Tensor, targets_N: Tensor
+    model: UR4Rec,
+    hidden_Nd: Tensor,
+    table_Id: Tensor,
+    preferences_NKd: Tensor,
+    keys_Id: Tensor,
+    targets_N: Tensor,
+    smoothing: float,
 ) -> Tensor:
     """Cross-entropy of the fused scores."""
     sasrec, retriever = (hidden_Nd, table_Id), (model.retriever.scale(preferences_NKd), keys_Id)
     if isinstance(model.fusion, LogitFusion):
-        weights_2, shard = model.fusion.weights, model.shard
-        return catalogue_cross_entropy(targets_N, sasrec=sasrec, retriever=retriever, weights_2=weights_2, shard=shard)
+        return catalogue_cross_entropy(
+            targets_N,
+            sasrec=sasrec,
+            retriever=retriever,
+            weights_2=model.fusion.weights,
+            shard=model.shard,
+            smoothing=smoothing,
+        )
     if model.shard is not None:
         assert isinstance(model.fusion, WeightedFusion)
+        assert not smoothing  # check_layout refuses it: the mixture of every item would be needed
         by_sasrec_N = catalogue_log_probabilities(targets_N, sasrec=sasrec, shard=model.shard)
         by_retriever_N = catalogue_log_probabilities(targets_N, retriever=retriever, shard=model.shard)
         return -model.fusion.mix(by_sasrec_N, by_retriever_N).mean()
     scores = model.sasrec.score(hidden_Nd, table_Id), model.retriever.score(preferences_NKd, keys_Id)
-    return F.cross_entropy(model.fusion(*scores), targets_N)
+    return F.cross_entropy(model.fusion(*scores), targets_N, label_smoothing=smoothing)
 
 
-def _softmax_loss(scores: Tensor, inputs: StepInputs) -> Tensor:
+def _softmax_loss(scores: Tensor, inputs: StepInputs, smoothing: float) -> Tensor:
     """Mean negative log-probability of the targets, from the logits of the catalogue or of the candidates."""
     if inputs.sample is None:
-        return F.cross_entropy(scores, inputs.targets_N)
-    return sampled_cross_entropy(scores, inputs.targets_N, inputs.sample)
+        return F.cross_entropy(scores, inputs.targets_N, label_smoothing=smoothing)
+    return sampled_cross_entropy(scores, inputs.targets_N, inputs.sample, smoothing)
 
 
 def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, preferences_NKd: Tensor) -> Tensor:
@@ -292,18 +330,28 @@ def _retriever_scores(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, p
 def _run_sasrec(model: UR4Rec, inputs: StepInputs) -> tuple[Tensor, Tensor | None]:
     """SASRec's states where a target is, (N, d), and with sampled losses its logits of the candidates, (N, S)."""
     if inputs.sample is None:
-        hidden_BLd: Tensor = model.sasrec(inputs.items_BL)
-        return hidden_BLd.flatten(0, 1)[inputs.positions_N], None
+        return run_rows(inputs, lambda items_BL, _: model.sasrec(items_BL)), None
     rows_Jd = model.sasrec.take_rows(inputs.sample.items_J)
-    hidden_BLd = model.sasrec(inputs.items_BL, rows_Jd=rows_Jd)
-    hidden_Nd = hidden_BLd.flatten(0, 1)[inputs.positions_N]
+    hidden_Nd = run_rows(inputs, lambda items_BL, _: model.sasrec(items_BL, rows_Jd=rows_Jd))
     return hidden_Nd, sasrec_scores(hidden_Nd, rows_Jd, inputs.targets_N, inputs.sample)
 
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:
     """The retriever's preference vectors where a target is, (N, K, d)."""
-    preferences_BLKd: Tensor = model.retriever(inputs.items_BL, catalogue, inputs.users_B)
-    return preferences_BLKd.flatten(0, 1)[inputs.positions_N]
+    return run_rows(inputs, lambda items_BL, users_B: model.retriever(items_BL, catalogue, users_B))
+
+
+def run_rows(inputs: StepInputs, compute: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+    """What a function computes where a target is, (N, ...): at once, or group by group where rows are divided.
+
+    Args:
+        inputs: The batch.
+        compute: Given histories and whose they are, returns something of each position, (B, L, ...), in which no
+            position depends on a later one.
+    """
+    if not inputs.groups:
+        return compute(inputs.items_BL, inputs.users_B).flatten(0, 1)[inputs.positions_N]
+    return torch.cat([compute(*group).flatten(0, 1) for group in inputs.groups])[inputs.places_N]
 
 
 def _against_drawn(

@@ -41,7 +41,22 @@ def corrections(targets_N: Tensor, sample: arrays.Sample[Tensor]) -> Tensor:
     return torch.cat([offsets_NC.new_zeros(len(targets_N), 1), offsets_NC], dim=1)
 
 
-def sampled_cross_entropy(scores_NS: Tensor, targets_N: Tensor, sample: arrays.Sample[Tensor]) -> Tensor:
-    """Mean negative log-probability of the targets, as the sample estimates it."""
+def sampled_cross_entropy(
+    scores_NS: Tensor, targets_N: Tensor, sample: arrays.Sample[Tensor], smoothing: float = 0.0
+) -> Tensor:
+    """Mean negative log-probability of the targets, as the sample estimates it.
+
+    Args:
+        scores_NS: The logits of the candidates.
+        targets_N: The targets.
+        sample: The candidates.
+        smoothing: The share of a target's probability that its candidates have in equal parts, itself among them; one
+            that was drawn twice counts twice, a negative that is the target not at all.
+    """
     corrected_NS = scores_NS + corrections(targets_N, sample)
-    return (corrected_NS.logsumexp(1) - scores_NS[:, 0]).mean()
+    wanted_N = scores_NS[:, 0]
+    if smoothing:
+        counts_NS = F.pad((sample.candidates_C != targets_N[:, None]).to(scores_NS.dtype), (1, 0), value=1)
+        mean_N = (scores_NS * counts_NS).sum(1) / counts_NS.sum(1)
+        wanted_N = (1 - smoothing) * wanted_N + smoothing * mean_N
+    return (corrected_NS.logsumexp(1) - wanted_N).mean()

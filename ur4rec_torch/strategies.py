@@ -28,7 +28,7 @@ from ur4rec.training.components import (
 )
 from ur4rec.training.parts import BatchPart
 from ur4rec_torch.item_shards import ItemShard, look_up
-from ur4rec_torch.losses import Component, StepInputs, StepLosses, both_scores
+from ur4rec_torch.losses import Component, StepInputs, StepLosses, both_scores, run_rows
 from ur4rec_torch.retriever import Catalogue
 from ur4rec_torch.sampled_loss import corrections
 from ur4rec_torch.ur4rec import UR4Rec
@@ -162,8 +162,12 @@ def consistency_loss(
     """
     keys_Id = keys_Id.detach().float()
     num_items = len(keys_Id) if shard is None else shard.num_items
-    (texts_BLd,) = look_up(inputs.items_BL.clamp(max=num_items - 1), [keys_Id], shard)
-    history_Nd = F.normalize(texts_BLd.cumsum(1).flatten(0, 1)[inputs.positions_N], dim=-1)
+
+    def so_far(items_BL: Tensor, _: Tensor | None) -> Tensor:
+        (texts_BLd,) = look_up(items_BL.clamp(max=num_items - 1), [keys_Id], shard)
+        return texts_BLd.cumsum(1)
+
+    history_Nd = F.normalize(run_rows(inputs, so_far), dim=-1)
     wanted_Nd = F.normalize(preferences_NKd.float().mean(1), dim=-1)
     return (wanted_Nd - history_Nd).square().sum(1).mean()
 

@@ -25,11 +25,13 @@ from ur4rec.training.arrays import Sample, StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.components import UNCERTAINTY
 from ur4rec.training.item_texts import token_counts
+from ur4rec.training.length_groups import LengthGroups
 from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.parts import cut_batch
 from ur4rec.training.scorer import Scores
 from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
+from ur4rec_torch.averages import Averages
 from ur4rec_torch.checkpoint import export_arrays, refuse_renamed, restore_arrays
 from ur4rec_torch.compiled import as_written, compile_modules, refuse_failures
 from ur4rec_torch.device import find_device, find_texts, seeded, to_device, to_host
@@ -62,7 +64,7 @@ class _State(NamedTuple):
 
     snapshot: Snapshot
     kept: dict[str, Tensor]
-    """What the strategies keep."""
+    """What the strategies and the averages keep."""
     is_stale: bool
     """Whether the vectors of a text encoder are older than its weights; they are among the buffers of the snapshot."""
 
@@ -129,6 +131,11 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             self._optimizers[FUSION] = torch.optim.AdamW(model.fusion.parameters(), weight_decay=0.0, fused=True)
         gather = None if self._group is None else partial(gather_rows, group=self._group)
         self._strategies = Strategies(self.config, model.config, self.device, gather)
+        self._averages: Averages | None = None
+        if self.config.ema_decay:
+            trained = {name: getattr(model, name) for name in self._optimizers}
+            self._averages = Averages(trained, self._optimizers, self.config.ema_decay)
+        self._averaged_catalogue: Catalogue | None = None
         self._release: Callable[[], None] = lambda: None
         self._retriever_steps = 0
         self._kept_catalogue: _KeptCatalogue | None = None
@@ -150,7 +157,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         self._release = adapter.release
         return adapter
 
-    def _preparer(self) -> Callable[[Batch, int], StepInputs]:
+    def _preparer(self, groups: LengthGroups | None = None) -> Callable[[Batch, int], StepInputs]:
         num_items, with_users = self._model_config.num_items, self._reads_users
         counts_I = self._token_counts_I if self.device.type == "cuda" else None  # else a step looks for its texts
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -168,6 +175,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
                     step=step,
                     part=part,
                     token_counts_I=counts_I,
+                    groups=groups,
                 )
 
         return prepare
@@ -185,9 +193,21 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         if self._group is not None and dist.group.WORLD is not None:
             losses = average_losses(losses, dist.group.WORLD)  # not finite in one process is so in all
         decision = self._step(loss, losses, self._observed(active, losses.total, losses.modules), inputs.sample)
+        self._average(TURNS[active], losses.total.detach())
         metrics = self._strategies.finish(losses, rates[UNCERTAINTY])
         self._retriever_steps += "retriever" in TURNS[active]
         return decision, StepReport(losses.total, losses.modules, metrics)
+
+    def _average(self, modules: tuple[str, ...], loss: Tensor) -> None:
+        """Let the averages follow what a step has updated: nothing, if its loss is not finite."""
+        if self._averages is None or (self._loss_at_hand and not math.isfinite(loss.item())):
+            return
+        trains_fusion = FUSION in self._optimizers and (self._is_fused or len(modules) > 1)
+        self._averages.follow(
+            (*modules, FUSION) if trains_fusion else modules, None if self._loss_at_hand else torch.isfinite(loss)
+        )
+        if "retriever" in modules:
+            self._averaged_catalogue = None
 
     def _refresh_texts(self, modules: tuple[str, ...]) -> None:
         """Encode all texts again if the encoder has trained and is frozen now: from here on its cache stays."""
@@ -200,8 +220,23 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     @contextmanager
     def _scoring(self, scorers: tuple[str, ...]) -> Iterator[Scores[Tensor]]:
-        with self._inference():
-            yield ModelScores(self.model, self._catalogue(trains=False), self.device, scorers)
+        with self._averaged(), self._inference():
+            yield ModelScores(self.model, self._scored_catalogue(), self.device, scorers)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model has the averages for weights within it, if there are any."""
+        self._reshard()
+        with nullcontext() if self._averages is None else self._averages.in_place():
+            yield
+
+    def _scored_catalogue(self) -> Catalogue:
+        """The catalogue of the weights that `_averaged` gives."""
+        if self._averages is None:
+            return self._catalogue(trains=False)
+        if self._averaged_catalogue is None:
+            self._averaged_catalogue = self.model.catalogue()
+        return self._averaged_catalogue
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -218,16 +253,20 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
 
     def _take_state(self) -> _State:
         self._reshard()
-        kept = {name: each.detach().clone() for name, each in self._strategies.state_dict().items()}
+        averages = {} if self._averages is None else self._averages.state_dict()
+        own = {**self._strategies.state_dict(), **averages}
+        kept = {name: each.detach().clone() for name, each in own.items()}
         return _State(self._alternating.snapshot(), kept, self._has_texts and self.model.text_encoder.is_stale)
 
     def _set_state(self, state: _State) -> None:
         self._reshard()
         self._alternating.rollback(state.snapshot)
         self._strategies.load_state_dict(state.kept)
+        if self._averages is not None:
+            self._averages.load_state_dict(state.kept)
         if self._has_texts:
             self.model.text_encoder.is_stale = state.is_stale
-        self._kept_catalogue = None
+        self._kept_catalogue = self._averaged_catalogue = None
 
     def _own_items(self) -> tuple[slice, int]:
         shard = self._layout.shard
@@ -241,12 +280,13 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         if self.processes.rank > 0 and not self._is_divided:
             return {}, {}
         self._reshard()
-        return export_arrays(self.model, self._optimizers, self._strategies, self._layout)
+        return export_arrays(self.model, self._optimizers, self._strategies, self._averages, self._layout)
 
     def _restore_arrays(self, weights: Arrays, moments: Arrays) -> None:
         self._reshard()
-        restore_arrays(weights, moments, self.model, self._optimizers, self._strategies, self._layout)
-        self._kept_catalogue = None
+        parts = self.model, self._optimizers, self._strategies, self._averages, self._layout
+        restore_arrays(weights, moments, *parts)
+        self._kept_catalogue = self._averaged_catalogue = None
         self._token_counts_I = self._count_tokens()
 
     def _catalogue(self, *, trains: bool) -> Catalogue:
@@ -307,7 +347,10 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         with seeded(self.config.seed, self.step, self.device), self._autocast():
             if self._is_fused:
                 assert catalogue is not None
-                losses = fused_loss(self.model, inputs, catalogue, keeps_scores=self._distils)
+                smoothing = self.config.label_smoothing
+                losses = fused_loss(
+                    self.model, inputs, catalogue, keeps_scores=self._distils, label_smoothing=smoothing
+                )
             else:
                 losses = separate_loss(self.model, self.config, inputs, modules, catalogue, keeps_scores=self._distils)
             weights = self._curriculum(self.stage_step) or WITHOUT_CURRICULUM

@@ -18,6 +18,7 @@ from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
+from ur4rec.training.item_init import item_embeddings
 from ur4rec.training.item_texts import check_item_texts
 from ur4rec.training.memory import enough_for_model
 from ur4rec_torch.item_shards import ItemShard, ShardedEmbedding
@@ -182,6 +183,8 @@ class UR4Rec(nn.Module):
                 self.retriever = PreferenceRetriever(self.config, vectors_IT, vectors_UT)
                 self.fusion = FUSIONS[self.config.fusion](self.config)
                 self.apply(_initialise)
+                if (table_Id := item_embeddings(self.config, texts.vectors_IT, seed)) is not None:
+                    self.sasrec.item_embedding.weight.data[:-1] = torch.from_numpy(table_Id)
                 if texts.tokens_IS is not None:  # drawn last: the others are as without it
                     self.text_encoder = TextEncoder(self.config, texts.tokens_IS, texts.weights, texts.vectors_IT)
 

@@ -202,7 +202,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[""], help="the runs whose name holds one of these (see --list)")
     parser.add_argument("--seeds", type=_positive, default=NUM_SEEDS, help=f"number of seeds (default: {NUM_SEEDS})")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them, to tune on others (default: 0)")
-    parser.add_argument("--jobs", type=_positive, default=2, help="processes of one thread each (default: 2)")
+    parser.add_argument(
+        "--jobs",
+        type=_positive,
+        default=2,
+        help="processes of one thread each; 1: this one, with its threads (default: 2)",
+    )
     parser.add_argument("--again", action="store_true", help="run finished ones again")
     parser.add_argument("--list", action="store_true", help="list domains and arms, run nothing")
     parser.add_argument("--report-only", action="store_true", help="run nothing, report what is finished or packed")

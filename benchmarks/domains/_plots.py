@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from alternator.recordings.plot import literal_texts
 from ur4rec.compare.plots import to_png
-from ur4rec.compare.statistics import Interval
+from ur4rec.evaluation.intervals import Interval
 
 from ._regret import DomainSummary
 from ._report import columns

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ur4rec.compare.statistics import LEVEL, Interval
+from ur4rec.evaluation.intervals import LEVEL, Interval
 
 from ._cells import Facts, Run
 from ._domain import KINDS, Kind

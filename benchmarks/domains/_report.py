@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ur4rec.compare.statistics import Interval
+from ur4rec.evaluation.intervals import Interval
 
 from ._regret import ArmSummary, DomainSummary
 

@@ -1,4 +1,4 @@
-"""UR4Rec: SASRec and a retriever of texts, on MovieLens-100K and where one of them learns faster.
+"""UR4Rec: SASRec and a retriever of texts, on MovieLens-100K, where one learns faster, and with a costly text encoder.
 
 These are the studies of `benchmarks/studies`, as they stand: an arm that a study has is read from its committed runs,
 and another one is trained as the study trains its own, at the same charged cost.
@@ -21,7 +21,7 @@ from ._domain import Arm, Kind, Outcome, Point
 
 STUDIES = Path(__file__).parents[1] / "studies"
 RULES = ("trial", "payoff", "gain", "trend", "patience", "plateau")
-"""Of which a study need not have runs."""
+"""Of two modules; a study need not have runs of them."""
 BASIS = "cost"
 
 
@@ -33,6 +33,8 @@ class Recommender:
     study: str
     """Its folder."""
     question: str
+    rules: tuple[str, ...] = field(default=RULES, repr=False)
+    """Those that are run, whether or not the study has them."""
     metric: str = "NDCG@10"
     higher_is_better: bool = True
     unit: str = "seconds charged"
@@ -57,7 +59,7 @@ class Recommender:
 
     def arms(self) -> Mapping[str, Arm]:
         """The study's, and the rules."""
-        arms = dict.fromkeys((*self._directory.study.arms, *RULES))
+        arms = dict.fromkeys((*self._directory.study.arms, *self.rules))
         return {_name(arm): Arm(kind=_kind(arm), setting=arm) for arm in arms}
 
     def run(self, arm: str, seed: int) -> Outcome:
@@ -91,7 +93,7 @@ def _name(arm: str) -> str:
 def _kind(arm: str) -> Kind:
     if arm == JOINT:
         return "joint"
-    if original_of(arm) is not None:
+    if original_of(arm) is not None or arm.startswith("random_tenure"):
         return "random"
     return "fixed" if is_ratio(arm) or arm.startswith(SEQUENCE) else "ours"
 
@@ -99,4 +101,5 @@ def _kind(arm: str) -> Kind:
 DOMAINS = (
     Recommender("movielens", "ml-100k", "Which of the two modules of a recommender should train, and how often?"),
     Recommender("fast-retriever", "synthetic", "And if one of them learns ten times faster, and costs more?"),
+    Recommender("costly-encoder", "encoder", "Should a costly encoder of item texts train, and how often?", ("trial",)),
 )

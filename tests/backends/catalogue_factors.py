@@ -13,11 +13,11 @@ def draw_factors(num_rows=37, num_items=23):
     return factors, random.integers(num_items, size=num_rows)
 
 
-def catalogue_loss(backend, factors, targets_N):
+def catalogue_loss(backend, factors, targets_N, smoothing=0.0):
     """The loss under test, of those factors (arrays of the framework) that are there."""
     found = {
         "sasrec": (factors["hidden"], factors["table"]) if "hidden" in factors else None,
         "retriever": (factors["queries"], factors["keys"]) if "queries" in factors else None,
     }
     compute = backend.part("catalogue_loss").catalogue_cross_entropy
-    return compute(backend.array(targets_N), **found, weights_2=factors.get("weights"))
+    return compute(backend.array(targets_N), **found, weights_2=factors.get("weights"), smoothing=smoothing)

@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 
 from tests.backends.harness import BACKENDS, installed, load
-from ur4rec.data import leave_one_out, synthetic
-from ur4rec.data.batches import EvaluationBatches, TrainBatches
+from ur4rec.data import Sequences, leave_one_out, synthetic
+from ur4rec.data.batches import Batch, EvaluationBatches, TrainBatches
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.prepared import PreparedData
+from ur4rec.runs.run import TrainingRun
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import TURNS
+from ur4rec.text.encoders import TextEncoder
+from ur4rec.training import length_groups
 
 MAX_SEQ_LEN = 8
+SHORT = {"max_seq_len": 24, "batch_size": 32}
+"""Sizes of batches with short rows, which are divided by their lengths."""
 
 collect_ignore_glob = [
     pattern
@@ -155,3 +163,75 @@ def batch_stream(loader):
             yield loader.batch(step // len(loader), step % len(loader))
 
     return stream
+
+
+@pytest.fixture(scope="module")
+def make_run(backend):
+    """Builds tiny runs in a directory; keyword arguments are settings of the run."""
+    interactions = synthetic(num_users=50, num_items=24, num_clusters=4, mean_length=7)
+    split = leave_one_out(interactions)
+    vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 8)).astype(np.float32)
+
+    def make(path, **settings):
+        config = RunConfig(
+            dataset="synthetic",
+            backend=backend.name,
+            device="cpu",
+            batch_size=16,
+            checkpoint_every=3,
+            model={
+                **{"max_seq_len": 5, "sasrec_hidden_dim": 8, "sasrec_num_heads": 1, "sasrec_num_blocks": 1},
+                **{"text_embedding_dim": 8, "retriever_output_dim": 8, "retriever_num_queries": 2},
+                **settings.pop("model", {}),
+            },
+            **{"schedule": "2:1", "epochs": {"pretrain_sasrec": 4, "joint_finetune": 3}, "eval_users": 30, **settings},
+        )
+        model = config.model_config(split.num_items)
+        train = TrainBatches(split.train, split.num_items, max_seq_len=5, batch_size=16, seed=0)
+        prepared = PreparedData(
+            interactions=interactions,
+            split=split,
+            item_text_vectors_IT=vectors_IT,
+            model=model,
+            train=train,
+            encoder=TextEncoder("tfidf", 8, {"neutral": vectors_IT[0]}),
+        )
+        return TrainingRun(config, prepared, RunDirectory(path), progress=False)
+
+    return make
+
+
+@pytest.fixture
+def cheap_groups(monkeypatch):
+    """Groups pay in batches as small as those of a test."""
+    monkeypatch.setattr(length_groups, "CPU_COST", 16)
+
+
+@pytest.fixture(scope="session")
+def short_loader(split):
+    """Batches of histories that are much shorter than a row, except for one."""
+    draws = np.random.default_rng(0)
+    lengths = np.append(2 + draws.geometric(0.3, 90), SHORT["max_seq_len"] + 1)
+    sequences = Sequences.from_lists([draws.integers(0, split.num_items, length).tolist() for length in lengths])
+    return TrainBatches(sequences, split.num_items, seed=0, **SHORT)
+
+
+@pytest.fixture(scope="session")
+def long_batch(split):
+    """A batch of which every row is full."""
+    shape = SHORT["batch_size"], SHORT["max_seq_len"] + 1
+    window_BW = np.random.default_rng(1).integers(0, split.num_items, shape).astype(np.int32)
+    return Batch(window_BW[:, :-1], window_BW[:, 1:], np.zeros(len(window_BW), np.int32))
+
+
+@pytest.fixture
+def make_short(make_trainer, make_model, short_loader):
+    """Builds trainers for them in a stage, by default without dropout; keyword arguments are settings."""
+
+    def make(stage, *, dropout=0.0, **settings):
+        model = make_model(max_seq_len=SHORT["max_seq_len"], sasrec_dropout=dropout, retriever_dropout=dropout)
+        trainer = make_trainer(model=model, item_counts=short_loader.item_counts, **settings)
+        trainer.set_training_stage(stage, num_steps=12)
+        return trainer
+
+    return make

@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors.numpy import load_file
 
 from ur4rec.config import TrainerConfig
-from ur4rec.data.batches import Batch
+from ur4rec.data.batches import Batch, TrainBatches
+from ur4rec.training.checkpoint import load_checkpoint
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]
@@ -53,6 +54,22 @@ class Inputs(NamedTuple):
     items_BL: Array
     positions_N: Array
     targets_N: Array
+
+
+class OfKind(list[Batch]):
+    """Batches of one's own, of the kind of a loader's."""
+
+    def __init__(self, batches: Iterable[Batch], loader: TrainBatches) -> None:
+        super().__init__(batches)
+        self.usual_targets, self.length_counts = loader.usual_targets, loader.length_counts
+        self.batch_size = loader.batch_size
+
+
+def saved_arrays(trainer: Any, path: Path) -> Arrays:
+    """The arrays of a checkpoint that is made there."""
+    trainer.save_checkpoint(path)
+    saved = load_checkpoint(path)
+    return {**saved.weights, **saved.moments}
 
 
 class Losses(NamedTuple):
@@ -181,6 +198,9 @@ class Backend(Protocol):
 
     def spoil(self, trainer: Any, monkeypatch: Any, steps: Iterable[int]) -> None:
         """Make the fused loss of a trainer NaN in some steps of the host."""
+
+    def average_all(self, monkeypatch: Any) -> None:
+        """Let averages of weights follow all modules in every step, frozen or not."""
 
     def forget_catalogue(self, trainer: Any) -> None:
         """Throw away what is kept of a frozen retriever."""

@@ -123,6 +123,11 @@ class JaxBackend:
 
         monkeypatch.setattr(trainer, "train_step", step)
 
+    def average_all(self, monkeypatch):
+        step = import_module("ur4rec_jax.step")
+        follow = step.follow
+        monkeypatch.setattr(step, "follow", lambda state, active, *rest: follow(state, (*state.params,), *rest))
+
     def forget_catalogue(self, trainer):
         trainer._kept_catalogue = None
 
@@ -232,5 +237,5 @@ def _replaced(tree, weights):
 def _step_losses(model, config, batch, modules):
     inputs, catalogue, rngs = to_inputs(batch, model.config.num_items), model.retriever.catalogue(), nnx.Rngs(0)
     if config.joint_loss == "fused":
-        return losses.fused_loss(model, inputs, modules, catalogue, rngs)
+        return losses.fused_loss(model, inputs, modules, catalogue, rngs, label_smoothing=config.label_smoothing)
     return losses.separate_loss(model, config, inputs, modules, catalogue if "retriever" in modules else None, rngs)

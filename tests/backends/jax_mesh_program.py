@@ -35,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
         **{"joint_loss": "separate", "catalogue_loss": "sampled", "item_counts": LOADER.item_counts},
         **{"num_negatives": 6, "num_in_batch": 4, "use_memory_bank": True, "memory_bank_size": 16},
         **{"use_knowledge_distillation": True, "use_uncertainty_weighting": True, "on_device": True},
+        **{"ema_decay": 0.9},
     },
     "payoffs, weighted fusion": {
         **{"joint_loss": "separate", "sasrec_loss": "bpr", "fusion": "weighted"},
@@ -45,7 +46,8 @@ CASES: dict[str, dict[str, Any]] = {
             "rule": Trial(candidates=((0,), (1, 2, 2)), steps=3, start=3, hold=12, halvings=9, groups=3),
             "probe": next(iter(TARGETS)),
         },
-        **{"use_memory_bank": True, "memory_bank_size": 16},
+        **{"use_memory_bank": True, "memory_bank_size": 16, "ema_decay": 0.9},
+        **{"label_smoothing": 0.1, "sasrec_block": "ligr"},
     },
 }
 
@@ -65,6 +67,7 @@ def make(mesh: str, **settings: Any) -> tuple[JointTrainer, list[Any]]:
         retriever_num_queries=2,
         max_seq_len=LENGTH,
         fusion=settings.pop("fusion", "logit"),
+        sasrec_block=settings.pop("sasrec_block", "relu"),
     )
     settings = {"rule": Patience(patience=4), "progress": False, **settings}
     trainer = JointTrainer(model, device="cpu", mesh=layout, on_step=records.append, **settings)
@@ -123,7 +126,7 @@ def watched(function: Callable[..., Any], moves: list[str], sums: list[int]) -> 
 
 def train(mesh: str, folder: Path) -> dict[str, Any]:
     """Epochs in one call of the devices each, saved in the middle of the run."""
-    trainer, records = make(mesh, on_device=True)
+    trainer, records = make(mesh, on_device=True, ema_decay=0.9)
     moves: list[str] = []
     sums: list[int] = []
     epoch_of_stage = trainer._epoch()
@@ -137,7 +140,7 @@ def train(mesh: str, folder: Path) -> dict[str, Any]:
 
 def resume(saved: str, mesh: str, folder: Path) -> dict[str, Any]:
     """The second half of a run on another mesh."""
-    trainer, records = make(mesh, on_device=True)
+    trainer, records = make(mesh, on_device=True, ema_decay=0.9)
     trainer.load_checkpoint(folder / saved)
     for epoch in range(EPOCHS // 2 + 1, EPOCHS):
         trainer.train_epoch(LOADER, epoch)

@@ -22,13 +22,21 @@ def softplus(values):
     return np.logaddexp(0, values)
 
 
-def catalogue_loss(factors, targets_N):
+def smoothed_cross_entropy(scores, targets, smoothing):
+    """(1 - ε) · cross-entropy + ε · the mean over items of minus their log-probability, a mean over positions."""
+    logs = log_softmax(scores.astype(float))
+    own = logs[np.arange(len(targets)), targets]
+    return np.mean((1 - smoothing) * -own + smoothing * -logs.mean(axis=1))
+
+
+def catalogue_loss(factors, targets_N, smoothing=0.0):
     """The cross-entropy of the whole logits, and its gradients; factors that are left out of the logits have none.
 
     Args:
         factors: By name: SASRec's ``hidden`` (N, d) and ``table`` (I, d), the retriever's ``queries`` (N, K, d) and
             ``keys`` (I, d), and the ``weights`` of the two, 1 by default.
         targets_N: The targets.
+        smoothing: The share of a target's probability that all items have.
     """
     rows, scores, shares_NKI = np.arange(len(targets_N)), {}, None
     if "hidden" in factors:
@@ -39,8 +47,9 @@ def catalogue_loss(factors, targets_N):
         shares_NKI = np.exp(products_NKI - scores["retriever"][:, None])
     weights = dict(zip(scores, factors.get("weights", np.ones(2)), strict=False))
     logs_NI = log_softmax(sum(weights[name] * each for name, each in scores.items()))
-    slopes_NI = np.exp(logs_NI) / len(rows)
-    slopes_NI[rows, targets_N] -= 1 / len(rows)
+    wanted_NI = np.full_like(logs_NI, smoothing / logs_NI.shape[1])
+    wanted_NI[rows, targets_N] += 1 - smoothing
+    slopes_NI = (np.exp(logs_NI) - wanted_NI) / len(rows)
     gradients = {"weights": np.array([(slopes_NI * each).sum() for each in scores.values()])}
     if "hidden" in factors:
         own_NI = weights["sasrec"] * slopes_NI
@@ -49,15 +58,15 @@ def catalogue_loss(factors, targets_N):
         own_NKI = weights["retriever"] * slopes_NI[:, None] * shares_NKI
         gradients["queries"] = np.einsum("nki,ie->nke", own_NKI, factors["keys"])
         gradients["keys"] = np.einsum("nki,nke->ie", own_NKI, factors["queries"])
-    return -logs_NI[rows, targets_N].mean(), {name: gradients[name] for name in factors}
+    return -(wanted_NI * logs_NI).sum(axis=1).mean(), {name: gradients[name] for name in factors}
 
 
-def sampled_loss(hidden_Nd, table_Id, targets_N, negatives_M):
+def sampled_loss(hidden_Nd, table_Id, targets_N, negatives_M, smoothing=0.0):
     """Softmax over the target and the drawn items that are not it."""
     losses = []
     for hidden_d, target in zip(hidden_Nd.astype(float), targets_N, strict=True):
         scores = [hidden_d @ table_Id[target], *(hidden_d @ table_Id[item] for item in negatives_M if item != target)]
-        losses.append(-log_softmax(np.array(scores))[0])
+        losses.append(smoothed_cross_entropy(np.array([scores]), [0], smoothing))
     return np.mean(losses)
 
 

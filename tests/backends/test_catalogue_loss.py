@@ -16,13 +16,14 @@ def _size(request, backend, monkeypatch):
     backend.set_slices(monkeypatch, num_rows=request.param, num_items=23)
 
 
-def train(backend, factors, targets_N, trains=NAMES):
+def train(backend, factors, targets_N, trains=NAMES, smoothing=0.0):
     """Three times the loss and its gradients by some factors; the others are frozen."""
     trained = {name: factor for name, factor in factors.items() if name in trains}
     frozen = {name: backend.array(factor) for name, factor in factors.items() if name not in trains}
 
     def loss(*values):
-        return 3 * catalogue_loss(backend, frozen | dict(zip(trained, values, strict=True)), targets_N)
+        whole = frozen | dict(zip(trained, values, strict=True))
+        return 3 * catalogue_loss(backend, whole, targets_N, smoothing)
 
     value, gradients = backend.value_and_gradients(loss, *trained.values(), wide=True)
     return value, dict(zip(trained, gradients, strict=True))
@@ -37,14 +38,15 @@ def assert_same(backend, ours, theirs):
 
 
 @pytest.mark.usefixtures("_size")
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("names", FORMS.values(), ids=FORMS)
-def test_it_is_the_cross_entropy_of_the_whole_logits(backend, names):
+def test_it_is_the_cross_entropy_of_the_whole_logits(backend, names, smoothing):
     """Value and every gradient."""
     factors, targets_N = draw_factors()
     factors = {name: factors[name] for name in names}
-    value, gradients = reference.catalogue_loss(factors, targets_N)
+    value, gradients = reference.catalogue_loss(factors, targets_N, smoothing)
     expected = 3 * value, {name: 3 * gradient for name, gradient in gradients.items()}
-    assert_same(backend, train(backend, factors, targets_N), expected)
+    assert_same(backend, train(backend, factors, targets_N, smoothing=smoothing), expected)
 
 
 @pytest.mark.usefixtures("_size")
@@ -57,12 +59,13 @@ def test_what_is_frozen_changes_no_gradient_of_another(backend, trains):
     assert_same(backend, train(backend, factors, targets_N, trains), expected)
 
 
-def test_gradients_are_those_of_finite_differences(backend):
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_gradients_are_those_of_finite_differences(backend, smoothing):
     """By the framework's own check."""
     factors, targets_N = draw_factors(num_rows=5, num_items=7)
 
     def loss(*values):
-        return catalogue_loss(backend, dict(zip(factors, values, strict=True)), targets_N)
+        return catalogue_loss(backend, dict(zip(factors, values, strict=True)), targets_N, smoothing)
 
     backend.check_gradients(loss, *factors.values())
 

@@ -184,6 +184,31 @@ def test_another_configuration_is_refused_and_changes_nothing(make_model, make_t
         assert other.step == 0
 
 
+def test_a_checkpoint_from_before_some_settings_has_their_defaults(make_model, make_trainer, written, tmp_path):
+    newer = (
+        "label_smoothing",
+        "sasrec_block",
+        "sasrec_embedding_dropout",
+        "sasrec_embedding_scale",
+        "sasrec_item_init",
+    )
+    arrays, state = read_checkpoint(written)
+    settings = {**state["model"], **state["trainer"]}
+    assert {*newer} <= settings.keys()
+    for part in ("model", "trainer"):
+        state[part] = {name: value for name, value in state[part].items() if name not in newer}
+    write_checkpoint(tmp_path / "older", arrays, {name: each for name, each in state.items() if name != "sha256"})
+    trainer = make_trainer(rule=RULE)
+    check_settings(tmp_path / "older", trainer.model.config, trainer.config)
+    trainer.load_checkpoint(tmp_path / "older")
+    assert trainer.step == 3
+    others = {"label_smoothing": make_trainer(rule=RULE, label_smoothing=0.1)}
+    others["sasrec_embedding_scale"] = make_trainer(rule=RULE, model=make_model(sasrec_embedding_scale=True))
+    for name, other in others.items():
+        with pytest.raises(CheckpointError, match=f"{name} was (0.0, is 0.1|False, is True)"):
+            other.load_checkpoint(tmp_path / "older")
+
+
 def test_a_model_alone_gives_the_same_scores(backend, make_trainer, batch_stream, tmp_path):
     trainer = make_trainer()
     run(trainer, batch_stream, [("end_to_end", 4)])

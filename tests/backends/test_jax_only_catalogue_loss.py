@@ -23,23 +23,23 @@ def drawn(backend):
 def train(backend):
     """The loss and its gradients by some factors; the others are frozen."""
 
-    def run(factors, targets_N, trains=NAMES, detach=lambda factors: factors):
+    def run(factors, targets_N, trains=NAMES, detach=lambda factors: factors, smoothing=0.0):
         frozen = {name: factor for name, factor in factors.items() if name not in trains}
         trained = {name: factor for name, factor in factors.items() if name in trains}
 
         def loss(trained):
-            return catalogue_loss(backend, detach({**frozen, **trained}), targets_N)
+            return catalogue_loss(backend, detach({**frozen, **trained}), targets_N, smoothing)
 
         return jax.jit(jax.value_and_grad(loss))(trained)
 
     return run
 
 
-def whole(factors, targets_N):
+def whole(factors, targets_N, smoothing=0.0):
     """The same of the whole logits, of what does not fill up."""
     real = {name: np.asarray(factor, float) for name, factor in factors.items()}
     real |= {name: real[name][:-NUM_FILLED] for name in ("hidden", "queries")}
-    value, gradients = reference.catalogue_loss(real, targets_N[:-NUM_FILLED])
+    value, gradients = reference.catalogue_loss(real, targets_N[:-NUM_FILLED], smoothing)
     for name in ("hidden", "queries"):
         gradients[name] = np.concatenate([gradients[name], np.zeros_like(gradients[name][:NUM_FILLED])])
     return value, gradients
@@ -55,11 +55,12 @@ def assert_same(backend, ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **backend.tolerance), ours, theirs)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("num_rows", [8, 2**14])
-def test_what_fills_up_has_no_gradient(backend, drawn, train, monkeypatch, num_rows):
+def test_what_fills_up_has_no_gradient(backend, drawn, train, monkeypatch, num_rows, smoothing):
     """Nor has what fills the last slice up an effect."""
     backend.set_slices(monkeypatch, num_rows, 23)
-    found, expected = train(*drawn), whole(*drawn)
+    found, expected = train(*drawn, smoothing=smoothing), whole(*drawn, smoothing)
     assert_same(backend, found, expected)
     for name in ("hidden", "queries"):
         assert np.abs(found[1][name][:-NUM_FILLED]).sum() > 0

@@ -18,14 +18,15 @@ def arrays():
     return hidden, table, rng.integers(NUM_ITEMS, size=NUM_TARGETS), rng.integers(NUM_ITEMS, size=(NUM_TARGETS, 3))
 
 
-def own_loss(scores_NI, targets_N):
-    return -reference.log_softmax(scores_NI)[np.arange(len(targets_N)), targets_N].mean()
+def own_loss(scores_NI, targets_N, smoothing=0.0):
+    return reference.smoothed_cross_entropy(scores_NI, targets_N, smoothing)
 
 
-def test_cross_entropy_is_the_mean_of_minus_log_softmax(backend, arrays):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_the_mean_of_minus_log_softmax(backend, arrays, smoothing):
     hidden, table, targets, _ = arrays
-    loss = backend.sequence_loss("ce", arrays, TrainerConfig())
-    assert loss == pytest.approx(own_loss(hidden @ table.T, targets), rel=1e-5)
+    loss = backend.sequence_loss("ce", arrays, TrainerConfig(label_smoothing=smoothing))
+    assert loss == pytest.approx(own_loss(hidden @ table.T, targets, smoothing), rel=1e-5)
 
 
 def test_binary_cross_entropy_draws_one_negative_and_drops_those_in_the_history(backend, arrays):
@@ -42,18 +43,19 @@ def test_binary_cross_entropy_draws_one_negative_and_drops_those_in_the_history(
     assert dropped > 0
 
 
-@pytest.mark.parametrize("name", ["sampled", "gbce"])
-def test_drawn_items_are_shared_and_one_that_is_the_target_is_masked(backend, arrays, name):
+@pytest.mark.parametrize(("name", "smoothing"), [("sampled", 0.0), ("sampled", 0.3), ("gbce", 0.0)])
+def test_drawn_items_are_shared_and_one_that_is_the_target_is_masked(backend, arrays, name, smoothing):
     hidden, table, targets, _ = arrays
+    config = TrainerConfig(num_negatives=5, gbce_t=0.4, label_smoothing=smoothing)
     plain = {
-        "sampled": lambda negatives: reference.sampled_loss(hidden, table, targets, negatives),
+        "sampled": lambda negatives: reference.sampled_loss(hidden, table, targets, negatives, smoothing),
         "gbce": lambda negatives: reference.gbce_loss(hidden, table, targets, negatives, 0.4),
     }
     masked = 0
     for seed in range(4):
         negatives = backend.draw_items(seed, 5, NUM_ITEMS)
         masked += (negatives == targets[:, None]).sum()
-        loss = backend.sequence_loss(name, arrays, TrainerConfig(num_negatives=5, gbce_t=0.4), seed)
+        loss = backend.sequence_loss(name, arrays, config, seed)
         assert loss == pytest.approx(plain[name](negatives), rel=1e-5)
     assert masked > 0
 
@@ -80,14 +82,17 @@ def scores(backend, make_model, loader):
     return model, batch, batch.targets_BL[rows, columns], *own
 
 
-def test_separate_loss_is_the_weighted_sum_over_real_positions_alone(backend, scores):
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_separate_loss_is_the_weighted_sum_over_real_positions_alone(backend, scores, smoothing):
     model, batch, targets_N, sasrec_NI, retriever_NI = scores
-    config = TrainerConfig(joint_loss="separate", sasrec_loss_weight=0.5, retriever_loss_weight=2.0)
-    losses = {"sasrec": own_loss(sasrec_NI, targets_N), "retriever": own_loss(retriever_NI, targets_N)}
+    weights = {"sasrec_loss_weight": 0.5, "retriever_loss_weight": 2.0}
+    config = TrainerConfig(joint_loss="separate", label_smoothing=smoothing, **weights)
+    scores = {"sasrec": sasrec_NI, "retriever": retriever_NI}
+    losses = {name: own_loss(each, targets_N, smoothing) for name, each in scores.items()}
     alone, both = (backend.step_losses(model, config, batch, modules) for modules in (("sasrec",), MODULES))
     assert alone.total == pytest.approx(0.5 * losses["sasrec"], rel=1e-4)
     assert set(alone.modules) == {"sasrec"}
-    fusion = own_loss(sasrec_NI + retriever_NI, targets_N)
+    fusion = own_loss(sasrec_NI + retriever_NI, targets_N, smoothing)
     assert both.total == pytest.approx(0.5 * losses["sasrec"] + 2 * losses["retriever"] + fusion, rel=1e-4)
     assert both.modules == pytest.approx(losses, rel=1e-4)
 
@@ -105,9 +110,23 @@ def test_under_separate_the_modules_do_not_touch(backend, scores):
     assert np.abs(both["fusion.weights"]).sum() > 0
 
 
-def test_fused_loss_is_the_cross_entropy_of_the_fused_scores(backend, scores):
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_fused_loss_is_the_cross_entropy_of_the_fused_scores(backend, scores, smoothing):
     model, batch, targets_N, sasrec_NI, retriever_NI = scores
     backend.set_weights(model, {"fusion.weights": [0.8, 0.3]})
-    found = backend.step_losses(model, TrainerConfig(joint_loss="fused"), batch, MODULES)
-    assert found.total == pytest.approx(own_loss(0.8 * sasrec_NI + 0.3 * retriever_NI, targets_N), rel=1e-4)
+    config = TrainerConfig(joint_loss="fused", label_smoothing=smoothing)
+    found = backend.step_losses(model, config, batch, MODULES)
+    fused_NI = 0.8 * sasrec_NI + 0.3 * retriever_NI
+    assert found.total == pytest.approx(own_loss(fused_NI, targets_N, smoothing), rel=1e-4)
     assert found.modules == dict.fromkeys(MODULES, found.total)
+
+
+def test_of_mixed_probabilities_the_mixture_is_smoothed(backend, make_model, loader):
+    model = backend.inference(make_model(sasrec_dropout=0.0, retriever_dropout=0.0, fusion="weighted"))
+    batch, padding = loader.batch(0, 0), model.config.num_items
+    rows, columns = np.nonzero(batch.targets_BL != padding)
+    histories_NL = np.where(np.arange(8) <= columns[:, None], batch.items_BL[rows], padding)
+    logs_NI = backend.call(model.score, histories_NL)
+    np.testing.assert_allclose(np.exp(logs_NI).sum(1), 1, rtol=1e-5)
+    found = backend.step_losses(model, TrainerConfig(joint_loss="fused", label_smoothing=0.2), batch, MODULES)
+    assert found.total == pytest.approx(own_loss(logs_NI, batch.targets_BL[rows, columns], 0.2), rel=1e-4)

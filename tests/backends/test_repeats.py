@@ -118,7 +118,7 @@ def test_what_is_reported_is_delivered(run):
     split = make_split(recommender.interactions, repeats=resolved)
     wanted = [recommender.interactions.item_ids[item] for item in split.test.items_T]
     final = json.loads((directory.path / "metrics.json").read_text())["final"]["fused"]["test"]
-    evaluated = evaluate_run(directory)["fused"]
+    evaluated = evaluate_run(directory).rows()["fused"]
     for top in (5, 10):
         delivered = np.mean(
             [item in found for item, found in zip(wanted, lists(recommender, split.test, top), strict=True)]
@@ -144,7 +144,7 @@ def test_new_and_repeated_targets_are_reported_apart(run):
     metrics = json.loads((directory.path / "metrics.json").read_text())
     share, left_out = (metrics["facts"][name] for name in ("repeated_targets", "targets_left_out"))
     both = 0 < share < 1 and not left_out
-    assert set(evaluate_run(directory)) == {
+    assert set(evaluate_run(directory).rows()) == {
         *("fused", "sasrec", "retriever"),
         *(f"{name}, {kind}" for name in ("fused", "sasrec", "retriever") for kind in ("new", "repeated") if both),
     }

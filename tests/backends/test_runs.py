@@ -2,88 +2,24 @@
 
 import itertools
 
-import numpy as np
 import pytest
 
+from tests.backends.finished import outcome, spoil_later_epochs
 from ur4rec.config import SCORERS, TrainerConfig
-from ur4rec.data import leave_one_out, synthetic
-from ur4rec.data.batches import TrainBatches
 from ur4rec.errors import DataError
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.runs import progress
-from ur4rec.runs.config import RunConfig
-from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.plan import TABLE_ROWS
-from ur4rec.runs.prepared import PreparedData
 from ur4rec.runs.ranking import Ranking
-from ur4rec.runs.run import Stopped, TrainingRun, read_resumable
-from ur4rec.text.encoders import TextEncoder
+from ur4rec.runs.run import Stopped, read_resumable
 from ur4rec.training.checkpoint import check_settings, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr("ur4rec.runs.run.plot_schedule", lambda *given: None)
-
-
-@pytest.fixture(scope="module")
-def make_run(backend):
-    """Builds tiny runs in a directory; keyword arguments are settings of the run."""
-    interactions = synthetic(num_users=50, num_items=24, num_clusters=4, mean_length=7)
-    split = leave_one_out(interactions)
-    vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 8)).astype(np.float32)
-
-    def make(path, **settings):
-        config = RunConfig(
-            dataset="synthetic",
-            backend=backend.name,
-            device="cpu",
-            batch_size=16,
-            checkpoint_every=3,
-            model={
-                **{"max_seq_len": 5, "sasrec_hidden_dim": 8, "sasrec_num_heads": 1, "sasrec_num_blocks": 1},
-                **{"text_embedding_dim": 8, "retriever_output_dim": 8, "retriever_num_queries": 2},
-            },
-            **{"schedule": "2:1", "epochs": {"pretrain_sasrec": 4, "joint_finetune": 3}, "eval_users": 30, **settings},
-        )
-        model = config.model_config(split.num_items)
-        train = TrainBatches(split.train, split.num_items, max_seq_len=5, batch_size=16, seed=0)
-        prepared = PreparedData(
-            interactions=interactions,
-            split=split,
-            item_text_vectors_IT=vectors_IT,
-            model=model,
-            train=train,
-            encoder=TextEncoder("tfidf", 8, {"neutral": vectors_IT[0]}),
-        )
-        return TrainingRun(config, prepared, RunDirectory(path), progress=False)
-
-    return make
-
-
-def spoil_later_epochs(run, monkeypatch, first):
-    """Let the validation of each stage be worse from this epoch (of the stage) on."""
-    validate = TrainingRun._validate
-
-    def spoilt(self, stage):
-        found = validate(self, stage)
-        worse = self.plan.stage_epoch >= first
-        return {scorer: {**metrics, "ndcg@10": 0.0} for scorer, metrics in found.items()} if worse else found
-
-    monkeypatch.setattr(TrainingRun, "_validate", spoilt)
-
-
-def outcome(run):
-    """Everything of a finished run that must not depend on whether it was stopped."""
-    rows = [{name: value for name, value in row.items() if "seconds" not in name} for row in run.epochs]
-    checkpoint = run.directory.checkpoint("latest")
-    weights = [(checkpoint / f"{name}.safetensors").read_bytes() for name in ("model", "optimizer")]
-    results = {
-        name: {**result.to_json(), "test_ranks": result.test_ranks.tolist()} for name, result in run.results.items()
-    }
-    logs = (run.directory.path / "decisions.csv").read_bytes(), (run.directory.path / "test_ranks.csv").read_bytes()
-    return rows, weights, results, logs, run.directory.checkpoint("best").stem
+    for name in ("plot_schedule", "write_popularity"):
+        monkeypatch.setattr(f"ur4rec.runs.run.{name}", lambda *given: None)
 
 
 def test_only_what_a_stage_can_change_is_ranked_where_it_is_due(make_run, tmp_path):

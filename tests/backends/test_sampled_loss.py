@@ -5,7 +5,7 @@ import pytest
 
 from alternator import Cycle
 from tests.backends.harness import bits, equal, snapshot, train
-from tests.backends.reference import log_softmax, normalise
+from tests.backends.reference import log_softmax, normalise, smoothed_cross_entropy
 from ur4rec.config import TrainerConfig
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
@@ -14,29 +14,48 @@ from ur4rec.training.sampling import Sampler
 NUM_ITEMS = 30
 
 
-def sampled(backend, targets_N, items_C, offsets_C):
+def sampled(backend, targets_N, items_C, offsets_C, smoothing=0.0):
     """The loss of states and a table whose last row is padding."""
     part = backend.part("sampled_loss")
     items_J, targets_N = backend.array(np.arange(NUM_ITEMS + 1)), backend.array(targets_N)
     sample = Sample(items_J, backend.array(items_C), backend.array(offsets_C.astype(np.float32)))
 
     def loss(hidden_Nd, table_Jd):
-        return part.sampled_cross_entropy(part.sasrec_scores(hidden_Nd, table_Jd, targets_N, sample), targets_N, sample)
+        scores_NS = part.sasrec_scores(hidden_Nd, table_Jd, targets_N, sample)
+        return part.sampled_cross_entropy(scores_NS, targets_N, sample, smoothing)
 
     return loss
 
 
-def test_with_every_item_once_it_is_the_full_softmax(backend):
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_with_every_item_once_it_is_the_full_softmax(backend, smoothing):
     random = np.random.default_rng(0)
     hidden_Nd, table_Jd = random.normal(size=(9, 4)), random.normal(size=(NUM_ITEMS + 1, 4))
     targets_N = random.integers(0, NUM_ITEMS, 9)
-    loss = sampled(backend, targets_N, random.permutation(NUM_ITEMS), np.zeros(NUM_ITEMS))
+    loss = sampled(backend, targets_N, random.permutation(NUM_ITEMS), np.zeros(NUM_ITEMS), smoothing)
     value, (by_hidden, by_table) = backend.value_and_gradients(loss, hidden_Nd, table_Jd)
-    logs_NI = log_softmax(hidden_Nd @ table_Jd[:-1].T)
-    assert value == pytest.approx(-logs_NI[np.arange(9), targets_N].mean(), rel=1e-5)
-    slopes_NI = (np.exp(logs_NI) - np.eye(NUM_ITEMS)[targets_N]) / 9
+    logits_NI = hidden_Nd @ table_Jd[:-1].T
+    assert value == pytest.approx(smoothed_cross_entropy(logits_NI, targets_N, smoothing), rel=1e-5)
+    wanted_NI = (1 - smoothing) * np.eye(NUM_ITEMS)[targets_N] + smoothing / NUM_ITEMS
+    slopes_NI = (np.exp(log_softmax(logits_NI)) - wanted_NI) / 9
     np.testing.assert_allclose(by_hidden, slopes_NI @ table_Jd[:-1], atol=1e-5)
     np.testing.assert_allclose(by_table[:-1], slopes_NI.T @ hidden_Nd, atol=1e-5)
+
+
+def test_smoothing_gives_its_share_to_the_candidates_that_are_not_the_target(backend):
+    """The mean logit of the target and of all draws but those that are it."""
+    random = np.random.default_rng(1)
+    hidden_Nd, table_Jd = random.normal(size=(5, 4)), random.normal(size=(NUM_ITEMS + 1, 4))
+    items_C, offsets_C, targets_N = np.array([3, 8, 8, 1]), np.array([-0.5, 0.2, 0.2, 0.1]), np.array([3, 8, 0, 1, 9])
+    values = [
+        backend.value_and_gradients(sampled(backend, targets_N, items_C, offsets_C, each), hidden_Nd, table_Jd)[0]
+        for each in (0.0, 0.25)
+    ]
+    logits_NI, moved = hidden_Nd @ table_Jd.T, []
+    for logits_I, target in zip(logits_NI, targets_N, strict=True):
+        candidates = [target, *(item for item in items_C if item != target)]
+        moved.append(0.25 * (logits_I[target] - logits_I[candidates].mean()))
+    assert values[1] - values[0] == pytest.approx(np.mean(moved), rel=1e-4)
 
 
 def test_many_draws_approach_the_full_softmax():
@@ -51,7 +70,9 @@ def test_many_draws_approach_the_full_softmax():
 def test_the_backend_numbers_the_items_of_a_step(loader):
     batch = loader.batch(0, 0)
     sampler = Sampler(TrainerConfig(num_negatives=5, num_in_batch=5), loader.num_items, loader.item_counts)
-    items_BL, targets, sample = sampler.number(batch.items_BL, batch.targets_BL.ravel(), 3, padded=True)
+    items_BL, targets, sample = sampler.number(
+        batch.items_BL, batch.targets_BL.ravel(), 3, num_positions=batch.items_BL.size
+    )
     np.testing.assert_array_equal(sample.items_J[items_BL], batch.items_BL)
     np.testing.assert_array_equal(sample.items_J[targets], batch.targets_BL.ravel())
     assert (sample.items_J[sample.candidates_C] < loader.num_items).all()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ur4rec.config import FUSIONS, ModelConfig, TrainerConfig
+from ur4rec.config import BLOCKS, FUSIONS, ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError
 from ur4rec.training.checkpoint import load_checkpoint
 from ur4rec.training.shapes import check_moments, check_weights, weight_shapes
@@ -31,6 +31,24 @@ def test_the_shapes_are_those_of_the_model(backend, tmp_path, fusion, num_users)
     weights = load_checkpoint(tmp_path / "saved").weights
     expected = dict(weight_shapes(ModelConfig(num_items=9, num_users=num_users, fusion=fusion, **SIZES)))
     assert expected == {name: array.shape for name, array in weights.items()}
+
+
+@pytest.mark.parametrize("block", BLOCKS[1:])
+def test_the_weights_of_a_block_have_the_same_names_and_shapes_in_both_backends(backend, block):
+    settings = {**SIZES, "sasrec_block": block}
+    found = backend.weights(backend.package.UR4Rec(9, np.ones((9, 5), np.float32), **settings))
+    expected = dict(weight_shapes(ModelConfig(num_items=9, **settings)))
+    assert expected == {name: array.shape for name, array in found.items()}
+
+
+@pytest.mark.parametrize("width", [8, 64, 256])
+def test_gated_layers_have_about_as_many_weights_as_plain_ones(width):
+    counts = {}
+    for block in BLOCKS[:3]:
+        shapes = weight_shapes(ModelConfig(num_items=9, sasrec_hidden_dim=width, sasrec_block=block))
+        counts[block] = sum(int(np.prod(shape)) for name, shape in shapes if ".blocks.0.feedforward." in name)
+    assert counts["gelu"] == counts["relu"]
+    assert abs(counts["swiglu"] - counts["relu"]) < 24 * width + 2 * 8 + 2 * width
 
 
 CONFIG = ModelConfig(num_items=9, **SIZES)

@@ -69,15 +69,19 @@ def _logits(sasrec=None, retriever=None):
     return torch.stack([query @ retriever[1].T for query in retriever[0].unbind(1)]).logsumexp(0)
 
 
+def logit_loss(targets_N, factors, **options):
+    """Of the weighted sum of both modules' logits."""
+    sasrec, retriever = (factors["hidden"], factors["table"]), (factors["queries"], factors["keys"])
+    return catalogue_cross_entropy(
+        targets_N, sasrec=sasrec, retriever=retriever, weights_2=factors["weights"], **options
+    )
+
+
 LOSSES = {
     "sasrec": (NAMES[:2], lambda t, f, **s: catalogue_cross_entropy(t, sasrec=(f["hidden"], f["table"]), **s)),
     "retriever": (NAMES[2:4], lambda t, f, **s: catalogue_cross_entropy(t, retriever=(f["queries"], f["keys"]), **s)),
-    "logit": (
-        NAMES,
-        lambda t, f, **s: catalogue_cross_entropy(
-            t, sasrec=(f["hidden"], f["table"]), retriever=(f["queries"], f["keys"]), weights_2=f["weights"], **s
-        ),
-    ),
+    "logit": (NAMES, logit_loss),
+    "smoothed": (NAMES, lambda t, f, **s: logit_loss(t, f, smoothing=0.3, **s)),
     "weighted": (
         NAMES,
         lambda t, f, **s: weighted_loss(t, (f["hidden"], f["table"]), (f["queries"], f["keys"]), f["weights"], **s),
@@ -133,7 +137,7 @@ def step_of(model, config, fusion):
     items_J = None if inputs.sample is None else inputs.sample.items_J
     catalogue = model.retriever.catalogue(items_J, with_users=False)
     if config.joint_loss == "fused":
-        losses = fused_loss(model, inputs, catalogue)
+        losses = fused_loss(model, inputs, catalogue, label_smoothing=config.label_smoothing)
     else:
         losses = separate_loss(model, config, inputs, MODULES, catalogue)
     weights = CurriculumWeights(retrieval=1.0, consistency=0.5, contrastive=0.5, diversity=0.5)
@@ -168,10 +172,11 @@ def compared_steps(rank, num_parts, fusion, settings):
         ("logit", {"joint_loss": "fused", "use_memory_bank": True, "memory_bank_size": 16}),
         ("weighted", {"joint_loss": "fused"}),
         ("logit", {"joint_loss": "separate"}),
+        ("logit", {"joint_loss": "separate", "label_smoothing": 0.2}),
         ("logit", {"joint_loss": "fused", "catalogue_loss": "sampled", "num_negatives": 9, "num_in_batch": 4}),
         ("rank", {"joint_loss": "separate", "catalogue_loss": "sampled", "num_negatives": 9, "num_in_batch": 4}),
     ],
-    ids=["fused", "weighted", "separate", "sampled", "sampled-separate"],
+    ids=["fused", "weighted", "separate", "smoothed", "sampled", "sampled-separate"],
 )
 def test_the_step_of_a_model_in_parts_is_that_of_the_whole_model(four, num_parts, fusion, settings):
     found = four.run(compared_steps, num_parts, fusion, settings)

@@ -118,6 +118,10 @@ def test_where_the_table_is_spread_it_moves_as_a_whole(four):
     ("mesh", "shard", "settings", "message"),
     [
         ("items=2", False, {"fusion": "rank"}, "a mesh with items=2 needs a fusion .* got 'rank'; take one of"),
+        (
+            *("items=2", False, {"fusion": "weighted", "label_smoothing": 0.1}),
+            "a fusion of logits to smooth labels, got label_smoothing=0.1 with fusion='weighted'; take fusion='logit'",
+        ),
         ("items=2", False, {"use_knowledge_distillation": True}, "got use_knowledge_distillation=True with"),
         ("items=2", False, {"sasrec_loss": "bce"}, "needs sasrec_loss='ce', got 'bce'; take that"),
         ("data=4", True, {"catalogue_loss": "sampled"}, "with a mesh such as 'data=2,items=2', or take shard=False"),

@@ -11,7 +11,7 @@ from ur4rec.schedule.trial_probe import STAYS, UNDONE, WINS
 from ur4rec.training.checkpoint import FROZEN, load_checkpoint, save_checkpoint
 
 RULE = Trial(candidates=((0,), (1, 2, 2), (2,)), costs=(1.0, 0.6, 0.5), steps=3, start=3, hold=12, halvings=9, groups=4)
-STRATEGIES = {"use_memory_bank": True, "memory_bank_size": 24, "use_uncertainty_weighting": True}
+STRATEGIES = {"use_memory_bank": True, "memory_bank_size": 24, "use_uncertainty_weighting": True, "ema_decay": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def assert_same(found, expected):
 
 
 def test_what_was_tried_leaves_no_trace(make_trainer, batch_stream, probe, tmp_path):
-    """Weights, moments, the memory bank and the uncertainty's weights, after each candidate but the incumbent."""
+    """Weights, moments, averages, memory bank and the uncertainty's weights, after each candidate but the incumbent."""
     trainer = make_trainer(rule=RULE, probe=probe, sasrec_lr=3e-2, **STRATEGIES)
     trainer.set_training_stage("joint_finetune", num_steps=60)
     train(trainer, batch_stream(0, 3))

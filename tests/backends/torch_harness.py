@@ -10,6 +10,7 @@ import ur4rec_torch
 from tests.backends.harness import Losses
 from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS
 from ur4rec_torch import catalogue_loss, losses, strategies
+from ur4rec_torch.averages import Averages
 from ur4rec_torch.device import seeded, to_device
 from ur4rec_torch.losses import Component, StepInputs
 from ur4rec_torch.strategies import MemoryBank, UncertaintyWeights, find_last_targets
@@ -120,6 +121,10 @@ class TorchBackend:
 
         monkeypatch.setattr(module, "fused_loss", fused_loss)
 
+    def average_all(self, monkeypatch):
+        follow = Averages.follow
+        monkeypatch.setattr(Averages, "follow", lambda self, parts, is_finite: follow(self, [*self._names], is_finite))
+
     def forget_catalogue(self, trainer):
         trainer._kept_catalogue = None
 
@@ -203,7 +208,7 @@ def _components(components):
 def _step_losses(model, config, batch, modules):
     inputs, catalogue = to_device(batch, model.config.num_items, CPU), model.retriever.catalogue()
     if config.joint_loss == "fused":
-        return losses.fused_loss(model, inputs, catalogue)
+        return losses.fused_loss(model, inputs, catalogue, label_smoothing=config.label_smoothing)
     return losses.separate_loss(model, config, inputs, modules, catalogue if "retriever" in modules else None)
 
 

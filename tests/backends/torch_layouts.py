@@ -11,12 +11,13 @@ from ur4rec.schedule.stages import MODULES, TURNS
 
 WITHOUT_LOGITS = {name: value for name, value in STRATEGIES.items() if name != "use_knowledge_distillation"}
 CASES = {
-    "fused": {"warmup": 0.0, "seed": 1},
+    "fused": {"warmup": 0.0, "seed": 1, "ema_decay": 0.9},
     "strategies": WITHOUT_LOGITS,
-    "sampled": {**STRATEGIES, **SAMPLED},
+    "sampled": {**STRATEGIES, **SAMPLED, "ema_decay": 0.9},
     "payoff": {"rule": PAYOFF, "probe": True, "sasrec_lr": 0.03, "fusion": "weighted"},
-    "trial": {"rule": TRIAL, "probe": True, "sasrec_lr": 0.03, **WITHOUT_LOGITS},
+    "trial": {"rule": TRIAL, "probe": True, "sasrec_lr": 0.03, "ema_decay": 0.9, **WITHOUT_LOGITS},
     "separate": {"joint_loss": "separate", "clip_norm": 0.1},
+    "gated": {"label_smoothing": 0.1, "sasrec_block": "ligr"},
 }
 """Settings by name; under another seed, rounding may put a unit on the other side of its ReLU's edge."""
 
@@ -53,10 +54,12 @@ def _watched(run, num_steps):
 
 
 def held(trainer, name):
-    """Copies of what this process has of a module: parameters, buffers, the state of the optimizer."""
+    """Copies of what this process has of a module: parameters, buffers, the state of the optimizer, averages."""
     module, optimizer = getattr(trainer.model, name), trainer._optimizers[name]
     states = [each for parameter in module.parameters() for each in optimizer.state.get(parameter, {}).values()]
-    tensors = [*module.parameters(), *module.buffers(), *states]
+    averages = {} if trainer._averages is None else trainer._averages.state_dict()
+    own = [each for key, each in averages.items() if key.startswith(f"{name}.")]
+    tensors = [*module.parameters(), *module.buffers(), *states, *own]
     return [(each.to_local() if hasattr(each, "to_local") else each).detach().clone() for each in tensors]
 
 

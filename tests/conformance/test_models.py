@@ -6,7 +6,7 @@ import pytest
 from alternator import Cycle, Plateau
 from tests.conformance.comparisons import same_curves, same_ranking, same_scores
 from tests.conformance.registry import chosen
-from ur4rec.config import CATALOGUE_LOSSES, FUSIONS
+from ur4rec.config import BLOCKS, CATALOGUE_LOSSES, FUSIONS
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import TrainBatches
 from ur4rec.training.backend import BACKENDS, Model, load_backend
@@ -32,7 +32,7 @@ def make_trainer(split, request):
     vectors_IT = np.random.default_rng(0).normal(size=(split.num_items, 12)).astype(np.float32)
     sizes = {"sasrec_hidden_dim": 16, "sasrec_num_heads": 2, "retriever_output_dim": 8, "retriever_num_queries": 3}
 
-    def make(backend, *, fusion="logit", **settings):
+    def make(backend, *, fusion="logit", model_settings=None, **settings):
         package = load_backend(backend)
         model = package.UR4Rec(
             *(split.num_items, vectors_IT),
@@ -42,6 +42,7 @@ def make_trainer(split, request):
             sasrec_dropout=0.0,
             retriever_dropout=0.0,
             **sizes,
+            **(model_settings or {}),
         )
         return package.JointTrainer(model, device="cpu", progress=False, **settings)
 
@@ -86,7 +87,8 @@ def test_a_backend_has_all_that_its_protocols_name(backend, make_trainer):
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_weights_of_one_backend_give_the_same_scores_in_the_other(fusion, direction, split, make_trainer, tmp_path):
     source, _, target = direction.split()
-    trainers = {name: make_trainer(name, fusion=fusion, joint_loss="separate") for name in (source, target)}
+    settings = {"fusion": fusion, "joint_loss": "separate", "ema_decay": 0.9}  # whose averages score
+    trainers = {name: make_trainer(name, **settings) for name in (source, target)}
     loader = TrainBatches(split.train, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16, seed=0)
     if (
         source == "torch"
@@ -99,6 +101,36 @@ def test_weights_of_one_backend_give_the_same_scores_in_the_other(fusion, direct
         theirs, ours = (np.asarray(trainers[name].score(items_BL, scorer)) for name in (source, target))
         same_ranking(ours, theirs, top=20)
         same_scores(ours, theirs)
+
+
+@pytest.mark.parametrize("block", BLOCKS[1:])
+def test_every_block_trains_in_one_backend_and_gives_the_same_scores_in_the_other(block, split, make_trainer, tmp_path):
+    """With item embeddings that begin as the texts' and are scaled, and smoothed labels."""
+    variants = {"sasrec_block": block, "sasrec_embedding_scale": True, "sasrec_item_init": "whitened"}
+    torch, jax = (make_trainer(name, model_settings=variants, label_smoothing=0.1) for name in ("torch", "jax"))
+    tables = [np.asarray(each) for each in (torch.model.sasrec.item_table().detach(), jax.model.sasrec.item_table())]
+    np.testing.assert_array_equal(*tables)
+    loader = TrainBatches(split.train, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16, seed=0)
+    train(torch, loader, range(6))
+    torch.save_checkpoint(tmp_path / "checkpoint")
+    jax.load_checkpoint(tmp_path / "checkpoint")
+    items_BL = histories(split)
+    same_scores(*(np.asarray(trainer.score(items_BL, "sasrec")) for trainer in (jax, torch)))
+
+
+@pytest.mark.parametrize("catalogue_loss", CATALOGUE_LOSSES)
+@pytest.mark.parametrize("joint_loss", ["fused", "separate"])
+def test_smoothed_losses_of_both_backends_are_equal(joint_loss, catalogue_loss, split, make_trainer, tmp_path):
+    loader = TrainBatches(split.train, split.num_items, max_seq_len=MAX_SEQ_LEN, batch_size=16, seed=0)
+    settings = {"joint_loss": joint_loss, "label_smoothing": 0.2, **sampling(catalogue_loss, loader)}
+    trainers = [make_trainer(name, model_settings={"sasrec_block": "ligr"}, **settings) for name in ("torch", "jax")]
+    for trainer in trainers:
+        trainer.set_training_stage("end_to_end", num_steps=20)
+    trainers[0].save_checkpoint(tmp_path / "checkpoint")
+    trainers[1].load_checkpoint(tmp_path / "checkpoint")
+    batches = list(loader)
+    mine, other = (trainer.train_epoch(batches * 3, max_steps=12) for trainer in trainers)
+    assert mine == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +146,7 @@ def test_equal_weights_and_batches_give_equal_curves_and_decisions(
         **{"max_seq_len": MAX_SEQ_LEN, "batch_size": 16, "seed": 0, "shifted": joint_loss == "separate"},
     )
     rule = SCHEDULES[joint_loss if catalogue_loss == "full" else "separate"]  # sampled losses are noisy: a fixed one
-    settings = {"joint_loss": joint_loss, "rule": rule, **sampling(catalogue_loss, loader)}
+    settings = {"joint_loss": joint_loss, "rule": rule, "ema_decay": 0.9, **sampling(catalogue_loss, loader)}
     trainers = {name: make_trainer(name, on_step=records[name].append, **settings) for name in records}
     trainers["torch"].save_checkpoint(tmp_path / "checkpoint")
     trainers["jax"].load_checkpoint(tmp_path / "checkpoint")
@@ -128,6 +160,8 @@ def test_equal_weights_and_batches_give_equal_curves_and_decisions(
     curves = [[loss for record in records[name] for loss in record.losses.values()] for name in ("jax", "torch")]
     assert len(curves[0]) >= num_steps - 1  # the last step's losses are not read yet
     same_curves(*curves)
+    if catalogue_loss == "sampled":
+        same_scores(*(np.asarray(trainers[name].score(histories(split))) for name in ("jax", "torch")))
     assert trainers["jax"].alternator.stats().switch_count >= 10
 
 

@@ -1,5 +1,6 @@
 """What can be done with a finished run: evaluate it, recommend from it, hand it to the other backend."""
 
+import io
 import json
 import os
 import shutil
@@ -7,9 +8,13 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from tests.integration.tiny_run import invoke, mistaken
+from ur4rec.cli.tables import popularity_table
 from ur4rec.data import leave_one_out, synthetic
+from ur4rec.evaluation.intervals import Interval
+from ur4rec.evaluation.popularity import PopularityGroup
 from ur4rec.text.leakage import find_leakage
 from ur4rec.text.users import read_user_texts
 
@@ -25,6 +30,20 @@ def test_evaluate_finds_the_metrics_of_the_run_again(run):
     assert rows["sasrec"] == saved["SASRec in it"]["test"]
     validation = json.loads(invoke("evaluate", run[0], "--split", "validation", "--json").stdout)
     assert validation["fused"] == saved["fused"]["validation"]
+
+
+def test_evaluate_writes_metrics_by_popularity(run, tmp_path):
+    shown = invoke("evaluate", run[0], "--out", tmp_path / "found")
+    assert shown.exit_code == 0, shown.stderr
+    assert "by popularity of the target" in " ".join(shown.stdout.split())
+    found = json.loads((tmp_path / "found" / "metrics.json").read_text())
+    saved = json.loads((run[0] / "metrics.json").read_text())
+    assert found["metrics"]["fused"] == saved["final"]["fused"]["test"]
+    for mine, theirs in zip(found["by_popularity"], saved["by_popularity"], strict=True):
+        assert mine["scorers"].get("fused") == theirs["scorers"].get("fused")
+        assert mine["scorers"].get("sasrec") == theirs["scorers"].get("SASRec in it")
+    assert (tmp_path / "found" / "popularity.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "found" / "popularity.csv").read_text().startswith("decile,num_items,")
 
 
 def test_a_run_keeps_how_it_is_split_and_what_repeats_count(tmp_path):
@@ -194,8 +213,15 @@ def test_a_reader_who_goes_away_is_no_error():
 
 def test_settings_are_listed_with_the_values_of_a_preset():
     assert "--set sasrec_hidden_dim=64 (default 256)" in invoke("settings", "--preset", "demo").stdout
-    assert "--set sasrec_hidden_dim=256\n" in invoke("settings").stdout
+    assert "--set sasrec_hidden_dim=? (from the data)\n" in invoke("settings").stdout
+    assert "--set retriever_num_queries=4\n" in invoke("settings").stdout
     assert "unknown preset 'large'; expected one of ('default', " in mistaken("settings", "--preset", "large")
+
+
+def test_presets_are_listed_for_their_data():
+    listed = invoke("presets").stdout
+    assert "amazon\n    sparse data of short histories" in listed
+    assert "d = 128, 2 blocks of 2 heads, 50 positions, dropout 0.5, batches of 256" in listed
 
 
 def test_a_dataset_is_named_once():
@@ -211,7 +237,9 @@ def test_data_prints_counts_and_hashes():
     temporal = json.loads(invoke("data", "synthetic", "--split", "temporal", "--repeats", "allow", "--json").stdout)
     assert (temporal["split"], temporal["repeats_allowed"]) == ("global-temporal-0.9", True)
     assert temporal["split_hash"] != facts["split_hash"]
+    assert facts["default"]["max_seq_len"] == 32
     text = " ".join(invoke("data", "--dataset", "synthetic").stdout.split())
+    assert "max_seq_len=32: 95% of the histories are no longer than 2" in text
     assert "num_interactions" in text
     assert (
         "0.0% of the targets repeat an item of their history (auto: allowed from 10%): items that a user had are "
@@ -238,3 +266,19 @@ def test_an_encoder_inside_a_run_is_not_used_to_evaluate_and_refused_to_resume(r
     assert invoke("recommend", copy, "--user", "u1").exit_code == 0
     assert "no code and no pickles, got" in mistaken("train", "--resume", copy)
     assert not (tmp_path / "marker").exists()
+
+
+def test_the_table_of_popularity_fits_a_narrow_terminal():
+    interval = Interval(0.12345, 0.1, 0.2)
+    names = ["SASRec alone", "retriever alone", "fused"]
+    scorers = {name: {"ndcg@10": interval, "hit@10": interval} for name in names}
+    groups = [
+        PopularityGroup("cold", 9, 0, 0, 0, {}),
+        PopularityGroup("10", 123, 1234, 56789, 12345, scorers),
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(popularity_table(groups, dict(zip(names, names, strict=True))))
+    text = console.file.getvalue()
+    assert text.count("0.123 ±0.050") == 3
+    assert "1,234-56,789" in text
+    assert "…" not in text

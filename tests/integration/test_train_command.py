@@ -33,7 +33,8 @@ def lines_of(path):
 def test_the_run_directory_holds_everything(run):
     out, printed = run
     assert {path.name for path in out.iterdir()} >= {
-        *("config.json", "metrics.json", "decisions.csv", "schedule.png", "checkpoint", "test_ranks.csv")
+        *("config.json", "metrics.json", "decisions.csv", "schedule.png", "checkpoint", "test_ranks.csv"),
+        *("popularity.csv", "popularity.png"),
     }
     latest = (out / "checkpoint" / "LATEST").read_text().strip()
     files = {path.name for path in (out / "checkpoint" / latest).iterdir()}
@@ -57,6 +58,26 @@ def test_metrics_name_every_scorer_and_beat_popularity(run):
         *("pretrain_sasrec", "pretrain_retriever", *["joint_finetune"] * 3, "end_to_end")
     ]
     assert metrics["facts"]["split_hash"]
+
+
+def test_metrics_are_reported_by_popularity_of_the_target(run):
+    out, printed = run
+    metrics = json.loads((out / "metrics.json").read_text())
+    groups = metrics["by_popularity"]
+    assert sum(group["num_targets"] for group in groups) == metrics["facts"]["test_targets"]
+    assert sum(group["num_items"] for group in groups) == metrics["facts"]["num_items"]
+    for metric in ("ndcg@10", "hit@10"):
+        for name, result in metrics["final"].items():
+            found = [(each["num_targets"], each["scorers"][name][metric]) for each in groups if each["num_targets"]]
+            mean = sum(num * estimate for num, (estimate, _, _) in found) / sum(num for num, _ in found)
+            assert mean == pytest.approx(result["test"][metric])
+            assert all(low <= estimate <= high for _, (estimate, low, high) in found)
+    header, *rows = lines_of(out / "popularity.csv")
+    assert header == (
+        "decile,num_items,least,most,num_targets,scorer,hit@10,hit@10_low,hit@10_high,ndcg@10,ndcg@10_low,ndcg@10_high"
+    )
+    assert len(rows) == sum(len(group["scorers"]) for group in groups)
+    assert "by popularity of the target" in " ".join(printed.split())
 
 
 def test_decisions_say_who_trained_and_why(run):

@@ -10,7 +10,7 @@ from ur4rec.cli.data import data
 from ur4rec.cli.evaluate import convert, evaluate
 from ur4rec.cli.recommend import recommend
 from ur4rec.cli.serve import serve
-from ur4rec.cli.settings import settings
+from ur4rec.cli.settings import presets, settings
 from ur4rec.cli.train import train
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.add_typer(data)
-for command in (evaluate, recommend, serve, convert, settings):
+for command in (evaluate, recommend, serve, convert, settings, presets):
     app.command()(command)
 app.command(cls=ManyValues)(compare)
 main = app

@@ -152,13 +152,20 @@ def comparison_command(config: RunConfig) -> str:
     Example:
         >>> print(comparison_command(RunConfig(dataset="synthetic")))
         ur4rec compare --dataset synthetic --backend torch --arms parity joint payoff --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare
+        >>> "--set text_encoder=transformer --arms parity joint trial" in comparison_command(
+        ...     RunConfig(dataset="synthetic", model={"text_encoder": "transformer"})
+        ... )
+        True
     """  # noqa: E501
+    names = ("text_encoder", "text_encoder_trains")
+    encoder = "".join(f" --set {name}={shlex.quote(config.model[name])}" for name in names if name in config.model)
+    measured = "trial" if encoder else "payoff"
     held_out = {"split": config.split, "repeats": config.repeats}
     options = "".join(f" --{name} {value}" for name, value in held_out.items() if value != "auto")
     data = "".join(f" {shlex.quote(word)}" for word in command_words(config.data))
     return (
-        f"ur4rec compare --dataset {shlex.quote(config.dataset)}{data}{options} --backend {config.backend} "
-        "--arms parity joint payoff --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare"
+        f"ur4rec compare --dataset {shlex.quote(config.dataset)}{data}{options} --backend {config.backend}{encoder} "
+        f"--arms parity joint {measured} --budgets cost --updates 160 --seeds 0 1 --jobs 2 --out runs/compare"
     )
 
 

@@ -65,10 +65,14 @@ def show(
 ) -> None:
     """Fetch a dataset or read files of your own; print how they were read, rows, counts, hashes, what is repeated.
 
+    Below it is what `ur4rec train` takes for what you don't set: sizes, learning rates and lengths, with the reasons.
+
     This is what `ur4rec data DATASET` does.
     """
     from ur4rec.data import describe, load_dataset, make_split
     from ur4rec.data.describe import describe_split, explain_duplicates, explain_repeats
+    from ur4rec.runs.prepared import counts_of
+    from ur4rec.runs.presets import preset
     from ur4rec.text.users import texts_of_prefixes, write_user_texts
 
     with one_line_errors():
@@ -97,8 +101,9 @@ def show(
             "interactions_hash": interactions.hash,
             **describe_split(found),
         }
+        choices = preset("default", data=given).settled(counts_of(found))[1]
         if as_json:
-            say_json(facts)
+            say_json({**facts, "default": {choice.name: choice.value for choice in choices}})
             return
         rows = [row for name, value in facts.items() for row in _table_rows(name, value)]
         say_table(build_table({"fact": {}, "value": {"overflow": "fold"}}, rows))  # a hash is of use only whole
@@ -106,6 +111,9 @@ def show(
         for line in (duplicates, explain_repeats(found, repeats or "auto")):
             if line:
                 say(line)
+        say("What the preset default takes for it:")
+        for choice in choices:
+            say(f"  {choice}")
 
 
 @data.command()

@@ -1,34 +1,68 @@
 """``ur4rec evaluate`` and ``convert``."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ur4rec.cli.options import AsJson, DataDirectory, Memory, Overwrite, Run, one_line_errors
+from ur4rec.cli.options import AsJson, Checkpoint, DataDirectory, Memory, Overwrite, Run, one_line_errors
 from ur4rec.cli.output import say, say_json, say_table
+
+if TYPE_CHECKING:
+    from ur4rec.evaluation.popularity import PopularityGroup
 
 
 def evaluate(
     run: Run,
     split: Annotated[str, typer.Option(help="test or validation.")] = "test",
-    checkpoint: Annotated[str, typer.Option(help="best (by validation) or latest.")] = "best",
+    checkpoint: Checkpoint = None,
     data_dir: DataDirectory = None,
     memory: Memory = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A directory for metrics.json, popularity.csv and popularity.png, with intervals."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rank the whole catalogue for every target with a run's checkpoint, and print Hit@k and NDCG@k."""
-    from ur4rec.cli.tables import metrics_table
+    """Rank the whole catalogue for every target with a run's checkpoint, and print Hit@k and NDCG@k.
+
+    Below it is NDCG@10 by decile of the target's training interactions: cold are targets that nobody had in training.
+    """
+    from ur4rec.cli.tables import metrics_table, popularity_table
     from ur4rec.runs.directory import RunDirectory
-    from ur4rec.runs.finished import evaluate_run
+    from ur4rec.runs.finished import default_checkpoint, evaluate_run
 
     with one_line_errors():
         directory = RunDirectory.open_existing(run)
-        rows = evaluate_run(directory, split=split, checkpoint=checkpoint, data_dir=data_dir, memory=memory)
+        checkpoint = checkpoint or default_checkpoint(directory, split)
+        found = evaluate_run(directory, split=split, checkpoint=checkpoint, data_dir=data_dir, memory=memory)
+        rows, title = found.rows(), f"{run}, {checkpoint} checkpoint, {split} targets"
+        if as_json and out is None:
+            say_json(rows)
+            return
+        groups = found.by_popularity()
+        if out is not None:
+            write_evaluation(out, title, rows, groups)
         if as_json:
             say_json(rows)
         else:
-            say_table(metrics_table(f"{run}, {checkpoint} checkpoint, {split} targets", rows))
+            say_table(metrics_table(title, rows))
+            say_table(popularity_table(groups, {scorer: scorer for scorer in found.ranks}))
+
+
+def write_evaluation(
+    out: Path, title: str, rows: Mapping[str, Mapping[str, float]], groups: "Sequence[PopularityGroup]"
+) -> None:
+    """Write what was found into a directory, which may be there."""
+    from ur4rec.files import write_whole
+    from ur4rec.runs.popularity import write_popularity
+
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"title": title, "metrics": rows, "by_popularity": [each.to_json() for each in groups]}
+    write_whole(out / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_popularity(out, groups, title)
 
 
 def convert(

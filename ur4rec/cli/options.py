@@ -14,7 +14,8 @@ from alternator.rules.named import parse_value
 from ur4rec.cli.output import say_to_stderr
 from ur4rec.errors import ConfigurationError
 from ur4rec.options import AUTO_SHARE
-from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS
+from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS
+from ur4rec.runs.presets import PRESETS
 
 Dataset = Annotated[
     str | None,
@@ -48,6 +49,17 @@ Repeats = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(help="A run directory: the --out of train.")]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option(
+        help="best (by validation), latest or refit. Default: refit where there is one, trained on validation too, "
+        "else best."
+    ),
+]
+REFIT_IS_USED = (
+    "scores are the refit's, trained on validation interactions too; --checkpoint best takes the model that validation "
+    "chose"
+)
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.", rich_help_panel="Run")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel="Run")]

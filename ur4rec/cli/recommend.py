@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from tqdm import tqdm
 
-from ur4rec.cli.options import AsJson, DataDirectory, Memory, Quiet, Run, one_line_errors
+from ur4rec.cli.options import REFIT_IS_USED, AsJson, Checkpoint, DataDirectory, Memory, Quiet, Run, one_line_errors
 from ur4rec.cli.output import build_table, log_to_stderr, say, say_json, say_table, say_to_stderr
 from ur4rec.cli.together import first_speaks, together
 from ur4rec.errors import ConfigurationError
@@ -77,6 +77,7 @@ def recommend(
             rich_help_panel="How",
         ),
     ] = None,
+    checkpoint: Checkpoint = None,
     device: Annotated[str, typer.Option(help="cpu, auto, cuda, cuda:1, ...", rich_help_panel="How")] = "cpu",
     data_dir: DataDirectory = None,
     memory: Memory = None,
@@ -104,7 +105,10 @@ def recommend(
                 )
             backend = _backend_of(run)
         with together(backend, device) as processes:
-            recommender, candidates_I = _open(run, data_dir, interactions, items, device, memory, out, exclude, only)
+            given = (run, data_dir, interactions, items, device, memory, checkpoint, out, exclude, only)
+            recommender, candidates_I = _open(*given)
+            if recommender.checkpoint == "refit" and processes.rank == 0 and not quiet:
+                say_to_stderr(REFIT_IS_USED)
             if users is not None or all_users:
                 ids = recommender.interactions.user_ids if users is None else _read_users(users)
                 _recommend_many(recommender, ids, top, candidates_I, processes, out, as_json=as_json, quiet=quiet)
@@ -156,6 +160,7 @@ def _open(
     items: Path | None,
     device: str,
     memory: str | None,
+    checkpoint: str | None,
     out: Path | None,
     exclude: Path | None,
     only: Path | None,
@@ -175,6 +180,7 @@ def _open(
         items=items,
         device=device,
         memory=memory,
+        checkpoint=checkpoint,
     )
     if exclude is None and only is None:
         return recommender, None

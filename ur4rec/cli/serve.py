@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
-from ur4rec.cli.options import Memory, Run, one_line_errors
+from ur4rec.cli.options import REFIT_IS_USED, Checkpoint, Memory, Run, one_line_errors
 from ur4rec.cli.output import say
 
 
 def serve(
     run: Run,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 is any that is free.")] = 8000,
+    checkpoint: Checkpoint = None,
     memory: Memory = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
@@ -23,10 +24,12 @@ def serve(
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.serve.server import serve_run
 
-    def ready(address: str) -> None:
+    def ready(address: str, used: str) -> None:
+        if used == "refit":
+            say(REFIT_IS_USED)
         say(f"{run} is at {address} (Ctrl-C ends it)")
         if open_browser:
             typer.launch(address)
 
     with one_line_errors(), suppress(KeyboardInterrupt):
-        serve_run(RunDirectory.open_existing(run), port, ready, memory=memory)
+        serve_run(RunDirectory.open_existing(run), port, ready, memory=memory, checkpoint=checkpoint)

@@ -1,4 +1,4 @@
-"""``ur4rec settings``: the settings of model and trainer, from their own docstrings."""
+"""``ur4rec settings``: the settings of model and trainer, from their own docstrings; and ``ur4rec presets``."""
 
 import ast
 import inspect
@@ -11,7 +11,8 @@ from alternator.rules.help import render_setting
 from ur4rec.cli.options import PRESET_NAMES, one_line_errors
 from ur4rec.cli.output import say_raw
 from ur4rec.config import ModelConfig, TrainerConfig
-from ur4rec.runs.config import MODEL_SETTINGS, PRESETS, TRAINER_SETTINGS, preset
+from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS, RunConfig
+from ur4rec.runs.presets import PRESETS, preset
 
 
 def settings(
@@ -22,6 +23,44 @@ def settings(
         say_raw(render_settings(preset_name))
 
 
+def presets() -> None:
+    """List what --preset takes: for which data each preset is, and its sizes."""
+    with one_line_errors():
+        say_raw(render_presets())
+
+
+def render_presets() -> str:
+    r"""Every preset: for which data it is, and its sizes.
+
+    Example:
+        >>> print("\n".join(render_presets().splitlines()[:4]))
+        default
+            any data: sizes, rates and lengths follow from its counts, and are said when the run begins
+            everything that is not set is from the data; 'ur4rec data FILE' shows what that is
+        ml-1m
+    """
+    return "\n".join(
+        line for name, each in PRESETS.items() for line in (name, f"    {each.purpose}", f"    {_describe_sizes(name)}")
+    )
+
+
+def _describe_sizes(name: str) -> str:
+    config = preset(name)
+    if config.from_data:
+        return "everything that is not set is from the data; 'ur4rec data FILE' shows what that is"
+    model, trainer = config.model_config(num_items=2), TrainerConfig(**config.trainer)
+    early = f", early stopping after {config.early_stopping}" if config.early_stopping else ""
+    return (
+        f"d = {model.sasrec_hidden_dim}, {model.sasrec_num_blocks} blocks of {model.sasrec_num_heads} heads, "
+        f"{model.max_seq_len} positions, dropout {model.sasrec_dropout}, batches of {config.batch_size}, learning rate "
+        f"{trainer.sasrec_lr}, catalogue_loss {trainer.catalogue_loss}, epochs {_epochs(config)}{early}"
+    )
+
+
+def _epochs(config: RunConfig) -> str:
+    return " + ".join("?" if stage in config.from_data else str(num) for stage, num in config.epochs.items())
+
+
 def render_settings(preset_name: str) -> str:
     r"""Every setting that ``--set`` takes: its value in a preset, its default where that differs, and its meaning.
 
@@ -30,7 +69,7 @@ def render_settings(preset_name: str) -> str:
 
     Example:
         >>> print("\n".join(render_settings("demo").splitlines()[:6]))
-        preset demo, others: default, smoke
+        preset demo, others: default, ml-1m, amazon, large-catalogue, smoke
         dataset ml-100k, encoder tfidf, batches of 64, epochs 5 + 5 + 10 + 5
         <BLANKLINE>
         model
@@ -39,10 +78,11 @@ def render_settings(preset_name: str) -> str:
     """
     config = preset(preset_name)
     others = ", ".join(name for name in PRESETS if name != preset_name)
-    epochs = " + ".join(map(str, config.epochs.values()))
+    batches = "?" if "batch_size" in config.from_data else config.batch_size
+    unknown = "; ? is from the data" if config.from_data else ""
     lines = [
         f"preset {preset_name}, others: {others}",
-        f"dataset {config.dataset}, encoder {config.encoder}, batches of {config.batch_size}, epochs {epochs}",
+        f"dataset {config.dataset}, encoder {config.encoder}, batches of {batches}, epochs {_epochs(config)}{unknown}",
     ]
     for title, owner, names, changed in (
         ("model", ModelConfig, MODEL_SETTINGS, config.model),
@@ -54,6 +94,8 @@ def render_settings(preset_name: str) -> str:
             default = getattr(owner, name)
             value = changed.get(name, default)
             note = "" if value == default else f" (default {default})"
+            if name in config.from_data:
+                value, note = "?", " (from the data)"
             lines.append(render_setting(f"{name}={value}{note}", docs[name]))
     return "\n".join(lines)
 

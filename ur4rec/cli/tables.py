@@ -1,11 +1,13 @@
 """The tables of metrics that people look at."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.cli.output import Table, build_table
+from ur4rec.evaluation.intervals import LEVEL
+from ur4rec.evaluation.popularity import PopularityGroup
 from ur4rec.evaluation.results import K_LIST, Result, summarise_rows
 
 
@@ -34,3 +36,22 @@ def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
         for name, metrics in rows.items()
     ]
     return build_table({"scorer": {"no_wrap": True}, **dict.fromkeys(heads, right)}, cells, title=title)
+
+
+def popularity_table(groups: Sequence[PopularityGroup], rows: Mapping[str, str]) -> Table:
+    """NDCG@10 by popularity of the target, with half the width of its interval.
+
+    Args:
+        groups: From `ur4rec.evaluation.popularity.by_popularity`.
+        rows: Which scorers: by the head of a column, the name in the groups.
+    """
+    cells = []
+    for each in groups:
+        most = f"-{each.most:,}" if each.most > each.least else ""
+        known = [each.scorers[name]["ndcg@10"] if name in each.scorers else None for name in rows.values()]
+        shown = ["" if one is None else f"{one.estimate:.3f} ±{(one.high - one.low) / 2:.3f}" for one in known]
+        cells.append([each.name, f"{each.least:,}{most}", f"{each.num_targets:,}", *shown])
+    right = {"justify": "right", "no_wrap": True}
+    heads = ["decile", "uses in\ntraining", "targets", *(head.replace(" ", "\n") for head in rows)]
+    title = f"NDCG@10 by popularity of the target (± half of the {LEVEL:.0%} interval)"
+    return build_table(dict.fromkeys(heads, right), cells, title=title)

@@ -33,7 +33,8 @@ from ur4rec.cli.options import (
 from ur4rec.cli.output import log_to_stderr, say, say_table, say_to_stderr
 from ur4rec.cli.together import first_speaks, together
 from ur4rec.errors import ConfigurationError, OutOfMemoryError
-from ur4rec.runs.config import RunConfig, preset
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.presets import preset
 from ur4rec.schedule.alternators import SCHEDULE_HELP
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import load_backend
@@ -42,6 +43,7 @@ from ur4rec.training.processes import Processes, first_on_machine
 if TYPE_CHECKING:
     from ur4rec.evaluation.results import Result
     from ur4rec.runs.prepared import PreparedData
+    from ur4rec.runs.refit import Refit
     from ur4rec.runs.run import TrainingRun
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -57,7 +59,8 @@ def train(
         typer.Option(help="Directory of the new run: config.json, metrics.json, decisions.csv, schedule.png, ..."),
     ] = None,
     preset_name: Annotated[
-        str, typer.Option("--preset", help=f"Sizes and lengths: {PRESET_NAMES}; smoke takes seconds.")
+        str,
+        typer.Option("--preset", help=f"Sizes, rates and lengths: {PRESET_NAMES}; 'ur4rec presets' lists them."),
     ] = "default",
     backend: Backend = None,
     schedule: Annotated[
@@ -81,9 +84,19 @@ def train(
             rich_help_panel="Training",
             help="End a stage after N validations in a row without a better NDCG@10 (fused in the joint stages). "
             "Learning rates still fall along a cosine over all its epochs; --set lr_schedule=constant keeps them. "
-            "Default: never.",
+            "Default: the preset's.",
         ),
     ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="At the end train the model that validation chose again from scratch, on training and validation "
+            "interactions, for as many steps, and test it; recommend, serve and evaluate then use it. With --resume: "
+            "of a run that had none.",
+            rich_help_panel="Training",
+        ),
+    ] = False,
     split: Split = None,
     repeats: Repeats = None,
     eval_every: Annotated[
@@ -91,7 +104,8 @@ def train(
         typer.Option(
             metavar="N",
             rich_help_panel="Evaluation",
-            help="Validate every N-th epoch of a stage, and its last. Default: 1. --early-stopping counts validations.",
+            help="Validate every N-th epoch of a stage, and its last. --early-stopping counts validations. "
+            "Default: the preset's.",
         ),
     ] = None,
     eval_users: Annotated[
@@ -189,6 +203,7 @@ def train(
                 refuse_settings(context)
                 config = read_resumable(RunDirectory.open_existing(resume))
                 config = replace(config, mesh=mesh or config.mesh, shard=config.shard if shard is None else shard)
+                config = replace(config, refit=refit or config.refit or RunDirectory(resume).refit.path.is_dir())
             elif out is None:
                 raise ConfigurationError("give --out DIR for a new run, or --resume DIR to continue one")
             else:
@@ -210,6 +225,7 @@ def train(
                     checkpoint_every=checkpoint_every,
                     mesh=mesh,
                     shard=shard,
+                    refit=refit,
                     early_stopping=early_stopping,
                     eval_every=eval_every,
                     eval_users=eval_users,
@@ -242,7 +258,7 @@ def run_again(
     directory = RunDirectory.open_existing(path)
     prepared = first_on_machine(processes, lambda: prepare_data(config, read_data(directory, config, data_dir)))
     run = TrainingRun(config, prepared, directory, progress=progress, processes=processes)
-    train_and_report(run, log, resume=True)
+    train_and_report(run, log, progress=progress, resume=True)
 
 
 def run_anew(
@@ -259,6 +275,7 @@ def run_anew(
     from ur4rec.runs.directory import RunDirectory
     from ur4rec.runs.prepared import prepare
     from ur4rec.runs.run import TrainingRun
+    from ur4rec.runs.sizes import explain_choices
 
     prepared = first_on_machine(processes, lambda: prepare(config, directory=data_dir))
     run = TrainingRun(config, prepared, RunDirectory(path), progress=progress, processes=processes)
@@ -266,25 +283,38 @@ def run_anew(
     if writes:
         RunDirectory.create(path, overwrite=overwrite)  # only now: what was refused above has left nothing
         say_what_is_evaluated(run.prepared, config)
+        for line in explain_choices(run.choices):
+            say(line)
     try:
-        train_and_report(run, log, resume=False)
+        train_and_report(run, log, progress=progress, resume=False)
     except OutOfMemoryError:
         if writes and not run.directory.checkpoint("latest"):
             run.directory.discard(keep_directory=was_there)
         raise
 
 
-def train_and_report(run: "TrainingRun", log: list[str] | None, *, resume: bool) -> None:
+def train_and_report(run: "TrainingRun", log: list[str] | None, *, progress: bool | None = None, resume: bool) -> None:
     """Train, and print the outcome; the first of several processes writes and prints."""
+    from ur4rec.runs.refit import Refit
+
+    results, refit = train_logged(run, log, resume=resume), None
+    if run.config.refit:
+        run.release()
+        refit = Refit(run, progress=progress)
+        results += train_logged(refit, log, resume=True)
+    if run.processes.rank == 0:
+        print_outcome(run, results, refit)
+
+
+def train_logged(run: "TrainingRun", log: list[str] | None, *, resume: bool) -> "list[Result]":
+    """Train a run or its refit, and log every step where that is asked for."""
     from ur4rec.runs.event_log import open_event_log
 
     writes = run.processes.rank == 0
     with (
         open_event_log(log, run.directory.path, run.trainer.modules) if log and writes else nullcontext() as run.events
     ):
-        results = train_until_stopped(run, resume=resume)
-    if writes:
-        print_outcome(run, results)
+        return train_until_stopped(run, resume=resume)
 
 
 def say_what_is_evaluated(prepared: "PreparedData", config: RunConfig) -> None:
@@ -305,18 +335,26 @@ def user_text_settings(path: Path | None) -> dict[str, str]:
     return {"user_texts": str(path.resolve()), "user_texts_hash": hash_file(path)}
 
 
-def print_outcome(run: "TrainingRun", results: "list[Result]") -> None:
+def print_outcome(run: "TrainingRun", results: "list[Result]", refit: "Refit | None" = None) -> None:
     """Print the metrics, which epochs were kept, what was decided and why, where it all is, and what to try next."""
-    from ur4rec.cli.tables import results_table
+    from ur4rec.cli.tables import popularity_table, results_table
     from ur4rec.runs.kept import explain_epochs
+    from ur4rec.runs.popularity import scorer_rows
     from ur4rec.runs.verdict import explain_decisions
 
     num_validated, num_targets = len(run.validation.targets), len(run.prepared.split.validation)
     sampled = (num_validated, num_targets) if num_validated < num_targets else None
     say_table(results_table(results, run.prepared.split.test.is_repeated, sampled))
+    rows = {name: name for name in scorer_rows(run.results).values()}
+    say_table(popularity_table(run.by_popularity, rows))
     say(explain_epochs(run.plan, run.epochs, run.results))
     say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records, run.trials.records))
     path = run.directory.path
+    if refit is not None:
+        say(refit.explain())
+        say(
+            f"evaluate, recommend and serve use the refit in {refit.directory.path}; --checkpoint best is the run's own"
+        )
     say(f"Everything is in {path}: look at {path / 'schedule.png'}")
     say(f"{COMPARISON_ADVICE}:")
     as_usual = run.config.repeats == run.prepared.split.usual_repeats
@@ -330,7 +368,7 @@ def refuse_settings(context: typer.Context) -> None:
         for parameter in context.command.params
         if (source := context.get_parameter_source(str(parameter.name))) is not None
         and source.name == "COMMANDLINE"
-        and parameter.name not in ("resume", "data_dir", "quiet", "log", "mesh", "shard")
+        and parameter.name not in ("resume", "data_dir", "quiet", "log", "mesh", "shard", "refit")
     ]
     if given:
         raise ConfigurationError(
@@ -348,7 +386,7 @@ def train_until_stopped(run: "TrainingRun", *, resume: bool) -> "list[Result]":
                 run.resume()
             return run.train(stop=stop)
         except Stopped as stopped:
-            command = f"ur4rec train --resume {shlex.quote(str(run.directory.path))}"
+            command = f"ur4rec train --resume {shlex.quote(str(run.resumed_from))}"
             if run.processes.rank == 0:
                 say_to_stderr(f"stopped after step {stopped.step}, saved; continue with: {command}")
             number = signal.SIGTERM if stop.number is None else stop.number  # another process was asked

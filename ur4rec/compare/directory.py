@@ -20,6 +20,7 @@ from ur4rec.compare.runner import RunKey
 from ur4rec.compare.study import StudyConfig
 from ur4rec.errors import ConfigurationError, DataError, refuse_malformed
 from ur4rec.files import holding, parse_object, refuse_links, write_directory, write_file, write_whole
+from ur4rec.runs.sizes import Counts
 
 _LOCK = ".lock"
 MAX_ARRAYS_BYTES, MAX_ARRAYS_RATIO = 2**26, 50
@@ -219,6 +220,12 @@ class StudyDirectory:
         path = self._run_file(key)
         write_file(path.with_suffix(".npz"), lambda scratch: np.savez_compressed(scratch, **arrays))  # type: ignore[arg-type]
         self._write_json(path, report)
+
+    def settle(self, counts: Counts) -> None:
+        """Decide what the preset leaves to the data, unless the study has begun before, and keep it."""
+        if not self.study.sizes and self.read_costs() is None and (found := self.study.settled(counts)).sizes:
+            self.study = found
+            self._write_json(self.path / "study.json", found.to_json())
 
     def read_costs(self) -> dict[str, Any] | None:
         """What steps cost; None until it is measured."""

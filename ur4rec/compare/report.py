@@ -15,9 +15,9 @@ from alternator.checks import printable
 from ur4rec.compare.arms import PARITY
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.plots import draw_curves, draw_forest, draw_turns
-from ur4rec.compare.statistics import LEVEL, NUM_RESAMPLES
 from ur4rec.compare.study import StudyConfig
 from ur4rec.compare.summary import summarise_study
+from ur4rec.evaluation.intervals import LEVEL, NUM_RESAMPLES
 from ur4rec.files import write_whole
 from ur4rec.runs.plot import NAMES
 from ur4rec.schedule.stages import MODULES

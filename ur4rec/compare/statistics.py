@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-NUM_RESAMPLES = 10_000
-LEVEL = 0.95
+from ur4rec.evaluation.intervals import LEVEL, NUM_RESAMPLES, Interval
+
 _CHUNK = 500
 
 
@@ -21,22 +21,6 @@ class Curves(NamedTuple):
     """What had been spent."""
     quality_SPT: NDArray[Any]
     """What every target got; more is better."""
-
-
-class Interval(NamedTuple):
-    """An estimate with its bootstrap interval."""
-
-    estimate: float
-    """What was measured."""
-    low: float
-    """Lower end."""
-    high: float
-    """Upper end."""
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether all of it lies on one side of 0."""
-        return self.low > 0 or self.high < 0
 
 
 class Resamples:

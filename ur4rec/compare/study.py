@@ -11,7 +11,9 @@ from ur4rec.compare.arms import PARITY, check_arms, schedule_string
 from ur4rec.compare.budget import BASES
 from ur4rec.config import JOINT_LOSSES
 from ur4rec.errors import ConfigurationError
-from ur4rec.runs.config import PRESETS, RunConfig, preset
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.presets import PRESETS, preset
+from ur4rec.runs.sizes import FROM_DATA, Counts
 from ur4rec.schedule.stages import modules_of
 from ur4rec.training.slices import DEFAULT_MEMORY, parse_memory
 
@@ -79,14 +81,19 @@ class StudyConfig:
     """Settings of the model other than the preset's."""
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the trainer other than the preset's."""
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    """What the data decided of the settings that the preset leaves to it, when the study began. Empty for a preset
+    that leaves none, and for a study of before: there they have the defaults of `RunConfig`."""
 
     def __post_init__(self) -> None:
         for name in ("arms", "budgets"):
             if not all(isinstance(each, str) for each in getattr(self, name)):
                 raise ConfigurationError(f"{name} must be strings, got {getattr(self, name)}")
-        for name in ("data", "model", "trainer"):
+        for name in ("data", "model", "trainer", "sizes"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigurationError(f"{name} must be settings by name, got {quoted(getattr(self, name))}")
+        for name in self.sizes:
+            check_choice("setting from the data", name, FROM_DATA)
         for seed in self.seeds:
             check_integer("a seed", seed, 0)
         check_arms(self.arms)
@@ -124,6 +131,15 @@ class StudyConfig:
 
     def run_config(self, schedule: str, seed: int) -> RunConfig:
         """The settings of one run."""
+        return self._open_config(schedule, seed).with_values(self.sizes)
+
+    def settled(self, counts: Counts) -> "StudyConfig":
+        """The study with what its preset leaves to the data, which it keeps."""
+        _, choices = self._open_config(PARITY, self.seeds[0]).settled(counts)
+        return dataclasses.replace(self, sizes={choice.name: choice.value for choice in choices})
+
+    def _open_config(self, schedule: str, seed: int) -> RunConfig:
+        """The settings of one run, but for what is left to the data."""
         return preset(
             self.preset,
             dataset=self.dataset,
@@ -148,9 +164,9 @@ class StudyConfig:
         )
 
     def conditions(self) -> dict[str, Any]:
-        """What every run shares: the study without its arms, its seeds and its choice of budgets."""
+        """What every run shares: the study without its arms, its seeds, its choice of budgets, and what follows."""
         content = {**self.to_json(), **{name: getattr(self, name) for name in _ADDED}}
-        return {key: value for key, value in content.items() if key not in ("arms", "seeds", "budgets")}
+        return {key: value for key, value in content.items() if key not in ("arms", "seeds", "budgets", "sizes")}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -158,6 +174,8 @@ class StudyConfig:
         for name in _ADDED:
             if content[name] == getattr(type(self), name):
                 del content[name]
+        if not self.sizes:
+            del content["sizes"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
 
     @classmethod

@@ -45,13 +45,14 @@ def run_study(
     if not directory.missing():
         return
     study = directory.study
-    prepare_study(study, study.seeds[0], data_dir)  # bad data is refused before anything starts
+    prepared = prepare_study(study, study.seeds[0], data_dir)  # bad data is refused before anything starts
     found = local_processes(jobs) if cluster is None else cluster_processes(cluster, study.backend)
     with directory.locked(), interruptible(), found as processes:
+        directory.settle(prepared.counts)
         directory.check_costs()
         if directory.read_costs() is None:
             logger.info("timing each kind of step, alone")
-            directory.write_costs(processes.submit(measure_costs, study, data_dir).result())
+            directory.write_costs(processes.submit(measure_costs, directory.study, data_dir).result())
         _pretrain(processes, directory, data_dir)
         _run_arms(processes, directory, data_dir, quiet)
 

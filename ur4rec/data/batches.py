@@ -4,8 +4,9 @@ Shapes: B rows of a batch, L positions (at most max_seq_len, and no more than th
 items, R windows of an epoch, W = L + 1. Sequences are padded on the right with ``num_items``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,11 +116,16 @@ class TrainBatches:
         self._ends_U = np.cumsum(self._counts_U)
         if not self.num_rows:
             raise DataError(f"training needs a sequence of at least 2 items, found none among {len(sequences)}")
-        self._shifted = shifted
+        self.shifted = shifted
         self._drawn: tuple[int, _Epoch] | None = None
 
     def __len__(self) -> int:
         """Batches of an epoch."""
+        return self.num_batches
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in which all windows are."""
         return -(-self.num_rows // self.batch_size)
 
     @property
@@ -165,6 +171,16 @@ class TrainBatches:
         )
         return max(int(counts_b.max()) for counts_b in counts)
 
+    @cached_property
+    def length_counts(self) -> NDArray[np.int64]:
+        """How many rows of the first epoch have each number of items, (L + 1,); of more than `MAX_DRAWN`, of so many.
+
+        So batches can be divided into groups of rows of about one length; see `ur4rec.training.length_groups`.
+        """
+        rows_R = np.arange(0, self.num_rows, -(-self.num_rows // MAX_DRAWN))
+        _, starts_R, ends_R, _ = self._cut(self._draw(0), rows_R)
+        return np.bincount(ends_R - starts_R - 1, minlength=self._width + 1)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that iterating yields."""
         if epoch < 0:
@@ -177,8 +193,8 @@ class TrainBatches:
 
     def batch(self, epoch: int, index: int) -> Batch:
         """One batch of one epoch."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"index must be in 0..{len(self) - 1}, got {index}")
+        if not 0 <= index < self.num_batches:
+            raise IndexError(f"index must be in 0..{self.num_batches - 1}, got {index}")
         drawn = self._epoch(epoch)
         first = index * self.batch_size
         rows = drawn.order(np.arange(first, min(first + self.batch_size, self.num_rows)))
@@ -200,7 +216,7 @@ class TrainBatches:
 
     def _draw(self, epoch: int) -> "_Epoch":
         shifts_U = None
-        if self._shifted:
+        if self.shifted:
             draws_U = _draws(self.seed, epoch, len(self._counts_U), stream=1)
             shifts_U = (draws_U % np.uint64(self.max_seq_len)).astype(np.int32)
         return _Epoch(_order(self.seed, epoch, self.num_rows), shifts_U)
@@ -218,6 +234,50 @@ class TrainBatches:
         ends_r = end_r - np.maximum(index_r * self.max_seq_len - shift_r, 0)
         cuts_r = np.maximum(begin_r + 1, end_r - (index_r + 1) * self.max_seq_len + shift_r)
         return users_r, np.maximum(begin_r, ends_r - self.max_seq_len - 1), ends_r, ends_r - cuts_r
+
+
+class SteppedBatches(TrainBatches):
+    """The batches of other sequences, as one stream that is cut into epochs of given numbers of steps.
+
+    So data that has grown is trained on for as many steps as it was before.
+
+    Args:
+        batches: Batches of the sequences as they were, whose sizes and order these have.
+        sequences: The sequences.
+        lengths: The number of steps of each epoch.
+
+    Example:
+        >>> from ur4rec.data import Sequences
+        >>> before = TrainBatches(Sequences.from_lists([[0, 1], [2, 3]]), 4, max_seq_len=2, batch_size=1, seed=0)
+        >>> grown = Sequences.from_lists([[0, 1], [2, 3], [1, 3]])
+        >>> batches = SteppedBatches(before, grown, [2, 2, 1])
+        >>> stepped = []
+        >>> for epoch in range(3):
+        ...     batches.set_epoch(epoch)
+        ...     stepped.append([batch.users_B.tolist() for batch in batches])
+        >>> [len(each) for each in stepped], sorted(sum(stepped, [])[:3])
+        ([2, 2, 1], [[0], [1], [2]])
+    """
+
+    def __init__(self, batches: TrainBatches, sequences: Sequences, lengths: Sequence[int]) -> None:
+        super().__init__(
+            *(sequences, batches.num_items),
+            max_seq_len=batches.max_seq_len,
+            batch_size=batches.batch_size,
+            seed=batches.seed,
+            shifted=batches.shifted,
+        )
+        self._lengths = tuple(lengths)
+        self._firsts = [0, *accumulate(self._lengths)]
+
+    def __len__(self) -> int:
+        """Batches of the epoch that was chosen."""
+        return self._lengths[self.epoch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = self._firsts[self.epoch]
+        places = (divmod(step, self.num_batches) for step in range(first, first + len(self)))
+        return (self.batch(epoch, index) for epoch, index in places)
 
 
 class _Epoch(NamedTuple):

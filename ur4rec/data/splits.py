@@ -21,7 +21,10 @@ from ur4rec.data.interactions import (
     offsets_from_lengths,
 )
 from ur4rec.errors import ConfigurationError, DataError
+from ur4rec.files import hash_bytes
 from ur4rec.options import AUTO_SHARE, REPEATS, SPLITS
+
+_TEMPORAL = "global-temporal-"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -214,14 +217,23 @@ def global_temporal(interactions: Interactions, q: float = 0.9, *, repeats: str 
     if not 0 < q < 1:
         raise ConfigurationError(f"q must be inside (0, 1), got {q!r}")
     _refuse_given(interactions, "temporal")
+    before_validation, before_test = (_count_before(interactions, start) for start in _period_starts(interactions, q))
+    return cut_at(interactions, before_validation, before_test, q, repeats)
+
+
+def _period_starts(interactions: Interactions, q: float) -> tuple[int, int]:
+    """The first interaction of the validation and of the test period, in order of time."""
     times = interactions.timestamps_N
     test_start = int(np.searchsorted(times, times[int(q * len(times))], side="left"))
     validation_start = 0
     if test_start:
         validation_start = int(np.searchsorted(times, times[int(q * test_start)], side="left"))
-    before_validation = np.bincount(interactions.users_N[:validation_start], minlength=interactions.num_users)
-    before_test = np.bincount(interactions.users_N[:test_start], minlength=interactions.num_users)
-    return cut_at(interactions, before_validation, before_test, q, repeats)
+    return validation_start, test_start
+
+
+def _count_before(interactions: Interactions, start: int) -> NDArray[np.int64]:
+    """How many interactions each user has before one, in order of time, (U,)."""
+    return np.bincount(interactions.users_N[:start], minlength=interactions.num_users)
 
 
 def cut_at(
@@ -236,7 +248,7 @@ def cut_at(
     validation = _last_in_period(sequences, before_validation_U, before_test_U, "validation")
     test = _last_in_period(sequences, before_test_U, sequences.lengths, "test")
     train = sequences.heads(before_validation_U)
-    return settle(f"global-temporal-{q:g}", interactions, train, validation, test, repeats)
+    return settle(f"{_TEMPORAL}{q:g}", interactions, train, validation, test, repeats)
 
 
 def as_given(interactions: Interactions, *, repeats: str = "auto") -> Split:
@@ -265,18 +277,63 @@ def as_given(interactions: Interactions, *, repeats: str = "auto") -> Split:
     return settle("given", interactions, train, validation, test, repeats)
 
 
-def _trained(sequences: Sequences, parts_N: NDArray[np.int8]) -> Sequences:
-    """The rows of each user that are for training: the first ones, unless context is among them."""
+def with_validation(interactions: Interactions, split: Split) -> Split:
+    """The split whose training sequences have the validation interactions too, for a training that is only tested.
+
+    Those are all but the test item (leave-one-out), all before the test period (temporal), or the rows of the training
+    and the validation part (given). Users without a validation target keep what they had; histories and test targets
+    stay, of which none is trained on.
+
+    Args:
+        interactions: The data.
+        split: What `make_split` made of it.
+
+    Raises:
+        DataError: The data was prepared with a temporal split, which does not keep where the test period begins.
+
+    Example:
+        >>> from ur4rec.data import synthetic
+        >>> interactions = synthetic(num_users=20, num_items=50)
+        >>> split = leave_one_out(interactions)
+        >>> whole = with_validation(interactions, split)
+        >>> int(whole.train.lengths.sum() - split.train.lengths.sum()), len(split.validation)
+        (20, 20)
+    """
+    sequences, parts_N = interactions.sequences, interactions.parts_by_user
+    if split.name == "leave-one-out":
+        train = sequences.heads(sequences.lengths - (sequences.lengths >= 3))
+    elif split.name == "given":
+        assert parts_N is not None
+        train = _trained(sequences, parts_N, VALIDATION)
+    elif interactions.prepared is not None:
+        raise DataError(
+            f"{interactions.name}: to train on validation interactions too, data must not be prepared with a temporal "
+            "split, got one; leave out --refit, prepare it with leave-one-out, or give the file itself"
+        )
+    else:
+        _, test_start = _period_starts(interactions, float(split.name.removeprefix(_TEMPORAL)))
+        train = sequences.heads(_count_before(interactions, test_start))
+    return replace(split, train=train, known_hash=hash_bytes(f"{split.hash} with validation".encode()))
+
+
+def _trained(sequences: Sequences, parts_N: NDArray[np.int8], last: int = TRAIN) -> Sequences:
+    """The rows of each user of the parts up to the last one to train on: the first rows, unless context is among them.
+
+    Args:
+        sequences: The rows.
+        parts_N: The part of each.
+        last: `TRAIN`, or `VALIDATION` after it.
+    """
     lengths = [
-        np.bincount(part.rows[parts_N[part.starts_U[0] : part.ends_U[-1]] == TRAIN], minlength=len(part))
+        np.bincount(part.rows[parts_N[part.starts_U[0] : part.ends_U[-1]] <= last], minlength=len(part))
         for _, part in sequences.chunks()
     ]
     lengths_U = np.concatenate(lengths)
     ends_U = sequences.starts_U + lengths_U
     ranges = zip(sequences.starts_U[lengths_U > 0], ends_U[lengths_U > 0], strict=True)
-    if all((parts_N[start:end] == TRAIN).all() for start, end in ranges):
+    if all((parts_N[start:end] <= last).all() for start, end in ranges):
         return sequences.heads(lengths_U)
-    return Sequences(sequences.items_N[parts_N == TRAIN], offsets_from_lengths(lengths_U))
+    return Sequences(sequences.items_N[parts_N <= last], offsets_from_lengths(lengths_U))
 
 
 _METHODS = {"leave-one-out": leave_one_out, "temporal": global_temporal, "given": as_given}

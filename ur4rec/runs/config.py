@@ -1,4 +1,4 @@
-"""The configuration of a run: everything that decides its result, and the presets."""
+"""The configuration of a run: everything that decides its result."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -11,6 +11,7 @@ from ur4rec.config import ModelConfig, TrainerConfig
 from ur4rec.errors import ConfigurationError, UnknownNameError, refuse_malformed
 from ur4rec.options import REPEATS, SPLITS, DataOptions
 from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.sizes import FROM_DATA, Choice, Counts, choose
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import STAGES
 from ur4rec.training.backend import BACKENDS
@@ -27,6 +28,7 @@ _CHANGEABLE = (
     "shard",
     "user_texts",
     "allow_leakage",
+    "refit",
     *_IN_SPLIT,
 )
 MAX_EPOCHS = 100_000
@@ -35,12 +37,14 @@ _REQUIRED = frozenset(("dataset", "backend", "schedule"))
 """What the configuration of a run says in any case."""
 _OPTIONAL = ("min_item_interactions", "early_stopping", "eval_users")
 _MINIMA = {**dict.fromkeys((*_OPTIONAL, "eval_every", "batch_size"), 1), "seed": 0, "checkpoint_every": 0}
-_EPOCHS = {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 5}
-_FROM_DATA = ("num_items", "num_users")
-MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _FROM_DATA)
+DEFAULT_EPOCHS = {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 5}
+_COUNTED = ("num_items", "num_users")
+MODEL_SETTINGS = tuple(each.name for each in dataclasses.fields(ModelConfig) if each.name not in _COUNTED)
 """What may be set of a model; the rest comes from the data."""
 TRAINER_SETTINGS = tuple(each.name for each in dataclasses.fields(TrainerConfig) if each.name != "seed")
 """What may be set of a trainer; the seed is the run's."""
+_PLAIN = tuple(name for name in FROM_DATA if name not in (*MODEL_SETTINGS, *TRAINER_SETTINGS, *STAGES))
+"""Settings of the run itself that may be left to the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ class RunConfig:
     """"torch" or "jax"."""
     schedule: str = "auto"
     """Who trains in the joint stage; see `ur4rec.schedule.alternators`."""
-    epochs: Mapping[str, int] = field(default_factory=lambda: dict(_EPOCHS))
+    epochs: Mapping[str, int] = field(default_factory=lambda: dict(DEFAULT_EPOCHS))
     """Epochs of each stage, in the order in which they run; 0 leaves a stage out."""
     batch_size: int = 128
     """Rows of a training batch; a row holds up to max_seq_len targets."""
@@ -84,6 +88,9 @@ class RunConfig:
     """Every how many epochs of a stage are validated; its last one always is."""
     eval_users: int | None = None
     """The number of users whose validation targets are ranked, a sample that depends on the data alone; None is all."""
+    refit: bool = False
+    """Whether the model that validation chose is trained again, on training and validation interactions, at the end;
+    see `ur4rec.runs.refit`."""
     seed: int = 0
     """Seed of weights, data order, dropout and sampled negatives."""
     device: str = "auto"
@@ -103,6 +110,9 @@ class RunConfig:
     result depends on it as a sum on the order of its terms."""
     shard: bool = False
     """Whether to spread parameters and the states of optimizers over the processes: PyTorch's ``fully_shard``."""
+    from_data: tuple[str, ...] = ()
+    """Settings that the data is to decide when the run begins, of `ur4rec.runs.sizes.FROM_DATA`; their values here do
+    not count. A run keeps what was decided, and this empty."""
 
     def __post_init__(self) -> None:
         for name in ("dataset", "backend", "schedule", "encoder", "device"):
@@ -110,7 +120,7 @@ class RunConfig:
         for name in ("user_texts", "user_texts_hash", "mesh"):
             if getattr(self, name) is not None:
                 _check_string(name, getattr(self, name))
-        for name in ("allow_leakage", "shard"):
+        for name in ("allow_leakage", "refit", "shard"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name, known in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
@@ -126,6 +136,7 @@ class RunConfig:
         if not isinstance(self.data, Mapping):
             raise ConfigurationError(f"data must be options by name, got {quoted(self.data)}")
         DataOptions.from_json(self.data)
+        set_fields(self, from_data=_check_from_data(self.from_data))
         self.model_config(num_items=2)
         TrainerConfig(**self.trainer)
         for stage, epochs in self.epochs.items():
@@ -136,8 +147,48 @@ class RunConfig:
             raise ConfigurationError(f"epochs must be above 0 for some stage, got {dict(self.epochs)}")
 
     def model_config(self, num_items: int) -> ModelConfig:
-        """The shape of the model for a catalogue."""
-        return ModelConfig(num_items=num_items, **self.model)
+        """The shape of the model for a catalogue; what the data is yet to decide goes with the rest."""
+        heads, width = "sasrec_num_heads", "sasrec_hidden_dim"
+        settings = {name: value for name, value in self.model.items() if name not in self.from_data}
+        if heads in self.from_data:
+            settings[heads] = 1
+        elif width in self.from_data:
+            settings[width] = settings.get(heads, 1)
+        return ModelConfig(num_items=num_items, **settings)
+
+    def settled(self, counts: Counts) -> tuple["RunConfig", tuple[Choice, ...]]:
+        """The configuration with what the data decides, and what that was; the same where nothing is left to it.
+
+        Args:
+            counts: Of the training interactions.
+
+        Example:
+            >>> counts = Counts(num_interactions=50_000, num_items=900, num_users=1000, typical_length=90)
+            >>> config, choices = RunConfig(from_data=("max_seq_len", "sasrec_lr")).settled(counts)
+            >>> config.model, config.trainer, config.from_data
+            ({'max_seq_len': 96}, {'sasrec_lr': 0.003}, ())
+            >>> str(choices[0])
+            'max_seq_len=96: 95% of the histories are no longer than 90'
+        """
+        if not self.from_data:
+            return self, ()
+        model = dataclasses.asdict(self.model_config(num_items=2))
+        trainer = dataclasses.asdict(TrainerConfig(**self.trainer))
+        own = {name: getattr(self, name) for name in _PLAIN}
+        every_stage = {**dict.fromkeys(STAGES, 0), **self.epochs}
+        choices = choose(counts, {**model, **trainer, **own, **every_stage}, self.from_data)
+        return self.with_values({choice.name: choice.value for choice in choices}), choices
+
+    def with_values(self, values: Mapping[str, Any]) -> "RunConfig":
+        """The configuration with values of `FROM_DATA`, each where it belongs, and with nothing left to the data."""
+        changed: dict[str, Any] = {"from_data": ()}
+        for group, names in (("model", MODEL_SETTINGS), ("trainer", TRAINER_SETTINGS), ("epochs", STAGES)):
+            own = {name: value for name, value in values.items() if name in names}
+            changed[group] = {**getattr(self, group), **own}
+        if len(changed["epochs"]) > len(self.epochs):
+            changed["epochs"] = {stage: changed["epochs"][stage] for stage in STAGES if stage in changed["epochs"]}
+        changed |= {name: value for name, value in values.items() if name in _PLAIN}
+        return dataclasses.replace(self, **changed)
 
     def decisive(self) -> dict[str, Any]:
         """The settings that a run must keep when it is resumed; the others may change without changing what it is."""
@@ -145,7 +196,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "from_data": list(self.from_data)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "RunConfig":
@@ -178,57 +229,21 @@ def _check_string(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} must be a string that is not empty, got {value!r}")
 
 
+def _check_from_data(names: object) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple):
+        raise ConfigurationError(f"from_data must be names of settings, got {quoted(names)}")
+    for name in names:
+        if name not in FROM_DATA:
+            raise UnknownNameError("setting from the data", name, FROM_DATA)
+    return tuple(names)
+
+
 def _check_mapping(name: str, value: object, known: Collection[str]) -> None:
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{name} must be settings by name, got {value!r}")
     for key in value:
         if key not in known:
             raise UnknownNameError("stage" if name == "epochs" else f"setting of {name}", key, known)
-
-
-_SMALL = {"sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "retriever_output_dim": 64}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "smoke": {
-        "dataset": "synthetic",
-        "encoder": "tfidf",
-        "epochs": {"pretrain_sasrec": 3, "pretrain_retriever": 2, "joint_finetune": 8, "end_to_end": 1},
-        "batch_size": 64,
-        "model": {**_SMALL, "max_seq_len": 20, "text_embedding_dim": 64},
-        "trainer": {"sasrec_lr": 3e-3, "retriever_lr": 3e-3},
-    },
-    "demo": {
-        "dataset": "ml-100k",
-        "encoder": "tfidf",
-        "epochs": {"pretrain_sasrec": 5, "pretrain_retriever": 5, "joint_finetune": 10, "end_to_end": 5},
-        "batch_size": 64,
-        "model": {
-            **_SMALL,
-            "max_seq_len": 50,
-            "sasrec_dropout": 0.2,
-            "retriever_num_queries": 2,
-            "retriever_temperature": 0.05,
-        },
-        "trainer": {"sasrec_lr": 3e-3, "retriever_lr": 3e-3},
-    },
-}
-"""Settings by name; a command's own arguments go over them."""
-
-
-def preset(name: str, **changes: Any) -> RunConfig:
-    """A preset with changes; None leaves a setting as the preset has it.
-
-    Raises:
-        UnknownNameError: There is no such preset.
-    """
-    if name not in PRESETS:
-        raise UnknownNameError("preset", name, PRESETS)
-    given = {key: value for key, value in changes.items() if value is not None}
-    for key in ("model", "trainer", "epochs"):
-        if key in given:
-            given[key] = {**PRESETS[name].get(key, _EPOCHS if key == "epochs" else {}), **given[key]}
-    return RunConfig(**{**PRESETS[name], **given})
 
 
 def read_config(directory: RunDirectory) -> RunConfig:

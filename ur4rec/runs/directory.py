@@ -19,6 +19,12 @@ from ur4rec.errors import ConfigurationError, DataError, refuse_malformed
 from ur4rec.files import SCRATCH_PREFIX, holding, parse_object, plain_tree, refuse_links, remove, write_whole
 
 _LOCK = ".lock"
+REFIT = "refit"
+"""The directory of a run's refit, in its own, and the name of the checkpoint that it ends with."""
+
+
+CHECKPOINTS = ("best", "latest", REFIT)
+"""The names of checkpoints."""
 
 
 class RunDirectory:
@@ -120,11 +126,15 @@ class RunDirectory:
     def checkpoint(self, which: str = "best") -> Path | None:
         """The ``best`` checkpoint, by validation, or the ``latest``; None if the run has not reached its first.
 
+        ``refit`` is that of the refit, None until it has ended.
+
         Raises:
-            UnknownNameError: ``which`` is neither.
+            UnknownNameError: ``which`` is none of them.
             DataError: ``BEST`` or ``LATEST`` names none.
         """
-        check_choice("checkpoint", which, ("best", "latest"))
+        check_choice("checkpoint", which, CHECKPOINTS)
+        if which == REFIT:
+            return self.refit.checkpoint("best")
         pointer = self.path / "checkpoint" / which.upper()
         if not pointer.exists():
             return None
@@ -139,8 +149,18 @@ class RunDirectory:
     def require_checkpoint(self, which: str = "best") -> Path:
         """As `checkpoint`, but a run that has not reached its first is a `DataError` too."""
         if (path := self.checkpoint(which)) is None:
-            raise DataError(f"{self.path} has no {which} checkpoint yet; let its run finish an epoch first")
+            remedy = "train it with --resume and --refit" if which == REFIT else "let its run finish an epoch first"
+            raise DataError(f"{self.path} has no {which} checkpoint yet; {remedy}")
         return path
+
+    @property
+    def refit(self) -> "RunDirectory":
+        """The directory of the run's refit, whether it is there or not."""
+        return RunDirectory(self.path / REFIT)
+
+    def chosen(self, which: str | None = None) -> str:
+        """The name of the checkpoint to use: as named, or else that of the refit if it has ended, or the best."""
+        return which or (REFIT if self.checkpoint(REFIT) is not None else "best")
 
     @contextmanager
     def new_checkpoint(self, step: int, *, best: bool) -> Iterator[Path]:

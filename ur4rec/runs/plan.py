@@ -44,6 +44,8 @@ class Plan:
     """The best value of the stage's criterion so far."""
     without_better: int = 0
     """Validations of the stage since."""
+    validates: bool = True
+    """Whether any epoch is validated."""
 
     @property
     def stage(self) -> str | None:
@@ -63,7 +65,8 @@ class Plan:
     def is_validated(self) -> bool:
         """Whether the next epoch is validated: every ``eval_every``-th of a stage, and its last."""
         assert self.stage is not None
-        return (self.stage_epoch + 1) % self.config.eval_every == 0 or self.remaining[self.stage] == 1
+        is_due = (self.stage_epoch + 1) % self.config.eval_every == 0 or self.remaining[self.stage] == 1
+        return self.validates and is_due
 
     def after(self, validation: Mapping[str, Mapping[str, Any]]) -> "Plan":
         """The plan after the next epoch.
@@ -77,5 +80,5 @@ class Plan:
             quality = validation[TABLE_ROWS[self.stage][0]][CRITERION]
             best, without = (quality, 0) if quality > best else (best, without + 1)
         if self.remaining[self.stage] == 1 or without == self.config.early_stopping:
-            return Plan(config=self.config, done=(*self.done, self.stage))
+            return Plan(config=self.config, done=(*self.done, self.stage), validates=self.validates)
         return replace(self, stage_epoch=self.stage_epoch + 1, best=best, without_better=without)

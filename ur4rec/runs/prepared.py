@@ -22,6 +22,7 @@ from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.options import DataOptions
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.sizes import COVERED, Counts
 from ur4rec.text.encoders import TextEncoder, encode_users, find_model_folder, fit_encoder
 from ur4rec.text.leakage import LeakageTest, describe_leakage, find_leakage, refuse_leakage
 from ur4rec.text.pretrained import read_shape, read_weights
@@ -73,6 +74,11 @@ class PreparedData:
             return {**settings, "item_tokens": self.encoder.ids_IS, "encoder_weights": self.encoder_weights}
         users_UT = self.user_text_vectors_UT
         return {**settings, "item_text_vectors": self.item_text_vectors_IT, "user_text_vectors": users_UT}
+
+    @property
+    def counts(self) -> Counts:
+        """What decides the settings that a configuration leaves to the data."""
+        return counts_of(self.split)
 
     @property
     def refresh(self) -> float | None:
@@ -178,6 +184,24 @@ def split_of(config: RunConfig, interactions: Interactions) -> Split:
     return make_split(interactions, config.split, config.repeats)
 
 
+def counts_of(split: Split) -> Counts:
+    """The counts of the training interactions of a split.
+
+    Example:
+        >>> from ur4rec.data import leave_one_out, synthetic
+        >>> counts_of(leave_one_out(synthetic(num_users=50, num_items=60)))
+        Counts(num_interactions=917, num_items=60, num_users=50, typical_length=27)
+    """
+    lengths = split.train.lengths
+    lengths = lengths[lengths >= 2]
+    return Counts(
+        num_interactions=max(int(lengths.sum()), 1),
+        num_items=split.num_items,
+        num_users=max(len(lengths), 1),
+        typical_length=int(np.quantile(lengths, COVERED, method="higher")) if len(lengths) else 1,
+    )
+
+
 def evaluation_batches(targets: Targets, model: ModelConfig, memory: int = DEFAULT_MEMORY) -> EvaluationBatches:
     """Batches of targets for a model, of at most `MAX_ROWS` rows, and fewer where scores would exceed the memory.
 
@@ -195,7 +219,7 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
     """Split loaded data and encode its texts.
 
     Args:
-        config: The run.
+        config: The run; what it leaves to the data is decided by its counts, here and in `TrainingRun` alike.
         interactions: The data, in place of the dataset that the run names.
         cache_dir: Where text vectors are cached.
 
@@ -208,6 +232,7 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
 
 def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path | None) -> PreparedData:
     split = split_of(config, interactions)
+    config, _ = config.settled(counts_of(split))
     if interactions.num_items < 2:
         raise DataError(f"{interactions.name}: must have at least 2 items, got 1; look which column is the item's")
     model = config.model_config(interactions.num_items)

@@ -63,7 +63,7 @@ class Recommendation(NamedTuple):
 
 
 class Recommender:
-    """The best model of a run by validation, ready to recommend.
+    """The model of a run, ready to recommend: that of its refit, or the best by validation.
 
     Whether items of a history are recommended again is what the run says (``repeats``).
 
@@ -74,8 +74,11 @@ class Recommender:
         items: A file with titles and texts of items that came later.
         device: Where to score: "cpu", "auto", "cuda", ...
         memory: Bytes that scores may take at once, a number or a string such as ``4GB``; None is as the run has it.
+        checkpoint: "best" (by validation), "latest" or "refit"; None is that of the refit where it has ended, else the
+            best.
 
     Attributes:
+        checkpoint: The checkpoint that is used.
         interactions: The data of the run, and behind it what came later.
         num_trained: The number of items that the model was trained with; those from there on are cold.
         max_seq_len: The number of items that the model reads at most: the newest of a history.
@@ -93,19 +96,21 @@ class Recommender:
         items: Path | None = None,
         device: str = "cpu",
         memory: int | str | None = None,
+        checkpoint: str | None = None,
     ) -> None:
         config = read_config(directory)
         limit = parse_memory(config.memory if memory is None else memory)
-        checkpoint = directory.require_checkpoint()
-        check_settings(checkpoint, config.model_config(num_items=2))
+        self.checkpoint = directory.chosen(checkpoint)
+        path = directory.require_checkpoint(self.checkpoint)
+        check_settings(path, config.model_config(num_items=2))
         known = read_data(directory, config, data_dir)
         directory.check_fact("interactions_hash", known.hash)
         self.num_trained = known.num_items
         self.interactions = _with_later(known, DataOptions.from_json(config.data), interactions, items)
         later = self._encode_later(directory, config.model_config(self.num_trained))
-        self._scorer = load_scorer(config.backend, checkpoint, device, later, memory=limit)
+        self._scorer = load_scorer(config.backend, path, device, later, memory=limit)
         if (size := self._scorer.num_items) != self.interactions.num_items:
-            raise DataError(f"{checkpoint} must be of {self.interactions.num_items} items, got {size}; restore it")
+            raise DataError(f"{path} must be of {self.interactions.num_items} items, got {size}; restore it")
         self.max_seq_len = config.model_config(self.num_trained).max_seq_len
         self._excludes_seen = config.repeats != "allow"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,10 @@ from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import SCORERS, TrainerConfig
 from ur4rec.data.columns import take_strings
 from ur4rec.data.kept import hash_contents
-from ur4rec.errors import refuse_malformed
+from ur4rec.data.splits import with_validation
+from ur4rec.errors import ConfigurationError, refuse_malformed
 from ur4rec.evaluation.metrics import summarise
-from ur4rec.evaluation.popularity import popularity_ranks
+from ur4rec.evaluation.popularity import PopularityGroup, by_popularity, popularity_ranks
 from ur4rec.evaluation.results import CRITERION, K_LIST, METRICS, Result, build_result, summarise_kinds
 from ur4rec.files import check_form
 from ur4rec.runs.attempts import read_attempts, write_attempts
@@ -30,12 +31,13 @@ from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
 from ur4rec.runs.plan import TABLE_ROWS, Plan
 from ur4rec.runs.plot import plot_schedule
+from ur4rec.runs.popularity import scorer_rows, write_popularity
 from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolute_paths
 from ur4rec.runs.progress import Heartbeat, describe_epoch, describe_place
 from ur4rec.runs.ranking import Ranking, Ranks
 from ur4rec.runs.step_costs import describe_trial, median_seconds, time_steps
 from ur4rec.schedule.alternators import AUTO, Schedule, parse_schedule, resolve_schedule
-from ur4rec.schedule.stages import ALL, BOTH
+from ur4rec.schedule.stages import ALL, BOTH, JOINT_STAGES
 from ur4rec.schedule.trial_probe import Attempt, describe_attempt
 from ur4rec.text.tokens import ItemTokens
 from ur4rec.training.backend import load_backend, load_scorer
@@ -47,7 +49,7 @@ from ur4rec.training.trainer import AnyTrainer
 
 logger = logging.getLogger(__name__)
 
-_RESULT = {"name": str, "epoch": int, "validation": METRICS, "test": METRICS}
+RESULT = {"name": str, "epoch": int, "validation": METRICS, "test": METRICS}
 _EPOCH = {
     "epoch": int,
     "stage": str,
@@ -58,12 +60,14 @@ _EPOCH = {
     "evaluation_seconds": float,
 }
 _LOG = {"num_records": int, "sha256": str}
-_SAVED = {"run": {}, "epochs": [_EPOCH], "seconds": float, "results": {str: _RESULT}, "logs": [_LOG]}
+SAVED = {"run": {}, "epochs": [_EPOCH], "seconds": float, "results": {str: RESULT}, "logs": [_LOG]}
 """What a checkpoint keeps of a run."""
 TIMED_ROUNDS = 5
 """The number of times that steps are timed of which a schedule is to know the costs."""
 STOP_EVERY = 8
 """Steps between two questions of several processes to each other whether one of them is to stop."""
+_DECIDES = "joint_finetune"
+"""The stage in which a schedule decides."""
 _RANKS = "test_ranks."
 """Names of the arrays of a checkpoint with the ranks of a result's targets begin so."""
 
@@ -101,18 +105,23 @@ class TrainingRun:
     """One training run.
 
     Args:
-        config: What to run.
+        config: What to run; what it leaves to the data is decided by the counts of ``prepared``.
         prepared: The data, from `ur4rec.runs.prepared.prepare`.
         directory: Where everything is kept.
         progress: Whether to show a progress bar per epoch; None is only on a terminal.
         processes: Those that train together. All do the same; the first one alone writes, and shows progress.
 
     Attributes:
+        saved_form: What a checkpoint keeps of it.
+        config: The configuration, with what was left to the data, the schedule and the like decided.
+        choices: What the data has decided, and why; empty for a run that is resumed.
         events: Receives every step and epoch; set it before training to log them.
 
     Raises:
         AlternatorError: The backend is missing, or a setting does not fit.
     """
+
+    saved_form: ClassVar[dict[str, Any]] = SAVED
 
     def __init__(
         self,
@@ -123,6 +132,7 @@ class TrainingRun:
         progress: bool | None = None,
         processes: Processes = ONE_PROCESS,
     ) -> None:
+        config, self.choices = config.settled(prepared.counts)
         schedule = resolve_schedule(
             config.schedule,
             fusion=prepared.model.fusion,
@@ -148,6 +158,8 @@ class TrainingRun:
         self.events: EventLog | None = None
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
+        if config.refit:
+            self._check_refit()
         validation, num_users = prepared.split.validation, config.eval_users
         memory = parse_memory(config.memory)
         sampled = validation if num_users is None else validation.sample(num_users)
@@ -191,7 +203,7 @@ class TrainingRun:
                 self.config = with_absolute_paths(self.config)
                 if self._writes:
                     self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
-                    keep_data(self.directory, self.prepared)
+                    self._keep_data()
             while (stage := self.plan.stage) is not None:
                 self._run_epoch(len(self.epochs), stage)
                 if self.plan.stage not in (stage, None):
@@ -199,6 +211,8 @@ class TrainingRun:
             self._write_logs()
             self._write_results()
             self._draw()
+            if self._writes:
+                write_popularity(self.directory.path, self.by_popularity, self._title(), scorer_rows(self.results))
         return list(self.results.values())
 
     @staticmethod
@@ -212,9 +226,34 @@ class TrainingRun:
         seconds = median_seconds(time_steps(build, prepared, (BOTH, ALL), config.device, TIMED_ROUNDS))
         return describe_trial(seconds)
 
+    @property
+    def resumed_from(self) -> Path:
+        """The directory with which it is resumed."""
+        return self.directory.path
+
+    def release(self) -> None:
+        """Let go of the trainer and its memory, once the run has ended and before something else trains."""
+        del self.trainer
+
     def locked(self) -> AbstractContextManager[None]:
         """Keeps other runs from training in the directory."""
         return self.directory.locked() if self._writes else nullcontext()
+
+    def _check_refit(self) -> None:
+        """Refuse now what could not be trained again when the run has ended; see `ur4rec.runs.refit`.
+
+        Raises:
+            AlternatorError: The data cannot be folded, or the schedule cannot be replayed.
+        """
+        with_validation(self.prepared.interactions, self.prepared.split)
+        stages = [stage for stage, num in self.config.epochs.items() if num]
+        if isinstance(self._schedule.rule, Trial) and _DECIDES in stages:
+            later = {*stages[stages.index(_DECIDES) :]} - {*JOINT_STAGES}
+            if later:
+                raise ConfigurationError(
+                    f"the refit of a trial needs the joint stages last, got {min(later)} after {_DECIDES}; leave out "
+                    "--refit, or change the order of the stages"
+                )
 
     def _check_processes(self) -> None:
         """Refuse processes that would not train the same: of other settings, data or versions.
@@ -250,13 +289,13 @@ class TrainingRun:
         if checkpoint is None:
             return
         check_equal(self.processes, "the checkpoint to continue from", checkpoint.name)
-        saved = self.trainer.load_checkpoint(checkpoint)
+        saved = self.trainer.load_checkpoint(checkpoint, position=self._position)
         with refuse_malformed(f"{checkpoint}: its metrics", "take another checkpoint"):
             self._restore(saved["metrics"], saved.get("arrays", {}))
 
     def _restore(self, saved: Mapping[str, Any], ranks: Mapping[str, NDArray[Any]]) -> None:
         check_same("run", {**RunConfig().decisive(), **saved["run"]}, self._identity)  # settings have been added since
-        check_form(saved, _SAVED)
+        check_form(saved, self.saved_form)
         self._warn_of_rounding()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
         steps = [row["step"] for row in self.epochs]
@@ -376,10 +415,20 @@ class TrainingRun:
         self._save(epoch, best=is_best)
 
     def _enter(self, stage: str) -> None:
-        num_steps = self.config.epochs[stage] * len(self.prepared.train)
-        joint = stage == "joint_finetune" and self._schedule.rule is None
-        self.trainer.set_training_stage("end_to_end" if joint else stage, num_steps=num_steps)
+        joint = stage == _DECIDES and self._schedule.rule is None
+        name, num_steps = "end_to_end" if joint else stage, self._length_of(stage)
+        self.trainer.set_training_stage(name, num_steps=num_steps, position=self._position)
         self._num_attempts = 0
+
+    _position: Callable[[], float] | None = None
+    """How far the stage has come, in steps; by default the steps that were trained in it."""
+
+    def _length_of(self, stage: str) -> int:
+        """Steps of a stage, over which its learning rates fall."""
+        return self.config.epochs[stage] * len(self.prepared.train)
+
+    def _keep_data(self) -> None:
+        keep_data(self.directory, self.prepared)
 
     def _after_step(self, epoch: int, started: float) -> bool:
         """Keep what was measured, and save if it is time; at the end of the epoch the validation comes first."""
@@ -509,6 +558,13 @@ class TrainingRun:
         for log in self._logs if self._writes else ():
             log.write()
 
+    @cached_property
+    def by_popularity(self) -> list[PopularityGroup]:
+        """The test metrics of a run that has ended, by popularity of the target."""
+        ranks = {name: result.test_ranks for name, result in self.results.items()}
+        split = self.prepared.split
+        return by_popularity(ranks, split.test, split.train.count_items(split.num_items))
+
     @property
     def _identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed."""
@@ -532,6 +588,7 @@ class TrainingRun:
                 name: {**result.to_json(), "test_by_kind": summarise_kinds(result.test_ranks, repeated_T)}
                 for name, result in self.results.items()
             },
+            **({"by_popularity": [each.to_json() for each in self.by_popularity]} if self.plan.stage is None else {}),
             "schedule": self.trainer.alternator.get_stats(),
             "train_seconds": sum(row["train_seconds"] for row in self.epochs),
             "facts": self._facts,

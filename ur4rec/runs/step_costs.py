@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alternator import Trial
+from ur4rec.data.batches import Batch, TrainBatches
 from ur4rec.evaluation.metrics import negative_log_likelihood
 from ur4rec.runs.prepared import PreparedData
 from ur4rec.schedule.alternators import SEQUENCE, parse_schedule, trial_costs, trial_turns
@@ -189,7 +190,7 @@ def _timed(
         for kind in kinds_of(turns)[:-1]:
             trainer = joint if kind == BOTH else alternating
             started = clock()
-            trainer.train_epoch(_OneBatch(batch, batches.usual_targets))
+            trainer.train_epoch(_OneBatch(batch, batches))
             yield kind, clock() - started
         started = clock()
         for module in MODULES:
@@ -200,8 +201,10 @@ def _timed(
 
 
 class _OneBatch(list[Any]):
-    """A loader of one batch, with the constant shape of all."""
+    """A loader of one batch, with the constant shapes of all."""
 
-    def __init__(self, batch: Any, usual_targets: int) -> None:
+    def __init__(self, batch: Batch, batches: TrainBatches) -> None:
         super().__init__([batch])
-        self.usual_targets = usual_targets
+        self.usual_targets = batches.usual_targets
+        self.length_counts = batches.length_counts
+        self.batch_size = batches.batch_size

@@ -86,6 +86,8 @@ def _explain_trials(joint: Sequence[StepRecord], attempts: Sequence[Attempt]) ->
     on_trial = sum(record.reason not in (Reason.UNTIL_TRIAL, Reason.UNMEASURED) for record in joint)
     winners = [attempt.candidate for attempt in attempts if attempt.outcome == WINS]
     found = f"better was: {', then '.join(winners)}" if winners else "nothing was better than what it had begun with"
+    if num_trials == 0:
+        return f"No trial came to an end: that takes more steps; {on_trial} steps were on trial."
     return (
         f"{num_trials} trial{'' if num_trials == 1 else 's'} came to an end; {on_trial} steps were on trial, and "
         f"{count_undone(attempts)} of them undone; {found}."

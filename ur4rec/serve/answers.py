@@ -26,7 +26,7 @@ class Answers:
 
     Args:
         directory: The run.
-        recommender: Its best model.
+        recommender: Its model.
 
     Attributes:
         run: What `ur4rec.serve.overview.describe_run` returns.
@@ -38,7 +38,7 @@ class Answers:
     def __init__(self, directory: RunDirectory, recommender: Recommender) -> None:
         self._directory = directory
         self._recommender = recommender
-        self.run = describe_run(directory, recommender.interactions)
+        self.run = describe_run(directory, recommender.interactions, recommender.checkpoint)
         self._titles = [printable(title) for title in recommender.interactions.titles]
         self._folded = [title.casefold() for title in self._titles]
 

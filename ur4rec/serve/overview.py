@@ -17,11 +17,17 @@ from ur4rec.runs.measurements import read_measurements
 from ur4rec.runs.verdict import explain_decisions
 
 _FINAL = {str: {"name": str, "epoch": int, "validation": METRICS, "test": METRICS}}
+_REFIT = {str: {"name": str, "epoch": int, "test": METRICS}}
 RecordT = TypeVar("RecordT")
 
 
-def describe_run(directory: RunDirectory, interactions: Interactions) -> dict[str, Any]:
+def describe_run(directory: RunDirectory, interactions: Interactions, checkpoint: str) -> dict[str, Any]:
     """The run's name, facts in one sentence, what was decided, and its results, as plain JSON values.
+
+    Args:
+        directory: The run.
+        interactions: Its data.
+        checkpoint: The name of the checkpoint that scores.
 
     Raises:
         DataError: A file of the run is damaged.
@@ -31,16 +37,19 @@ def describe_run(directory: RunDirectory, interactions: Interactions) -> dict[st
     attempts = _read(path / "trials.csv", read_attempts)
     decisions = _read(path / "decisions.csv", read_log)
     with refuse_malformed(path / "metrics.json", "evaluate the run, or restore the file"):
-        final = directory.read_json("metrics.json")["final"]
+        metrics = directory.read_json("metrics.json")
+        final, refit = metrics["final"], metrics.get("refit", {})
         check_form(final, _FINAL)
+        check_form(refit, _REFIT)
     return {
         "name": printable(path.resolve().name),
         "facts": printable(
             f"{interactions.name}: {interactions.num_users:,} users, {interactions.num_items:,} items, "
-            f"{len(interactions):,} interactions. Schedule {config.schedule}, {config.backend}, seed {config.seed}."
+            f"{len(interactions):,} interactions. Schedule {config.schedule}, {config.backend}, seed {config.seed}. "
+            f"Scores are those of its {checkpoint} checkpoint."
         ),
         "decided": explain_decisions(config.schedule, decisions, measurements, attempts),
-        "results": [{**row, "name": printable(row["name"])} for row in final.values()],
+        "results": [{**row, "name": printable(row["name"])} for row in (*final.values(), *refit.values())],
         "has_plot": (path / "schedule.png").is_file(),
     }
 

@@ -15,17 +15,19 @@ HOST = "127.0.0.1"
 def serve_run(
     directory: RunDirectory,
     port: int,
-    ready: Callable[[str], None] = lambda address: None,
+    ready: Callable[[str, str], None] = lambda address, checkpoint: None,
     *,
     memory: int | str | None = None,
+    checkpoint: str | None = None,
 ) -> None:
     """Serve the page of a run until Ctrl-C.
 
     Args:
         directory: The run.
         port: The port of 127.0.0.1; 0 is any that is free.
-        ready: Called with the page's address as soon as it can be opened.
+        ready: Called with the page's address, as soon as it can be opened, and with the name of the checkpoint.
         memory: Bytes that scores may take at once; None is as the run has it.
+        checkpoint: "best", "latest" or "refit"; None is that of the refit where it has ended, else the best.
 
     Raises:
         AlternatorError: The extra is not installed, the port is taken, or the run cannot recommend.
@@ -41,9 +43,11 @@ def serve_run(
     from ur4rec.serve.app import build_app
 
     with _listen(port) as listening:
-        app = build_app(Answers(directory, Recommender(directory, memory=memory)))
+        recommender = Recommender(directory, memory=memory, checkpoint=checkpoint)
+        app = build_app(Answers(directory, recommender))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
-        ready(f"http://{HOST}:{listening.getsockname()[1]}/")  # it listens already: a browser that is early waits
+        address = f"http://{HOST}:{listening.getsockname()[1]}/"
+        ready(address, recommender.checkpoint)  # it listens already: a browser that is early waits
         server.run(sockets=[listening])
 
 

@@ -2,7 +2,8 @@
 
 Each backend names the tuples for its own arrays: ``StepInputs = arrays.StepInputs[Tensor]``.
 
-Shapes: B rows, L positions, N positions with a target (in JAX padded to a constant length), d width of either module, K
+Shapes: B rows, L positions, N positions with a target (in JAX padded to a constant length), R rows of a
+group, d width of either module, K
 preference vectors, I items, J = I + 1 items with the padding (of a sample: its items and the padding), U users, C drawn
 negatives, S = C + 1 candidates of a position: its target and the negatives, E items whose texts a step encodes.
 """
@@ -53,6 +54,15 @@ class Sample(NamedTuple, Generic[ArrayT]):
     """All items that the processes need which divide the batch, and the padding, ascending (PyTorch)."""
 
 
+class RowGroup(NamedTuple, Generic[ArrayT]):
+    """Rows of a batch that go through the model together."""
+
+    items_RL: ArrayT
+    """Their histories, right-padded, without positions that are padding in all of them; L is less than the batch's."""
+    users_R: ArrayT | None
+    """Whose histories they are; None for a model without user texts."""
+
+
 class StepInputs(NamedTuple, Generic[ArrayT]):
     """A training batch on the device."""
 
@@ -73,6 +83,11 @@ class StepInputs(NamedTuple, Generic[ArrayT]):
     one length together (in JAX padded with I); None where they have not been looked for."""
     text_chunks: tuple[tuple[int, int], ...] = ()
     """The number of items of each chunk that is encoded at once, and of the tokens of its longest text (PyTorch)."""
+    groups: tuple[RowGroup[ArrayT], ...] = ()
+    """The rows by their lengths, all of them (see `length_groups`): what is computed at each position is computed
+    group by group. None are rows that are not divided."""
+    places_N: ArrayT | None = None
+    """With groups: where the targets are among their positions, one group after the other; else None."""
 
 
 class Component(NamedTuple, Generic[ArrayT]):

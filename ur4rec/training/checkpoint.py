@@ -10,7 +10,7 @@ Arrays have PyTorch's names and layout, so either backend loads what the other s
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,10 +30,12 @@ from ur4rec.schedule.trial_probe import SNAPSHOTS
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.text.tokens import check_tokens
 from ur4rec.training.shapes import (
+    AVERAGE,
     ENCODED_TEXTS,
     ITEM_EMBEDDING,
     ITEM_TEXTS,
     ITEM_TOKENS,
+    USER_TEXTS,
     Shape,
     check_moments,
     check_weights,
@@ -44,8 +46,6 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
-USER_TEXTS = "retriever.user_text_vectors"
-"""The weights that have a row per user, and a last one for a user without a text."""
 FROZEN = (ITEM_TEXTS, USER_TEXTS, ITEM_TOKENS)
 """What never changes in the course of a run."""
 WEIGHTS, MOMENTS = "weights.", "moments."
@@ -62,9 +62,9 @@ class Checkpoint(NamedTuple):
     weights: Arrays
     """Parameters and buffers by their names in the model."""
     moments: Arrays
-    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``; and what the
-    strategies and the probes keep, by the names of `ur4rec.training.components`, `ur4rec.schedule.payoff_probe` and
-    `ur4rec.schedule.trial_probe`."""
+    """Optimizer state: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter, as ``name/exp_avg``, and with
+    ``ema_decay`` its ``average``; and what the strategies and the probes keep, by the names of
+    `ur4rec.training.components`, `ur4rec.schedule.payoff_probe` and `ur4rec.schedule.trial_probe`."""
     state: dict[str, Any]
     """JSON values: configuration, counters, schedule."""
 
@@ -74,8 +74,20 @@ class Checkpoint(NamedTuple):
         Raises:
             CheckpointError: Naming every setting that differs.
         """
-        check_same("model", self.state["model"], asdict(model))
-        check_same("training configuration", asdict(_saved_trainer(self.state)), asdict(trainer))
+        check_same("model", asdict(saved_model(self.state)), asdict(model))
+        saved = _saved_trainer(self.state, length_groups=trainer.length_groups)
+        check_same("training configuration", asdict(saved), asdict(trainer))
+
+    @property
+    def length_groups(self) -> bool:
+        """Whether its run divides rows by their lengths; one that is older than this does not."""
+        return _saved_trainer(self.state).length_groups
+
+    def averaged(self) -> "Checkpoint":
+        """The checkpoint of the model to score with: its weights are their averages, where it was trained with any."""
+        if not _saved_trainer(self.state).ema_decay:
+            return self
+        return self._replace(weights={**self.weights, **averages_of(self.weights, self.moments)})
 
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `UR4Rec` for a model of this shape, text vectors included; its weights are to be loaded."""
@@ -117,6 +129,16 @@ class Checkpoint(NamedTuple):
         longer = {name: np.insert(self.weights[name], known, each, axis=0) for name, each in rows.items()}
         state = {**self.state, "model": {**self.state["model"], "num_items": known + count}}
         return self._replace(weights={**self.weights, **longer}, state=state)
+
+
+def averages_of(weights: Iterable[str], moments: Arrays) -> Arrays:
+    """The averages of weights among the moments, by the names of the weights.
+
+    Example:
+        >>> averages_of(["fusion.weights"], {"fusion.weights/average": np.ones(2), "fusion.weights/step": np.ones(())})
+        {'fusion.weights': array([1., 1.])}
+    """
+    return {name: moments[key] for name in weights if (key := f"{name}/{AVERAGE}") in moments}
 
 
 class SharedTexts:
@@ -176,7 +198,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     shapes = ({name: array.shape for name, array in each.items()} for each in loaded[:2])
     _check_shapes(state, *shapes)
     tried = {name: array for name, array in loaded.moments.items() if name.startswith(SNAPSHOTS)}
-    for arrays, file in ((loaded.weights, MODEL_FILE), (tried, OPTIMIZER_FILE)):
+    averages = averages_of(loaded.weights, loaded.moments)
+    for arrays, file in ((loaded.weights, MODEL_FILE), (tried | averages, OPTIMIZER_FILE)):
         _check_finite(Path(path) / file, arrays)
     if ITEM_TOKENS in loaded.weights:
         model = saved_model(state)
@@ -203,10 +226,11 @@ def check_settings(path: str | Path, model: ModelConfig, trainer: TrainerConfig 
     """
     directory = Path(path)
     state = _read_state(directory)
-    from_data = {name: state["model"].get(name) for name in ("num_items", "num_users")}
-    check_same("model", state["model"], {**asdict(model), **from_data})
+    known = asdict(saved_model(state))  # with settings that have been added since
+    from_data = {name: known[name] for name in ("num_items", "num_users")}
+    check_same("model", known, {**asdict(model), **from_data})
     if trainer is not None:
-        saved = _saved_trainer(state)
+        saved = _saved_trainer(state, length_groups=trainer.length_groups)
         chosen = saved.catalogue_loss if trainer.catalogue_loss == AUTO else trainer.catalogue_loss
         check_same("training configuration", asdict(saved), asdict(replace(trainer, catalogue_loss=chosen)))
     try:
@@ -229,10 +253,15 @@ def saved_model(state: Mapping[str, Any]) -> ModelConfig:
         return ModelConfig(**state["model"])
 
 
-def _saved_trainer(state: Mapping[str, Any]) -> TrainerConfig:
-    """The settings of the trainer of a checkpoint; those that are newer have what there was before."""
+def _saved_trainer(state: Mapping[str, Any], *, length_groups: bool = False) -> TrainerConfig:
+    """The settings of the trainer of a checkpoint; those that are newer have what there was before.
+
+    Args:
+        state: Of the checkpoint.
+        length_groups: What this one is to have if it is newer.
+    """
     with refuse_malformed(f"the trainer in {STATE_FILE}", "take another checkpoint", CheckpointError):
-        return TrainerConfig(**{"catalogue_loss": "full", **state["trainer"]})
+        return TrainerConfig(**{"catalogue_loss": "full", "length_groups": length_groups, **state["trainer"]})
 
 
 def _texts_file(digest: str) -> str:

@@ -87,7 +87,13 @@ class Sampler:
         return offsets_C
 
     def number(
-        self, items_BL: Items, targets_N: Items, step: int, *, padded: bool = False, items_C: Items | None = None
+        self,
+        items_BL: Items,
+        targets_N: Items,
+        step: int,
+        *,
+        num_positions: int | None = None,
+        items_C: Items | None = None,
     ) -> tuple[Items, Items, Sample[Items | NDArray[np.float32]]]:
         """The histories and targets of a step by the places of their items in a sample, and the sample.
 
@@ -95,7 +101,8 @@ class Sampler:
             items_BL: Histories, padded.
             targets_N: Targets, which may be padded too.
             step: The training step of the run.
-            padded: Whether the number of items is the same for all batches of a shape, for a backend that compiles.
+            num_positions: How many positions may hold an item, for a backend that compiles: then the number of items
+                is the same for all batches of a shape.
             items_C: The negatives; by default those that are drawn for these targets.
         """
         if items_C is None:
@@ -103,9 +110,9 @@ class Sampler:
         parts = (items_BL.ravel(), targets_N, items_C)
         found, places = np.unique(np.concatenate([*parts, [self._num_items]]), return_inverse=True)
         size = len(found)
-        if padded:
+        if num_positions is not None:
             # Targets are the items after those of a history: of a row only the last one is new.
-            size = min(items_BL.size + len(items_BL) + len(items_C), self._num_items) + 1
+            size = min(num_positions + len(items_BL) + len(items_C), self._num_items) + 1
         items_J = np.full(size, self._num_items, np.int64)
         items_J[: len(found) - 1] = found[:-1]
         places = np.where(places == len(found) - 1, size - 1, places)

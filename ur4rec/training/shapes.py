@@ -6,7 +6,7 @@ of the size that the settings ask for is made: it is then never larger than what
 
 from collections.abc import Iterator, Mapping
 
-from ur4rec.config import FUSIONS_WITH_GRADIENTS, ModelConfig, TrainerConfig
+from ur4rec.config import FUSIONS_WITH_GRADIENTS, LIGR, PLAIN_BLOCKS, ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError
 from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, COMPONENTS, LOG_VARIANCES
 
@@ -19,7 +19,13 @@ ITEM_TOKENS, ENCODED_TEXTS = "text_encoder.tokens", "text_encoder.vectors"
 CACHED = "cached"
 """The array in the optimizer state with the vectors that a text encoder's next steps take from its cache, where they
 are older than its weights: ``text_encoder.vectors/cached``."""
-_MOMENTS = ("exp_avg", "exp_avg_sq", CACHED)
+AVERAGE = "average"
+"""The array in the optimizer state with the average of a weight, with ``ema_decay``: ``fusion.weights/average``."""
+USER_TEXTS = "retriever.user_text_vectors"
+"""The weights that have a row per user, and a last one for a user without a text."""
+_MOMENTS = ("exp_avg", "exp_avg_sq", CACHED, AVERAGE)
+_BUFFERS = (ITEM_TEXTS, ITEM_TOKENS, ENCODED_TEXTS, USER_TEXTS)
+"""What no optimizer changes."""
 
 
 def weight_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
@@ -34,14 +40,15 @@ def weight_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     yield "sasrec.position_embedding.weight", (positions, width)
     yield from _norm("sasrec.final_norm", width)
     for block in range(config.sasrec_num_blocks):
-        yield from _block(f"sasrec.blocks.{block}", width)
+        yield from _block(f"sasrec.blocks.{block}", width, config.sasrec_inner_dim)
+        yield from _gates(f"sasrec.blocks.{block}", config)
     texts, width, queries = config.text_embedding_dim, config.retriever_output_dim, config.retriever_num_queries
     if config.has_text_encoder:
         yield from _text_encoder(config)
     else:
         yield ITEM_TEXTS, (config.num_items + 1, texts)
     if config.num_users:
-        yield "retriever.user_text_vectors", (config.num_users + 1, texts)
+        yield USER_TEXTS, (config.num_users + 1, texts)
         yield "retriever.user_bias", (queries,)
     for name in ("item", "key", "value"):
         yield from _linear(f"retriever.{name}_projection", texts, width)
@@ -60,19 +67,28 @@ def _text_encoder(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     yield "text_encoder.position_embedding.weight", (config.text_encoder_tokens, width)
     yield from _norm("text_encoder.embedding_norm", width)
     for block in range(config.text_encoder_layers):
-        yield from _block(f"text_encoder.blocks.{block}", width)
+        yield from _block(f"text_encoder.blocks.{block}", width, 4 * width)
         for part in ("query", "value") if rank else ():
             yield f"text_encoder.blocks.{block}.attention.{part}_adapter.down.weight", (rank, width)
             yield f"text_encoder.blocks.{block}.attention.{part}_adapter.up.weight", (width, rank)
 
 
-def _block(name: str, width: int) -> Iterator[tuple[str, Shape]]:
+def _block(name: str, width: int, inner: int) -> Iterator[tuple[str, Shape]]:
     for part in ("query", "key", "value", "output"):
         yield from _linear(f"{name}.attention.{part}", width, width)
-    yield from _linear(f"{name}.feedforward.inner", width, 4 * width)
-    yield from _linear(f"{name}.feedforward.outer", 4 * width, width)
+    yield from _linear(f"{name}.feedforward.inner", width, inner)
+    yield from _linear(f"{name}.feedforward.outer", inner, width)
     for part in ("attention_norm", "feedforward_norm"):
         yield from _norm(f"{name}.{part}", width)
+
+
+def _gates(name: str, config: ModelConfig) -> Iterator[tuple[str, Shape]]:
+    width = config.sasrec_hidden_dim
+    if config.sasrec_block not in PLAIN_BLOCKS:
+        yield from _linear(f"{name}.feedforward.gate", width, config.sasrec_inner_dim)
+    if config.sasrec_block == LIGR:
+        yield from _linear(f"{name}.attention_gate", width, width)
+        yield from _linear(f"{name}.feedforward_gate", width, width)
 
 
 def _linear(name: str, inputs: int, outputs: int) -> tuple[tuple[str, Shape], ...]:
@@ -101,7 +117,7 @@ def check_moments(config: ModelConfig, trainer: TrainerConfig, weights: Shapes, 
     """Refuse the optimizer state of other weights, and what the strategies do not keep.
 
     Raises:
-        CheckpointError: A shape differs, or what a strategy keeps is missing.
+        CheckpointError: A shape differs, or what a strategy keeps or the average of a weight is missing.
     """
     for name, shape in found.items():
         weight, _, moment = name.rpartition("/")
@@ -114,6 +130,8 @@ def check_moments(config: ModelConfig, trainer: TrainerConfig, weights: Shapes, 
             _check(name, shape, found)
     if trainer.use_uncertainty_weighting:
         _check(LOG_VARIANCES, (len(COMPONENTS),), found)
+    for name in weights.keys() - {*_BUFFERS} if trainer.ema_decay else ():
+        _check(f"{name}/{AVERAGE}", weights[name], found)
 
 
 def _check(name: str, shape: Shape, found: Shapes) -> None:

@@ -23,6 +23,7 @@ from ur4rec.config import (
     ModelConfig,
     TrainerConfig,
     TrainerSettings,
+    check_averages,
     check_catalogue_loss,
     check_joint_loss,
     resolve_catalogue_loss,
@@ -48,6 +49,7 @@ from ur4rec.training.arrays import ArrayT, StepInputs, StepReport
 from ur4rec.training.backend import Adapter, Model, check_model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, SharedTexts, load_checkpoint, save_checkpoint
 from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
+from ur4rec.training.length_groups import LengthGroups, find_groups
 from ur4rec.training.memory import enough_for_model, enough_for_steps
 from ur4rec.training.mesh import Mesh
 from ur4rec.training.processes import ONE_PROCESS, Processes, check_equal
@@ -68,6 +70,8 @@ DeviceT = TypeVar("DeviceT")
 
 class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     """Trains a UR4Rec model through the four stages.
+
+    With ``ema_decay`` it ranks and scores with averages of the weights, and trains on from the weights.
 
     A step asks the schedule who trains, runs what the loss needs, and updates what is active; the freeze contract of
     `adapters` holds for the rest. Dropout and sampled negatives are functions of (seed, step). A backend says how
@@ -96,9 +100,11 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         adaptive_alternating: The schedule of joint_finetune; None with ``use_adaptive_alternating=False``.
         config: The settings; ``catalogue_loss`` is what ``auto`` has chosen.
         device: The device.
+        length_groups: How the rows of batches are divided by their lengths, in the last epoch that was trained; None
+            where they are not.
         memory: Bytes that scores may take at once.
         mesh: How devices divide the work.
-        model: The model.
+        model: The model, with the weights that it trains on.
         modules: The names of its modules.
         processes: The processes that train it.
         num_steps: The length of the stage; None if that was not given.
@@ -114,6 +120,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     """The name of the backend, kept in checkpoints."""
     device: DeviceT
     _alternating: Adapter
+    _loss_at_hand: bool
+    """Whether the device is the CPU, which has computed a loss when it has it."""
 
     def __init__(
         self,
@@ -138,6 +146,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self.config = _with_catalogue_loss(TrainerConfig(**settings), model.config, has_counts=item_counts is not None)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
         check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
+        check_averages(self.config.ema_decay, model.config.text_encoder)
         self._sampler: Sampler | None = None
         if self.config.catalogue_loss == "sampled":
             self._sampler = Sampler(self.config, model.config.num_items, item_counts)
@@ -145,6 +154,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self.processes: Processes = ONE_PROCESS if processes is None else processes
         self.mesh = self._lay_out(mesh, shard=shard)
         self.step = 0
+        self.length_groups: LengthGroups | None = None
         self.modules = modules_of(model.config)
         self.adaptive_alternating: ModuleAlternator | None = None
         self._model_config = model.config
@@ -229,6 +239,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """
         if hasattr(train_loader, "set_epoch"):
             train_loader.set_epoch(epoch)
+        self._group_rows(train_loader)
         stop = None if max_steps is None else start + max_steps
         expected = len(range(len(train_loader))[start:stop]) if isinstance(train_loader, Sized) else None
         enough = enough_for_steps(self._model_config, getattr(train_loader, "batch_size", "a batch of"))
@@ -315,8 +326,12 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             save_checkpoint(path, Checkpoint(weights, moments, state), self._texts if shares_texts else None)
         self.processes.wait()
 
-    def load_checkpoint(self, path: str | Path) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, *, position: Callable[[], float] | None = None) -> dict[str, Any]:
         """Continue exactly where a checkpoint was saved.
+
+        Args:
+            path: The checkpoint.
+            position: As `set_training_stage` was given it, of the stage in which it was saved.
 
         Returns:
             ``epoch`` and ``metrics`` as they were given to `save_checkpoint`, and ``arrays`` if any were.
@@ -328,9 +343,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         loaded = load_checkpoint(path)
         loaded.check_settings(self._model_config, self.config)
         with refuse_malformed(f"{path}: its state", "take another checkpoint", CheckpointError):
-            return self._restore(loaded)
+            return self._restore(loaded, position)
 
-    def _restore(self, loaded: Checkpoint) -> dict[str, Any]:
+    def _restore(self, loaded: Checkpoint, position: Callable[[], float] | None) -> dict[str, Any]:
         progress, schedule = loaded.state["progress"], loaded.state["schedule"]
         # The schedule of another rule is refused before anything has changed.
         stage = find_stage(progress["stage"])
@@ -339,8 +354,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             check_integer(counter, progress[counter], 0)
         self._log.flush()
         self._texts = SharedTexts()
+        self.config = replace(self.config, length_groups=loaded.length_groups)
         self._restore_arrays(loaded.weights, loaded.moments)
-        self.set_training_stage(progress["stage"], progress["num_steps"])
+        self.set_training_stage(progress["stage"], progress["num_steps"], position=position)
         self._alternating.load_state_dict(schedule)
         if self._measuring is not None:
             self._measuring.load_state_dict(loaded.moments, loaded.weights)
@@ -367,8 +383,12 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """What applies the schedule of a new stage; it takes the modules over from the adapter before."""
 
     @abstractmethod
-    def _preparer(self) -> Callable[[Batch, int], StepInputs[ArrayT]]:
-        """What prepares the batch of a training step of the run, in any thread, and sends it to the device."""
+    def _preparer(self, groups: LengthGroups | None = None) -> Callable[[Batch, int], StepInputs[ArrayT]]:
+        """What prepares the batch of a training step of the run, in any thread, and sends it to the device.
+
+        Args:
+            groups: Divide the rows of batches by their lengths.
+        """
 
     @abstractmethod
     def _update(self, batch: Batch, active: str, rates: Mapping[str, float]) -> tuple[Decision, StepReport[ArrayT]]:
@@ -388,7 +408,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
     @abstractmethod
     def _take_state(self) -> Any:
-        """All that training changes, copied on the device: weights, moments, what strategies keep."""
+        """All that training changes, copied on the device: weights, moments, averages, what strategies keep."""
 
     @abstractmethod
     def _set_state(self, state: Any) -> None:
@@ -429,7 +449,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self, loader: Iterable[Batch], batches: Iterable[Batch], after_step: Callable[[], bool] | None
     ) -> None:
         """Train on batches of a loader, one after the other."""
-        to_inputs, first = self._preparer(), self.step
+        to_inputs, first = self._preparer(self.length_groups), self.step
 
         def prepare(batch: Batch, number: int) -> StepInputs[ArrayT]:
             with enough_for_steps(self._model_config, len(batch[0])):
@@ -444,6 +464,19 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
                         break
         finally:
             self._prepared = None, None
+
+    def _group_rows(self, loader: Iterable[Batch]) -> None:
+        """Choose how the rows of a loader's batches are divided by their lengths, and say so if that is new."""
+        before, self.length_groups = self.length_groups, None
+        if self.config.length_groups and self.processes.count == self.mesh.size == 1:
+            self.length_groups = find_groups(loader, is_accelerator=not self._loss_at_hand)
+        if self.length_groups is not None and self.length_groups != before:
+            logger.info(
+                "rows go through the model by their lengths, %s positions: %d of %d in a batch; length_groups=False "
+                "computes all",
+                *(self.length_groups, self.length_groups.num_positions),
+                self.length_groups.num_rows * self.length_groups.width,
+            )
 
     def _inputs(self, batch: Batch) -> StepInputs[ArrayT]:
         """A batch on the device: as it was prepared ahead, or prepared now."""

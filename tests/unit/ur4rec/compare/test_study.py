@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from ur4rec.compare.study import StudyConfig
 from ur4rec.compare.summary import tuned_ratio
 from ur4rec.config import TrainerConfig
 from ur4rec.errors import ConfigurationError, DataError
+from ur4rec.runs.sizes import Counts
 from ur4rec.schedule.alternators import build_alternator, parse_schedule
 from ur4rec.schedule.stages import STAGES
 
@@ -184,3 +186,42 @@ def test_a_command_opens_a_new_study_or_an_earlier_one(tmp_path):
         open_study(path, path, {})
     with pytest.raises(ConfigurationError, match="holds a study with updates=50"):
         open_study(path, None, {"updates": 60})
+
+
+def test_a_study_keeps_what_its_preset_leaves_to_the_data(tmp_path):
+    counts = Counts(num_interactions=20_000, num_items=900, num_users=400, typical_length=90)
+    given = StudyConfig(preset="default", dataset="synthetic", model={"sasrec_hidden_dim": 48})
+    directory = StudyDirectory.begin(tmp_path / "new", given)
+    directory.settle(counts)
+    config = StudyDirectory.reopen(tmp_path / "new").study.run_config("parity", 3)
+    assert config.from_data == ()
+    assert (config.model["max_seq_len"], config.model["sasrec_hidden_dim"], config.seed) == (96, 48, 3)
+    assert config.trainer["sasrec_lr"] == 3e-3
+    again = StudyDirectory.begin(tmp_path / "new", dataclasses.replace(given, arms=("parity", "joint")))
+    assert again.study.sizes == directory.study.sizes
+    again.settle(Counts(num_interactions=9, num_items=9, num_users=3, typical_length=3))
+    assert again.study.sizes == directory.study.sizes
+
+
+def test_a_study_that_began_before_sizes_came_from_the_data_goes_on_as_it_was(tmp_path):
+    directory = tiny_study(tmp_path / "old", preset="default")
+    before = (tmp_path / "old" / "study.json").read_bytes()
+    assert b"sizes" not in before
+    directory.settle(Counts(num_interactions=20_000, num_items=900, num_users=400, typical_length=90))
+    assert (tmp_path / "old" / "study.json").read_bytes() == before
+    config = directory.study.run_config("parity", 0)
+    assert config.from_data == ()
+    assert "sasrec_lr" not in config.trainer
+
+
+def test_a_fixed_preset_leaves_nothing_to_the_data(tmp_path):
+    directory = StudyDirectory.begin(tmp_path / "s", StudyConfig(dataset="synthetic", preset="smoke"))
+    directory.settle(Counts(num_interactions=20_000, num_items=900, num_users=400, typical_length=90))
+    assert directory.study.sizes == {}
+    assert directory.study.run_config("parity", 0).batch_size == 64
+
+
+@pytest.mark.parametrize("sizes", [3, {"colour": 3}, {"batch_size": 0}])
+def test_sizes_that_cannot_be_are_refused(sizes):
+    with pytest.raises(ConfigurationError):
+        StudyConfig(sizes=sizes)

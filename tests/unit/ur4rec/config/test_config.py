@@ -31,6 +31,11 @@ from ur4rec.errors import ConfigurationError
         ({"kd_weight": -0.1}, r"kd_weight must be at least 0 and below inf, got -0\.1"),
         ({"use_memory_bank": "false"}, "use_memory_bank must be True or False, got 'false'"),
         ({"uncertainty_lr": float("nan")}, "uncertainty_lr must be a finite number above 0, got nan"),
+        ({"label_smoothing": 1}, "label_smoothing must be at least 0 and below 1, got 1"),
+        (
+            {"label_smoothing": 0.1, "sasrec_loss": "gbce"},
+            r"label_smoothing must be 0 with sasrec_loss='gbce', which is no softmax, got 0\.1; leave it out, or",
+        ),
     ],
 )
 def test_trainer_settings_out_of_range_are_refused(settings, message):
@@ -43,6 +48,20 @@ def test_trainer_settings_out_of_range_are_refused(settings, message):
     [
         ({"fusion": "vote"}, r"unknown fusion 'vote'; expected one of \('logit', 'weighted', 'rank', 'cascade'\)"),
         ({"cascade_size": 0}, "cascade_size must be an integer of at least 1, got 0"),
+        (
+            {"sasrec_block": "mamba"},
+            r"unknown sasrec_block 'mamba'; expected one of \('relu', 'gelu', 'swiglu', 'ligr'\)",
+        ),
+        (
+            {"sasrec_item_init": "zero"},
+            r"unknown sasrec_item_init 'zero'; expected one of \('normal', 'pca', 'whitened'\)",
+        ),
+        ({"sasrec_embedding_dropout": 1.0}, r"sasrec_embedding_dropout must be at least 0 and below 1, got 1\.0"),
+        ({"sasrec_embedding_scale": 8}, "sasrec_embedding_scale must be True or False, got 8"),
+        (
+            {"sasrec_item_init": "pca", "text_encoder": "transformer"},
+            "sasrec_item_init must be 'normal' with a text encoder, .* got 'pca'; take that, or text_encoder='none'",
+        ),
     ],
 )
 def test_model_settings_out_of_range_are_refused(settings, message):

@@ -18,6 +18,7 @@ from ur4rec.data.preparing import prepare, prepare_files, read, spill
 from ur4rec.data.preparing.names import Names
 from ur4rec.data.reading import json_lines, parquet, text
 from ur4rec.data.reading.tables import Table
+from ur4rec.data.splits import with_validation
 from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.evaluation.popularity import popularity_ranks
 
@@ -116,6 +117,13 @@ def check_same(one, other, *, split="auto", repeats="auto"):
     whole, mapped = make_split(one, split, repeats), make_split(other, "auto", repeats)
     assert mapped.known_hash == whole.hash == replace(mapped, known_hash=None).hash
     assert (whole.name, whole.repeats, whole.repeated_share) == (mapped.name, mapped.repeats, mapped.repeated_share)
+    if mapped.name.startswith("global-temporal"):
+        with pytest.raises(DataError, match="must not be prepared with a temporal split, got one; leave out --refit"):
+            with_validation(other, mapped)
+    else:
+        refits = [with_validation(*each) for each in ((one, whole), (other, mapped))]
+        assert refits[0].train.flat.tolist() == refits[1].train.flat.tolist()
+        assert refits[0].hash == refits[1].hash
     train = [TrainBatches(each.train, one.num_items, max_seq_len=5, batch_size=8, seed=3) for each in (whole, mapped)]
     assert [arrays(batch) for batch in train[0]] == [arrays(batch) for batch in train[1]]
     for part in ("validation", "test"):

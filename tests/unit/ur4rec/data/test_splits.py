@@ -16,6 +16,7 @@ from ur4rec.data import (
     synthetic,
 )
 from ur4rec.data.describe import describe_split, explain_duplicates, explain_repeats
+from ur4rec.data.splits import with_validation
 from ur4rec.errors import ConfigurationError, DataError
 
 
@@ -112,6 +113,10 @@ def test_leave_one_out(rows, repeats):
     assert [row.tolist() for row in split.train] == [row[:-2] if len(row) >= 3 else row for row in sequences]
     check_targets(split.validation, naive[0], split.repeats)
     check_targets(split.test, naive[1], split.repeats)
+    whole = with_validation(build(rows), split)
+    assert [row.tolist() for row in whole.train] == [row[:-1] if len(row) >= 3 else row for row in sequences]
+    assert (whole.test, whole.validation) == (split.test, split.validation)
+    assert len({whole.hash, split.hash}) == 2
 
 
 def test_leave_one_out_needs_three_interactions():
@@ -150,6 +155,11 @@ def test_global_temporal_trains_on_nothing_from_the_future(rows, q):
         times[u][len(h)] for u, h in zip(split.validation.users_T, split.validation.histories, strict=True)
     ]
     assert max(validation_times) < min(test_times)
+    cut = interactions.timestamps_N[int(q * len(interactions))]
+    whole = with_validation(interactions, split)
+    for user, row in enumerate(whole.train):
+        before = sum(time < cut for time in times[user])
+        assert row.tolist() == interactions.sequences[user][:before].tolist()
     assert [len(h) + 1 for h in split.test.histories] == [len(times[u]) for u in split.test.users_T]
 
 
@@ -173,6 +183,8 @@ def test_global_temporal_by_hand():
     assert split.test.users_T.tolist() == [0, 1, 2]
     assert split.test.items_T.tolist() == [3, 3, 1]
     assert [row.tolist() for row in split.test.histories] == [[0, 1, 2], [1, 2, 0], [0]]
+    whole = with_validation(build(rows), split)
+    assert [row.tolist() for row in whole.train] == [[0, 1, 2], [1, 2, 0], [0]]  # user 2 did not validate
 
 
 def repeating(num_repeating, num_users=50):
@@ -241,6 +253,8 @@ def test_a_given_split_is_kept(rows, data, repeats):
     assert split.name == "given"
     sequences = naive_given(rows, parts)
     assert [row.tolist() for row in split.train] == [[item for part, item in row if part == 0] for row in sequences]
+    whole = with_validation(interactions, split)
+    assert [row.tolist() for row in whole.train] == [[item for part, item in row if part <= 1] for row in sequences]
     for part, targets in ((1, split.validation), (2, split.test)):
         naive = [
             (user, [item for _, item in row[:place]], row[place][1])

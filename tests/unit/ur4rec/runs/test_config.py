@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.runs.config import RunConfig, preset
+from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.plan import Plan
+from ur4rec.runs.presets import preset
 
 GOOD = preset("smoke").to_json()
 values = st.recursive(

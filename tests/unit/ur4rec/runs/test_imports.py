@@ -10,12 +10,12 @@ NEEDLESS = FRAMEWORKS | {"pyarrow", "matplotlib", "pandas", "ur4rec.data.batches
 HELP = """
 from typer.testing import CliRunner
 from ur4rec.cli import app
-for command in ((), ("train",), ("compare",), ("data",), ("settings",)):
+for command in ((), ("train",), ("compare",), ("data",), ("settings",), ("presets",)):
     assert CliRunner().invoke(app, [*command, "--help"]).exit_code == 0
 """
 CONFIGURATION = """
 from ur4rec.runs.config import RunConfig
-from ur4rec.runs.config import preset
+from ur4rec.runs.presets import preset
 RunConfig.from_json(preset("demo", schedule="plateau,threshold=0.02").to_json())
 """
 

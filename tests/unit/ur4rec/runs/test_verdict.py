@@ -51,6 +51,11 @@ def test_a_stage_that_was_too_short_to_measure():
     assert "It had not measured" in explain_decisions("payoff", joint("both"), ())
 
 
+def test_a_stage_that_was_too_short_for_a_trial():
+    told = explain_decisions("trial", joint("both", "both", reason="tried"), (), ())
+    assert told.endswith("No trial came to an end: that takes more steps; 2 steps were on trial.")
+
+
 def test_other_rules_name_their_reasons():
     records = joint("sasrec", "retriever", "sasrec", reason="scheduled")
     assert explain_decisions("parity", records, ()) == (

@@ -19,7 +19,8 @@ from ur4rec.data import DataOptions, load_dataset
 from ur4rec.data.reading import content
 from ur4rec.data.reading.roles import atomic_roles
 from ur4rec.errors import ConfigurationError, DataError
-from ur4rec.runs.config import RunConfig, preset
+from ur4rec.runs.config import RunConfig
+from ur4rec.runs.presets import preset
 
 
 def read(path, text, **options):

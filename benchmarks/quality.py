@@ -1,0 +1,383 @@
+"""How good does a model get?  `python benchmarks/quality.py --data ml-1m --arms base batch_size=64` trains and asks.
+
+An arm is a line of settings, ``NAME=VALUE,NAME=VALUE``, beside those of the data set; ``base`` has none. It may name
+what ``ur4rec train`` takes: settings of the model and the trainer, epochs of a stage, ``batch_size``, ``encoder``,
+``schedule``. All arms of a seed share the split, and runs are runs of ``ur4rec train``: each is tested at its best
+epoch by validation. Finished runs are kept in the work folder and skipped, stopped ones continue, so that the same
+command continues a study.
+
+Shapes: S seeds, T test targets.
+"""
+
+import argparse
+import ast
+import datetime
+import json
+import logging
+import multiprocessing
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alternator import AlternatorError
+from ur4rec.compare.plots import to_png
+from ur4rec.compare.processes import one_thread_processes
+from ur4rec.compare.report import compact_json
+from ur4rec.compare.runner import machine_facts, source_commit
+from ur4rec.compare.statistics import Resamples
+from ur4rec.errors import ConfigurationError
+from ur4rec.evaluation.metrics import ndcg
+from ur4rec.files import hash_bytes, write_file, write_whole
+from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS, RunConfig
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.prepared import prepare, run_facts
+from ur4rec.runs.presets import preset
+from ur4rec.runs.run import TrainingRun
+from ur4rec.schedule.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "runs" / "quality"
+BASE = "base"
+ONLY_SASREC = {"pretrain_retriever": 0, "joint_finetune": 0, "end_to_end": 0}
+_RUN_SETTINGS = ("batch_size", "encoder", "schedule", "early_stopping", "eval_every", "eval_users")
+BASES: dict[str, dict[str, Any]] = {
+    "ml-1m": {
+        "dataset": "ml-1m",
+        "batch_size": 64,
+        "eval_every": 2,
+        "epochs": {"pretrain_sasrec": 30, **ONLY_SASREC},
+        "model": {"max_seq_len": 200, "sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "sasrec_dropout": 0.2},
+        "trainer": {"sasrec_lr": 1e-3},
+    },
+    "sports": {
+        "dataset": "sports",
+        "batch_size": 256,
+        "eval_every": 2,
+        "eval_users": 10_000,
+        "epochs": {"pretrain_sasrec": 20, **ONLY_SASREC},
+        "model": {"max_seq_len": 50, "sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "sasrec_dropout": 0.5},
+        "trainer": {"sasrec_lr": 1e-3},
+    },
+    "ml-100k": {
+        "dataset": "ml-100k",
+        "batch_size": 64,
+        "epochs": {"pretrain_sasrec": 20, **ONLY_SASREC},
+        "model": {"max_seq_len": 50, "sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "sasrec_dropout": 0.2},
+        "trainer": {"sasrec_lr": 3e-3},
+    },
+    "quick": {"dataset": "synthetic", "epochs": {"pretrain_sasrec": 2, **ONLY_SASREC}},
+}
+"""What all arms of a data set share, beside the preset `smoke` of ``quick``."""
+
+
+def parse_arm(arm: str) -> dict[str, Any]:
+    """The changes to a configuration that an arm names.
+
+    Raises:
+        ConfigurationError: It is no list of settings, or one of them does not exist.
+
+    Example:
+        >>> parse_arm("sasrec_lr=0.003,batch_size=32,joint_finetune=4")
+        {'trainer': {'sasrec_lr': 0.003}, 'batch_size': 32, 'epochs': {'joint_finetune': 4}}
+    """
+    changes: dict[str, Any] = {}
+    for each in [] if arm == BASE else arm.split(","):
+        name, sign, text = each.partition("=")
+        value = _value(text)
+        kinds = {"model": MODEL_SETTINGS, "trainer": TRAINER_SETTINGS, "epochs": STAGES}
+        kind = next((kind for kind, names in kinds.items() if name in names), None)
+        if not sign or (kind is None and name not in _RUN_SETTINGS):
+            known = [*MODEL_SETTINGS, *TRAINER_SETTINGS, *STAGES, *_RUN_SETTINGS]
+            raise ConfigurationError(f"an arm must be NAME=VALUE,..., with a NAME of {known}, got {each!r}")
+        if kind is None:
+            changes[name] = value
+        else:
+            changes.setdefault(kind, {})[name] = value
+    return changes
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run."""
+
+    data: str
+    arm: str
+    seed: int
+    backend: str = "torch"
+    data_dir: Path | None = None
+
+    def config(self) -> RunConfig:
+        """The settings of the run."""
+        base, changes = BASES[self.data], parse_arm(self.arm)
+        merged = {**base, **changes, "backend": self.backend, "seed": self.seed, "device": "cpu"}
+        for kind in ("model", "trainer", "epochs"):
+            merged[kind] = {**base.get(kind, {}), **changes.get(kind, {})}
+        if self.data_dir is not None:
+            merged["dataset"] = str(self.data_dir)
+        merged = {"encoder": "tfidf", **merged}
+        return preset("smoke", **merged) if self.data == "quick" else RunConfig(**merged)
+
+    def folder(self, work: Path) -> Path:
+        """Where the run is kept: a folder for each list of settings."""
+        settings = {**self.config().to_json(), "dataset": self.data}
+        mark = hash_bytes(json.dumps(settings, sort_keys=True).encode())[:12]
+        return work / self.data / f"{mark}_{self.backend}_{self.seed}"
+
+
+def run_job(job: Job, work: Path) -> Job:
+    """Train, or continue, and write what came of it, whole."""
+    logging.getLogger("alternator").setLevel(logging.WARNING)
+    path, config = job.folder(work), job.config()
+    is_begun = (path / "config.json").exists()
+    directory = RunDirectory.open_existing(path) if is_begun else RunDirectory.create(path, overwrite=True)
+    prepared = prepare(config)
+    training = TrainingRun(config, prepared, directory, progress=False)
+    if is_begun:
+        training.resume()
+    training.train()
+    content = {
+        "arm": job.arm,
+        "seed": job.seed,
+        "config": config.to_json(),
+        "facts": {**run_facts(prepared, job.backend), **machine_facts(), "commit": source_commit()},
+        "results": {name: result.to_json() for name, result in training.results.items()},
+        "ranks": {name: result.test_ranks.tolist() for name, result in training.results.items()},
+        "epochs": [{name: each[name] for name in ("stage", "validation", "train_seconds")} for each in training.epochs],
+    }
+    write_whole(path / "quality.json", (json.dumps(content) + "\n").encode())
+    return job
+
+
+def read_result(job: Job, work: Path) -> dict[str, Any] | None:
+    """The finished run, if there is one."""
+    file = job.folder(work) / "quality.json"
+    found: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
+    return found
+
+
+def run_all(jobs: Sequence[Job], work: Path, processes: int) -> None:
+    """Run what is missing, in processes of one thread each, and say what each has come to."""
+    missing = [job for job in jobs if read_result(job, work) is None]
+    for number, job in enumerate(_finished(missing, work, processes), len(jobs) - len(missing) + 1):
+        found = read_result(job, work)
+        assert found is not None
+        said = ", ".join(
+            f"{each['name']} {each['validation']['ndcg@10']:.4f}" for name, each in found["results"].items()
+        )
+        print(f"{number} of {len(jobs)}: {job.arm}, seed {job.seed}: validation NDCG@10 {said}", file=sys.stderr)
+
+
+def _finished(jobs: Sequence[Job], work: Path, processes: int) -> Iterator[Job]:
+    with one_thread_processes(processes) as pool:
+        for future in as_completed([pool.submit(run_job, job, work) for job in jobs]):
+            yield future.result()
+
+
+def ranks_of(results: Sequence[Mapping[str, Any]], scorer: str) -> NDArray[np.float64]:
+    """The rank of every test target in the runs of an arm, (S, T)."""
+    return np.array([found["ranks"][scorer] for found in results], np.float64)
+
+
+METRICS = {
+    "ndcg@10": lambda ranks_ST: ndcg(ranks_ST, 10),
+    "hit@10": lambda ranks_ST: (ranks_ST <= 10).astype(np.float64),
+}
+"""Of each test target, from its rank."""
+
+
+def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], scorer: str, baseline: str) -> list[dict[str, Any]]:
+    """A row for each arm: its means, their spread over seeds, and its difference to another arm, in pairs.
+
+    Args:
+        runs: The runs of each arm, in the order of their seeds, which are the same for all.
+        scorer: What is ranked: ``sasrec``, ``retriever`` or ``fused``; arms that do not train it are left out.
+        baseline: The arm that the others are compared with.
+    """
+    chosen = {arm: found for arm, found in runs.items() if all(scorer in each["ranks"] for each in found)}
+    ranks = {arm: ranks_of(found, scorer) for arm, found in chosen.items()}
+    if not ranks:
+        return []
+    num_seeds, num_targets = next(iter(ranks.values())).shape
+    resamples = Resamples(num_seeds, num_targets)
+    rows = []
+    for arm, found in chosen.items():
+        results = [each["results"][scorer] for each in found]
+        row: dict[str, Any] = {
+            "arm": arm,
+            "seeds": [each["seed"] for each in found],
+            "validation": float(np.mean([each["validation"]["ndcg@10"] for each in results])),
+            "epochs": [each["epoch"] + 1 for each in results],
+            "seconds": float(np.mean([sum(epoch["train_seconds"] for epoch in each["epochs"]) for each in found])),
+        }
+        for metric, measure in METRICS.items():
+            values_ST = measure(ranks[arm])
+            row[metric] = {"mean": float(values_ST.mean()), "spread": _spread(values_ST.mean(axis=1))}
+            if arm != baseline and baseline in ranks:
+                row[metric] |= resamples.relative_difference(values_ST, measure(ranks[baseline]))._asdict()
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["validation"])
+
+
+def _spread(means_S: NDArray[np.float64]) -> float:
+    return float(means_S.std(ddof=1)) if len(means_S) > 1 else 0.0
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows as Markdown."""
+    lines = [["arm", "validation NDCG@10", "test NDCG@10", "test Hit@10", "epochs chosen", "seconds"], ["---"] * 6]
+    for row in rows:
+        cells = [f"`{row['arm']}`", f"{row['validation']:.4f}", *(_cell(row[metric]) for metric in METRICS)]
+        lines.append([*cells, ", ".join(map(str, row["epochs"])), f"{row['seconds']:,.0f}"])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(figure: Mapping[str, float]) -> str:
+    text = f"{figure['mean']:.4f} ± {figure['spread']:.4f}"
+    if "low" in figure:
+        text += f"; {figure['estimate']:+.1%} [{figure['low']:+.1%}, {figure['high']:+.1%}]"
+    return text
+
+
+def render(study: Mapping[str, Any]) -> str:
+    """The study as Markdown."""
+    about = study["about"]
+    lines = [
+        f"# How good does a model get on {about['data']}?",
+        "",
+        f"`{about['command']}`, {about['processor']}, {about['date']}, commit `{about['commit']}`; "
+        f"{about['num_users']:,} users, {about['num_items']:,} items, {about['num_interactions']:,} interactions "
+        f"(split `{about['split_hash'][:12]}`). Leave-one-out, all items ranked but those that a user had before.",
+        "",
+        f"Base: {about['base']}.",
+        "",
+        "An arm is what is changed. Each run is tested at its best epoch by validation; rows are in the order of their "
+        "validation, which alone may choose among them. Mean over seeds ± their standard deviation; then the "
+        f"difference to `{about['baseline']}` in percent of it, with a 95% interval from a bootstrap over seeds and "
+        "users, in pairs. Seconds: of training, one thread of a shared machine.",
+        "",
+    ]
+    for scorer, rows in study["comparisons"].items():
+        lines += [f"## {scorer}", "", *table(rows), ""]
+    return "\n".join(lines)
+
+
+def plot(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
+    """Validation NDCG@10 of every run against the time that it has trained, a colour for each arm."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
+    for number, (arm, found) in enumerate(runs.items()):
+        for index, each in enumerate(found):
+            seconds = np.cumsum([epoch["train_seconds"] for epoch in each["epochs"]])
+            best = [
+                max((of["ndcg@10"] for of in epoch["validation"].values()), default=None) for epoch in each["epochs"]
+            ]
+            points = [(at, value) for at, value in zip(seconds, best, strict=True) if value is not None]
+            style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+            axes.plot(*zip(*points, strict=True), **style, label=None if index else arm, linewidth=1)
+    axes.set_xlabel("seconds of training")
+    axes.set_ylabel("validation NDCG@10 (of the best scorer)")
+    axes.legend(fontsize=7)
+    file.write_bytes(to_png(figure))
+    pyplot.close(figure)
+
+
+def build_study(options: argparse.Namespace, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Everything that is written."""
+    facts = next(iter(runs.values()))[0]["facts"]
+    names = ("num_users", "num_items", "num_interactions", "split_hash", "processor", "commit", "versions")
+    about = {
+        "command": _command(options),
+        "date": str(datetime.datetime.now(datetime.UTC).date()),
+        "data": options.data,
+        "base": json.dumps(BASES[options.data]),
+        "baseline": options.against,
+        **{name: facts[name] for name in names},
+    }
+    scorers = dict.fromkeys(scorer for found in runs.values() for each in found for scorer in each["ranks"])
+    comparisons = {scorer: compare(runs, scorer, options.against) for scorer in scorers if scorer != "popularity"}
+    curves = {arm: [each["epochs"] for each in found] for arm, found in runs.items()}
+    return {"about": about, "comparisons": comparisons, "curves": curves}
+
+
+def _command(options: argparse.Namespace) -> str:
+    words = ["python", "benchmarks/quality.py", "--data", options.data, "--seeds", *map(str, options.seeds)]
+    words += [] if options.backend == "torch" else ["--backend", options.backend]
+    return shlex.join([*words, "--arms", *options.arms])
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=list(BASES), default="ml-100k", help="data set (default: ml-100k)")
+    parser.add_argument("--data-dir", type=Path, help="files of a data set that ur4rec does not fetch, such as sports")
+    parser.add_argument("--arms", nargs="+", default=[BASE], help="what is compared (default: base)")
+    parser.add_argument("--against", help="the arm that the others are compared with (default: the first)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("--backend", default="torch", help="torch or jax (default: torch)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each (default: 2)")
+    parser.add_argument("--report-only", action="store_true", help="report the arms that are finished, run nothing")
+    parser.add_argument("--name", help="how the names of the result files begin (default: quality_DATA)")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of runs (default: runs/quality)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
+    options = parser.parse_args(arguments)
+    options.against = options.against or options.arms[0]
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is missing, compare, and write."""
+    options = parse(arguments)
+    try:
+        jobs = {
+            arm: [
+                Job(data=options.data, arm=arm, seed=seed, backend=options.backend, data_dir=options.data_dir)
+                for seed in options.seeds
+            ]
+            for arm in options.arms
+        }
+        by_seed = [job for each in zip(*jobs.values(), strict=True) for job in each]
+        for job in by_seed:
+            job.config()
+        if not options.report_only:
+            run_all(by_seed, options.work, options.jobs)
+    except AlternatorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    found = {arm: [read_result(job, options.work) for job in each] for arm, each in jobs.items()}
+    runs = {arm: [each for each in results if each is not None] for arm, results in found.items()}
+    runs = {arm: results for arm, results in runs.items() if len(results) == len(options.seeds)}
+    if not runs:
+        print("no arm is finished for all seeds: leave out --report-only", file=sys.stderr)
+        return 1
+    study = build_study(options, runs)
+    name = options.name or f"quality_{options.data}"
+    stem = options.out / f"{name}_cpu{multiprocessing.cpu_count()}_{study['about']['date']}"
+    text = render(study)
+    write_whole(stem.with_suffix(".json"), (compact_json(study) + "\n").encode())
+    write_whole(stem.with_suffix(".md"), text.encode())
+    write_file(stem.with_suffix(".png"), lambda file: plot(runs, file))
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -93,6 +93,11 @@ def end_all(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
+def end_parts_with_this() -> None:
+    """When this program is asked to end, the part that runs ends with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+
+
 def command_of(name: str, options: argparse.Namespace, seconds: float, folder: Path) -> list[str]:
     """The command of a part's process."""
     command = [sys.executable, str(Path(__file__).resolve()), "--part", name, "--seconds", f"{seconds:.1f}"]
@@ -106,6 +111,8 @@ def environment_of(device: str) -> dict[str, str]:
     found = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONPATH": str(ROOT)}
     if device == "cpu":
         found |= {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        flags = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
+        found["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     return found
 
 
@@ -165,6 +172,7 @@ def run_here(options: argparse.Namespace) -> int:
         data_dir=options.data_dir,
         started=time.monotonic(),
     )
+    signal.alarm(int(context.seconds) + 10)  # ends it where the program that should is gone
     try:
         PARTS[options.part](context, Record(Path(options.record)))
     except Skipped as reason:
@@ -194,4 +202,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_parts_with_this()
     sys.exit(main())

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from gpu_measures import KINDS, Context, add_times, count_changed, milliseconds
+from gpu_measures import KINDS, Context, add_times, count_changed, times_of
 from gpu_results import Record, Skipped
 from random_data import STEPS, RandomData, Step
 from rates import jax_rates
@@ -138,7 +138,7 @@ def waits(context: Context, record: Record) -> None:
     """No step transfers what nobody asked for, which would make the host wait; any turn, and across switches.
 
     Raises:
-        Skipped: There is neither an accelerator nor a second CPU device: the first one takes NumPy's arrays as they are.
+        Skipped: There is no accelerator, nor a second CPU device: the first takes NumPy's arrays as they are.
     """
     device = device_of(context)
     if device == "cpu":
@@ -194,7 +194,7 @@ def roofline(context: Context, record: Record) -> None:
                 trainer.train_step(batches[0])
                 trainer.flush()
                 first = time.perf_counter() - started
-                times = milliseconds(trainer.train_step, partial(finish, trainer), batches, context.rounds)
+                times = times_of(context, data, trainer, partial(finish, trainer))
                 full = f"{name}, {step.name}{kind}"
                 median = add_times(record, full, times, f"compiled in {first:.1f} s")
                 if not kind:

@@ -4,12 +4,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gpu_results import Record
-from random_data import DataShape
+from random_data import DataShape, RandomData
 
 SHAPES = {
     "MovieLens-1M": DataShape(users=6040, items=3416, mean_length=163, max_seq_len=200, batch_size=128, width=64),
@@ -67,18 +68,21 @@ class Context:
         return self.seconds - (time.monotonic() - self.started)
 
 
-def milliseconds(
-    step: Callable[[Any], object], wait: Callable[[], object], batches: Sequence[Any], rounds: int
-) -> list[float]:
-    """Of a step, per round: the clock from one wait for the device to the next, after a round to warm up."""
+def milliseconds(steps: Callable[[], object], wait: Callable[[], object], num_steps: int, rounds: int) -> list[float]:
+    """Of a step, per round of some: the clock from one wait for the device to the next, after a round to warm up."""
     times = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
-        for batch in batches:
-            step(batch)
+        steps()
         wait()
-        times.append((time.perf_counter() - started) / len(batches) * 1000)
+        times.append((time.perf_counter() - started) / num_steps * 1000)
     return times[1:]
+
+
+def times_of(context: Context, data: RandomData, trainer: Any, wait: Callable[[], object]) -> list[float]:
+    """Milliseconds of a step of a trainer, per round of an epoch's first steps."""
+    count = min(context.steps, len(data.loader))
+    return milliseconds(partial(data.train, trainer, count), wait, count, context.rounds)
 
 
 def add_times(record: Record, name: str, values: Sequence[float], detail: str = "") -> float:

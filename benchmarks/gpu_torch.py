@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from frozen_state import HostBesideItself
-from gpu_measures import KINDS, SAMPLED, Context, add_times, count_changed, milliseconds
+from gpu_measures import KINDS, SAMPLED, Context, add_times, count_changed, milliseconds, times_of
 from gpu_results import Record, Skipped
 from random_data import STEPS, RandomData, Step
 from rates import torch_rates
@@ -267,10 +267,9 @@ def roofline(context: Context, record: Record) -> None:
         batches = data.batches(context.steps)
         for step in STEPS:
             trainer = data.trainer("torch", step)
-            times = milliseconds(trainer.train_step, partial(synchronise, context), batches, context.rounds)
-            plain = milliseconds(
-                by_hand(data, step, bf16=False), partial(synchronise, context), batches, context.rounds
-            )
+            wait = partial(synchronise, context)
+            times = times_of(context, data, trainer, wait)
+            plain = milliseconds(partial(each, by_hand(data, step), batches), wait, len(batches), context.rounds)
             detail = f"plain loop over whole logits: {statistics.median(plain):.2f} ms"
             median = add_times(record, f"{name}, {step.name}", times, detail)
             add_part(record, f"{name}, {step.name}", median, data, step, batches, trainer.model.config, rates)
@@ -306,8 +305,14 @@ def add_part(
     record.figure(f"{name}: roofline", percent, unit="%", detail=f"at least: {detail}")
 
 
-def by_hand(data: RandomData, step: Step, *, bf16: bool) -> Callable[[Any], None]:
-    """The step in plain PyTorch: whole logits, one optimizer for what trains."""
+def each(step: Callable[[Any], object], batches: Sequence[Any]) -> None:
+    """A step for each batch."""
+    for batch in batches:
+        step(batch)
+
+
+def by_hand(data: RandomData, step: Step) -> Callable[[Any], None]:
+    """The step in plain PyTorch: whole logits of whole rows, one optimizer for what trains."""
     device = torch.device(data.device)
     model = ur4rec_torch.UR4Rec(data.shape.items, data.texts_IT, **data.model).to(device)
     active = [*step.trained, *(["fusion"] if len(step.run) == 2 else [])]
@@ -318,17 +323,15 @@ def by_hand(data: RandomData, step: Step, *, bf16: bool) -> Callable[[Any], None
 
     def take(batch: Any) -> None:
         inputs = to_device(batch, data.shape.items, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            scores = []
-            if "sasrec" in step.run:
-                hidden_Nd = model.sasrec(inputs.items_BL).flatten(0, 1)[inputs.positions_N]
-                scores.append(model.sasrec.score(hidden_Nd, model.sasrec.item_table()))
-            if "retriever" in step.run:
-                catalogue = model.retriever.catalogue()
-                preferences_NKd = model.retriever(inputs.items_BL, catalogue).flatten(0, 1)[inputs.positions_N]
-                scores.append(model.retriever.score(preferences_NKd, catalogue.keys_Id))
-            loss = cross_entropy(scores[0] if len(scores) == 1 else model.fusion(*scores), inputs.targets_N)
-        loss.backward()
+        scores = []
+        if "sasrec" in step.run:
+            hidden_Nd = model.sasrec(inputs.items_BL).flatten(0, 1)[inputs.positions_N]
+            scores.append(model.sasrec.score(hidden_Nd, model.sasrec.item_table()))
+        if "retriever" in step.run:
+            catalogue = model.retriever.catalogue()
+            preferences_NKd = model.retriever(inputs.items_BL, catalogue).flatten(0, 1)[inputs.positions_N]
+            scores.append(model.retriever.score(preferences_NKd, catalogue.keys_Id))
+        cross_entropy(scores[0] if len(scores) == 1 else model.fusion(*scores), inputs.targets_N).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -343,12 +346,11 @@ def bf16(context: Context, record: Record) -> None:
     """Steps in bfloat16, and with sampled losses, beside those in float32."""
     for name, shape in context.shapes.items():
         data = RandomData(shape, context.device)
-        batches = data.batches(context.steps)
         for step in (STEPS[0], STEPS[-1]):
             medians = {}
             for kind, settings in KINDS.items():
                 trainer = data.trainer("torch", step, **settings)
-                times = milliseconds(trainer.train_step, partial(synchronise, context), batches, context.rounds)
+                times = times_of(context, data, trainer, partial(synchronise, context))
                 medians[kind] = add_times(record, f"torch, {name}, {step.name}{kind}", times)
             for kind in (", bf16", ", sampled"):
                 figure = medians[""] / medians[kind]
@@ -364,17 +366,16 @@ def compile_modules(context: Context, record: Record) -> None:
     if context.quick:
         raise Skipped("torch.compile takes a minute; a look leaves it out")
     data = RandomData(next(iter(context.shapes.values())), context.device)
-    batches = data.batches(context.steps)
     for step in (STEPS[0], STEPS[-1]):
         for precision, settings in (("", {}), (", bf16", {"bf16": True})):
             medians = []
             for compiles in (False, True):
                 trainer = data.trainer("torch", step, compile=compiles, **settings)
                 started = time.perf_counter()
-                trainer.train_step(batches[0])
+                trainer.train_step(data.batches(1)[0])
                 synchronise(context)
                 first = time.perf_counter() - started
-                times = milliseconds(trainer.train_step, partial(synchronise, context), batches, context.rounds)
+                times = times_of(context, data, trainer, partial(synchronise, context))
                 name = f"{step.name}{precision}{', compiled' if compiles else ''}"
                 medians.append(add_times(record, name, times, f"first step {first:.1f} s"))
             record.figure(f"{step.name}{precision}: compiled, times faster", medians[0] / medians[1], unit="×")
@@ -391,7 +392,7 @@ def memory(context: Context, record: Record) -> None:
                 ours = peak_mebibytes(context, trainer.train_step, batch)
                 record.figure(f"{name}, {step.name}{kind}: peak", ours, unit="MiB")
                 del trainer
-            plain = peak_mebibytes(context, by_hand(data, step, bf16=False), batch)
+            plain = peak_mebibytes(context, by_hand(data, step), batch)
             record.figure(f"{name}, {step.name}: peak of a plain loop over whole logits", plain, unit="MiB")
     for choice in ("keep", "offload", "drop"):
         run = Blocks(context, choice)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ur4rec.runs.presets import preset
+
 DATA = ("ml-100k", "ml-1m", "sports")
 
 
@@ -68,16 +70,21 @@ class System:
 
 
 def _ours(package: str) -> System:
-    """SASRec alone; `--set` changes what it trains with."""
+    """SASRec alone, as the presets have it for data of the kind; `--set` changes what it trains with."""
+    names = {"ml-100k": "demo", "ml-1m": "ml-1m", "sports": "amazon"}
+    return System(worker="peers_ours.py", recipes={data: _preset(name, package) for data, name in names.items()})
 
-    def recipe(max_seq_len: int, batch_size: int, dropout: float) -> Recipe:
-        blocks = {"sasrec_num_blocks": 2, "sasrec_num_heads": 2, "sasrec_hidden_dim": 64}
-        settings = {"package": package, "shifted": True, "batch_size": batch_size}
-        settings |= {"model": {**blocks, "sasrec_dropout": dropout}, "trainer": {"sasrec_lr": 2e-3}}
-        return Recipe(max_seq_len=max_seq_len, epochs=40, settings=settings)
 
-    recipes = {"ml-100k": recipe(50, 64, 0.5), "ml-1m": recipe(200, 32, 0.2), "sports": recipe(50, 256, 0.5)}
-    return System(worker="peers_ours.py", recipes=recipes)
+def _preset(name: str, package: str) -> Recipe:
+    """What a preset says of SASRec alone. `demo` trains it for a few epochs; on its own it gets a plan of forty."""
+    config = preset(name)
+    model = {field: value for field, value in config.model.items() if field.startswith("sasrec_")}
+    settings = {"package": package, "shifted": True, "batch_size": config.batch_size}
+    settings |= {"model": model, "trainer": dict(config.trainer)}
+    epochs = config.epochs["pretrain_sasrec"]
+    if name == "demo":
+        epochs, settings["trainer"]["sasrec_lr"], model["sasrec_dropout"] = 40, 2e-3, 0.5  # docs/log.md, 2026-11-24
+    return Recipe(max_seq_len=config.model["max_seq_len"], epochs=epochs, settings=settings)
 
 
 def _rectools(**settings: Any) -> System:

@@ -22,6 +22,9 @@ from peers_task import PARTS, Score, Task, rank_scores, read_task
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.files import write_whole
 
+OWN = "own_ndcg@10_differs_by"
+"""By how much a system's own figure differs from ours at most, among what is said of a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -102,8 +105,18 @@ class Recorder:
         """The ranks of scores that are computed batch by batch."""
         return rank_scores(score, self._batches[part])
 
-    def epoch(self, train_seconds: Mapping[str, float], ranks: Callable[[str], dict[str, Any]]) -> dict[str, float]:
-        """Take an epoch: its time of training, and how its model ranks a part; NDCG@10 unfiltered, by part.
+    def epoch(
+        self,
+        train_seconds: Mapping[str, float],
+        ranks: Callable[[str], dict[str, Any]],
+        own_ndcg: float | None = None,
+    ) -> None:
+        """Take an epoch.
+
+        Args:
+            train_seconds: Its time of training, by clock.
+            ranks: How its model ranks a part, by scoring.
+            own_ndcg: What the system itself says of its validation NDCG@10, unfiltered, if it does.
 
         Raises:
             Stopped: That was the last one.
@@ -116,6 +129,9 @@ class Recorder:
         self._waited = 0 if better else self._waited + 1
         if better:
             found["test"] = ranks("test")
+        if own_ndcg is not None:
+            gap = abs(own_ndcg - summaries["unfiltered"]["ndcg@10"])
+            self.about[OWN] = max(self.about.get(OWN, 0.0), gap)
         self.epochs.append(
             Epoch(
                 train_seconds=dict(train_seconds),
@@ -127,7 +143,6 @@ class Recorder:
         self._say()
         if reason := self._is_over():
             self.finish(reason)
-        return {part: summarise(each["unfiltered"], [10])["ndcg@10"] for part, each in found.items()}
 
     def _say(self) -> None:
         epoch, spent = self.epochs[-1], since(self._started)

@@ -97,6 +97,10 @@ class RandomData:
             "max_seq_len": shape.max_seq_len,
         }
 
+    def train(self, trainer: Any, count: int) -> None:
+        """The first steps of the first epoch, as training does them: with rows grouped by length, where that pays."""
+        trainer.train_epoch(self.loader, 0, max_steps=min(count, len(self.loader)))
+
     def batches(self, count: int) -> list[Batch]:
         """Some batches of the first epoch, again from its beginning where it has fewer."""
         return [self.loader.batch(0, index % len(self.loader)) for index in range(count)]

@@ -15,6 +15,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ SHAPES = {
 QUICK = {"quick": DataShape(users=40, items=60, mean_length=8, max_seq_len=12, batch_size=16, width=8, text_width=6)}
 
 
+STEPS_OF_A_ROUND = 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """A kind of step beside its roofline."""
@@ -55,7 +59,7 @@ class Line:
     needed_gigaflops: float
     """Billions of operations of products that real positions need."""
     computed_gigaflops: float
-    """Of those that are computed where every position is, padding too."""
+    """Of those that are computed: with some padding, and pairs that attention masks."""
     least: dict[str, float]
     """Least milliseconds of products, memory and exponentials at the rates of the machine, of what is needed."""
 
@@ -81,19 +85,16 @@ def lines(shapes: dict[str, DataShape], backends: Sequence[str], rates: Rates, r
 
 def line(data: RandomData, name: str, backend: str, step: Step, rates: Rates, rounds: int) -> Line:
     """A kind of step of one backend."""
-    trainer, batches = data.trainer(backend, step), data.batches(2)
-
-    def steps() -> None:
-        for batch in batches:
-            trainer.train_step(batch)
-
+    trainer = data.trainer(backend, step)
+    batches = data.batches(min(STEPS_OF_A_ROUND, len(data.loader)))
+    steps = partial(data.train, trainer, len(batches))
     measure(steps)  # compiles, and fills caches
     times = [measure(steps) / len(batches) * 1000 for _ in range(rounds)]
     median, low, high = spread(times) if rounds > 1 else (times[0],) * 3
     config = trainer.model.config
     needed, computed = (
         [step_work(shape(batch, data.shape.items, config), step.trained, step.run) for batch in batches]
-        for shape in (Shape.needed, Shape.padded)
+        for shape in (Shape.needed, partial(Shape.computed, groups=trainer.length_groups))
     )
     least = [work.seconds(rates) for work in needed]
     return Line(
@@ -174,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tiny shape, for a look; figures are rough")
     parser.add_argument("--backend", choices=("torch", "jax"), action="append", help="default: both")
-    parser.add_argument("--rounds", type=int, default=30, help="rounds of two steps (default: 30)")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of four steps (default: 20)")
     parser.add_argument("--only", choices=tuple(SHAPES), action="append", help="these sizes alone")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     options = parser.parse_args(arguments)

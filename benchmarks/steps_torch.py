@@ -144,12 +144,14 @@ class TorchByHand:
         return torch.optim.AdamW(parameters, lr=LEARNING_RATES[name], weight_decay=decay, fused=True)
 
 
-def count_torch(stepper: Any, batch: Any) -> float:
-    """Floating-point operations of the matrix products of a step of a trainer, or of a step by hand.
-
-    PyTorch's counter does not know products that are added in place.
-    """
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, with the products that it does not know: those that are added in place."""
     in_place: Any = {torch.ops.aten.addmm_: lambda total, left, right, **_: 2 * left[0] * left[1] * right[1]}
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    return FlopCounterMode(display=False, custom_mapping=in_place)
+
+
+def count_torch(stepper: Any, batch: Any) -> float:
+    """Floating-point operations of the matrix products of a step of a trainer, or of a step by hand."""
+    with flop_counter() as counter:
         (stepper.step if isinstance(stepper, TorchByHand) else stepper.train_step)(batch)
     return float(counter.get_total_flops())

@@ -123,6 +123,21 @@ class Shape:
         return cls._of(batch, num_items, model, positions=rows * length, pairs=rows * length**2)
 
     @classmethod
+    def computed(cls, batch: Any, num_items: int, model: Any, groups: Any) -> "Shape":
+        """What a step computes whose rows are in groups of about one length.
+
+        Args:
+            batch: As for `padded`.
+            num_items: As for `padded`.
+            model: As for `padded`.
+            groups: The `ur4rec.training.length_groups.LengthGroups` of a trainer; None is `padded`.
+        """
+        if groups is None:
+            return cls.padded(batch, num_items, model)
+        pairs = sum(rows * width**2 for rows, width in groups.shapes)
+        return cls._of(batch, num_items, model, positions=groups.num_positions, pairs=pairs)
+
+    @classmethod
     def needed(cls, batch: Any, num_items: int, model: Any) -> "Shape":
         """What has to be computed: real positions, and pairs of one with itself and those before it."""
         lengths_B = (np.asarray(batch.items_BL) < num_items).sum(1).astype(np.int64)

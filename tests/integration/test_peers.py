@@ -155,7 +155,7 @@ def test_a_peer_that_tests_on_something_else_is_refused(benchmark, make_task):
             benchmark.peers_task.check_tested(targets, 5, "test", changed)
 
 
-def record(benchmark, job, task, qualities):
+def record(benchmark, job, task, qualities, own_ndcg=None):
     """The run of a system whose validation has these qualities, and which parts were ranked."""
     recorder, ranked = benchmark.peers_worker.Recorder(job, task), []
     rank_of = {0.1: 9, 0.2: 5, 0.3: 1}
@@ -167,7 +167,7 @@ def record(benchmark, job, task, qualities):
 
     for quality in qualities:
         try:
-            recorder.epoch({"wall": 2.0, "processor": 1.0}, partial(ranks, quality))
+            recorder.epoch({"wall": 2.0, "processor": 1.0}, partial(ranks, quality), own_ndcg)
         except benchmark.peers_worker.Stopped:
             break
     content = json.loads(Path(job.out).read_text())
@@ -180,6 +180,12 @@ def test_a_run_ranks_test_where_validation_is_best_and_stops_when_nothing_gets_b
     assert run.about["ended"] == "2 epochs without a better validation"
     assert [len(epoch.test_ranks) for epoch in run.epochs] == [0, 2, 0, 0]
     assert run.seconds("processor") == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_what_a_peer_says_of_itself_is_compared(benchmark, make_job, make_task):
+    unfiltered = summarise([6], [10])["ndcg@10"]  # of rank 5 among the unseen
+    run, _ = record(benchmark, make_job(epochs=1), make_task, [0.2], unfiltered + 0.25)
+    assert run.about["own_ndcg@10_differs_by"] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +222,7 @@ def test_settings_of_ours_can_be_changed_and_only_those(benchmark):
     recipe = benchmark.peers_systems.SYSTEMS["ours"].recipes["sports"]
     found = benchmark.peers.changed(recipe, ["trainer.catalogue_loss=sampled", "epochs=7"])
     assert (found.epochs, found.settings["trainer"]["catalogue_loss"]) == (7, "sampled")
-    assert "catalogue_loss" not in recipe.settings["trainer"]
+    assert recipe.settings["trainer"]["catalogue_loss"] == "full"
     for change in ("epochs", "depth=3", "modle.sasrec_dropout=0.5"):
         with pytest.raises(ConfigurationError, match="NAME=VALUE"):
             benchmark.peers.changed(recipe, [change])

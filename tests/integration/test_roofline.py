@@ -37,8 +37,8 @@ def batch():
     return TrainBatches(Sequences.from_lists(rows), 50, max_seq_len=8, batch_size=6, seed=0).batch(0, 0)
 
 
-def make_trainer(stage):
-    model = ur4rec_torch.UR4Rec(50, np.ones((50, 7)), max_seq_len=8, **SHAPE)
+def make_trainer(stage, max_seq_len=8):
+    model = ur4rec_torch.UR4Rec(50, np.ones((50, 7)), max_seq_len=max_seq_len, **SHAPE)
     trainer = ur4rec_torch.JointTrainer(model, device="cpu", progress=False, warmup=0.0, catalogue_loss="full")
     trainer.set_training_stage(stage.split(",")[0])
     if "," in stage:
@@ -55,6 +55,24 @@ def test_the_formula_gives_the_products_that_pytorch_counts(benchmark, batch, ca
         counted = benchmark.steps_torch.count_torch(trainer, batch)
     shape = benchmark.work.Shape.padded(batch, 50, trainer.model.config)
     assert benchmark.work.step_work(shape, trained, run).flops == counted
+
+
+def test_the_formula_knows_rows_that_are_grouped_by_length(benchmark):
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(50, size=size).tolist() for size in [3] * 180 + [41] * 12]
+    loader = TrainBatches(Sequences.from_lists(rows), 50, max_seq_len=40, batch_size=64, seed=0)
+    trainer = make_trainer("end_to_end", max_seq_len=40)
+    trainer.train_epoch(loader, 0, max_steps=1)
+    groups = trainer.length_groups
+    assert groups is not None
+    with sdpa_kernel(SDPBackend.MATH), benchmark.steps_torch.flop_counter() as counted:
+        trainer.train_epoch(loader, 0, max_steps=1)
+    both = ("sasrec", "retriever")
+    computed, padded = (
+        benchmark.work.Shape.computed(loader.batch(0, 0), 50, trainer.model.config, each) for each in (groups, None)
+    )
+    assert benchmark.work.step_work(computed, both, both).flops == counted.get_total_flops()
+    assert computed.positions < 0.7 * padded.positions
 
 
 def test_what_is_needed_leaves_out_padding_and_pairs_with_what_comes_later(benchmark, batch):

@@ -119,6 +119,9 @@ def test_rows_stay_together_where_they_should(make_short, short_loader, loader, 
         trainer._group_rows(short_loader)
     assert len(caplog.messages) == 1
     assert f"{trainer.length_groups} positions: {trainer.length_groups.num_positions} of 768" in caplog.text
+    compiled = make_short("pretrain_sasrec", compile=True)
+    compiled._group_rows(short_loader)
+    assert compiled.length_groups is None
     trainer._group_rows([short_loader.batch(0, 0)])
     assert trainer.length_groups is None
     trainer.mesh = Mesh(data=2)

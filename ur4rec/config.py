@@ -297,7 +297,7 @@ class TrainerConfig:
     stays. Training goes on from the weights, and `Payoff` and `Trial` measure them."""
     length_groups: bool = True
     """Run rows of about one length through the model together where that saves a fifth of the positions or more, on
-    one device: only dropout masks change with it. False computes the padding of every row."""
+    one device and without `compile`: only dropout masks change with it. False computes the padding of every row."""
     loss_delay: int = 1
     """The number of steps after which losses are read: 1 keeps an accelerator busy, 0 is the original order."""
     max_nonfinite_losses: int = 10

@@ -1,5 +1,7 @@
 """Steps on rows that are grouped by length are those on whole rows: losses, gradients, and what is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -119,6 +121,10 @@ def test_rows_stay_together_where_they_should(make_short, short_loader, loader, 
         trainer._group_rows(short_loader)
     assert len(caplog.messages) == 1
     assert f"{trainer.length_groups} positions: {trainer.length_groups.num_positions} of 768" in caplog.text
+    settings, trainer.config = trainer.config, replace(trainer.config, compile=True)
+    trainer._group_rows(short_loader)
+    assert trainer.length_groups is None
+    trainer.config = settings
     trainer._group_rows([short_loader.batch(0, 0)])
     assert trainer.length_groups is None
     trainer.mesh = Mesh(data=2)

@@ -468,7 +468,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
     def _group_rows(self, loader: Iterable[Batch]) -> None:
         """Choose how the rows of a loader's batches are divided by their lengths, and say so if that is new."""
         before, self.length_groups = self.length_groups, None
-        if self.config.length_groups and self.processes.count == self.mesh.size == 1:
+        is_whole = self.processes.count == self.mesh.size == 1
+        if self.config.length_groups and is_whole and not self.config.compile:  # which compiles each shape of a group
             self.length_groups = find_groups(loader, is_accelerator=not self._loss_at_hand)
         if self.length_groups is not None and self.length_groups != before:
             logger.info(

@@ -301,6 +301,8 @@ def train_and_report(run: "TrainingRun", log: list[str] | None, *, progress: boo
     if run.config.refit:
         run.release()
         refit = Refit(run, progress=progress)
+        if run.processes.rank == 0:
+            say(refit.explain())
         results += train_logged(refit, log, resume=True)
     if run.processes.rank == 0:
         print_outcome(run, results, refit)
@@ -351,7 +353,6 @@ def print_outcome(run: "TrainingRun", results: "list[Result]", refit: "Refit | N
     say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records, run.trials.records))
     path = run.directory.path
     if refit is not None:
-        say(refit.explain())
         say(
             f"evaluate, recommend and serve use the refit in {refit.directory.path}; --checkpoint best is the run's own"
         )

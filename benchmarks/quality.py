@@ -176,9 +176,8 @@ def run_all(jobs: Sequence[Job], work: Path, processes: int) -> None:
     for number, job in enumerate(_finished(missing, work, processes), len(jobs) - len(missing) + 1):
         found = read_result(job, work)
         assert found is not None
-        said = ", ".join(
-            f"{each['name']} {each['validation']['ndcg@10']:.4f}" for name, each in found["results"].items()
-        )
+        trained = {name: each for name, each in found["results"].items() if name != "popularity"}
+        said = ", ".join(f"{each['name']} {each['validation']['ndcg@10']:.4f}" for each in trained.values())
         print(f"{number} of {len(jobs)}: {job.arm}, seed {job.seed}: validation NDCG@10 {said}", file=sys.stderr)
 
 
@@ -205,7 +204,7 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], scorer: str, baseli
 
     Args:
         runs: The runs of each arm, in the order of their seeds, which are the same for all.
-        scorer: What is ranked: ``sasrec``, ``retriever`` or ``fused``; arms that do not train it are left out.
+        scorer: What is ranked, as a run's results name it; arms that do not train it are left out.
         baseline: The arm that the others are compared with.
     """
     chosen = {arm: found for arm, found in runs.items() if all(scorer in each["ranks"] for each in found)}

@@ -1,0 +1,66 @@
+"""The benchmark of quality: arms are lines of settings, runs are kept and paired, validation alone orders them."""
+
+import json
+
+import pytest
+
+from benchmarks import quality
+from ur4rec.errors import ConfigurationError
+
+ARGUMENTS = ["--data", "quick", "--seeds", "0", "--jobs", "1", "--arms", "base", "sasrec_lr=0.01"]
+
+
+def run(rank, validation, seed=0):
+    result = {"validation": {"ndcg@10": validation}, "epoch": 3}
+    return {
+        **{"seed": seed, "ranks": {"sasrec": rank}, "results": {"sasrec": result}},
+        "epochs": [{"train_seconds": 2.0}, {"train_seconds": 3.0}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arm", "part"), [("sasrec_rate=1", "sasrec_rate=1"), ("sasrec_lr", "'sasrec_lr'"), ("base,base", "'base'")]
+)
+def test_an_arm_that_names_no_setting_is_refused(arm, part):
+    with pytest.raises(ConfigurationError, match=r"an arm must be NAME=VALUE.*" + part):
+        quality.parse_arm(arm)
+
+
+def test_arms_of_equal_settings_share_a_run_and_others_do_not(tmp_path):
+    def folder(arm, seed=0):
+        return quality.Job(data="quick", arm=arm, seed=seed).folder(tmp_path)
+
+    assert folder("sasrec_lr=0.003") == folder("base")  # the preset's own
+    assert len({folder("base"), folder("base", 1), folder("batch_size=7"), folder("pretrain_sasrec=3")}) == 4
+
+
+def test_arms_are_compared_in_pairs_and_ordered_by_validation():
+    runs = {
+        "base": [run([1, 100], 0.2), run([1, 100], 0.4, 1)],
+        "worse in the test": [run([100, 100], 0.5), run([1, 100], 0.5, 1)],
+        "without it": [{**run([1, 1], 0.9), "ranks": {}}] * 2,
+    }
+    first, second = quality.compare(runs, "sasrec", "base")
+    assert (first["arm"], second["arm"]) == ("worse in the test", "base")
+    assert second["validation"] == pytest.approx(0.3)
+    assert (second["hit@10"]["mean"], second["seconds"], second["epochs"]) == (0.5, 5, [4, 4])
+    assert first["hit@10"]["estimate"] == pytest.approx(-0.5)
+    assert "estimate" not in second["hit@10"]
+    assert quality.compare(runs, "fused", "base") == []
+
+
+def test_runs_are_kept_and_reported(tmp_path, capsys):
+    folders = [f"--work={tmp_path / 'work'}", f"--out={tmp_path / 'out'}"]
+    assert quality.main([*ARGUMENTS, *folders, "--report-only"]) == 1
+    assert "leave out --report-only" in capsys.readouterr().err
+    assert quality.main([*ARGUMENTS, *folders]) == 0
+    printed = capsys.readouterr()
+    assert "2 of 2" in printed.err
+    assert "| `sasrec_lr=0.01` |" in printed.out
+    assert quality.main([*ARGUMENTS, *folders]) == 0  # nothing is run again
+    assert capsys.readouterr().err == ""
+    (report,) = (tmp_path / "out").glob("quality_quick_*.json")
+    study = json.loads(report.read_text())
+    (rows,) = study["comparisons"].values()
+    assert {row["arm"] for row in rows} == {"base", "sasrec_lr=0.01"}
+    assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

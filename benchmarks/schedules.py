@@ -126,7 +126,7 @@ STUDIES = {
         SEEDS,
     ),
     "encoder-long": _with_encoder(
-        ("parity", "joint", *SOMETIMES[2:], NEVER, ENCODER_FIRST, "trial"), SEEDS, updates=315
+        ("parity", "joint", *SOMETIMES[2:], NEVER, ENCODER_FIRST, "trial"), SEEDS[:3], updates=315
     ),
     "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER, "trial"), SEEDS[:3], backend="jax"),
     "jax": StudyConfig(

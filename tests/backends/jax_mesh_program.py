@@ -201,7 +201,7 @@ def on_meshes(folder: Path) -> dict[str, Any]:
 def together(folder: Path) -> dict[str, Any]:
     """What a process finds that trains with others on all their devices."""
     with start_processes("cpu") as processes:
-        trainer, records = make("all", on_device=True)
+        trainer, records = make("all", on_device=True, ema_decay=0.9)
         trainer.train_epoch(LOADER, 0)
         trainer.save_checkpoint(folder / f"of {processes.rank}")
         gathered = [array.tolist() for array in processes.gather(np.arange(processes.rank + 1))]

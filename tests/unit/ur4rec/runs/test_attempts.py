@@ -41,4 +41,5 @@ def test_a_verdict_says_what_was_tried_and_undone():
     assert said.endswith(
         "1 trial came to an end; 41 steps were on trial, and 21 of them undone; better was: sasrec + 8 retriever."
     )
-    assert "nothing was better than what it had begun with" in explain_decisions("trial", records[:140], (), TRIED[:2])
+    lost = [*records[:140], record(141, "tried_no_better")]
+    assert "nothing was better than what it had begun with" in explain_decisions("trial", lost, (), TRIED[:2])

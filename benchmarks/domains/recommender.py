@@ -102,5 +102,4 @@ DOMAINS = (
     Recommender("movielens", "ml-100k", "Which of the two modules of a recommender should train, and how often?"),
     Recommender("fast-retriever", "synthetic", "And if one of them learns ten times faster, and costs more?"),
     Recommender("costly-encoder", "encoder", "Should a costly encoder of item texts train, and how often?", ("trial",)),
-    Recommender("costly-encoder-long", "encoder-long", "And if the run is three times as long?", ("trial",)),
 )

@@ -29,6 +29,7 @@ from ur4rec.options import DataOptions
 from ur4rec.runs.prepared import PreparedData, prepare_data, run_facts
 from ur4rec.runs.step_costs import StepCosts, with_costs
 from ur4rec.schedule.alternators import Schedule, parse_schedule
+from ur4rec.schedule.stages import DECIDING_STAGE
 from ur4rec.training.backend import load_backend
 from ur4rec.training.scorer import AnyScorer
 from ur4rec.training.trainer import AnyTrainer
@@ -239,7 +240,7 @@ def build_trainer(study: StudyConfig, prepared: PreparedData, schedule: str, see
 
 def joint_stage(schedule: Schedule) -> str:
     """The stage in which a schedule trains."""
-    return "end_to_end" if schedule.rule is None else "joint_finetune"
+    return "end_to_end" if schedule.rule is None else DECIDING_STAGE
 
 
 def study_facts(prepared: PreparedData, study: StudyConfig) -> dict[str, Any]:

@@ -21,8 +21,6 @@ from ur4rec.files import SCRATCH_PREFIX, holding, parse_object, plain_tree, refu
 _LOCK = ".lock"
 REFIT = "refit"
 """The directory of a run's refit, in its own, and the name of the checkpoint that it ends with."""
-
-
 CHECKPOINTS = ("best", "latest", REFIT)
 """The names of checkpoints."""
 

@@ -21,7 +21,7 @@ from alternator.recordings.log import StepRecord
 from alternator.recordings.plot import literal_texts
 from ur4rec.files import write_whole
 from ur4rec.runs.measurements import Measurement
-from ur4rec.schedule.stages import ALL, BOTH, MODULES, TEXT_ENCODER, TURNS
+from ur4rec.schedule.stages import ALL, BOTH, DECIDING_STAGE, MODULES, TEXT_ENCODER, TURNS
 
 _TITLE_WIDTH = 110
 """Characters of a line of the title: a schedule with measured costs is long."""
@@ -286,7 +286,7 @@ def _smooth(values: NDArray[Any], width: int) -> NDArray[Any]:
 
 def _draw_turns(axes: Axes, records: Sequence[StepRecord]) -> None:
     active = [record.active for record in records]
-    alternating = np.array([record.stage == "joint_finetune" for record in records], dtype=bool)
+    alternating = np.array([record.stage == DECIDING_STAGE for record in records], dtype=bool)
     switches = sum(record.next != record.active for record in records)
     modules = [
         name for name in (*MODULES, TEXT_ENCODER) if name in MODULES or any(name in TURNS[each] for each in active)

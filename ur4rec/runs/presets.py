@@ -10,6 +10,7 @@ from ur4rec.runs.sizes import FROM_DATA
 
 _GROUPS = ("model", "trainer", "epochs")
 _SMALL = {"sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "retriever_output_dim": 64}
+_SPARSE = {"max_seq_len": 50, "sasrec_hidden_dim": 128, "sasrec_num_heads": 2, "retriever_output_dim": 128}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +49,7 @@ PRESETS: dict[str, Preset] = {
             "batch_size": 256,
             "early_stopping": 10,
             "eval_every": 2,
-            "model": {
-                "max_seq_len": 50,
-                "sasrec_hidden_dim": 128,
-                "sasrec_num_heads": 2,
-                "sasrec_dropout": 0.5,
-                "retriever_output_dim": 128,
-            },
+            "model": {**_SPARSE, "sasrec_dropout": 0.5},
             "trainer": {"sasrec_lr": 1e-3, "retriever_lr": 1e-3, "catalogue_loss": "full"},
         },
     ),
@@ -65,13 +60,7 @@ PRESETS: dict[str, Preset] = {
             "batch_size": 256,
             "early_stopping": 3,
             "eval_users": 20_000,
-            "model": {
-                "max_seq_len": 50,
-                "sasrec_hidden_dim": 128,
-                "sasrec_num_heads": 2,
-                "sasrec_dropout": 0.2,
-                "retriever_output_dim": 128,
-            },
+            "model": {**_SPARSE, "sasrec_dropout": 0.2},
             "trainer": {
                 "sasrec_lr": 1e-3,
                 "retriever_lr": 1e-3,

@@ -29,14 +29,12 @@ from alternator.recordings.log import StepRecord
 from ur4rec.data.batches import SteppedBatches
 from ur4rec.data.splits import with_validation
 from ur4rec.errors import ConfigurationError
-from ur4rec.evaluation.results import CRITERION, Result, build_result
+from ur4rec.evaluation.results import Result, build_result
 from ur4rec.runs.plan import TABLE_ROWS, Plan
 from ur4rec.runs.run import RESULT, SAVED, TrainingRun
 from ur4rec.schedule.alternators import SEQUENCE, parse_schedule
+from ur4rec.schedule.stages import DECIDING_STAGE
 from ur4rec.schedule.trial_probe import UNDONE, WINS, Attempt
-
-_REPLAYED = "joint_finetune"
-"""The stage in which a schedule decides."""
 
 
 class StageSteps(NamedTuple):
@@ -75,7 +73,7 @@ class Refit(TrainingRun):
         self._run_directory = run.directory
         self._run_locked = run.locked
         per_epoch = len(run.prepared.train)
-        final = final_epoch(run.epochs)
+        final = run.final_epoch
         stages = steps_of_stages(run, final)
         epochs = {each.stage: -(-len(each.positions_S) // per_epoch) for each in stages}
         config = replace(run.config, epochs=epochs, early_stopping=None, refit=False)
@@ -126,7 +124,7 @@ class Refit(TrainingRun):
         for name, each in self._stages.items():
             left_out = f" without {count} that were undone" if (count := num_undone(each)) else ""
             parts.append(f"{name} to step {each.positions_S[-1] + 1} of {each.length}{left_out}")
-        replays = "; who trained was replayed" if self._replays and _REPLAYED in self._stages else ""
+        replays = "; who trained was replayed" if self._replays and DECIDING_STAGE in self._stages else ""
         return (
             f"Refit on training and validation interactions, as long as the chosen model: {', '.join(parts)}{replays}."
         )
@@ -153,25 +151,6 @@ class Refit(TrainingRun):
 
     def _title(self) -> str:
         return f"{self.prepared.interactions.name}, refit, {self.config.backend}, seed {self.config.seed}"
-
-
-def final_epoch(epochs: Sequence[Mapping[str, Any]]) -> int:
-    """The epoch of the run's `best` checkpoint: the last one that was better than all before with the same criterion.
-
-    Example:
-        >>> def row(epoch, stage, scorer, quality):
-        ...     return {"epoch": epoch, "stage": stage, "validation": {scorer: {"ndcg@10": quality}}}
-        >>> rows = [row(0, "pretrain_sasrec", "sasrec", 0.3), row(1, "joint_finetune", "fused", 0.2)]
-        >>> final_epoch([*rows, row(2, "joint_finetune", "fused", 0.1)])
-        1
-    """
-    best: dict[str, float] = {}
-    final = -1
-    for row in epochs:
-        scorer = TABLE_ROWS[row["stage"]][0]
-        if row["validation"] and (quality := row["validation"][scorer][CRITERION]) > best.get(scorer, -np.inf):
-            best[scorer], final = quality, row["epoch"]
-    return final
 
 
 def num_undone(steps: StageSteps) -> int:
@@ -246,7 +225,7 @@ def replayed_schedule(schedule: str, stages: Sequence[StageSteps], records: Sequ
         records: The decision log.
     """
     for each in stages:
-        if each.stage == _REPLAYED:
+        if each.stage == DECIDING_STAGE:
             turns = [records[each.first + int(position)].active for position in each.positions_S]
             tenures = tuple((turn, len([*steps])) for turn, steps in groupby(turns))
             return f"{SEQUENCE}{tenures!r}"

@@ -37,7 +37,7 @@ from ur4rec.runs.progress import Heartbeat, describe_epoch, describe_place
 from ur4rec.runs.ranking import Ranking, Ranks
 from ur4rec.runs.step_costs import describe_trial, median_seconds, time_steps
 from ur4rec.schedule.alternators import AUTO, Schedule, parse_schedule, resolve_schedule
-from ur4rec.schedule.stages import ALL, BOTH, JOINT_STAGES
+from ur4rec.schedule.stages import ALL, BOTH, DECIDING_STAGE, JOINT_STAGES
 from ur4rec.schedule.trial_probe import Attempt, describe_attempt
 from ur4rec.text.tokens import ItemTokens
 from ur4rec.training.backend import load_backend, load_scorer
@@ -66,8 +66,6 @@ TIMED_ROUNDS = 5
 """The number of times that steps are timed of which a schedule is to know the costs."""
 STOP_EVERY = 8
 """Steps between two questions of several processes to each other whether one of them is to stop."""
-_DECIDES = "joint_finetune"
-"""The stage in which a schedule decides."""
 _RANKS = "test_ranks."
 """Names of the arrays of a checkpoint with the ranks of a result's targets begin so."""
 
@@ -247,12 +245,12 @@ class TrainingRun:
         """
         with_validation(self.prepared.interactions, self.prepared.split)
         stages = [stage for stage, num in self.config.epochs.items() if num]
-        if isinstance(self._schedule.rule, Trial) and _DECIDES in stages:
-            later = {*stages[stages.index(_DECIDES) :]} - {*JOINT_STAGES}
+        if isinstance(self._schedule.rule, Trial) and DECIDING_STAGE in stages:
+            later = {*stages[stages.index(DECIDING_STAGE) :]} - {*JOINT_STAGES}
             if later:
                 raise ConfigurationError(
-                    f"the refit of a trial needs the joint stages last, got {min(later)} after {_DECIDES}; leave out "
-                    "--refit, or change the order of the stages"
+                    f"the refit of a trial needs the joint stages last, got {min(later)} after {DECIDING_STAGE}; leave "
+                    "out --refit, or change the order of the stages"
                 )
 
     def _check_processes(self) -> None:
@@ -415,7 +413,7 @@ class TrainingRun:
         self._save(epoch, best=is_best)
 
     def _enter(self, stage: str) -> None:
-        joint = stage == _DECIDES and self._schedule.rule is None
+        joint = stage == DECIDING_STAGE and self._schedule.rule is None
         name, num_steps = "end_to_end" if joint else stage, self._length_of(stage)
         self.trainer.set_training_stage(name, num_steps=num_steps, position=self._position)
         self._num_attempts = 0
@@ -493,6 +491,12 @@ class TrainingRun:
         """Validation metrics of the scorers that the stage can change."""
         ranks = self._rank(self.validation, self.trainer, TABLE_ROWS[stage][1], "validation")
         return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in ranks.items()}
+
+    @property
+    def final_epoch(self) -> int:
+        """The epoch of the `best` checkpoint: the newest of the best epochs, of each stage's criterion."""
+        found = (self._best_epoch(stage) for stage in TABLE_ROWS)
+        return max(best[0] for best in found if best is not None)
 
     def _best_epoch(self, stage: str) -> _Validated | None:
         """The best epoch so far by validation among those that fill the same rows of the results table."""

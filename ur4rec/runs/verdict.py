@@ -9,7 +9,7 @@ from alternator.recordings.log import StepRecord
 from ur4rec.runs.attempts import count_undone
 from ur4rec.runs.measurements import Measurement
 from ur4rec.schedule.alternators import parse_schedule
-from ur4rec.schedule.stages import ALL, BOTH, TEXT_ENCODER
+from ur4rec.schedule.stages import ALL, BOTH, DECIDING_STAGE, TEXT_ENCODER
 from ur4rec.schedule.trial_probe import WINS, Attempt
 
 NAMES = {
@@ -22,7 +22,6 @@ NAMES = {
     ALL: "all modules",
 }
 """Of turns."""
-_STAGE = "joint_finetune"
 
 
 def explain_decisions(
@@ -47,7 +46,7 @@ def explain_decisions(
         threshold (1); its most frequent reason to stay was: change rate ≥ threshold (1).
     """
     rule = parse_schedule(schedule).rule
-    joint = [record for record in records if record.stage == _STAGE]
+    joint = [record for record in records if record.stage == DECIDING_STAGE]
     if not joint or rule is None:
         return f"Schedule {schedule} decided nothing: no step of the run chose who trains."
     if isinstance(rule, Payoff):

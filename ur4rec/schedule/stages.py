@@ -88,6 +88,8 @@ STAGES = {
     "joint_finetune": Stage("joint_finetune", None),
     "end_to_end": Stage("end_to_end", BOTH),
 }
+DECIDING_STAGE = "joint_finetune"
+"""The stage in which a schedule decides who trains."""
 JOINT_STAGES = tuple(name for name, stage in STAGES.items() if stage.turn not in MODULES)
 
 

@@ -3,9 +3,9 @@
 Each backend names the tuples for its own arrays: ``StepInputs = arrays.StepInputs[Tensor]``.
 
 Shapes: B rows, L positions, N positions with a target (in JAX padded to a constant length), R rows of a
-group, d width of either module, K
-preference vectors, I items, J = I + 1 items with the padding (of a sample: its items and the padding), U users, C drawn
-negatives, S = C + 1 candidates of a position: its target and the negatives, E items whose texts a step encodes.
+group, d width of either module, K preference vectors, I items, J = I + 1 items with the padding (of a sample: its items
+and the padding), U users, C drawn negatives, S = C + 1 candidates of a position: its target and the negatives, E items
+whose texts a step encodes.
 """
 
 from collections.abc import Mapping

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from strategies import figure_cell, paired_figure
 
 from alternator import AlternatorError
 from ur4rec.compare.plots import to_png
@@ -223,33 +224,21 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], scorer: str, baseli
             "epochs": [each["epoch"] + 1 for each in results],
             "seconds": float(np.mean([sum(epoch["train_seconds"] for epoch in each["epochs"]) for each in found])),
         }
+        has_baseline = arm != baseline and baseline in ranks
         for metric, measure in METRICS.items():
-            values_ST = measure(ranks[arm])
-            row[metric] = {"mean": float(values_ST.mean()), "spread": _spread(values_ST.mean(axis=1))}
-            if arm != baseline and baseline in ranks:
-                row[metric] |= resamples.relative_difference(values_ST, measure(ranks[baseline]))._asdict()
+            baseline_ST = measure(ranks[baseline]) if has_baseline else None
+            row[metric] = paired_figure(measure(ranks[arm]), baseline_ST, resamples)
         rows.append(row)
     return sorted(rows, key=lambda row: -row["validation"])
-
-
-def _spread(means_S: NDArray[np.float64]) -> float:
-    return float(means_S.std(ddof=1)) if len(means_S) > 1 else 0.0
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rows as Markdown."""
     lines = [["arm", "validation NDCG@10", "test NDCG@10", "test Hit@10", "epochs chosen", "seconds"], ["---"] * 6]
     for row in rows:
-        cells = [f"`{row['arm']}`", f"{row['validation']:.4f}", *(_cell(row[metric]) for metric in METRICS)]
+        cells = [f"`{row['arm']}`", f"{row['validation']:.4f}", *(figure_cell(row[metric]) for metric in METRICS)]
         lines.append([*cells, ", ".join(map(str, row["epochs"])), f"{row['seconds']:,.0f}"])
     return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def _cell(figure: Mapping[str, float]) -> str:
-    text = f"{figure['mean']:.4f} ± {figure['spread']:.4f}"
-    if "low" in figure:
-        text += f"; {figure['estimate']:+.1%} [{figure['low']:+.1%}, {figure['high']:+.1%}]"
-    return text
 
 
 def render(study: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import datetime
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,13 +229,26 @@ def compare(results: dict[Job, dict[str, Any]], backends: list[str]) -> list[dic
         arm, row = ARMS[name], {"arm": name, "baseline": ARMS[name].baseline}
         for metric in METRICS if arm.has_likelihood else METRICS[:2]:
             values_ST = np.stack([per_user(result, metric) for result in runs[name]])
-            means_S = values_ST.mean(axis=1)
-            row[metric] = {"mean": float(means_S.mean()), "spread": float(means_S.std(ddof=len(means_S) > 1))}
+            baseline_ST = None
             if name != arm.baseline and arm.baseline in runs:
                 baseline_ST = np.stack([per_user(result, metric) for result in runs[arm.baseline]])
-                row[metric] |= resamples.relative_difference(values_ST, baseline_ST)._asdict()
+            row[metric] = paired_figure(values_ST, baseline_ST, resamples)
         rows.append({**row, "verdict": verdict(row)})
     return rows
+
+
+def paired_figure(
+    values_ST: NDArray[np.float64], baseline_ST: NDArray[np.float64] | None, resamples: Resamples
+) -> dict[str, float]:
+    """The mean of an arm and its spread over runs; and its difference to another arm with an interval, if there is one.
+
+    Example:
+        >>> paired_figure(np.array([[1.0, 2], [2, 3]]), None, Resamples(2, 2))
+        {'mean': 2.0, 'spread': 0.7071067811865476}
+    """
+    means_S = values_ST.mean(axis=1)
+    figure = {"mean": float(means_S.mean()), "spread": float(means_S.std(ddof=len(means_S) > 1))}
+    return figure if baseline_ST is None else figure | resamples.relative_difference(values_ST, baseline_ST)._asdict()
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -261,11 +274,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = [header, ["---"] * len(header)]
     for row in rows:
         against = "" if row["arm"] == row["baseline"] or "low" not in row["ndcg@10"] else row["baseline"]
-        lines.append([row["arm"], against, *(_cell(row.get(metric)) for metric in METRICS), row["verdict"]])
+        lines.append([row["arm"], against, *(figure_cell(row.get(metric)) for metric in METRICS), row["verdict"]])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _cell(figure: dict[str, float] | None) -> str:
+def figure_cell(figure: Mapping[str, float] | None) -> str:
+    """A figure as a cell of a table."""
     if figure is None:
         return "no logits"
     text = f"{figure['mean']:.4f} ± {figure['spread']:.4f}"

@@ -1,13 +1,21 @@
 """The benchmark of quality: arms are lines of settings, runs are kept and paired, validation alone orders them."""
 
 import json
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from benchmarks import quality
 from ur4rec.errors import ConfigurationError
 
 ARGUMENTS = ["--data", "quick", "--seeds", "0", "--jobs", "1", "--arms", "base", "sasrec_lr=0.01"]
+
+
+@pytest.fixture(scope="module")
+def quality():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        yield import_module("quality")
 
 
 def run(rank, validation, seed=0):
@@ -21,12 +29,12 @@ def run(rank, validation, seed=0):
 @pytest.mark.parametrize(
     ("arm", "part"), [("sasrec_rate=1", "sasrec_rate=1"), ("sasrec_lr", "'sasrec_lr'"), ("base,base", "'base'")]
 )
-def test_an_arm_that_names_no_setting_is_refused(arm, part):
+def test_an_arm_that_names_no_setting_is_refused(quality, arm, part):
     with pytest.raises(ConfigurationError, match=r"an arm must be NAME=VALUE.*" + part):
         quality.parse_arm(arm)
 
 
-def test_arms_of_equal_settings_share_a_run_and_others_do_not(tmp_path):
+def test_arms_of_equal_settings_share_a_run_and_others_do_not(quality, tmp_path):
     def folder(arm, seed=0):
         return quality.Job(data="quick", arm=arm, seed=seed).folder(tmp_path)
 
@@ -34,7 +42,7 @@ def test_arms_of_equal_settings_share_a_run_and_others_do_not(tmp_path):
     assert len({folder("base"), folder("base", 1), folder("batch_size=7"), folder("pretrain_sasrec=3")}) == 4
 
 
-def test_arms_are_compared_in_pairs_and_ordered_by_validation():
+def test_arms_are_compared_in_pairs_and_ordered_by_validation(quality):
     runs = {
         "base": [run([1, 100], 0.2), run([1, 100], 0.4, 1)],
         "worse in the test": [run([100, 100], 0.5), run([1, 100], 0.5, 1)],
@@ -49,7 +57,7 @@ def test_arms_are_compared_in_pairs_and_ordered_by_validation():
     assert quality.compare(runs, "fused", "base") == []
 
 
-def test_runs_are_kept_and_reported(tmp_path, capsys):
+def test_runs_are_kept_and_reported(quality, tmp_path, capsys):
     folders = [f"--work={tmp_path / 'work'}", f"--out={tmp_path / 'out'}"]
     assert quality.main([*ARGUMENTS, *folders, "--report-only"]) == 1
     assert "leave out --report-only" in capsys.readouterr().err

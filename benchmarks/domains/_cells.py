@@ -121,7 +121,7 @@ def write_packed(path: Path, facts: Iterable[Facts], runs: Iterable[Run]) -> Non
     rows = [_row(run) for run in sorted(runs, key=lambda run: run.cell)]
     floats = {f"curve_{name}": pa.list_(pa.float32()) for name in _CURVE}
     plain = {"domain": pa.string(), "arm": pa.string(), "seed": pa.int32(), "kind": pa.string(), "in_grid": pa.bool_()}
-    plain |= {"note": pa.string(), "fingerprint": pa.string(), "seconds": pa.float32(), "shares": pa.string()}
+    plain |= {"note": pa.string(), "fingerprint": pa.string(), "seconds": pa.float64(), "shares": pa.string()}
     plain |= {name: pa.float64() for name in _CURVE}
     metadata = {"domains": json.dumps([asdict(each) for each in facts])}
     table = pa.Table.from_pylist(rows, schema=pa.schema({**plain, **floats}, metadata=metadata))

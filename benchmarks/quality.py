@@ -4,7 +4,8 @@ An arm is a line of settings, ``NAME=VALUE,NAME=VALUE``, beside those of the dat
 what ``ur4rec train`` takes: settings of the model and the trainer, epochs of a stage, ``batch_size``, ``encoder``,
 ``schedule``. All arms of a seed share the split, and runs are runs of ``ur4rec train``: each is tested at its best
 epoch by validation. Finished runs are kept in the work folder and skipped, stopped ones continue, so that the same
-command continues a study.
+command continues a study. With ``--refit`` each chosen model is trained once more on validation targets too, as
+``ur4rec train --refit`` does, and is a row of its own.
 
 Shapes: S seeds, T test targets.
 """
@@ -19,7 +20,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,13 @@ from ur4rec.compare.runner import machine_facts, source_commit
 from ur4rec.compare.statistics import Resamples
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import ndcg
+from ur4rec.evaluation.results import Result
 from ur4rec.files import hash_bytes, write_file, write_whole
 from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS, RunConfig
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.prepared import prepare, run_facts
 from ur4rec.runs.presets import preset
+from ur4rec.runs.refit import Refit
 from ur4rec.runs.run import TrainingRun
 from ur4rec.schedule.stages import STAGES
 
@@ -47,6 +50,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "runs" / "quality"
 BASE = "base"
+RUN, REFIT = "quality.json", "quality_refit.json"
+"""What a job writes into the run's folder."""
 ONLY_SASREC = {"pretrain_retriever": 0, "joint_finetune": 0, "end_to_end": 0}
 _RUN_SETTINGS = ("batch_size", "encoder", "schedule", "early_stopping", "eval_every", "eval_users")
 BASES: dict[str, dict[str, Any]] = {
@@ -60,12 +65,17 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "sports": {
         "dataset": "sports",
-        "batch_size": 256,
+        "batch_size": 128,
         "eval_every": 2,
-        "eval_users": 10_000,
-        "epochs": {"pretrain_sasrec": 20, **ONLY_SASREC},
-        "model": {"max_seq_len": 50, "sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "sasrec_dropout": 0.5},
-        "trainer": {"sasrec_lr": 1e-3},
+        "epochs": {"pretrain_sasrec": 40, **ONLY_SASREC},
+        "model": {
+            "max_seq_len": 50,
+            "sasrec_hidden_dim": 64,
+            "sasrec_num_blocks": 1,
+            "sasrec_num_heads": 1,
+            "sasrec_dropout": 0.2,
+        },
+        "trainer": {"sasrec_lr": 1e-3, "catalogue_loss": "sampled", "num_negatives": 256, "num_in_batch": 0},
     },
     "ml-100k": {
         "dataset": "ml-100k",
@@ -121,6 +131,7 @@ class Job:
     seed: int
     backend: str = "torch"
     data_dir: Path | None = None
+    refit: bool = False
 
     def config(self) -> RunConfig:
         """The settings of the run."""
@@ -156,18 +167,41 @@ def run_job(job: Job, work: Path) -> Job:
         "seed": job.seed,
         "config": config.to_json(),
         "facts": {**run_facts(prepared, job.backend), **machine_facts(), "commit": source_commit()},
-        "results": {name: result.to_json() for name, result in training.results.items()},
-        "ranks": {name: result.test_ranks.tolist() for name, result in training.results.items()},
+        **_outcome(training, training.results),
         "epochs": [{name: each[name] for name in ("stage", "validation", "train_seconds")} for each in training.epochs],
     }
-    write_whole(path / "quality.json", (json.dumps(content) + "\n").encode())
+    write_whole(path / RUN, (json.dumps(content) + "\n").encode())
+    if job.refit:
+        training.release()
+        refit = Refit(training, progress=False)
+        if directory.refit.checkpoint("latest"):
+            refit.resume()
+        refit.train()
+        chosen = {name: result for name, result in training.results.items() if result.epoch >= 0}
+        tested = {name: replace(refit.results[name], validation=chosen[name].validation) for name in chosen}
+        content = _outcome(refit, {f"{name}{refit.suffix}": result for name, result in tested.items()})
+        write_whole(path / REFIT, (json.dumps(content) + "\n").encode())
     return job
 
 
+def _outcome(run: TrainingRun, results: Mapping[str, Result]) -> dict[str, Any]:
+    """The results of a run by name, the rank of every test target, and the seconds of training."""
+    return {
+        "results": {name: result.to_json() for name, result in results.items()},
+        "ranks": {name: result.test_ranks.tolist() for name, result in results.items()},
+        "seconds": dict.fromkeys(results, sum(each["train_seconds"] for each in run.epochs)),
+    }
+
+
 def read_result(job: Job, work: Path) -> dict[str, Any] | None:
-    """The finished run, if there is one."""
-    file = job.folder(work) / "quality.json"
-    found: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
+    """The finished run, if there is one, with what its refit adds."""
+    files = [job.folder(work) / name for name in (RUN, REFIT)[: 1 + job.refit]]
+    if not all(file.is_file() for file in files):
+        return None
+    found, *refits = (json.loads(file.read_text()) for file in files)
+    for refit in refits:
+        for part, values in refit.items():
+            found[part] |= values
     return found
 
 
@@ -222,7 +256,7 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], scorer: str, baseli
             "seeds": [each["seed"] for each in found],
             "validation": float(np.mean([each["validation"]["ndcg@10"] for each in results])),
             "epochs": [each["epoch"] + 1 for each in results],
-            "seconds": float(np.mean([sum(epoch["train_seconds"] for epoch in each["epochs"]) for each in found])),
+            "seconds": float(np.mean([each["seconds"][scorer] for each in found])),
         }
         has_baseline = arm != baseline and baseline in ranks
         for metric, measure in METRICS.items():
@@ -256,7 +290,8 @@ def render(study: Mapping[str, Any]) -> str:
         "An arm is what is changed. Each run is tested at its best epoch by validation; rows are in the order of their "
         "validation, which alone may choose among them. Mean over seeds ± their standard deviation; then the "
         f"difference to `{about['baseline']}` in percent of it, with a 95% interval from a bootstrap over seeds and "
-        "users, in pairs. Seconds: of training, one thread of a shared machine.",
+        "users, in pairs. Seconds: of training, one thread of a shared machine; a refit's are its own, and its "
+        "validation is that of the model that was chosen.",
         "",
     ]
     for scorer, rows in study["comparisons"].items():
@@ -309,6 +344,7 @@ def build_study(options: argparse.Namespace, runs: Mapping[str, Sequence[Mapping
 def _command(options: argparse.Namespace) -> str:
     words = ["python", "benchmarks/quality.py", "--data", options.data, "--seeds", *map(str, options.seeds)]
     words += [] if options.backend == "torch" else ["--backend", options.backend]
+    words += ["--refit"] if options.refit else []
     return shlex.join([*words, "--arms", *options.arms])
 
 
@@ -321,6 +357,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--against", help="the arm that the others are compared with (default: the first)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default: 0 1 2)")
     parser.add_argument("--backend", default="torch", help="torch or jax (default: torch)")
+    parser.add_argument("--refit", action="store_true", help="train the chosen models on validation targets too")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each (default: 2)")
     parser.add_argument("--report-only", action="store_true", help="report the arms that are finished, run nothing")
     parser.add_argument("--name", help="how the names of the result files begin (default: quality_DATA)")
@@ -337,7 +374,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         jobs = {
             arm: [
-                Job(data=options.data, arm=arm, seed=seed, backend=options.backend, data_dir=options.data_dir)
+                Job(
+                    data=options.data,
+                    arm=arm,
+                    seed=seed,
+                    backend=options.backend,
+                    data_dir=options.data_dir,
+                    refit=options.refit,
+                )
                 for seed in options.seeds
             ]
             for arm in options.arms

@@ -21,8 +21,7 @@ def quality():
 def run(rank, validation, seed=0):
     result = {"validation": {"ndcg@10": validation}, "epoch": 3}
     return {
-        **{"seed": seed, "ranks": {"sasrec": rank}, "results": {"sasrec": result}},
-        "epochs": [{"train_seconds": 2.0}, {"train_seconds": 3.0}],
+        **{"seed": seed, "ranks": {"sasrec": rank}, "results": {"sasrec": result}, "seconds": {"sasrec": 5.0}},
     }
 
 
@@ -72,3 +71,20 @@ def test_runs_are_kept_and_reported(quality, tmp_path, capsys):
     (rows,) = study["comparisons"].values()
     assert {row["arm"] for row in rows} == {"base", "sasrec_lr=0.01"}
     assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_refit_is_a_row_beside_the_chosen_model_which_is_not_trained_again(quality, tmp_path, capsys):
+    arguments = ["--data=quick", "--seeds=0", "--jobs=1", f"--work={tmp_path / 'work'}", f"--out={tmp_path / 'out'}"]
+    assert quality.main(arguments) == 0
+    (kept,) = (tmp_path / "work").rglob("quality.json")
+    before = json.loads(kept.read_text())  # with the seconds of each epoch
+    assert quality.main([*arguments, "--refit", "--report-only"]) == 1
+    assert quality.main([*arguments, "--refit"]) == 0
+    assert {**json.loads(kept.read_text()), "facts": None} == {**before, "facts": None}
+    (report,) = (tmp_path / "out").glob("quality_quick_*.json")
+    comparisons = json.loads(report.read_text())["comparisons"]
+    assert list(comparisons) == ["SASRec alone", "SASRec alone, refit"]
+    (own,), (refit,) = comparisons.values()
+    assert refit["validation"] == own["validation"]
+    assert refit["ndcg@10"] != own["ndcg@10"]
+    assert "## SASRec alone, refit" in capsys.readouterr().out

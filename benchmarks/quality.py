@@ -11,7 +11,6 @@ Shapes: S seeds, T test targets.
 """
 
 import argparse
-import ast
 import datetime
 import json
 import logging
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from strategies import figure_cell, paired_figure
 
 from alternator import AlternatorError
+from alternator.rules.named import parse_value
 from ur4rec.compare.plots import to_png
 from ur4rec.compare.processes import one_thread_processes
 from ur4rec.compare.report import compact_json
@@ -102,7 +102,7 @@ def parse_arm(arm: str) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for each in [] if arm == BASE else arm.split(","):
         name, sign, text = each.partition("=")
-        value = _value(text)
+        value = parse_value(text)
         kinds = {"model": MODEL_SETTINGS, "trainer": TRAINER_SETTINGS, "epochs": STAGES}
         kind = next((kind for kind, names in kinds.items() if name in names), None)
         if not sign or (kind is None and name not in _RUN_SETTINGS):
@@ -113,13 +113,6 @@ def parse_arm(arm: str) -> dict[str, Any]:
         else:
             changes.setdefault(kind, {})[name] = value
     return changes
-
-
-def _value(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
 
 
 @dataclass(frozen=True, kw_only=True)

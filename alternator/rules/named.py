@@ -51,14 +51,18 @@ def rule_from_settings(name: str, settings: Iterable[str] = ()) -> Rule:
     return rule
 
 
+_BOOLEANS = {"true": "True", "false": "False"}
+"""As shells, YAML and JSON write them."""
+
+
 def parse_value(text: str) -> object:
-    """The Python literal that a string holds; any other string stands for itself.
+    """The Python literal that a string holds, ``true`` and ``false`` too; any other string stands for itself.
 
     Example:
-        >>> parse_value("(3, 1)"), parse_value("None"), parse_value("fused")
-        ((3, 1), None, 'fused')
+        >>> parse_value("(3, 1)"), parse_value("None"), parse_value("true"), parse_value("fused")
+        ((3, 1), None, True, 'fused')
     """
-    literal = parse_literal(text)
+    literal = parse_literal(_BOOLEANS.get(text.strip(), text))
     return text if literal is None else literal[0]
 
 

@@ -52,7 +52,7 @@ def test_what_the_data_decides_is_used_said_and_kept(make_run):
     expected = choose(run.prepared.counts, {**SMALL["model"], **SMALL["epochs"]}, set(found))
     assert run.choices == expected
     assert run.prepared.model.max_seq_len == run.prepared.train.max_seq_len == found["max_seq_len"] == 24
-    assert run.prepared.train.batch_size == found["batch_size"] == 16
+    assert run.prepared.train.batch_size == found["batch_size"] == 32
     assert run.trainer.config.sasrec_lr == found["sasrec_lr"]
     assert [row["stage"] for row in run.epochs] == ["pretrain_sasrec", "joint_finetune"]
     kept = read_config(run.directory)

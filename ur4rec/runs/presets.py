@@ -9,8 +9,9 @@ from ur4rec.runs.config import DEFAULT_EPOCHS, RunConfig
 from ur4rec.runs.sizes import FROM_DATA
 
 _GROUPS = ("model", "trainer", "epochs")
+_SCALED = {"sasrec_embedding_scale": True}
 _SMALL = {"sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "retriever_output_dim": 64}
-_SPARSE = {"max_seq_len": 50, "sasrec_hidden_dim": 128, "sasrec_num_heads": 2, "retriever_output_dim": 128}
+_SPARSE = {**_SCALED, "max_seq_len": 50, "sasrec_dropout": 0.4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,29 +29,36 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "default": Preset(
         purpose="any data: sizes, rates and lengths follow from its counts, and are said when the run begins",
+        settings={"model": _SCALED},
         from_data=FROM_DATA,
     ),
     "ml-1m": Preset(
         purpose="dense data of long histories and few thousand items, such as MovieLens-1M",
         settings={
             "dataset": "ml-1m",
-            "epochs": {"pretrain_sasrec": 60, "pretrain_retriever": 5, "joint_finetune": 20, "end_to_end": 0},
-            "batch_size": 128,
+            "epochs": {"pretrain_sasrec": 30, "pretrain_retriever": 5, "joint_finetune": 10, "end_to_end": 0},
+            "batch_size": 32,
             "early_stopping": 10,
             "eval_every": 2,
-            "model": {**_SMALL, "max_seq_len": 200, "sasrec_dropout": 0.2},
-            "trainer": {"sasrec_lr": 1e-3, "retriever_lr": 1e-3},
+            "model": {**_SMALL, **_SCALED, "max_seq_len": 200, "sasrec_dropout": 0.2, "sasrec_block": "ligr"},
+            "trainer": {"sasrec_lr": 2e-3, "retriever_lr": 1e-3},
         },
     ),
     "amazon": Preset(
         purpose="sparse data of short histories, ten thousands of items and texts that tell them apart",
         settings={
-            "epochs": {"pretrain_sasrec": 80, "pretrain_retriever": 10, "joint_finetune": 20, "end_to_end": 0},
-            "batch_size": 256,
+            "epochs": {"pretrain_sasrec": 40, "pretrain_retriever": 10, "joint_finetune": 10, "end_to_end": 0},
+            "batch_size": 128,
             "early_stopping": 10,
             "eval_every": 2,
-            "model": {**_SPARSE, "sasrec_dropout": 0.5},
-            "trainer": {"sasrec_lr": 1e-3, "retriever_lr": 1e-3, "catalogue_loss": "full"},
+            "model": {**_SPARSE, **_SMALL, "sasrec_num_heads": 1, "sasrec_num_blocks": 1},
+            "trainer": {
+                "sasrec_lr": 3e-3,
+                "retriever_lr": 3e-3,
+                "catalogue_loss": "sampled",
+                "num_negatives": 256,
+                "num_in_batch": 0,
+            },
         },
     ),
     "large-catalogue": Preset(
@@ -60,7 +68,13 @@ PRESETS: dict[str, Preset] = {
             "batch_size": 256,
             "early_stopping": 3,
             "eval_users": 20_000,
-            "model": {**_SPARSE, "sasrec_dropout": 0.2},
+            "model": {
+                **_SPARSE,
+                "sasrec_hidden_dim": 128,
+                "sasrec_num_heads": 2,
+                "sasrec_dropout": 0.2,
+                "retriever_output_dim": 128,
+            },
             "trainer": {
                 "sasrec_lr": 1e-3,
                 "retriever_lr": 1e-3,

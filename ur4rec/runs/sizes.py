@@ -20,18 +20,18 @@ WIDTHS = {32: (0, 0), 64: (10_000, 0), 128: (100_000, 8_000), 256: (10_000_000, 
 """Width of both modules: the largest for which there are at least this number of interactions and of items."""
 HEAD_WIDTHS = {1: 0, 2: 64, 4: 256}
 """Attention heads, from a width on."""
-DROPOUT_MOST, DROPOUT_LEAST = 0.5, 0.1
-DROPOUT_FROM, DROPOUT_DECADE = 20, 0.25
+DROPOUT_MOST, DROPOUT_LEAST = 0.4, 0.1
+DROPOUT_FROM, DROPOUT_DECADE = 20, 0.17
 """Dropout is greatest up to this number of interactions per item, and falls by this much with ten times as many."""
-TARGETS_PER_STEP = 8192
-"""Targets of a step, about: fewer make its gradient noisy, more make an epoch few steps."""
+STEPS_PER_EPOCH = 300
+"""Steps of an epoch, about: with fewer and larger ones an epoch teaches less."""
+TARGETS_PER_STEP = (512, 8192)
+"""Targets of a step: fewer make its gradient noisy, more gain nothing."""
 BATCHES = (16, 512)
 """The least and the largest batch."""
-STEPS_PER_EPOCH = 16
-"""Steps of an epoch at least: of few users the batch is smaller."""
-LEARNING_RATES = {3e-3: 0, 2e-3: 200_000, 1e-3: 500_000}
+LEARNING_RATES = {3e-3: 0, 2e-3: 500_000, 1e-3: 5_000_000}
 """Peak learning rates, from a number of interactions on: of less data fewer steps are made, and larger ones."""
-STEPS = {"pretrain_sasrec": 8000, "pretrain_retriever": 800, "joint_finetune": 1600, "end_to_end": 0}
+STEPS = {"pretrain_sasrec": 10_000, "pretrain_retriever": 800, "joint_finetune": 1600, "end_to_end": 0}
 """Steps of each stage, about."""
 EPOCHS = {
     "pretrain_sasrec": (10, 200),
@@ -118,7 +118,8 @@ def _max_seq_len(counts: Counts, known: _Known) -> _Answer:
 def _batch_size(counts: Counts, known: _Known) -> _Answer:
     rows = counts.num_rows(known["max_seq_len"])
     per_row = counts.num_targets / rows
-    wanted = min(TARGETS_PER_STEP / per_row, rows / STEPS_PER_EPOCH)
+    least, most = TARGETS_PER_STEP
+    wanted = min(max(counts.num_targets / STEPS_PER_EPOCH, least), most) / per_row
     size = int(min(max(2 ** round(math.log2(max(wanted, 1))), BATCHES[0]), BATCHES[1]))
     return size, f"a row has {per_row:.0f} targets, an epoch {rows:,.0f} rows: {rows / size:,.0f} steps"
 
@@ -211,7 +212,7 @@ def choose(counts: Counts, given: Mapping[str, Any], wanted: Collection[str] = F
         >>> for choice in choose(counts, {})[:3]:
         ...     print(choice)
         max_seq_len=200: the most that is chosen; 95% of the histories are no longer than 344, and longer ones train window by window
-        batch_size=64: a row has 101 targets, an epoch 957 rows: 15 steps
+        batch_size=16: a row has 101 targets, an epoch 957 rows: 60 steps
         sasrec_hidden_dim=64: 98,114 interactions of 1,682 items
         >>> given = {"max_seq_len": 50, "batch_size": 64}
         >>> print(choose(counts, given, [name for name in FROM_DATA if name not in given])[-6])

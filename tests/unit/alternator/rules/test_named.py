@@ -45,7 +45,11 @@ def test_mistakes_are_one_line(name, settings, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("3", 3), ("0.5", 0.5), ("(1, 2)", (1, 2)), ("None", None), ("fused", "fused"), ("a b", "a b")]
+    ("text", "value"),
+    [
+        *[("3", 3), ("0.5", 0.5), ("(1, 2)", (1, 2)), ("None", None), ("fused", "fused"), ("a b", "a b")],
+        *[("true", True), (" false", False), ("True", True), ("none", "none")],
+    ],
 )
 def test_values_from_texts(text, value):
     assert parse_value(text) == value

@@ -22,8 +22,9 @@ def test_the_presets_of_published_data_say_what_they_are_for():
     amazon, ml_1m, large = (preset(name) for name in ("amazon", "ml-1m", "large-catalogue"))
     assert ml_1m.dataset == "ml-1m"
     assert ml_1m.model_config(num_items=2).max_seq_len == 200
-    assert TrainerConfig(**amazon.trainer).catalogue_loss == "full"
-    assert amazon.model["sasrec_dropout"] == 0.5
+    assert TrainerConfig(**amazon.trainer).catalogue_loss == "sampled"
+    assert amazon.model["sasrec_dropout"] == 0.4
+    assert all(each.model["sasrec_embedding_scale"] for each in (amazon, ml_1m, large))
     assert TrainerConfig(**large.trainer).catalogue_loss == "sampled"
     assert TrainerConfig(**large.trainer).num_negatives > TrainerConfig().num_negatives
 
@@ -40,7 +41,7 @@ def test_what_is_given_is_no_longer_left_to_the_data():
     )
     given = {"batch_size", "end_to_end", "max_seq_len", "sasrec_lr"}
     assert set(config.from_data) == set(FROM_DATA) - given
-    assert preset("default", from_data=()) == RunConfig()
+    assert preset("default", from_data=()) == RunConfig(model={"sasrec_embedding_scale": True})
     assert preset("default", early_stopping=None).from_data == FROM_DATA
 
 

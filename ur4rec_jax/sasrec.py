@@ -7,13 +7,12 @@ positions, I items. Sequences are right-padded, so a causal position never looks
 from collections.abc import Callable
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from ur4rec.config import LIGR, PLAIN_BLOCKS, ModelConfig
-from ur4rec_jax.layers import Dropout, Embedding, LayerNorm, Linear, normal_with_padding
+from ur4rec_jax.layers import Dropout, Embedding, LayerNorm, Linear, attend, normal_with_padding
 from ur4rec_jax.layout import ONE_DEVICE
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": nnx.relu, "gelu": partial(nnx.gelu, approximate=False)}
@@ -33,8 +32,9 @@ class SelfAttention(nnx.Module):
         """Attend from each position, or from one of each row, to itself and the ones before it, (B, Q, d)."""
         query = self._split(self.query(take_positions(inputs_BLd, at_B)))
         key, value = (self._split(part(inputs_BLd)) for part in (self.key, self.value))
-        mask_B11L = None if at_B is None else _up_to(at_B, inputs_BLd.shape[1])[:, None, None]
-        attended_BQHh = jax.nn.dot_product_attention(query, key, value, mask=mask_B11L, is_causal=at_B is None)
+        length = inputs_BLd.shape[1]
+        mask = jnp.tri(length, dtype=bool) if at_B is None else _up_to(at_B, length)[:, None, None]
+        attended_BQHh = attend(query, key, value, mask)
         return self.output(attended_BQHh.reshape(*attended_BQHh.shape[:2], -1))
 
     def _split(self, projected_BLd: Array) -> Array:

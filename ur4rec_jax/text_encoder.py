@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from ur4rec.config import ModelConfig
 from ur4rec.text.tokens import PADDING
 from ur4rec.training.item_texts import trains
-from ur4rec_jax.layers import Buffer, normalize
+from ur4rec_jax.layers import Buffer, attend, flat_product, normalize
 from ur4rec_jax.precision import compiled
 from ur4rec_jax.text_groups import TextGroups, Texts
 from ur4rec_jax.weights import canonical_name, export_weights, import_weights
 
 _normal = nnx.initializers.normal(0.02)
-Linear = partial(nnx.Linear, kernel_init=_normal)
+Linear = partial(nnx.Linear, kernel_init=_normal, dot_general=flat_product)
 Embedding = partial(nnx.Embed, embedding_init=_normal)
 LayerNorm = partial(nnx.LayerNorm, epsilon=1e-12, use_fast_variance=False)
 
@@ -38,7 +38,7 @@ class Adapter(nnx.Module):
 
     def __init__(self, dim: int, rank: int, rngs: nnx.Rngs) -> None:
         self.down = Linear(dim, rank, use_bias=False, rngs=rngs)
-        self.up = nnx.Linear(rank, dim, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        self.up = Linear(rank, dim, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
     def __call__(self, inputs_NST: Array) -> Array:
         """What is added."""
@@ -65,7 +65,7 @@ class Attention(nnx.Module):
         if self.has_adapters:
             query, value = query + self.query_adapter(inputs_NST), value + self.value_adapter(inputs_NST)
         query, key, value = (each.reshape(*each.shape[:2], self.num_heads, -1) for each in (query, key, value))
-        attended_NSHh = jax.nn.dot_product_attention(query, key, value, mask=is_token_NS[:, None, None])
+        attended_NSHh = attend(query, key, value, is_token_NS[:, None, None])
         return self.output(attended_NSHh.reshape(inputs_NST.shape))
 
 

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
-from ur4rec_jax.layers import normalize
+from ur4rec_jax.layers import Dropout, Linear, attend, normalize, random_bits
 
 
 def test_a_zero_vector_stays_zero_with_finite_gradients():
@@ -24,6 +25,46 @@ def test_dropout_needs_random_numbers_and_falls_where_they_are_given(make_model)
         assert not np.allclose(first, other, atol=1e-3)
         assert np.array_equal(run(items_BL), run(items_BL))
         assert not np.allclose(run(items_BL), first, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(), (9,), (3, 5, 7)])
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
+def test_random_bits_are_those_of_jax(shape, kind):
+    key = jax.random.key(5, impl=kind)
+    assert np.array_equal(random_bits(key, shape), jax.random.bits(key, shape))
+
+
+@pytest.mark.parametrize("rate", [1e-9, 0.1, 0.999])
+def test_dropout_is_that_of_flax_to_the_bit(rate):
+    inputs = jnp.linspace(1, 2, 1000).reshape(10, 100)
+    expected = nnx.Dropout(rate)(inputs, deterministic=False, rngs=nnx.Rngs(dropout=3))
+    assert np.array_equal(Dropout(rate)(inputs, nnx.Rngs(dropout=3)), expected)
+
+
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_attention_and_its_gradients_are_those_of_jax(kind, is_causal):
+    draws = np.random.default_rng(0)
+    parts = [jnp.asarray(draws.normal(size=(3, 5, 2, 4)), kind) for _ in range(3)]
+    mask = jnp.tri(5, dtype=bool) if is_causal else jnp.asarray(draws.random((3, 1, 1, 5)) < 0.5)
+
+    def expected(*parts):
+        return jax.nn.dot_product_attention(*parts, mask=None if is_causal else mask, is_causal=is_causal)
+
+    def found(attention):
+        values, back = jax.vjp(attention, *parts)
+        return [values, *back(jnp.ones_like(values))]
+
+    tolerance = 1e-5 if kind == jnp.float32 else 5e-2
+    for mine, other in zip(found(lambda *parts: attend(*parts, mask)), found(expected), strict=True):
+        assert mine.dtype == kind
+        np.testing.assert_allclose(mine.astype(float), other.astype(float), atol=tolerance)
+
+
+def test_a_linear_layer_takes_any_number_of_axes():
+    layer = Linear(4, 3, rngs=nnx.Rngs(0))
+    inputs = jnp.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_allclose(layer(inputs)[1, 2], layer(inputs[1, 2]), rtol=1e-6)
 
 
 def test_the_catalogue_in_blocks_is_the_catalogue(make_model):

@@ -1,12 +1,10 @@
 """Flax's layers with PyTorch's constants and this project's initial weights, so that both backends are one model."""
 
 from functools import partial
-from math import ceil, prod
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
@@ -51,41 +49,11 @@ class Dropout(nnx.Module):
     """Dropout where random numbers are given, and none (inference) where they are not."""
 
     def __init__(self, rate: float) -> None:
-        self.rate = rate
+        self.layer = nnx.Dropout(rate)
 
     def __call__(self, inputs: Array, rngs: nnx.Rngs | None) -> Array:
-        """Apply it: with the masks of `flax.nnx.Dropout`, to the bit."""
-        if rngs is None or self.rate == 0:
-            return inputs
-        keep = 1 - self.rate
-        is_kept = random_bits(rngs.dropout(), inputs.shape) >> 9 < ceil(np.float32(keep) * 2**23)
-        return jnp.where(is_kept, inputs / keep, 0)
-
-
-def random_bits(key: Array, shape: tuple[int, ...]) -> Array:
-    """What `jax.random.bits` gives, to the bit: Threefry-2x32 of each number's index (Salmon et al., SC 2011).
-
-    On a CPU JAX's own is a loop over whole arrays; this one becomes part of what needs the numbers.
-
-    Args:
-        key: A key; of another kind than JAX's default, JAX draws itself.
-        shape: The shape, of at most 2³² numbers.
-    """
-    is_usual = str(jax.random.key_impl(key)) == "threefry2x32" and jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]
-    if not is_usual:
-        return jax.random.bits(key, shape)
-    first, second = jax.random.key_data(key)
-    keys = first, second, first ^ second ^ 0x1BD11BDA
-    iotas = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(len(shape)))
-    index = sum(iota * prod(shape[axis:]) for axis, iota in enumerate(iotas, start=1))
-    left, right = first, index + second
-    for group in range(1, 6):
-        for turned in ((17, 29, 16, 24), (13, 15, 26, 6))[group % 2]:
-            left = left + right
-            right = left ^ (right << turned | right >> 32 - turned)
-        left, right = left + keys[group % 3], right + keys[(group + 1) % 3] + group
-    bits: Array = left ^ right
-    return bits
+        """Apply it."""
+        return self.layer(inputs, deterministic=rngs is None, rngs=rngs)
 
 
 def attend(query_BQHh: Array, key_BLHh: Array, value_BLHh: Array, mask: Array) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ur4rec_jax.layers import Dropout, Linear, attend, normalize, random_bits
+from ur4rec_jax.layers import Linear, attend, normalize
 
 
 def test_a_zero_vector_stays_zero_with_finite_gradients():
@@ -25,20 +25,6 @@ def test_dropout_needs_random_numbers_and_falls_where_they_are_given(make_model)
         assert not np.allclose(first, other, atol=1e-3)
         assert np.array_equal(run(items_BL), run(items_BL))
         assert not np.allclose(run(items_BL), first, atol=1e-3)
-
-
-@pytest.mark.parametrize("shape", [(), (9,), (3, 5, 7)])
-@pytest.mark.parametrize("kind", ["threefry2x32", "rbg"])
-def test_random_bits_are_those_of_jax(shape, kind):
-    key = jax.random.key(5, impl=kind)
-    assert np.array_equal(random_bits(key, shape), jax.random.bits(key, shape))
-
-
-@pytest.mark.parametrize("rate", [1e-9, 0.1, 0.999])
-def test_dropout_is_that_of_flax_to_the_bit(rate):
-    inputs = jnp.linspace(1, 2, 1000).reshape(10, 100)
-    expected = nnx.Dropout(rate)(inputs, deterministic=False, rngs=nnx.Rngs(dropout=3))
-    assert np.array_equal(Dropout(rate)(inputs, nnx.Rngs(dropout=3)), expected)
 
 
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])

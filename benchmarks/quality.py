@@ -57,11 +57,18 @@ _RUN_SETTINGS = ("batch_size", "encoder", "schedule", "early_stopping", "eval_ev
 BASES: dict[str, dict[str, Any]] = {
     "ml-1m": {
         "dataset": "ml-1m",
-        "batch_size": 64,
+        "batch_size": 32,
         "eval_every": 2,
         "epochs": {"pretrain_sasrec": 30, **ONLY_SASREC},
-        "model": {"max_seq_len": 200, "sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "sasrec_dropout": 0.2},
-        "trainer": {"sasrec_lr": 1e-3},
+        "model": {
+            "max_seq_len": 200,
+            "sasrec_hidden_dim": 64,
+            "sasrec_num_heads": 2,
+            "sasrec_dropout": 0.2,
+            "sasrec_block": "ligr",
+            "sasrec_embedding_scale": True,
+        },
+        "trainer": {"sasrec_lr": 2e-3},
     },
     "sports": {
         "dataset": "sports",
@@ -73,9 +80,10 @@ BASES: dict[str, dict[str, Any]] = {
             "sasrec_hidden_dim": 64,
             "sasrec_num_blocks": 1,
             "sasrec_num_heads": 1,
-            "sasrec_dropout": 0.2,
+            "sasrec_dropout": 0.4,
+            "sasrec_embedding_scale": True,
         },
-        "trainer": {"sasrec_lr": 1e-3, "catalogue_loss": "sampled", "num_negatives": 256, "num_in_batch": 0},
+        "trainer": {"sasrec_lr": 3e-3, "catalogue_loss": "sampled", "num_negatives": 256, "num_in_batch": 0},
     },
     "ml-100k": {
         "dataset": "ml-100k",
@@ -86,7 +94,8 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "quick": {"dataset": "synthetic", "epochs": {"pretrain_sasrec": 2, **ONLY_SASREC}},
 }
-"""What all arms of a data set share, beside the preset `smoke` of ``quick``."""
+"""What all arms of a data set share, beside the preset `smoke` of ``quick``. MovieLens-1M and Sports have SASRec as the
+presets `ml-1m` and `amazon` have it."""
 
 
 def parse_arm(arm: str) -> dict[str, Any]:
@@ -227,45 +236,66 @@ METRICS = {
 """Of each test target, from its rank."""
 
 
-def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], scorer: str, baseline: str) -> list[dict[str, Any]]:
-    """A row for each arm: its means, their spread over seeds, and its difference to another arm, in pairs.
+def compare(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], scorers: Sequence[str], baseline: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """A row for each arm and scorer: means with intervals, their spread over seeds, and the difference to one of them.
 
     Args:
         runs: The runs of each arm, in the order of their seeds, which are the same for all.
-        scorer: What is ranked, as a run's results name it; arms that do not train it are left out.
-        baseline: The arm that the others are compared with.
+        scorers: What is ranked, as a run's results name it; arms that do not train it have no row of it.
+        baseline: The arm and the scorer that the others are compared with, in pairs.
     """
-    chosen = {arm: found for arm, found in runs.items() if all(scorer in each["ranks"] for each in found)}
-    ranks = {arm: ranks_of(found, scorer) for arm, found in chosen.items()}
+    cells = {
+        (arm, scorer): found
+        for arm, found in runs.items()
+        for scorer in scorers
+        if all(scorer in each["ranks"] for each in found)
+    }
+    ranks = {cell: ranks_of(found, cell[1]) for cell, found in cells.items()}
     if not ranks:
         return []
     num_seeds, num_targets = next(iter(ranks.values())).shape
     resamples = Resamples(num_seeds, num_targets)
     rows = []
-    for arm, found in chosen.items():
+    for (arm, scorer), found in cells.items():
         results = [each["results"][scorer] for each in found]
         row: dict[str, Any] = {
             "arm": arm,
+            "scorer": scorer,
             "seeds": [each["seed"] for each in found],
             "validation": float(np.mean([each["validation"]["ndcg@10"] for each in results])),
             "epochs": [each["epoch"] + 1 for each in results],
             "seconds": float(np.mean([each["seconds"][scorer] for each in found])),
         }
-        has_baseline = arm != baseline and baseline in ranks
+        has_baseline = (arm, scorer) != baseline and baseline in ranks
         for metric, measure in METRICS.items():
-            baseline_ST = measure(ranks[baseline]) if has_baseline else None
-            row[metric] = paired_figure(measure(ranks[arm]), baseline_ST, resamples)
+            values_ST = measure(ranks[arm, scorer])
+            row[metric] = paired_figure(values_ST, measure(ranks[baseline]) if has_baseline else None, resamples)
+            row[metric]["interval"] = np.quantile(resamples.means(values_ST), (0.025, 0.975)).tolist()
         rows.append(row)
     return sorted(rows, key=lambda row: -row["validation"])
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rows as Markdown."""
-    lines = [["arm", "validation NDCG@10", "test NDCG@10", "test Hit@10", "epochs chosen", "seconds"], ["---"] * 6]
+    lines = [["arm", "scores of", "validation NDCG@10", "test NDCG@10", "test Hit@10", "epochs chosen", "seconds"]]
+    lines += [["---"] * len(lines[0])]
     for row in rows:
-        cells = [f"`{row['arm']}`", f"{row['validation']:.4f}", *(figure_cell(row[metric]) for metric in METRICS)]
-        lines.append([*cells, ", ".join(map(str, row["epochs"])), f"{row['seconds']:,.0f}"])
+        lines.append(
+            [
+                *(f"`{row['arm']}`", row["scorer"], f"{row['validation']:.4f}"),
+                *(_cell(row[metric]) for metric in METRICS),
+                *(", ".join(map(str, row["epochs"])), f"{row['seconds']:,.0f}"),
+            ]
+        )
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
+    mean, *difference = figure_cell(figure).split("; ")
+    low, high = figure["interval"]
+    return "; ".join([f"{mean} [{low:.4f}, {high:.4f}]", *difference])
 
 
 def render(study: Mapping[str, Any]) -> str:
@@ -281,14 +311,15 @@ def render(study: Mapping[str, Any]) -> str:
         f"Base: {about['base']}.",
         "",
         "An arm is what is changed. Each run is tested at its best epoch by validation; rows are in the order of their "
-        "validation, which alone may choose among them. Mean over seeds ± their standard deviation; then the "
-        f"difference to `{about['baseline']}` in percent of it, with a 95% interval from a bootstrap over seeds and "
-        "users, in pairs. Seconds: of training, one thread of a shared machine; a refit's are its own, and its "
+        "validation, which alone may choose among them. Mean over seeds ± their standard deviation [95% interval]; "
+        f"then the difference to SASRec alone of `{about['baseline']}` in percent of it, with its interval, in pairs. "
+        "Intervals are from a bootstrap over seeds and users. Seconds: of training, one thread of a shared machine; a "
+        "refit's are its own, and its "
         "validation is that of the model that was chosen.",
         "",
     ]
-    for scorer, rows in study["comparisons"].items():
-        lines += [f"## {scorer}", "", *table(rows), ""]
+    for title, rows in study["comparisons"].items():
+        lines += [f"## {title}", "", *table(rows), ""]
     return "\n".join(lines)
 
 
@@ -329,7 +360,11 @@ def build_study(options: argparse.Namespace, runs: Mapping[str, Sequence[Mapping
         **{name: facts[name] for name in names},
     }
     scorers = dict.fromkeys(scorer for found in runs.values() for each in found for scorer in each["ranks"])
-    comparisons = {scorer: compare(runs, scorer, options.against) for scorer in scorers if scorer != "popularity"}
+    groups = {
+        "Chosen by validation": [name for name in scorers if not name.endswith(Refit.suffix) and name != "popularity"],
+        "Refit on validation targets too": [name for name in scorers if name.endswith(Refit.suffix)],
+    }
+    comparisons = {title: compare(runs, names, (options.against, names[0])) for title, names in groups.items() if names}
     curves = {arm: [each["epochs"] for each in found] for arm, found in runs.items()}
     return {"about": about, "comparisons": comparisons, "curves": curves}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ur4rec.errors import ConfigurationError
+from ur4rec.runs.presets import preset
 
 ARGUMENTS = ["--data", "quick", "--seeds", "0", "--jobs", "1", "--arms", "base", "sasrec_lr=0.01"]
 
@@ -41,19 +42,38 @@ def test_arms_of_equal_settings_share_a_run_and_others_do_not(quality, tmp_path)
     assert len({folder("base"), folder("base", 1), folder("batch_size=7"), folder("pretrain_sasrec=3")}) == 4
 
 
+@pytest.mark.parametrize(("data", "name"), [("ml-1m", "ml-1m"), ("sports", "amazon")])
+def test_the_bases_of_published_data_are_sasrec_as_the_presets_have_it(quality, data, name):
+    base, whole = quality.Job(data=data, arm="base", seed=0).config(), preset(name)
+    assert base.model.items() <= whole.model.items()
+    assert base.trainer.items() <= whole.trainer.items()
+    assert (base.batch_size, base.epochs["pretrain_sasrec"]) == (whole.batch_size, whole.epochs["pretrain_sasrec"])
+
+
 def test_arms_are_compared_in_pairs_and_ordered_by_validation(quality):
     runs = {
         "base": [run([1, 100], 0.2), run([1, 100], 0.4, 1)],
         "worse in the test": [run([100, 100], 0.5), run([1, 100], 0.5, 1)],
         "without it": [{**run([1, 1], 0.9), "ranks": {}}] * 2,
     }
-    first, second = quality.compare(runs, "sasrec", "base")
+    first, second = quality.compare(runs, ["sasrec", "fused"], ("base", "sasrec"))
     assert (first["arm"], second["arm"]) == ("worse in the test", "base")
     assert second["validation"] == pytest.approx(0.3)
     assert (second["hit@10"]["mean"], second["seconds"], second["epochs"]) == (0.5, 5, [4, 4])
     assert first["hit@10"]["estimate"] == pytest.approx(-0.5)
     assert "estimate" not in second["hit@10"]
-    assert quality.compare(runs, "fused", "base") == []
+    assert second["hit@10"]["interval"] == [0, 1]  # of two users that are drawn, none or both may be the hit
+    assert quality.compare(runs, ["fused"], ("base", "fused")) == []
+
+
+def test_another_scorer_is_compared_with_the_one_of_the_baseline(quality):
+    both = {"sasrec": [1, 100] * 50, "fused": [1, 1] * 50}
+    result = {"validation": {"ndcg@10": 0.1}, "epoch": 0}
+    found = {"seed": 0, "ranks": both, "results": dict.fromkeys(both, result), "seconds": dict.fromkeys(both, 1.0)}
+    rows = {row["scorer"]: row for row in quality.compare({"base": [found]}, [*both], ("base", "sasrec"))}
+    assert rows["fused"]["hit@10"]["estimate"] == pytest.approx(1.0)
+    assert "estimate" not in rows["sasrec"]["hit@10"]
+    assert quality.table(rows.values())[3].startswith("| `base` | fused | 0.1000 | 1.0000 ± 0.0000 [1.0000, 1.0000]; +")
 
 
 def test_runs_are_kept_and_reported(quality, tmp_path, capsys):
@@ -83,8 +103,8 @@ def test_a_refit_is_a_row_beside_the_chosen_model_which_is_not_trained_again(qua
     assert {**json.loads(kept.read_text()), "facts": None} == {**before, "facts": None}
     (report,) = (tmp_path / "out").glob("quality_quick_*.json")
     comparisons = json.loads(report.read_text())["comparisons"]
-    assert list(comparisons) == ["SASRec alone", "SASRec alone, refit"]
+    assert list(comparisons) == ["Chosen by validation", "Refit on validation targets too"]
     (own,), (refit,) = comparisons.values()
     assert refit["validation"] == own["validation"]
     assert refit["ndcg@10"] != own["ndcg@10"]
-    assert "## SASRec alone, refit" in capsys.readouterr().out
+    assert "| `base` | SASRec alone, refit |" in capsys.readouterr().out

@@ -314,8 +314,7 @@ def render(study: Mapping[str, Any]) -> str:
         "validation, which alone may choose among them. Mean over seeds ± their standard deviation [95% interval]; "
         f"then the difference to SASRec alone of `{about['baseline']}` in percent of it, with its interval, in pairs. "
         "Intervals are from a bootstrap over seeds and users. Seconds: of training, one thread of a shared machine; a "
-        "refit's are its own, and its "
-        "validation is that of the model that was chosen.",
+        "refit's are its own, and its validation is that of the model that was chosen.",
         "",
     ]
     for title, rows in study["comparisons"].items():
@@ -372,6 +371,7 @@ def build_study(options: argparse.Namespace, runs: Mapping[str, Sequence[Mapping
 def _command(options: argparse.Namespace) -> str:
     words = ["python", "benchmarks/quality.py", "--data", options.data, "--seeds", *map(str, options.seeds)]
     words += [] if options.backend == "torch" else ["--backend", options.backend]
+    words += ["--data-dir", "DIR"] if options.data_dir else []
     words += ["--refit"] if options.refit else []
     return shlex.join([*words, "--arms", *options.arms])
 

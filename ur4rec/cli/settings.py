@@ -51,9 +51,10 @@ def _describe_sizes(name: str) -> str:
     model, trainer = config.model_config(num_items=2), TrainerConfig(**config.trainer)
     early = f", early stopping after {config.early_stopping}" if config.early_stopping else ""
     return (
-        f"d = {model.sasrec_hidden_dim}, {model.sasrec_num_blocks} blocks of {model.sasrec_num_heads} heads, "
+        f"d = {model.sasrec_hidden_dim}, blocks {model.sasrec_num_blocks}, heads {model.sasrec_num_heads}, "
         f"{model.max_seq_len} positions, dropout {model.sasrec_dropout}, batches of {config.batch_size}, learning rate "
-        f"{trainer.sasrec_lr}, catalogue_loss {trainer.catalogue_loss}, epochs {_epochs(config)}{early}"
+        f"{trainer.sasrec_lr}, catalogue_loss {trainer.catalogue_loss}, epochs {_epochs(config)}, schedule "
+        f"{config.schedule}{early}"
     )
 
 

@@ -221,7 +221,7 @@ def test_settings_are_listed_with_the_values_of_a_preset():
 def test_presets_are_listed_for_their_data():
     listed = invoke("presets").stdout
     assert "amazon\n    sparse data of short histories" in listed
-    assert "d = 128, 2 blocks of 2 heads, 50 positions, dropout 0.5, batches of 256" in listed
+    assert "d = 64, blocks 1, heads 1, 50 positions, dropout 0.4, batches of 128" in listed
 
 
 def test_a_dataset_is_named_once():

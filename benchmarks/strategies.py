@@ -278,11 +278,13 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def figure_cell(figure: Mapping[str, float] | None) -> str:
-    """A figure as a cell of a table."""
+def figure_cell(figure: Mapping[str, Any] | None) -> str:
+    """A figure as a cell of a table, with the interval of its mean if there is one."""
     if figure is None:
         return "no logits"
     text = f"{figure['mean']:.4f} ± {figure['spread']:.4f}"
+    if "interval" in figure:
+        text += " [{:.4f}, {:.4f}]".format(*figure["interval"])
     if "low" in figure:
         text += f"; {figure['estimate']:+.1%} [{figure['low']:+.1%}, {figure['high']:+.1%}]"
     return text

@@ -21,9 +21,7 @@ def quality():
 
 def run(rank, validation, seed=0):
     result = {"validation": {"ndcg@10": validation}, "epoch": 3}
-    return {
-        **{"seed": seed, "ranks": {"sasrec": rank}, "results": {"sasrec": result}, "seconds": {"sasrec": 5.0}},
-    }
+    return {"seed": seed, "ranks": {"sasrec": rank}, "results": {"sasrec": result}, "seconds": {"sasrec": 5.0}}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ur4rec.evaluation.intervals import LEVEL, NUM_RESAMPLES, Interval
+from ur4rec.evaluation.intervals import NUM_RESAMPLES, Interval, percentile_interval
 
 _CHUNK = 500
 
@@ -43,6 +43,8 @@ class Resamples:
         >>> arm, reference = np.array([[2.0, 4, 6], [2, 4, 6]]), np.array([[1.0, 2, 3], [1, 2, 3]])
         >>> resamples.relative_difference(arm, reference)
         Interval(estimate=1.0, low=1.0, high=1.0)
+        >>> resamples.mean(np.full((2, 3), 4.0))
+        Interval(estimate=4.0, low=4.0, high=4.0)
     """
 
     def __init__(
@@ -76,6 +78,10 @@ class Resamples:
             ]
         )
 
+    def mean(self, values_ST: NDArray[Any]) -> Interval:
+        """The mean with its percentile interval."""
+        return percentile_interval(float(values_ST.mean()), self.means(values_ST))
+
     def relative_difference(self, arm_ST: NDArray[Any], reference_ST: NDArray[Any]) -> Interval:
         """How far the arm's mean is above the reference's, relative to it, with the percentile interval.
 
@@ -84,8 +90,7 @@ class Resamples:
         with np.errstate(divide="ignore", invalid="ignore"):
             estimate = float(arm_ST.mean() / reference_ST.mean() - 1)
             ratios = self.means(arm_ST) / self.means(reference_ST) - 1
-        low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Interval(estimate, float(low), float(high))
+        return percentile_interval(estimate, ratios)
 
     def curves(self, curves: Curves) -> "ResampledCurves":
         """The mean curve of each resample."""
@@ -116,8 +121,7 @@ def time_ratio(arm: ResampledCurves, reference: ResampledCurves, part: float = 1
     read as in `spent_to_reach`, and its own target.
     """
     ratios_R = _time_ratios(arm.resamples, reference.resamples, part)
-    low, high = np.quantile(ratios_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
-    return Interval(float(_time_ratios(arm.measured, reference.measured, part)[0]), float(low), float(high))
+    return percentile_interval(float(_time_ratios(arm.measured, reference.measured, part)[0]), ratios_R, "nearest")
 
 
 def _time_ratios(arm: _MeanCurves, reference: _MeanCurves, part: float) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 Shapes: T targets, U users, K kinds of users, R resamples.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,24 @@ class Interval(NamedTuple):
     def excludes_zero(self) -> bool:
         """Whether all of it lies on one side of 0."""
         return self.low > 0 or self.high < 0
+
+
+def percentile_interval(
+    estimate: float, found_R: NDArray[Any], method: Literal["linear", "nearest"] = "linear"
+) -> Interval:
+    """An estimate with the middle `LEVEL` of what was found in resamples.
+
+    Args:
+        estimate: What was measured.
+        found_R: The same of each resample.
+        method: Of `numpy.quantile`: `nearest` where some may be infinite.
+
+    Example:
+        >>> [round(each, 9) for each in percentile_interval(20.0, np.arange(41.0))]
+        [20.0, 1.0, 39.0]
+    """
+    low, high = np.quantile(found_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method=method)
+    return Interval(estimate, float(low), float(high))
 
 
 def metric_intervals(ranks_T: NDArray[Any], users_T: NDArray[Any], k: int = 10, seed: int = 0) -> dict[str, Interval]:
@@ -71,5 +89,4 @@ def metric_intervals(ranks_T: NDArray[Any], users_T: NDArray[Any], k: int = 10, 
 def _interval(measured_K: NDArray[Any], sums_RK: NDArray[Any], gains_k: NDArray[np.float64]) -> Interval:
     k = len(gains_k)
     means_R = sums_RK[:, :k] @ gains_k / sums_RK.sum(1)
-    low, high = np.quantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(measured_K[:k] @ gains_k / measured_K.sum()), float(low), float(high))
+    return percentile_interval(float(measured_K[:k] @ gains_k / measured_K.sum()), means_R)

@@ -11,7 +11,6 @@ from ur4rec.runs.sizes import FROM_DATA
 _GROUPS = ("model", "trainer", "epochs")
 _SCALED = {"sasrec_embedding_scale": True}
 _SMALL = {"sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "retriever_output_dim": 64}
-_SPARSE = {**_SCALED, "max_seq_len": 50, "sasrec_dropout": 0.4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +51,14 @@ PRESETS: dict[str, Preset] = {
             "batch_size": 128,
             "early_stopping": 10,
             "eval_every": 2,
-            "model": {**_SPARSE, **_SMALL, "sasrec_num_heads": 1, "sasrec_num_blocks": 1},
+            "model": {
+                **_SMALL,
+                **_SCALED,
+                "max_seq_len": 50,
+                "sasrec_num_blocks": 1,
+                "sasrec_num_heads": 1,
+                "sasrec_dropout": 0.4,
+            },
             "trainer": {
                 "sasrec_lr": 3e-3,
                 "retriever_lr": 3e-3,
@@ -70,7 +76,8 @@ PRESETS: dict[str, Preset] = {
             "early_stopping": 3,
             "eval_users": 20_000,
             "model": {
-                **_SPARSE,
+                **_SCALED,
+                "max_seq_len": 50,
                 "sasrec_hidden_dim": 128,
                 "sasrec_num_heads": 2,
                 "sasrec_dropout": 0.2,

@@ -4,7 +4,8 @@ An arm is a line of settings, ``NAME=VALUE,NAME=VALUE``, beside those of the dat
 what ``ur4rec train`` takes: settings of the model and the trainer, epochs of a stage, ``batch_size``, ``encoder``,
 ``schedule``. All arms of a seed share the split, and runs are runs of ``ur4rec train``: each is tested at its best
 epoch by validation. Finished runs are kept in the work folder and skipped, stopped ones continue, so that the same
-command continues a study. With ``--refit`` each chosen model is trained once more on validation targets too, as
+command continues a study. Arms that differ only in what comes after SASRec's own stage share it: it is trained once, and each
+continues from there, to the same bits as if it had trained alone. With ``--refit`` each chosen model is trained once more on validation targets too, as
 ``ur4rec train --refit`` does, and is a row of its own.
 
 Shapes: S seeds, T test targets.
@@ -16,6 +17,7 @@ import json
 import logging
 import multiprocessing
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -37,7 +39,7 @@ from ur4rec.compare.statistics import Resamples
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import ndcg
 from ur4rec.evaluation.results import Result
-from ur4rec.files import hash_bytes, write_file, write_whole
+from ur4rec.files import hash_bytes, remove, write_file, write_whole
 from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS, RunConfig
 from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.prepared import prepare, run_facts
@@ -45,6 +47,7 @@ from ur4rec.runs.presets import preset
 from ur4rec.runs.refit import Refit
 from ur4rec.runs.run import TrainingRun
 from ur4rec.schedule.stages import STAGES
+from ur4rec.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -53,6 +56,8 @@ BASE = "base"
 RUN, REFIT = "quality.json", "quality_refit.json"
 """What a job writes into the run's folder."""
 ONLY_SASREC = {"pretrain_retriever": 0, "joint_finetune": 0, "end_to_end": 0}
+_AFTER_SASREC = ("retriever_", "joint_", "kd_", "fusion", "cascade_size", "schedule", "pretrain_retriever", "end_to_end")
+"""What no step of SASRec's own stage reads: settings whose names begin so."""
 _RUN_SETTINGS = ("batch_size", "encoder", "schedule", "early_stopping", "eval_every", "eval_users")
 BASES: dict[str, dict[str, Any]] = {
     "ml-1m": {
@@ -146,6 +151,18 @@ class Job:
         merged = {"encoder": "tfidf", **merged}
         return preset("smoke", **merged) if self.data == "quick" else RunConfig(**merged)
 
+    def first_stage(self) -> "Job | None":
+        """The run that ends with SASRec's own stage and has all that the stage depends on; None if this one ends there.
+
+        The texts decide where SASRec begins if its first item embeddings are made of them.
+        """
+        stages = iter(self.config().epochs.items())
+        if next(stages, ("", 0))[0] != "pretrain_sasrec" or not any(count for _, count in stages):
+            return None
+        later = _AFTER_SASREC if "sasrec_item_init" in self.arm else (*_AFTER_SASREC, "encoder")
+        kept = [each for each in self.arm.split(",") if not each.startswith(later)]
+        return replace(self, arm=",".join(kept) or BASE, refit=False)
+
     def folder(self, work: Path) -> Path:
         """Where the run is kept: a folder for each list of settings."""
         settings = {**self.config().to_json(), "dataset": self.data}
@@ -161,6 +178,9 @@ def run_job(job: Job, work: Path) -> Job:
     directory = RunDirectory.open_existing(path) if is_begun else RunDirectory.create(path, overwrite=True)
     prepared = prepare(config)
     training = TrainingRun(config, prepared, directory, progress=False)
+    if not is_begun and (first := job.first_stage()) is not None:
+        take_first_stage(training, RunDirectory.open_existing(first.folder(work)))
+        is_begun = True
     if is_begun:
         training.resume()
     training.train()
@@ -184,6 +204,22 @@ def run_job(job: Job, work: Path) -> Job:
         content = _outcome(refit, {f"{name}{refit.suffix}": result for name, result in tested.items()})
         write_whole(path / REFIT, (json.dumps(content) + "\n").encode())
     return job
+
+
+def take_first_stage(training: TrainingRun, source: RunDirectory) -> None:
+    """Make the directory of a run what it would be after the one stage of another, which has ended."""
+    path, saved = training.directory.path, load_checkpoint(source.require_checkpoint("latest"))
+    training.trainer.save_checkpoint(path / "first", metrics={"run": training.identity})
+    own = load_checkpoint(path / "first")
+    remove(path / "first")
+    weights = own.weights | {name: each for name, each in saved.weights.items() if name.startswith("sasrec.")}
+    state = {name: part for name, part in saved.state.items() if name != "sha256"}
+    state |= {name: own.state[name] for name in ("model", "trainer")}
+    state["metrics"] = saved.state["metrics"] | own.state["metrics"]
+    training.write_config()
+    shutil.copy(source.path / "decisions.csv", path)
+    with training.directory.new_checkpoint(state["progress"]["step"], best=False) as new:
+        save_checkpoint(new, Checkpoint(weights, own.moments | saved.moments, state))
 
 
 def _outcome(run: TrainingRun, results: Mapping[str, Result]) -> dict[str, Any]:
@@ -210,6 +246,9 @@ def read_result(job: Job, work: Path) -> dict[str, Any] | None:
 def run_all(jobs: Sequence[Job], work: Path, processes: int) -> None:
     """Run what is missing, in processes of one thread each, and say what each has come to."""
     missing = [job for job in jobs if read_result(job, work) is None]
+    firsts = {first.folder(work): first for job in missing if (first := job.first_stage()) is not None}
+    for first in _finished([each for each in firsts.values() if read_result(each, work) is None], work, processes):
+        print(f"SASRec's own stage of {first.arm}, seed {first.seed}, is trained", file=sys.stderr)
     for number, job in enumerate(_finished(missing, work, processes), len(jobs) - len(missing) + 1):
         found = read_result(job, work)
         assert found is not None

@@ -4,10 +4,15 @@ import json
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ur4rec.errors import ConfigurationError
+from ur4rec.runs.directory import RunDirectory
+from ur4rec.runs.prepared import prepare
 from ur4rec.runs.presets import preset
+from ur4rec.runs.run import TrainingRun
+from ur4rec.training.checkpoint import load_checkpoint
 
 ARGUMENTS = ["--data", "quick", "--seeds", "0", "--jobs", "1", "--arms", "base", "sasrec_lr=0.01"]
 
@@ -106,3 +111,39 @@ def test_a_refit_is_a_row_beside_the_chosen_model_which_is_not_trained_again(qua
     assert refit["validation"] == own["validation"]
     assert refit["ndcg@10"] != own["ndcg@10"]
     assert "| `base` | SASRec alone, refit |" in capsys.readouterr().out
+
+
+def test_arms_share_what_sasrec_learns_alone_and_end_as_if_they_had_not(quality, tmp_path, capsys):
+    later = "retriever_lr=0.01,pretrain_retriever=1,joint_finetune=2,schedule=parity"
+    arguments = ["--data=quick", "--seeds=0", "--jobs=1", f"--work={tmp_path / 'work'}", f"--out={tmp_path / 'out'}"]
+    assert quality.main([*arguments, "--arms", later]) == 0
+    assert "SASRec's own stage of base, seed 0, is trained" in capsys.readouterr().err
+    job = quality.Job(data="quick", arm=later, seed=0)
+    shared = quality.read_result(job, tmp_path / "work")
+    directory = RunDirectory.create(tmp_path / "alone")
+    alone = TrainingRun(job.config(), prepare(job.config()), directory, progress=False)
+    alone.train()
+    assert shared["ranks"] == {name: result.test_ranks.tolist() for name, result in alone.results.items()}
+    kept = job.folder(tmp_path / "work")
+    assert (kept / "decisions.csv").read_bytes() == (tmp_path / "alone" / "decisions.csv").read_bytes()
+    for of in ("best", "latest"):
+        found, expected = (load_checkpoint(each.require_checkpoint(of)) for each in (RunDirectory(kept), directory))
+        for mine, its in zip(found[:2], expected[:2], strict=True):
+            assert mine.keys() == its.keys()
+            assert all(np.array_equal(mine[name], its[name]) for name in mine)
+    assert quality.main([*arguments, "--arms", "base", later]) == 0  # both are there
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arm", "first"),
+    [
+        ("base", None),
+        ("joint_finetune=1", "base"),
+        ("sasrec_lr=0.01,encoder=x,retriever_lr=1,pretrain_retriever=3,schedule=trend", "sasrec_lr=0.01"),
+        ("sasrec_item_init=pca,encoder=x,end_to_end=3", "sasrec_item_init=pca,encoder=x"),
+    ],
+)
+def test_what_arms_share_has_all_that_sasrec_depends_on(quality, arm, first):
+    found = quality.Job(data="quick", arm=arm, seed=0, refit=True).first_stage()
+    assert found == (None if first is None else quality.Job(data="quick", arm=first, seed=0))

@@ -198,10 +198,7 @@ class TrainingRun:
         self._stop = lambda: self.processes.any(stop())
         with self.locked():
             if not self.trainer.step:
-                self.config = with_absolute_paths(self.config)
-                if self._writes:
-                    self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
-                    self._keep_data()
+                self.write_config()
             while (stage := self.plan.stage) is not None:
                 self._run_epoch(len(self.epochs), stage)
                 if self.plan.stage not in (stage, None):
@@ -212,6 +209,13 @@ class TrainingRun:
             if self._writes:
                 write_popularity(self.directory.path, self.by_popularity, self._title(), scorer_rows(self.results))
         return list(self.results.values())
+
+    def write_config(self) -> None:
+        """Write what is known of the run before it trains: its settings, its facts, and its data where it keeps them."""
+        self.config = with_absolute_paths(self.config)
+        if self._writes:
+            self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})
+            self._keep_data()
 
     @staticmethod
     def _time_trial(config: RunConfig, prepared: PreparedData) -> str:
@@ -267,7 +271,7 @@ class TrainingRun:
             texts = self.prepared.encoder.ids_IS
         assert texts is not None
         equal = {
-            "the settings of the run": self._identity | {"mesh": self.config.mesh, "shard": self.config.shard},
+            "the settings of the run": self.identity | {"mesh": self.config.mesh, "shard": self.config.shard},
             "the data": facts["interactions_hash"],
             "the text vectors": [texts.shape, float(texts.sum(dtype=np.float64))],
             "the versions": [facts["python"], facts["versions"]],
@@ -292,7 +296,7 @@ class TrainingRun:
             self._restore(saved["metrics"], saved.get("arrays", {}))
 
     def _restore(self, saved: Mapping[str, Any], ranks: Mapping[str, NDArray[Any]]) -> None:
-        check_same("run", {**RunConfig().decisive(), **saved["run"]}, self._identity)  # settings have been added since
+        check_same("run", {**RunConfig().decisive(), **saved["run"]}, self.identity)  # settings have been added since
         check_form(saved, self.saved_form)
         self._warn_of_rounding()
         self.epochs, self._seconds = saved["epochs"], saved["seconds"]
@@ -548,7 +552,7 @@ class TrainingRun:
             self.trainer.flush()
             self._write_logs()
             state = {
-                "run": self._identity,
+                "run": self.identity,
                 "epochs": self.epochs,
                 "seconds": self._seconds,
                 "results": {name: result.to_json() for name, result in self.results.items()},
@@ -570,7 +574,7 @@ class TrainingRun:
         return by_popularity(ranks, split.test, split.train.count_items(split.num_items))
 
     @property
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed."""
         return {**self.config.decisive(), "split_hash": self.prepared.split.hash}
 

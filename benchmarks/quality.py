@@ -4,9 +4,9 @@ An arm is a line of settings, ``NAME=VALUE,NAME=VALUE``, beside those of the dat
 what ``ur4rec train`` takes: settings of the model and the trainer, epochs of a stage, ``batch_size``, ``encoder``,
 ``schedule``. All arms of a seed share the split, and runs are runs of ``ur4rec train``: each is tested at its best
 epoch by validation. Finished runs are kept in the work folder and skipped, stopped ones continue, so that the same
-command continues a study. Arms that differ only in what comes after SASRec's own stage share it: it is trained once, and each
-continues from there, to the same bits as if it had trained alone. With ``--refit`` each chosen model is trained once more on validation targets too, as
-``ur4rec train --refit`` does, and is a row of its own.
+command continues a study. Arms that differ only in what comes after SASRec's own stage share it: it is trained once,
+and each continues from there, to the same bits as if it had trained alone. With ``--refit`` each chosen model is
+trained once more on validation targets too, as ``ur4rec train --refit`` does, and is a row of its own.
 
 Shapes: S seeds, T test targets.
 """
@@ -36,8 +36,10 @@ from ur4rec.compare.processes import one_thread_processes
 from ur4rec.compare.report import compact_json
 from ur4rec.compare.runner import machine_facts, source_commit
 from ur4rec.compare.statistics import Resamples
+from ur4rec.data.splits import Split
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import ndcg
+from ur4rec.evaluation.popularity import COLD, popularity_deciles
 from ur4rec.evaluation.results import Result
 from ur4rec.files import hash_bytes, remove, write_file, write_whole
 from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS, RunConfig
@@ -56,8 +58,9 @@ BASE = "base"
 RUN, REFIT = "quality.json", "quality_refit.json"
 """What a job writes into the run's folder."""
 ONLY_SASREC = {"pretrain_retriever": 0, "joint_finetune": 0, "end_to_end": 0}
-_AFTER_SASREC = ("retriever_", "joint_", "kd_", "fusion", "cascade_size", "schedule", "pretrain_retriever", "end_to_end")
+_AFTER_SASREC = ("pretrain_retriever", "retriever_", "joint_", "end_to_end", "fusion", "cascade_", "kd_", "schedule")
 """What no step of SASRec's own stage reads: settings whose names begin so."""
+_SHOWN_BY_POPULARITY = ("SASRec alone", "fused")
 _RUN_SETTINGS = ("batch_size", "encoder", "schedule", "early_stopping", "eval_every", "eval_users")
 BASES: dict[str, dict[str, Any]] = {
     "ml-1m": {
@@ -190,6 +193,7 @@ def run_job(job: Job, work: Path) -> Job:
         "config": config.to_json(),
         "facts": {**run_facts(prepared, job.backend), **machine_facts(), "commit": source_commit()},
         **_outcome(training, training.results),
+        **_popularity(prepared.split),
         "epochs": [{name: each[name] for name in ("stage", "validation", "train_seconds")} for each in training.epochs],
     }
     write_whole(path / RUN, (json.dumps(content) + "\n").encode())
@@ -222,6 +226,12 @@ def take_first_stage(training: TrainingRun, source: RunDirectory) -> None:
         save_checkpoint(new, Checkpoint(weights, own.moments | saved.moments, state))
 
 
+def _popularity(split: Split) -> dict[str, Any]:
+    """How often the item of each test target was used in training, and its decile: 0 never, 10 the most."""
+    counts_I, items_T = split.train.count_items(split.num_items), split.test.items_T
+    return {"uses": counts_I[items_T].tolist(), "deciles": popularity_deciles(counts_I)[items_T].tolist()}
+
+
 def _outcome(run: TrainingRun, results: Mapping[str, Result]) -> dict[str, Any]:
     """The results of a run by name, the rank of every test target, and the seconds of training."""
     return {
@@ -240,7 +250,7 @@ def read_result(job: Job, work: Path) -> dict[str, Any] | None:
     for refit in refits:
         for part, values in refit.items():
             found[part] |= values
-    return found
+    return found if "deciles" in found else None  # one from before there were any
 
 
 def run_all(jobs: Sequence[Job], work: Path, processes: int) -> None:
@@ -316,6 +326,58 @@ def compare(
     return sorted(rows, key=lambda row: -row["validation"])
 
 
+def compare_by_popularity(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], scorers: Sequence[str], baseline: tuple[str, str]
+) -> list[dict[str, Any]]:
+    """NDCG@10 for each decile of the targets' popularity, a row for each arm and scorer; see `compare`.
+
+    Differences are not relative, as a baseline may find none of the rare items. What ranks as the baseline does has no
+    row of its own.
+    """
+    if baseline[0] not in runs:
+        return []
+    first = runs[baseline[0]][0]
+    deciles_T, uses_T = np.array(first["deciles"]), np.array(first["uses"])
+    groups = [deciles_T == decile for decile in np.unique(deciles_T)]
+    resamples = [Resamples(len(runs[baseline[0]]), int(group_T.sum())) for group_T in groups]
+    cells = [(arm, scorer) for arm, found in runs.items() for scorer in scorers if scorer in found[0]["ranks"]]
+    values = {cell: METRICS["ndcg@10"](ranks_of(runs[cell[0]], cell[1])) for cell in cells}
+    rows = []
+    for cell, values_ST in values.items():
+        if cell != baseline and np.array_equal(values_ST, values[baseline]):
+            continue
+        found = []
+        for group_T, draws in zip(groups, resamples, strict=True):
+            group = {
+                "name": str(deciles_T[group_T][0] or COLD),
+                "uses": [int(uses_T[group_T].min()), int(uses_T[group_T].max())],
+                "num_targets": int(group_T.sum()),
+                "mean": float(values_ST[:, group_T].mean()),
+            }
+            if cell != baseline:
+                group |= draws.mean(values_ST[:, group_T] - values[baseline][:, group_T])._asdict()
+            found.append(group)
+        rows.append({"arm": cell[0], "scorer": cell[1], "groups": found})
+    return rows
+
+
+def popularity_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows of `compare_by_popularity` as Markdown, a column for each."""
+    lines = [["decile", "training uses", "targets", *(f"`{row['arm']}`, {row['scorer']}" for row in rows)]]
+    lines += [["---"] * len(lines[0])]
+    for cells in zip(*(row["groups"] for row in rows), strict=True):
+        uses = "–".join(f"{bound:,}" for bound in dict.fromkeys(cells[0]["uses"]))
+        lines.append([cells[0]["name"], uses, f"{cells[0]['num_targets']:,}", *map(_popularity_cell, cells)])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _popularity_cell(group: Mapping[str, Any]) -> str:
+    text = f"{group['mean']:.4f}"
+    if "low" in group:
+        text += f"; {group['estimate']:+.4f} [{group['low']:+.4f}, {group['high']:+.4f}]"
+    return text
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rows as Markdown."""
     lines = [["arm", "scores of", "validation NDCG@10", "test NDCG@10", "test Hit@10", "epochs chosen", "seconds"]]
@@ -329,6 +391,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             ]
         )
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+_ABOUT_POPULARITY = (
+    "Test NDCG@10 by the decile of the target's training uses among the items that have any (10: the most popular); "
+    "items of equal use are in one decile, so some are empty. Then the difference to SASRec alone, with its interval."
+)
 
 
 def render(study: Mapping[str, Any]) -> str:
@@ -352,6 +420,8 @@ def render(study: Mapping[str, Any]) -> str:
     ]
     for title, rows in study["comparisons"].items():
         lines += [f"## {title}", "", *table(rows), ""]
+    if rows := study["by_popularity"]:
+        lines += ["## By popularity", "", _ABOUT_POPULARITY, "", *popularity_table(rows), ""]
     return "\n".join(lines)
 
 
@@ -397,8 +467,10 @@ def build_study(options: argparse.Namespace, runs: Mapping[str, Sequence[Mapping
         "Refit on validation targets too": [name for name in scorers if name.endswith(Refit.suffix)],
     }
     comparisons = {title: compare(runs, names, (options.against, names[0])) for title, names in groups.items() if names}
+    shown = [name for name in groups["Chosen by validation"] if name in _SHOWN_BY_POPULARITY]
+    by_popularity = compare_by_popularity(runs, shown, (options.against, shown[0])) if shown else []
     curves = {arm: [each["epochs"] for each in found] for arm, found in runs.items()}
-    return {"about": about, "comparisons": comparisons, "curves": curves}
+    return {"about": about, "comparisons": comparisons, "by_popularity": by_popularity, "curves": curves}
 
 
 def _command(options: argparse.Namespace) -> str:

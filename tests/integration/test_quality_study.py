@@ -93,6 +93,7 @@ def test_runs_are_kept_and_reported(quality, tmp_path, capsys):
     study = json.loads(report.read_text())
     (rows,) = study["comparisons"].values()
     assert {row["arm"] for row in rows} == {"base", "sasrec_lr=0.01"}
+    assert "## By popularity" in report.with_suffix(".md").read_text()
     assert report.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -147,3 +148,33 @@ def test_arms_share_what_sasrec_learns_alone_and_end_as_if_they_had_not(quality,
 def test_what_arms_share_has_all_that_sasrec_depends_on(quality, arm, first):
     found = quality.Job(data="quick", arm=arm, seed=0, refit=True).first_stage()
     assert found == (None if first is None else quality.Job(data="quick", arm=first, seed=0))
+
+
+def test_targets_are_compared_by_the_popularity_of_their_items(quality):
+    about = {"deciles": [0, 3, 3, 10], "uses": [0, 2, 4, 90]}
+    alone = {**run([50, 50, 1, 1], 0.2), **about}
+    both = {**run([1, 1, 50, 1], 0.3), **about}
+    both["ranks"] = {"sasrec": alone["ranks"]["sasrec"], "fused": both["ranks"]["sasrec"]}
+    runs = {"base": [alone] * 2, "both": [both] * 2}
+    base, fused = quality.compare_by_popularity(runs, ["sasrec", "fused"], ("base", "sasrec"))
+    assert (base["arm"], fused["arm"], fused["scorer"]) == ("base", "both", "fused")  # SASRec in both is the same
+    cold, third, tenth = fused["groups"]
+    assert [group["name"] for group in fused["groups"]] == ["cold", "3", "10"]
+    assert (cold["mean"], cold["estimate"], cold["low"]) == (1, 1, 1)
+    assert (third["uses"], third["num_targets"], third["mean"], third["estimate"]) == ([2, 4], 2, 0.5, 0)
+    assert (third["low"], third["high"]) == (-1, 1)
+    assert (tenth["mean"], tenth["estimate"]) == (1, 0)
+    _, _, *lines = quality.popularity_table([base, fused])
+    assert lines[0] == "| cold | 0 | 1 | 0.0000 | 1.0000; +1.0000 [+1.0000, +1.0000] |"
+    assert lines[1].startswith("| 3 | 2–4 | 2 | 0.5000 | 0.5000; +0.0000 [")
+    assert quality.compare_by_popularity(runs, ["sasrec"], ("another", "sasrec")) == []
+
+
+def test_a_run_from_before_popularity_was_kept_is_collected_again(quality, tmp_path):
+    job = quality.Job(data="quick", arm="base", seed=0)
+    file = job.folder(tmp_path) / "quality.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"results": {}}')
+    assert quality.read_result(job, tmp_path) is None
+    file.write_text('{"results": {}, "deciles": []}')
+    assert quality.read_result(job, tmp_path) == {"results": {}, "deciles": []}

@@ -211,7 +211,7 @@ class TrainingRun:
         return list(self.results.values())
 
     def write_config(self) -> None:
-        """Write what is known of the run before it trains: its settings, its facts, and its data where it keeps them."""
+        """Write what is known of the run before it trains: its settings and facts, and its data if it keeps them."""
         self.config = with_absolute_paths(self.config)
         if self._writes:
             self.directory.write_json("config.json", {**self.config.to_json(), "facts": self._facts})

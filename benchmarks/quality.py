@@ -62,37 +62,23 @@ _AFTER_SASREC = ("pretrain_retriever", "retriever_", "joint_", "end_to_end", "fu
 """What no step of SASRec's own stage reads: settings whose names begin so."""
 _SHOWN_BY_POPULARITY = ("SASRec alone", "fused")
 _RUN_SETTINGS = ("batch_size", "encoder", "schedule", "early_stopping", "eval_every", "eval_users")
+
+
+def _sasrec_of(name: str) -> dict[str, Any]:
+    """What a preset says of SASRec alone."""
+    config = preset(name)
+    return {
+        "batch_size": config.batch_size,
+        "eval_every": config.eval_every,
+        "epochs": {**config.epochs, **ONLY_SASREC},
+        "model": {field: value for field, value in config.model.items() if not field.startswith("retriever_")},
+        "trainer": {field: value for field, value in config.trainer.items() if not field.startswith("retriever_")},
+    }
+
+
 BASES: dict[str, dict[str, Any]] = {
-    "ml-1m": {
-        "dataset": "ml-1m",
-        "batch_size": 32,
-        "eval_every": 2,
-        "epochs": {"pretrain_sasrec": 30, **ONLY_SASREC},
-        "model": {
-            "max_seq_len": 200,
-            "sasrec_hidden_dim": 64,
-            "sasrec_num_heads": 2,
-            "sasrec_dropout": 0.2,
-            "sasrec_block": "ligr",
-            "sasrec_embedding_scale": True,
-        },
-        "trainer": {"sasrec_lr": 2e-3},
-    },
-    "sports": {
-        "dataset": "sports",
-        "batch_size": 128,
-        "eval_every": 2,
-        "epochs": {"pretrain_sasrec": 40, **ONLY_SASREC},
-        "model": {
-            "max_seq_len": 50,
-            "sasrec_hidden_dim": 64,
-            "sasrec_num_blocks": 1,
-            "sasrec_num_heads": 1,
-            "sasrec_dropout": 0.4,
-            "sasrec_embedding_scale": True,
-        },
-        "trainer": {"sasrec_lr": 3e-3, "catalogue_loss": "sampled", "num_negatives": 256, "num_in_batch": 0},
-    },
+    "ml-1m": {**_sasrec_of("ml-1m"), "dataset": "ml-1m"},
+    "sports": {**_sasrec_of("amazon"), "dataset": "sports"},
     "ml-100k": {
         "dataset": "ml-100k",
         "batch_size": 64,
@@ -102,8 +88,7 @@ BASES: dict[str, dict[str, Any]] = {
     },
     "quick": {"dataset": "synthetic", "epochs": {"pretrain_sasrec": 2, **ONLY_SASREC}},
 }
-"""What all arms of a data set share, beside the preset `smoke` of ``quick``. MovieLens-1M and Sports have SASRec as the
-presets `ml-1m` and `amazon` have it."""
+"""What all arms of a data set share, beside the preset `smoke` of ``quick``."""
 
 
 def parse_arm(arm: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from alternator import Payoff, Reason, Trial
 from alternator.reasons import label
 from alternator.recordings.log import StepRecord
-from ur4rec.runs.attempts import count_undone
+from ur4rec.runs.attempts import kept_steps
 from ur4rec.runs.measurements import Measurement
 from ur4rec.schedule.alternators import parse_schedule
 from ur4rec.schedule.stages import ALL, BOTH, DECIDING_STAGE, TEXT_ENCODER
@@ -52,7 +52,7 @@ def explain_decisions(
     if isinstance(rule, Payoff):
         why = _explain_payoffs(rule, joint, measurements)
     else:
-        why = _explain_trials(joint, attempts) if isinstance(rule, Trial) else _explain_switches(joint)
+        why = _explain_trials(joint, attempts, records) if isinstance(rule, Trial) else _explain_switches(joint)
     return f"{type(rule).__name__} trained {_describe_shares(joint)}, with {_count_switches(joint)}. {why}"
 
 
@@ -80,16 +80,17 @@ def _explain_switches(joint: Sequence[StepRecord]) -> str:
     return f"It switched because: {because}{'; ' if stay else ''}{stay}."
 
 
-def _explain_trials(joint: Sequence[StepRecord], attempts: Sequence[Attempt]) -> str:
+def _explain_trials(joint: Sequence[StepRecord], attempts: Sequence[Attempt], records: Sequence[StepRecord]) -> str:
     num_trials = sum(record.reason in (Reason.TRIED_BETTER, Reason.TRIED_NO_BETTER) for record in joint)
     on_trial = sum(record.reason not in (Reason.UNTIL_TRIAL, Reason.UNMEASURED) for record in joint)
     winners = [attempt.candidate for attempt in attempts if attempt.outcome == WINS]
     found = f"better was: {', then '.join(winners)}" if winners else "nothing was better than what it had begun with"
     if num_trials == 0:
         return f"No trial came to an end: that takes more steps; {on_trial} steps were on trial."
+    num_undone = len(joint) - len(kept_steps(joint[0].step - 1, joint[-1].step, attempts, records))
     return (
         f"{num_trials} trial{'' if num_trials == 1 else 's'} came to an end; {on_trial} steps were on trial, and "
-        f"{count_undone(attempts)} of them undone; {found}."
+        f"{num_undone} of them undone; {found}."
     )
 
 

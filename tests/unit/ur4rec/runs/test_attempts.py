@@ -37,9 +37,31 @@ def test_a_verdict_says_what_was_tried_and_undone():
 
     records = [record(step, "until_trial") for step in range(1, 101)]
     records += [record(step, "tried") for step in range(101, 141)] + [record(141, "tried_better")]
+    records += [record(step, "until_trial", "retriever") for step in range(142, 151)]
     said = explain_decisions("trial", records, (), TRIED)
     assert said.endswith(
         "1 trial came to an end; 41 steps were on trial, and 21 of them undone; better was: sasrec + 8 retriever."
     )
     lost = [*records[:140], record(141, "tried_no_better")]
-    assert "nothing was better than what it had begun with" in explain_decisions("trial", lost, (), TRIED[:2])
+    said = explain_decisions("trial", lost, (), TRIED[:2])
+    assert said.endswith(
+        "41 steps were on trial, and 20 of them undone; nothing was better than what it had begun with."
+    )
+
+
+def test_steps_before_a_round_of_halving_are_undone_too():
+    """The incumbent's, which no attempt says: the next round begins where the trial did."""
+    reasons = {**dict.fromkeys(range(1, 31), "tried"), 31: "halved", **dict.fromkeys(range(32, 71), "tried")}
+    records = [
+        StepRecord(step, "joint_finetune", "both", "both", reason, 1.0, 2.0, {})
+        for step, reason in {**reasons, 71: "tried_no_better"}.items()
+    ]
+    tried = [
+        *(Attempt(10, 1, "sasrec", 4.5, UNDONE), Attempt(20, 11, "retriever", 4.4, UNDONE)),
+        *(
+            Attempt(30, 21, "both", 4.6, STAYS),
+            Attempt(51, 32, "retriever", 4.4, UNDONE),
+            Attempt(71, 52, "both", 4, STAYS),
+        ),
+    ]
+    assert "71 steps were on trial, and 51 of them undone" in explain_decisions("trial", records, (), tried)

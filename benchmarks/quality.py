@@ -44,7 +44,7 @@ from ur4rec.evaluation.results import Result
 from ur4rec.files import hash_bytes, remove, write_file, write_whole
 from ur4rec.runs.config import MODEL_SETTINGS, TRAINER_SETTINGS, RunConfig
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.prepared import prepare, run_facts
+from ur4rec.runs.prepared import prepare, run_facts, with_absolute_paths
 from ur4rec.runs.presets import preset
 from ur4rec.runs.refit import Refit
 from ur4rec.runs.run import TrainingRun
@@ -161,7 +161,7 @@ class Job:
 def run_job(job: Job, work: Path) -> Job:
     """Train, or continue, and write what came of it, whole."""
     logging.getLogger("alternator").setLevel(logging.WARNING)
-    path, config = job.folder(work), job.config()
+    path, config = job.folder(work), with_absolute_paths(job.config())
     is_begun = (path / "config.json").exists()
     directory = RunDirectory.open_existing(path) if is_begun else RunDirectory.create(path, overwrite=True)
     prepared = prepare(config)

@@ -197,18 +197,21 @@ def run_job(job: Job, work: Path) -> Job:
 
 def take_first_stage(training: TrainingRun, source: RunDirectory) -> None:
     """Make the directory of a run what it would be after the one stage of another, which has ended."""
-    path, saved = training.directory.path, load_checkpoint(source.require_checkpoint("latest"))
-    training.trainer.save_checkpoint(path / "first", metrics={"run": training.identity})
-    own = load_checkpoint(path / "first")
-    remove(path / "first")
-    weights = own.weights | {name: each for name, each in saved.weights.items() if name.startswith("sasrec.")}
-    state = {name: part for name, part in saved.state.items() if name != "sha256"}
-    state |= {name: own.state[name] for name in ("model", "trainer")}
-    state["metrics"] = saved.state["metrics"] | own.state["metrics"]
+    directory = training.directory
     training.write_config()
-    shutil.copy(source.path / "decisions.csv", path)
-    with training.directory.new_checkpoint(state["progress"]["step"], best=False) as new:
-        save_checkpoint(new, Checkpoint(weights, own.moments | saved.moments, state))
+    shutil.copy(source.path / "decisions.csv", directory.path)
+    first = directory.path / "first"
+    training.trainer.save_checkpoint(first, metrics={"run": training.identity})
+    own = load_checkpoint(first)
+    remove(first)
+    for which in ("best", "latest"):
+        saved = load_checkpoint(source.require_checkpoint(which))
+        weights = own.weights | {name: each for name, each in saved.weights.items() if name.startswith("sasrec.")}
+        state = {name: part for name, part in saved.state.items() if name != "sha256"}
+        state |= {name: own.state[name] for name in ("model", "trainer")}
+        state["metrics"] = saved.state["metrics"] | own.state["metrics"]
+        with directory.new_checkpoint(state["progress"]["step"], best=which == "best") as new:
+            save_checkpoint(new, Checkpoint(weights, own.moments | saved.moments, state))
 
 
 def _popularity(split: Split) -> dict[str, Any]:

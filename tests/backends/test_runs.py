@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from tests.backends.finished import outcome, spoil_later_epochs
@@ -46,6 +47,32 @@ def test_a_stage_ends_early_and_its_best_epoch_is_tested_not_its_last(make_run, 
     for scorer, name in TABLE_ROWS["joint_finetune"][1].items():
         assert run.results[name].test_ranks.tolist() == ranks[scorer].tolist()
         assert run.results[name].validation == run.epochs[3]["validation"][scorer]
+
+
+def test_a_stage_begins_with_the_best_model_of_the_one_before(make_run, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="ur4rec")
+    run = make_run(tmp_path / "run", epochs={"pretrain_sasrec": 3, "joint_finetune": 1}, trainer={"sasrec_lr": 1e-2})
+    spoil_later_epochs(run, monkeypatch, first=1)
+    begin, found = run.trainer.set_training_stage, {}
+
+    def watched(stage, **settings):
+        if run.epochs:
+            run.trainer.save_checkpoint(tmp_path / "begun")
+            found["begun"] = load_checkpoint(tmp_path / "begun")
+            for which in ("best", "latest"):
+                found[which] = load_checkpoint(run.directory.require_checkpoint(which))
+        begin(stage, **settings)
+
+    monkeypatch.setattr(run.trainer, "set_training_stage", watched)
+    run.train()
+    assert "going on from epoch 1, the best of pretrain_sasrec" in caplog.messages
+    begun, best, latest = (found[name] for name in ("begun", "best", "latest"))
+    assert [each.state["progress"]["step"] for each in (begun, best, latest)] == [12, 4, 12]
+    for arrays, expected in zip(begun[:2], best[:2], strict=True):
+        assert [name for name in arrays if not np.array_equal(arrays[name], expected[name])] == []
+    assert not np.array_equal(
+        begun.weights["sasrec.item_embedding.weight"], latest.weights["sasrec.item_embedding.weight"]
+    )
 
 
 def test_a_run_that_is_stopped_anywhere_ends_as_one_that_was_not(make_run, tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
 """Which epoch a run trains next and whether it is validated: a function of its configuration and the epochs before."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from ur4rec.evaluation.results import CRITERION
 from ur4rec.runs.config import RunConfig
@@ -82,3 +82,43 @@ class Plan:
         if self.remaining[self.stage] == 1 or without == self.config.early_stopping:
             return Plan(config=self.config, done=(*self.done, self.stage), validates=self.validates)
         return replace(self, stage_epoch=self.stage_epoch + 1, best=best, without_better=without)
+
+
+Validated: TypeAlias = tuple[int, str, Mapping[str, dict[str, float]]]
+"""An epoch that was validated: its number, its stage, and its metrics by scorer."""
+
+
+def quality(stage: str, validation: Mapping[str, Mapping[str, float]]) -> float:
+    """What decides which epoch of a stage is the best."""
+    return validation[TABLE_ROWS[stage][0]][CRITERION]
+
+
+def best_epoch(epochs: Sequence[Mapping[str, Any]], stage: str) -> Validated | None:
+    """The best of these epochs by validation among those that fill the same rows of the results table as a stage."""
+    validated = [
+        (row["epoch"], row["stage"], row["validation"])
+        for row in epochs
+        if row["validation"] and TABLE_ROWS[row["stage"]] == TABLE_ROWS[stage]
+    ]
+    return max(validated, key=lambda each: quality(*each[1:]), default=None)
+
+
+def next_stage_begins_with(epochs: Sequence[Mapping[str, Any]]) -> int:
+    """The epoch whose model the next stage begins with: of these, which end with a stage, that stage's best.
+
+    It is the last one where none was validated, or where an earlier stage that fills the same rows had a better one.
+
+    Example:
+        >>> rows = [
+        ...     {"epoch": epoch, "stage": "pretrain_sasrec", "validation": {"sasrec": {"ndcg@10": value}}}
+        ...     for epoch, value in enumerate([0.1, 0.3, 0.2])
+        ... ]
+        >>> next_stage_begins_with(rows), next_stage_begins_with([*rows, {**rows[0], "epoch": 3, "validation": {}}])
+        (1, 1)
+        >>> joint = {"fused": {"ndcg@10": 0.3}}
+        >>> next_stage_begins_with([*rows, {"epoch": 3, "stage": "joint_finetune", "validation": joint}])
+        3
+    """
+    last = epochs[-1]
+    best = best_epoch(epochs, last["stage"])
+    return last["epoch"] if best is None or best[1] != last["stage"] else best[0]

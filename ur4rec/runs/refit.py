@@ -30,7 +30,7 @@ from ur4rec.data.splits import with_validation
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.results import Result, build_result
 from ur4rec.runs.attempts import kept_steps
-from ur4rec.runs.plan import TABLE_ROWS, Plan
+from ur4rec.runs.plan import TABLE_ROWS, Plan, next_stage_begins_with
 from ur4rec.runs.run import RESULT, SAVED, TrainingRun
 from ur4rec.schedule.alternators import SEQUENCE, parse_schedule
 from ur4rec.schedule.stages import DECIDING_STAGE
@@ -163,15 +163,20 @@ def num_undone(steps: StageSteps) -> int:
 
 
 def steps_of_stages(run: TrainingRun, final: int) -> list[StageSteps]:
-    """The steps that made the model of an epoch, by stage; a stage of which none is left is left out."""
+    """The steps that made the model of an epoch, by stage; a stage of which none is left is left out.
+
+    Of a stage that another one followed, they end with the epoch that the other began with.
+    """
     found, first = [], 0
     for stage, rows in groupby(run.epochs[: final + 1], key=lambda row: str(row["stage"])):
-        last = [*rows][-1]["step"]
+        end = [*rows][-1]["epoch"]
+        made = end if end == final else next_stage_begins_with(run.epochs[: end + 1])
+        last = run.epochs[made]["step"]
         kept_S = kept_steps(first, last, run.trials.records, run.decisions.records)
         length = run.config.epochs[stage] * len(run.prepared.train)
         if len(kept_S):
             found.append(StageSteps(stage, length, kept_S, first))
-        first = last
+        first = run.epochs[end]["step"]
     return found
 
 

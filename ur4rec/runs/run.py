@@ -22,14 +22,14 @@ from ur4rec.data.splits import with_validation
 from ur4rec.errors import ConfigurationError, refuse_malformed
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import PopularityGroup, by_popularity, popularity_ranks
-from ur4rec.evaluation.results import CRITERION, K_LIST, METRICS, Result, build_result, summarise_kinds
+from ur4rec.evaluation.results import K_LIST, METRICS, Result, build_result, summarise_kinds
 from ur4rec.files import check_form
 from ur4rec.runs.attempts import read_attempts, write_attempts
 from ur4rec.runs.config import RunConfig, read_config, text_encoder_sizes
 from ur4rec.runs.directory import AppendedLog, RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
-from ur4rec.runs.plan import TABLE_ROWS, Plan
+from ur4rec.runs.plan import TABLE_ROWS, Plan, Validated, best_epoch, next_stage_begins_with, quality
 from ur4rec.runs.plot import plot_schedule
 from ur4rec.runs.popularity import scorer_rows, write_popularity
 from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolute_paths
@@ -68,10 +68,6 @@ STOP_EVERY = 8
 """Steps between two questions of several processes to each other whether one of them is to stop."""
 _RANKS = "test_ranks."
 """Names of the arrays of a checkpoint with the ranks of a result's targets begin so."""
-
-
-_Validated = tuple[int, str, Mapping[str, dict[str, float]]]
-"""An epoch that was validated: its number, its stage, and its metrics by scorer."""
 
 
 class Stopped(Exception):  # noqa: N818  (what was asked for is no error)
@@ -417,6 +413,10 @@ class TrainingRun:
         self._save(epoch, best=is_best)
 
     def _enter(self, stage: str) -> None:
+        """Begin a stage, with the model of the best epoch of the one before."""
+        if self.epochs and (epoch := next_stage_begins_with(self.epochs)) != len(self.epochs) - 1:
+            logger.info("going on from epoch %d, the best of %s", epoch + 1, self.epochs[epoch]["stage"])
+            self.trainer.load_weights(self.directory.require_checkpoint("best"))
         joint = stage == DECIDING_STAGE and self._schedule.rule is None
         name, num_steps = "end_to_end" if joint else stage, self._length_of(stage)
         self.trainer.set_training_stage(name, num_steps=num_steps, position=self._position)
@@ -485,8 +485,8 @@ class TrainingRun:
         if not self.results:
             self._add_popularity()
         validation = self._validate(stage) if self.plan.is_validated else {}
-        best = self._best_epoch(stage)
-        is_best = bool(validation) and (best is None or _quality(stage, validation) > _quality(*best[1:]))
+        best = best_epoch(self.epochs, stage)
+        is_best = bool(validation) and (best is None or quality(stage, validation) > quality(*best[1:]))
         if self.plan.after(validation).stage != stage:
             self._test_stage(stage, (epoch, stage, validation) if best is None or is_best else best)
         return validation, is_best
@@ -499,19 +499,10 @@ class TrainingRun:
     @property
     def final_epoch(self) -> int:
         """The epoch of the `best` checkpoint: the newest of the best epochs, of each stage's criterion."""
-        found = (self._best_epoch(stage) for stage in TABLE_ROWS)
+        found = (best_epoch(self.epochs, stage) for stage in TABLE_ROWS)
         return max(best[0] for best in found if best is not None)
 
-    def _best_epoch(self, stage: str) -> _Validated | None:
-        """The best epoch so far by validation among those that fill the same rows of the results table."""
-        validated = [
-            (row["epoch"], row["stage"], row["validation"])
-            for row in self.epochs
-            if row["validation"] and TABLE_ROWS[row["stage"]] == TABLE_ROWS[stage]
-        ]
-        return max(validated, key=lambda each: _quality(*each[1:]), default=None)
-
-    def _test_stage(self, stage: str, best: _Validated) -> None:
+    def _test_stage(self, stage: str, best: Validated) -> None:
         """Test the best epoch of a stage that ends; one of an earlier stage has been tested before.
 
         Once, rather than whenever an epoch is the best so far: there are as many test as validation targets.
@@ -639,8 +630,3 @@ def _build_trainer(config: RunConfig, prepared: PreparedData, schedule: Schedule
         **settings,
         **config.trainer,
     )
-
-
-def _quality(stage: str, validation: Mapping[str, Mapping[str, float]]) -> float:
-    """What decides which epoch is the best."""
-    return validation[TABLE_ROWS[stage][0]][CRITERION]

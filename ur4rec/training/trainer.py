@@ -345,6 +345,23 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         with refuse_malformed(f"{path}: its state", "take another checkpoint", CheckpointError):
             return self._restore(loaded, position)
 
+    def load_weights(self, path: str | Path) -> None:
+        """Take the weights of a checkpoint of the run, with the state of optimizers and averages, and go on from them.
+
+        All else goes on as it is: the count of steps, the stage, the schedule, and with the steps the random draws.
+
+        Args:
+            path: The checkpoint.
+
+        Raises:
+            CheckpointError: It is missing, damaged, or of another version or configuration.
+        """
+        loaded = load_checkpoint(path)
+        loaded.check_settings(self._model_config, self.config)
+        self._log.flush()
+        with refuse_malformed(f"{path}: its state", "take another checkpoint", CheckpointError):
+            self._restore_arrays(loaded.weights, loaded.moments)
+
     def _restore(self, loaded: Checkpoint, position: Callable[[], float] | None) -> dict[str, Any]:
         progress, schedule = loaded.state["progress"], loaded.state["schedule"]
         # The schedule of another rule is refused before anything has changed.

@@ -144,8 +144,8 @@ class Job:
 
         The texts decide where SASRec begins if its first item embeddings are made of them.
         """
-        stages = iter(self.config().epochs.items())
-        if next(stages, ("", 0))[0] != "pretrain_sasrec" or not any(count for _, count in stages):
+        stages = [stage for stage, count in self.config().epochs.items() if count]
+        if stages[:1] != ["pretrain_sasrec"] or len(stages) == 1:
             return None
         later = _AFTER_SASREC if "sasrec_item_init" in self.arm else (*_AFTER_SASREC, "encoder")
         kept = [each for each in self.arm.split(",") if not each.startswith(later)]

@@ -17,6 +17,7 @@ from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
 from ur4rec.schedule.stages import TEXT_ENCODER, modules_of
 from ur4rec.training import arrays
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy, smoothed
+from ur4rec_jax.layers import normalize
 from ur4rec_jax.layout import ONE_DEVICE, Layout
 from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.sampled_loss import retriever_scores, sampled_cross_entropy, sasrec_scores
@@ -370,7 +371,7 @@ def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: 
     def preferences(items_BL: Array, users_B: Array | None) -> Array:
         return model.retriever(items_BL, catalogue, rngs, users_B)
 
-    return run_rows(inputs, preferences, model.layout)
+    return normalize(run_rows(inputs, preferences, model.layout))
 
 
 def run_rows(inputs: StepInputs, compute: Callable[[Array, Array | None], Array], layout: Layout = ONE_DEVICE) -> Array:

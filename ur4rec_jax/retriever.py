@@ -121,7 +121,7 @@ class PreferenceRetriever(nnx.Module):
         users_B: Array | None = None,
         at_B: Array | None = None,
     ) -> Array:
-        """Preference vectors at each position, (B, Q, K, d), of unit length.
+        """Preference vectors at each position, (B, Q, K, d), not yet normalised: most positions are not asked for.
 
         Args:
             items_BL: Histories, right-padded.
@@ -149,7 +149,7 @@ class PreferenceRetriever(nnx.Module):
             users_B: Whose they are, as in `__call__`; with users, the last weight is that of the user's own text.
         """
         weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
-        preferences_BKd = self._gather(weights_BKQM, values_BMd)[:, 0]
+        preferences_BKd = normalize(self._gather(weights_BKQM, values_BMd)[:, 0])
         keys_BCd = self.layout.take(catalogue.keys_Id, candidates_BC)
         shares_BCK = jax.nn.softmax(keys_BCd @ self.scale(preferences_BKd).swapaxes(1, 2), axis=-1)
         return shares_BCK @ weights_BKQM[:, :, 0]
@@ -179,10 +179,13 @@ class PreferenceRetriever(nnx.Module):
         return jax.nn.softmax(logits_BKQM, axis=-1), values_BMd
 
     def _gather(self, weights_BKQM: Array, values_BMd: Array) -> Array:
-        """What each query gathers, as a preference vector, (B, Q, K, d)."""
-        gathered_BKQd = weights_BKQM.astype(values_BMd.dtype) @ values_BMd[:, None]
-        preferences_BKQd: Array = self.preference_projection(gathered_BKQd)
-        return normalize(preferences_BKQd.swapaxes(1, 2))
+        """What each query gathers, projected, (B, Q, K, d).
+
+        Weights sum to 1, so texts are projected before they are gathered: once each, and not once for each query.
+        """
+        projected_BMd = self.preference_projection(values_BMd)
+        gathered_BKQd: Array = weights_BKQM.astype(projected_BMd.dtype) @ projected_BMd[:, None]
+        return gathered_BKQd.swapaxes(1, 2)
 
     def _candidates(self, texts_IT: Array) -> Array:
         """What items are as candidates, (I, d)."""

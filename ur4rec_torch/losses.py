@@ -338,7 +338,8 @@ def _run_sasrec(model: UR4Rec, inputs: StepInputs) -> tuple[Tensor, Tensor | Non
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:
     """The retriever's preference vectors where a target is, (N, K, d)."""
-    return run_rows(inputs, lambda items_BL, users_B: model.retriever(items_BL, catalogue, users_B))
+    vectors_NKd = run_rows(inputs, lambda items_BL, users_B: model.retriever(items_BL, catalogue, users_B))
+    return F.normalize(vectors_NKd, dim=-1)
 
 
 def run_rows(inputs: StepInputs, compute: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:

@@ -102,7 +102,7 @@ class PreferenceRetriever(nn.Module):
     def forward(
         self, items_BL: Tensor, catalogue: Catalogue, users_B: Tensor | None = None, at_B: Tensor | None = None
     ) -> Tensor:
-        """Preference vectors at each position, (B, Q, K, d), of unit length.
+        """Preference vectors at each position, (B, Q, K, d), not yet normalised: most positions are not asked for.
 
         Args:
             items_BL: Histories, right-padded.
@@ -110,7 +110,8 @@ class PreferenceRetriever(nn.Module):
             users_B: Whose they are; anything but the number of a user is a user without a text.
             at_B: The one position of each row that is asked for; None is all.
         """
-        return self._gather(*self._attend(items_BL, catalogue, users_B, at_B))
+        weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
+        return self._gather(weights_BKQM, self.dropout(values_BMd))
 
     def explain(
         self, items_BL: Tensor, at_B: Tensor, candidates_BC: Tensor, catalogue: Catalogue, users_B: Tensor | None = None
@@ -128,7 +129,7 @@ class PreferenceRetriever(nn.Module):
             users_B: Whose they are, as in `forward`; with users, the last weight is that of the user's own text.
         """
         weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
-        preferences_BKd = self._gather(weights_BKQM, values_BMd)[:, 0]
+        preferences_BKd = F.normalize(self._gather(weights_BKQM, values_BMd)[:, 0], dim=-1)
         (keys_BCd,) = look_up(candidates_BC, [catalogue.keys_Id], catalogue.shard)
         shares_BCK = torch.softmax(keys_BCd @ self.scale(preferences_BKd).transpose(1, 2), dim=-1)
         return shares_BCK @ weights_BKQM[:, :, 0]
@@ -156,10 +157,12 @@ class PreferenceRetriever(nn.Module):
         return torch.softmax(logits_BKQM, dim=-1), values_BMd
 
     def _gather(self, weights_BKQM: Tensor, values_BMd: Tensor) -> Tensor:
-        """What each query gathers, as a preference vector, (B, Q, K, d)."""
-        gathered_BKQd = weights_BKQM @ self.dropout(values_BMd).unsqueeze(1)
-        preferences_BKQd: Tensor = self.preference_projection(gathered_BKQd)
-        return F.normalize(preferences_BKQd.transpose(1, 2), dim=-1)
+        """What each query gathers, projected, (B, Q, K, d).
+
+        Weights sum to 1, so texts are projected before they are gathered: once each, and not once for each query.
+        """
+        gathered_BKQd: Tensor = weights_BKQM @ self.preference_projection(values_BMd).unsqueeze(1)
+        return gathered_BKQd.transpose(1, 2)
 
     def _look_up(self, users_B: Tensor, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""

@@ -141,6 +141,7 @@ def test_arms_share_what_sasrec_learns_alone_and_end_as_if_they_had_not(quality,
     ("arm", "first"),
     [
         ("base", None),
+        ("pretrain_sasrec=0,joint_finetune=1", None),
         ("joint_finetune=1", "base"),
         ("sasrec_lr=0.01,encoder=x,retriever_lr=1,pretrain_retriever=3,schedule=trend", "sasrec_lr=0.01"),
         ("sasrec_item_init=pca,encoder=x,end_to_end=3", "sasrec_item_init=pca,encoder=x"),

@@ -47,7 +47,7 @@ PRESETS: dict[str, Preset] = {
         purpose="sparse data of short histories, ten thousands of items and texts that tell them apart",
         settings={
             "epochs": {"pretrain_sasrec": 40, "pretrain_retriever": 3, "joint_finetune": 8, "end_to_end": 0},
-            "schedule": "1:1000",  # SASRec has learnt alone: its learning rate, begun anew, would undo some of it
+            "schedule": "retriever",  # SASRec has learnt alone: its learning rate, begun anew, would undo some of it
             "batch_size": 128,
             "early_stopping": 10,
             "eval_every": 2,

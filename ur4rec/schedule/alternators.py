@@ -106,7 +106,7 @@ def shuffled(tenures: Sequence[tuple[str, int]], draws: Sequence[float]) -> tupl
 AUTO = "auto"
 JOINT = "joint"
 SEQUENCE = "sequence:"
-CHOICES = (AUTO, "adaptive", "parity", JOINT, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
+CHOICES = (AUTO, "adaptive", "parity", JOINT, *MODULES, "A:B", *RULES, "sequence:((TURN, LENGTH), ...)")
 
 RARE = 7
 """Steps without the text encoder for each one with it, under ``auto`` where nothing can be measured."""
@@ -124,7 +124,7 @@ SCHEDULE_HELP = (
     "auto (payoff, or joint where there is nothing to measure payoffs on; with a text encoder trial, with costs "
     "measured when the run begins), adaptive (the original rule with its "
     "defaults), parity (even steps SASRec, odd steps the retriever), "
-    "joint (all train in every step), A:B (A steps of SASRec, then B of the retriever; A:B:C with a text encoder), "
+    "joint (all train in every step), sasrec or retriever (that one alone, the other stays as it is), A:B (A steps of SASRec, then B of the retriever; A:B:C with a text encoder), "
     "or a rule with its settings: payoff, trial, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' "
     "('alternator rules' lists them), or by hand "
     "\"sequence:(('both', 25), ('sasrec', 75))\""
@@ -190,11 +190,13 @@ def parse_schedule(text: str) -> Schedule:
         Cycle(steps=(3, 1))
         >>> parse_schedule("plateau,threshold=0.02,min_steps=3").rule
         Plateau(threshold=0.02, min_steps=3, window=10)
-        >>> parse_schedule("joint").rule is None
-        True
+        >>> parse_schedule("joint").rule is None, parse_schedule("retriever").rule
+        (True, TurnSequence(tenures=(('retriever', 1),)))
     """
     if text.startswith(SEQUENCE):
         return Schedule(text, _parse_sequence(text.removeprefix(SEQUENCE)))
+    if text in TURNS:
+        return Schedule(text, TurnSequence(((text, 1),)))
     name, *settings = (part.strip() for part in re.split(r",(?=\s*[a-z_]+\s*=)", text))
     if re.fullmatch(r"\d{1,18}(:\d{1,18}){1,2}", name):
         return Schedule(text, Cycle(tuple(map(int, name.split(":")))))

@@ -35,12 +35,20 @@ PRESETS: dict[str, Preset] = {
         purpose="dense data of long histories and few thousand items, such as MovieLens-1M",
         settings={
             "dataset": "ml-1m",
-            "epochs": {"pretrain_sasrec": 30, "pretrain_retriever": 5, "joint_finetune": 10, "end_to_end": 0},
+            "epochs": {"pretrain_sasrec": 30, "pretrain_retriever": 1, "joint_finetune": 4, "end_to_end": 0},
+            "schedule": "retriever",  # as in `amazon`
             "batch_size": 32,
             "early_stopping": 10,
             "eval_every": 2,
-            "model": {**_SMALL, **_SCALED, "max_seq_len": 200, "sasrec_dropout": 0.2, "sasrec_block": "ligr"},
-            "trainer": {"sasrec_lr": 2e-3, "retriever_lr": 1e-3},
+            "model": {
+                **_SMALL,
+                **_SCALED,
+                "max_seq_len": 200,
+                "sasrec_dropout": 0.2,
+                "sasrec_block": "ligr",
+                "retriever_num_queries": 2,
+            },
+            "trainer": {"sasrec_lr": 2e-3, "retriever_lr": 3e-3},
         },
     ),
     "amazon": Preset(

@@ -413,26 +413,40 @@ def render(study: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(runs: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
-    """Validation NDCG@10 of every run against the time that it has trained, a colour for each arm."""
+def plot(study: Mapping[str, Any], file: Path) -> None:
+    """Two panels: the best validation NDCG@10 so far against the time, and what is gained where by popularity."""
     import matplotlib as mpl
 
     mpl.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(10, 6), layout="constrained")
-    for number, (arm, found) in enumerate(runs.items()):
-        for index, each in enumerate(found):
-            seconds = np.cumsum([epoch["train_seconds"] for epoch in each["epochs"]])
-            best = [
-                max((of["ndcg@10"] for of in epoch["validation"].values()), default=None) for epoch in each["epochs"]
-            ]
-            points = [(at, value) for at, value in zip(seconds, best, strict=True) if value is not None]
-            style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
-            axes.plot(*zip(*points, strict=True), **style, label=None if index else arm, linewidth=1)
-    axes.set_xlabel("seconds of training")
-    axes.set_ylabel("validation NDCG@10 (of the best scorer)")
-    axes.legend(fontsize=7)
+    figure, (over_time, by_decile) = pyplot.subplots(1, 2, figsize=(13, 6), layout="constrained")
+    for number, (arm, curves) in enumerate(study["curves"].items()):
+        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+        for index, epochs in enumerate(curves):
+            seconds = np.cumsum([epoch["train_seconds"] for epoch in epochs])
+            found = [max((of["ndcg@10"] for of in epoch["validation"].values()), default=0) for epoch in epochs]
+            points = [(at, best) for at, best in zip(seconds, np.maximum.accumulate(found), strict=True) if best]
+            over_time.plot(*zip(*points, strict=True), **style, label=None if index else arm, zorder=-number)
+    over_time.set_xlabel("seconds of training")
+    over_time.set_ylabel("best validation NDCG@10 so far (of any scorer)")
+    compared = [row for row in study["by_popularity"] if "low" in row["groups"][0]]
+    by_decile.axhline(0, color="0.5", linewidth=0.8)
+    for number, row in enumerate(compared):
+        groups = row["groups"]
+        places = np.arange(len(groups)) + (number - (len(compared) - 1) / 2) * 0.5 / len(compared)
+        middle = np.array([group["estimate"] for group in groups])
+        reach = [middle - [group["low"] for group in groups], [group["high"] for group in groups] - middle]
+        colour = f"C{[*study['curves']].index(row['arm']) % 10}"
+        style = {"fmt": "D" if row["scorer"] == "fused" else "o", "markersize": 4, "capsize": 2}
+        by_decile.errorbar(places, middle, reach, color=colour, **style)
+    by_decile.set_title("diamonds: fused; dots: SASRec alone", fontsize=9)
+    names = [group["name"] for group in study["by_popularity"][0]["groups"]] if study["by_popularity"] else []
+    by_decile.set_xticks(range(len(names)), names)
+    by_decile.set_xlabel("decile of the target's training uses (10: the most popular)")
+    by_decile.set_ylabel("test NDCG@10, difference to SASRec alone, 95% interval")
+    handles, labels = over_time.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", fontsize=7)
     file.write_bytes(to_png(figure))
     pyplot.close(figure)
 
@@ -527,7 +541,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = render(study)
     write_whole(stem.with_suffix(".json"), (compact_json(study) + "\n").encode())
     write_whole(stem.with_suffix(".md"), text.encode())
-    write_file(stem.with_suffix(".png"), lambda file: plot(runs, file))
+    write_file(stem.with_suffix(".png"), lambda file: plot(study, file))
     print(text)
     return 0
 

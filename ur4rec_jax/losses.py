@@ -368,10 +368,10 @@ def _states(model: UR4Rec, inputs: StepInputs, rngs: nnx.Rngs | None) -> Array:
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue, rngs: nnx.Rngs | None) -> Array:
     """The retriever's preference vectors where a target is, (N, K, d)."""
 
-    def preferences(items_BL: Array, users_B: Array | None) -> Array:
-        return model.retriever(items_BL, catalogue, rngs, users_B)
+    def vectors(items_BL: Array, users_B: Array | None) -> Array:
+        return model.retriever(items_BL, catalogue, rngs, users_B, normalise=False)
 
-    return normalize(run_rows(inputs, preferences, model.layout))
+    return normalize(run_rows(inputs, vectors, model.layout))
 
 
 def run_rows(inputs: StepInputs, compute: Callable[[Array, Array | None], Array], layout: Layout = ONE_DEVICE) -> Array:

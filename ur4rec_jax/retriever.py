@@ -120,8 +120,10 @@ class PreferenceRetriever(nnx.Module):
         rngs: nnx.Rngs | None = None,
         users_B: Array | None = None,
         at_B: Array | None = None,
+        *,
+        normalise: bool = True,
     ) -> Array:
-        """Preference vectors at each position, (B, Q, K, d), not yet normalised: most positions are not asked for.
+        """Preference vectors at each position, (B, Q, K, d), of unit length.
 
         Args:
             items_BL: Histories, right-padded.
@@ -129,9 +131,11 @@ class PreferenceRetriever(nnx.Module):
             rngs: Random numbers for dropout; None is inference.
             users_B: Whose they are; anything but the number of a user is a user without a text.
             at_B: The one position of each row that is asked for; None is all.
+            normalise: False leaves that to a caller who goes on with few of the positions.
         """
         weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
-        return self._gather(weights_BKQM, self.dropout(values_BMd, rngs))
+        vectors_BQKd = self._gather(weights_BKQM, self.dropout(values_BMd, rngs))
+        return normalize(vectors_BQKd) if normalise else vectors_BQKd
 
     def explain(
         self, items_BL: Array, at_B: Array, candidates_BC: Array, catalogue: Catalogue, users_B: Array | None = None

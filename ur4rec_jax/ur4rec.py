@@ -22,7 +22,6 @@ from ur4rec.training.components import RANK_CONSTANT
 from ur4rec.training.item_init import item_embeddings
 from ur4rec.training.item_texts import check_item_texts
 from ur4rec.training.memory import enough_for_model
-from ur4rec_jax.layers import normalize
 from ur4rec_jax.layout import Layout
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
@@ -257,8 +256,8 @@ class UR4Rec(nnx.Module):
             encoded = encoded._replace(hidden_Nd=self.sasrec(items_BL, at_B=last_B)[:, 0])
         if {"retriever", "fused"} & {*scorers}:
             assert catalogue is not None
-            vectors_BKd = self.retriever(items_BL, catalogue, users_B=users_B, at_B=last_B)[:, 0]
-            encoded = encoded._replace(preferences_NKd=normalize(vectors_BKd))
+            preferences_BKd = self.retriever(items_BL, catalogue, users_B=users_B, at_B=last_B)[:, 0]
+            encoded = encoded._replace(preferences_NKd=preferences_BKd)
         return encoded
 
     def score_items(

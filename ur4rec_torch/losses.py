@@ -338,8 +338,12 @@ def _run_sasrec(model: UR4Rec, inputs: StepInputs) -> tuple[Tensor, Tensor | Non
 
 def _preferences(model: UR4Rec, inputs: StepInputs, catalogue: Catalogue) -> Tensor:
     """The retriever's preference vectors where a target is, (N, K, d)."""
-    vectors_NKd = run_rows(inputs, lambda items_BL, users_B: model.retriever(items_BL, catalogue, users_B))
-    return F.normalize(vectors_NKd, dim=-1)
+
+    def vectors(items_BL: Tensor, users_B: Tensor | None) -> Tensor:
+        found: Tensor = model.retriever(items_BL, catalogue, users_B, normalise=False)
+        return found
+
+    return F.normalize(run_rows(inputs, vectors), dim=-1)
 
 
 def run_rows(inputs: StepInputs, compute: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:

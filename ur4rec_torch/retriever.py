@@ -100,18 +100,26 @@ class PreferenceRetriever(nn.Module):
         )
 
     def forward(
-        self, items_BL: Tensor, catalogue: Catalogue, users_B: Tensor | None = None, at_B: Tensor | None = None
+        self,
+        items_BL: Tensor,
+        catalogue: Catalogue,
+        users_B: Tensor | None = None,
+        at_B: Tensor | None = None,
+        *,
+        normalise: bool = True,
     ) -> Tensor:
-        """Preference vectors at each position, (B, Q, K, d), not yet normalised: most positions are not asked for.
+        """Preference vectors at each position, (B, Q, K, d), of unit length.
 
         Args:
             items_BL: Histories, right-padded.
             catalogue: What `catalogue` returned.
             users_B: Whose they are; anything but the number of a user is a user without a text.
             at_B: The one position of each row that is asked for; None is all.
+            normalise: False leaves that to a caller who goes on with few of the positions.
         """
         weights_BKQM, values_BMd = self._attend(items_BL, catalogue, users_B, at_B)
-        return self._gather(weights_BKQM, self.dropout(values_BMd))
+        vectors_BQKd = self._gather(weights_BKQM, self.dropout(values_BMd))
+        return F.normalize(vectors_BQKd, dim=-1) if normalise else vectors_BQKd
 
     def explain(
         self, items_BL: Tensor, at_B: Tensor, candidates_BC: Tensor, catalogue: Catalogue, users_B: Tensor | None = None

@@ -264,13 +264,12 @@ class UR4Rec(nn.Module):
     ) -> Outputs:
         """What the modules that these scorers need say of each history: its state and its preference vectors."""
         last_B = self.last(items_BL)
-        encoded: Outputs = Outputs()
+        encoded = Outputs()
         if {"sasrec", "fused"} & {*scorers}:
             encoded = encoded._replace(hidden_Nd=self.sasrec(items_BL, last_B)[:, 0])
         if {"retriever", "fused"} & {*scorers}:
             assert catalogue is not None
-            vectors_BKd = self.retriever(items_BL, catalogue, users_B, last_B)[:, 0]
-            encoded = encoded._replace(preferences_NKd=F.normalize(vectors_BKd, dim=-1))
+            encoded = encoded._replace(preferences_NKd=self.retriever(items_BL, catalogue, users_B, last_B)[:, 0])
         return encoded
 
     def score_items(

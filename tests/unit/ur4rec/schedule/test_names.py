@@ -37,7 +37,10 @@ def test_schedules(text, rule):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("adaptiv", r"unknown schedule 'adaptiv'; expected one of \('auto', 'adaptive', 'parity', 'joint', 'A:B'"),
+        (
+            "adaptiv",
+            r"unknown schedule 'adaptiv'; expected one of \('auto', 'adaptive', 'parity', 'joint', 'sasrec', 'retriever', 'A",
+        ),
         ("parity,threshold=1", "schedule 'parity' has no settings"),
         ("0:1", "steps must be an integer of at least 1, got 0"),
         ("plateau,window=1", "window must be at least 3, got 1"),

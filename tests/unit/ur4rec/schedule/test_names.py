@@ -39,7 +39,7 @@ def test_schedules(text, rule):
     [
         (
             "adaptiv",
-            r"unknown schedule 'adaptiv'; expected one of \('auto', 'adaptive', 'parity', 'joint', 'sasrec', 'retriever', 'A",
+            r"unknown schedule 'adaptiv'; expected one of \('auto', 'adaptive', 'parity', 'joint', 'sasrec', 'retriev",
         ),
         ("parity,threshold=1", "schedule 'parity' has no settings"),
         ("0:1", "steps must be an integer of at least 1, got 0"),

@@ -36,6 +36,7 @@ from ur4rec.compare.processes import one_thread_processes
 from ur4rec.compare.report import compact_json
 from ur4rec.compare.runner import machine_facts, source_commit
 from ur4rec.compare.statistics import Resamples
+from ur4rec.config import NORMAL_INIT
 from ur4rec.data.splits import Split
 from ur4rec.errors import ConfigurationError
 from ur4rec.evaluation.metrics import ndcg
@@ -144,10 +145,12 @@ class Job:
 
         The texts decide where SASRec begins if its first item embeddings are made of them.
         """
-        stages = [stage for stage, count in self.config().epochs.items() if count]
+        config = self.config()
+        stages = [stage for stage, count in config.epochs.items() if count]
         if stages[:1] != ["pretrain_sasrec"] or len(stages) == 1:
             return None
-        later = _AFTER_SASREC if "sasrec_item_init" in self.arm else (*_AFTER_SASREC, "encoder")
+        has_texts = config.model.get("sasrec_item_init", NORMAL_INIT) != NORMAL_INIT
+        later = _AFTER_SASREC if has_texts else (*_AFTER_SASREC, "encoder")
         kept = [each for each in self.arm.split(",") if not each.startswith(later)]
         return replace(self, arm=",".join(kept) or BASE, refit=False)
 

@@ -13,7 +13,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from alternator import AlternatorError
@@ -130,12 +129,6 @@ STUDIES = {
         ("parity", "joint", *SOMETIMES[2:], NEVER, ENCODER_FIRST, "trial"), SEEDS[:3], updates=315
     ),
     "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER, "trial"), SEEDS[:3], backend="jax"),
-    "encoder-sports": replace(
-        _with_encoder(("parity", "joint", *SOMETIMES[2:], NEVER, ENCODER_FIRST, "trial"), SEEDS[:3], updates=3000),
-        dataset="./sports",
-        num_users=8000,
-        preset="amazon",
-    ),
     "jax": StudyConfig(
         arms=("parity", "joint", "2:1", "patience", "payoff"),
         seeds=SEEDS[:2],
@@ -145,8 +138,7 @@ STUDIES = {
     ),
 }
 """The committed studies. ``ml-100k-pretrained`` starts where five epochs of each pretraining stage end; the steps of
-``encoder-long`` cost what those of ``encoder`` do, whose ``costs.json`` it has. ``encoder-sports`` reads the RecBole
-files of Amazon Sports in the folder ``sports`` of the working directory."""
+``encoder-long`` cost what those of ``encoder`` do, whose ``costs.json`` it has."""
 
 
 def main() -> None:

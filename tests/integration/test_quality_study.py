@@ -152,6 +152,11 @@ def test_what_arms_share_has_all_that_sasrec_depends_on(quality, arm, first):
     assert found == (None if first is None else quality.Job(data="quick", arm=first, seed=0))
 
 
+def test_what_arms_share_has_the_texts_where_the_data_set_begins_with_them(quality):
+    found = quality.Job(data="sports", arm="encoder=x,joint_finetune=1", seed=0).first_stage()
+    assert found.arm == "encoder=x"
+
+
 def test_targets_are_compared_by_the_popularity_of_their_items(quality):
     about = {"deciles": [0, 3, 3, 10], "uses": [0, 2, 4, 90]}
     alone = {**run([50, 50, 1, 1], 0.2), **about}

@@ -66,6 +66,7 @@ PRESETS: dict[str, Preset] = {
                 "sasrec_num_blocks": 1,
                 "sasrec_num_heads": 1,
                 "sasrec_dropout": 0.4,
+                "sasrec_item_init": "whitened",
             },
             "trainer": {
                 "sasrec_lr": 3e-3,

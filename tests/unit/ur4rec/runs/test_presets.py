@@ -23,7 +23,7 @@ def test_the_presets_of_published_data_say_what_they_are_for():
     assert ml_1m.dataset == "ml-1m"
     assert ml_1m.model_config(num_items=2).max_seq_len == 200
     assert TrainerConfig(**amazon.trainer).catalogue_loss == "sampled"
-    assert amazon.model["sasrec_dropout"] == 0.4
+    assert (amazon.model["sasrec_dropout"], amazon.model["sasrec_item_init"]) == (0.4, "whitened")
     assert all(each.model["sasrec_embedding_scale"] for each in (amazon, ml_1m, large))
     assert TrainerConfig(**large.trainer).catalogue_loss == "sampled"
     assert TrainerConfig(**large.trainer).num_negatives > TrainerConfig().num_negatives

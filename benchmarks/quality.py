@@ -39,6 +39,7 @@ from ur4rec.compare.statistics import Resamples
 from ur4rec.config import NORMAL_INIT
 from ur4rec.data.splits import Split
 from ur4rec.errors import ConfigurationError
+from ur4rec.evaluation.intervals import percentile_interval
 from ur4rec.evaluation.metrics import ndcg
 from ur4rec.evaluation.popularity import COLD, popularity_deciles
 from ur4rec.evaluation.results import Result
@@ -297,6 +298,8 @@ def compare(
         return []
     num_seeds, num_targets = next(iter(ranks.values())).shape
     resamples = Resamples(num_seeds, num_targets)
+    values = {metric: {cell: measure(ranks[cell]) for cell in cells} for metric, measure in METRICS.items()}
+    means = {metric: {cell: resamples.means(values[metric][cell]) for cell in cells} for metric in METRICS}
     rows = []
     for (arm, scorer), found in cells.items():
         results = [each["results"][scorer] for each in found]
@@ -309,10 +312,14 @@ def compare(
             "seconds": float(np.mean([each["seconds"][scorer] for each in found])),
         }
         has_baseline = (arm, scorer) != baseline and baseline in ranks
-        for metric, measure in METRICS.items():
-            values_ST = measure(ranks[arm, scorer])
-            row[metric] = paired_figure(values_ST, measure(ranks[baseline]) if has_baseline else None, resamples)
-            row[metric]["interval"] = list(resamples.mean(values_ST)[1:])
+        for metric in METRICS:
+            own_R, values_ST = means[metric][arm, scorer], values[metric][arm, scorer]
+            row[metric] = paired_figure(values_ST, None, resamples)
+            row[metric]["interval"] = list(percentile_interval(float(values_ST.mean()), own_R)[1:])
+            if has_baseline:
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    estimate = float(values_ST.mean() / values[metric][baseline].mean() - 1)
+                    row[metric] |= percentile_interval(estimate, own_R / means[metric][baseline] - 1)._asdict()
         rows.append(row)
     return sorted(rows, key=lambda row: -row["validation"])
 

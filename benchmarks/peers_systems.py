@@ -79,6 +79,7 @@ def _preset(name: str, package: str) -> Recipe:
     """What a preset says of SASRec alone. `demo` trains it for a few epochs; on its own it gets a plan of forty."""
     config = preset(name)
     model = {field: value for field, value in config.model.items() if field.startswith("sasrec_")}
+    model.pop("sasrec_item_init", None)  # peers have no texts
     settings = {"package": package, "shifted": True, "batch_size": config.batch_size}
     settings |= {"model": model, "trainer": dict(config.trainer)}
     epochs = config.epochs["pretrain_sasrec"]

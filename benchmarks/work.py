@@ -12,7 +12,8 @@ Products, two operations per multiplication, forward:
   logits, 2·N·d·I;
 - the catalogue, computed where the retriever trains: three projections of texts, 2·(3·I + 2)·t·e, and what the queries
   find in them, 2·(I + 1)·e·K;
-- the retriever: what each query gathers, 2·A·K·e, its projection, 2·T·K·e², and the scores, 2·N·K·e·I.
+- the retriever: the projection of what is read, 2·T·e², what each query gathers of it, 2·A·K·e, and the scores,
+  2·N·K·e·I.
 
 Backward, each product costs two of its kind, one for either factor; the texts, which are given, need none. A frozen
 module is run forward only, and its catalogue is kept.
@@ -209,7 +210,7 @@ def _retriever(shape: Shape, *, trains: bool) -> Work:
     width, queries, items = shape.preference_width, shape.queries, shape.items
     projections = 2 * (3 * items + 2) * shape.text_width * width
     found = 2 * (items + 1) * width * queries
-    read = 2 * shape.pairs * queries * width + 2 * shape.positions * queries * width**2
+    read = 2 * shape.pairs * queries * width + 2 * shape.positions * width**2
     scores = 2 * shape.targets * queries * width * items
     products = 2 * projections + 3 * (found + read + scores) if trains else read + scores
     catalogue = items * (shape.text_width + 3 * width + queries)

@@ -185,11 +185,13 @@ class PreferenceRetriever(nnx.Module):
     def _gather(self, weights_BKQM: Array, values_BMd: Array) -> Array:
         """What each query gathers, projected, (B, Q, K, d).
 
-        Weights sum to 1, so texts are projected before they are gathered: once each, and not once for each query.
+        Weights sum to 1, so texts may be projected before they are gathered: once each, and not once for each query.
+        Where one position is asked for, what was gathered is less.
         """
-        projected_BMd = self.preference_projection(values_BMd)
-        gathered_BKQd: Array = weights_BKQM.astype(projected_BMd.dtype) @ projected_BMd[:, None]
-        return gathered_BKQd.swapaxes(1, 2)
+        is_one = weights_BKQM.shape[2] == 1
+        read_BMd = values_BMd if is_one else self.preference_projection(values_BMd)
+        gathered_BQKd: Array = (weights_BKQM.astype(read_BMd.dtype) @ read_BMd[:, None]).swapaxes(1, 2)
+        return self.preference_projection(gathered_BQKd) if is_one else gathered_BQKd
 
     def _candidates(self, texts_IT: Array) -> Array:
         """What items are as candidates, (I, d)."""

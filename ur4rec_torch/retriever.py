@@ -167,10 +167,13 @@ class PreferenceRetriever(nn.Module):
     def _gather(self, weights_BKQM: Tensor, values_BMd: Tensor) -> Tensor:
         """What each query gathers, projected, (B, Q, K, d).
 
-        Weights sum to 1, so texts are projected before they are gathered: once each, and not once for each query.
+        Weights sum to 1, so texts may be projected before they are gathered: once each, and not once for each query.
+        Where one position is asked for, what was gathered is less.
         """
-        gathered_BKQd: Tensor = weights_BKQM @ self.preference_projection(values_BMd).unsqueeze(1)
-        return gathered_BKQd.transpose(1, 2)
+        is_one = weights_BKQM.shape[2] == 1
+        read_BMd = values_BMd if is_one else self.preference_projection(values_BMd)
+        gathered_BQKd: Tensor = (weights_BKQM @ read_BMd.unsqueeze(1)).transpose(1, 2)
+        return self.preference_projection(gathered_BQKd) if is_one else gathered_BQKd
 
     def _look_up(self, users_B: Tensor, catalogue: Catalogue) -> UserMemory:
         """The memory of the user of each row."""

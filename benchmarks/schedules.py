@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from alternator import AlternatorError
@@ -59,7 +60,9 @@ ENCODER_FIRST = "sequence:(('all',25),('both',10000))"
 """Of a model whose text encoder can train: never, in every so many steps, and in the first third."""
 
 
-def _with_encoder(arms: Sequence[str], seeds: Sequence[int], backend: str = "torch", updates: int = 105) -> StudyConfig:
+def _with_encoder(
+    arms: Sequence[str], seeds: Sequence[int], backend: str = "torch", updates: int = 105, **model: str
+) -> StudyConfig:
     """A study of a transformer of two layers over titles and genres, from scratch.
 
     Its learning rate is the best of 1e-4, 1e-3 and 3e-3 for joint training, by validation, on another seed.
@@ -71,7 +74,7 @@ def _with_encoder(arms: Sequence[str], seeds: Sequence[int], backend: str = "tor
         eval_every=updates // 5,
         budgets=("cost",),
         backend=backend,
-        model={"text_encoder": "transformer", "text_embedding_dim": 64},
+        model={"text_encoder": "transformer", "text_embedding_dim": 64, **model},
         trainer={"text_encoder_lr": 1e-3},
     )
 
@@ -129,6 +132,17 @@ STUDIES = {
         ("parity", "joint", *SOMETIMES[2:], NEVER, ENCODER_FIRST, "trial"), SEEDS[:3], updates=315
     ),
     "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER, "trial"), SEEDS[:3], backend="jax"),
+    "encoder-sports": replace(
+        _with_encoder(
+            ("parity", "joint", *SOMETIMES[2:], NEVER, "sequence:(('all',250),('both',10000))", "trial"),
+            SEEDS[:3],
+            updates=3000,
+            sasrec_item_init="normal",
+        ),
+        dataset="./sports",
+        num_users=8000,
+        preset="amazon",
+    ),
     "jax": StudyConfig(
         arms=("parity", "joint", "2:1", "patience", "payoff"),
         seeds=SEEDS[:2],
@@ -138,7 +152,8 @@ STUDIES = {
     ),
 }
 """The committed studies. ``ml-100k-pretrained`` starts where five epochs of each pretraining stage end; the steps of
-``encoder-long`` cost what those of ``encoder`` do, whose ``costs.json`` it has."""
+``encoder-long`` cost what those of ``encoder`` do, whose ``costs.json`` it has. ``encoder-sports`` reads the RecBole
+files of Amazon Sports in the folder ``sports`` of the working directory."""
 
 
 def main() -> None:

@@ -159,9 +159,9 @@ def _is_id(name: str) -> bool:
 def _texts(
     items: Sequence[str], table: Table, title: str | None, others: Sequence[str]
 ) -> tuple[dict[str, str], list[str]]:
-    """The titles of the items that have one, and the text of each row: the title, or else the item, and the others."""
+    """The titles of the items that have one, and the text of each row: title and others, or the item if it has none."""
     title_strings = table.strings(title, join=True).tolist() if title else [""] * len(items)
-    named = [text or item for item, text in zip(items, title_strings, strict=True)]
-    rows = zip(named, *(table.strings(name, join=True) for name in others), strict=True)
+    rows = zip(title_strings, *(table.strings(name, join=True) for name in others), strict=True)
     titles = {item: text for item, text in zip(items, title_strings, strict=True) if text}
-    return titles, [". ".join(part for part in row if part) for row in rows]
+    texts = (". ".join(part for part in row if part) for row in rows)
+    return titles, [text or item for item, text in zip(items, texts, strict=True)]

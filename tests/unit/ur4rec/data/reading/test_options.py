@@ -240,7 +240,7 @@ def test_whole_floats_and_decimals_are_whole_numbers(tmp_path):
 def test_titles_are_found_and_counted(tmp_path, name, caplog):
     (tmp_path / "items.csv").write_text(f"item,{name},kind\na,Ant,x\nb,,y\nz,Zoo,z\n")
     data = read(tmp_path / "x.csv", HEAD + "u,a,1\nu,b,2\n", items=str(tmp_path / "items.csv"))
-    assert (data.titles, data.texts) == (["Ant", "b"], ["Ant. x", "b. y"])
+    assert (data.titles, data.texts) == (["Ant", "b"], ["Ant. x", "y"])
     assert data.notes[-1] == "1 of 2 items have a title"
     assert not caplog.records
 

@@ -134,9 +134,9 @@ STUDIES = {
     "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER, "trial"), SEEDS[:3], backend="jax"),
     "encoder-sports": replace(
         _with_encoder(
-            ("parity", "joint", *SOMETIMES[2:], NEVER, "sequence:(('all',250),('both',10000))", "trial"),
-            SEEDS[:3],
-            updates=3000,
+            ("parity", "joint", *SOMETIMES[2:], NEVER, "trial"),
+            SEEDS[:2],
+            updates=300,
             sasrec_item_init="normal",
         ),
         dataset="./sports",

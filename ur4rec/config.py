@@ -13,6 +13,7 @@ MAX_BLOCKS = 1000
 """The number of self-attention blocks at most: each is a dozen objects, however narrow."""
 FUSIONS = ("logit", "weighted", "rank", "cascade")
 JOINT_LOSSES = ("separate", "fused")
+TRAINING, HELD_OUT = FUSION_FITS = ("training", "held_out")
 AUTO = "auto"
 CATALOGUE_LOSSES = ("full", "sampled")
 LARGE_CATALOGUE = 30_000
@@ -231,6 +232,11 @@ class TrainerConfig:
     """Peak learning rate of a text encoder."""
     fusion_lr: float = 1e-2
     """Peak learning rate of the fusion weights."""
+    fusion_fit: str = TRAINING
+    """Where the weights of the fusion `logit` come from: `training`, where they learn with the modules, or `held_out`,
+    where `JointTrainer.fit_fusion` chooses the retriever's by the ranking of held-out targets, as a run does with
+    validation targets when a joint stage begins and whenever it is validated. Beside a SASRec that has learnt its
+    training data by heart the former says little."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW for both modules; the fusion weights have none."""
     clip_norm: float = 1.0
@@ -315,6 +321,7 @@ class TrainerConfig:
         _check_fields(self, {"warmup_steps": 0, "loss_delay": 0, "seed": 0, "num_in_batch": 0}, ranges)
         check_choice("sasrec_loss", self.sasrec_loss, SEQUENCE_LOSSES)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
+        check_choice("fusion_fit", self.fusion_fit, FUSION_FITS)
         check_choice("catalogue_loss", self.catalogue_loss, (AUTO, *CATALOGUE_LOSSES))
         check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
         if self.catalogue_loss == "sampled" and self.sasrec_loss != "ce":
@@ -373,6 +380,18 @@ def check_joint_loss(joint_loss: str, fusion: str) -> None:
         raise ConfigurationError(
             f"joint_loss='fused' needs a fusion that passes gradients, one of {FUSIONS_WITH_GRADIENTS}, "
             f"got {fusion!r}; take one of those or joint_loss='separate'"
+        )
+
+
+def check_fusion_fit(fusion_fit: str, fusion: str) -> None:
+    """Refuse `held_out` with a fusion that is no weighted sum of scores.
+
+    Raises:
+        ConfigurationError: The two do not go together.
+    """
+    if fusion_fit == HELD_OUT and fusion != "logit":
+        raise ConfigurationError(
+            f"fusion_fit={HELD_OUT!r} needs fusion='logit', got {fusion!r}; take that or fusion_fit={TRAINING!r}"
         )
 
 
@@ -455,6 +474,7 @@ class TrainerSettings(TypedDict, total=False):
     retriever_lr: float
     text_encoder_lr: float
     fusion_lr: float
+    fusion_fit: str
     weight_decay: float
     clip_norm: float
     warmup: float

@@ -25,6 +25,7 @@ _STEP_SETTINGS = (
     "num_negatives",
     "catalogue_loss",
     "label_smoothing",
+    "fusion_fit",
     "gbce_t",
     "sasrec_loss_weight",
     "retriever_loss_weight",

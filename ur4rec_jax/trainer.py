@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from adapters.jax import DeviceAlternator, HostAlternator
 from alternator import Alternator, Decision, Payoff, Rule, Trial
@@ -44,7 +44,7 @@ from ur4rec_jax.retriever import Catalogue
 from ur4rec_jax.slices import ModelScores
 from ur4rec_jax.snapshots import ModuleSnapshots
 from ur4rec_jax.state import TrainState
-from ur4rec_jax.step import PARTS, Entries
+from ur4rec_jax.step import FUSION, PARTS, Entries
 from ur4rec_jax.text_cache import MODULE, VECTORS, CacheState, TextCache, with_vectors
 from ur4rec_jax.text_groups import Groups
 from ur4rec_jax.ur4rec import UR4Rec
@@ -268,6 +268,16 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             *(self._functions, arrays, self._place, self._layout),
             padding=self._model_config.num_items,
             reads_users=self._reads_users,
+        )
+
+    def _set_fusion(self, weights_2: NDArray[np.float32]) -> None:
+        def with_weights(params: dict[str, Any]) -> dict[str, Any]:
+            return {**params, FUSION: self._place(jax.tree.map(lambda _: jnp.array(weights_2), params[FUSION]))}
+
+        averages = self._state.averages
+        self._state = self._state._replace(
+            params=with_weights(self._state.params),
+            averages=None if averages is None else with_weights(averages),
         )
 
     def _take_state(self) -> tuple[TrainState, CacheState | None]:

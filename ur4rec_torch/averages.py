@@ -69,6 +69,11 @@ class Averages:
             for average, weight in zip(averages, weights, strict=True):
                 average.copy_(torch.where(is_finite, torch.lerp(average, weight, share_on_device), average))
 
+    @torch.no_grad()
+    def restart(self, part: str) -> None:
+        """Average a part from its weights as they are now."""
+        torch._foreach_copy_(_local(self._averages[part]), _local(self._weights[part]))
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the averages for weights within it, and afterwards its own again, to the bit."""

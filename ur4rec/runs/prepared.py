@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 
 MAX_ROWS = 512
 """The rows of an evaluation batch at most; there are fewer where the catalogue is large or the targets are few."""
-PROBE_ROWS = 256
+PROBE_ROWS, FUSION_ROWS = 256, 8192
+"""The validation targets at most on which a schedule may measure, and by which fusion weights may be chosen."""
 DATA, ENCODER, TOKENIZER = "data", "encoder.safetensors", "tokenizer.json"
 """Where a run keeps its data, and in there what encodes the texts of items that come later, or gives their tokens."""
 
@@ -89,6 +90,10 @@ class PreparedData:
     def evaluation(self, targets: Targets) -> EvaluationBatches:
         """Batches of targets."""
         return evaluation_batches(targets, self.model, self.memory)
+
+    def fusion_batches(self) -> EvaluationBatches:
+        """Validation targets of `FUSION_ROWS` users, the same in every run, by which fusion weights may be chosen."""
+        return self.evaluation(self.split.validation.sample(FUSION_ROWS))
 
     def probe(self) -> EvaluationBatch:
         """Validation targets of `PROBE_ROWS` users, the same in every run, on which a schedule may measure."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from alternator import Trial
 from alternator.recordings.log import StepRecord, read_log, write_log
-from ur4rec.config import SCORERS, TrainerConfig
+from ur4rec.config import HELD_OUT, SCORERS, TrainerConfig
 from ur4rec.data.columns import take_strings
 from ur4rec.data.kept import hash_contents
 from ur4rec.data.splits import with_validation
@@ -420,6 +420,7 @@ class TrainingRun:
         joint = stage == DECIDING_STAGE and self._schedule.rule is None
         name, num_steps = "end_to_end" if joint else stage, self._length_of(stage)
         self.trainer.set_training_stage(name, num_steps=num_steps, position=self._position)
+        self._fit_fusion(stage)
         self._num_attempts = 0
 
     _position: Callable[[], float] | None = None
@@ -491,8 +492,14 @@ class TrainingRun:
             self._test_stage(stage, (epoch, stage, validation) if best is None or is_best else best)
         return validation, is_best
 
+    def _fit_fusion(self, stage: str) -> None:
+        """Choose the fusion weights of a joint stage on validation targets, unless they learn with the modules."""
+        if stage in JOINT_STAGES and self.trainer.config.fusion_fit == HELD_OUT:
+            self.trainer.fit_fusion(self.prepared.fusion_batches())
+
     def _validate(self, stage: str) -> dict[str, dict[str, float]]:
         """Validation metrics of the scorers that the stage can change."""
+        self._fit_fusion(stage)
         ranks = self._rank(self.validation, self.trainer, TABLE_ROWS[stage][1], "validation")
         return {scorer: summarise(ranks_T, K_LIST) for scorer, ranks_T in ranks.items()}
 

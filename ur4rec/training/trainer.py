@@ -12,24 +12,28 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, Unpack
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from alternator import Alternator, Decision, Rule
 from alternator.checks import check_integer
+from alternator.errors import quoted
 from alternator.recordings.log import StepRecord
 from ur4rec.config import (
     AUTO,
+    HELD_OUT,
     LARGE_CATALOGUE,
     ModelConfig,
     TrainerConfig,
     TrainerSettings,
     check_averages,
     check_catalogue_loss,
+    check_fusion_fit,
     check_joint_loss,
     resolve_catalogue_loss,
 )
 from ur4rec.data.batches import Batch, EvaluationBatch
-from ur4rec.errors import CheckpointError, refuse_malformed
+from ur4rec.errors import CheckpointError, ConfigurationError, refuse_malformed
 from ur4rec.files import hash_bytes
 from ur4rec.schedule.alternators import ModuleAlternator, build_alternator
 from ur4rec.schedule.probes import Probe, build_probe
@@ -48,6 +52,7 @@ from ur4rec.training.ahead import ahead
 from ur4rec.training.arrays import ArrayT, StepInputs, StepReport
 from ur4rec.training.backend import Adapter, Model, check_model
 from ur4rec.training.checkpoint import Arrays, Checkpoint, SharedTexts, load_checkpoint, save_checkpoint
+from ur4rec.training.fusion_fit import choose_weight
 from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
 from ur4rec.training.length_groups import LengthGroups, find_groups
 from ur4rec.training.memory import enough_for_model, enough_for_steps
@@ -145,6 +150,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._prepared: tuple[Batch | None, StepInputs[ArrayT] | None] = (None, None)
         self.config = _with_catalogue_loss(TrainerConfig(**settings), model.config, has_counts=item_counts is not None)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
+        check_fusion_fit(self.config.fusion_fit, model.config.fusion)
         check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
         check_averages(self.config.ema_decay, model.config.text_encoder)
         self._sampler: Sampler | None = None
@@ -268,6 +274,40 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             decision, report = self._update(batch, active, rates)
             self._count_step(active, decision, report, rates)
             return decision
+
+    def fit_fusion(self, loader: Iterable[EvaluationBatch]) -> float:
+        """Choose the retriever's fusion weight by the NDCG@10 of held-out targets, the modules being as they are.
+
+        SASRec's is 1. It needs ``fusion_fit="held_out"``; the weights stay until they are set again, and are both 1
+        before. All processes call it together.
+
+        Args:
+            loader: The targets; some thousand are enough.
+
+        Returns:
+            The weight, of `ur4rec.training.fusion_fit.WEIGHTS`; 0 leaves SASRec alone.
+
+        Raises:
+            ConfigurationError: The weights learn from the training data.
+            DataError: The loader is empty, or a batch cannot be fed.
+            NonFiniteError: A score is NaN or infinite.
+        """
+        self._check_held_out()
+        weight = choose_weight(self, loader)
+        self.set_fusion_weights((1, weight))
+        return weight
+
+    def set_fusion_weights(self, weights: ArrayLike) -> None:
+        """Set the weights of the fusion, of SASRec and of the retriever, as `fit_fusion` does.
+
+        Raises:
+            ConfigurationError: The weights learn from the training data, or these are not two finite numbers.
+        """
+        self._check_held_out()
+        given = np.asarray(weights, np.float32)
+        if given.shape != (len(MODULES),) or not np.isfinite(given).all():
+            raise ConfigurationError(f"fusion weights must be {len(MODULES)} finite numbers, got {quoted(weights)}")
+        self._set_fusion(given)
 
     @property
     def attempts(self) -> Sequence[Attempt]:
@@ -424,6 +464,10 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """What takes snapshots of the modules, and scores with them."""
 
     @abstractmethod
+    def _set_fusion(self, weights_2: NDArray[np.float32]) -> None:
+        """Set the weights of the fusion, and their average if there is one."""
+
+    @abstractmethod
     def _take_state(self) -> Any:
         """All that training changes, copied on the device: weights, moments, averages, what strategies keep."""
 
@@ -445,6 +489,14 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
     def _check_stage(self, alternator: Alternator, position: Callable[[], float] | None) -> None:
         """Refuse the schedule of a stage if the backend, as it is set up, cannot run it."""
+
+    def _check_held_out(self) -> None:
+        """Refuse to set fusion weights that learn with the modules."""
+        if self.config.fusion_fit != HELD_OUT:
+            raise ConfigurationError(
+                f"fusion weights can be set with fusion_fit={HELD_OUT!r} alone, got {self.config.fusion_fit!r}, with "
+                "which they learn from the training data; give the trainer that"
+            )
 
     def _check_agreement(self) -> None:
         """Refuse to go on where processes have decided differently, or hold different weights.

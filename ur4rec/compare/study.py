@@ -9,7 +9,7 @@ from alternator.checks import check_choice, check_integer, check_switch, set_fie
 from alternator.errors import quoted
 from ur4rec.compare.arms import PARITY, check_arms, schedule_string
 from ur4rec.compare.budget import BASES
-from ur4rec.config import JOINT_LOSSES
+from ur4rec.config import JOINT_LOSSES, TRAINING
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.presets import PRESETS, preset
@@ -98,6 +98,11 @@ class StudyConfig:
             check_integer("a seed", seed, 0)
         check_arms(self.arms)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
+        if self.trainer.get("fusion_fit", TRAINING) != TRAINING:
+            raise ConfigurationError(
+                f"fusion_fit must be {TRAINING!r} in a study, whose arms are charged for what they learn of held-out "
+                f"targets, got {self.trainer['fusion_fit']!r}; leave it out"
+            )
         for name, minimum in {"updates": 2, "eval_every": 1, "pretrain": 0}.items():
             set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         set_fields(self, user_seed=check_integer("user_seed", self.user_seed, 0))
@@ -154,8 +159,15 @@ class StudyConfig:
             device=self.device,
             memory=self.memory,
             model=dict(self.model),
-            trainer={**self.trainer, "joint_loss": self.joint_loss},
+            trainer={**self.trainer, **self._of_arms},
         )
+
+    @property
+    def _of_arms(self) -> dict[str, str]:
+        """Settings of the trainer that a study decides, whatever the preset has: its arms are charged for what they
+        learn of held-out targets, and fusion weights would not be."""
+        has_fit = "fusion_fit" in PRESETS[self.preset].settings.get("trainer", {})
+        return {"joint_loss": self.joint_loss, **({"fusion_fit": TRAINING} if has_fit else {})}
 
     def extended(self, *, arms: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> "StudyConfig":
         """The same study with further arms and seeds."""

@@ -54,7 +54,7 @@ PRESETS: dict[str, Preset] = {
     "amazon": Preset(
         purpose="sparse data of short histories, ten thousands of items and texts that tell them apart",
         settings={
-            "epochs": {"pretrain_sasrec": 40, "pretrain_retriever": 3, "joint_finetune": 8, "end_to_end": 0},
+            "epochs": {"pretrain_sasrec": 40, "pretrain_retriever": 0, "joint_finetune": 12, "end_to_end": 0},
             "schedule": "retriever",  # SASRec has learnt alone: its learning rate, begun anew, would undo some of it
             "batch_size": 128,
             "early_stopping": 10,
@@ -74,6 +74,8 @@ PRESETS: dict[str, Preset] = {
                 "catalogue_loss": "sampled",
                 "num_negatives": 256,
                 "num_in_batch": 0,
+                "joint_loss": "separate",  # as SASRec knows its training data by heart: docs/log.md, 2026-11-30
+                "fusion_fit": "held_out",
             },
         },
     ),

@@ -73,8 +73,8 @@ def _sasrec_of(name: str) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "eval_every": config.eval_every,
         "epochs": {**config.epochs, **ONLY_SASREC},
-        "model": {field: value for field, value in config.model.items() if not field.startswith("retriever_")},
-        "trainer": {field: value for field, value in config.trainer.items() if not field.startswith("retriever_")},
+        "model": {field: value for field, value in config.model.items() if not field.startswith(_AFTER_SASREC)},
+        "trainer": {field: value for field, value in config.trainer.items() if not field.startswith(_AFTER_SASREC)},
     }
 
 

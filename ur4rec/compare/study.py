@@ -164,8 +164,7 @@ class StudyConfig:
 
     @property
     def _of_arms(self) -> dict[str, str]:
-        """Settings of the trainer that a study decides, whatever the preset has: its arms are charged for what they
-        learn of held-out targets, and fusion weights would not be."""
+        """Settings of the trainer that a study decides, whatever the preset has; see ``__post_init__``."""
         has_fit = "fusion_fit" in PRESETS[self.preset].settings.get("trainer", {})
         return {"joint_loss": self.joint_loss, **({"fusion_fit": TRAINING} if has_fit else {})}
 

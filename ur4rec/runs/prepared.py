@@ -36,8 +36,11 @@ logger = logging.getLogger(__name__)
 
 MAX_ROWS = 512
 """The rows of an evaluation batch at most; there are fewer where the catalogue is large or the targets are few."""
-PROBE_ROWS, FUSION_ROWS = 256, 8192
-"""The validation targets at most on which a schedule may measure, and by which fusion weights may be chosen."""
+PROBE_ROWS = 256
+"""The validation targets at most on which a schedule may measure."""
+FUSION_ROWS, FUSION_SCORES = (1024, 8192), 2**31
+"""The validation targets by which a fusion weight is chosen: the most, but of a large catalogue as few as have this
+number of scores, and no less than the least."""
 DATA, ENCODER, TOKENIZER = "data", "encoder.safetensors", "tokenizer.json"
 """Where a run keeps its data, and in there what encodes the texts of items that come later, or gives their tokens."""
 
@@ -92,8 +95,10 @@ class PreparedData:
         return evaluation_batches(targets, self.model, self.memory)
 
     def fusion_batches(self) -> EvaluationBatches:
-        """Validation targets of `FUSION_ROWS` users, the same in every run, by which fusion weights may be chosen."""
-        return self.evaluation(self.split.validation.sample(FUSION_ROWS))
+        """Validation targets, the same in every run, by which fusion weights may be chosen: see `FUSION_ROWS`."""
+        least, most = FUSION_ROWS
+        count = min(max(FUSION_SCORES // self.split.num_items, least), most)
+        return self.evaluation(self.split.validation.sample(count))
 
     def probe(self) -> EvaluationBatch:
         """Validation targets of `PROBE_ROWS` users, the same in every run, on which a schedule may measure."""

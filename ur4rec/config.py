@@ -236,7 +236,7 @@ class TrainerConfig:
     """Where the weights of the fusion `logit` come from: `training`, where they learn with the modules, or `held_out`,
     where `JointTrainer.fit_fusion` chooses the retriever's by the ranking of held-out targets, as a run does with
     validation targets when a joint stage begins and whenever it is validated. Beside a SASRec that has learnt its
-    training data by heart the former says little."""
+    training data by heart the former says little. The latter needs ``joint_loss="separate"``."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW for both modules; the fusion weights have none."""
     clip_norm: float = 1.0
@@ -383,15 +383,16 @@ def check_joint_loss(joint_loss: str, fusion: str) -> None:
         )
 
 
-def check_fusion_fit(fusion_fit: str, fusion: str) -> None:
-    """Refuse `held_out` with a fusion that is no weighted sum of scores.
+def check_fusion_fit(fusion_fit: str, fusion: str, joint_loss: str) -> None:
+    """Refuse `held_out` with a fusion that is no weighted sum of scores, and with a loss that its weights decide.
 
     Raises:
-        ConfigurationError: The two do not go together.
+        ConfigurationError: They do not go together.
     """
-    if fusion_fit == HELD_OUT and fusion != "logit":
+    if fusion_fit == HELD_OUT and (fusion, joint_loss) != ("logit", "separate"):
         raise ConfigurationError(
-            f"fusion_fit={HELD_OUT!r} needs fusion='logit', got {fusion!r}; take that or fusion_fit={TRAINING!r}"
+            f"fusion_fit={HELD_OUT!r} needs fusion='logit' and joint_loss='separate', as it may give the retriever a "
+            f"weight of 0, got {fusion!r} and {joint_loss!r}; take those or fusion_fit={TRAINING!r}"
         )
 
 

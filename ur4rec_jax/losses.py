@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
+from ur4rec.config import FUSIONS_WITH_GRADIENTS, TRAINING, TrainerConfig
 from ur4rec.schedule.stages import TEXT_ENCODER, modules_of
 from ur4rec.training import arrays
 from ur4rec_jax.catalogue_loss import catalogue_cross_entropy, smoothed
@@ -163,8 +163,9 @@ def separate_loss(
 ) -> StepLosses:
     """The weighted sum of the losses of the modules that train; one that is frozen is not run.
 
-    The modules do not touch. Where both train, the fusion weights, if it has any, learn from their detached scores. The
-    loss of a text encoder is the retriever's, which is run, though frozen, where the encoder trains.
+    The modules do not touch. Where both train, the fusion weights, if it has any and they are not set from outside,
+    learn from their detached scores. The loss of a text encoder is the retriever's, which is run, though frozen, where
+    the encoder trains.
 
     Args:
         model: The model.
@@ -187,7 +188,8 @@ def separate_loss(
         loss, outputs = _retriever_loss(model, config, inputs, catalogue, outputs, dropout, keeps_scores=keeps_scores)
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
         primary |= {name: jax.lax.stop_gradient(loss) for name in modules if name != "sasrec"}
-    if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
+    learns = model.config.fusion in FUSIONS_WITH_GRADIENTS and config.fusion_fit == TRAINING
+    if len(losses) == 2 and learns:
         assert catalogue is not None
         losses["fused"] = Component(_fusion_loss(model, config, inputs, catalogue, outputs), 1.0)
     total = reduce(jnp.add, (weight * loss for loss, weight in losses.values()))

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from adapters.optax import active_value_and_grad, alternating, apply_updates
-from ur4rec.config import HELD_OUT, TrainerConfig
+from ur4rec.config import TrainerConfig
 from ur4rec.schedule.stages import (
     MODULES,
     TEXT_ENCODER,
@@ -197,8 +197,6 @@ class Step:
             inputs: StepInputs,
             key: Array,
         ) -> tuple[Array, tuple[StepLosses, Given]]:
-            if config.fusion_fit == HELD_OUT and FUSION in params:  # without a gradient AdamW leaves them to the bit
-                params = {**params, FUSION: jax.lax.stop_gradient(params[FUSION])}
             if config.bf16:
                 params, buffers, catalogue = _to_bf16((params, buffers, catalogue))
             layout = self.layout.of_rows if self.sampled else self.layout

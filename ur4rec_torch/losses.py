@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ur4rec.config import FUSIONS_WITH_GRADIENTS, TrainerConfig
+from ur4rec.config import FUSIONS_WITH_GRADIENTS, TRAINING, TrainerConfig
 from ur4rec.schedule.stages import TEXT_ENCODER, modules_of
 from ur4rec.training import arrays
 from ur4rec.training.parts import BatchPart
@@ -127,8 +127,9 @@ def separate_loss(
 ) -> StepLosses:
     """The weighted sum of the losses of the modules that train; one that is frozen is not run.
 
-    The modules do not touch. Where both train, the fusion weights, if it has any, learn from their detached scores. The
-    loss of a text encoder is the retriever's, which is run, though frozen, where the encoder trains.
+    The modules do not touch. Where both train, the fusion weights, if it has any and they are not set from outside,
+    learn from their detached scores. The loss of a text encoder is the retriever's, which is run, though frozen, where
+    the encoder trains.
 
     Args:
         model: The model.
@@ -149,7 +150,8 @@ def separate_loss(
         loss, outputs = _retriever_loss(model, config, inputs, catalogue, outputs, keeps_scores=keeps_scores)
         losses["retriever"] = Component(loss, config.retriever_loss_weight)
         primary |= {name: loss.detach() for name in modules if name != "sasrec"}
-    if len(losses) == 2 and model.config.fusion in FUSIONS_WITH_GRADIENTS:
+    learns = model.config.fusion in FUSIONS_WITH_GRADIENTS and config.fusion_fit == TRAINING
+    if len(losses) == 2 and learns:
         assert catalogue is not None
         losses["fused"] = Component(_fusion_loss(model, config, inputs, catalogue, outputs), 1.0)
     total = reduce(torch.add, (weight * loss for loss, weight in losses.values()))

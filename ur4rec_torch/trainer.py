@@ -19,7 +19,6 @@ from torch import Tensor
 from adapters.torch import AlternatingOptimizer, LateScalar
 from adapters.torch.snapshots import Snapshot
 from alternator import Alternator, Decision
-from ur4rec.config import TRAINING
 from ur4rec.data.batches import Batch
 from ur4rec.schedule.stages import TEXT_ENCODER, TURNS, WITHOUT_CURRICULUM
 from ur4rec.training.arrays import Sample, StepReport
@@ -130,8 +129,6 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         }
         if any(True for _ in model.fusion.parameters()):
             self._optimizers[FUSION] = torch.optim.AdamW(model.fusion.parameters(), weight_decay=0.0, fused=True)
-        self._trains_fusion = FUSION in self._optimizers and self.config.fusion_fit == TRAINING
-        model.fusion.requires_grad_(self._trains_fusion)
         gather = None if self._group is None else partial(gather_rows, group=self._group)
         self._strategies = Strategies(self.config, model.config, self.device, gather)
         self._averages: Averages | None = None
@@ -152,7 +149,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
             {name: getattr(self.model, name) for name in self.modules},
             {name: self._optimizers[name] for name in self.modules},
             turns={name: TURNS[name] for name in alternator.modules},
-            always=(self.model.fusion, self._optimizers[FUSION]) if self._trains_fusion else None,
+            always=(self.model.fusion, self._optimizers[FUSION]) if FUSION in self._optimizers else None,
             clip_norm=None if self._is_divided else self.config.clip_norm,
             delay=self.config.loss_delay,
             process_group=self._group,
@@ -205,7 +202,7 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
         """Let the averages follow what a step has updated: nothing, if its loss is not finite."""
         if self._averages is None or (self._loss_at_hand and not math.isfinite(loss.item())):
             return
-        trains_fusion = self._trains_fusion and (self._is_fused or len(modules) > 1)
+        trains_fusion = FUSION in self._optimizers and (self._is_fused or len(modules) > 1)
         self._averages.follow(
             (*modules, FUSION) if trains_fusion else modules, None if self._loss_at_hand else torch.isfinite(loss)
         )

@@ -150,7 +150,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._prepared: tuple[Batch | None, StepInputs[ArrayT] | None] = (None, None)
         self.config = _with_catalogue_loss(TrainerConfig(**settings), model.config, has_counts=item_counts is not None)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
-        check_fusion_fit(self.config.fusion_fit, model.config.fusion)
+        check_fusion_fit(self.config.fusion_fit, model.config.fusion, self.config.joint_loss)
         check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
         check_averages(self.config.ema_decay, model.config.text_encoder)
         self._sampler: Sampler | None = None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.directory import RunDirectory
@@ -125,7 +126,10 @@ def test_arms_share_what_sasrec_learns_alone_and_end_as_if_they_had_not(quality,
     shared = quality.read_result(job, tmp_path / "work")
     directory = RunDirectory.create(tmp_path / "alone")
     alone = TrainingRun(job.config(), prepare(job.config()), directory, progress=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a job has
     alone.train()
+    torch.set_num_threads(before)
     assert shared["ranks"] == {name: result.test_ranks.tolist() for name, result in alone.results.items()}
     kept = job.folder(tmp_path / "work")
     assert (kept / "decisions.csv").read_bytes() == (tmp_path / "alone" / "decisions.csv").read_bytes()

@@ -202,6 +202,13 @@ def make_run(backend):
 
 
 @pytest.fixture
+def no_picture(monkeypatch):
+    """Drawing takes longer than these runs."""
+    for name in ("plot_schedule", "write_popularity"):
+        monkeypatch.setattr(f"ur4rec.runs.run.{name}", lambda *given: None)
+
+
+@pytest.fixture
 def cheap_groups(monkeypatch):
     """Groups pay in batches as small as those of a test."""
     monkeypatch.setattr(length_groups, "CPU_COST", 16)

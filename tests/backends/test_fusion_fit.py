@@ -15,12 +15,6 @@ NAME = "fusion.weights"
 
 
 @pytest.fixture
-def no_picture(monkeypatch):
-    """Drawing takes longer than these runs."""
-    monkeypatch.setattr("ur4rec.runs.run.plot_schedule", lambda *given: None)
-
-
-@pytest.fixture
 def trained(make_trainer, batch_stream):
     """A trainer with modules that have learnt something."""
     trainer = make_trainer(**HELD_OUT)

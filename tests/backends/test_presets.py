@@ -19,11 +19,7 @@ SMALL = {
 GIVEN = {"sasrec_hidden_dim", "pretrain_sasrec", "pretrain_retriever", "joint_finetune"}
 
 
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than these runs."""
-    for name in ("plot_schedule", "write_popularity"):
-        monkeypatch.setattr(f"ur4rec.runs.run.{name}", lambda *given: None)
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 @pytest.fixture(scope="module")

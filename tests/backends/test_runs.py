@@ -15,12 +15,7 @@ from ur4rec.runs.ranking import Ranking
 from ur4rec.runs.run import Stopped, read_resumable
 from ur4rec.training.checkpoint import check_settings, load_checkpoint, save_checkpoint
 
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than these runs."""
-    for name in ("plot_schedule", "write_popularity"):
-        monkeypatch.setattr(f"ur4rec.runs.run.{name}", lambda *given: None)
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 def test_only_what_a_stage_can_change_is_ranked_where_it_is_due(make_run, tmp_path):

@@ -159,14 +159,8 @@ class StudyConfig:
             device=self.device,
             memory=self.memory,
             model=dict(self.model),
-            trainer={**self.trainer, **self._of_arms},
+            trainer={**self.trainer, "joint_loss": self.joint_loss, "fusion_fit": TRAINING},
         )
-
-    @property
-    def _of_arms(self) -> dict[str, str]:
-        """Settings of the trainer that a study decides, whatever the preset has; see ``__post_init__``."""
-        has_fit = "fusion_fit" in PRESETS[self.preset].settings.get("trainer", {})
-        return {"joint_loss": self.joint_loss, **({"fusion_fit": TRAINING} if has_fit else {})}
 
     def extended(self, *, arms: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> "StudyConfig":
         """The same study with further arms and seeds."""

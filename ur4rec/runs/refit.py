@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alternator.recordings.log import StepRecord
-from ur4rec.config import HELD_OUT
 from ur4rec.data.batches import SteppedBatches
 from ur4rec.data.splits import with_validation
 from ur4rec.errors import ConfigurationError
@@ -35,7 +34,7 @@ from ur4rec.runs.attempts import kept_steps
 from ur4rec.runs.plan import TABLE_ROWS, Plan, next_stage_begins_with
 from ur4rec.runs.run import RESULT, SAVED, TrainingRun
 from ur4rec.schedule.alternators import SEQUENCE, parse_schedule
-from ur4rec.schedule.stages import DECIDING_STAGE, JOINT_STAGES
+from ur4rec.schedule.stages import DECIDING_STAGE
 from ur4rec.training.checkpoint import load_checkpoint
 
 
@@ -143,11 +142,10 @@ class Refit(TrainingRun):
         positions_S = self._stages[self.plan.stage].positions_S
         return float(positions_S[min(self.trainer.stage_step, len(positions_S) - 1)])
 
-    def _fit_fusion(self, stage: str) -> None:
-        """The fusion weights of the chosen model, which were chosen on what is trained on now."""
-        if stage in JOINT_STAGES and self.trainer.config.fusion_fit == HELD_OUT:
-            chosen = load_checkpoint(self._run_directory.require_checkpoint("best")).averaged()
-            self.trainer.set_fusion_weights(chosen.weights["fusion.weights"])
+    def _set_fusion(self) -> None:
+        """Take those of the chosen model, which were chosen on what is trained on now."""
+        chosen = load_checkpoint(self._run_directory.require_checkpoint("best")).averaged()
+        self.trainer.set_fusion_weights(chosen.weights["fusion.weights"])
 
     def _evaluate(self, epoch: int, stage: str) -> tuple[dict[str, dict[str, float]], bool]:
         """Test where a model of the run was chosen; the end of the last stage is what the refit is for."""

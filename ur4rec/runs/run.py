@@ -495,7 +495,11 @@ class TrainingRun:
     def _fit_fusion(self, stage: str) -> None:
         """Choose the fusion weights of a joint stage on validation targets, unless they learn with the modules."""
         if stage in JOINT_STAGES and self.trainer.config.fusion_fit == HELD_OUT:
-            self.trainer.fit_fusion(self.prepared.fusion_batches())
+            self._set_fusion()
+
+    def _set_fusion(self) -> None:
+        """Choose them for the modules as they are."""
+        self.trainer.fit_fusion(self.prepared.fusion_batches())
 
     def _validate(self, stage: str) -> dict[str, dict[str, float]]:
         """Validation metrics of the scorers that the stage can change."""

@@ -5,19 +5,18 @@ other one adds to it there is what it gets wrong by chance. So a weight learnt f
 others. To choose one number on held-out targets risks hardly anything. Likelihood would choose another one than a
 ranking wants: it asks how sure of itself a model may be, and a ranking only who comes first.
 
-Shapes: B targets, I items, M seen items, W weights.
+Shapes: B targets, I items, W weights.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import DataError
-from ur4rec.evaluation.metrics import ndcg
+from ur4rec.evaluation.metrics import ndcg, target_ranks
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.scorer import AnyScorer
 
@@ -27,19 +26,6 @@ WEIGHTS = (0.0, *(2 ** (step / 2) for step in range(-10, 5)))
 """The weights of the retriever that are tried, where SASRec has 1: none, and from 1/32 to 4 in steps of √2."""
 PLACES = 10
 """The places of a ranking that count."""
-
-
-class ScoredTargets(NamedTuple):
-    """Some targets with what each module says of all items."""
-
-    sasrec_BI: NDArray[np.float32]
-    """SASRec's scores."""
-    retriever_BI: NDArray[np.float32]
-    """The retriever's scores."""
-    targets_B: NDArray[np.int32]
-    """The targets."""
-    seen_M: tuple[NDArray[np.int32], NDArray[np.int32]]
-    """Rows and items that are not ranked."""
 
 
 def choose_weight(scorer: AnyScorer, batches: Iterable[EvaluationBatch]) -> float:
@@ -52,7 +38,7 @@ def choose_weight(scorer: AnyScorer, batches: Iterable[EvaluationBatch]) -> floa
         DataError: There is no target, or a batch cannot be fed.
         NonFiniteError: A score is NaN or infinite.
     """
-    parts = [ranks_by_weight(each, WEIGHTS) for each in _score(scorer, batches)]
+    parts = [_ranks_by_weight(scorer, batch) for batch in batches if batch.num_valid]
     if not parts:
         raise DataError("a fusion weight needs at least one held-out target, got none")
     values_W = ndcg(np.concatenate(parts, axis=1), PLACES).mean(axis=1)
@@ -62,26 +48,6 @@ def choose_weight(scorer: AnyScorer, batches: Iterable[EvaluationBatch]) -> floa
         *(WEIGHTS[best], PLACES, values_W[best], values_W[0]),
     )
     return WEIGHTS[best]
-
-
-def ranks_by_weight(block: ScoredTargets, weights: Sequence[float]) -> NDArray[np.int64]:
-    """The rank of each target for each weight of the retriever, (W, B): ties count against it.
-
-    Example:
-        >>> scores = np.array([[[3, 2, 1]], [[0, 0, 3]]], np.float32)
-        >>> nothing = np.zeros(0, np.int32)
-        >>> block = ScoredTargets(*scores, np.array([2]), (nothing, nothing))
-        >>> ranks_by_weight(block, (0, 0.5, 1)).tolist()
-        [[3], [2], [1]]
-    """
-    rows_B, ranks = np.arange(len(block.targets_B)), []
-    for weight in weights:
-        fused_BI = block.sasrec_BI + np.float32(weight) * block.retriever_BI
-        own_B1 = fused_BI[rows_B, block.targets_B, None]
-        fused_BI[block.seen_M] = -np.inf
-        fused_BI[rows_B, block.targets_B] = -np.inf
-        ranks.append(1 + np.count_nonzero(fused_BI >= own_B1, axis=1))
-    return np.array(ranks)
 
 
 def smoothed(values_W: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -94,15 +60,10 @@ def smoothed(values_W: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([values_W[max(place - 1, 0) : place + 2].mean() for place in range(len(values_W))])
 
 
-def _score(scorer: AnyScorer, batches: Iterable[EvaluationBatch]) -> Iterator[ScoredTargets]:
-    """The rows of batches that count, scored by both modules."""
-    for batch in batches:
-        count, seen = batch.num_valid, slice(batch.num_seen)
-        if not count:
-            continue
-        found = scorer.scores(batch.items_BL, batch.users_B, MODULES)
-        sasrec_BI, retriever_BI = (found[name][:count] for name in MODULES)
-        yield ScoredTargets(
-            *(sasrec_BI, retriever_BI, batch.targets_B[:count]),
-            (batch.seen_rows_M[seen], batch.seen_items_M[seen]),
-        )
+def _ranks_by_weight(scorer: AnyScorer, batch: EvaluationBatch) -> NDArray[np.int64]:
+    """The rank of each target of a batch for each weight, (W, B); each module is run once."""
+    count, seen = batch.num_valid, slice(batch.num_seen)
+    found = scorer.scores(batch.items_BL, batch.users_B, MODULES)
+    sasrec_BI, retriever_BI = (found[name][:count] for name in MODULES)
+    given = batch.targets_B[:count], batch.seen_rows_M[seen], batch.seen_items_M[seen]
+    return np.array([target_ranks(sasrec_BI + np.float32(weight) * retriever_BI, *given) for weight in WEIGHTS])

@@ -131,7 +131,7 @@ STUDIES = {
     "encoder-long": _with_encoder(
         ("parity", "joint", *SOMETIMES[2:], NEVER, ENCODER_FIRST, "trial"), SEEDS[:3], updates=315
     ),
-    "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER, "trial"), SEEDS[:3], backend="jax"),
+    "encoder-jax": _with_encoder(("parity", "joint", SOMETIMES[2], NEVER, "trial"), SEEDS, backend="jax"),
     "encoder-sports": replace(
         _with_encoder(
             ("parity", "joint", *SOMETIMES[2:], NEVER, "trial"),

@@ -25,6 +25,11 @@ def quality():
         yield import_module("quality")
 
 
+@pytest.fixture(scope="module")
+def report(quality):
+    return import_module("quality_report")
+
+
 def run(rank, validation, seed=0):
     result = {"validation": {"ndcg@10": validation}, "epoch": 3}
     return {"seed": seed, "ranks": {"sasrec": rank}, "results": {"sasrec": result}, "seconds": {"sasrec": 5.0}}
@@ -56,30 +61,30 @@ def test_on_published_data_sasrec_is_as_the_preset_has_it_and_nothing_follows(qu
     assert {stage for stage, count in base.epochs.items() if count} == {"pretrain_sasrec"}
 
 
-def test_arms_are_compared_in_pairs_and_ordered_by_validation(quality):
+def test_arms_are_compared_in_pairs_and_ordered_by_validation(report):
     runs = {
         "base": [run([1, 100], 0.2), run([1, 100], 0.4, 1)],
         "worse in the test": [run([100, 100], 0.5), run([1, 100], 0.5, 1)],
         "without it": [{**run([1, 1], 0.9), "ranks": {}}] * 2,
     }
-    first, second = quality.compare(runs, ["sasrec", "fused"], ("base", "sasrec"))
+    first, second = report.compare(runs, ["sasrec", "fused"], ("base", "sasrec"))
     assert (first["arm"], second["arm"]) == ("worse in the test", "base")
     assert second["validation"] == pytest.approx(0.3)
     assert (second["hit@10"]["mean"], second["seconds"], second["epochs"]) == (0.5, 5, [4, 4])
     assert first["hit@10"]["estimate"] == pytest.approx(-0.5)
     assert "estimate" not in second["hit@10"]
     assert second["hit@10"]["interval"] == [0, 1]  # of two users that are drawn, none or both may be the hit
-    assert quality.compare(runs, ["fused"], ("base", "fused")) == []
+    assert report.compare(runs, ["fused"], ("base", "fused")) == []
 
 
-def test_another_scorer_is_compared_with_the_one_of_the_baseline(quality):
+def test_another_scorer_is_compared_with_the_one_of_the_baseline(report):
     both = {"sasrec": [1, 100] * 50, "fused": [1, 1] * 50}
     result = {"validation": {"ndcg@10": 0.1}, "epoch": 0}
     found = {"seed": 0, "ranks": both, "results": dict.fromkeys(both, result), "seconds": dict.fromkeys(both, 1.0)}
-    rows = {row["scorer"]: row for row in quality.compare({"base": [found]}, [*both], ("base", "sasrec"))}
+    rows = {row["scorer"]: row for row in report.compare({"base": [found]}, [*both], ("base", "sasrec"))}
     assert rows["fused"]["hit@10"]["estimate"] == pytest.approx(1.0)
     assert "estimate" not in rows["sasrec"]["hit@10"]
-    assert quality.table(rows.values())[3].startswith("| `base` | fused | 0.1000 | 1.0000 ± 0.0000 [1.0000, 1.0000]; +")
+    assert report.table(rows.values())[3].startswith("| `base` | fused | 0.1000 | 1.0000 ± 0.0000 [1.0000, 1.0000]; +")
 
 
 def test_runs_are_kept_and_reported(quality, tmp_path, capsys):
@@ -162,13 +167,13 @@ def test_what_arms_share_has_the_texts_where_the_data_set_begins_with_them(quali
     assert found.arm == "encoder=x"
 
 
-def test_targets_are_compared_by_the_popularity_of_their_items(quality):
+def test_targets_are_compared_by_the_popularity_of_their_items(report):
     about = {"deciles": [0, 3, 3, 10], "uses": [0, 2, 4, 90]}
     alone = {**run([50, 50, 1, 1], 0.2), **about}
     both = {**run([1, 1, 50, 1], 0.3), **about}
     both["ranks"] = {"sasrec": alone["ranks"]["sasrec"], "fused": both["ranks"]["sasrec"]}
     runs = {"base": [alone] * 2, "both": [both] * 2}
-    base, fused = quality.compare_by_popularity(runs, ["sasrec", "fused"], ("base", "sasrec"))
+    base, fused = report.compare_by_popularity(runs, ["sasrec", "fused"], ("base", "sasrec"))
     assert (base["arm"], fused["arm"], fused["scorer"]) == ("base", "both", "fused")  # SASRec in both is the same
     cold, third, tenth = fused["groups"]
     assert [group["name"] for group in fused["groups"]] == ["cold", "3", "10"]
@@ -176,10 +181,10 @@ def test_targets_are_compared_by_the_popularity_of_their_items(quality):
     assert (third["uses"], third["num_targets"], third["mean"], third["estimate"]) == ([2, 4], 2, 0.5, 0)
     assert (third["low"], third["high"]) == (-1, 1)
     assert (tenth["mean"], tenth["estimate"]) == (1, 0)
-    _, _, *lines = quality.popularity_table([base, fused])
+    _, _, *lines = report.popularity_table([base, fused])
     assert lines[0] == "| cold | 0 | 1 | 0.0000 | 1.0000; +1.0000 [+1.0000, +1.0000] |"
     assert lines[1].startswith("| 3 | 2–4 | 2 | 0.5000 | 0.5000; +0.0000 [")
-    assert quality.compare_by_popularity(runs, ["sasrec"], ("another", "sasrec")) == []
+    assert report.compare_by_popularity(runs, ["sasrec"], ("another", "sasrec")) == []
 
 
 def test_a_run_from_before_popularity_was_kept_is_collected_again(quality, tmp_path):

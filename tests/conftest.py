@@ -5,9 +5,13 @@ only for releases that know them. Tests that need the optimising compiler start 
 machine code per program: small programs are compiled faster whole than in up to 32 pieces.
 
 No test may depend on how busy the machine is: examples of hypothesis have no deadline, nor has drawing them.
+
+Runs write many small files, and wait until each is on the disk. In memory that takes no time, so tests have their folders
+there, if there is room; ``PYTEST_DEBUG_TEMPROOT`` names another place.
 """
 
 import os
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 
 from hypothesis import HealthCheck, settings
@@ -31,6 +35,18 @@ def jaxlib_version() -> str:
         return ""
 
 
+IN_MEMORY, ROOM = "/dev/shm", 2**32
+
+
+def has_room(folder: str) -> bool:
+    try:
+        return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= ROOM
+    except OSError:
+        return False
+
+
+if has_room(IN_MEMORY):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", IN_MEMORY)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if jaxlib_version().startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_TO_COMPILE))

@@ -6,8 +6,8 @@ machine code per program: small programs are compiled faster whole than in up to
 
 No test may depend on how busy the machine is: examples of hypothesis have no deadline, nor has drawing them.
 
-Runs write many small files, and wait until each is on the disk. In memory that takes no time, so tests have their folders
-there, if there is room; ``PYTEST_DEBUG_TEMPROOT`` names another place.
+Runs write many small files, and wait until each is on the disk. In memory that takes no time, so tests have their
+folders there, if there is room; ``PYTEST_DEBUG_TEMPROOT`` names another place.
 """
 
 import os

@@ -106,8 +106,7 @@ class PreparedData:
         (batch,) = EvaluationBatches(
             targets, self.split.num_items, max_seq_len=self.model.max_seq_len, batch_size=len(targets)
         )
-        none_seen_M = np.zeros(0, np.int32)
-        return batch._replace(seen_rows_M=none_seen_M, seen_items_M=none_seen_M, num_seen=0)
+        return batch
 
 
 def prepare(config: RunConfig, *, directory: Path | None = None, cache_dir: Path | None = None) -> PreparedData:

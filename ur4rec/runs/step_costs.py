@@ -8,7 +8,7 @@ from typing import Any
 
 from alternator import Trial
 from ur4rec.data.batches import Batch, TrainBatches
-from ur4rec.evaluation.metrics import negative_log_likelihood
+from ur4rec.evaluation.metrics import target_ranks
 from ur4rec.runs.prepared import PreparedData
 from ur4rec.schedule.alternators import SEQUENCE, parse_schedule, trial_costs, trial_turns
 from ur4rec.schedule.stages import ALL, BOTH, MODULES, TEXT_ENCODER, TURNS, turns_of
@@ -21,7 +21,7 @@ STALE = f"{BOTH} after {ALL}"
 """The first step of both modules after one of all: all texts are encoded in it."""
 WARM_UP = 3
 _MIXTURES = 2
-"""Likelihoods of mixed snapshots for each of a module's forward passes: four for both modules'."""
+"""Rankings by mixed snapshots for each of a module's forward passes: four for both modules'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def kinds_of(turns: Sequence[str]) -> tuple[str, ...]:
 
     The first step of a tenure and the others; a step of all modules is always the same. With a text encoder, what
     follows its training. Last, what a schedule that measures pays for one module's scores of the held-out targets and
-    their likelihoods: half of both modules' together.
+    their ranks: half of both modules' together.
 
     Example:
         >>> kinds_of(turns_of(MODULES))
@@ -184,6 +184,7 @@ def _timed(
         joint = build("joint")
         joint.set_training_stage("end_to_end")
     batches, probe = prepared.train, prepared.probe()
+    ranked = probe.targets_B, probe.seen_rows_M[: probe.num_seen], probe.seen_items_M[: probe.num_seen]
     for number in range(rounds):
         with enough_for_steps(prepared.model, batches.batch_size):
             batch = batches.batch(*divmod(number, len(batches)))
@@ -196,7 +197,7 @@ def _timed(
         for module in MODULES:
             scores_BI = joint.score(probe.items_BL, module)
             for _ in range(_MIXTURES):
-                negative_log_likelihood(scores_BI, probe.targets_B)
+                target_ranks(scores_BI, *ranked)
         yield PROBE, (clock() - started) / len(MODULES)
 
 

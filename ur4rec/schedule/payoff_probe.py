@@ -31,7 +31,7 @@ class HeldOut(Protocol[SnapshotT]):
         """The weights of a snapshot by name, without what never changes."""
 
     def losses(self, snapshots: Mapping[str, SnapshotT]) -> NDArray[np.float64]:
-        """The negative log-likelihood of each target, (B,), with a snapshot of each module."""
+        """The logarithm to base 2 of each target's rank, (B,), with a snapshot of each module."""
 
 
 class PayoffProbe(Generic[SnapshotT]):
@@ -41,8 +41,8 @@ class PayoffProbe(Generic[SnapshotT]):
     is more: what has paid for long is measured less often, so that the cost of measuring fades.
 
     A module's snapshot is what it says of the held-out histories, so a measurement costs one forward pass of what has
-    trained; mixed snapshots are fused, slice by slice of the catalogue, and the loss is the targets' negative
-    log-likelihood, the mean of each group of targets. A checkpoint keeps the weights that a snapshot came from.
+    trained; mixed snapshots are fused, slice by slice of the catalogue, and the loss is the logarithm of a
+    target's rank, the mean of each group of targets. A checkpoint keeps the weights that a snapshot came from.
 
     Args:
         alternator: With a `Payoff` rule, over the turns of `MODULES`.
@@ -110,5 +110,5 @@ class PayoffProbe(Generic[SnapshotT]):
         return self._held_out.take(name)
 
     def _losses(self, snapshots: Mapping[str, SnapshotT]) -> list[float]:
-        nll_B = self._held_out.losses(snapshots)
-        return [float(group.mean()) for group in np.array_split(nll_B, self._rule.groups)]
+        losses_B = self._held_out.losses(snapshots)
+        return [float(group.mean()) for group in np.array_split(losses_B, self._rule.groups)]

@@ -1,10 +1,15 @@
-"""What a `Payoff` schedule measures by: the loss on held-out targets of modules as they are and as they were.
+"""What a `Payoff` or `Trial` schedule measures by: how modules as they are or were rank held-out targets.
 
-Shapes: B held-out targets, L positions, I items, s items of a slice, d width.
+The logarithm of a target's rank says how many halvings it is away from the first place. The likelihood, which also asks
+how sure a model is of itself, gets worse while the ranking still gets better, once modules know their training data by
+heart; and the mean of a metric such as NDCG@10 hangs on the few targets that are near the first places already.
+
+Shapes: B held-out targets, L positions, I items, s items of a slice, d width, M seen items.
 """
 
 from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +21,8 @@ from ur4rec.training.arrays import ArrayT
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.processes import ONE_PROCESS, Processes
 from ur4rec.training.slices import Slice, slices_of
+
+Indices: TypeAlias = NDArray[np.integer[Any]]
 
 
 class Snapshot(NamedTuple, Generic[ArrayT]):
@@ -48,10 +55,10 @@ class SnapshotScores(Protocol[ArrayT]):
 
 
 class HeldOutTargets(Generic[ArrayT]):
-    """See `ur4rec.schedule.payoff_probe.HeldOut`.
+    """See `ur4rec.schedule.payoff_probe.HeldOut`. A rank is 1 + the number of other unseen items of no lower score.
 
     Args:
-        batch: The targets.
+        batch: The targets, and what their users have seen, which is not ranked.
         items: The items that the backend scores: all, or where they are in parts, those of this process.
         width: The items of a slice.
         scores: The backend's.
@@ -71,12 +78,17 @@ class HeldOutTargets(Generic[ArrayT]):
         processes: Processes,
         num_parts: int,
     ) -> None:
-        num_items = items.stop - items.start
+        num_items, num_seen = items.stop - items.start, batch.num_seen
         self._processes, self._num_parts, self._first = processes, num_parts, items.start
         self._width = min(width, num_items)
         self._batch, self._scores = batch, scores
         self._normalised = normalised and (self._width < num_items or num_parts > 1)
         self._slices = list(slices_of(num_items, self._width))
+        self._targets_B = np.asarray(batch.targets_B)
+        self._rows_B = np.arange(len(self._targets_B))
+        rows_M, items_M = np.asarray(batch.seen_rows_M[:num_seen]), np.asarray(batch.seen_items_M[:num_seen])
+        is_other_M = items_M != self._targets_B[rows_M]
+        self._seen_rows_M, self._seen_items_M = rows_M[is_other_M], items_M[is_other_M]
 
     def take(self, module: str, weights: Mapping[str, NDArray[Any]] | None = None) -> Snapshot[ArrayT]:
         """The snapshot of a module as it is now, or with these weights."""
@@ -87,21 +99,41 @@ class HeldOutTargets(Generic[ArrayT]):
         return self._scores.weights(snapshot)
 
     def losses(self, snapshots: Mapping[str, Snapshot[ArrayT]]) -> NDArray[np.float64]:
-        """The negative log-likelihood of each target, (B,)."""
-        targets_B = np.asarray(self._batch.targets_B)
-        rows_B = np.arange(len(targets_B))
+        """The logarithm to base 2 of each target's rank, (B,): 0 for the best, 1 more for each doubling."""
         totals = tuple(self._total(name, snapshots[name]) for name in MODULES) if self._normalised else None
-        total, own_B = LogSum(len(targets_B)), np.zeros(len(targets_B))
+        fuse = partial(self._fused, snapshots, totals)
+        whole = fuse(self._slices[0]) if len(self._slices) == 1 else None
+        own_B = np.zeros(len(self._targets_B), np.float32)
         for part in self._slices:
-            scores = (self._score(name, snapshots[name], part) for name in MODULES)
-            fused_Bs = self._scores.fuse(tuple(scores), totals)
-            total.add(fused_Bs[:, part.skip :])
-            places_B = targets_B - self._first - part.start
-            inside_B = (places_B >= part.skip) & (places_B < fused_Bs.shape[1])
-            own_B[inside_B] = fused_Bs[rows_B[inside_B], places_B[inside_B]]
-        own_PB = self._processes.gather(own_B)[: self._num_parts]
-        losses_B: NDArray[np.float64] = self._joined(total) - np.sum(own_PB, axis=0)
+            fused_Bs = fuse(part) if whole is None else whole
+            rows, places = self._inside(part, self._rows_B, self._targets_B)
+            own_B[rows] = fused_Bs[rows, places]
+        own_B = self._summed(own_B)
+        ranks_B = np.zeros(len(own_B))
+        for part in self._slices:
+            fused_Bs = fuse(part) if whole is None else whole
+            at_least_Bs = ~(fused_Bs < own_B[:, None])  # itself, and what is no number
+            at_least_Bs[self._inside(part, self._seen_rows_M, self._seen_items_M)] = False
+            ranks_B += at_least_Bs[:, part.skip :].sum(axis=1)
+        losses_B: NDArray[np.float64] = np.log2(self._summed(ranks_B))
         return losses_B
+
+    def _fused(
+        self, snapshots: Mapping[str, Snapshot[ArrayT]], totals: tuple[NDArray[np.float32], ...] | None, part: Slice
+    ) -> NDArray[np.float32]:
+        scores = (self._score(name, snapshots[name], part) for name in MODULES)
+        return self._scores.fuse(tuple(scores), totals)
+
+    def _inside(self, part: Slice, rows_M: Indices, items_M: Indices) -> tuple[Indices, Indices]:
+        """Of rows and items what a slice has and no slice before it, and the places there."""
+        places_M = items_M - self._first - part.start
+        inside_M = (places_M >= part.skip) & (places_M < self._width)
+        return rows_M[inside_M], places_M[inside_M]
+
+    def _summed(self, values_B: NDArray[Any]) -> NDArray[Any]:
+        """The sum over all parts of the items, (B,)."""
+        summed_B: NDArray[Any] = np.sum(self._processes.gather(values_B)[: self._num_parts], axis=0)
+        return summed_B
 
     def _score(self, name: str, snapshot: Snapshot[ArrayT], part: Slice) -> ArrayT:
         return self._scores.score(name, snapshot, part.start, self._width)
@@ -129,7 +161,7 @@ def held_out_targets(
     processes: Processes = ONE_PROCESS,
     num_parts: int = 1,
 ) -> HeldOutTargets[ArrayT]:
-    """The rows of a batch that count, as a `Payoff` schedule measures on them."""
+    """The rows of a batch that count, as a schedule measures on them."""
     num_valid = probe.num_valid
     batch = probe._replace(
         items_BL=probe.items_BL[:num_valid],

@@ -151,5 +151,5 @@ def test_what_cannot_be_measured_is_refused(make_trainer, probe):
         make_trainer(rule=RULE)
     with pytest.raises(ConfigurationError, match="at least 99 held-out targets, got 16"):
         make_trainer(rule=Payoff(costs=RULE.costs, groups=99), probe=probe)
-    with pytest.raises(ConfigurationError, match="a fusion that gives likelihoods"):
+    with pytest.raises(ConfigurationError, match="a fusion that needs no whole ranking"):
         make_trainer(rule=RULE, probe=probe, fusion="rank", joint_loss="separate")

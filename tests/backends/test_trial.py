@@ -124,7 +124,7 @@ def test_candidates_and_costs_are_those_of_the_model_by_default(make_trainer, pr
 def test_what_cannot_be_measured_is_refused(make_trainer, probe):
     with pytest.raises(ConfigurationError, match="a Trial rule needs probe=, a batch of at least 4 held-out targets"):
         make_trainer(rule=RULE)
-    with pytest.raises(ConfigurationError, match="a Trial rule needs a fusion that gives likelihoods"):
+    with pytest.raises(ConfigurationError, match="a Trial rule needs a fusion that needs no whole ranking"):
         make_trainer(rule=RULE, probe=probe, fusion="rank", joint_loss="separate")
 
 

@@ -206,7 +206,8 @@ def pack_study(directory: StudyDirectory) -> None:
 def _time_ratios(directory: StudyDirectory, arms: Mapping[str, Arm], basis: str) -> dict[str, Any]:
     """Each arm's cost to parity's final validation quality, by parity's, with an interval; None for infinite.
 
-    Computed from loose runs and kept for packed ones; arms that have some of each are left out.
+    Computed from loose runs and kept for packed ones, also when parity has been run again; an arm that has some of each
+    is left out.
     """
     kept = directory.kept_time_ratios(basis)
     curves = {arm: _curves_per_target(directory, found) for arm, found in arms.items()}
@@ -224,10 +225,10 @@ def _time_ratios(directory: StudyDirectory, arms: Mapping[str, Arm], basis: str)
     table: dict[str, Any] = {}
     for arm, found in arms.items():
         seeds = tuple(seed for seed in found.runs if seed in arms[PARITY].runs)
-        loose = [seed in curves[each] for each in (arm, PARITY) for seed in seeds]
         if arm == PARITY or not seeds:
             continue
-        if all(loose):
+        loose = [seed in curves[arm] for seed in seeds]
+        if all(loose) and all(seed in curves[PARITY] for seed in seeds):
             table[arm] = _time_ratio(resampled(arm, seeds), resampled(PARITY, seeds))
         elif not any(loose) and kept.get(arm, {}).get("seeds") == list(seeds):
             table[arm] = kept[arm]["ratios"]

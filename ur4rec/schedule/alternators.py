@@ -157,7 +157,7 @@ def resolve_schedule(text: str, *, fusion: str, num_targets: int, refresh: float
 
     Args:
         text: A schedule; any other than ``auto`` is returned unchanged.
-        fusion: How scores are fused: payoffs need likelihoods.
+        fusion: How scores are fused: payoffs need one without whole rankings.
         num_targets: The number of held-out targets available for measuring.
         refresh: With a text encoder, how many times the texts of a step all texts are; None is a model without one.
 
@@ -285,7 +285,7 @@ def what_payoffs_lack(rule: Payoff | Trial, fusion: str, num_targets: int) -> st
 
     Args:
         rule: The rule.
-        fusion: How scores are fused: payoffs need likelihoods.
+        fusion: How scores are fused: payoffs need one without whole rankings.
         num_targets: The number of held-out targets available for measuring.
 
     Example:
@@ -301,7 +301,7 @@ def what_payoffs_lack(rule: Payoff | Trial, fusion: str, num_targets: int) -> st
             "fewer groups"
         )
     if fusion not in FUSIONS_WITH_GRADIENTS:
-        return f"a fusion that gives likelihoods, one of {FUSIONS_WITH_GRADIENTS}, got {fusion!r}"
+        return f"a fusion that needs no whole ranking, one of {FUSIONS_WITH_GRADIENTS}, got {fusion!r}"
     return ""
 
 

@@ -52,7 +52,7 @@ def build_probe(
         training: What a `Trial` undoes.
 
     Raises:
-        ConfigurationError: It cannot be measured: no targets, fewer than groups, or a fusion without likelihoods.
+        ConfigurationError: It cannot be measured: no targets, fewer than groups, or a fusion of whole rankings.
     """
     rule = alternator.rule
     if not isinstance(rule, Payoff | Trial):

@@ -7,11 +7,12 @@ machine code per program: small programs are compiled faster whole than in up to
 No test may depend on how busy the machine is: examples of hypothesis have no deadline, nor has drawing them.
 
 Runs write many small files, and wait until each is on the disk. In memory that takes no time, so tests have their
-folders there, if there is room; ``PYTEST_DEBUG_TEMPROOT`` names another place.
+folders there, if there is room; ``TMPDIR`` names another place.
 """
 
 import os
 import shutil
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 
 from hypothesis import HealthCheck, settings
@@ -45,8 +46,8 @@ def has_room(folder: str) -> bool:
         return False
 
 
-if has_room(IN_MEMORY):
-    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", IN_MEMORY)
+if "TMPDIR" not in os.environ and has_room(IN_MEMORY):
+    os.environ["TMPDIR"] = tempfile.tempdir = IN_MEMORY  # of processes that tests start, and of this one
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if jaxlib_version().startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", " ".join(QUICK_TO_COMPILE))

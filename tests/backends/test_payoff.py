@@ -6,7 +6,7 @@ import pytest
 from alternator import Payoff, Reason
 from tests.backends.harness import train
 from ur4rec.errors import ConfigurationError
-from ur4rec.evaluation.metrics import target_ranks
+from ur4rec.evaluation.metrics import smooth_ranks
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training import trainer as training
 from ur4rec.training.checkpoint import FROZEN, load_checkpoint, save_checkpoint
@@ -21,7 +21,7 @@ def probe(targets):
 
 def log_ranks(scores_BI, probe):
     seen = slice(probe.num_seen)
-    return np.log2(target_ranks(scores_BI, probe.targets_B, probe.seen_rows_M[seen], probe.seen_items_M[seen]))
+    return np.log2(smooth_ranks(scores_BI, probe.targets_B, probe.seen_rows_M[seen], probe.seen_items_M[seen]))
 
 
 def test_payoffs_are_the_falls_of_the_held_out_loss(backend, make_trainer, batch_stream, probe):
@@ -48,7 +48,7 @@ def test_payoffs_are_the_falls_of_the_held_out_loss(backend, make_trainer, batch
     assert reported.keys() == expected.keys()
     for turn, values in expected.items():
         np.testing.assert_allclose(reported[turn], values / 3, rtol=1e-9, atol=1e-12)
-    assert all(abs(values).max() > 0 for values in expected.values())
+    assert all(abs(values).min() > 0 for values in expected.values())
 
 
 @pytest.mark.parametrize("fusion", ["logit", "weighted"])
@@ -62,13 +62,13 @@ def test_slices_of_the_catalogue_give_the_losses_of_the_whole(make_trainer, batc
     monkeypatch.setattr(training, "slice_width", lambda *arguments, **settings: 16)
     sliced = trainer._held_out()
     assert len(sliced._slices) > 2
-    np.testing.assert_array_equal(sliced.losses(mixed), whole.losses(mixed))
+    np.testing.assert_allclose(sliced.losses(mixed), whole.losses(mixed), rtol=1e-5)
     again = {name: sliced.take(name, sliced.weights(snapshot)) for name, snapshot in mixed.items()}
     np.testing.assert_array_equal(sliced.losses(again), sliced.losses(mixed))
 
 
 def test_seen_items_are_not_ranked_but_a_target_always_is(make_trainer, probe):
-    """Whatever else is seen: then all targets are the first. The same in slices, of which the last overlaps."""
+    """Whatever else is seen: then all targets are the first."""
     num_rows, num_items = len(probe.items_BL), make_trainer().num_items
     rows_M, items_M = (each.ravel() for each in np.indices((num_rows, num_items), np.int32))
     everything = probe._replace(seen_rows_M=rows_M, seen_items_M=items_M, num_seen=len(rows_M))

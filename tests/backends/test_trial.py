@@ -6,7 +6,7 @@ import pytest
 from alternator import Cycle, Trial
 from tests.backends.harness import train
 from ur4rec.errors import CheckpointError, ConfigurationError
-from ur4rec.evaluation.metrics import target_ranks
+from ur4rec.evaluation.metrics import smooth_ranks
 from ur4rec.schedule.stages import MODULES
 from ur4rec.schedule.trial_probe import STAYS, UNDONE, WINS
 from ur4rec.training.checkpoint import FROZEN, load_checkpoint, save_checkpoint
@@ -58,7 +58,7 @@ def test_the_held_out_losses_are_those_of_the_model_as_it_is(make_trainer, batch
     train(trainer, batch_stream(0, 9))
     seen = slice(probe.num_seen)
     given = probe.targets_B, probe.seen_rows_M[seen], probe.seen_items_M[seen]
-    expected = np.log2(target_ranks(trainer.score(probe.items_BL), *given)).reshape(4, -1).mean(1)
+    expected = np.log2(smooth_ranks(trainer.score(probe.items_BL), *given)).reshape(4, -1).mean(1)
     trainer._measuring.before_step()
     np.testing.assert_allclose(trainer.alternator.loss_history("both"), expected, rtol=1e-5)
 

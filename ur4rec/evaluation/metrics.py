@@ -141,6 +141,83 @@ class LogSum:
         return self._highest_B + np.log(self._sum_B)
 
 
+SMOOTHING = 0.1
+"""By how many standard deviations of a row's scores an item must be ahead to count in full, or behind not to count."""
+
+
+class SmoothRanks:
+    """The smooth rank of a target: 1 + the sum of all other candidates, each of which counts as far as it is ahead.
+
+    It counts by a logistic function of its lead, whose scale is `SMOOTHING` standard deviations of the candidates'
+    scores: by half where it is level. So the rank does not depend on the unit of the scores, and is no step function of
+    them. Rows arrive in pieces, twice: to be measured, and to be counted.
+
+    Attributes:
+        moments_3B: The number of candidates, the sum of their scores, and that of the squares.
+        ahead_B: The number that is ahead, the target itself counted by half.
+
+    Example:
+        >>> scores, candidates = np.array([[0.0, 2.0, 2.0, 9.0]]), np.array([[True, True, True, False]])
+        >>> ranks = SmoothRanks(1)
+        >>> ranks.add(scores, candidates)
+        >>> ranks.measure(scores[:, 1], ranks.moments_3B)
+        >>> ranks.count(scores, candidates)
+        >>> ranks.of(ranks.ahead_B).round(6).tolist()
+        [1.5]
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self.moments_3B = np.zeros((3, num_rows))
+        self.ahead_B = np.zeros(num_rows)
+        self._own_B = self._scale_B = self._count_B = np.zeros(num_rows)
+
+    def add(self, scores_Bs: ArrayLike, candidates_Bs: NDArray[np.bool_]) -> None:
+        """A piece of each row, to be measured."""
+        scores = np.asarray(scores_Bs, np.float64)
+        for moment, power in zip(self.moments_3B, (np.ones_like(scores), scores, scores * scores), strict=True):
+            moment += power.sum(axis=1, where=candidates_Bs)
+
+    def measure(self, own_B: NDArray[np.float64], moments_3B: NDArray[np.float64]) -> None:
+        """The targets' own scores, and the moments of whole rows."""
+        self._count_B, sum_B, squares_B = moments_3B
+        mean_B = sum_B / self._count_B
+        with np.errstate(invalid="ignore"):  # of what is not finite
+            deviation_B = np.sqrt(np.maximum(squares_B / self._count_B - mean_B * mean_B, 0.0))
+        self._own_B, self._scale_B = own_B, np.maximum(SMOOTHING * deviation_B, np.finfo(np.float64).tiny)
+
+    def count(self, scores_Bs: ArrayLike, candidates_Bs: NDArray[np.bool_]) -> None:
+        """The same pieces again, to be counted."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            leads_Bs = (np.asarray(scores_Bs, np.float64) - self._own_B[:, None]) / self._scale_B[:, None]
+            counts_Bs = 0.5 + 0.5 * np.tanh(0.5 * leads_Bs)
+        self.ahead_B += counts_Bs.sum(axis=1, where=candidates_Bs)
+
+    def of(self, ahead_B: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The ranks, of what is ahead in whole rows; the last where a score is not finite."""
+        return np.where(np.isfinite(ahead_B), ahead_B + 0.5, self._count_B)
+
+
+def smooth_ranks(
+    scores_BI: ArrayLike, targets_B: ArrayLike, seen_rows_M: ArrayLike, seen_items_M: ArrayLike
+) -> NDArray[np.float64]:
+    """The smooth rank of each target among the items its user has not seen: see `SmoothRanks` and `target_ranks`.
+
+    Example:
+        >>> smooth_ranks([[0.1, 0.9, 0.5, 0.5]], [2], [0], [1]).round(6).tolist()
+        [1.5]
+    """
+    scores = np.asarray(scores_BI)
+    rows_B = np.arange(len(scores))
+    candidates_BI = np.ones(scores.shape, bool)
+    candidates_BI[seen_rows_M, seen_items_M] = False
+    candidates_BI[rows_B, targets_B] = True
+    ranks = SmoothRanks(len(scores))
+    ranks.add(scores, candidates_BI)
+    ranks.measure(np.asarray(scores[rows_B, targets_B], np.float64), ranks.moments_3B)
+    ranks.count(scores, candidates_BI)
+    return ranks.of(ranks.ahead_B)
+
+
 def negative_log_likelihood(scores_BI: ArrayLike, targets_B: ArrayLike) -> NDArray[Any]:
     """Minus the log of the softmax of the scores at the targets.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from alternator import Trial
 from ur4rec.data.batches import Batch, TrainBatches
-from ur4rec.evaluation.metrics import target_ranks
+from ur4rec.evaluation.metrics import smooth_ranks
 from ur4rec.runs.prepared import PreparedData
 from ur4rec.schedule.alternators import SEQUENCE, parse_schedule, trial_costs, trial_turns
 from ur4rec.schedule.stages import ALL, BOTH, MODULES, TEXT_ENCODER, TURNS, turns_of
@@ -197,7 +197,7 @@ def _timed(
         for module in MODULES:
             scores_BI = joint.score(probe.items_BL, module)
             for _ in range(_MIXTURES):
-                target_ranks(scores_BI, *ranked)
+                smooth_ranks(scores_BI, *ranked)
         yield PROBE, (clock() - started) / len(MODULES)
 
 

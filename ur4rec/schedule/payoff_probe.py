@@ -31,7 +31,7 @@ class HeldOut(Protocol[SnapshotT]):
         """The weights of a snapshot by name, without what never changes."""
 
     def losses(self, snapshots: Mapping[str, SnapshotT]) -> NDArray[np.float64]:
-        """The logarithm to base 2 of each target's rank, (B,), with a snapshot of each module."""
+        """The logarithm to base 2 of each target's smooth rank, (B,), with a snapshot of each module."""
 
 
 class PayoffProbe(Generic[SnapshotT]):
@@ -42,7 +42,7 @@ class PayoffProbe(Generic[SnapshotT]):
 
     A module's snapshot is what it says of the held-out histories, so a measurement costs one forward pass of what has
     trained; mixed snapshots are fused, slice by slice of the catalogue, and the loss is the logarithm of a
-    target's rank, the mean of each group of targets. A checkpoint keeps the weights that a snapshot came from.
+    target's smooth rank, the mean of each group of targets. A checkpoint keeps the weights that a snapshot came from.
 
     Args:
         alternator: With a `Payoff` rule, over the turns of `MODULES`.

@@ -66,5 +66,5 @@ def build_probe(
 
 
 def _losses_now(held_out: HeldOut[SnapshotT]) -> NDArray[np.float64]:
-    """The logarithm to base 2 of each target's rank with the model as it is, (B,)."""
+    """The logarithm to base 2 of each target's smooth rank with the model as it is, (B,)."""
     return held_out.losses({module: held_out.take(module) for module in MODULES})

@@ -2,7 +2,8 @@
 
 The logarithm of a target's rank says how many halvings it is away from the first place. The likelihood, which also asks
 how sure a model is of itself, gets worse while the ranking still gets better, once modules know their training data by
-heart; and the mean of a metric such as NDCG@10 hangs on the few targets that are near the first places already.
+heart; and the mean of a metric such as NDCG@10 hangs on the few targets that are near the first places already. The
+rank is smooth, so that what is nearly equal is nearly equal on every device, and no small change is lost.
 
 Shapes: B held-out targets, L positions, I items, s items of a slice, d width, M seen items.
 """
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ur4rec.data.batches import EvaluationBatch
-from ur4rec.evaluation.metrics import LogSum
+from ur4rec.evaluation.metrics import LogSum, SmoothRanks
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.arrays import ArrayT
 from ur4rec.training.checkpoint import Arrays
@@ -55,7 +56,7 @@ class SnapshotScores(Protocol[ArrayT]):
 
 
 class HeldOutTargets(Generic[ArrayT]):
-    """See `ur4rec.schedule.payoff_probe.HeldOut`. A rank is 1 + the number of other unseen items of no lower score.
+    """See `ur4rec.schedule.payoff_probe.HeldOut`.
 
     Args:
         batch: The targets, and what their users have seen, which is not ranked.
@@ -99,23 +100,21 @@ class HeldOutTargets(Generic[ArrayT]):
         return self._scores.weights(snapshot)
 
     def losses(self, snapshots: Mapping[str, Snapshot[ArrayT]]) -> NDArray[np.float64]:
-        """The logarithm to base 2 of each target's rank, (B,): 0 for the best, 1 more for each doubling."""
+        """The logarithm to base 2 of each target's smooth rank, (B,); see `ur4rec.evaluation.metrics.SmoothRanks`."""
         totals = tuple(self._total(name, snapshots[name]) for name in MODULES) if self._normalised else None
         fuse = partial(self._fused, snapshots, totals)
         whole = fuse(self._slices[0]) if len(self._slices) == 1 else None
-        own_B = np.zeros(len(self._targets_B), np.float32)
+        own_B = np.zeros(len(self._targets_B))
+        ranks = SmoothRanks(len(own_B))
         for part in self._slices:
             fused_Bs = fuse(part) if whole is None else whole
             rows, places = self._inside(part, self._rows_B, self._targets_B)
             own_B[rows] = fused_Bs[rows, places]
-        own_B = self._summed(own_B)
-        ranks_B = np.zeros(len(own_B))
+            ranks.add(fused_Bs, self._candidates(part))
+        ranks.measure(self._summed(own_B), self._summed(ranks.moments_3B))
         for part in self._slices:
-            fused_Bs = fuse(part) if whole is None else whole
-            at_least_Bs = ~(fused_Bs < own_B[:, None])  # itself, and what is no number
-            at_least_Bs[self._inside(part, self._seen_rows_M, self._seen_items_M)] = False
-            ranks_B += at_least_Bs[:, part.skip :].sum(axis=1)
-        losses_B: NDArray[np.float64] = np.log2(self._summed(ranks_B))
+            ranks.count(fuse(part) if whole is None else whole, self._candidates(part))
+        losses_B: NDArray[np.float64] = np.log2(ranks.of(self._summed(ranks.ahead_B)))
         return losses_B
 
     def _fused(
@@ -124,16 +123,23 @@ class HeldOutTargets(Generic[ArrayT]):
         scores = (self._score(name, snapshots[name], part) for name in MODULES)
         return self._scores.fuse(tuple(scores), totals)
 
+    def _candidates(self, part: Slice) -> NDArray[np.bool_]:
+        """Which of a slice are ranked, (B, s): what is not seen, the targets, and nothing of a slice before it."""
+        candidates_Bs = np.ones((len(self._targets_B), self._width), bool)
+        candidates_Bs[:, : part.skip] = False
+        candidates_Bs[self._inside(part, self._seen_rows_M, self._seen_items_M)] = False
+        return candidates_Bs
+
     def _inside(self, part: Slice, rows_M: Indices, items_M: Indices) -> tuple[Indices, Indices]:
         """Of rows and items what a slice has and no slice before it, and the places there."""
         places_M = items_M - self._first - part.start
         inside_M = (places_M >= part.skip) & (places_M < self._width)
         return rows_M[inside_M], places_M[inside_M]
 
-    def _summed(self, values_B: NDArray[Any]) -> NDArray[Any]:
-        """The sum over all parts of the items, (B,)."""
-        summed_B: NDArray[Any] = np.sum(self._processes.gather(values_B)[: self._num_parts], axis=0)
-        return summed_B
+    def _summed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum over all parts of the items, of the same shape."""
+        summed: NDArray[np.float64] = np.sum(self._processes.gather(values)[: self._num_parts], axis=0)
+        return summed
 
     def _score(self, name: str, snapshot: Snapshot[ArrayT], part: Slice) -> ArrayT:
         return self._scores.score(name, snapshot, part.start, self._width)

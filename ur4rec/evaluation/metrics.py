@@ -174,8 +174,8 @@ class SmoothRanks:
     def add(self, scores_Bs: ArrayLike, candidates_Bs: NDArray[np.bool_]) -> None:
         """A piece of each row, to be measured."""
         scores = np.asarray(scores_Bs, np.float64)
-        for moment, power in zip(self.moments_3B, (np.ones_like(scores), scores, scores * scores), strict=True):
-            moment += power.sum(axis=1, where=candidates_Bs)
+        powers = (np.ones_like(scores), scores, scores * scores)
+        self.moments_3B += [power.sum(axis=1, where=candidates_Bs) for power in powers]
 
     def measure(self, own_B: NDArray[np.float64], moments_3B: NDArray[np.float64]) -> None:
         """The targets' own scores, and the moments of whole rows."""

@@ -60,8 +60,8 @@ class TrialProbe(Generic[StateT]):
     """Runs the trials of a schedule in a trainer.
 
     A measurement is the logarithm to base 2 of the held-out targets' smooth ranks with the model as it is, the mean of
-    each group of targets. Batches, dropout and sampled negatives go on with the count of steps, and so do learning rates:
-    what was tried is charged. A checkpoint in the middle of a trial keeps what the model returns to.
+    each group of targets. Batches, dropout and sampled negatives go on with the count of steps, and so do learning
+    rates: what was tried is charged. A checkpoint in the middle of a trial keeps what the model returns to.
 
     Args:
         alternator: With a `Trial` rule.

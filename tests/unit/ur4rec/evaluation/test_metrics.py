@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import EvaluationBatches
 from ur4rec.errors import ConfigurationError, DataError, NonFiniteError
-from ur4rec.evaluation.metrics import rank_batches, summarise, target_ranks
+from ur4rec.evaluation import metrics
+from ur4rec.evaluation.metrics import SmoothRanks, rank_batches, smooth_ranks, summarise, target_ranks
 from ur4rec.evaluation.popularity import popularity_ranks, popularity_scores
 
 NONE = np.zeros(0, np.int32)
@@ -133,3 +134,54 @@ def test_ranks_come_in_the_order_of_the_targets():
         naive_rank(scores_UI[row], split.test.items_T[row], set(split.test.seen[row].tolist())) for row in range(37)
     ]
     assert ranks(37) == ranks(8) == ranks(1) == expected
+
+
+@given(ranking_problems(), st.floats(1e-3, 1e3), st.floats(-100, 100))
+def test_smooth_ranks_know_no_unit_and_equal_the_naive_computation(problem, unit, shift):
+    scores, targets, seen = problem
+    rows = [row for row, items in enumerate(seen) for _ in items]
+    items = [item for items in seen for item in items]
+    found = smooth_ranks(unit * np.array(scores) + shift, targets, np.array(rows, int), np.array(items, int))
+    for row_scores, target, row_seen, rank in zip(scores, targets, seen, found, strict=True):
+        others = [item for item in range(len(row_scores)) if item != target and item not in row_seen]
+        scale = 0.1 * float(np.std([row_scores[item] for item in [target, *others]]))
+        ahead = [(row_scores[item] - row_scores[target]) / scale if scale else 0.0 for item in others]
+        assert rank == pytest.approx(1 + sum(0.5 + 0.5 * math.tanh(each / 2) for each in ahead), rel=1e-6, abs=1e-6)
+
+
+def test_without_smoothing_they_are_ranks(monkeypatch):
+    monkeypatch.setattr(metrics, "SMOOTHING", 1e-9)
+    generator = np.random.default_rng(0)
+    scores_BI, targets_B = generator.normal(size=(20, 50)), generator.integers(50, size=20)
+    rows_M, items_M = generator.integers(20, size=100), generator.integers(50, size=100)
+    expected_B = target_ranks(scores_BI, targets_B, rows_M, items_M)
+    assert 1 <= expected_B.min() < expected_B.max() <= 50
+    np.testing.assert_allclose(smooth_ranks(scores_BI, targets_B, rows_M, items_M), expected_B, rtol=1e-12)
+
+
+def test_a_smooth_rank_moves_before_the_rank_does():
+    """The target gains on the next one, without passing it."""
+    found = [smooth_ranks([[4.0, own, 0.0]], [1], NONE, NONE)[0] for own in (1.0, 3.0, 3.9, 3.999)]
+    assert found == sorted(found, reverse=True)
+    assert found[0] == pytest.approx(2, abs=0.01)
+    assert found[-1] == pytest.approx(1.5, abs=0.01)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_where_a_score_is_not_finite_the_target_is_the_last(broken):
+    ranks_B = smooth_ranks([[broken, 1.0, 2.0, 9.0], [0.0, 1.0, 2.0, 9.0]], [1, 1], [0], [3])
+    assert ranks_B[0] == 3
+    assert ranks_B[1] == pytest.approx(3, abs=0.1)
+
+
+def test_smooth_ranks_of_pieces_are_those_of_the_whole():
+    generator = np.random.default_rng(0)
+    scores_BI, targets_B = generator.normal(size=(6, 40)), generator.integers(40, size=6)
+    candidates_BI = np.ones((6, 40), bool)
+    ranks, pieces = SmoothRanks(6), [slice(0, 16), slice(16, 32), slice(32, 40)]
+    for piece in pieces:
+        ranks.add(scores_BI[:, piece], candidates_BI[:, piece])
+    ranks.measure(scores_BI[np.arange(6), targets_B], ranks.moments_3B)
+    for piece in pieces:
+        ranks.count(scores_BI[:, piece], candidates_BI[:, piece])
+    np.testing.assert_allclose(ranks.of(ranks.ahead_B), smooth_ranks(scores_BI, targets_B, NONE, NONE), rtol=1e-12)

@@ -173,9 +173,9 @@ class SmoothRanks:
 
     def add(self, scores_Bs: ArrayLike, candidates_Bs: NDArray[np.bool_]) -> None:
         """A piece of each row, to be measured."""
-        scores = np.asarray(scores_Bs, np.float64)
-        powers = (np.ones_like(scores), scores, scores * scores)
-        self.moments_3B += [power.sum(axis=1, where=candidates_Bs) for power in powers]
+        scores_Bs = np.where(candidates_Bs, scores_Bs, np.zeros((), np.asarray(scores_Bs).dtype))
+        squares_B = np.einsum("bs,bs->b", scores_Bs, scores_Bs, dtype=np.float64)
+        self.moments_3B += [candidates_Bs.sum(axis=1), scores_Bs.sum(axis=1, dtype=np.float64), squares_B]
 
     def measure(self, own_B: NDArray[np.float64], moments_3B: NDArray[np.float64]) -> None:
         """The targets' own scores, and the moments of whole rows."""
@@ -183,14 +183,15 @@ class SmoothRanks:
         mean_B = sum_B / self._count_B
         with np.errstate(invalid="ignore"):  # of what is not finite
             deviation_B = np.sqrt(np.maximum(squares_B / self._count_B - mean_B * mean_B, 0.0))
-        self._own_B, self._scale_B = own_B, np.maximum(SMOOTHING * deviation_B, np.finfo(np.float64).tiny)
+        self._own_B, self._scale_B = own_B, np.maximum(SMOOTHING * deviation_B, np.finfo(np.float32).tiny)
 
     def count(self, scores_Bs: ArrayLike, candidates_Bs: NDArray[np.bool_]) -> None:
         """The same pieces again, to be counted."""
+        scores = np.asarray(scores_Bs)
+        own_B, scale_B = (each.astype(scores.dtype) for each in (self._own_B, self._scale_B))
         with np.errstate(invalid="ignore", over="ignore"):
-            leads_Bs = (np.asarray(scores_Bs, np.float64) - self._own_B[:, None]) / self._scale_B[:, None]
-            counts_Bs = 0.5 + 0.5 * np.tanh(0.5 * leads_Bs)
-        self.ahead_B += counts_Bs.sum(axis=1, where=candidates_Bs)
+            counts_Bs = 1 / (1 + np.exp((own_B[:, None] - scores) / scale_B[:, None]))
+        self.ahead_B += np.where(candidates_Bs, counts_Bs, 0).sum(axis=1, dtype=np.float64)
 
     def of(self, ahead_B: NDArray[np.float64]) -> NDArray[np.float64]:
         """The ranks, of what is ahead in whole rows; the last where a score is not finite."""

@@ -7,7 +7,7 @@ and another one is trained as the study trains its own, at the same charged cost
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,11 @@ class Recommender:
         conditions = json.dumps([self._directory.study.conditions(), seconds], sort_keys=True)
         object.__setattr__(self, "conditions", conditions)
 
-    @cached_property
+    @property
     def _directory(self) -> StudyDirectory:
-        return StudyDirectory.reopen(STUDIES / self.study)
+        return _opened(self.study)
 
-    @cached_property
+    @property
     def budget(self) -> float:
         """The cost of the study's steps of parity."""
         return float(self._report(PARITY, self._directory.study.seeds[0])["budget"][BASIS])
@@ -81,6 +81,12 @@ class Recommender:
         if original is not None and not self._directory.is_done(self._directory.key_of(original, seed, BASIS)):
             raise RuntimeError(f"{arm} needs the study's run of {original}, seed {seed}")
         return train_arm(ArmRequest.of(self._directory, RunKey(arm, seed, BASIS))).report
+
+
+@cache
+def _opened(study: str) -> StudyDirectory:
+    """Once in every process: what is open cannot be sent to another one."""
+    return StudyDirectory.reopen(STUDIES / study)
 
 
 def _name(arm: str) -> str:

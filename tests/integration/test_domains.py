@@ -1,6 +1,7 @@
 """The benchmark of domains: finished runs are kept, a report comes from the packed file alone, regrets are right."""
 
 import json
+import pickle
 from dataclasses import dataclass, replace
 from math import inf, nan
 
@@ -323,3 +324,13 @@ def test_every_domain_is_complete():
         marks = {fingerprint(found, arm) for arm in arms.values()}
         assert len(marks) == len(arms), "two arms with the same setting"
         assert " at 0x" not in repr(found) + repr([arm.setting for arm in arms.values()])
+
+
+@pytest.mark.parametrize("name", ["movielens", "few-shot-input", "players"])
+def test_a_domain_that_was_asked_goes_to_another_process(name):
+    """Runs are in processes of their own, and the command has asked every domain before."""
+    domain = all_domains()[name]
+    assert domain.budget > 0
+    assert fingerprint(domain, domain.arms()["joint"])
+    again = pickle.loads(pickle.dumps(domain))  # noqa: S301 (ours)
+    assert (again.name, again.budget, [*again.arms()]) == (name, domain.budget, [*domain.arms()])

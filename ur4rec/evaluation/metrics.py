@@ -207,14 +207,14 @@ def smooth_ranks(
         >>> smooth_ranks([[0.1, 0.9, 0.5, 0.5]], [2], [0], [1]).round(6).tolist()
         [1.5]
     """
-    scores = np.asarray(scores_BI)
+    scores, targets = np.asarray(scores_BI), np.asarray(targets_B)
     rows_B = np.arange(len(scores))
     candidates_BI = np.ones(scores.shape, bool)
-    candidates_BI[seen_rows_M, seen_items_M] = False
-    candidates_BI[rows_B, targets_B] = True
+    candidates_BI[np.asarray(seen_rows_M), np.asarray(seen_items_M)] = False
+    candidates_BI[rows_B, targets] = True
     ranks = SmoothRanks(len(scores))
     ranks.add(scores, candidates_BI)
-    ranks.measure(np.asarray(scores[rows_B, targets_B], np.float64), ranks.moments_3B)
+    ranks.measure(scores[rows_B, targets].astype(np.float64), ranks.moments_3B)
     ranks.count(scores, candidates_BI)
     return ranks.of(ranks.ahead_B)
 

@@ -13,7 +13,7 @@ from ur4rec.training.mesh import Mesh
 from ur4rec.training.processes import ONE_PROCESS
 from ur4rec_torch.layout import check_layout
 
-CLOSE, NUM_STEPS = 5e-5, 50  # rounding grows as training goes on, by 1e-5 at this learning rate
+CLOSE, NUM_STEPS = 1e-5, 50
 LAYOUTS = {
     "items=4": {"mesh": "items=4"},
     "data=2,items=2": {"mesh": "data=2,items=2"},

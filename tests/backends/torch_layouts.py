@@ -14,7 +14,7 @@ CASES = {
     "fused": {"warmup": 0.0, "seed": 1, "ema_decay": 0.9},
     "strategies": WITHOUT_LOGITS,
     "sampled": {**STRATEGIES, **SAMPLED, "ema_decay": 0.9},
-    "payoff": {"rule": PAYOFF, "probe": True, "sasrec_lr": 0.03, "fusion": "weighted"},
+    "payoff": {"rule": PAYOFF, "probe": True, "sasrec_lr": 0.03, "fusion": "weighted", "seed": 1},
     "trial": {"rule": TRIAL, "probe": True, "sasrec_lr": 0.03, "ema_decay": 0.9, **WITHOUT_LOGITS},
     "separate": {"joint_loss": "separate", "clip_norm": 0.1},
     "gated": {"label_smoothing": 0.1, "sasrec_block": "ligr"},

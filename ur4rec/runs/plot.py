@@ -172,7 +172,7 @@ def draw_payoffs(axes: Axes, measurements: Sequence[Measurement], records: Seque
             axes.axvspan(start, start + length, color=COLOURS[module], alpha=0.15, linewidth=0, label=label)
     limits = {each.step: each.limit for each in joint}
     axes.plot([*limits], [*limits.values()], label="limit", **_LIMIT)
-    axes.set_ylabel("payoff per cost\n(held-out loss)")
+    axes.set_ylabel("payoff per cost\n(log2 of held-out ranks)")
     _scale(axes, [each.payoff for each in joint], [*limits.values()])
     axes.legend(
         loc="upper left",

@@ -49,7 +49,7 @@ class Attempt(NamedTuple):
     candidate: str
     """What was tried, such as ``sasrec + 8 retriever``."""
     loss: float
-    """The held-out loss by then; NaN at a verdict."""
+    """The held-out loss by then, the mean logarithm to base 2 of a smooth rank; NaN at a verdict."""
     outcome: str
     """`UNDONE`: the model went back to where the trial began. `STAYS`: they are the incumbent's, and it trains on from
     there, unless the next one says otherwise. `WINS`: the incumbent's steps were undone in their turn, and training

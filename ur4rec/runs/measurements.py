@@ -25,7 +25,7 @@ class Measurement(NamedTuple):
     module: str
     """The module."""
     payoff: float
-    """By how much a step's training of the module lowered the held-out loss, in halvings of a rank, per unit of cost."""
+    """By how much a step's training lowered the held-out loss, in halvings of a rank, per unit of cost."""
     limit: float
     """What that was compared with, in the same unit."""
     stderr: float

@@ -39,11 +39,7 @@ def target_ranks(
         [2]
     """
     scores, targets = np.asarray(scores_BI), np.asarray(targets_B)
-    rows, items = np.asarray(seen_rows_M, np.int64), np.asarray(seen_items_M, np.int64)
-    inside = rows < len(scores)
-    candidates_BI = np.ones(scores.shape, bool)
-    candidates_BI[rows[inside], items[inside]] = False
-    candidates_BI[np.arange(len(scores)), targets] = True
+    candidates_BI = _candidates(scores, targets, seen_rows_M, seen_items_M)
     bad_BI = candidates_BI & ~np.isfinite(scores)
     if bad_BI.any():
         row, item = np.argwhere(bad_BI)[0]
@@ -54,6 +50,18 @@ def target_ranks(
     target_scores_B = scores[np.arange(len(scores)), targets]
     at_least_BI = candidates_BI & (scores >= target_scores_B[:, None])
     return np.asarray(at_least_BI.sum(axis=1), np.int64)
+
+
+def _candidates(
+    scores_BI: NDArray[Any], targets_B: NDArray[Any], seen_rows_M: ArrayLike, seen_items_M: ArrayLike
+) -> NDArray[np.bool_]:
+    """What is ranked, (B, I): what is not seen, and each target."""
+    rows_M, items_M = np.asarray(seen_rows_M, np.int64), np.asarray(seen_items_M, np.int64)
+    inside_M = rows_M < len(scores_BI)
+    candidates_BI = np.ones(scores_BI.shape, bool)
+    candidates_BI[rows_M[inside_M], items_M[inside_M]] = False
+    candidates_BI[np.arange(len(scores_BI)), targets_B] = True
+    return candidates_BI
 
 
 def summarise(ranks_T: ArrayLike, k_list: Sequence[int] = (5, 10, 20)) -> dict[str, float]:
@@ -208,13 +216,10 @@ def smooth_ranks(
         [1.5]
     """
     scores, targets = np.asarray(scores_BI), np.asarray(targets_B)
-    rows_B = np.arange(len(scores))
-    candidates_BI = np.ones(scores.shape, bool)
-    candidates_BI[np.asarray(seen_rows_M), np.asarray(seen_items_M)] = False
-    candidates_BI[rows_B, targets] = True
+    candidates_BI = _candidates(scores, targets, seen_rows_M, seen_items_M)
     ranks = SmoothRanks(len(scores))
     ranks.add(scores, candidates_BI)
-    ranks.measure(scores[rows_B, targets].astype(np.float64), ranks.moments_3B)
+    ranks.measure(scores[np.arange(len(scores)), targets].astype(np.float64), ranks.moments_3B)
     ranks.count(scores, candidates_BI)
     return ranks.of(ranks.ahead_B)
 

@@ -9,7 +9,7 @@ Shapes: B held-out targets, L positions, I items, s items of a slice, d width, M
 """
 
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -102,18 +102,17 @@ class HeldOutTargets(Generic[ArrayT]):
     def losses(self, snapshots: Mapping[str, Snapshot[ArrayT]]) -> NDArray[np.float64]:
         """The logarithm to base 2 of each target's smooth rank, (B,); see `ur4rec.evaluation.metrics.SmoothRanks`."""
         totals = tuple(self._total(name, snapshots[name]) for name in MODULES) if self._normalised else None
-        fuse = partial(self._fused, snapshots, totals)
-        whole = fuse(self._slices[0]) if len(self._slices) == 1 else None
+        fuse = lru_cache(maxsize=1)(partial(self._fused, snapshots, totals))  # one slice is scored once
         own_B = np.zeros(len(self._targets_B))
         ranks = SmoothRanks(len(own_B))
         for part in self._slices:
-            fused_Bs = fuse(part) if whole is None else whole
+            fused_Bs = fuse(part)
             rows, places = self._inside(part, self._rows_B, self._targets_B)
             own_B[rows] = fused_Bs[rows, places]
             ranks.add(fused_Bs, self._candidates(part))
         ranks.measure(self._summed(own_B), self._summed(ranks.moments_3B))
         for part in self._slices:
-            ranks.count(fuse(part) if whole is None else whole, self._candidates(part))
+            ranks.count(fuse(part), self._candidates(part))
         losses_B: NDArray[np.float64] = np.log2(ranks.of(self._summed(ranks.ahead_B)))
         return losses_B
 

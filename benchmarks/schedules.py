@@ -135,7 +135,7 @@ STUDIES = {
     "encoder-sports": replace(
         _with_encoder(
             ("parity", "joint", *SOMETIMES[2:], NEVER, "trial"),
-            SEEDS[:2],
+            SEEDS,
             updates=300,
             sasrec_item_init="normal",
         ),

@@ -153,8 +153,7 @@ def different_tops(model: SASRecModel, dataset: Dataset, scores: Scores, batch: 
     table = model.recommend(np.array(users), dataset, k=10, filter_viewed=True)
     recommended = table.sort_values(Columns.Rank).groupby(Columns.User)[Columns.Item].agg(list)
     scores_BI = scores(batch)
-    rows, items = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
-    scores_BI[rows, items] = -np.inf
+    scores_BI[batch.seen] = -np.inf
     tops = np.argsort(-scores_BI[:count], kind="stable")[:, :10]
     return sum(recommended[user] != [f"i{item}" for item in top] for user, top in zip(users, tops, strict=True))
 

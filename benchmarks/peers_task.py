@@ -124,8 +124,7 @@ def rank_scores(score: Score, batches: EvaluationBatches) -> dict[str, NDArray[n
     for batch in batches:
         scores_BI = np.asarray(score(batch))[: batch.num_valid]
         targets_B = batch.targets_B[: batch.num_valid]
-        seen = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
-        found["filtered"].append(target_ranks(scores_BI, targets_B, *seen))
+        found["filtered"].append(target_ranks(scores_BI, targets_B, *batch.seen))
         found["unfiltered"].append(target_ranks(scores_BI, targets_B, nothing, nothing))
     return {scoring: np.concatenate(ranks) for scoring, ranks in found.items()}
 

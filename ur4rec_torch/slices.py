@@ -130,8 +130,7 @@ def top_batch(
 
 def _seen(batch: EvaluationBatch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows and items of the seen items, (M,) each."""
-    coordinates = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
-    rows_M, items_M = (to_indices(each, device) for each in coordinates)
+    rows_M, items_M = (to_indices(each, device) for each in batch.seen)
     return rows_M, items_M
 
 
@@ -230,9 +229,9 @@ class _Coordinates(NamedTuple):
     @classmethod
     def of(cls, batch: EvaluationBatch, device: torch.device, first: int) -> "_Coordinates":
         """Those of a batch; items are counted from ``first``."""
-        rows_M, items_M = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen] - first
+        rows_M, items_M = batch.seen
         order_M = np.argsort(items_M, kind="stable")
-        sorted_M = items_M[order_M]
+        sorted_M = items_M[order_M] - first
         return cls(to_indices(rows_M[order_M], device), to_indices(sorted_M, device), sorted_M)
 
     def inside(self, part: Slice, width: int) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,7 @@ def probe(targets):
 
 
 def log_ranks(scores_BI, probe):
-    seen = slice(probe.num_seen)
-    return np.log2(smooth_ranks(scores_BI, probe.targets_B, probe.seen_rows_M[seen], probe.seen_items_M[seen]))
+    return np.log2(smooth_ranks(scores_BI, probe.targets_B, *probe.seen))
 
 
 def test_payoffs_are_the_falls_of_the_held_out_loss(backend, make_trainer, batch_stream, probe):

@@ -18,6 +18,8 @@ from ur4rec.runs.run import Stopped, TrainingRun
 from ur4rec.schedule.trial_probe import STAYS, UNDONE, WINS
 from ur4rec.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 TRIAL = (
     "trial,candidates=((0,),(1,2,2),(2,)),costs=(1.0,0.6,0.5),steps=2,start=3,hold=6,halvings=9,groups=4,confidence=0.6"
 )
@@ -26,12 +28,6 @@ TRIED = {
     **{"schedule": TRIAL, "epochs": {"pretrain_sasrec": 1, "joint_finetune": 30}},
     **{"eval_users": None, "trainer": RATES},
 }
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than these runs."""
-    monkeypatch.setattr("ur4rec.runs.run.plot_schedule", lambda *given: None)
 
 
 def watch_rates(run):

@@ -56,8 +56,7 @@ def test_the_held_out_losses_are_those_of_the_model_as_it_is(make_trainer, batch
     trainer = make_trainer(rule=RULE, probe=probe, sasrec_lr=3e-2)
     trainer.set_training_stage("joint_finetune", num_steps=60)
     train(trainer, batch_stream(0, 9))
-    seen = slice(probe.num_seen)
-    given = probe.targets_B, probe.seen_rows_M[seen], probe.seen_items_M[seen]
+    given = probe.targets_B, *probe.seen
     expected = np.log2(smooth_ranks(trainer.score(probe.items_BL), *given)).reshape(4, -1).mean(1)
     trainer._measuring.before_step()
     np.testing.assert_allclose(trainer.alternator.loss_history("both"), expected, rtol=1e-5)

@@ -74,8 +74,7 @@ def evaluate(trainer: AnyScorer, batches: Iterable[EvaluationBatch]) -> RankedTa
     for batch in batches:
         scores_BI = np.asarray(trainer.score(batch.items_BL))[: batch.num_valid]
         targets_B = batch.targets_B[: batch.num_valid]
-        seen = batch.seen_rows_M[: batch.num_seen], batch.seen_items_M[: batch.num_seen]
-        ranks.append(target_ranks(scores_BI, targets_B, *seen))
+        ranks.append(target_ranks(scores_BI, targets_B, *batch.seen))
         likelihoods.append(negative_log_likelihood(scores_BI, targets_B))
     return RankedTargets(np.concatenate(ranks).astype(np.int32), np.concatenate(likelihoods).astype(np.float32))
 

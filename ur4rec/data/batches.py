@@ -51,6 +51,11 @@ class EvaluationBatch(NamedTuple):
     users_B: NDArray[np.int32] | None = None
     """The user of each row; -1 in rows that only fill up. None: all users are unknown to the model."""
 
+    @property
+    def seen(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Row and item of each seen item, without what fills up."""
+        return self.seen_rows_M[: self.num_seen], self.seen_items_M[: self.num_seen]
+
 
 class TrainBatches:
     """Shuffled training batches of constant shape; any batch of any epoch can be built directly.

@@ -114,8 +114,7 @@ def rank_batches(
         target_ranks(
             np.asarray(score(batch))[: batch.num_valid],
             batch.targets_B[: batch.num_valid],
-            batch.seen_rows_M[: batch.num_seen],
-            batch.seen_items_M[: batch.num_seen],
+            *batch.seen,
         )
         for batch in batches
     ]

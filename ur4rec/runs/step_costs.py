@@ -184,7 +184,7 @@ def _timed(
         joint = build("joint")
         joint.set_training_stage("end_to_end")
     batches, probe = prepared.train, prepared.probe()
-    ranked = probe.targets_B, probe.seen_rows_M[: probe.num_seen], probe.seen_items_M[: probe.num_seen]
+    ranked = probe.targets_B, *probe.seen
     for number in range(rounds):
         with enough_for_steps(prepared.model, batches.batch_size):
             batch = batches.batch(*divmod(number, len(batches)))

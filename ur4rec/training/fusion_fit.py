@@ -62,8 +62,8 @@ def smoothed(values_W: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _ranks_by_weight(scorer: AnyScorer, batch: EvaluationBatch) -> NDArray[np.int64]:
     """The rank of each target of a batch for each weight, (W, B); each module is run once."""
-    count, seen = batch.num_valid, slice(batch.num_seen)
+    count = batch.num_valid
     found = scorer.scores(batch.items_BL, batch.users_B, MODULES)
     sasrec_BI, retriever_BI = (found[name][:count] for name in MODULES)
-    given = batch.targets_B[:count], batch.seen_rows_M[seen], batch.seen_items_M[seen]
+    given = batch.targets_B[:count], *batch.seen
     return np.array([target_ranks(sasrec_BI + np.float32(weight) * retriever_BI, *given) for weight in WEIGHTS])

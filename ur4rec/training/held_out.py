@@ -79,7 +79,7 @@ class HeldOutTargets(Generic[ArrayT]):
         processes: Processes,
         num_parts: int,
     ) -> None:
-        num_items, num_seen = items.stop - items.start, batch.num_seen
+        num_items = items.stop - items.start
         self._processes, self._num_parts, self._first = processes, num_parts, items.start
         self._width = min(width, num_items)
         self._batch, self._scores = batch, scores
@@ -87,7 +87,7 @@ class HeldOutTargets(Generic[ArrayT]):
         self._slices = list(slices_of(num_items, self._width))
         self._targets_B = np.asarray(batch.targets_B)
         self._rows_B = np.arange(len(self._targets_B))
-        rows_M, items_M = np.asarray(batch.seen_rows_M[:num_seen]), np.asarray(batch.seen_items_M[:num_seen])
+        rows_M, items_M = map(np.asarray, batch.seen)
         is_other_M = items_M != self._targets_B[rows_M]
         self._seen_rows_M, self._seen_items_M = rows_M[is_other_M], items_M[is_other_M]
 

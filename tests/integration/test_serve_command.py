@@ -13,7 +13,9 @@ from PIL import Image
 
 from tests.integration.browser import BROWSER
 from tests.integration.tiny_run import COMMAND, ENVIRONMENT, invoke, mistaken
+from ur4rec.serve import server
 from ur4rec.serve.app import HEADERS, MAX_BODY_BYTES
+from ur4rec.serve.server import serve_run
 
 EVIL = "<img src=x onerror=document.title='obeyed'><script>document.title='obeyed'</script>"
 NUM_ITEMS = 24
@@ -157,6 +159,20 @@ def test_only_the_pages_own_script_may_run_and_nothing_comes_from_elsewhere(port
         assert {name: answer.getheader(name) for name in HEADERS} == HEADERS, path
         if path in ("/", "/page.js", "/page.css"):
             assert b"http" not in content.replace(b"http-equiv", b""), path  # no address of another machine
+
+
+def test_another_checkpoint_is_served_where_one_is_asked_for(run, monkeypatch):
+    used = []
+
+    def ready(address, checkpoint):
+        used.append(checkpoint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server, "serve_run", lambda *given, **named: serve_run(*given[:2], ready, **named))
+    for words, name in (((), "best"), (("--checkpoint", "latest"), "latest")):
+        assert invoke("serve", run, "--port", "0", *words).exit_code == 0
+        assert used.pop() == name
+    assert "has no refit checkpoint yet" in mistaken("serve", run, "--port", "0", "--checkpoint", "refit")
 
 
 def test_a_port_that_is_taken_is_one_line(port, run):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.integration.tiny_run import ENVIRONMENT, TINY
+from tests.integration.tiny_run import ENVIRONMENT, TINY, ur4rec
 from ur4rec.cli import app, together
 
 MAX_SECONDS = 300
@@ -31,19 +31,20 @@ def torchrun(num_processes, *arguments):
     )
 
 
-def test_two_processes_train_and_say_what_one_does(run, tmp_path):
-    alone, printed = run
-    done = torchrun(2, "train", *TINY, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
-    expected, found = (json.loads((path / "metrics.json").read_text()) for path in (alone, tmp_path / "run"))
-    assert [row["step"] for row in found["epochs"]] == [row["step"] for row in expected["epochs"]]
-    for ours, theirs in zip(found["epochs"], expected["epochs"], strict=True):
-        assert ours["train"]["total_loss"] == pytest.approx(theirs["train"]["total_loss"], rel=1e-3)
-    assert found["facts"]["processes"] == 2
-    own_printed = done.stdout.replace(str(tmp_path / "run"), "OUT").splitlines()
-    assert [line.split()[:1] for line in own_printed] == [
-        line.split()[:1] for line in printed.replace(str(alone), "OUT").splitlines()
-    ]
+def test_two_processes_train_and_refit_and_say_what_one_does(tmp_path):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    runs = [ur4rec("train", *TINY, "--refit", "--out", alone), torchrun(2, "train", *TINY, "--refit", "--out", together)]
+    printed = []
+    for done, path in zip(runs, (alone, together), strict=True):
+        assert done.returncode == 0, done.stderr
+        printed.append([line.split()[:1] for line in done.stdout.replace(str(path), "OUT").splitlines()])
+    assert printed[1] == printed[0]
+    for part in ("", "refit"):
+        expected, found = (json.loads((path / part / "metrics.json").read_text()) for path in (alone, together))
+        assert [row["step"] for row in found["epochs"]] == [row["step"] for row in expected["epochs"]]
+        for ours, theirs in zip(found["epochs"], expected["epochs"], strict=True):
+            assert ours["train"]["total_loss"] == pytest.approx(theirs["train"]["total_loss"], rel=1e-3)
+        assert found["facts"]["processes"] == 2
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,10 @@ def torchrun(num_processes, *arguments):
 
 def test_two_processes_train_and_refit_and_say_what_one_does(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
-    runs = [ur4rec("train", *TINY, "--refit", "--out", alone), torchrun(2, "train", *TINY, "--refit", "--out", together)]
+    runs = [
+        ur4rec("train", *TINY, "--refit", "--out", alone),
+        torchrun(2, "train", *TINY, "--refit", "--out", together),
+    ]
     printed = []
     for done, path in zip(runs, (alone, together), strict=True):
         assert done.returncode == 0, done.stderr

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any, TypeVar
 
 from ur4rec.errors import UR4RecError
@@ -70,11 +72,11 @@ def local_processes(num_processes: int) -> Iterator[Processes]:
 
 @contextmanager
 def one_thread_processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes of one thread each, gone at the end, at once if something fails or the user stops it."""
+    """Fresh processes of one thread each, gone at the end; at once if the block fails or this process is killed."""
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         yield pool
     except BaseException:
@@ -106,6 +108,12 @@ def interruptible() -> Iterator[None]:
         raise StudyInterruptedError(f"{what}; finished runs are kept: give the same command to continue") from error
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C is for the parent, which ends its processes."""
+def _end_with_parent() -> None:
+    """Ctrl-C is for the parent, which ends its processes; if it was killed itself, nobody waits for what they do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

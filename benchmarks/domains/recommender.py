@@ -1,4 +1,4 @@
-"""UR4Rec: SASRec and a retriever of texts, on MovieLens-100K, where one learns faster, and with a costly text encoder.
+"""UR4Rec: SASRec and a retriever of texts, on MovieLens-100K, where one learns faster, and with costly text encoders.
 
 These are the studies of `benchmarks/studies`, as they stand: an arm that a study has is read from its committed runs,
 and another one is trained as the study trains its own, at the same charged cost.
@@ -108,4 +108,5 @@ DOMAINS = (
     Recommender("movielens", "ml-100k", "Which of the two modules of a recommender should train, and how often?"),
     Recommender("fast-retriever", "synthetic", "And if one of them learns ten times faster, and costs more?"),
     Recommender("costly-encoder", "encoder", "Should a costly encoder of item texts train, and how often?", ("trial",)),
+    Recommender("costly-encoder-sports", "encoder-sports", "And with ten times as many items?", ("trial",)),
 )

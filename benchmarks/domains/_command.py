@@ -27,7 +27,6 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "runs" / "domains"
 PACKED = Path(__file__).with_name("runs.parquet")
-NUM_SEEDS = 5
 USUAL_SECONDS = 10.0
 """Of a run of which nothing is known yet."""
 HELP = """examples:
@@ -52,12 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     domains = all_domains()
     kept = Kept(options.work, options.packed)
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
     marks = {
         Cell(name, arm, seed): fingerprint(domain, given)
         for name, domain in domains.items()
         for arm, given in domain.arms().items()
-        for seed in seeds
+        for seed in range(options.first_seed, options.first_seed + (options.seeds or domain.num_seeds))
     }
     cells = [cell for cell in marks if any(word in str(cell) for word in options.only)]
     if not cells:
@@ -189,7 +187,7 @@ def report(runs: Sequence[Run], facts: dict[str, Facts], options: argparse.Names
 def _command(options: argparse.Namespace) -> str:
     """The command that gives these results, without the folders of this machine."""
     words = ["python", "benchmarks/domains.py"]
-    words += ["--seeds", str(options.seeds)] if options.seeds != NUM_SEEDS else []
+    words += ["--seeds", str(options.seeds)] if options.seeds else []
     words += ["--first-seed", str(options.first_seed)] if options.first_seed else []
     return shlex.join(words)
 
@@ -200,7 +198,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="domains.py", description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=[""], help="the runs whose name holds one of these (see --list)")
-    parser.add_argument("--seeds", type=_positive, default=NUM_SEEDS, help=f"number of seeds (default: {NUM_SEEDS})")
+    parser.add_argument("--seeds", type=_positive, help="number of seeds (default: 10, of the recommender's 5)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them, to tune on others (default: 0)")
     parser.add_argument(
         "--jobs",

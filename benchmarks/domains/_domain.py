@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 Kind = Literal["joint", "fixed", "random", "published", "ours"]
+NUM_SEEDS = 10
+"""Of domains whose runs take seconds."""
 KINDS: tuple[Kind, ...] = ("joint", "fixed", "random", "published", "ours")
 
 
@@ -113,6 +115,11 @@ class Domain(Protocol):
     @property
     def has_signal(self) -> bool:
         """Whether held-out data say what is better: where they do not, no rule is expected to find it."""
+        ...
+
+    @property
+    def num_seeds(self) -> int:
+        """The number of seeds, unless the command names another one."""
         ...
 
     def arms(self) -> Mapping[str, Arm]:

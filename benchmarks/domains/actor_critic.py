@@ -14,7 +14,7 @@ Shapes: B the batch, S observations, A actions, P parameters, E episodes.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from jax.lax import stop_gradient
 from adapters.optax import active_value_and_grad, alternating, apply_updates
 from alternator import Balance, Cycle, Gain, Plateau, RandomTenure, Trend, Trial
 
-from ._domain import Arm, Outcome
+from ._domain import NUM_SEEDS, Arm, Outcome
 from ._game import BOTH, Match, Schedule
 from ._networks import Network, numpy_layers
 from ._published_players import RandomShares
@@ -83,6 +83,7 @@ class ActorCritic:
     metric: str = "cost of an episode"
     unit: str = "updates of the critics"
     higher_is_better: bool = False
+    num_seeds: int = field(default=NUM_SEEDS, repr=False)
     has_signal: bool = False
     """None of five signals that training gives tells good ratios from bad ones, and held-out episodes cost too much."""
 

@@ -9,7 +9,7 @@ Shapes: B windows, T characters, D width.
 import sysconfig
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._blocks import adam_of_each, block_arms, run_blocks
-from ._domain import Arm, Outcome
+from ._domain import NUM_SEEDS, Arm, Outcome
 from ._torch import Problem
 
 FIRST, LAST = 32, 126
@@ -81,6 +81,7 @@ class CharacterModel:
     metric: str = "loss"
     unit: str = "steps"
     higher_is_better: bool = False
+    num_seeds: int = field(default=NUM_SEEDS, repr=False)
     has_signal: bool = True
 
     @property

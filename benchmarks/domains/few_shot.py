@@ -10,7 +10,7 @@ Shapes: N examples, L samples of a signal, C classes.
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from alternator import Cycle, Gain, Payoff, Plateau, RandomTenure, Trend, Trial
 
-from ._domain import Arm, Outcome
+from ._domain import NUM_SEEDS, Arm, Outcome
 from ._rules import Order
 from ._torch import Problem, Run, Schedule
 
@@ -70,6 +70,7 @@ class FewShot:
     metric: str = "accuracy"
     unit: str = "steps"
     higher_is_better: bool = True
+    num_seeds: int = field(default=NUM_SEEDS, repr=False)
     has_signal: bool = True
 
     @property

@@ -8,7 +8,7 @@ Shapes: N examples, L samples of a signal.
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._blocks import adam_of_each, block_arms, run_blocks
-from ._domain import Arm, Outcome
+from ._domain import NUM_SEEDS, Arm, Outcome
 from ._torch import Problem
 from .few_shot import LENGTH, NUM_CLASSES, Data, make_data
 
@@ -53,6 +53,7 @@ class MemoryCap:
     metric: str = "loss"
     unit: str = "steps"
     higher_is_better: bool = False
+    num_seeds: int = field(default=NUM_SEEDS, repr=False)
     has_signal: bool = True
 
     @property

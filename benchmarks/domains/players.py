@@ -12,7 +12,7 @@ Shapes: B the batch, I pixels or coordinates, Z noise, F features, N examples.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from jax.nn import softplus
 from adapters.optax import active_value_and_grad, alternating, apply_updates
 from alternator import Balance, Cycle, Gain, Plateau, RandomTenure, Trend, Trial
 
-from ._domain import Arm, Outcome
+from ._domain import NUM_SEEDS, Arm, Outcome
 from ._examples import Examples, digits, energy_distance, frechet_distance, ring
 from ._game import BOTH, LOSSES, Match, Schedule
 from ._networks import Network
@@ -65,6 +65,7 @@ class AdversarialNetworks:
     metric: str = "Fréchet distance"
     unit: str = "steps of the critic"
     higher_is_better: bool = False
+    num_seeds: int = field(default=NUM_SEEDS, repr=False)
     has_signal: bool = True
 
     @property

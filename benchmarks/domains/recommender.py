@@ -57,6 +57,11 @@ class Recommender:
         """The cost of the study's steps of parity."""
         return float(self._report(PARITY, self._directory.study.seeds[0])["budget"][BASIS])
 
+    @property
+    def num_seeds(self) -> int:
+        """The study's."""
+        return len(self._directory.study.seeds)
+
     def arms(self) -> Mapping[str, Arm]:
         """The study's, and the rules."""
         arms = dict.fromkeys((*self._directory.study.arms, *self.rules))

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf, nan
 
 import numpy as np
@@ -25,6 +25,7 @@ class Toy:
     higher_is_better: bool = True
     budget: float = 10.0
     unit: str = "steps"
+    num_seeds: int = field(default=2, repr=False)
     has_signal: bool = True
     fails: str = ""
 
@@ -138,7 +139,7 @@ def test_the_command_continues_where_it_stopped(toy, arguments, tmp_path, capsys
     assert command.main([*arguments, "--seeds", "2", "--only", "alone"]) == 0
     assert len(log_of(toy)) == 4
     assert "[4/4, about 0 min left] toy: b alone, seed 1: number 0.41 (held out 0.41)" in capsys.readouterr().err
-    assert command.main([*arguments, "--seeds", "2"]) == 0
+    assert command.main(arguments) == 0  # of its own number of seeds, which is two
     assert len(log_of(toy)) == len(set(log_of(toy))) == 12
     text = of_suffix(tmp_path, ".md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| toy |"))
@@ -320,7 +321,8 @@ def test_every_domain_is_complete():
         assert found.budget > 0
         arms = found.arms()
         assert any(arm.is_of_grid for arm in arms.values())
-        assert {arm.kind for arm in arms.values()} >= {"fixed", "random", "ours"}
+        has_control = name != "costly-encoder-sports"  # of 6 minutes a run: the other costly encoder has the control
+        assert {arm.kind for arm in arms.values()} >= {"fixed", "ours", *(["random"] if has_control else [])}
         marks = {fingerprint(found, arm) for arm in arms.values()}
         assert len(marks) == len(arms), "two arms with the same setting"
         assert " at 0x" not in repr(found) + repr([arm.setting for arm in arms.values()])

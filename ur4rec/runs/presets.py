@@ -11,6 +11,8 @@ from ur4rec.runs.sizes import FROM_DATA
 _GROUPS = ("model", "trainer", "epochs")
 _SCALED = {"sasrec_embedding_scale": True}
 _SMALL = {"sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "retriever_output_dim": 64}
+_WEIGHED_LATER = {"joint_loss": "separate", "fusion_fit": "held_out"}
+"""Beside a SASRec that knows its training data by heart: docs/log.md, 2026-11-30 and 2026-12-01."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ PRESETS: dict[str, Preset] = {
         purpose="dense data of long histories and few thousand items, such as MovieLens-1M",
         settings={
             "dataset": "ml-1m",
-            "epochs": {"pretrain_sasrec": 30, "pretrain_retriever": 1, "joint_finetune": 4, "end_to_end": 0},
-            "schedule": "retriever",  # as in `amazon`
+            "epochs": {"pretrain_sasrec": 30, "pretrain_retriever": 0, "joint_finetune": 12, "end_to_end": 0},
+            "schedule": "retriever",  # SASRec has learnt alone: its learning rate, begun anew, would undo some of it
             "batch_size": 32,
             "early_stopping": 10,
             "eval_every": 2,
@@ -46,16 +48,16 @@ PRESETS: dict[str, Preset] = {
                 "max_seq_len": 200,
                 "sasrec_dropout": 0.2,
                 "sasrec_block": "ligr",
-                "retriever_num_queries": 2,
+                "sasrec_item_init": "whitened",
             },
-            "trainer": {"sasrec_lr": 2e-3, "retriever_lr": 3e-3},
+            "trainer": {"sasrec_lr": 2e-3, "retriever_lr": 3e-3, **_WEIGHED_LATER},
         },
     ),
     "amazon": Preset(
         purpose="sparse data of short histories, ten thousands of items and texts that tell them apart",
         settings={
             "epochs": {"pretrain_sasrec": 40, "pretrain_retriever": 0, "joint_finetune": 12, "end_to_end": 0},
-            "schedule": "retriever",  # SASRec has learnt alone: its learning rate, begun anew, would undo some of it
+            "schedule": "retriever",
             "batch_size": 128,
             "early_stopping": 10,
             "eval_every": 2,
@@ -74,8 +76,7 @@ PRESETS: dict[str, Preset] = {
                 "catalogue_loss": "sampled",
                 "num_negatives": 256,
                 "num_in_batch": 0,
-                "joint_loss": "separate",  # as SASRec knows its training data by heart: docs/log.md, 2026-11-30
-                "fusion_fit": "held_out",
+                **_WEIGHED_LATER,
             },
         },
     ),

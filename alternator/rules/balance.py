@@ -39,8 +39,9 @@ class Balance:
     The signal is the mean of the newest ``window`` values recorded for the module ``of``, in place of losses. The
     defaults are for a critic's *accuracy*: of pairs of a real and a generated example, the share in which the real one
     has the higher score, whatever the loss. ``(real[:, None] > fake).float().mean()`` of the scores of a step; while
-    the generator trains, the critic's last scores of real examples remain valid. Other signals need a band of their
-    own. Record the signal in every step, or at least once a round: the ratio would else follow what is long past.
+    the generator trains, the critic's last scores of real examples remain valid. Under the non-saturating loss 0.7 to
+    0.8 was the better band; other signals need one of their own. Record the signal in every step, or at least once a
+    round: the ratio would else follow what is long past.
 
     No tenure is longer than ``max_steps``: no module waits longer than (N - 1) · max_steps updated steps, N being the
     number of modules. Compare with `Cycle`.

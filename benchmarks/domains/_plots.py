@@ -46,7 +46,7 @@ def draw_forests(summaries: Sequence[DomainSummary]) -> bytes:
 def draw_summary(summaries: Sequence[DomainSummary]) -> bytes:
     """The regret of joint training and of every rule, domain by domain."""
     rules = columns(summaries)
-    palette = ["#1b7837", "#7570b3", "#d95f02", "#1f78b4", "#e7298a", "#a6761d", "#66a61e", "#666666"]
+    palette = ["#1b7837", "#7570b3", "#d95f02", "#1f78b4", "#e7298a", "#a6761d", "#66a61e", "#666666", "#17becf"]
     figure = Figure(figsize=(9, 1.2 + 0.55 * len(summaries)), layout="constrained")
     axes = figure.subplots()
     names = [JOINT, *rules]

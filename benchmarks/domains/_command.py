@@ -30,7 +30,7 @@ PACKED = Path(__file__).with_name("runs.parquet")
 USUAL_SECONDS = 10.0
 """Of a run of which nothing is known yet."""
 HELP = """examples:
-  python benchmarks/domains.py                        all domains (under an hour on two cores), or what is missing
+  python benchmarks/domains.py                        all domains (25 minutes on two cores), or what is missing
   python benchmarks/domains.py --list                 the domains, their arms, and what is finished
   python benchmarks/domains.py --only few-shot        the runs whose name holds this: "DOMAIN: ARM, seed SEED"
   python benchmarks/domains.py --only ": Trial," --again   run these again

@@ -45,7 +45,9 @@ def serve_run(
     with _listen(port) as listening:
         recommender = Recommender(directory, memory=memory, checkpoint=checkpoint)
         app = build_app(Answers(directory, recommender))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", server_header=False))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off", server_header=False)
+        )
         address = f"http://{HOST}:{listening.getsockname()[1]}/"
         ready(address, recommender.checkpoint)  # it listens already: a browser that is early waits
         server.run(sockets=[listening])

@@ -32,7 +32,7 @@ def torchrun(num_processes, *arguments):
 
 
 def test_two_processes_train_and_refit_and_say_what_one_does(tmp_path):
-    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone, together = tmp_path / "one", tmp_path / "two"  # names of one length: lines break where a path is longer
     runs = [
         ur4rec("train", *TINY, "--refit", "--out", alone),
         torchrun(2, "train", *TINY, "--refit", "--out", together),

@@ -18,7 +18,7 @@ from ur4rec.compare.runner import machine_facts, source_commit
 from ur4rec.files import write_whole
 
 from ._cells import Cell, Facts, Kept, Run, fingerprint, write_packed
-from ._domain import Domain, all_domains
+from ._domain import NUM_SEEDS, Domain, all_domains
 from ._plots import draw_forests, draw_summary
 from ._regret import DomainSummary, summarise
 from ._report import regret_table, render, to_json
@@ -198,7 +198,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="domains.py", description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=[""], help="the runs whose name holds one of these (see --list)")
-    parser.add_argument("--seeds", type=_positive, help="number of seeds (default: 10, of the recommender's 5)")
+    parser.add_argument("--seeds", type=_positive, help=f"number of seeds (default: {NUM_SEEDS}, or the study's)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them, to tune on others (default: 0)")
     parser.add_argument(
         "--jobs",

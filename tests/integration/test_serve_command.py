@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import logging
 import signal
 import subprocess
 from pathlib import Path
@@ -15,7 +16,6 @@ from tests.integration.browser import BROWSER
 from tests.integration.tiny_run import COMMAND, ENVIRONMENT, invoke, mistaken
 from ur4rec.serve import server
 from ur4rec.serve.app import HEADERS, MAX_BODY_BYTES
-from ur4rec.serve.server import serve_run
 
 EVIL = "<img src=x onerror=document.title='obeyed'><script>document.title='obeyed'</script>"
 NUM_ITEMS = 24
@@ -161,8 +161,19 @@ def test_only_the_pages_own_script_may_run_and_nothing_comes_from_elsewhere(port
             assert b"http" not in content.replace(b"http-equiv", b""), path  # no address of another machine
 
 
-def test_another_checkpoint_is_served_where_one_is_asked_for(run, monkeypatch):
-    used = []
+@pytest.fixture
+def watched():
+    """A handler of somebody else's, and what was done to it."""
+    done = []
+    handler = logging.NullHandler()
+    handler.close = lambda: done.append("closed")
+    yield done
+    del handler.close
+    handler.close()
+
+
+def test_another_checkpoint_is_served_where_one_is_asked_for(run, monkeypatch, watched):
+    used, serve_run = [], server.serve_run
 
     def ready(address, checkpoint):
         used.append(checkpoint)
@@ -172,6 +183,7 @@ def test_another_checkpoint_is_served_where_one_is_asked_for(run, monkeypatch):
     for words, name in (((), "best"), (("--checkpoint", "latest"), "latest")):
         assert invoke("serve", run, "--port", "0", *words).exit_code == 0
         assert used.pop() == name
+    assert watched == [], "the server configured other loggers"
     assert "has no refit checkpoint yet" in mistaken("serve", run, "--port", "0", "--checkpoint", "refit")
 
 

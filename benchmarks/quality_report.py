@@ -13,7 +13,6 @@ from strategies import figure_cell, paired_figure
 
 from ur4rec.compare.plots import to_png
 from ur4rec.compare.statistics import Resamples
-from ur4rec.evaluation.intervals import percentile_interval
 from ur4rec.evaluation.metrics import ndcg
 from ur4rec.evaluation.popularity import COLD
 
@@ -52,7 +51,6 @@ def compare(
     num_seeds, num_targets = next(iter(ranks.values())).shape
     resamples = Resamples(num_seeds, num_targets)
     values = {metric: {cell: measure(ranks[cell]) for cell in cells} for metric, measure in METRICS.items()}
-    means = {metric: {cell: resamples.means(values[metric][cell]) for cell in cells} for metric in METRICS}
     rows = []
     for (arm, scorer), found in cells.items():
         results = [each["results"][scorer] for each in found]
@@ -66,13 +64,11 @@ def compare(
         }
         has_baseline = (arm, scorer) != baseline and baseline in ranks
         for metric in METRICS:
-            own_R, values_ST = means[metric][arm, scorer], values[metric][arm, scorer]
+            values_ST = values[metric][arm, scorer]
             row[metric] = paired_figure(values_ST, None, resamples)
-            row[metric]["interval"] = list(percentile_interval(float(values_ST.mean()), own_R)[1:])
+            row[metric]["interval"] = list(resamples.mean(values_ST)[1:])
             if has_baseline:
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    estimate = float(values_ST.mean() / values[metric][baseline].mean() - 1)
-                    row[metric] |= percentile_interval(estimate, own_R / means[metric][baseline] - 1)._asdict()
+                row[metric] |= resamples.relative_difference(values_ST, values[metric][baseline])._asdict()
         rows.append(row)
     return sorted(rows, key=lambda row: -row["validation"])
 

@@ -13,7 +13,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import cpu_count, get_context
+from multiprocessing import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from alternator import Alternator, Cycle, Gain, Patience, Plateau, RandomTenure, Rule, Trend, replay
 from alternator.recordings.tables import read_losses
 from alternator.rules._regression import least_squares
+from ur4rec.compare.processes import one_thread_processes
 from ur4rec.compare.report import compact_json
 
 SEED = 0
@@ -183,8 +184,8 @@ def run_cells(tasks: list[tuple[str, Rule, Scenario, int]], processes: int) -> l
     order = sorted(range(len(tasks)), key=lambda index: -tasks[index][2].num_steps * (tasks[index][0] == "Trend"))
     if processes == 1:
         return [run_cell(task) for task in tasks]
-    with get_context("spawn").Pool(processes) as pool:
-        cells = pool.map(run_cell, [tasks[index] for index in order], chunksize=1)
+    with one_thread_processes(processes) as pool:
+        cells = list(pool.map(run_cell, [tasks[index] for index in order]))
     return [cell for _, cell in sorted(zip(order, cells, strict=True), key=lambda pair: pair[0])]
 
 

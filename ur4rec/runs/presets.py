@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ur4rec.config import TRAINING
 from ur4rec.errors import UnknownNameError
 from ur4rec.runs.config import DEFAULT_EPOCHS, RunConfig
 from ur4rec.runs.sizes import FROM_DATA
@@ -13,6 +14,8 @@ _SCALED = {"sasrec_embedding_scale": True}
 _SMALL = {"sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "retriever_output_dim": 64}
 _WEIGHED_LATER = {"joint_loss": "separate", "fusion_fit": "held_out"}
 """Beside a SASRec that knows its training data by heart: docs/log.md, 2026-11-30 and 2026-12-01."""
+_WEIGHED = ("fusion", "logit"), ("joint_loss", "separate")
+"""What weights that are chosen on held-out targets go with: `ur4rec.config.check_fusion_fit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "default": Preset(
         purpose="any data: sizes, rates and lengths follow from its counts, and are said when the run begins",
-        settings={"model": _SCALED},
+        settings={"model": _SCALED, "trainer": _WEIGHED_LATER},
         from_data=FROM_DATA,
     ),
     "ml-1m": Preset(
@@ -140,7 +143,8 @@ def preset(name: str, **changes: Any) -> RunConfig:
     """A preset with changes; None leaves a setting as the preset has it.
 
     What is changed is no longer left to the data. The rest is decided by `ur4rec.runs.prepared.prepare` and by
-    `ur4rec.runs.run.TrainingRun`, and the run keeps it.
+    `ur4rec.runs.run.TrainingRun`, and the run keeps it. With another fusion or joint loss than a preset that chooses
+    fusion weights on held-out targets has, they learn with the modules.
 
     Args:
         name: Of `PRESETS`.
@@ -155,6 +159,8 @@ def preset(name: str, **changes: Any) -> RunConfig:
         30
         >>> "batch_size" in preset("default", batch_size=64).from_data
         False
+        >>> preset("default", trainer={"joint_loss": "fused"}).trainer
+        {'joint_loss': 'fused', 'fusion_fit': 'training'}
     """
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)
@@ -164,5 +170,10 @@ def preset(name: str, **changes: Any) -> RunConfig:
     for key in _GROUPS:
         if key in given:
             given[key] = {**settings.get(key, DEFAULT_EPOCHS if key == "epochs" else {}), **given[key]}
+    trainer = given.get("trainer", settings.get("trainer", {}))
+    chosen = {**given.get("model", {}), **trainer}
+    is_ours = "fusion_fit" in trainer and "fusion_fit" not in changed
+    if is_ours and any(chosen.get(name, usual) != usual for name, usual in _WEIGHED):
+        given["trainer"] = {**trainer, "fusion_fit": TRAINING}
     from_data = tuple(each for each in PRESETS[name].from_data if each not in changed)
     return RunConfig(**{"from_data": from_data, **settings, **given})

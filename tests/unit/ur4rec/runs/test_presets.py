@@ -41,7 +41,8 @@ def test_what_is_given_is_no_longer_left_to_the_data():
     )
     given = {"batch_size", "end_to_end", "max_seq_len", "sasrec_lr"}
     assert set(config.from_data) == set(FROM_DATA) - given
-    assert preset("default", from_data=()) == RunConfig(model={"sasrec_embedding_scale": True})
+    weighed = {"joint_loss": "separate", "fusion_fit": "held_out"}
+    assert preset("default", from_data=()) == RunConfig(model={"sasrec_embedding_scale": True}, trainer=weighed)
     assert preset("default", early_stopping=None).from_data == FROM_DATA
 
 
@@ -50,6 +51,17 @@ def test_heads_and_widths_that_only_fit_with_what_the_data_decides_are_taken():
     assert preset("default", model={"sasrec_num_heads": 7}).model_config(num_items=2).sasrec_num_heads == 7
     with pytest.raises(ConfigurationError, match="must be a multiple of sasrec_num_heads"):
         preset("default", model={"sasrec_hidden_dim": 33, "sasrec_num_heads": 2})
+
+
+@pytest.mark.parametrize("name", ["default", "amazon", "ml-1m"])
+def test_fusion_weights_learn_where_a_loss_or_fusion_that_is_given_does_not_let_them_be_chosen(name):
+    def fusion_fit(**given):
+        return preset(name, **given).trainer["fusion_fit"]
+
+    assert fusion_fit() == fusion_fit(trainer={"joint_loss": "separate"}, model={"fusion": "logit"}) == "held_out"
+    assert fusion_fit(trainer={"joint_loss": "fused"}) == fusion_fit(model={"fusion": "rank"}) == "training"
+    given = fusion_fit(trainer={"joint_loss": "fused", "fusion_fit": "held_out"})
+    assert given == "held_out"  # what is given is refused by the trainer, with the remedy, not changed
 
 
 @pytest.mark.parametrize("names", ["batch_size", 3, ["colour"], [["batch_size"]]])

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import os
 import re
 import tempfile
@@ -16,7 +15,7 @@ from filelock import FileLock
 
 from alternator.checks import check_choice, check_integer, cut
 from ur4rec.errors import ConfigurationError, DataError, refuse_malformed
-from ur4rec.files import SCRATCH_PREFIX, holding, parse_object, plain_tree, refuse_links, remove, write_whole
+from ur4rec.files import SCRATCH_PREFIX, holding, in_lines, parse_object, plain_tree, refuse_links, remove, write_whole
 
 _LOCK = ".lock"
 REFIT = "refit"
@@ -193,7 +192,7 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a mapping as JSON."""
-        write_whole(self.path / name, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+        write_whole(self.path / name, f"{in_lines(content)}\n".encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON file of the run.

@@ -540,11 +540,16 @@ class TrainingRun:
         ranks = [popularity_ranks(split.train, each, split.num_items) for each in (targets, split.test)]
         self.results["popularity"] = build_result("popularity", -1, summarise(ranks[0], K_LIST), ranks[1])
 
+    _ranked: list[Result] | None = None
+    """The results whose ranks have been written: they change at the end of a stage, and may be of millions of users."""
+
     def _write_results(self) -> None:
         """Write what follows from the epochs; a crash before they are saved leaves it ahead of them, no harm done."""
         if not self._writes:
             return
-        self.directory.write_csv("test_ranks.csv", self._rank_columns())
+        if self._ranked is None or list(map(id, self._ranked)) != list(map(id, self.results.values())):
+            self.directory.write_csv("test_ranks.csv", self._rank_columns())
+            self._ranked = list(self.results.values())
         self.directory.write_json("metrics.json", self._metrics())
 
     def _save(self, epoch: int, *, best: bool) -> None:

@@ -25,7 +25,7 @@ from safetensors.numpy import save as save_safetensors
 from alternator.checks import cut
 from ur4rec.config import AUTO, ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError, ConfigurationError, refuse_malformed
-from ur4rec.files import parse_object, write_directory, write_whole
+from ur4rec.files import in_lines, parse_object, write_directory, write_whole
 from ur4rec.schedule.trial_probe import SNAPSHOTS
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.text.tokens import check_tokens
@@ -342,7 +342,7 @@ def write_checkpoint(path: str | Path, arrays: Mapping[str, bytes], state: Mappi
         state: JSON values.
     """
     document = {"version": VERSION, "sha256": {name: _digest(content) for name, content in arrays.items()}, **state}
-    state_json = json.dumps({**document, "checksum": _checksum(document)}, indent=1)
+    state_json = in_lines({**document, "checksum": _checksum(document)}, allow_nan=True)
     write_directory(Path(path), {**arrays, STATE_FILE: state_json.encode()})
 
 

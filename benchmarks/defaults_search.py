@@ -20,12 +20,12 @@ from ur4rec.runs.sizes import Counts
 
 DEFAULT = "default"
 SHAPES: dict[str, dict[str, Any]] = {
-    "dense, short catalogue": {"num_users": 600, "num_items": 160, "num_clusters": 16, "mean_length": 50},
-    "sparse, large catalogue": {"num_users": 3000, "num_items": 6000, "num_clusters": 150, "mean_length": 8},
-    "long histories": {"num_users": 200, "num_items": 800, "num_clusters": 40, "mean_length": 200},
+    "dense, short catalogue": {"num_users": 300, "num_items": 160, "num_clusters": 16, "mean_length": 50},
+    "sparse, large catalogue": {"num_users": 1500, "num_items": 3000, "num_clusters": 75, "mean_length": 8},
+    "long histories": {"num_users": 100, "num_items": 800, "num_clusters": 40, "mean_length": 200},
     "few users": {"num_users": 80, "num_items": 300, "num_clusters": 25, "mean_length": 30},
     "strong text, cold items": {
-        **{"num_users": 1000, "num_items": 4000, "num_clusters": 100, "mean_length": 12},
+        **{"num_users": 500, "num_items": 2000, "num_clusters": 50, "mean_length": 12},
         **{"follow": 0.1, "stay": 0.8},
     },
 }

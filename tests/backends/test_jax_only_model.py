@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ur4rec_jax.layers import Linear, attend, normalize
+from ur4rec_jax.layers import Linear, _rows_at_once, attend, normalize
 
 
 def test_a_zero_vector_stays_zero_with_finite_gradients():
@@ -29,7 +29,9 @@ def test_dropout_needs_random_numbers_and_falls_where_they_are_given(make_model)
 
 @pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_attention_and_its_gradients_are_those_of_jax(kind, is_causal):
+@pytest.mark.parametrize("num_rows", [1, 2, 3])
+def test_attention_and_its_gradients_are_those_of_jax(kind, is_causal, num_rows, monkeypatch):
+    monkeypatch.setattr("ur4rec_jax.layers._rows_at_once", lambda query, key: num_rows)
     draws = np.random.default_rng(0)
     parts = [jnp.asarray(draws.normal(size=(3, 5, 2, 4)), kind) for _ in range(3)]
     mask = jnp.tri(5, dtype=bool) if is_causal else jnp.asarray(draws.random((3, 1, 1, 5)) < 0.5)
@@ -45,6 +47,19 @@ def test_attention_and_its_gradients_are_those_of_jax(kind, is_causal):
     for mine, other in zip(found(lambda *parts: attend(*parts, mask)), found(expected), strict=True):
         assert mine.dtype == kind
         np.testing.assert_allclose(mine.astype(float), other.astype(float), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("platform", "num_devices", "length", "num_rows"),
+    [("cpu", 1, 200, 2), ("cpu", 1, 512, 1), ("cpu", 1, 16, 256), ("cpu", 2, 200, 32), ("gpu", 1, 200, 32)],
+)
+def test_on_one_processor_rows_attend_as_many_at_a_time_as_fit_its_caches(
+    platform, num_devices, length, num_rows, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    monkeypatch.setattr(jax, "device_count", lambda: num_devices)
+    query = key = jax.ShapeDtypeStruct((32, length, 4, 16), jnp.float32)
+    assert _rows_at_once(query, key) == num_rows
 
 
 def test_a_linear_layer_takes_any_number_of_axes():

@@ -33,6 +33,7 @@ from peers_systems import DATA, DEFAULT, ENVIRONMENTS, SYSTEMS, Recipe
 from peers_task import Task, write_task
 from peers_worker import Job
 
+from ur4rec.compare.processes import ONE_THREAD
 from ur4rec.data import Interactions, leave_one_out, load_dataset, sample_users
 from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.files import cache_directory, write_whole
@@ -185,14 +186,13 @@ class Study:
         instructions, messages = scratch / "job.json", scratch / "messages.txt"
         write_whole(instructions, json.dumps(asdict(job)).encode())
         worker = Path(__file__).with_name(system.worker)
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         with messages.open("w") as errors:
             code = subprocess.run(
                 [self._python(system.environment), worker, instructions],
                 stderr=errors,
                 stdin=subprocess.DEVNULL,
                 cwd=scratch,
-                env={**os.environ, **threads, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(ROOT)},
             ).returncode
         if not out.exists():
             failure = f"{job.system}, seed {job.seed}: ended with {code} and no run; see {messages}"

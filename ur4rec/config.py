@@ -14,6 +14,8 @@ MAX_BLOCKS = 1000
 FUSIONS = ("logit", "weighted", "rank", "cascade")
 JOINT_LOSSES = ("separate", "fused")
 TRAINING, HELD_OUT = FUSION_FITS = ("training", "held_out")
+WITH_HELD_OUT = ("logit", "separate")
+"""The fusion and the joint loss with which fusion weights may be chosen on held-out targets."""
 AUTO = "auto"
 CATALOGUE_LOSSES = ("full", "sampled")
 LARGE_CATALOGUE = 30_000
@@ -389,7 +391,7 @@ def check_fusion_fit(fusion_fit: str, fusion: str, joint_loss: str) -> None:
     Raises:
         ConfigurationError: They do not go together.
     """
-    if fusion_fit == HELD_OUT and (fusion, joint_loss) != ("logit", "separate"):
+    if fusion_fit == HELD_OUT and (fusion, joint_loss) != WITH_HELD_OUT:
         raise ConfigurationError(
             f"fusion_fit={HELD_OUT!r} needs fusion='logit' and joint_loss='separate', as it may give the retriever a "
             f"weight of 0, got {fusion!r} and {joint_loss!r}; take those or fusion_fit={TRAINING!r}"

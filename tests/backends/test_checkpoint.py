@@ -125,6 +125,14 @@ def test_arrays_have_the_canonical_names_and_layout(backend, make_model, written
     assert trained == {name for name in weights if not name.startswith("retriever")}  # which has not trained
 
 
+def says_the_same(one, other):
+    """Whether JSON has the same values."""
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_byte_anywhere_is_refused(make_trainer, saved, name):
     content = (saved / name).read_bytes()
@@ -133,8 +141,8 @@ def test_a_flipped_byte_anywhere_is_refused(make_trainer, saved, name):
     for place in range(0, len(content), max(len(content) // 7, 1)):
         damaged = bytearray(content)
         damaged[place] ^= 1
-        if name == STATE_FILE and chr(content[place]).isdigit():
-            damaged[place] = ord("x")  # a last digit beyond the precision of its float would change nothing
+        if name == STATE_FILE and says_the_same(damaged, content):
+            damaged[place] ^= 8  # a last digit was beyond the precision of its float
         (saved / name).write_bytes(damaged)
         with pytest.raises(CheckpointError) as error:
             trainer.load_checkpoint(saved)

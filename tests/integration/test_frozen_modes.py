@@ -22,5 +22,5 @@ def test_batch_mode_is_the_loop_by_hand_to_the_bit(rows):
 def test_inference_mode_is_clearly_worse(rows):
     by_hand, inference = rows["by hand"], rows["`inference`"]
     assert not inference["equal"]
-    assert inference["batch"] > 1.3 * by_hand["batch"]
-    assert inference["running"] > 1.3 * by_hand["running"]
+    assert inference["batch"] > 1.5 * by_hand["batch"]
+    assert inference["running"] > 1.5 * by_hand["running"]

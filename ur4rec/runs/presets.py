@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ur4rec.config import TRAINING
+from ur4rec.config import TRAINING, WITH_HELD_OUT, ModelConfig
 from ur4rec.errors import UnknownNameError
 from ur4rec.runs.config import DEFAULT_EPOCHS, RunConfig
 from ur4rec.runs.sizes import FROM_DATA
@@ -14,8 +14,6 @@ _SCALED = {"sasrec_embedding_scale": True}
 _SMALL = {"sasrec_hidden_dim": 64, "sasrec_num_heads": 2, "retriever_output_dim": 64}
 _WEIGHED_LATER = {"joint_loss": "separate", "fusion_fit": "held_out"}
 """Beside a SASRec that knows its training data by heart: docs/log.md, 2026-11-30 and 2026-12-01."""
-_WEIGHED = ("fusion", "logit"), ("joint_loss", "separate")
-"""What weights that are chosen on held-out targets go with: `ur4rec.config.check_fusion_fit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +171,7 @@ def preset(name: str, **changes: Any) -> RunConfig:
     trainer = given.get("trainer", settings.get("trainer", {}))
     chosen = {**given.get("model", {}), **trainer}
     is_ours = "fusion_fit" in trainer and "fusion_fit" not in changed
-    if is_ours and any(chosen.get(name, usual) != usual for name, usual in _WEIGHED):
+    if is_ours and (chosen.get("fusion", ModelConfig.fusion), chosen["joint_loss"]) != WITH_HELD_OUT:
         given["trainer"] = {**trainer, "fusion_fit": TRAINING}
     from_data = tuple(each for each in PRESETS[name].from_data if each not in changed)
     return RunConfig(**{"from_data": from_data, **settings, **given})

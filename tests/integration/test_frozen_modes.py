@@ -7,7 +7,7 @@ from benchmarks.frozen_modes import run
 
 @pytest.fixture(scope="module")
 def rows():
-    return {row["mode"]: row for row in run(num_steps=300, seed=0)}
+    return {row["mode"]: row for row in run(num_steps=300, seed=1)}
 
 
 def test_batch_mode_is_the_loop_by_hand_to_the_bit(rows):

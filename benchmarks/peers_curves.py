@@ -1,7 +1,7 @@
 """Quality against time, from the epochs of training runs: the pure part of `peers.py`."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -110,20 +110,35 @@ def time_ratio(run: SystemRun, peer: SystemRun, scoring: str, clock: str, part: 
     return None if ours is None or theirs is None else ours / theirs
 
 
-def time_ratios(
+def bounded_ratio(run: SystemRun, peer: SystemRun, scoring: str, clock: str) -> float:
+    """Time to the best validation NDCG@10 of ours, over theirs, or over all of theirs where they never get there.
+
+    With a peer that never gets there this is the most that the ratio can be.
+
+    Example:
+        >>> def trained(seconds, best):
+        ...     epochs = [tiny_epoch(seconds, quality) for quality in (0.1, best)]
+        ...     return SystemRun(system="", seed=0, sitting="", about={}, epochs=epochs)
+        >>> bounded_ratio(trained(1.0, 0.3), trained(20.0, 0.2), "filtered", "processor")
+        0.05
+    """
+    target = max(run.curve(scoring))
+    ours, theirs = (seconds_to(each, target, scoring, clock) or each.seconds(clock)[-1] for each in (run, peer))
+    return ours / theirs
+
+
+def ratios(
+    ratio: Callable[[SystemRun, SystemRun], float | None],
     runs: Sequence[SystemRun],
     peers: Sequence[SystemRun],
-    scoring: str,
-    clock: str,
-    part: float = 1.0,
     draws: int = 2000,
 ) -> dict[str, Any]:
     """The ratios of all pairs of runs, and their median with a 95% interval: a bootstrap over seeds of either.
 
     A pair that never gets there counts as longer than all others: where it decides, the figure is None.
     """
-    each_RP = [[time_ratio(run, peer, scoring, clock, part) for peer in peers] for run in runs]
-    known_RP = np.array([[np.inf if ratio is None else ratio for ratio in row] for row in each_RP], np.float64)
+    each_RP = [[ratio(run, peer) for peer in peers] for run in runs]
+    known_RP = np.array([[np.inf if value is None else value for value in row] for row in each_RP], np.float64)
     generator = np.random.default_rng(0)
     found = []
     for _ in range(draws):
@@ -131,7 +146,7 @@ def time_ratios(
         found.append(_median(known_RP[rows][:, columns]))
     low, high = (sorted(found)[round(share * (draws - 1))] for share in (0.025, 0.975))
     figures = {"median": _median(known_RP), "low": low, "high": high}
-    each = [ratio for row in each_RP for ratio in row]
+    each = [value for row in each_RP for value in row]
     return {"each": each, **{name: value if np.isfinite(value) else None for name, value in figures.items()}}
 
 

@@ -4,11 +4,23 @@ import datetime
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from peers_curves import CLOCKS, METRICS, SCORINGS, SystemRun, difference, quality, seconds_to, time_ratios
+from peers_curves import (
+    CLOCKS,
+    METRICS,
+    SCORINGS,
+    SystemRun,
+    bounded_ratio,
+    difference,
+    quality,
+    ratios,
+    seconds_to,
+    time_ratio,
+)
 from peers_systems import SYSTEMS
 
 from ur4rec.compare.report import compact_json
@@ -65,7 +77,7 @@ def comparison(runs: Sequence[SystemRun], peers: Sequence[SystemRun], name: str)
     rows: list[dict[str, Any]] = []
     for part, scoring, clock in product(PARTS, SCORINGS, CLOCKS):
         targets = [part * max(peer.curve(scoring)) for peer in peers]
-        ratios = time_ratios(runs, peers, scoring, clock, part)
+        found = ratios(partial(time_ratio, scoring=scoring, clock=clock, part=part), runs, peers)
         is_judged = (part, scoring, clock) == (1.0, "filtered", "processor")
         rows.append(
             {
@@ -75,18 +87,31 @@ def comparison(runs: Sequence[SystemRun], peers: Sequence[SystemRun], name: str)
                 "target": statistics.mean(targets),
                 "ours": [seconds_to(run, target, scoring, clock) for run in runs for target in targets],
                 "peer": [seconds_to(*each, scoring, clock) for each in zip(peers, targets, strict=True)],
-                **ratios,
+                **found,
                 "bar": bar if is_judged else None,
-                "kept": (ratios["median"] is not None and ratios["median"] <= bar) if is_judged else None,
+                "kept": (found["median"] is not None and found["median"] <= bar) if is_judged else None,
             }
         )
     tests = []
     for scoring, metric in product(SCORINGS, METRICS):
         is_judged = name == QUALITY_PEER and (scoring, metric) == ("filtered", "ndcg@10")
-        found = difference(runs, peers, scoring, metric)
-        kept = bool(found["high"] >= 0) if is_judged else None
-        tests.append({"scoring": scoring, "metric": metric, **found, "kept": kept})
-    return {"time": rows, "test": tests}
+        apart = difference(runs, peers, scoring, metric)
+        kept = bool(apart["high"] >= 0) if is_judged else None
+        tests.append({"scoring": scoring, "metric": metric, **apart, "kept": kept})
+    return {"time": rows, "to_ours": [to_ours(runs, peers, scoring) for scoring in SCORINGS], "test": tests}
+
+
+def to_ours(runs: Sequence[SystemRun], peers: Sequence[SystemRun], scoring: str) -> dict[str, Any]:
+    """Processor time to the best validation of ours: what the peer takes to it, if it gets there."""
+    targets = [max(run.curve(scoring)) for run in runs]
+    return {
+        "scoring": scoring,
+        "targets": targets,
+        "ours": [seconds_to(run, target, scoring, "processor") for run, target in zip(runs, targets, strict=True)],
+        "peer": [[seconds_to(peer, target, scoring, "processor") for peer in peers] for target in targets],
+        "peer_in_all": [peer.seconds("processor")[-1] for peer in peers],
+        **ratios(partial(bounded_ratio, scoring=scoring, clock="processor"), runs, peers),
+    }
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -105,6 +130,8 @@ def table(result: Mapping[str, Any]) -> str:
             *_quality_lines(result["systems"]),
             "",
             *_time_lines(result),
+            "",
+            *_to_ours_lines(result["comparisons"]),
             "",
             *_difference_lines(result["comparisons"]),
             "",
@@ -167,6 +194,30 @@ def _time_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"| {system} | {seconds['processor']:.1f} | {seconds['wall']:.1f} | {whole} | {validation:.1f} an epoch |"
         )
+    return lines
+
+
+def _to_ours_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "Processor seconds to the best validation NDCG@10 of ours. A peer that never gets there is counted with all of "
+        "its training (>): the ratio is the most that it can be.",
+        "",
+        "| system | peer | scoring | NDCG@10 of ours | our seconds | peer's seconds, by pair | ratio | 95% |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in comparisons:
+        for row in each["to_ours"]:
+            theirs = [
+                f"> {in_all:.0f}" if seconds is None else f"{seconds:.0f}"
+                for to_target in row["peer"]
+                for seconds, in_all in zip(to_target, row["peer_in_all"], strict=True)
+            ]
+            never = any(seconds is None for to_target in row["peer"] for seconds in to_target)
+            lines.append(
+                f"| {each['system']} | {each['peer']} | {row['scoring']} | {_join(row['targets'], '.4f')} "
+                f"| {_join(row['ours'], '.0f')} | {', '.join(theirs)} | {'≤ ' * never}{row['median']:.3f} "
+                f"| {row['low']:.3f} – {row['high']:.3f} |"
+            )
     return lines
 
 

@@ -62,14 +62,29 @@ def test_time_to_quality_counts_training_up_to_the_first_epoch_that_reaches_it(b
 def test_ratios_have_an_interval_over_seeds_and_what_never_gets_there_is_the_longest(benchmark, make_run):
     peers = [make_run("RecBole", seed, 10.0, [0.2]) for seed in range(2)]
     runs = [make_run("ours", seed, 1.0, [0.1] * seed + [0.2]) for seed in range(3)]
-    found = benchmark.peers_curves.time_ratios(runs, peers, "filtered", "wall")
+    ratios, ratio = (
+        benchmark.peers_curves.ratios,
+        partial(benchmark.peers_curves.time_ratio, scoring="filtered", clock="wall"),
+    )
+    found = ratios(ratio, runs, peers)
     assert found["each"] == pytest.approx([0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
     assert [found[name] for name in ("median", "low", "high")] == pytest.approx([0.2, 0.1, 0.3])
     runs[2] = make_run("ours", 2, 1.0, [0.1])
-    found = benchmark.peers_curves.time_ratios(runs, peers, "filtered", "wall")
+    found = ratios(ratio, runs, peers)
     assert (found["median"], found["low"], found["high"]) == (pytest.approx(0.2), pytest.approx(0.1), None)
-    none = benchmark.peers_curves.time_ratios(runs[2:], peers, "filtered", "wall")
+    none = ratios(ratio, runs[2:], peers)
     assert (none["median"], none["low"], none["high"]) == (None, None, None)
+
+
+def test_a_peer_that_never_gets_to_our_best_is_counted_with_all_of_its_training(benchmark, make_run):
+    ours = make_run("ours", 0, 2.0, [0.1, 0.3, 0.2])
+    for qualities, ratio in (([0.1, 0.3, 0.4], 4 / 100), ([0.1, 0.2, 0.2, 0.2], 4 / 200)):
+        peer = make_run("RecBole", 0, 50.0, qualities)
+        assert benchmark.peers_curves.bounded_ratio(ours, peer, "filtered", "processor") == pytest.approx(ratio)
+        found = benchmark.peers_report.to_ours([ours], [peer], "filtered")
+        assert found["median"] == pytest.approx(ratio)
+        assert found["peer"] == [[100.0 if ratio == 4 / 100 else None]]
+        assert (found["targets"], found["ours"], found["peer_in_all"]) == ([0.3], [4.0], [50.0 * len(qualities)])
 
 
 def test_quality_per_user_is_what_the_library_says_of_the_ranks(benchmark, make_run):
@@ -103,6 +118,7 @@ def test_the_report_says_which_bars_are_kept(benchmark, make_run, tmp_path):
         row = f"| ours | RecBole | filtered | processor | 100% | 0.2000 | 20 | {2 * seconds:.1f}, {2 * seconds:.1f} |"
         assert f"{row} {seconds / 10:.3f} | {seconds / 10:.3f} – {seconds / 10:.3f} |" in text
         assert ("**no**" in text) is not kept
+        assert f"| ours | eSASRec | filtered | 0.2000, 0.2000 | {2 * seconds:.0f}, {2 * seconds:.0f} | 10, 10 |" in text
         assert "MovieLens-100K" in text
         assert "seed 0 at the limit of 5 s" in text
         assert "eSASRec, seed 2: broken" in text

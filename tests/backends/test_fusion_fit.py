@@ -6,6 +6,7 @@ import pytest
 from tests.backends.harness import bits, equal, train
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.runs.refit import Refit
+from ur4rec.runs.run import FUSION_WEIGHT
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.checkpoint import load_checkpoint
 from ur4rec.training.fusion_fit import WEIGHTS
@@ -118,6 +119,8 @@ def test_a_run_chooses_them_before_it_validates_and_its_refit_takes_those_of_the
     run.trainer.fit_fusion = lambda loader: fitted.append(fit(loader)) or fitted[-1]
     run.train()
     assert len(fitted) == 4  # when the joint stage begins, and at each of its validations
+    said = [row["train"].get(FUSION_WEIGHT) for row in run.epochs]
+    assert said == [None, None, *fitted[1:]]
     chosen = run.results["fused"].epoch
     saved = load_checkpoint(run.directory.require_checkpoint("best")).weights[NAME]
     assert saved.tolist() == np.float32([1, fitted[chosen - 1]]).tolist()

@@ -142,10 +142,12 @@ class Refit(TrainingRun):
         positions_S = self._stages[self.plan.stage].positions_S
         return float(positions_S[min(self.trainer.stage_step, len(positions_S) - 1)])
 
-    def _set_fusion(self) -> None:
+    def _set_fusion(self) -> float:
         """Take those of the chosen model, which were chosen on what is trained on now."""
         chosen = load_checkpoint(self._run_directory.require_checkpoint("best")).averaged()
-        self.trainer.set_fusion_weights(chosen.weights["fusion.weights"])
+        weights_2 = chosen.weights["fusion.weights"]
+        self.trainer.set_fusion_weights(weights_2)
+        return float(weights_2[1])
 
     def _evaluate(self, epoch: int, stage: str) -> tuple[dict[str, dict[str, float]], bool]:
         """Test where a model of the run was chosen; the end of the last stage is what the refit is for."""

@@ -66,6 +66,8 @@ TIMED_ROUNDS = 5
 """The number of times that steps are timed of which a schedule is to know the costs."""
 STOP_EVERY = 8
 """Steps between two questions of several processes to each other whether one of them is to stop."""
+FUSION_WEIGHT = "retriever_fusion_weight"
+"""What an epoch says of training where held-out targets chose how much the retriever adds to SASRec."""
 _RANKS = "test_ranks."
 """Names of the arrays of a checkpoint with the ranks of a result's targets begin so."""
 
@@ -149,6 +151,7 @@ class TrainingRun:
         self._seconds = 0.0
         self._saved_step = 0
         self._num_attempts = 0
+        self._chosen: dict[str, float] = {}
         self.events: EventLog | None = None
         self._stop: Callable[[], bool] = lambda: False
         self._schedule = parse_schedule(config.schedule)
@@ -398,7 +401,7 @@ class TrainingRun:
                 "epoch": epoch,
                 "stage": stage,
                 "step": self.trainer.step,
-                "train": metrics,
+                "train": {**metrics, **(self._chosen if validation else {})},
                 "validation": validation,
                 "train_seconds": trained - started,
                 "evaluation_seconds": time.perf_counter() - trained,
@@ -494,12 +497,12 @@ class TrainingRun:
 
     def _fit_fusion(self, stage: str) -> None:
         """Choose the fusion weights of a joint stage on validation targets, unless they learn with the modules."""
-        if stage in JOINT_STAGES and self.trainer.config.fusion_fit == HELD_OUT:
-            self._set_fusion()
+        is_chosen = stage in JOINT_STAGES and self.trainer.config.fusion_fit == HELD_OUT
+        self._chosen = {FUSION_WEIGHT: self._set_fusion()} if is_chosen else {}
 
-    def _set_fusion(self) -> None:
-        """Choose them for the modules as they are."""
-        self.trainer.fit_fusion(self.prepared.fusion_batches())
+    def _set_fusion(self) -> float:
+        """Choose them for the modules as they are; returns the retriever's."""
+        return float(self.trainer.fit_fusion(self.prepared.fusion_batches()))
 
     def _validate(self, stage: str) -> dict[str, dict[str, float]]:
         """Validation metrics of the scorers that the stage can change."""

@@ -84,7 +84,7 @@ def _preset(name: str, package: str) -> Recipe:
     settings |= {"model": model, "trainer": dict(config.trainer)}
     epochs = config.epochs["pretrain_sasrec"]
     if name == "demo":
-        epochs, settings["trainer"]["sasrec_lr"], model["sasrec_dropout"] = 40, 2e-3, 0.5  # docs/log.md, 2026-11-24
+        epochs, settings["batch_size"], settings["trainer"]["sasrec_lr"] = 40, 16, 1e-3  # docs/log.md, 2026-12-01
     return Recipe(max_seq_len=config.model["max_seq_len"], epochs=epochs, settings=settings)
 
 

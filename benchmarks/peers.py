@@ -6,8 +6,9 @@ scores over the whole catalogue, with and without the items that the user has se
 clocks of training are kept; scoring and ranking are not counted.
 
 A peer runs in an environment of its own, made on the first call. Finished runs are kept in the cache, so that a call
-that was interrupted continues with what is missing; `--fresh` discards them. `--limit-seconds` bounds every run's
-processor time: no epoch is begun after it, and the report says which runs it ended. `--data sports` needs
+that was interrupted continues with what is missing; `--fresh` discards them. A run that was interrupted is trained
+again from its beginning; `--report-only` reports what there is, with the epochs of such runs. `--limit-seconds` bounds
+every run's processor time: no epoch is begun after it, and the report says which runs it ended. `--data sports` needs
 the RecBole atomic files of Amazon Sports (5-core; 35,598 users) in `--data-dir`.
 """
 
@@ -31,7 +32,7 @@ from peers_curves import SystemRun
 from peers_report import save
 from peers_systems import DATA, DEFAULT, ENVIRONMENTS, SYSTEMS, Recipe
 from peers_task import Task, write_task
-from peers_worker import Job
+from peers_worker import Job, unfinished
 
 from ur4rec.compare.processes import ONE_THREAD
 from ur4rec.data import Interactions, leave_one_out, load_dataset, sample_users
@@ -140,18 +141,32 @@ class Study:
         self._sitting = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
     def run(self, parallel: int) -> tuple[list[SystemRun], list[str]]:
-        """The finished runs, and what failed: a seed of every system before the next seed."""
-        jobs = [self.job(system, seed) for seed in range(self._budget.seeds) for system in self._budget.systems]
-        missing = [job for job in jobs if not Path(job.out).exists()]
+        """Train what is missing, a seed of every system before the next seed.
+
+        Returns:
+            The finished runs, and what failed.
+        """
+        missing = [job for job in self._jobs if not Path(job.out).exists()]
         for name in dict.fromkeys(SYSTEMS[job.system].environment for job in missing):
             if name is not None:
                 self._python(name)
         with ThreadPoolExecutor(parallel) as pool:
             failed = [failure for failure in pool.map(self._train, missing) if failure]
-        finished = [job for job in jobs if Path(job.out).exists()]
-        order = {system: place for place, system in enumerate(self._budget.systems)}
-        finished.sort(key=lambda job: (order[job.system], job.seed))
-        return [SystemRun.from_json(json.loads(Path(job.out).read_text())) for job in finished], failed
+        return self._read([Path(job.out) for job in self._jobs]), failed
+
+    def known(self) -> list[SystemRun]:
+        """The finished runs, and of others the epochs that were trained before they were interrupted."""
+        outs = [Path(job.out) for job in self._jobs]
+        return self._read([out if out.exists() else unfinished(out) for out in outs])
+
+    @property
+    def _jobs(self) -> list[Job]:
+        return [self.job(system, seed) for seed in range(self._budget.seeds) for system in self._budget.systems]
+
+    def _read(self, files: Sequence[Path]) -> list[SystemRun]:
+        """Those of the runs that there are, by system and seed."""
+        runs = [SystemRun.from_json(json.loads(file.read_text())) for file in files if file.exists()]
+        return sorted(runs, key=lambda run: (self._budget.systems.index(run.system), run.seed))
 
     def job(self, name: str, seed: int) -> Job:
         """A run, whose file is named after all that it depends on."""
@@ -225,6 +240,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--users", type=int, help="a sample of the users, for a look")
     parser.add_argument("--max-epochs", type=int, help="of every run, for a look")
     parser.add_argument("--work", type=Path, default=cache_directory() / "peers", help="where runs are kept")
+    parser.add_argument(
+        "--report-only", action="store_true", help="train nothing, report what there is, interrupted runs too"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget the runs that are finished")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
     options = parser.parse_args(arguments)
@@ -255,9 +273,10 @@ def main(arguments: list[str] | None = None) -> int:
         max_epochs=options.max_epochs,
         changes=options.set,
     )
-    runs, failed = Study(task, budget, work).run(options.jobs)
+    study = Study(task, budget, work)
+    runs, failed = (study.known(), []) if options.report_only else study.run(options.jobs)
     if not runs:
-        print("no run was finished")
+        print("no run was finished" + " or begun, of these settings" * options.report_only)
         return 1
     about = {
         **machine(),

@@ -74,6 +74,11 @@ def versions(*packages: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
+def unfinished(out: Path) -> Path:
+    """Where the epochs of a run are kept that has not ended: its peer cannot go on with it, but they were trained."""
+    return out.with_suffix(".unfinished.json")
+
+
 class Stopped(Exception):  # noqa: N818 (it is no error)
     """The run is over, and written."""
 
@@ -143,6 +148,7 @@ class Recorder:
         self._say()
         if reason := self._is_over():
             self.finish(reason)
+        self._write(unfinished(Path(self.job.out)), f"unfinished, after {len(self.epochs)} epochs")
 
     def _say(self) -> None:
         epoch, spent = self.epochs[-1], since(self._started)
@@ -171,15 +177,20 @@ class Recorder:
         Raises:
             Stopped: Always.
         """
+        out = Path(self.job.out)
+        self._write(out, reason)
+        unfinished(out).unlink(missing_ok=True)
+        raise Stopped(reason)
+
+    def _write(self, file: Path, ended: str) -> None:
         run = SystemRun(
             system=self.job.system,
             seed=self.job.seed,
             sitting=self.job.sitting,
-            about={**self.about, "ended": reason, "settings": dict(self.job.settings)},
+            about={**self.about, "ended": ended, "settings": dict(self.job.settings)},
             epochs=self.epochs,
         )
-        write_whole(Path(self.job.out), json.dumps(run.reported().to_json()).encode())
-        raise Stopped(reason)
+        write_whole(file, json.dumps(run.reported().to_json()).encode())
 
 
 def work(program: Callable[[Job, Recorder], None]) -> None:

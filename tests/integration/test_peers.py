@@ -204,6 +204,25 @@ def test_what_a_peer_says_of_itself_is_compared(benchmark, make_job, make_task):
     assert run.about["own_ndcg@10_differs_by"] == pytest.approx(0.25)
 
 
+def test_the_epochs_of_a_run_that_is_interrupted_are_kept_until_it_ends(benchmark, make_job, make_task):
+    job = make_job(epochs=2)
+    unfinished = benchmark.peers_worker.unfinished(Path(job.out))
+    recorder = benchmark.peers_worker.Recorder(job, make_task)
+    ranks = np.ones(len(make_task.split.test), int)
+
+    def epoch():
+        recorder.epoch({"wall": 2.0, "processor": 1.0}, lambda part: {"filtered": ranks, "unfiltered": ranks})
+
+    epoch()
+    kept = benchmark.peers_curves.SystemRun.from_json(json.loads(unfinished.read_text()))
+    assert (len(kept.epochs), kept.about["ended"]) == (1, "unfinished, after 1 epochs")
+    assert not Path(job.out).exists()
+    with pytest.raises(benchmark.peers_worker.Stopped):
+        epoch()
+    assert Path(job.out).exists()
+    assert not unfinished.exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [({"epochs": 2}, "after all epochs"), ({"limit_seconds": 0.0}, "at the limit of 0 s")],
@@ -232,6 +251,10 @@ def test_runs_are_kept_and_one_that_fails_does_not_take_the_others_with_it(
     trained = Path(study.job("ours", 0).out).stat().st_mtime_ns
     assert study.run(1)[0] == runs
     assert Path(study.job("ours", 0).out).stat().st_mtime_ns == trained
+    assert study.known() == runs
+    out = Path(study.job("ours", 0).out)
+    out.rename(benchmark.peers_worker.unfinished(out))
+    assert study.known() == runs
 
 
 def test_settings_of_ours_can_be_changed_and_only_those(benchmark):

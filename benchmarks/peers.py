@@ -17,6 +17,7 @@ import datetime
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -293,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     words = sys.argv[1:] if arguments is None else arguments
     hardware = f"cpu{os.cpu_count()}" + ("-quick" if options.users or options.max_epochs else "")
-    text, kept = save(runs, options.out, hardware, about, " ".join(["python benchmarks/peers.py", *words]))
+    text, kept = save(runs, options.out, hardware, about, shlex.join(["python", "benchmarks/peers.py", *words]))
     print(text)
     return int(not kept or bool(failed))
 

@@ -204,8 +204,8 @@ def make_run(backend):
 @pytest.fixture
 def no_picture(monkeypatch):
     """Drawing takes longer than these runs."""
-    for name in ("plot_schedule", "write_popularity"):
-        monkeypatch.setattr(f"ur4rec.runs.run.{name}", lambda *given: None)
+    for name in ("result_files.plot_schedule", "run.write_popularity"):
+        monkeypatch.setattr(f"ur4rec.runs.{name}", lambda *given: None)
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """Validation within a run: what is ranked when, what ends a stage, which epoch is tested; stopped and resumed too."""
 
 import itertools
+import shutil
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -44,6 +47,35 @@ def test_a_stage_ends_early_and_its_best_epoch_is_tested_not_its_last(make_run, 
         assert run.results[name].validation == run.epochs[3]["validation"][scorer]
 
 
+def test_the_metrics_count_the_turns_and_switches_of_every_stage(make_run, tmp_path):
+    stopped = make_run(tmp_path / "run")
+    with pytest.raises(Stopped):
+        stopped.train(stop=lambda: stopped.trainer.step == 14)
+    run = make_run(tmp_path / "run")
+    run.resume()
+    run.train()
+    found, records = run.directory.read_json("metrics.json")["schedule"], run.decisions.records
+    assert [*found] == ["pretrain_sasrec", "joint_finetune"]
+    for stage, counts in found.items():
+        of_stage = [record for record in records if record.stage == stage]
+        assert counts["steps"] == len(of_stage)
+        assert counts["turns"] == Counter(record.active for record in of_stage)
+        assert counts["switches"] == sum(record.active != record.next for record in of_stage)
+        assert counts["nonfinite_steps"] == 0
+    assert found["joint_finetune"]["switches"] > 0
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_trained_again(make_run, tmp_path):
+    run = make_run(tmp_path / "run")
+    run.train()
+    shutil.rmtree(run.directory.path / "checkpoint")
+    before = {path: path.read_bytes() for path in run.directory.files() if path.is_file()}
+    for resume in (make_run(tmp_path / "run").resume, partial(read_resumable, run.directory)):
+        with pytest.raises(DataError, match="checkpoint must hold the newest checkpoint of a run that has trained"):
+            resume()
+    assert {path: path.read_bytes() for path in run.directory.files() if path.is_file()} == before
+
+
 def test_a_stage_begins_with_the_best_model_of_the_one_before(make_run, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO", logger="ur4rec")
     run = make_run(tmp_path / "run", epochs={"pretrain_sasrec": 3, "joint_finetune": 1}, trainer={"sasrec_lr": 1e-2})
@@ -60,7 +92,7 @@ def test_a_stage_begins_with_the_best_model_of_the_one_before(make_run, tmp_path
 
     monkeypatch.setattr(run.trainer, "set_training_stage", watched)
     run.train()
-    assert "going on from epoch 1, the best of pretrain_sasrec" in caplog.messages
+    assert "going on from epoch 1 of pretrain_sasrec, its best" in caplog.messages
     begun, best, latest = (found[name] for name in ("begun", "best", "latest"))
     assert [each.state["progress"]["step"] for each in (begun, best, latest)] == [12, 4, 12]
     for arrays, expected in zip(begun[:2], best[:2], strict=True):

@@ -46,6 +46,18 @@ def test_evaluate_writes_metrics_by_popularity(run, tmp_path):
     assert (tmp_path / "found" / "popularity.csv").read_text().startswith("decile,num_items,")
 
 
+def test_an_evaluation_replaces_nothing_but_an_evaluation(run, tmp_path):
+    before = {path: path.read_bytes() for path in sorted(run[0].rglob("*")) if path.is_file()}
+    assert "--out must be new, empty or the directory of an evaluation" in mistaken("evaluate", run[0], "--out", run[0])
+    assert {path: path.read_bytes() for path in sorted(run[0].rglob("*")) if path.is_file()} == before
+    (tmp_path / "file").write_text("x")
+    assert "--out must be a directory" in mistaken("evaluate", run[0], "--out", tmp_path / "file")
+    for split in ("test", "validation"):
+        shown = invoke("evaluate", run[0], "--split", split, "--out", tmp_path / "found")
+        assert shown.exit_code == 0, shown.stderr
+        assert f"{split} targets" in json.loads((tmp_path / "found" / "metrics.json").read_text())["title"]
+
+
 def test_a_run_keeps_how_it_is_split_and_what_repeats_count(tmp_path):
     rows = [f"u{user},i{(user + time % 3) % 20},{time}" for user in range(40) for time in range(9)]
     (tmp_path / "plays.csv").write_text("\n".join(["user,item,timestamp", *rows, *rows[::9]]) + "\n")

@@ -1,17 +1,21 @@
 """``ur4rec evaluate`` and ``convert``."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alternator.checks import cut
 from ur4rec.cli.options import AsJson, Checkpoint, DataDirectory, Memory, Overwrite, Run, one_line_errors
 from ur4rec.cli.output import say, say_json, say_table
+from ur4rec.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ur4rec.evaluation.popularity import PopularityGroup
+
+EVALUATION_FILES = ("metrics.json", "popularity.csv", "popularity.png")
+"""What --out gets."""
 
 
 def evaluate(
@@ -22,7 +26,11 @@ def evaluate(
     memory: Memory = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="A directory for metrics.json, popularity.csv and popularity.png, with intervals."),
+        typer.Option(
+            metavar="DIR",
+            help=f"A directory for {', '.join(EVALUATION_FILES)}, with intervals: a new one, or that of an earlier "
+            "evaluation.",
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -35,6 +43,8 @@ def evaluate(
     from ur4rec.runs.finished import default_checkpoint, evaluate_run
 
     with one_line_errors():
+        if out is not None:
+            refuse_other_files(out)
         directory = RunDirectory.open_existing(run)
         checkpoint = checkpoint or default_checkpoint(directory, split)
         found = evaluate_run(directory, split=split, checkpoint=checkpoint, data_dir=data_dir, memory=memory)
@@ -52,16 +62,32 @@ def evaluate(
             say_table(popularity_table(groups, {scorer: scorer for scorer in found.ranks}))
 
 
+def refuse_other_files(out: Path) -> None:
+    """Refuse a directory with anything but an evaluation: a run has files of the same names.
+
+    Raises:
+        ConfigurationError: It is one, or a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(f"--out must be a directory, {out} is a file; choose another")
+    others = sorted({each.name for each in out.iterdir()} - {*EVALUATION_FILES}) if out.is_dir() else []
+    if others:
+        raise ConfigurationError(
+            f"--out must be new, empty or the directory of an evaluation, {out} holds {cut(others[0])!r}; choose "
+            "another"
+        )
+
+
 def write_evaluation(
     out: Path, title: str, rows: Mapping[str, Mapping[str, float]], groups: "Sequence[PopularityGroup]"
 ) -> None:
     """Write what was found into a directory, which may be there."""
-    from ur4rec.files import write_whole
+    from ur4rec.files import in_lines, write_whole
     from ur4rec.runs.popularity import write_popularity
 
     out.mkdir(parents=True, exist_ok=True)
     content = {"title": title, "metrics": rows, "by_popularity": [each.to_json() for each in groups]}
-    write_whole(out / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(out / "metrics.json", f"{in_lines(content)}\n".encode())
     write_popularity(out, groups, title)
 
 

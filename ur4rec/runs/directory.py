@@ -150,6 +150,25 @@ class RunDirectory:
             raise DataError(f"{self.path} has no {which} checkpoint yet; {remedy}")
         return path
 
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint to continue from; None if the run was stopped before it had saved one.
+
+        A run's first save begins with the folder of its checkpoints, and a second epoch comes after it.
+
+        Raises:
+            DataError: There must have been one, and it is gone: what was trained would be trained again.
+        """
+        if (path := self.checkpoint("latest")) is not None:
+            return path
+        epochs = self.read_json("metrics.json").get("epochs") if (self.path / "metrics.json").is_file() else None
+        has_log = (self.path / "decisions.csv").is_file() and not (self.path / "checkpoint").is_dir()
+        if has_log or (isinstance(epochs, list) and len(epochs) > 1):
+            raise DataError(
+                f"{self.path / 'checkpoint'} must hold the newest checkpoint of a run that has trained, it is gone; "
+                "restore the folder, or train from scratch in another directory"
+            )
+        return None
+
     @property
     def refit(self) -> "RunDirectory":
         """The directory of the run's refit, whether it is there or not."""

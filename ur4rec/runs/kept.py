@@ -1,11 +1,12 @@
 """Which epochs of a run were kept, and what ended its stages, in a few sentences made from its epochs."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ur4rec.config import TrainerConfig
 from ur4rec.evaluation.results import CRITERION, Result
-from ur4rec.runs.plan import TABLE_ROWS, Plan
+from ur4rec.runs.plan import TABLE_ROWS, Plan, describe_number
 
 
 def explain_epochs(plan: Plan, epochs: Sequence[Mapping[str, Any]], results: Mapping[str, Result]) -> str:
@@ -27,21 +28,18 @@ def explain_epochs(plan: Plan, epochs: Sequence[Mapping[str, Any]], results: Map
         pretrain_sasrec ended after 2 of 9 epochs: its validation was not better 1 time in a row.
         Learning rates rose over the first 5% of a stage and fell along a cosine that reaches 0 at the last of its epochs; a stage that ended early had not come so far (lr_schedule=constant keeps the rate).
     """  # noqa: E501
-    trained = list(dict.fromkeys(row["stage"] for row in epochs))
-    numbers = {stage: [row["epoch"] for row in epochs if row["stage"] == stage] for stage in trained}
+    trained = Counter(row["stage"] for row in epochs)
     kept = []
     for criterion, rows in dict.fromkeys((each[0], tuple(each[1].items())) for each in TABLE_ROWS.values()):
         if (result := results.get(dict(rows)[criterion])) is not None:
-            stage = next(stage for stage in trained if result.epoch in numbers[stage])
-            place = f"epoch {numbers[stage].index(result.epoch) + 1} of {stage}"
+            place = describe_number(result.epoch, epochs)
             kept.append(f"{result.name} at {place} (validation NDCG@10 {result.validation[CRITERION]:.4f})")
     num, patience = plan.config.epochs, plan.config.early_stopping
     times = f"{patience} time{'' if patience == 1 else 's'}"
     early = [
-        f"{stage} ended after {len(numbers[stage])} of {num[stage]} epochs: "
-        f"its validation was not better {times} in a row."
-        for stage in trained
-        if len(numbers[stage]) < num[stage]
+        f"{stage} ended after {count} of {num[stage]} epochs: its validation was not better {times} in a row."
+        for stage, count in trained.items()
+        if count < num[stage]
     ]
     rates = _explain_rates(TrainerConfig(**plan.config.trainer), ended_early=bool(early))
     return "\n".join([f"Kept: {'; '.join(kept)}.", *early, rates])

@@ -122,3 +122,18 @@ def next_stage_begins_with(epochs: Sequence[Mapping[str, Any]]) -> int:
     last = epochs[-1]
     best = best_epoch(epochs, last["stage"])
     return last["epoch"] if best is None or best[1] != last["stage"] else best[0]
+
+
+def describe_number(epoch: int, epochs: Sequence[Mapping[str, Any]]) -> str:
+    """An epoch as people count: from 1, and within its stage.
+
+    Args:
+        epoch: Its number in the run, 0-based.
+        epochs: The rows of ``metrics.json``.
+
+    Example:
+        >>> describe_number(3, [{"stage": stage} for stage in ["pretrain_sasrec"] * 2 + ["joint_finetune"] * 2])
+        'epoch 2 of joint_finetune'
+    """
+    stage = epochs[epoch]["stage"]
+    return f"epoch {sum(row['stage'] == stage for row in epochs[: epoch + 1])} of {stage}"

@@ -103,7 +103,8 @@ class Refit(TrainingRun):
         results = super().train(stop=stop)
         if self._writes:
             metrics = self._run_directory.read_json("metrics.json")
-            self._run_directory.write_json("metrics.json", {**metrics, "refit": self._metrics()["final"]})
+            refit = self.directory.read_json("metrics.json")["final"]
+            self._run_directory.write_json("metrics.json", {**metrics, "refit": refit})
         return results
 
     def locked(self) -> AbstractContextManager[None]:

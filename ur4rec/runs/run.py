@@ -16,25 +16,32 @@ from numpy.typing import NDArray
 from alternator import Trial
 from alternator.recordings.log import StepRecord, read_log, write_log
 from ur4rec.config import HELD_OUT, SCORERS, TrainerConfig
-from ur4rec.data.columns import take_strings
 from ur4rec.data.kept import hash_contents
 from ur4rec.data.splits import with_validation
 from ur4rec.errors import ConfigurationError, refuse_malformed
 from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import PopularityGroup, by_popularity, popularity_ranks
-from ur4rec.evaluation.results import K_LIST, METRICS, Result, build_result, summarise_kinds
+from ur4rec.evaluation.results import K_LIST, METRICS, Result, build_result
 from ur4rec.files import check_form
 from ur4rec.runs.attempts import read_attempts, write_attempts
 from ur4rec.runs.config import RunConfig, read_config, text_encoder_sizes
 from ur4rec.runs.directory import AppendedLog, RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
-from ur4rec.runs.plan import TABLE_ROWS, Plan, Validated, best_epoch, next_stage_begins_with, quality
-from ur4rec.runs.plot import plot_schedule
+from ur4rec.runs.plan import (
+    TABLE_ROWS,
+    Plan,
+    Validated,
+    best_epoch,
+    describe_number,
+    next_stage_begins_with,
+    quality,
+)
 from ur4rec.runs.popularity import scorer_rows, write_popularity
 from ur4rec.runs.prepared import PreparedData, keep_data, run_facts, with_absolute_paths
 from ur4rec.runs.progress import Heartbeat, describe_epoch, describe_place
 from ur4rec.runs.ranking import Ranking, Ranks
+from ur4rec.runs.result_files import ResultFiles
 from ur4rec.runs.step_costs import describe_trial, median_seconds, time_steps
 from ur4rec.schedule.alternators import AUTO, Schedule, parse_schedule, resolve_schedule
 from ur4rec.schedule.stages import ALL, BOTH, DECIDING_STAGE, JOINT_STAGES
@@ -88,10 +95,10 @@ def read_resumable(directory: RunDirectory) -> RunConfig:
     """The configuration of a run that is to be resumed, known to be that of its newest checkpoint, if it has one.
 
     Raises:
-        AlternatorError: The configuration is damaged, or is not the checkpoint's.
+        AlternatorError: The configuration is damaged, or is not the checkpoint's, or a checkpoint is missing.
     """
     config = read_config(directory)
-    if (checkpoint := directory.checkpoint("latest")) is not None:
+    if (checkpoint := directory.newest_checkpoint()) is not None:
         trainer = TrainerConfig(**config.trainer, seed=config.seed)
         check_settings(checkpoint, config.model_config(num_items=2), trainer)
     return config
@@ -161,6 +168,7 @@ class TrainingRun:
         memory = parse_memory(config.memory)
         sampled = validation if num_users is None else validation.sample(num_users)
         self.validation = Ranking(sampled, prepared.model, memory, processes)
+        self._files = ResultFiles(directory, prepared)
         self._test = Ranking(prepared.split.test, prepared.model, memory, processes)
         self.plan = Plan(config=config)
         self._heartbeat = Heartbeat(progress)
@@ -279,13 +287,14 @@ class TrainingRun:
             check_equal(self.processes, what, json.dumps(value, sort_keys=True))
 
     def resume(self) -> None:
-        """Go back to the newest checkpoint of the run directory; a directory without one starts from the beginning.
+        """Go back to the newest checkpoint of the run directory; a run that has saved none starts from the beginning.
 
         Raises:
-            AlternatorError: The checkpoint or the decision log is damaged, or of another configuration or other data.
+            AlternatorError: The checkpoint is missing, damaged, or of another configuration or other data; or the
+                decision log is damaged.
         """
         self.directory.checkpoint("best")  # a BEST that names none is refused now, not when the next one is saved
-        checkpoint = self.directory.checkpoint("latest")
+        checkpoint = self.directory.newest_checkpoint()
         check_equal(self.processes, "whether there is a checkpoint", str(checkpoint is not None))
         if checkpoint is None:
             return
@@ -418,7 +427,7 @@ class TrainingRun:
     def _enter(self, stage: str) -> None:
         """Begin a stage, with the model of the best epoch of the one before."""
         if self.epochs and (epoch := next_stage_begins_with(self.epochs)) != len(self.epochs) - 1:
-            logger.info("going on from epoch %d, the best of %s", epoch + 1, self.epochs[epoch]["stage"])
+            logger.info("going on from %s, its best", describe_number(epoch, self.epochs))
             self.trainer.load_weights(self.directory.require_checkpoint("best"))
         joint = stage == DECIDING_STAGE and self._schedule.rule is None
         name, num_steps = "end_to_end" if joint else stage, self._length_of(stage)
@@ -543,17 +552,15 @@ class TrainingRun:
         ranks = [popularity_ranks(split.train, each, split.num_items) for each in (targets, split.test)]
         self.results["popularity"] = build_result("popularity", -1, summarise(ranks[0], K_LIST), ranks[1])
 
-    _ranked: list[Result] | None = None
-    """The results whose ranks have been written: they change at the end of a stage, and may be of millions of users."""
-
     def _write_results(self) -> None:
         """Write what follows from the epochs; a crash before they are saved leaves it ahead of them, no harm done."""
-        if not self._writes:
-            return
-        if self._ranked is None or list(map(id, self._ranked)) != list(map(id, self.results.values())):
-            self.directory.write_csv("test_ranks.csv", self._rank_columns())
-            self._ranked = list(self.results.values())
-        self.directory.write_json("metrics.json", self._metrics())
+        if self._writes:
+            popularity = self.by_popularity if self.plan.stage is None else None
+            self._files.write(self.results, self.epochs, popularity, self._facts)
+
+    def _draw(self) -> None:
+        if self._writes:
+            self._files.draw(self.decisions.records, self.payoffs.records, self.epochs, self._title())
 
     def _save(self, epoch: int, *, best: bool) -> None:
         """Save the run as it is now, the checkpoint last: so whatever it stands for is there when it is."""
@@ -587,39 +594,6 @@ class TrainingRun:
     def identity(self) -> dict[str, Any]:
         """What must be the same when the run is resumed."""
         return {**self.config.decisive(), "split_hash": self.prepared.split.hash}
-
-    def _draw(self) -> None:
-        if not self._writes:
-            return
-        plot_schedule(
-            self.directory.path / "schedule.png",
-            self.decisions.records,
-            self.payoffs.records,
-            self.epochs,
-            self._title(),
-        )
-
-    def _metrics(self) -> dict[str, Any]:
-        repeated_T = self.prepared.split.test.is_repeated
-        return {
-            "final": {
-                name: {**result.to_json(), "test_by_kind": summarise_kinds(result.test_ranks, repeated_T)}
-                for name, result in self.results.items()
-            },
-            **({"by_popularity": [each.to_json() for each in self.by_popularity]} if self.plan.stage is None else {}),
-            "schedule": self.trainer.alternator.get_stats(),
-            "train_seconds": sum(row["train_seconds"] for row in self.epochs),
-            "facts": self._facts,
-            "epochs": self.epochs,
-        }
-
-    def _rank_columns(self) -> dict[str, list[Any]]:
-        interactions, test = self.prepared.interactions, self.prepared.split.test
-        return {
-            "user": take_strings(interactions.user_ids, test.users_T),
-            "item": take_strings(interactions.item_ids, test.items_T),
-            **{name: result.test_ranks.tolist() for name, result in self.results.items()},
-        }
 
     @cached_property
     def _facts(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def describe_run(directory: RunDirectory, interactions: Interactions, checkpoint
     measurements = _read(path / "payoffs.csv", read_measurements)
     attempts = _read(path / "trials.csv", read_attempts)
     decisions = _read(path / "decisions.csv", read_log)
-    with refuse_malformed(path / "metrics.json", "evaluate the run, or restore the file"):
+    with refuse_malformed(path / "metrics.json", "restore the file"):
         metrics = directory.read_json("metrics.json")
         final, refit = metrics["final"], metrics.get("refit", {})
         check_form(final, _FINAL)

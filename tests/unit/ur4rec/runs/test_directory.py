@@ -126,3 +126,31 @@ def test_what_a_spreadsheet_takes_for_a_formula_is_written_as_it_is(tmp_path):
     RunDirectory(tmp_path).write_csv("test_ranks.csv", {"user": ids})
     with (tmp_path / "test_ranks.csv").open(newline="") as file:
         assert [row["user"] for row in csv.DictReader(file)] == ids
+
+
+def epochs(count):
+    return {"epochs": [{"epoch": number} for number in range(count)]}
+
+
+def test_a_run_that_was_stopped_in_its_first_save_begins_again(tmp_path):
+    directory = RunDirectory.create(tmp_path / "run")
+    assert directory.newest_checkpoint() is None
+    directory.write_json("metrics.json", epochs(1))  # what follows from the epochs is written before they are saved
+    assert directory.newest_checkpoint() is None
+    (directory.path / "checkpoint").mkdir()
+    (directory.path / "decisions.csv").write_text("step\n")
+    assert directory.newest_checkpoint() is None
+    (directory.path / "checkpoint" / "step-4").mkdir()
+    (directory.path / "checkpoint" / "LATEST").write_text("step-4")
+    assert directory.newest_checkpoint() == directory.path / "checkpoint" / "step-4"
+
+
+@pytest.mark.parametrize("num_epochs", [0, 2])
+def test_a_run_that_had_saved_must_have_its_checkpoint(tmp_path, num_epochs):
+    directory = RunDirectory.create(tmp_path / "run")
+    directory.write_json("metrics.json", epochs(num_epochs))
+    (directory.path / "decisions.csv").write_text("step\n")
+    if num_epochs:
+        (directory.path / "checkpoint").mkdir()
+    with pytest.raises(DataError, match=r"checkpoint must hold the newest checkpoint .* it is gone; restore"):
+        directory.newest_checkpoint()

@@ -246,7 +246,8 @@ def test_what_is_found_in_the_wild_is_trained_on(tmp_path, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "200")
     words = shlex.split(next(command for row, command in ROWS.items() if row.startswith(name)))
     assert words[:2] == ["ur4rec", "train"]
-    monkeypatch.setattr("ur4rec.runs.run.plot_schedule", lambda *given: None)  # drawing takes longer than training
+    # Drawing takes longer than training.
+    monkeypatch.setattr("ur4rec.runs.result_files.plot_schedule", lambda *given: None)
     trained = CliRunner().invoke(app, [*words[1:], *SMALL])
     assert trained.exit_code == 0, trained.output
     run = RunDirectory.open_existing(tmp_path / words[words.index("--out") + 1])

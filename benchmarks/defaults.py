@@ -178,7 +178,7 @@ def report(summaries: Sequence[ShapeSummary], options: argparse.Namespace) -> No
     """Write the result files, and print the table."""
     now = datetime.now(UTC).date().isoformat()
     about = {
-        "command": _command(options),
+        "command": _command(options, [each.shape for each in summaries]),
         "date": now,
         "commit": source_commit(),
         "seeds": options.seeds,
@@ -196,9 +196,10 @@ def report(summaries: Sequence[ShapeSummary], options: argparse.Namespace) -> No
     print(f"wrote {stem}.md, .json and .png")
 
 
-def _command(options: argparse.Namespace) -> str:
+def _command(options: argparse.Namespace, shapes: Sequence[str]) -> str:
     """The command that gives these results, without the folders of this machine."""
     words = ["python", "benchmarks/defaults.py"]
+    words += ["--only", *shapes] if len(shapes) < len(SHAPES) else []
     words += ["--settings", str(options.settings)] if options.settings != NUM_SETTINGS else []
     words += ["--seeds", str(options.seeds)] if options.seeds != NUM_SEEDS else []
     words += ["--first-seed", str(options.first_seed)] if options.first_seed else []

@@ -121,5 +121,11 @@ def test_the_command_goes_on_where_it_stopped_and_writes_its_report(study, tmp_p
     study.defaults.main(arguments)
     assert ran[2:] == ["few users: default, seed 0"]
     assert study.defaults.main([*arguments, "--only", "nothing"]) == 2
+    assert "`python benchmarks/defaults.py --settings 1" in files[".md"].read_text()
+    monkeypatch.setattr(
+        study.defaults, "SHAPES", {"few users": TINY, "dense": TINY}
+    )  # of which the first alone is done
+    assert study.defaults.main([*arguments, "--report-only"]) == 0
+    assert "`python benchmarks/defaults.py --only 'few users' --settings 1" in files[".md"].read_text()
     study.search.load_shape.cache_clear()
     study.search.counts_of_shape.cache_clear()

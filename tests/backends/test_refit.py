@@ -128,7 +128,7 @@ def test_what_payoffs_decided_is_replayed(make_run, tmp_path):
     assert seen == expected[: len(seen)]
     assert len(seen) == run.epochs[run.results["fused"].epoch]["step"]
     assert refit.trainer.num_probe_forwards == 0
-    assert not refit.payoffs.records
+    assert not refit.logs.payoffs.records
     assert refit.explain().endswith("; who trained was replayed.")
 
 
@@ -165,8 +165,8 @@ def test_the_steps_of_a_trial_that_are_replayed_made_the_chosen_model(make_run, 
 
     monkeypatch.setattr(TrainingRun, "_validate", chosen)
     run, expected = trained(make_run(tmp_path, model=model, **TRIED))
-    assert Reason.HALVED in {record.reason for record in run.decisions.records}
-    assert {attempt.outcome for attempt in run.trials.records} == {UNDONE, STAYS, WINS}
+    assert Reason.HALVED in {record.reason for record in run.logs.decisions.records}
+    assert {attempt.outcome for attempt in run.logs.trials.records} == {UNDONE, STAYS, WINS}
     assert run.results["fused"].epoch == last
     refit = Refit(run, progress=False)
     (steps,) = (each for name, each in refit._stages.items() if name == "joint_finetune")

@@ -54,7 +54,7 @@ def test_the_metrics_count_the_turns_and_switches_of_every_stage(make_run, tmp_p
     run = make_run(tmp_path / "run")
     run.resume()
     run.train()
-    found, records = run.directory.read_json("metrics.json")["schedule"], run.decisions.records
+    found, records = run.directory.read_json("metrics.json")["schedule"], run.logs.decisions.records
     assert [*found] == ["pretrain_sasrec", "joint_finetune"]
     for stage, counts in found.items():
         of_stage = [record for record in records if record.stage == stage]
@@ -195,7 +195,7 @@ def test_a_run_stopped_in_the_middle_of_a_trial_ends_as_one_that_was_not(make_ru
     }
     whole = make_run(tmp_path / "whole", **settings)
     whole.train()
-    tried = whole.trials.records
+    tried = whole.logs.trials.records
     assert [(each.first, each.step, each.candidate, each.outcome) for each in tried[:2]] == [
         (7, 9, "8 sasrec + retriever", "undone"),  # four steps of pretraining and two of both come before
         (10, 12, "sasrec + 8 retriever", "undone"),

@@ -95,8 +95,8 @@ def test_one_process_that_is_asked_to_stop_stops_all_and_one_process_ends_the_ru
     for ours, theirs in zip(resumed.epochs, whole.epochs, strict=True):
         assert ours["train"] == pytest.approx(theirs["train"], rel=CLOSE)
         assert ours["validation"] == theirs["validation"]
-    assert [record.active for record in resumed.decisions.records] == [
-        record.active for record in whole.decisions.records
+    assert [record.active for record in resumed.logs.decisions.records] == [
+        record.active for record in whole.logs.decisions.records
     ]
 
 

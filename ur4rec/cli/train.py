@@ -350,7 +350,8 @@ def print_outcome(run: "TrainingRun", results: "list[Result]", refit: "Refit | N
     rows = {name: name for name in scorer_rows(run.results).values()}
     say_table(popularity_table(run.by_popularity, rows))
     say(explain_epochs(run.plan, run.epochs, run.results))
-    say(explain_decisions(run.config.schedule, run.decisions.records, run.payoffs.records, run.trials.records))
+    logs = run.logs
+    say(explain_decisions(run.config.schedule, logs.decisions.records, logs.payoffs.records, logs.trials.records))
     path = run.directory.path
     if refit is not None:
         say(

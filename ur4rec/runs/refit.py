@@ -80,7 +80,7 @@ class Refit(TrainingRun):
         config = replace(run.config, epochs=epochs, early_stopping=None, refit=False)
         self._replays = parse_schedule(config.schedule).measures
         if self._replays:
-            config = replace(config, schedule=replayed_schedule(config.schedule, stages, run.decisions.records))
+            config = replace(config, schedule=replayed_schedule(config.schedule, stages, run.logs.decisions.records))
         lengths = [
             min(per_epoch, len(each.positions_S) - start)
             for each in stages
@@ -182,7 +182,7 @@ def steps_of_stages(run: TrainingRun, final: int) -> list[StageSteps]:
         end = [*rows][-1]["epoch"]
         made = end if end == final else next_stage_begins_with(run.epochs[: end + 1])
         last = run.epochs[made]["step"]
-        kept_S = kept_steps(first, last, run.trials.records, run.decisions.records)
+        kept_S = kept_steps(first, last, run.logs.trials.records, run.logs.decisions.records)
         length = run.config.epochs[stage] * len(run.prepared.train)
         if len(kept_S):
             found.append(StageSteps(stage, length, kept_S, first))

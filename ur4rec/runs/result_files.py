@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alternator.recordings.log import StepRecord
 from ur4rec.data.columns import take_strings
 from ur4rec.evaluation.popularity import PopularityGroup
 from ur4rec.evaluation.results import Result, summarise_kinds
 from ur4rec.runs.directory import RunDirectory
-from ur4rec.runs.measurements import Measurement
+from ur4rec.runs.logs import RunLogs
 from ur4rec.runs.plot import plot_schedule
 from ur4rec.runs.prepared import PreparedData
 
@@ -62,15 +61,10 @@ class ResultFiles:
         }
         self._directory.write_json("metrics.json", content)
 
-    def draw(
-        self,
-        decisions: Sequence[StepRecord],
-        payoffs: Sequence[Measurement],
-        epochs: Sequence[Mapping[str, Any]],
-        title: str,
-    ) -> None:
+    def draw(self, logs: RunLogs, epochs: Sequence[Mapping[str, Any]], title: str) -> None:
         """Draw who trained when, and what the validations found; see `ur4rec.runs.plot`."""
-        plot_schedule(self._directory.path / "schedule.png", decisions, payoffs, epochs, title)
+        path = self._directory.path / "schedule.png"
+        plot_schedule(path, logs.decisions.records, logs.payoffs.records, epochs, title)
 
     def _rank_columns(self, results: Mapping[str, Result]) -> dict[str, list[Any]]:
         interactions, test = self._prepared.interactions, self._prepared.split.test

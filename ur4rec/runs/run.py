@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alternator import Trial
-from alternator.recordings.log import StepRecord, read_log, write_log
+from alternator.recordings.log import StepRecord
 from ur4rec.config import HELD_OUT, SCORERS, TrainerConfig
 from ur4rec.data.kept import hash_contents
 from ur4rec.data.splits import with_validation
@@ -23,11 +23,10 @@ from ur4rec.evaluation.metrics import summarise
 from ur4rec.evaluation.popularity import PopularityGroup, by_popularity, popularity_ranks
 from ur4rec.evaluation.results import K_LIST, METRICS, Result, build_result
 from ur4rec.files import check_form
-from ur4rec.runs.attempts import read_attempts, write_attempts
 from ur4rec.runs.config import RunConfig, read_config, text_encoder_sizes
-from ur4rec.runs.directory import AppendedLog, RunDirectory
+from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.event_log import EventLog
-from ur4rec.runs.measurements import Measurement, PayoffWatch, read_measurements, write_measurements
+from ur4rec.runs.logs import LOG_STATE, RunLogs
 from ur4rec.runs.plan import (
     TABLE_ROWS,
     Plan,
@@ -45,7 +44,6 @@ from ur4rec.runs.result_files import ResultFiles
 from ur4rec.runs.step_costs import describe_trial, median_seconds, time_steps
 from ur4rec.schedule.alternators import AUTO, Schedule, parse_schedule, resolve_schedule
 from ur4rec.schedule.stages import ALL, BOTH, DECIDING_STAGE, JOINT_STAGES
-from ur4rec.schedule.trial_probe import Attempt, describe_attempt
 from ur4rec.text.tokens import ItemTokens
 from ur4rec.training.backend import load_backend, load_scorer
 from ur4rec.training.checkpoint import check_same, check_settings
@@ -66,8 +64,7 @@ _EPOCH = {
     "train_seconds": float,
     "evaluation_seconds": float,
 }
-_LOG = {"num_records": int, "sha256": str}
-SAVED = {"run": {}, "epochs": [_EPOCH], "seconds": float, "results": {str: RESULT}, "logs": [_LOG]}
+SAVED = {"run": {}, "epochs": [_EPOCH], "seconds": float, "results": {str: RESULT}, "logs": [LOG_STATE]}
 """What a checkpoint keeps of a run."""
 TIMED_ROUNDS = 5
 """The number of times that steps are timed of which a schedule is to know the costs."""
@@ -118,6 +115,7 @@ class TrainingRun:
         saved_form: What a checkpoint keeps of it.
         config: The configuration, with what was left to the data, the schedule and the like decided.
         choices: What the data has decided, and why; empty for a run that is resumed.
+        logs: What was decided, measured and tried.
         events: Receives every step and epoch; set it before training to log them.
 
     Raises:
@@ -157,7 +155,6 @@ class TrainingRun:
         self.results: dict[str, Result] = {}
         self._seconds = 0.0
         self._saved_step = 0
-        self._num_attempts = 0
         self._chosen: dict[str, float] = {}
         self.events: EventLog | None = None
         self._stop: Callable[[], bool] = lambda: False
@@ -181,6 +178,8 @@ class TrainingRun:
             shard=config.shard,
             processes=processes,
         )
+        tries = isinstance(self._schedule.rule, Trial)
+        self.logs = RunLogs(directory.path, self.trainer.modules, tries=tries)
         chosen = self.trainer.config.catalogue_loss
         if chosen != "full" or "catalogue_loss" in config.trainer:  # what "auto" has chosen, as the schedule
             self.config = dataclasses.replace(config, trainer={**config.trainer, "catalogue_loss": chosen})
@@ -210,7 +209,8 @@ class TrainingRun:
                 self._run_epoch(len(self.epochs), stage)
                 if self.plan.stage not in (stage, None):
                     self._draw()
-            self._write_logs()
+            if self._writes:
+                self.logs.write()
             self._write_results()
             self._draw()
             if self._writes:
@@ -327,11 +327,9 @@ class TrainingRun:
         for name, result in self.results.items():
             if result.epoch not in ([-1] if name == "popularity" else range(len(steps))):
                 raise ValueError("the results are not of the run's epochs")
-        for log, state in zip(self._logs, saved["logs"], strict=True):
-            log.load_state_dict(state)
-        self._watch.restore(self.trainer.alternator, self.payoffs.records)
+        self.logs.load_state_dicts(saved["logs"], self.trainer.alternator)
         if self.events is not None:
-            self.events.restore(self.decisions.records)
+            self.events.restore(self.logs.decisions.records)
         self._saved_step = self.trainer.step
 
     def _warn_of_rounding(self) -> None:
@@ -351,35 +349,9 @@ class TrainingRun:
             )
 
     def _record(self, record: StepRecord) -> None:
-        self.decisions.records.append(record)
+        self.logs.decisions.records.append(record)
         if self.events is not None:
             self.events.step(record)
-
-    @cached_property
-    def decisions(self) -> AppendedLog[StepRecord]:
-        """The decision log: one record per step."""
-        return AppendedLog(
-            self.directory.path / "decisions.csv", partial(write_log, modules=self.trainer.modules), read_log
-        )
-
-    @cached_property
-    def payoffs(self) -> AppendedLog[Measurement]:
-        """What a `Payoff` schedule has measured; empty for every other one."""
-        return AppendedLog(self.directory.path / "payoffs.csv", write_measurements, read_measurements)
-
-    @cached_property
-    def trials(self) -> AppendedLog[Attempt]:
-        """What a `Trial` schedule has tried and undone; empty for every other one."""
-        return AppendedLog(self.directory.path / "trials.csv", write_attempts, read_attempts)
-
-    @cached_property
-    def _watch(self) -> PayoffWatch:
-        return PayoffWatch()
-
-    @property
-    def _logs(self) -> tuple[AppendedLog[Any], ...]:
-        tries = isinstance(self._schedule.rule, Trial)
-        return (self.decisions, self.payoffs, self.trials) if tries else (self.decisions, self.payoffs)
 
     @property
     def _epoch_steps(self) -> int:
@@ -433,7 +405,7 @@ class TrainingRun:
         name, num_steps = "end_to_end" if joint else stage, self._length_of(stage)
         self.trainer.set_training_stage(name, num_steps=num_steps, position=self._position)
         self._fit_fusion(stage)
-        self._num_attempts = 0
+        self.logs.begin_stage()
 
     _position: Callable[[], float] | None = None
     """How far the stage has come, in steps; by default the steps that were trained in it."""
@@ -447,8 +419,7 @@ class TrainingRun:
 
     def _after_step(self, epoch: int, started: float) -> bool:
         """Keep what was measured, and save if it is time; at the end of the epoch the validation comes first."""
-        self.payoffs.records += self._watch.after_step(self.trainer.alternator, self.trainer.step)
-        self._keep_attempts()
+        self.logs.after_step(self.trainer)
         every = self.config.checkpoint_every
         due = every > 0 and self.trainer.step - self._saved_step >= every
         if due and self._epoch_steps < len(self.prepared.train):
@@ -457,16 +428,6 @@ class TrainingRun:
         if self.processes.count > 1 and self.trainer.step % STOP_EVERY:
             return False
         return self._stop()
-
-    def _keep_attempts(self) -> None:
-        """Take over what has been tried since the last step, in steps of the run."""
-        fresh = self.trainer.attempts[self._num_attempts :]
-        earlier = self.trainer.step - self.trainer.stage_step
-        for each in fresh:
-            attempt = each._replace(step=each.step + earlier, first=each.first + earlier)
-            self.trials.records.append(attempt)
-            logger.info(describe_attempt(attempt))
-        self._num_attempts += len(fresh)
 
     def _save_within(self, epoch: int, started: float) -> None:
         if self.trainer.step == self._saved_step:
@@ -560,28 +521,25 @@ class TrainingRun:
 
     def _draw(self) -> None:
         if self._writes:
-            self._files.draw(self.decisions.records, self.payoffs.records, self.epochs, self._title())
+            self._files.draw(self.logs, self.epochs, self._title())
 
     def _save(self, epoch: int, *, best: bool) -> None:
         """Save the run as it is now, the checkpoint last: so whatever it stands for is there when it is."""
         new = self.directory.new_checkpoint(self.trainer.step, best=best) if self._writes else nullcontext(Path())
         with new as path:
             self.trainer.flush()
-            self._write_logs()
+            if self._writes:
+                self.logs.write()
             state = {
                 "run": self.identity,
                 "epochs": self.epochs,
                 "seconds": self._seconds,
                 "results": {name: result.to_json() for name, result in self.results.items()},
-                "logs": [log.state_dict() for log in self._logs],
+                "logs": self.logs.state_dicts(),
             }
             ranks = {f"{_RANKS}{name}": result.test_ranks for name, result in self.results.items()}
             self.trainer.save_checkpoint(path, epoch=epoch, metrics=state, arrays=ranks, shares_texts=True)
         self._saved_step = self.trainer.step
-
-    def _write_logs(self) -> None:
-        for log in self._logs if self._writes else ():
-            log.write()
 
     @cached_property
     def by_popularity(self) -> list[PopularityGroup]:

@@ -3,7 +3,8 @@ PYTHON ?= python3
 BACKEND ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check
+# Modules are compiled when they are first imported: most of them never are.
+INSTALL := $(BIN)/pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt --editable
 PACKAGES := alternator adapters ur4rec ur4rec_torch ur4rec_jax
 CORE := alternator tests/unit/alternator
 FILES := $(PACKAGES) tests benchmarks examples docs
@@ -20,11 +21,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo-$(BACKEND): $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[$(BACKEND),rec]'
+	$(INSTALL) '.[$(BACKEND),rec]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[torch,jax,rec,encoder,serve,tensorboard,distributed,lightning,transformers,dev]'
+	$(INSTALL) '.[torch,jax,rec,encoder,serve,tensorboard,distributed,lightning,transformers,dev]'
 	@touch $@
 
 setup: $(VENV)/.dev  ## create .venv with everything that tests and checks need

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ur4rec.runs.recommender import Recommendation, Recommender
 
 _SHOWN_USERS = 3
-_RIGHT = {"justify": "right"}
+_RIGHT = {"justify": "right", "no_wrap": True}
 _FILE = "one id per line, or a .csv, .tsv, .parquet or .jsonl with a column"
 
 

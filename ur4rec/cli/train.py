@@ -359,7 +359,7 @@ def print_outcome(run: "TrainingRun", results: "list[Result]", refit: "Refit | N
     say(f"Everything is in {path}: look at {path / 'schedule.png'}")
     say(f"{COMPARISON_ADVICE}:")
     as_usual = run.config.repeats == run.prepared.split.usual_repeats
-    say(comparison_command(replace(run.config, repeats="auto") if as_usual else run.config), soft_wrap=True)
+    say(comparison_command(replace(run.config, repeats="auto") if as_usual else run.config))
 
 
 def refuse_settings(context: typer.Context) -> None:

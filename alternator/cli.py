@@ -23,7 +23,7 @@ _REPLAY_HELP = """\
 Show when a rule would have switched on recorded losses, and why it would have held.
 
 LOSSES is one of
-  a CSV file with a header, one row per step, a column "step" and one column of losses per module
+  a CSV file with a header, one row per step, the oldest first, a column "step" and one column of losses per module
   the decision log of a run (decisions.csv), or the directory that it is in
   a TensorBoard event file, or a directory of them
 An empty cell is a loss that was not computed.

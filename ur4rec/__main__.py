@@ -26,9 +26,12 @@ def main() -> None:
             "the package 'alternator' must be adaptive-alternator's, but that in "
             f"{alternator.__path__[0]!a} is found first; use an environment without it"
         )
-    from ur4rec.cli import app
-    from ur4rec.cli.together import run
-
+    try:
+        from ur4rec.cli import app
+        from ur4rec.cli.together import run
+    except KeyboardInterrupt:
+        sys.stderr.write("ur4rec: stopped before the command began; the same command starts again\n")
+        sys.exit(130)
     run(app)
 
 

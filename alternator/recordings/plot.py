@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alternator.errors import LossError
 from alternator.recordings.replay import Replay
@@ -63,6 +63,18 @@ def colour(modules: Sequence[str], name: str) -> str:
     return COLOURS[modules.index(name) % len(COLOURS)] if name in modules else "#cccccc"
 
 
+def draw_line(axes: "Axes", places: Any, values: Any, **style: Any) -> None:
+    """Draw a line; a point alone is drawn as a dot, since nothing would be seen of its line.
+
+    Args:
+        axes: Where to draw.
+        places: The coordinate of each point along the axis: a list of numbers, or an array.
+        values: Its height, likewise.
+        style: As `matplotlib.axes.Axes.plot` takes it.
+    """
+    axes.plot(places, values, marker="o" if len(values) == 1 else None, markersize=3, **style)
+
+
 def smooth(values: Sequence[float], width: int) -> list[float]:
     """The mean of each value and its neighbours, ``width // 2`` on either side; fewer at the ends.
 
@@ -83,7 +95,7 @@ def _draw_losses(axes: "Axes", table: LossTable, result: Replay) -> None:
         shade = colour(result.modules, name)
         axes.plot(steps, values, ".", color=shade, alpha=0.3, markersize=2 if len(steps) > 1000 else 4)
         share = f"{name}: {result.shares[name]:.0%} of the steps"
-        axes.plot(steps, smooth(values, width), color=shade, linewidth=1.5, label=share)
+        draw_line(axes, steps, smooth(values, width), color=shade, linewidth=1.5, label=share)
     for switch in result.switches:
         axes.axvline(switch.step, color=colour(result.modules, switch.active), alpha=0.35, linewidth=0.8)
     axes.set_ylabel(f"loss and its mean over {width}")

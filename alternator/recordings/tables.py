@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from alternator.checks import printable
@@ -45,8 +46,10 @@ def read_losses(path: Path, modules: Mapping[str, str] | None = None, where: Whe
 
     It has a header and one row per step: a column ``step`` (optional; rows count from 1 without it) and a column of
     losses per module. An empty cell is a loss that was not computed, and nan, inf or 1e400 one that was not finite.
-    Steps may repeat or go back: they only name the rows. A decision log (`alternator.recordings.log`) is recognised by
-    its columns step, stage, active, next and reason; its losses are in columns such as ``encoder_loss``.
+    Rows are in the order of training, the oldest first. Steps only name them: they may repeat, or begin again as in
+    every epoch, but steps that fall more often than they rise are those of a file in another order. A decision log
+    (`alternator.recordings.log`) is recognised by its columns step, stage, active, next and reason; its losses are in
+    columns such as ``encoder_loss``.
 
     Args:
         path: The file.
@@ -67,11 +70,13 @@ def read_losses(path: Path, modules: Mapping[str, str] | None = None, where: Whe
     chosen = [(line, cells) for line, cells in table if _is_chosen(cells, where)]
     if not chosen:
         raise LossError(f"{path}: no row of losses" + _describe_missing(table, where))
+    steps = tuple(
+        _parse_step(path, line, cells["step"]) if "step" in cells else number
+        for number, (line, cells) in enumerate(chosen, 1)
+    )
+    _refuse_other_orders(path, steps, [line for line, _ in chosen])
     return LossTable(
-        steps=tuple(
-            _parse_step(path, line, cells["step"]) if "step" in cells else number
-            for number, (line, cells) in enumerate(chosen, 1)
-        ),
+        steps=steps,
         losses={
             name: [_parse_loss(path, line, column, cells[column]) for line, cells in chosen]
             for name, column in columns.items()
@@ -198,6 +203,19 @@ def _parse_step(path: Path, line: int, text: str) -> int:
             f"{path}, line {line}, column 'step': {step} is beyond {MAX_STEP}; number the steps again from 1"
         )
     return step
+
+
+def _refuse_other_orders(path: Path, steps: Sequence[int], lines: Sequence[int]) -> None:
+    """Refuse rows that are not in the order of training, such as the newest first."""
+    rises = sum(before < after for before, after in pairwise(steps))
+    falls = [number for number, (before, after) in enumerate(pairwise(steps)) if before > after]
+    if len(falls) > rises:
+        number = falls[0]
+        raise LossError(
+            f"{path}, line {lines[number + 1]}, column 'step': rows must be in the order of training, the oldest "
+            f"first, got {steps[number + 1]} after {steps[number]}, and {len(falls)} of {len(steps) - 1} steps fall; "
+            "sort the rows by step"
+        )
 
 
 def _parse_loss(path: Path, line: int, column: str, text: str) -> float | None:

@@ -88,6 +88,7 @@ def test_recommended_titles_are_shown_as_they_are(tmp_path, monkeypatch):
     class Stub:
         interactions = type("", (), {"titles": [EVIL]})
         checkpoint = "best"
+        excludes_seen = True
 
         def __init__(self, directory, **options):
             pass

@@ -81,7 +81,10 @@ def test_a_run_keeps_how_it_is_split_and_what_repeats_count(tmp_path):
     rows = json.loads(invoke("evaluate", tmp_path / "run", "--json").stdout)
     assert rows["fused"] == final(tmp_path / "run")["fused"]["test"]
     listed = invoke("recommend", tmp_path / "run", "--user", "u0", "--top", 21)
-    assert "20 items are all that can be recommended" in listed.stdout
+    assert "20 items are all that can be recommended: the run has no others\n" in listed.stdout
+    (tmp_path / "sold-out.txt").write_text("i3\n")
+    listed = invoke("recommend", tmp_path / "run", "--user", "u0", "--top", 21, "--exclude", tmp_path / "sold-out.txt")
+    assert "19 items are all that can be recommended: the others are excluded\n" in listed.stdout
     assert "20 items" not in invoke("recommend", tmp_path / "run", "--user", "u0", "--top", 20).stdout
 
 
@@ -116,6 +119,12 @@ def test_recommend_prints_titles(run):
     assert all(title.split()[0] in result.stdout for title in titles)
 
 
+def test_recommend_says_why_there_are_no_more(run):
+    listed = invoke("recommend", run[0], "--item", "i1", "--top", 300)
+    assert "after 1 item, the last: " in listed.stdout
+    assert "299 items are all that can be recommended: the others are in the history\n" in listed.stdout
+
+
 def test_recommend_loads_no_more_than_it_needs(run):
     code = """
 import sys
@@ -136,6 +145,8 @@ print(sorted(needless & set(sys.modules)))
         (["recommend", "RUN", "--user", "nobody"], "unknown user 'nobody'; expected one of ('u0', 'u1', 'u2'"),
         (["recommend", "RUN", "--item", "zzzz"], "no item has the id or title 'zzzz'"),
         (["recommend", "RUN", "--item", "("], "an item must be named clearly, '(' fits"),
+        (["recommend", "RUN", "--user", "u1", "--json", "--out", "NOWHERE"], "give either --out FILE or --json, got"),
+        (["recommend", "RUN", "--all-users", "--json", "--out", "NOWHERE"], "a .jsonl file holds the rows as JSON"),
         (["recommend", "RUN", "--user", "u1", "--top", "0"], "top must be at least 1, got 0"),
         (["recommend", "NOWHERE", "--user", "u1"], "is no run directory"),
         (["evaluate", "RUN", "--split", "train"], "unknown split 'train'; expected one of ('test', 'validation')"),

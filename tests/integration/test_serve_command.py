@@ -133,6 +133,7 @@ def test_each_scorer_recommends_what_it_finds_likeliest_and_says_why(port, run):
         ({"items": 1, "user": None, "top": 5}, "a request must be"),
         ({"items": [1] * 10_001, "user": None, "top": 5}, "at most 10000 items, got 10001"),
         ({"items": list(range(NUM_ITEMS)), "user": None, "top": 5}, f"got all {NUM_ITEMS}"),
+        ({"items": list(range(NUM_ITEMS)), "user": None, "top": 5}, "name another user, or exclude less"),  # its remedy
     ],
 )
 def test_a_wrong_question_is_answered_in_one_line(port, asked, message):

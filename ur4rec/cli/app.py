@@ -3,18 +3,33 @@
 Each command imports what it needs when it runs, so that ``--help`` and mistakes are answered at once.
 """
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from ur4rec.cli.compare import ManyValues, compare
 from ur4rec.cli.data import data
 from ur4rec.cli.evaluate import convert, evaluate
+from ur4rec.cli.options import say_if_stopped
 from ur4rec.cli.recommend import recommend
 from ur4rec.cli.serve import serve
 from ur4rec.cli.settings import presets, settings
 from ur4rec.cli.train import train
 
+
+class Stoppable(TyperGroup):
+    """Commands that say that Ctrl-C has stopped them, unless they have more to say of it themselves."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with say_if_stopped("stopped; the same command starts again"):
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="ur4rec",
+    cls=Stoppable,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # paragraphs are filled to the width of the terminal

@@ -25,7 +25,7 @@ def _parse(
         list[str] | None,
         _option(
             metavar="ROLE=COLUMN,...",
-            help=f"Which columns are what ({', '.join(_ROLES)}): --columns user=userId,item=movieId,time=timestamp.",
+            help=f"Which columns are what ({', '.join(_ROLES)}): --columns user=userId,item=movieId.",
         ),
     ] = None,
     separator: Annotated[

@@ -1,5 +1,6 @@
 """What several commands share: options, their values, and errors in one line with exit code 2."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -147,6 +148,16 @@ def one_line_errors() -> Iterator[None]:
         _fail(f"a file cannot be read or written: {error.strerror or error}{where}; free space or choose another place")
     except MemoryError as error:
         _fail(f"there must be enough memory, there is not ({error}); choose smaller sizes")
+
+
+@contextmanager
+def say_if_stopped(line: str) -> Iterator[None]:
+    """Say one line on stderr after Ctrl-C, what has become of the work and how to continue, and exit with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say_to_stderr(line)
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def _fail(message: str) -> None:

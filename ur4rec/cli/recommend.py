@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ur4rec.runs.recommender import Recommendation, Recommender
 
 _SHOWN_USERS = 3
-_RIGHT = {"justify": "right"}
+_RIGHT = {"justify": "right", "no_wrap": True}
 _FILE = "one id per line, or a .csv, .tsv, .parquet or .jsonl with a column"
 
 
@@ -102,6 +102,10 @@ def recommend(
             if sum((user is not None, bool(history), users is not None, all_users)) != 1:
                 raise ConfigurationError(
                     "give either --user ID or one or more --item TITLE, or for many users --users FILE or --all-users"
+                )
+            if as_json and out is not None:
+                raise ConfigurationError(
+                    f"give either --out FILE or --json, got both ({out}); a .jsonl file holds the rows as JSON"
                 )
             backend = _backend_of(run)
         with together(backend, device) as processes:
@@ -218,9 +222,17 @@ def _recommend_one(
         say_json([each._asdict() for each in found])
     else:
         titles = [recommender.interactions.titles[item] for item in items[-3:]]
-        _show(found, f"after {len(items)} items, the last: {', '.join(titles)}")
+        _show(found, f"after {len(items)} item{'s' if len(items) > 1 else ''}, the last: {', '.join(titles)}")
         if len(found) < top:
-            say(f"{len(found)} items are all that can be recommended: the others are in the history or excluded")
+            say(f"{len(found)} items are all that can be recommended: {_why_no_more(recommender, candidates_I)}")
+
+
+def _why_no_more(recommender: "Recommender", candidates_I: Any) -> str:
+    """Why fewer items are recommended than were asked for."""
+    causes = ["in the history"] if recommender.excludes_seen else []
+    if candidates_I is not None and not candidates_I.all():
+        causes.append("excluded")
+    return f"the others are {' or '.join(causes)}" if causes else "the run has no others"
 
 
 def _show(found: "list[Recommendation]", title: str) -> None:

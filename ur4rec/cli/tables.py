@@ -35,7 +35,7 @@ def metrics_table(title: str, rows: Mapping[str, Mapping[str, float]]) -> Table:
         [name, *(f"{metrics[f'{metric}@{k}']:.4f}" for k in K_LIST for metric in ("hit", "ndcg"))]
         for name, metrics in rows.items()
     ]
-    return build_table({"scorer": {"no_wrap": True}, **dict.fromkeys(heads, right)}, cells, title=title)
+    return build_table({"scorer": {}, **dict.fromkeys(heads, right)}, cells, title=title)
 
 
 def popularity_table(groups: Sequence[PopularityGroup], rows: Mapping[str, str]) -> Table:

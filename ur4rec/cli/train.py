@@ -28,6 +28,7 @@ from ur4rec.cli.options import (
     Split,
     one_line_errors,
     parse_epochs,
+    say_if_stopped,
     sort_settings,
 )
 from ur4rec.cli.output import log_to_stderr, say, say_table, say_to_stderr
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from ur4rec.runs.run import TrainingRun
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BEFORE = "before the first step"
 
 
 @with_data_options
@@ -190,11 +192,11 @@ def train(
     test_ranks.csv has the data's user and item ids as they are: one that begins with =, +, - or @ is a formula to a
     spreadsheet.
     """
-    from ur4rec.runs.directory import RunDirectory
-    from ur4rec.runs.event_log import check_event_logs
-    from ur4rec.runs.run import read_resumable
+    with say_if_stopped(f"stopped {BEFORE}, nothing is changed; the same command starts again"), one_line_errors():
+        from ur4rec.runs.directory import RunDirectory
+        from ur4rec.runs.event_log import check_event_logs
+        from ur4rec.runs.run import read_resumable
 
-    with one_line_errors():
         log_to_stderr(quiet)
         with first_speaks():
             if log:
@@ -258,7 +260,8 @@ def run_again(
     directory = RunDirectory.open_existing(path)
     prepared = first_on_machine(processes, lambda: prepare_data(config, read_data(directory, config, data_dir)))
     run = TrainingRun(config, prepared, directory, progress=progress, processes=processes)
-    train_and_report(run, log, progress=progress, resume=True)
+    with saying_how_to_continue(run):
+        train_and_report(run, log, progress=progress, resume=True)
 
 
 def run_anew(
@@ -280,17 +283,18 @@ def run_anew(
     prepared = first_on_machine(processes, lambda: prepare(config, directory=data_dir))
     run = TrainingRun(config, prepared, RunDirectory(path), progress=progress, processes=processes)
     was_there, writes = path.exists(), processes.rank == 0
-    if writes:
-        RunDirectory.create(path, overwrite=overwrite)  # only now: what was refused above has left nothing
-        say_what_is_evaluated(run.prepared, config)
-        for line in explain_choices(run.choices):
-            say(line)
-    try:
-        train_and_report(run, log, progress=progress, resume=False)
-    except OutOfMemoryError:
-        if writes and not run.directory.checkpoint("latest"):
-            run.directory.discard(keep_directory=was_there)
-        raise
+    with saying_how_to_continue(run):
+        if writes:
+            RunDirectory.create(path, overwrite=overwrite)  # only now: what was refused above has left nothing
+            say_what_is_evaluated(run.prepared, config)
+            for line in explain_choices(run.choices):
+                say(line)
+        try:
+            train_and_report(run, log, progress=progress, resume=False)
+        except OutOfMemoryError:
+            if writes and not run.directory.checkpoint("latest"):
+                run.directory.discard(keep_directory=was_there)
+            raise
 
 
 def train_and_report(run: "TrainingRun", log: list[str] | None, *, progress: bool | None = None, resume: bool) -> None:
@@ -360,7 +364,7 @@ def print_outcome(run: "TrainingRun", results: "list[Result]", refit: "Refit | N
     say(f"Everything is in {path}: look at {path / 'schedule.png'}")
     say(f"{COMPARISON_ADVICE}:")
     as_usual = run.config.repeats == run.prepared.split.usual_repeats
-    say(comparison_command(replace(run.config, repeats="auto") if as_usual else run.config), soft_wrap=True)
+    say(comparison_command(replace(run.config, repeats="auto") if as_usual else run.config))
 
 
 def refuse_settings(context: typer.Context) -> None:
@@ -388,11 +392,32 @@ def train_until_stopped(run: "TrainingRun", *, resume: bool) -> "list[Result]":
                 run.resume()
             return run.train(stop=stop)
         except Stopped as stopped:
-            command = f"ur4rec train --resume {shlex.quote(str(run.resumed_from))}"
             if run.processes.rank == 0:
-                say_to_stderr(f"stopped after step {stopped.step}, saved; continue with: {command}")
+                place = f"after step {stopped.step}, saved" if stopped.step else f"{BEFORE}, nothing to save yet"
+                say_to_stderr(f"stopped {place}; continue with: {resume_command(run)}")
             number = signal.SIGTERM if stop.number is None else stop.number  # another process was asked
             raise typer.Exit(128 + number) from None
+
+
+def resume_command(run: "TrainingRun") -> str:
+    """The command that continues a run."""
+    return f"ur4rec train --resume {shlex.quote(str(run.resumed_from))}"
+
+
+@contextmanager
+def saying_how_to_continue(run: "TrainingRun") -> Iterator[None]:
+    """Say what was saved after a Ctrl-C while no step is trained: before the first one, or when the last has ended."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if run.processes.rank == 0:
+            place, remedy = f"{BEFORE}, nothing to save yet", f"continue with: {resume_command(run)}"
+            if run.directory.checkpoint("latest") is not None:
+                place = "between two steps, all of them saved"
+            elif not (run.directory.path / "config.json").exists():
+                remedy = "the same command starts again"
+            say_to_stderr(f"stopped {place}; {remedy}")
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 class StopRequest:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from alternator.checks import printable
-from alternator.recordings.plot import literal_texts
+from alternator.recordings.plot import draw_line, literal_texts
 from ur4rec.compare.arms import JOINT, MATCHED, PARITY, is_ratio, original_of
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.runs.plot import COLOURS, NAMES
@@ -34,7 +34,7 @@ def draw_curves(summary: Mapping[str, Any]) -> bytes:
             axes = panels[row][column]
             for arm, curves in budget["curves"].items():
                 spent, quality = (_mean_over_seeds(curves, name) for name in (basis, f"validation_{key}"))
-                axes.plot(spent, quality, label=printable(arm), **styles[arm])
+                draw_line(axes, spent, quality, label=printable(arm), **styles[arm])
             axes.set_xlabel(UNITS[basis])
             axes.set_ylabel(f"validation {label}")
             axes.grid(alpha=0.2)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from alternator import Reason
 from alternator.checks import printable
 from alternator.recordings.log import StepRecord
-from alternator.recordings.plot import literal_texts
+from alternator.recordings.plot import draw_line, literal_texts
 from ur4rec.files import write_whole
 from ur4rec.runs.measurements import Measurement
 from ur4rec.schedule.stages import ALL, BOTH, DECIDING_STAGE, MODULES, TEXT_ENCODER, TURNS
@@ -133,7 +133,7 @@ def draw_comparisons(axes: Axes, compared: Comparisons | None) -> None:
         axes.plot([], [], "o", color=COLOURS[turn], markersize=5, label=NAMES[turn])
     steps, limits = _points([record._replace(value=record.limit) for record in records])
     if len(set(limits)) == 1:
-        axes.plot(steps, limits, label=kind.limit, **_LIMIT)
+        draw_line(axes, steps, limits, label=kind.limit, **_LIMIT)
     else:  # of each decision its own: a line would join what was not compared
         axes.plot(steps, limits, "_", color=_LIMIT["color"], markersize=7, label=kind.limit)
     if any(record.next != record.active for record in records):
@@ -171,7 +171,7 @@ def draw_payoffs(axes: Axes, measurements: Sequence[Measurement], records: Seque
             label = f"{NAMES[module]} left out" if number == 0 else None
             axes.axvspan(start, start + length, color=COLOURS[module], alpha=0.15, linewidth=0, label=label)
     limits = {each.step: each.limit for each in joint}
-    axes.plot([*limits], [*limits.values()], label="limit", **_LIMIT)
+    draw_line(axes, [*limits], [*limits.values()], label="limit", **_LIMIT)
     axes.set_ylabel("payoff per cost\n(log2 of held-out ranks)")
     _scale(axes, [each.payoff for each in joint], [*limits.values()])
     axes.legend(
@@ -255,7 +255,7 @@ def _draw_losses(axes: Axes, records: Sequence[StepRecord]) -> None:
             steps, values = np.array(part).T
             axes.plot(steps, values, color=COLOURS[turn], alpha=0.25, linewidth=0.5)
             name = None if number else f"{NAMES[turn]} (one loss)" if turn == BOTH else NAMES[turn]
-            axes.plot(steps, _smooth(values, width), color=COLOURS[turn], linewidth=1.5, label=name)
+            draw_line(axes, steps, _smooth(values, width), color=COLOURS[turn], linewidth=1.5, label=name)
     axes.set_ylabel("training loss")
     if axes.has_data():
         axes.legend(loc="upper right", title=f"mean of {width} losses", fontsize=8, title_fontsize=8, framealpha=0.8)

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from alternator.checks import check_choice, listed
+from alternator.checks import check_choice, listed, one_line
+from alternator.errors import quoted
 from ur4rec.config import SCORERS, ModelConfig
 from ur4rec.data.columns import Strings, to_string_array
 from ur4rec.data.interactions import Interactions, Sequences
@@ -39,6 +40,8 @@ from ur4rec.training.slices import parse_memory
 
 logger = logging.getLogger(__name__)
 
+_SHOWN_ITEMS = 5
+"""Items that a message names at most."""
 SCHEMA = pa.schema(
     [
         *(("user", pa.string()), ("place", pa.int32()), ("item", pa.string()), ("title", pa.string())),
@@ -82,6 +85,7 @@ class Recommender:
         interactions: The data of the run, and behind it what came later.
         num_trained: The number of items that the model was trained with; those from there on are cold.
         max_seq_len: The number of items that the model reads at most: the newest of a history.
+        excludes_seen: Whether the items of a history are left out.
 
     Raises:
         AlternatorError: The run has no checkpoint yet, it is damaged, or its data cannot be had.
@@ -112,7 +116,7 @@ class Recommender:
         if (size := self._scorer.num_items) != self.interactions.num_items:
             raise DataError(f"{path} must be of {self.interactions.num_items} items, got {size}; restore it")
         self.max_seq_len = config.model_config(self.num_trained).max_seq_len
-        self._excludes_seen = config.repeats != "allow"
+        self.excludes_seen = config.repeats != "allow"
 
     @cached_property
     def _users(self) -> dict[str, int]:
@@ -142,7 +146,7 @@ class Recommender:
         """Items by id, by title, or by the part of a title that only one item has.
 
         Raises:
-            DataError: A name fits no item, or several; the message lists the nearest titles.
+            DataError: A name fits no item, or several; the message lists ids and titles to choose from.
         """
         return np.array([self._find_item(name) for name in names], np.int32)
 
@@ -327,7 +331,7 @@ class Recommender:
             histories,
             top,
             scorer=scorer,
-            excluded=histories if self._excludes_seen else None,
+            excluded=histories if self.excludes_seen else None,
             candidates_I=candidates_I,
             users_R=self._find_users(names).astype(np.int32),
         )
@@ -396,11 +400,27 @@ class Recommender:
             if len(found) == 1:
                 return found[0]
             if found:
-                several = [self.interactions.titles[index] for index in found[:5]]
-                raise DataError(f"an item must be named clearly, {name!r} fits {len(found)} titles: {several}")
-        near = difflib.get_close_matches(wanted, titles, n=3, cutoff=0.4)
-        choices = [self.interactions.titles[titles.index(title)] for title in near]
-        raise DataError(f"no item has the id or title {name!r}; the nearest titles are {choices}")
+                raise DataError(
+                    f"an item must be named clearly, {quoted(name)} fits {len(found)} titles: give the id of one, "
+                    f"{self._named(found)}"
+                )
+        near = set(difflib.get_close_matches(wanted, titles, n=3, cutoff=0.4))
+        if found := [index for index, title in enumerate(titles) if title in near]:
+            raise DataError(
+                f"no item has the id or title {quoted(name)}; the nearest are {self._named(found)}: give the id of "
+                "one, or a part of another title"
+            )
+        raise DataError(
+            f"no item has the id or title {quoted(name)}, nor a title like it; give an id or a part of a title of the "
+            f"run's items, which are {self._named(range(len(titles)))}"
+        )
+
+    def _named(self, items: Sequence[int]) -> str:
+        """Items in a message, by id and title, cut short where they are many."""
+        known = self.interactions
+        named = [f"{known.item_ids[item]!r} ({one_line(known.titles[item])})" for item in items[:_SHOWN_ITEMS]]
+        more = len(items) - len(named)
+        return ", ".join(named) + (f" and {more} more" if more else "")
 
 
 def _with_later(

@@ -125,7 +125,7 @@ SCHEDULE_HELP = (
     "measured when the run begins), adaptive (the original rule with its "
     "defaults), parity (even steps SASRec, odd steps the retriever), "
     "joint (all train in every step), sasrec or retriever (that one alone, the other stays as it is), "
-    "A:B (A steps of SASRec, then B of the retriever; A:B:C with a text encoder), "
+    "A:B (A steps of SASRec, then B of the retriever; with a text encoder three numbers, as in 7:7:1), "
     "or a rule with its settings: payoff, trial, or plateau,threshold=0.02, or 'payoff,costs=(1.0, 0.5, 0.8)' "
     "('alternator rules' lists them), or by hand "
     "\"sequence:(('both', 25), ('sasrec', 75))\""

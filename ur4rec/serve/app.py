@@ -23,6 +23,8 @@ from ur4rec.serve.answers import Answers
 
 MAX_BODY_BYTES = 2**18
 """The size of what the page may send at most."""
+_MAX_ERROR = 2000
+"""The number of characters of an error at most."""
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -149,7 +151,7 @@ def _query(request: Request, name: str) -> str:
 
 
 def _error(status: int, message: str) -> Response:
-    return JSONResponse({"error": one_line(message)}, status_code=status)
+    return JSONResponse({"error": one_line(message, _MAX_ERROR)}, status_code=status)
 
 
 def _explain_status(request: Request, error: Exception) -> Response:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from alternator.checks import cut
+from alternator.checks import cut, listed
 from ur4rec.config import AUTO, ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError, ConfigurationError, refuse_malformed
 from ur4rec.files import in_lines, parse_object, write_directory, write_whole
@@ -129,6 +129,32 @@ class Checkpoint(NamedTuple):
         longer = {name: np.insert(self.weights[name], known, each, axis=0) for name, each in rows.items()}
         state = {**self.state, "model": {**self.state["model"], "num_items": known + count}}
         return self._replace(weights={**self.weights, **longer}, state=state)
+
+
+def remedy_for(path: str | Path) -> str:
+    """What to do about a checkpoint that is damaged, for messages: whether there is another to take depends on its run.
+
+    Args:
+        path: The checkpoint; others are directories beside it.
+
+    Example:
+        >>> remedy_for("no/such/run/checkpoint/step-7")
+        'restore it, or train again: no other checkpoint is beside it'
+    """
+    others = _others(path)
+    return f"restore it, or {others}" if others else "restore it, or train again: no other checkpoint is beside it"
+
+
+def _others(path: str | Path) -> str:
+    """How to take another checkpoint; empty where none is beside this one."""
+    own = Path(path).absolute()
+    there = sorted(each.parent.name for each in own.parent.glob(f"*/{STATE_FILE}") if each.parent != own)
+    if not there:
+        return ""
+    return (
+        f"take another checkpoint, of which {listed(there)} {'is' if len(there) == 1 else 'are'} beside it: by "
+        "--checkpoint, or for --resume by its name in the file LATEST"
+    )
 
 
 def averages_of(weights: Iterable[str], moments: Arrays) -> Arrays:
@@ -240,6 +266,8 @@ def check_settings(path: str | Path, model: ModelConfig, trainer: TrainerConfig 
         _check_shapes(state, weights, moments)
     except CheckpointError:
         read_checkpoint(directory)  # that a file is damaged says more than what does not fit for that reason
+        if "texts" in state:
+            _read_texts(directory, state["texts"])
         raise
 
 
@@ -249,7 +277,7 @@ def saved_model(state: Mapping[str, Any]) -> ModelConfig:
     Raises:
         ConfigurationError, CheckpointError: There is no model of this shape.
     """
-    with refuse_malformed(f"the model in {STATE_FILE}", "take another checkpoint", CheckpointError):
+    with refuse_malformed(f"the model in {STATE_FILE}", "restore it, or train again", CheckpointError):
         return ModelConfig(**state["model"])
 
 
@@ -260,7 +288,7 @@ def _saved_trainer(state: Mapping[str, Any], *, length_groups: bool = False) -> 
         state: Of the checkpoint.
         length_groups: What this one is to have if it is newer.
     """
-    with refuse_malformed(f"the trainer in {STATE_FILE}", "take another checkpoint", CheckpointError):
+    with refuse_malformed(f"the trainer in {STATE_FILE}", "restore it, or train again", CheckpointError):
         return TrainerConfig(**{"catalogue_loss": "full", "length_groups": length_groups, **state["trainer"]})
 
 
@@ -311,10 +339,11 @@ def _check_shapes(state: Mapping[str, Any], weights: Mapping[str, Shape], moment
 def _check_finite(file: Path, weights: Arrays) -> None:
     for name, array in weights.items():
         if not (finite := np.isfinite(array)).all():
+            others = _others(file.parent)
+            remedy = f"train again with a lower learning rate{', or ' if others else ''}{others}"
             raise CheckpointError(
                 f"weights must be finite, got {array[~finite][0]} in {name!r} of {file} "
-                f"({np.sum(~finite)} of its {array.size} numbers are not); take another checkpoint, or train again "
-                "with a lower learning rate"
+                f"({np.sum(~finite)} of its {array.size} numbers are not); {remedy}"
             )
 
 
@@ -330,7 +359,7 @@ def _refuse_other_formats(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, KeyError, ValueError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"{path} must hold safetensors, got something else ({error})") from error
+        raise CheckpointError(f"{path} must hold safetensors, got something else ({error}); restore it") from error
 
 
 def write_checkpoint(path: str | Path, arrays: Mapping[str, bytes], state: Mapping[str, Any]) -> None:
@@ -358,7 +387,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, bytes], dict[str, Any]]
     for name, content in arrays.items():
         if state["sha256"].get(name) != _digest(content):
             raise CheckpointError(
-                f"{directory / name} is damaged: its SHA-256 is not the one in {STATE_FILE}; take another checkpoint"
+                f"{directory / name} is damaged: its SHA-256 is not the one in {STATE_FILE}; {remedy_for(directory)}"
             )
     return arrays, state
 
@@ -384,14 +413,14 @@ def _read_state(directory: Path) -> dict[str, Any]:
         version = state.pop("version")
         checksum = state.pop("checksum")
     except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged ({type(error).__name__}); take another checkpoint") from error
+        raise CheckpointError(f"{path} is damaged ({type(error).__name__}); {remedy_for(directory)}") from error
     if version != VERSION:
         raise CheckpointError(f"{path} must be of version {VERSION}, got {version!r}; load it with that release")
     if checksum != _checksum({"version": version, **state}):
-        raise CheckpointError(f"{path} is damaged: its checksum does not match; take another checkpoint")
+        raise CheckpointError(f"{path} is damaged: its checksum does not match; {remedy_for(directory)}")
     for name in _PARTS:
         if not isinstance(state.get(name), dict):
-            raise CheckpointError(f"{path} must have an object {name!r}, it has none; take another checkpoint")
+            raise CheckpointError(f"{path} must have an object {name!r}, it has none; {remedy_for(directory)}")
     return state
 
 
@@ -400,9 +429,10 @@ def _read_file(path: Path, size: int = -1) -> bytes:
         with path.open("rb") as file:
             return file.read(size)
     except OSError as error:
+        remedy = f"; {remedy_for(path.parent)}" if path.parent.is_dir() else ""
         raise CheckpointError(
             f"a checkpoint is a directory with {MODEL_FILE}, {OPTIMIZER_FILE} and {STATE_FILE}; "
-            f"{path} cannot be read ({error.strerror})"
+            f"{path} cannot be read ({error.strerror}){remedy}"
         ) from error
 
 

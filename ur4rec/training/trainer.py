@@ -51,7 +51,14 @@ from ur4rec.schedule.trial_probe import Attempt, TrialProbe
 from ur4rec.training.ahead import ahead
 from ur4rec.training.arrays import ArrayT, StepInputs, StepReport
 from ur4rec.training.backend import Adapter, Model, check_model
-from ur4rec.training.checkpoint import Arrays, Checkpoint, SharedTexts, load_checkpoint, save_checkpoint
+from ur4rec.training.checkpoint import (
+    Arrays,
+    Checkpoint,
+    SharedTexts,
+    load_checkpoint,
+    remedy_for,
+    save_checkpoint,
+)
 from ur4rec.training.fusion_fit import choose_weight
 from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
 from ur4rec.training.length_groups import LengthGroups, find_groups
@@ -382,7 +389,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """
         loaded = load_checkpoint(path)
         loaded.check_settings(self._model_config, self.config)
-        with refuse_malformed(f"{path}: its state", "take another checkpoint", CheckpointError):
+        with refuse_malformed(f"{path}: its state", remedy_for(path), CheckpointError):
             return self._restore(loaded, position)
 
     def load_weights(self, path: str | Path) -> None:
@@ -399,7 +406,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         loaded = load_checkpoint(path)
         loaded.check_settings(self._model_config, self.config)
         self._log.flush()
-        with refuse_malformed(f"{path}: its state", "take another checkpoint", CheckpointError):
+        with refuse_malformed(f"{path}: its state", remedy_for(path), CheckpointError):
             self._restore_arrays(loaded.weights, loaded.moments)
 
     def _restore(self, loaded: Checkpoint, position: Callable[[], float] | None) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from alternator.recordings.text import MAX_SWITCHES
 from alternator.rules.help import parameter_docs
 from alternator.rules.named import RULES
 
+LOG = "step,stage,active,next,reason,a_loss,b_loss\n"
+
 
 def write_csv(path, num_steps=200, header="step,a,b"):
     draw = random.Random(0)
@@ -286,10 +288,20 @@ def test_a_missing_extra_is_named(run, tmp_path, monkeypatch):
             f"step,a,b\n{2**60},1,3\n",
             f"line 2, column 'step': {2**60} is beyond {2**53}; number the steps again from 1",
         ),
+        (
+            "step,a,b\n3,1,3\n\n2,1,3\n1,1,3\n",
+            "line 4, column 'step': rows must be in the order of training, the oldest first, got 2 after 3, and 2 of 2 "
+            "steps fall; sort the rows by step",
+        ),
+        ("step,a,b\n2,1,3\n1,1,3\n2,1,3\n1,1,3\n", "got 1 after 2, and 2 of 3 steps fall"),
+        (
+            f"{LOG}2,,a,a,x,1,1\n1,,a,a,x,1,1\n",
+            "line 3, column 'step': rows must be in the order of training, the oldest first, got 1 after 2",
+        ),
         ('"a\nb"\n1\n', "two or more columns of losses are needed, one per module; got a\\u000ab"),
         ("step;a;b\n1;2;3\n", "two or more columns of losses are needed, one per module; got step;a;b"),
         (",".join(f"c{i}" for i in range(50_000)), "no row of losses"),
-        ("step,stage,active,next,reason,a_loss,b_loss\n", "no row of losses"),
+        (LOG, "no row of losses"),
         ("step,stage,active,next,reason,a_loss\n1,joint_finetune,a,a,x,1\n", "two or more columns of losses"),
     ],
 )
@@ -302,6 +314,13 @@ def test_a_malformed_csv_is_one_line_and_exit_code_2(run, tmp_path, content, mes
     assert len(err) < 1100
     assert str(path) in err
     assert message in err
+
+
+@pytest.mark.parametrize("steps", [(1, 2, 1, 2), (1, 2, 3, 2, 3, 4), (1, 1, 1), (7,), (0, 10, 5), (-3, -2)])
+def test_steps_may_repeat_or_begin_again(tmp_path, steps):
+    path = tmp_path / "losses.csv"
+    path.write_text("step,a,b\n" + "".join(f"{step},1,2\n" for step in steps))
+    assert read_losses(path).steps == steps
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from rich.console import Console
 from alternator.recordings.log import StepRecord
 from ur4rec.cli.tables import results_table
 from ur4rec.evaluation.results import build_result
+from ur4rec.runs import plot
 from ur4rec.runs.measurements import Measurement
 from ur4rec.runs.plot import KINDS, _smooth, comparisons, draw_comparisons, draw_payoffs, plot_schedule
 
@@ -98,6 +99,37 @@ def test_the_picture_shows_payoffs_and_who_was_left_out(tmp_path):
     assert set(labels) == {"SASRec", "retriever", "retriever left out", "limit"}
     (span,) = axes.patches
     assert (span.get_x(), span.get_width()) == (20, 40)
+
+
+def hidden(axes):
+    """The lines of which nothing is seen: one point, and no marker."""
+    points = [(line, np.isfinite(np.asarray(line.get_ydata(), float)).sum()) for line in axes.get_lines()]
+    return [line.get_label() for line, count in points if count == 1 and line.get_marker() in ("None", "", None)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.limit)
+def test_one_decision_shows_its_limit(kind):
+    axes = Figure().subplots()
+    draw_comparisons(axes, comparisons([next(records(1))._replace(reason=min(kind.reasons))]))
+    assert kind.limit in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert hidden(axes) == []
+
+
+def test_one_measurement_and_one_loss_are_seen(monkeypatch, tmp_path):
+    figures = []
+
+    def make(*arguments, **options):
+        figures.append(Figure(*arguments, **options))
+        return figures[-1]
+
+    monkeypatch.setattr(plot, "Figure", make)
+    steps = [record._replace(active="both", losses={"sasrec": 1.0, "retriever": 1.0}) for record in records(1)]
+    measurements = [Measurement(1, "both", module, 1.0, 0.5, 0.1, 1.0) for module in ("sasrec", "retriever")]
+    plot_schedule(tmp_path / "schedule.png", steps, measurements, epochs(60), "a run")
+    labels = [text.get_text() for axes in figures[0].axes if (shown := axes.get_legend()) for text in shown.get_texts()]
+    assert sorted(labels) == sorted(["both (one loss)", "limit", "fused", *2 * ["SASRec", "retriever"]])
+    named = [label for axes in figures[0].axes for label in hidden(axes) if not label.startswith("_")]
+    assert named == []
 
 
 def test_smoothing_is_a_trailing_mean():

@@ -18,7 +18,7 @@ from ur4rec.data.batches import EvaluationBatch, EvaluationBatches, TrainBatches
 from ur4rec.data.describe import describe_split
 from ur4rec.data.kept import hash_contents, read_interactions, write_interactions, write_reference
 from ur4rec.data.sources import NAMES, load_dataset
-from ur4rec.errors import ConfigurationError, DataError
+from ur4rec.errors import ConfigurationError, DataError, without_options
 from ur4rec.options import DataOptions
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
@@ -167,7 +167,8 @@ def read_data(directory: RunDirectory, config: RunConfig, data_dir: Path | None 
     """
     folder = directory.path / DATA
     if not folder.is_dir():
-        return load_interactions(config, data_dir)
+        with without_options("restore the data as it was when the run was trained"):
+            return load_interactions(config, data_dir)
     interactions = read_interactions(folder)
     directory.check_fact("interactions_hash", interactions.hash)
     directory.check_fact("data_hash", hash_contents(interactions))

@@ -19,6 +19,7 @@ __all__ = [
     "UR4RecError",
     "UnknownNameError",
     "refuse_malformed",
+    "without_options",
 ]
 
 
@@ -27,7 +28,22 @@ class UR4RecError(AlternatorError):
 
 
 class DataError(UR4RecError):
-    """Data that is malformed. Says the file, line and column where they are known."""
+    """Data that is malformed. Says the file, line and column where they are known.
+
+    Args:
+        fault: The rule and the value.
+        remedy: What to do about the data.
+        option: Which option of `ur4rec.options.DataOptions`, as a command has it, would read the data as it is. Where
+            none can be given, `without_options` leaves it out.
+
+    Example:
+        >>> str(DataError("a.csv:2: must be a time, got '1.2.2020'", "write seconds", "give a --time-format"))
+        "a.csv:2: must be a time, got '1.2.2020'; write seconds, or give a --time-format"
+    """
+
+    def __init__(self, fault: str, remedy: str = "", option: str = "") -> None:
+        super().__init__("; ".join(filter(None, (fault, ", or ".join(filter(None, (remedy, option)))))))
+        self.fault, self.remedy, self.option = fault, remedy, option
 
 
 class LeakageError(DataError):
@@ -86,3 +102,25 @@ def refuse_malformed(what: object, remedy: str, kind: type[UR4RecError] = DataEr
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise kind(f"{what} is damaged ({type(error).__name__}: {error}); {remedy}") from error
+
+
+@contextmanager
+def without_options(remedy: str) -> Iterator[None]:
+    """Read a file for which no option can be given: errors advise none.
+
+    Args:
+        remedy: What to do where an option was all that was advised.
+
+    Example:
+        >>> with without_options("write one id per line"):
+        ...     raise DataError("ids.csv: needs a column 'user', has 'who'", option="give --columns user=who")
+        Traceback (most recent call last):
+        ...
+        ur4rec.errors.DataError: ids.csv: needs a column 'user', has 'who'; write one id per line
+    """
+    try:
+        yield
+    except DataError as error:
+        if not error.option:
+            raise
+        raise type(error)(error.fault, error.remedy or remedy) from error

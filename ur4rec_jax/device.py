@@ -12,6 +12,7 @@ from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
 from ur4rec.training.item_texts import items_of
 from ur4rec.training.length_groups import LengthGroups
+from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.sampling import Items, Sampler
 from ur4rec_jax.losses import RowGroup, StepInputs
 from ur4rec_jax.text_groups import TextGroups
@@ -49,10 +50,22 @@ def find_devices(name: str | jax.Device) -> list[jax.Device]:
     """
     if isinstance(name, jax.Device) or ":" in name:
         raise ConfigurationError(
-            f"a mesh takes all devices of a kind, got the device {str(name)!r}; give device='auto', 'cpu', 'gpu' or "
-            "'tpu', and hide devices from JAX that it must not take (CUDA_VISIBLE_DEVICES)"
+            f"a mesh takes all devices of a kind, got the device {str(name)!r}; give auto, cpu, gpu or tpu, and hide "
+            "devices from JAX that it must not take (CUDA_VISIBLE_DEVICES)"
         )
     return jax.devices(find_device(name).client.platform if name != "auto" else None)
+
+
+def find_mesh(name: str | jax.Device, mesh: str | Mesh | None) -> tuple[list[jax.Device] | None, Mesh]:
+    """The devices of a mesh and how they are laid out; no mesh is one device, but of several processes all devices.
+
+    Raises:
+        ConfigurationError: As for `find_devices`, or the mesh has another number of devices.
+    """
+    if mesh is None and jax.process_count() == 1:
+        return None, Mesh()
+    devices = find_devices(name)
+    return devices, parse_mesh(mesh, len(devices))
 
 
 def count_threads() -> int:

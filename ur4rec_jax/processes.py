@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from alternator.checks import one_line
 from ur4rec.errors import ProcessesError
 from ur4rec.training.processes import TIMEOUT, OneProcess, Processes
+from ur4rec_jax.device import find_device, find_mesh
 
 ADDRESS, COUNT, RANK = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 """The variables of a run that is started by hand: where process 0 listens (host:port), how many there are, which this
@@ -59,7 +60,7 @@ def known_processes() -> Processes:
 
 
 @contextmanager
-def start_processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[Processes]:
+def start_processes(device: str = "auto", timeout: float = TIMEOUT, *, mesh: str | None = None) -> Iterator[Processes]:
     """Join the processes that the environment tells of; where it tells of none there is this one alone.
 
     It tells by `ADDRESS`, `COUNT` and `RANK`, or it is that of ``srun`` or ``mpirun``. No computation may come before.
@@ -67,8 +68,10 @@ def start_processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[
     Args:
         device: Where a trainer is to train, as it takes it.
         timeout: Seconds to wait for the others at the beginning.
+        mesh: How a trainer is to divide the work, as it takes it: checked here, before there is one.
 
     Raises:
+        ConfigurationError: There is no such device, or the mesh is one of another number of devices.
         ProcessesError: The others cannot be reached.
     """
     if (arguments := _arguments()) is not None:
@@ -79,6 +82,9 @@ def start_processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[
                 f"all processes must start within {timeout:g} s and reach the first one, but one of them did not "
                 f"({one_line(str(error))}); start them with the same {ADDRESS} and {COUNT}, and {RANK} from 0"
             ) from error
+    devices, _ = find_mesh(device, mesh)
+    if devices is None:
+        find_device(device)
     yield known_processes()
 
 

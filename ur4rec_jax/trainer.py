@@ -27,7 +27,7 @@ from ur4rec.schedule.stages import TEXT_ENCODER, TURNS, find_stage
 from ur4rec.training.arrays import StepReport
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.length_groups import LengthGroups
-from ur4rec.training.mesh import Mesh, parse_mesh
+from ur4rec.training.mesh import Mesh
 from ur4rec.training.processes import Processes
 from ur4rec.training.scorer import Scores
 from ur4rec.training.shapes import CACHED, ENCODED_TEXTS
@@ -35,7 +35,7 @@ from ur4rec.training.step_log import Reader
 from ur4rec.training.trainer import BaseTrainer
 from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
-from ur4rec_jax.device import find_device, find_devices, send, to_inputs
+from ur4rec_jax.device import find_device, find_mesh, send, to_inputs
 from ur4rec_jax.epoch import Epoch, StepInput, stack_inputs
 from ur4rec_jax.layout import ONE_DEVICE, Layout, check_layout, to_host
 from ur4rec_jax.losses import StepInputs
@@ -132,8 +132,8 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
     def _lay_out(self, mesh: str | Mesh | None, *, shard: bool) -> Mesh:
         if shard:
             raise ConfigurationError("shard must be left out with the backend jax, got True; give mesh='items=N'")
-        self._devices = None if mesh is None and jax.process_count() == 1 else find_devices(self._kind)
-        return Mesh() if self._devices is None else parse_mesh(mesh, len(self._devices))
+        self._devices, found = find_mesh(self._kind, mesh)
+        return found
 
     def _set_up(self, model: UR4Rec, device: str | jax.Device) -> None:
         if self._on_device and model.config.has_text_encoder:

@@ -38,6 +38,10 @@ def find_device(name: str | torch.device) -> torch.device:
         raise ConfigurationError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
     if device.type == "cuda" and not available:
         raise ConfigurationError(f"device must be one of this machine, got {name!r}, but CUDA finds none; use cpu")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigurationError(
+            f"device must be one of this machine, got {name!r}, but CUDA finds {count}; number them from 0"
+        )
     return device
 
 

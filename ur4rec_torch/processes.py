@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from alternator import AlternatorError
 from alternator.checks import one_line
 from ur4rec.errors import ConfigurationError, ProcessesError
-from ur4rec.training.mesh import Mesh
+from ur4rec.training.mesh import Mesh, parse_mesh
 from ur4rec.training.processes import TIMEOUT, OneProcess, Processes
 from ur4rec_torch.device import find_device
 
@@ -158,7 +158,7 @@ class _Pulse:
 
 
 @contextmanager
-def start_processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[Processes]:
+def start_processes(device: str = "auto", timeout: float = TIMEOUT, *, mesh: str | None = None) -> Iterator[Processes]:
     """Join the processes that ``torchrun`` has started, as its environment says; without it there is this one alone.
 
     They talk through gloo on CPUs and through NCCL on CUDA, where each takes the device of its number on its machine.
@@ -166,16 +166,21 @@ def start_processes(device: str = "auto", timeout: float = TIMEOUT) -> Iterator[
     Args:
         device: Where a trainer is to train, as it takes it.
         timeout: Seconds that a process waits for the others in a step: then it takes one of them for lost.
+        mesh: How a trainer is to divide the work, as it takes it: checked here, before there is one.
 
     Raises:
-        ConfigurationError: The device is one that all would take.
+        ConfigurationError: There is no such device, it is one that all would take, or the mesh is one of another number
+            of processes.
         ProcessesError: The others cannot be reached, or one of them has ended or does not answer.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        find_device(device)
+        parse_mesh(mesh, 1)
         yield OneProcess()
         return
     processes = _join(device, timeout)
     try:
+        parse_mesh(mesh, processes.count)
         yield processes
     except Exception as error:
         if (lost := processes.end(error)) is None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file
 
-import ur4rec_jax.trainer
+import ur4rec_jax.device
 from alternator import Cycle, Patience, Payoff, Trial
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.data.batches import EvaluationBatches, TrainBatches
@@ -56,7 +56,7 @@ def make(mesh: str, **settings: Any) -> tuple[JointTrainer, list[Any]]:
     """A trainer on a mesh, and the list of its records."""
     records: list[Any] = []
     num_devices, layout = {**MESHES, "all": (None, "data=2,items=2")}[mesh]
-    ur4rec_jax.trainer.find_devices = lambda kind: jax.devices()[:num_devices]
+    ur4rec_jax.device.find_devices = lambda kind: jax.devices()[:num_devices]
     model = UR4Rec(
         *(SPLIT.num_items, TEXTS),
         text_embedding_dim=5,

@@ -270,13 +270,52 @@ def test_data_prints_counts_and_hashes():
     )
 
 
+UNTRAINABLE = {
+    "one item": (
+        "".join(f"u{row % 6},i,{row}\n" for row in range(60)),
+        "must have at least 2 items, got 1; look which",
+    ),
+    "short histories": (
+        "".join(f"u{row % 2},i{row},{row}\n" for row in range(6)),
+        "some user must have at least 2 training interactions besides what the split leave-one-out holds out, of 2 "
+        "users none has; look which column is the user's, or give longer histories",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNTRAINABLE)
+def test_data_is_refused_as_training_refuses_it(tmp_path, name):
+    rows, message = UNTRAINABLE[name]
+    (tmp_path / "x.csv").write_text(f"user,item,timestamp\n{rows}")
+    line = mistaken("train", "--dataset", tmp_path / "x.csv", "--out", tmp_path / "run", "--quiet")
+    assert message in line
+    shown = invoke("data", tmp_path / "x.csv", "--json")
+    assert (shown.exit_code, shown.stderr.strip()) == (2, line)
+    assert json.loads(shown.stdout)["num_interactions"] == rows.count("\n")
+    assert mistaken("data", "prepare", tmp_path / "x.csv", "--out", tmp_path / "prepared", "--quiet") == line
+    assert {path.name for path in tmp_path.iterdir()} == {"x.csv"}
+
+
 def test_data_writes_texts_from_training_prefixes(tmp_path):
-    assert invoke("data", "--dataset", "synthetic", "--write-user-texts", tmp_path / "texts.json").exit_code == 0
+    words = ("data", "--dataset", "synthetic", "--write-user-texts")
+    result = invoke(*words, tmp_path / "texts.json")
+    assert (result.exit_code, result.stderr) == (0, f"the texts of 600 users are in {tmp_path / 'texts.json'}\n")
     interactions = synthetic()
     split = leave_one_out(interactions)
     texts = read_user_texts(tmp_path / "texts.json", interactions.user_ids)
     assert texts[7].split("; ") == [interactions.titles[item] for item in split.train[7][-20:]]
     assert not any(test.leaks for test in find_leakage(texts, interactions, split))
+    written = (tmp_path / "texts.json").read_text()
+    (tmp_path / "texts.json").write_text("mine")
+    assert "must be a file that does not exist, got" in mistaken(*words, tmp_path / "texts.json")
+    assert (tmp_path / "texts.json").read_text() == "mine"
+    replaced = invoke(*words, tmp_path / "texts.json", "--overwrite", "--json")
+    assert json.loads(replaced.stdout)["dataset"] == "synthetic"
+    assert (tmp_path / "texts.json").read_text() == written
+    for path in (tmp_path, tmp_path / "nosuch" / "texts.json"):
+        assert "must be a file in a directory that exists, got" in mistaken(*words, path, "--overwrite")
+    assert not (tmp_path / "nosuch").exists()
+    assert "--overwrite is for --write-user-texts" in mistaken("data", "synthetic", "--overwrite")
 
 
 def test_an_encoder_inside_a_run_is_not_used_to_evaluate_and_refused_to_resume(run, tmp_path):

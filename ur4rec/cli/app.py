@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from alternator.checks import cut
 from ur4rec.cli.compare import ManyValues, compare
 from ur4rec.cli.data import data
 from ur4rec.cli.evaluate import convert, evaluate
@@ -18,18 +19,24 @@ from ur4rec.cli.settings import presets, settings
 from ur4rec.cli.train import train
 
 
-class Stoppable(TyperGroup):
-    """Commands that say that Ctrl-C has stopped them, unless they have more to say of it themselves."""
+class Commands(TyperGroup):
+    """Commands that say the value of an option which cannot be read, and that Ctrl-C has stopped them."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        with say_if_stopped("stopped; the same command starts again"):
-            return super().invoke(ctx)
+        """Run the command; some versions of typer say the rule alone."""
+        try:
+            with say_if_stopped("stopped; the same command starts again"):
+                return super().invoke(ctx)
+        except typer.BadParameter as error:
+            found: list[Any] = getattr(error.__cause__, "errors", list)()
+            if found and (shown := repr(cut(str(found[0]["input"])))) not in error.message:
+                error.message += f", got {shown}"
+            raise
 
 
 app = typer.Typer(
     name="ur4rec",
-    cls=Stoppable,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # paragraphs are filled to the width of the terminal

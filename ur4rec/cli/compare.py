@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from alternator import AlternatorError
 from ur4rec.cli.data_options import GivenOptions, command_words, with_data_options
 from ur4rec.cli.options import (
     PRESET_NAMES,
@@ -27,7 +28,7 @@ from ur4rec.cli.options import (
 )
 from ur4rec.cli.output import log_to_stderr, say, say_markdown
 from ur4rec.compare.arms import ARMS_HELP
-from ur4rec.errors import ConfigurationError, OutOfMemoryError
+from ur4rec.errors import ConfigurationError
 from ur4rec.runs.config import RunConfig
 from ur4rec.training.slices import parse_memory
 
@@ -105,6 +106,7 @@ def compare(
     Example: ur4rec compare --dataset synthetic --arms joint 2:1 plateau matched:plateau --updates 200 --out runs/study
     """
     from ur4rec.compare.directory import open_study
+    from ur4rec.compare.processes import StudyInterruptedError
     from ur4rec.compare.report import write_report
     from ur4rec.compare.workers import run_study
 
@@ -136,8 +138,9 @@ def compare(
         if not report_only:
             try:
                 run_study(directory, jobs=jobs or 1, cluster=cluster, data_dir=data_dir, quiet=quiet)
-            except OutOfMemoryError:
-                if not was_there and directory.read_costs() is None:  # nothing was trained
+            except (AlternatorError, OSError, MemoryError) as error:
+                is_mistaken = not isinstance(error, StudyInterruptedError)
+                if is_mistaken and not was_there and directory.read_costs() is None:  # nothing was trained
                     shutil.rmtree(directory.path)
                 raise
         text = write_report(directory)

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 
 from ur4rec.cli.data_options import GivenOptions, command_words, with_data_options
 from ur4rec.cli.options import AsJson, DataDirectory, Quiet, Repeats, Split, one_line_errors
-from ur4rec.cli.output import build_table, log_to_stderr, say, say_json, say_table
+from ur4rec.cli.output import build_table, log_to_stderr, say, say_json, say_table, say_to_stderr
 from ur4rec.cli.progress import ShareBar, end_on_termination
 from ur4rec.errors import ConfigurationError
 from ur4rec.options import DataOptions
@@ -62,24 +62,33 @@ def show(
             help="Write a file for train --user-texts: the last 20 titles of each user's training prefix.",
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file that --write-user-texts names, if it is there.")
+    ] = False,
 ) -> None:
     """Fetch a dataset or read files of your own; print how they were read, rows, counts, hashes, what is repeated.
 
     Below it is what `ur4rec train` takes for what you don't set: sizes, learning rates and lengths, with the reasons.
+    Data on which nothing can be trained is described, and then refused with exit code 2.
 
     This is what `ur4rec data DATASET` does.
     """
     from ur4rec.data import describe, load_dataset, make_split
     from ur4rec.data.describe import describe_split, explain_duplicates, explain_repeats
+    from ur4rec.data.splits import check_trainable
     from ur4rec.runs.prepared import counts_of
     from ur4rec.runs.presets import preset
-    from ur4rec.text.users import texts_of_prefixes, write_user_texts
+    from ur4rec.text.users import check_output, texts_of_prefixes, write_user_texts
 
     with one_line_errors():
         if name is not None and dataset is not None:
             raise ConfigurationError(
                 f"a dataset must be named once, got {name!r} and --dataset {dataset!r}; leave one out"
             )
+        if texts_file is not None:
+            check_output(texts_file, overwrite=overwrite)
+        elif overwrite:
+            raise ConfigurationError("--overwrite is for --write-user-texts, which is not given; leave it out")
         log_to_stderr(quiet=True)  # warnings alone: the rest is printed
         given = data_options()
         interactions = load_dataset(
@@ -88,9 +97,6 @@ def show(
         if check:
             _check(interactions)
         found = make_split(interactions, split or "auto", repeats or "auto")
-        if texts_file is not None:
-            texts = texts_of_prefixes(found, interactions)
-            write_user_texts(texts_file, interactions.user_ids, texts)
         facts: dict[str, Any] = {
             "dataset": interactions.name,
             "source": interactions.source,
@@ -104,9 +110,16 @@ def show(
         choices = preset("default", data=given).settled(counts_of(found))[1]
         if as_json:
             say_json({**facts, "default": {choice.name: choice.value for choice in choices}})
+        else:
+            rows = [row for name, value in facts.items() for row in _table_rows(name, value)]
+            say_table(build_table({"fact": {}, "value": {"overflow": "fold"}}, rows))  # a hash is of use only whole
+        check_trainable(found, interactions.name)
+        if texts_file is not None:
+            texts = texts_of_prefixes(found, interactions)
+            write_user_texts(texts_file, interactions.user_ids, texts)
+            say_to_stderr(f"the texts of {sum(map(bool, texts)):,} users are in {texts_file}")
+        if as_json:
             return
-        rows = [row for name, value in facts.items() for row in _table_rows(name, value)]
-        say_table(build_table({"fact": {}, "value": {"overflow": "fold"}}, rows))  # a hash is of use only whole
         duplicates = explain_duplicates(interactions, bool(given.get("deduplicate")))
         for line in (duplicates, explain_repeats(found, repeats or "auto")):
             if line:
@@ -162,8 +175,8 @@ def prepare(
         )
     counts = f"{len(found):,} interactions of {found.num_users:,} users and {found.num_items:,} items"
     for line in (f"{counts} are in {out}", *found.notes):
-        say(line, soft_wrap=True)
-    say(f"Train on them with: ur4rec train --dataset {shlex.quote(str(out))} --out runs/mine", soft_wrap=True)
+        say(line)
+    say(f"Train on them with: ur4rec train --dataset {shlex.quote(str(out))} --out runs/mine")
 
 
 def _check(interactions: "Interactions") -> None:

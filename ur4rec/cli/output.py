@@ -40,9 +40,9 @@ def plain(text: str, style: str = "", keep: str = "") -> Text:
     return Text(printable(text, keep), style=style)
 
 
-def say(text: str, *, soft_wrap: bool = True) -> None:
-    """Print a string, which may have several lines; with ``soft_wrap`` each is as long as it is."""
-    _console.print(plain(text, keep="\n"), soft_wrap=soft_wrap)
+def say(text: str) -> None:
+    """Print a string, which may have several lines; each is as long as it is."""
+    _console.print(plain(text, keep="\n"), soft_wrap=True)
 
 
 def say_to_stderr(text: str, style: str = "") -> None:

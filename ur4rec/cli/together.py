@@ -24,18 +24,19 @@ PAUSE = 3.0
 
 
 @contextmanager
-def together(backend: str, device: str) -> Iterator[Processes]:
+def together(backend: str, device: str, mesh: str | None = None) -> Iterator[Processes]:
     """The processes of a command, which all run in this block.
 
     What ends one of them ends all, and one of them says what it was.
 
     Args:
         backend: "torch" or "jax".
-        device: Where to compute, as a trainer takes it.
+        device: Where to compute, as a trainer takes it; checked at once.
+        mesh: How the devices divide the work; likewise.
     """
     found: Processes = ONE_PROCESS
     try:
-        with load_backend(backend).start_processes(device) as found:
+        with load_backend(backend).start_processes(device, mesh=mesh) as found:
             if found.rank > 0:
                 logging.getLogger().setLevel(logging.ERROR)
                 warnings.simplefilter("ignore")

@@ -209,6 +209,7 @@ def train(
             elif out is None:
                 raise ConfigurationError("give --out DIR for a new run, or --resume DIR to continue one")
             else:
+                RunDirectory.check_new(out, overwrite=overwrite)
                 config = preset(
                     preset_name,
                     dataset=dataset,
@@ -235,7 +236,7 @@ def train(
                     **sort_settings(settings or []),
                 )
             load_backend(config.backend)
-        with together(config.backend, config.device) as processes:
+        with together(config.backend, config.device, config.mesh) as processes:
             progress = False if quiet else None
             if resume is not None:
                 run_again(config, resume, processes, data_dir=data_dir, progress=progress, log=log)

@@ -330,17 +330,33 @@ def open_study(
     conditions = {name: value for name, value in given.items() if value is not None}
     chosen = {"arms": tuple(arms), "seeds": tuple(seeds), "budgets": tuple(budgets)}
     chosen = {name: values for name, values in chosen.items() if values}
+    if path is None and out is not None and (out / "study.json").is_file():
+        path = out
     if path is not None:
         there = StudyDirectory.reopen(path).study
-        return StudyDirectory.begin(
-            path, StudyConfig.from_json({**there.to_json(), **conditions, **_with_parity(chosen)})
-        )
+        _refuse_other_conditions(path, there, conditions)
+        return StudyDirectory.begin(path, StudyConfig.from_json({**there.to_json(), **_with_parity(chosen)}))
     assert out is not None
     if "eval_every" not in conditions and "updates" in conditions:
         conditions["eval_every"] = max(conditions["updates"] // 10, 1)
     if "preset" not in conditions:
         conditions["preset"] = "smoke" if conditions.get("dataset") == "synthetic" else "demo"
     return StudyDirectory.begin(out, StudyConfig(**conditions, **_with_parity(chosen)))
+
+
+_OPTIONS = {"model": "--set", "trainer": "--set", "data": "the options of data"}
+"""How a command gives a condition, where it is not by its own name."""
+
+
+def _refuse_other_conditions(path: Path, there: StudyConfig, given: Mapping[str, Any]) -> None:
+    """Refuse conditions that were given and are not those of a study; those that were not given are the study's."""
+    for name, value in given.items():
+        if value != (known := getattr(there, name)):
+            option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+            raise ConfigurationError(
+                f"{path} holds a study with {name}={known!r}, got {value!r}; leave out {option}, or choose another "
+                "directory"
+            )
 
 
 def _with_parity(chosen: Mapping[str, Any]) -> dict[str, Any]:

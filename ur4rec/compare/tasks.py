@@ -16,6 +16,7 @@ from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.runner import ArmRun, RunKey, pretrain
 from ur4rec.compare.study import StudyConfig
 from ur4rec.files import scratch_directory, write_directory
+from ur4rec.training.backend import load_backend
 
 Files = Mapping[str, bytes]
 """The content of a checkpoint's files, by name."""
@@ -63,6 +64,16 @@ class ArmOutcome:
     """What is kept as JSON."""
     arrays: dict[str, NDArray[Any]]
     """What every target got at every point."""
+
+
+def check_device(backend: str, device: str) -> None:
+    """Refuse a device that this machine lacks, before anything is read.
+
+    Raises:
+        ConfigurationError: It does.
+    """
+    with load_backend(backend).start_processes(device):
+        pass
 
 
 def train_arm(request: ArmRequest) -> ArmOutcome:

@@ -14,7 +14,7 @@ from ur4rec.compare.costs import measure_costs
 from ur4rec.compare.directory import StudyDirectory
 from ur4rec.compare.processes import Processes, interruptible, local_processes
 from ur4rec.compare.runner import RunKey, prepare_study
-from ur4rec.compare.tasks import ArmOutcome, ArmRequest, pretrain_seed, train_arm
+from ur4rec.compare.tasks import ArmOutcome, ArmRequest, check_device, pretrain_seed, train_arm
 from ur4rec.runs.progress import INTERVAL
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ def run_study(
     if not directory.missing():
         return
     study = directory.study
+    if cluster is None and study.device not in ("cpu", "auto"):
+        with interruptible(), local_processes(1) as processes:  # a framework would take the device for this process
+            processes.submit(check_device, study.backend, study.device).result()
     prepared = prepare_study(study, study.seeds[0], data_dir)  # bad data is refused before anything starts
     found = local_processes(jobs) if cluster is None else cluster_processes(cluster, study.backend)
     with directory.locked(), interruptible(), found as processes:

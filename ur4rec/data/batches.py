@@ -120,7 +120,9 @@ class TrainBatches:
         self._counts_U = _count_windows(sequences, max_seq_len, windows)
         self._ends_U = np.cumsum(self._counts_U)
         if not self.num_rows:
-            raise DataError(f"training needs a sequence of at least 2 items, found none among {len(sequences)}")
+            raise DataError(
+                f"training needs a sequence of at least 2 items, found none among {len(sequences)}", "give longer ones"
+            )
         self.shifted = shifted
         self._drawn: tuple[int, _Epoch] | None = None
 

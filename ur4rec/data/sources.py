@@ -10,7 +10,7 @@ from ur4rec.data.prepared import is_prepared, read_prepared
 from ur4rec.data.reading.formats import read_path
 from ur4rec.data.reading.movielens import read_movielens
 from ur4rec.data.synthetic import synthetic
-from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+from ur4rec.errors import ConfigurationError, DataError, UnknownNameError, without_options
 from ur4rec.files import cache_folder
 from ur4rec.options import DataOptions
 
@@ -63,7 +63,8 @@ def load_dataset(
         return synthetic(min_item_interactions=min_item_interactions or 1)
     if name in BUILT_IN:
         folder = None if directory is None else Path(directory).expanduser()
-        return load_built_in(BUILT_IN[name], cache_folder("data", cache_dir), folder, min_item_interactions)
+        with without_options("take the original files"):
+            return load_built_in(BUILT_IN[name], cache_folder("data", cache_dir), folder, min_item_interactions)
     path = _existing_path(name)
     if path is None:
         raise UnknownNameError("dataset", cut(name), (*NAMES, "an existing path"))

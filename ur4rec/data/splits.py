@@ -131,6 +131,26 @@ def _add_distinct(digest: ArrayHash, seen: Sequences, num_items: int) -> None:
     digest.add(offsets_from_lengths(lengths))
 
 
+def check_trainable(split: Split, name: str) -> None:
+    """Refuse data on which no model can be trained: what is learned is which item follows another one.
+
+    Args:
+        split: The split.
+        name: The dataset, for the message.
+
+    Raises:
+        DataError: There is one item, or no user has two training interactions.
+    """
+    if split.num_items < 2:
+        raise DataError(f"{name}: must have at least 2 items, got {split.num_items}", "look which column is the item's")
+    if split.train.lengths.max(initial=0) < 2:
+        raise DataError(
+            f"{name}: some user must have at least 2 training interactions besides what the split {split.name} holds "
+            f"out, of {len(split.train)} users none has",
+            "look which column is the user's, or give longer histories",
+        )
+
+
 def make_split(interactions: Interactions, method: str = "auto", repeats: str = "auto") -> Split:
     """The split of a run: one protocol for its evaluation and its recommendations.
 

@@ -38,6 +38,29 @@ class RunDirectory:
         self.path = path
         self._lock = FileLock(path / _LOCK)
 
+    @staticmethod
+    def check_new(path: Path, *, overwrite: bool = False) -> None:
+        """Refuse where `create` would make no run directory, before there is anything to keep, and change nothing.
+
+        Args:
+            path: As for `create`.
+            overwrite: As for `create`.
+
+        Raises:
+            ConfigurationError: The directory holds something, or cannot be written.
+        """
+        if path.exists() and not path.is_dir():
+            raise ConfigurationError(f"--out must be a directory, {path} is a file; choose another --out")
+        if path.is_dir() and any(each.name != _LOCK for each in path.iterdir()):
+            if not overwrite:
+                raise ConfigurationError(f"--out must be empty, {path} is not; choose another, or give --overwrite")
+            if not (path / "config.json").exists():
+                raise ConfigurationError(f"--overwrite removes only a run directory; {path} has no config.json")
+        there = next(each for each in (path, *path.absolute().parents) if each.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            why = "may not be written to" if there.is_dir() else "is a file"
+            raise ConfigurationError(f"--out must be writable, {path} is not: {there} {why}; choose another --out")
+
     @classmethod
     def create(cls, path: Path, *, overwrite: bool = False) -> "RunDirectory":
         """Make a new run directory.
@@ -49,14 +72,9 @@ class RunDirectory:
         Raises:
             ConfigurationError: The directory holds something, cannot be written, or a process trains in it.
         """
-        if path.exists() and not path.is_dir():
-            raise ConfigurationError(f"--out must be a directory, {path} is a file; choose another --out")
+        cls.check_new(path, overwrite=overwrite)
         directory = cls(path)
         if path.is_dir() and any(each.name != _LOCK for each in path.iterdir()):
-            if not overwrite:
-                raise ConfigurationError(f"--out must be empty, {path} is not; choose another, or give --overwrite")
-            if not (path / "config.json").exists():
-                raise ConfigurationError(f"--overwrite removes only a run directory; {path} has no config.json")
             with directory.locked():
                 directory._remove_all()
         try:

@@ -18,7 +18,8 @@ from ur4rec.data.batches import EvaluationBatch, EvaluationBatches, TrainBatches
 from ur4rec.data.describe import describe_split
 from ur4rec.data.kept import hash_contents, read_interactions, write_interactions, write_reference
 from ur4rec.data.sources import NAMES, load_dataset
-from ur4rec.errors import ConfigurationError, DataError
+from ur4rec.data.splits import check_trainable
+from ur4rec.errors import ConfigurationError, DataError, without_options
 from ur4rec.options import DataOptions
 from ur4rec.runs.config import RunConfig
 from ur4rec.runs.directory import RunDirectory
@@ -167,7 +168,8 @@ def read_data(directory: RunDirectory, config: RunConfig, data_dir: Path | None 
     """
     folder = directory.path / DATA
     if not folder.is_dir():
-        return load_interactions(config, data_dir)
+        with without_options("restore the data as it was when the run was trained"):
+            return load_interactions(config, data_dir)
     interactions = read_interactions(folder)
     directory.check_fact("interactions_hash", interactions.hash)
     directory.check_fact("data_hash", hash_contents(interactions))
@@ -203,11 +205,13 @@ def counts_of(split: Split) -> Counts:
     """
     lengths = split.train.lengths
     lengths = lengths[lengths >= 2]
+    distinct, users = np.unique(lengths, return_counts=True)
     return Counts(
         num_interactions=max(int(lengths.sum()), 1),
         num_items=split.num_items,
         num_users=max(len(lengths), 1),
         typical_length=int(np.quantile(lengths, COVERED, method="higher")) if len(lengths) else 1,
+        lengths=dict(zip(distinct.tolist(), users.tolist(), strict=True)),
     )
 
 
@@ -241,9 +245,8 @@ def prepare_data(config: RunConfig, interactions: Interactions, *, cache_dir: Pa
 
 def _prepare_data(config: RunConfig, interactions: Interactions, cache_dir: Path | None) -> PreparedData:
     split = split_of(config, interactions)
+    check_trainable(split, interactions.name)
     config, _ = config.settled(counts_of(split))
-    if interactions.num_items < 2:
-        raise DataError(f"{interactions.name}: must have at least 2 items, got 1; look which column is the item's")
     model = config.model_config(interactions.num_items)
     vectors_IT: NDArray[np.float32] | None = None
     encoder: TextEncoder | ItemTokens

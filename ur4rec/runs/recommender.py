@@ -25,7 +25,7 @@ from ur4rec.data.kept import to_arrow
 from ur4rec.data.later import append_interactions, append_items
 from ur4rec.data.reading.formats import read_path
 from ur4rec.data.reading.titles import read_items
-from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+from ur4rec.errors import ConfigurationError, DataError, UnknownNameError, without_options
 from ur4rec.options import DataOptions
 from ur4rec.runs.config import read_config
 from ur4rec.runs.directory import RunDirectory
@@ -429,9 +429,11 @@ def _with_later(
     """The data of a run, and what came later, read as the run's own data is; nothing of it is rare."""
     whole = known
     if items is not None:
-        whole = append_items(whole, *read_items(items, options, None))
+        with without_options("write the file as the items of the run's data are written"):
+            whole = append_items(whole, *read_items(items, options, None))
     if interactions is not None:
-        whole = append_interactions(whole, read_path(interactions, replace(options, k_core=1, items=None), 1))
+        with without_options("write the file as the run's data is written"):
+            whole = append_interactions(whole, read_path(interactions, replace(options, k_core=1, items=None), 1))
     new = list(zip(whole.item_ids[known.num_items :], whole.texts[known.num_items :], strict=True))
     if nameless := sum(item == text for item, text in new):
         logger.warning("%d of %d items that came later have no text: only their ids are read", nameless, len(new))

@@ -46,7 +46,7 @@ from ur4rec.schedule.alternators import AUTO, Schedule, parse_schedule, resolve_
 from ur4rec.schedule.stages import ALL, BOTH, DECIDING_STAGE, JOINT_STAGES
 from ur4rec.text.tokens import ItemTokens
 from ur4rec.training.backend import load_backend, load_scorer
-from ur4rec.training.checkpoint import check_same, check_settings
+from ur4rec.training.checkpoint import check_same, check_settings, remedy_for
 from ur4rec.training.processes import ONE_PROCESS, Processes, check_equal
 from ur4rec.training.scorer import AnyScorer
 from ur4rec.training.slices import parse_memory
@@ -300,7 +300,7 @@ class TrainingRun:
             return
         check_equal(self.processes, "the checkpoint to continue from", checkpoint.name)
         saved = self.trainer.load_checkpoint(checkpoint, position=self._position)
-        with refuse_malformed(f"{checkpoint}: its metrics", "take another checkpoint"):
+        with refuse_malformed(f"{checkpoint}: its metrics", remedy_for(checkpoint)):
             self._restore(saved["metrics"], saved.get("arrays", {}))
 
     def _restore(self, saved: Mapping[str, Any], ranks: Mapping[str, NDArray[Any]]) -> None:

@@ -7,7 +7,7 @@ chosen to go with it.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from alternator.checks import check_integer
@@ -66,6 +66,9 @@ class Counts:
     """Users with at least two training interactions: the others hold nothing to learn from."""
     typical_length: int
     """The length that `COVERED` of these users' training histories do not exceed."""
+    lengths: Mapping[int, int] | None = field(default=None, repr=False, compare=False)
+    """How many of these users have a training history of each length: what is said of the rows and steps of an epoch
+    is exact where that is known. It decides nothing."""
 
     def __post_init__(self) -> None:
         for name in ("num_interactions", "num_items", "num_users", "typical_length"):
@@ -79,6 +82,16 @@ class Counts:
     def num_rows(self, max_seq_len: int) -> float:
         """Rows of an epoch, about: longer histories are cut into several."""
         return max(self.num_users, self.num_targets / max_seq_len + self.num_users / 2)
+
+    def windows(self, max_seq_len: int) -> int:
+        """Rows of an epoch, as `ur4rec.data.batches.TrainBatches` cuts them, where the lengths are known."""
+        if self.lengths is None:
+            return round(self.num_rows(max_seq_len))
+        return max(sum(users * -(-(length - 1) // max_seq_len) for length, users in self.lengths.items()), 1)
+
+    def steps(self, max_seq_len: int, batch_size: int) -> int:
+        """Steps of an epoch: its batches, of which the last one is filled up."""
+        return -(-self.windows(max_seq_len) // batch_size)
 
 
 class Choice(NamedTuple):
@@ -121,7 +134,15 @@ def _batch_size(counts: Counts, known: _Known) -> _Answer:
     least, most = TARGETS_PER_STEP
     wanted = min(max(counts.num_targets / STEPS_PER_EPOCH, least), most) / per_row
     size = int(min(max(2 ** round(math.log2(max(wanted, 1))), BATCHES[0]), BATCHES[1]))
-    return size, f"a row has {per_row:.0f} targets, an epoch {rows:,.0f} rows: {rows / size:,.0f} steps"
+    rows, steps = counts.windows(known["max_seq_len"]), counts.steps(known["max_seq_len"], size)
+    return (
+        size,
+        f"a row has {counts.num_targets / rows:.0f} targets, an epoch {_count(rows, 'row')}: {_count(steps, 'step')}",
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _hidden_dim(counts: Counts, known: _Known) -> _Answer:
@@ -163,7 +184,8 @@ def _epochs(stage: str) -> Callable[[Counts, _Known], _Answer]:
         steps = max(counts.num_rows(known["max_seq_len"]) / known["batch_size"], 1)
         least, most = EPOCHS[stage]
         epochs = min(max(round(STEPS[stage] / steps), least), most)
-        return epochs, f"{epochs * steps:,.0f} steps, or until early stopping"
+        made = epochs * counts.steps(known["max_seq_len"], known["batch_size"])
+        return epochs, f"{_count(made, 'step')}, or until early stopping"
 
     return choose
 
@@ -212,11 +234,11 @@ def choose(counts: Counts, given: Mapping[str, Any], wanted: Collection[str] = F
         >>> for choice in choose(counts, {})[:3]:
         ...     print(choice)
         max_seq_len=200: the most that is chosen; 95% of the histories are no longer than 344, and longer ones train window by window
-        batch_size=16: a row has 101 targets, an epoch 957 rows: 60 steps
+        batch_size=16: a row has 102 targets, an epoch 957 rows: 60 steps
         sasrec_hidden_dim=64: 98,114 interactions of 1,682 items
         >>> given = {"max_seq_len": 50, "batch_size": 64}
         >>> print(choose(counts, given, [name for name in FROM_DATA if name not in given])[-6])
-        pretrain_sasrec=200: 7,547 steps, or until early stopping
+        pretrain_sasrec=200: 7,600 steps, or until early stopping
     """  # noqa: E501
     known = {name: value for name, value in given.items() if name not in wanted}
     choices = []

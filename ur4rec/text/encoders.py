@@ -344,7 +344,8 @@ def _encode_sentences(texts: Sequence[str], model: str, dim: int) -> NDArray[np.
         vectors = np.load(scratch / "vectors.npy", allow_pickle=False)
     if vectors.shape != (len(texts), dim):
         raise EncoderError(
-            f"text encoder {model!r} gives {vectors.shape[1]} dimensions, got dim={dim}; set dim to that number"
+            f"text encoder {model!r} gives {vectors.shape[1]} dimensions, got dim={dim}; set dim, in a run "
+            "text_embedding_dim, to that number"
         )
     if not np.isfinite(vectors).all():
         raise EncoderError(f"text encoder {model!r} gave vectors that are not finite; choose another encoder")
@@ -366,7 +367,7 @@ def _run_script(model: str, environment: Mapping[str, str], *arguments: str | Pa
         reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
         is_missing = "No module named 'sentence_transformers'" in reason
         remedy = "pip install 'adaptive-alternator[text]'" if is_missing else "give a local model path"
-        raise EncoderError(f"text encoder {model!r} failed: {reason}; {remedy}, or encoder='tfidf'")
+        raise EncoderError(f"text encoder {model!r} failed: {reason}; {remedy}, or take the encoder 'tfidf'")
 
 
 def _neutral(vectors_ID: NDArray[np.float32]) -> NDArray[np.float32]:

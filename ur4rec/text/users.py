@@ -8,10 +8,12 @@ from typing import Any
 
 from ur4rec.data.interactions import Interactions
 from ur4rec.data.splits import Split
-from ur4rec.errors import DataError
+from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.files import hash_bytes, write_whole
 
 logger = logging.getLogger(__name__)
+
+_FORM = 'write {"user id": "text", ...}'
 
 
 def read_user_texts(path: Path, user_ids: Sequence[str]) -> list[str]:
@@ -31,9 +33,11 @@ def read_user_texts(path: Path, user_ids: Sequence[str]) -> list[str]:
     texts = _parse(path)
     for user, text in texts.items():
         if not isinstance(text, str):
-            raise DataError(f"{path}: the text of user {user!r} must be a string, got {json.dumps(text)[:40]}")
+            raise DataError(f"{path}: the text of user {user!r} must be a string, got {json.dumps(text)[:40]}", _FORM)
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"{path}: the text of user {user!r} must be Unicode, got half of a surrogate pair")
+            raise DataError(
+                f"{path}: the text of user {user!r} must be Unicode, got half of a surrogate pair", "drop it"
+            )
     if unknown := texts.keys() - set(user_ids):
         example = next(user for user in texts if user in unknown)
         logger.warning("%s: %d of %d users are not in the dataset, such as %r", path, len(unknown), len(texts), example)
@@ -60,6 +64,27 @@ def texts_of_prefixes(split: Split, interactions: Interactions, max_titles: int 
     """
     recent = split.train.tails(max_titles)
     return ["; ".join(interactions.titles[item] for item in items) for items in recent]
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse a path at which no file of user texts can be written, before the data is read.
+
+    Args:
+        path: The file.
+        overwrite: Whether one that is there is replaced.
+
+    Raises:
+        ConfigurationError: It is a directory, or in none, or there and not to be replaced.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigurationError(
+            f"--write-user-texts must be a file in a directory that exists, got {path}; choose another"
+        )
+    if path.exists() and not overwrite:
+        raise ConfigurationError(
+            f"--write-user-texts must be a file that does not exist, got {path}; give --overwrite to replace it, or "
+            "choose another"
+        )
 
 
 def write_user_texts(path: Path, user_ids: Sequence[str], texts: Sequence[str]) -> None:
@@ -91,16 +116,18 @@ def _parse(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         line, column = _place(content, error.start)
         raise DataError(
-            f"{path}:{line}, column {column}: must be UTF-8, got the byte {content[error.start]:#x}"
+            f"{path}:{line}, column {column}: must be UTF-8, got the byte {content[error.start]:#x}", "save it as UTF-8"
         ) from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}, column {error.colno}: must be JSON ({error.msg})") from error
+        raise DataError(f"{path}:{error.lineno}, column {error.colno}: must be JSON ({error.msg})", _FORM) from error
     except DataError:
         raise
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} must hold one JSON object of strings, got numbers or nesting out of bounds") from error
+        raise DataError(
+            f"{path} must hold one JSON object of strings, got numbers or nesting out of bounds", _FORM
+        ) from error
     if not isinstance(texts, dict):
-        raise DataError(f"{path} must hold one JSON object, user id to text, got {type(texts).__name__}")
+        raise DataError(f"{path} must hold one JSON object, user id to text, got {type(texts).__name__}", _FORM)
     return texts
 
 

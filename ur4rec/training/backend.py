@@ -96,7 +96,7 @@ class Backend(Protocol):
     def start_processes(self) -> Callable[..., AbstractContextManager[Processes]]:
         """Joins the processes of a run that the environment tells of, and leaves them at the end.
 
-        Takes ``device``, as a trainer does, and ``timeout`` in seconds. One process is a
+        Takes ``device`` and ``mesh``, as a trainer does, and checks both; and ``timeout`` in seconds. One process is a
         `ur4rec.training.processes.OneProcess`.
         """
 

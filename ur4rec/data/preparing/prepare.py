@@ -28,7 +28,7 @@ from ur4rec.data.preparing.read import Found, read_files
 from ur4rec.data.preparing.spill import Buckets, Rows, even_edges
 from ur4rec.data.reading.formats import describe_counts, no_core, said_of_core
 from ur4rec.data.reading.layouts import Files, find_files
-from ur4rec.data.splits import Split, as_given, cut_at, leave_one_out, settle
+from ur4rec.data.splits import Split, as_given, check_trainable, cut_at, leave_one_out, settle
 from ur4rec.errors import ConfigurationError, DataError
 from ur4rec.files import scratch_directory
 from ur4rec.options import REPEATS, SPLITS, DataOptions
@@ -75,7 +75,8 @@ def prepare_files(
         The interactions, mapped.
 
     Raises:
-        DataError: A file is missing or malformed, or is one that cannot be read piece by piece; says where and why.
+        DataError: A file is missing or malformed, or is one that cannot be read piece by piece, or nothing can be
+            trained on the data; says where and why.
         ConfigurationError: Something else is at ``out``, or a setting is out of range.
         OSError: The disk is full or not writable.
     """
@@ -326,6 +327,7 @@ class _Preparation:
         self.progress("splitting", 0)
         interactions = self._interactions(facts)
         split = self._split(interactions, method)
+        check_trainable(split, interactions.name)
         self.progress("splitting", 0.3)
         write_split(self.fresh, split)
         settled = settle(split.name, interactions, split.train, split.validation, split.test, repeats)

@@ -104,14 +104,14 @@ class _Group:
         if LISTS in columns:
             raise DataError(
                 f"{paths[0]}: rows must each be an interaction, got one that has column {cut(LISTS)!r}; data with such "
-                "lists is read whole: give it to --dataset as it is"
+                "lists is read whole: leave it as it is, for ur4rec train --dataset"
             )
         self.described = replace(self.opened, how=of_parts(self.opened.how, len(paths)))
         self.roles, self._order = find_roles(self.opened, options)
         self.options = options
         self.filters = Filters(options, self.roles)
         needed = [*self.filters.wanted, *([self.filters.rating] if self.filters.rating else [])]
-        require_columns(self.opened.table, needed, "give another column to --where or --columns rating=...")
+        require_columns(self.opened.table, needed, option="give another column to --where or --columns rating=...")
         title, texts = find_title(columns, options, self.roles)
         self.columns = {*self.roles.values(), *needed, *([title] if title else []), *texts} & columns.keys()
         self._times = TimeReader(self.roles["time"], options.time_format) if self._order == "time" else None

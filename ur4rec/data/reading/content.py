@@ -1,5 +1,6 @@
 """The content of a text file: unpacked, decoded and checked, and in memory that Arrow owns while it is parsed."""
 
+import codecs
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from alternator.checks import one_line
-from ur4rec.errors import DataError
+from ur4rec.errors import DataError, without_options
 
 MAX_BYTES, MAX_RATIO = 2**27, 100
 """What a file unpacks to (gzip, zstd, Parquet) has at most this number of bytes, or this number of times its own."""
@@ -19,7 +20,11 @@ MAX_ROW_BYTES = 2**20
 PACKED = {".gz": "gzip", ".zst": "zstd"}
 """Suffixes of packed text files, and what pyarrow calls their formats."""
 LINE_END = re.compile(b"\r\n|\n|\r")
-_MARK = b"\xef\xbb\xbf"
+_MARK = codecs.BOM_UTF8
+_WIDE_MARKS = {
+    **dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),  # these begin with those of UTF-16
+    **dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+}
 _PIECE, _PEEKED = 2**22, 2**12
 
 
@@ -46,8 +51,8 @@ def kind_of(path: Path) -> str:
 def check_is_file(path: Path) -> None:
     """Refuse what is no file: nothing, directories, pipes."""
     if not path.is_file():
-        found = "a directory" if path.is_dir() else "something else" if path.exists() else "none"
-        raise DataError(f"{path}: must be an existing file, got {found}; give the path of one")
+        found = "a directory" if path.is_dir() else "something else" if path.exists() else "none of that name"
+        raise DataError(f"{path}: must be an existing file, got {found}", "give the path of one")
 
 
 def read_content(path: Path, encoding: str = "utf-8") -> bytes:
@@ -107,17 +112,62 @@ def _as_utf8(path: Path, content: bytes, encoding: str, first_line: int = 1) -> 
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        before, found = content[: error.start], content[error.start]
-    else:
-        utf8 = content if encoding == "utf-8" else text.encode()
-        if (place := utf8.find(b"\0")) < 0:
-            return utf8
-        before, found = utf8[:place], 0
+        raise _no_text(path, content, error.start, encoding, first_line) from error
+    is_wide = _is_wide(encoding)
+    if is_wide and b"\0" not in content and _is_utf8(content):  # which reads as other characters
+        raise DataError(f"{path}: must be {encoding} text, it is utf-8", option="leave out --encoding")
+    utf8 = content if encoding == "utf-8" else text.encode()
+    if (place := utf8.find(b"\0")) >= 0:
+        whole = utf8 if is_wide else content
+        raise _no_text(path, whole, place if is_wide else content.find(b"\0"), encoding, first_line)
+    return utf8
+
+
+def _no_text(path: Path, content: bytes, place: int, encoding: str, first_line: int = 1) -> DataError:
+    """The error that a byte is of no text in an encoding, with what would read the file."""
+    before, found = content[:place], content[place]
     lines = LINE_END.split(before)
-    raise DataError(
+    fault = (
         f"{path}:{first_line + len(lines) - 1}, byte {len(lines[-1]) + 1}: must be {encoding} text, got the byte "
-        f"0x{found:02x}; save it as {encoding}, or give its --encoding, such as latin-1"
+        f"0x{found:02x}"
     )
+    likely = None if _is_wide(encoding) else find_wide_encoding(content)
+    if likely is not None:
+        return DataError(f"{fault}: it is {likely}", "save it as utf-8", f"give --encoding {likely}")
+    if not found:
+        return DataError(f"{fault}, which no text has", "remove such bytes, or give another file")
+    if encoding != "utf-8":
+        return DataError(fault, "save it as utf-8", "leave out --encoding" if _is_utf8(content) else "")
+    usual = "cp1252" if re.search(rb"[\x80-\x9f]", content) else "latin-1"
+    return DataError(fault, "save it as utf-8", f"give its --encoding, such as {usual}" if before.isascii() else "")
+
+
+def find_wide_encoding(content: bytes) -> str | None:
+    """UTF-16 or UTF-32, where a byte order mark or a NUL byte in every other place shows it.
+
+    Example:
+        >>> find_wide_encoding("user".encode("utf-16")), find_wide_encoding("user".encode("utf-16-be"))
+        ('utf-16', 'utf-16-be')
+    """
+    if marked := next((name for mark, name in _WIDE_MARKS.items() if content.startswith(mark)), None):
+        return marked
+    start = content[:_PEEKED]
+    shares = [part.count(0) / max(len(part), 1) for part in (start[::2], start[1::2])]
+    if max(shares) < 0.5 or min(shares) > 0.1:
+        return None
+    return "utf-16-be" if shares[0] > shares[1] else "utf-16-le"
+
+
+def _is_wide(encoding: str) -> bool:
+    return codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _refuse_long_lines(path: Path, content: bytes) -> None:
@@ -167,6 +217,9 @@ def read_beginning(path: Path) -> bytes:
         content = bytes(ByteStream(path).stream.read(MAX_ROW_BYTES)).removeprefix(_MARK)
     if not content.strip():
         raise DataError(f"{path}: is empty; give a file with at least one row")
+    if (place := content.find(b"\0")) >= 0:
+        with without_options("save it as utf-8"):
+            raise _no_text(path, content, place, "utf-8")
     return content
 
 
@@ -197,7 +250,8 @@ def read_blocks(path: Path, size: int = 2**24) -> Iterator[tuple[int, bytes, flo
             raise DataError(f"{path}:{line}: a row must have at most {MAX_ROW_BYTES} bytes, got more; shorten it")
         whole, rest = block[:end], block[end:]
         if whole:
-            checked = _as_utf8(path, whole, "utf-8", line)
+            with without_options("save it as utf-8"):
+                checked = _as_utf8(path, whole, "utf-8", line)
             yield line, checked.removeprefix(_MARK) if line == 1 else checked, source.share
             line += len(LINE_END.findall(whole))
 

@@ -59,7 +59,7 @@ class Filters:
         """
         kept_N = np.ones(len(table), bool)
         for column, values in self.wanted.items():
-            require_columns(table, [column], "give another column to --where")
+            require_columns(table, [column], option="give another column to --where")
             strings = table.arrow_strings(column)
             matches_N = pc.is_in(strings, pa.array(values, strings.type)).to_numpy(zero_copy_only=False)
             self._matches[column] |= bool(matches_N.any())
@@ -68,7 +68,7 @@ class Filters:
             kept_N &= matches_N
         if self._least is not None:
             assert self.rating is not None
-            require_columns(table, [self.rating], "give the column of ratings with --columns rating=...")
+            require_columns(table, [self.rating], option="give the column of ratings with --columns rating=...")
             kept_N &= table.numbers(self.rating) >= self._least
         self._kept += int(kept_N.sum())
         self._rows += len(table)
@@ -84,10 +84,13 @@ class Filters:
             if not self._matches[column]:
                 raise DataError(
                     f"{path}, column {column!r}: must be {' or '.join(map(repr, values))} somewhere, has "
-                    f"{listed(map(cut, self._values[column]), _MAX_SHOWN)}; give another value to --where"
+                    f"{listed(map(cut, self._values[column]), _MAX_SHOWN)}",
+                    option="give another value to --where",
                 )
         if not self._kept:
-            raise DataError(f"{path}: no row is left of {self._rows}; give other values to --where or --min-rating")
+            raise DataError(
+                f"{path}: no row is left of {self._rows}", option="give other values to --where or --min-rating"
+            )
         if not self.wanted and self._least is None:
             return []
         return [f"{self._kept:,} of {self._rows:,} rows count, by --where or --min-rating"]

@@ -142,7 +142,7 @@ def _keep_core(rows: Rows, k: int, path: Path, notes: list[str]) -> Rows:
 
 def no_core(path: Path, num_rows: int, k: int) -> DataError:
     """The error that no row is left."""
-    return DataError(f"{path}: no interaction is left of {num_rows} with --k-core {k}; give a smaller one")
+    return DataError(f"{path}: no interaction is left of {num_rows} with --k-core {k}", option="give a smaller one")
 
 
 def said_of_core(num_kept: int, num_rows: int, k: int) -> str:

@@ -7,6 +7,7 @@ from ur4rec.data.reading.layouts import ATOMIC, JSONS
 from ur4rec.data.reading.opening import open_table
 from ur4rec.data.reading.tables import require_columns
 from ur4rec.data.reading.text import TextFormat, read_text_table
+from ur4rec.errors import without_options
 from ur4rec.options import DataOptions
 
 _ONE_PER_LINE = "\x1f"
@@ -24,6 +25,11 @@ def read_ids(path: Path, names: tuple[str, ...]) -> list[str]:
     Raises:
         DataError: The file is missing, malformed or empty, or has no such column.
     """
+    with without_options("write one id per line into a .txt file"):
+        return _read_ids(path, names)
+
+
+def _read_ids(path: Path, names: tuple[str, ...]) -> list[str]:
     kind = kind_of(path)
     if kind not in (*_SEPARATORS, *ATOMIC, *JSONS, ".parquet"):
         lines = read_text_table(path, TextFormat(separator=_ONE_PER_LINE, columns=(names[0],)))

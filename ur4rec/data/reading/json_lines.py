@@ -31,9 +31,10 @@ def read_json_lines(path: Path, encoding: str = "utf-8") -> Table:
         DataError: The file is missing, empty or in another encoding, or a line is no object or of other types.
     """
     content = read_content(path, encoding)
-    table = _parse_lines(path, content, _column_kinds(path, content))
+    kinds, left_out = _column_kinds(path, content)
+    table = _parse_lines(path, content, kinds)
     columns = {name: table[name].combine_chunks() for name in table.column_names}
-    return Table(path, columns, (Part(path, len(table), partial(_lines, path, encoding)),))
+    return Table(path, columns, (Part(path, len(table), partial(_lines, path, encoding)),), left_out=left_out)
 
 
 def stream_json_lines(path: Path, columns: Collection[str] | None) -> Iterator[tuple[Table, float]]:
@@ -46,13 +47,14 @@ def stream_json_lines(path: Path, columns: Collection[str] | None) -> Iterator[t
     Raises:
         DataError: As for `read_json_lines`.
     """
-    kinds = _column_kinds(path, read_beginning(path))
+    kinds, left_out = _column_kinds(path, read_beginning(path))
     wanted = {name: kind for name, kind in kinds.items() if columns is None or name in columns}
     for line, block, share in read_blocks(path, _BLOCK):
         if block.strip():
             table = _parse_lines(path, block, kinds, wanted, line)
             arrays = {name: table[name].combine_chunks() for name in wanted}
-            yield Table(path, arrays, (Part(path, len(table), partial(_lines_of, block, line)),)), share
+            part = Part(path, len(table), partial(_lines_of, block, line))
+            yield Table(path, arrays, (part,), left_out=left_out), share
 
 
 def _parse_lines(
@@ -88,8 +90,8 @@ def _numbered(content: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]
     return ((line, text) for line, text in enumerate(LINE_END.split(content), first_line) if text.strip())
 
 
-def _column_kinds(path: Path, content: bytes) -> dict[str, pa.DataType]:
-    """The names and types of the columns, from the first lines."""
+def _column_kinds(path: Path, content: bytes) -> tuple[dict[str, pa.DataType], frozenset[str]]:
+    """The names and types of the columns, from the first lines, and those that hold objects."""
     kinds: dict[str, Any] = {}
     lines = list(_numbered(content[:_SAMPLE_BYTES]))
     if len(content) > _SAMPLE_BYTES and len(lines) > 1:
@@ -101,8 +103,14 @@ def _column_kinds(path: Path, content: bytes) -> dict[str, pa.DataType]:
             kinds[name] = found if kinds.get(name) in (None, found) else _wider(kinds[name], found)
         check_header(f"{path}:{line}", list(kinds))
         if len(kinds) > MAX_JSON_COLUMNS:
-            raise DataError(f"{path}:{line}: rows must have at most {MAX_JSON_COLUMNS} names together, have more")
-    return {name: pa.string() if kind is None else kind for name, kind in kinds.items() if kind is not _OBJECT}
+            raise DataError(
+                f"{path}:{line}: rows must have at most {MAX_JSON_COLUMNS} names together, have more",
+                "leave out what few have",
+            )
+    left_out = frozenset(name for name, kind in kinds.items() if kind is _OBJECT)
+    return {
+        name: pa.string() if kind is None else kind for name, kind in kinds.items() if name not in left_out
+    }, left_out
 
 
 def _refuse_sparse(path: Path, content: bytes, num_names: int) -> None:
@@ -147,14 +155,21 @@ def _wider(kind: Any, other: Any) -> Any:
 def _parse(path: Path, line: int, text: bytes) -> dict[str, Any]:
     try:
         row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _no_object(path, line, text, f"{error.msg}, character {error.colno}") from error
     except (ValueError, RecursionError) as error:
         why = one_line(str(error)) if isinstance(error, ValueError) else "it nests too deeply"
-        raise DataError(f"{path}:{line}: must be a JSON object, got {cut(repr(text))} ({why})") from error
+        raise _no_object(path, line, text, why) from error
     if not isinstance(row, dict):
-        raise DataError(
-            f"{path}:{line}: must be a JSON object, got {cut(repr(row))}; write one object per line, without [ and ]"
-        )
+        raise _no_object(path, line, text, f"it is {_in_words(row)}")
     return row
+
+
+def _no_object(path: Path, line: int, text: bytes, why: str) -> DataError:
+    shown = cut(repr(text.decode(errors="replace")))
+    return DataError(
+        f"{path}:{line}: must be a JSON object, got {shown} ({why})", "write one object per line, without [ and ]"
+    )
 
 
 def _refuse_lines(path: Path, content: bytes, kinds: dict[str, pa.DataType], first_line: int) -> None:
@@ -167,8 +182,20 @@ def _refuse_lines(path: Path, content: bytes, kinds: dict[str, pa.DataType], fir
         for name, value in _parse(path, line, text).items():
             kind, found = kinds.get(name), _kind(value)
             if None not in (kind, found) and found != kind and (kind, found) != (pa.float64(), pa.int64()):
-                what = "an object" if found is _OBJECT else found
                 raise DataError(
-                    f"{path}:{line}, column {name!r}: must be {kind}, as in the first lines, got {what} "
-                    f"({cut(repr(value))}); write all in one way"
+                    f"{path}:{line}, column {name!r}: must be {_type_in_words(kind)}, as in the first lines, got "
+                    f"{_in_words(value)} ({cut(json.dumps(value, ensure_ascii=False))})",
+                    "write all in one way",
                 )
+
+
+def _in_words(value: Any) -> str:
+    return "null" if value is None else "a list" if isinstance(value, list) else _type_in_words(_kind(value))
+
+
+def _type_in_words(kind: Any) -> str:
+    """A JSON value of a type, for people."""
+    known = {pa.bool_(): "true or false", pa.string(): "a string", pa.int64(): "a whole number"}
+    if kind is _OBJECT:
+        return "an object"
+    return known.get(kind, "a number" if kind == pa.float64() else "a list")

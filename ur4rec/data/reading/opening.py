@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from alternator.checks import cut
-from ur4rec.data.reading.content import kind_of, read_beginning, read_content
+from ur4rec.data.reading.content import MAX_ROW_BYTES, check_is_file, kind_of, read_beginning, read_content
 from ur4rec.data.reading.json_lines import read_json_lines, stream_json_lines
 from ur4rec.data.reading.layouts import ATOMIC, JSONS, SUFFIXES
 from ur4rec.data.reading.parquet import read_parquet_table, stream_parquet
@@ -64,6 +64,8 @@ def open_table(path: Path, options: DataOptions, form: TextFormat | None = None,
             form = replace(form, encoding=options.encoding or form.encoding)
             return Opened(read_text_table(path, form), _describe(form), shape)
         content = read_content(path, encoding)
+        if known:
+            _refuse_separator(path, options, content)
         form = replace(_find_format(path, kind, options, content), encoding=encoding)
         opened = Opened(parse_text(path, form, content), _describe(form))
     return replace(opened, shape=shape_of_columns(opened.table.columns)) if known else opened
@@ -95,6 +97,7 @@ def open_source(path: Path, options: DataOptions) -> Source:
     if kind == ".parquet":
         tables, how = partial(stream_parquet, path), "Parquet"
     elif kind in JSONS:
+        _refuse_unstreamed(path, options.encoding or "utf-8")
         tables, how = partial(stream_json_lines, path), "JSON lines"
     else:
         by_hand = options.separator is not None or options.names is not None
@@ -104,9 +107,11 @@ def open_source(path: Path, options: DataOptions) -> Source:
         elif shape is not None and shape.form is not None:
             form = shape.form
         else:
-            form = _find_format(path, kind, options, read_beginning(path))
+            beginning = read_beginning(path)
+            _refuse_separator(path, options, beginning)
+            form = _find_format(path, kind, options, beginning)
         form = replace(form, encoding=options.encoding or form.encoding)
-        _refuse_unstreamed(path, form)
+        _refuse_unstreamed(path, form.encoding, form.separator)
         tables, how = partial(stream_text, path, form), _describe(form)
         if kind in ATOMIC and not by_hand:
             tables, how = partial(_stream_atomic, path, tables), "RecBole atomic file"
@@ -117,12 +122,12 @@ def open_source(path: Path, options: DataOptions) -> Source:
     return Source(Opened(table, how, shape, types), tables)
 
 
-def _refuse_unstreamed(path: Path, form: TextFormat) -> None:
-    if codecs.lookup(form.encoding).name not in ("utf-8", "ascii") or len(form.separator) > 1:
-        what = f"with {form.separator!r} between the fields" if len(form.separator) > 1 else f"in {form.encoding}"
+def _refuse_unstreamed(path: Path, encoding: str, separator: str = "") -> None:
+    if codecs.lookup(encoding).name not in ("utf-8", "ascii") or len(separator) > 1:
+        what = f"with {separator!r} between the fields" if len(separator) > 1 else f"in {encoding}"
         raise DataError(
-            f"{path}: must be UTF-8 with one character between the fields to be read in pieces, it is text {what}; "
-            "write it so, or give the file to --dataset, which reads it whole"
+            f"{path}: must be UTF-8 with one character between the fields to be read in pieces, it is text {what}",
+            "write it so, or leave it as it is, for ur4rec train --dataset, which reads it whole",
         )
 
 
@@ -140,9 +145,23 @@ def _stream_atomic(
 
 def _check_suffix(path: Path) -> str:
     kind = kind_of(path)
+    if not path.exists():
+        check_is_file(path)
     if kind not in SUFFIXES or (path.suffix.lower() != kind and kind == ".parquet"):
-        raise DataError(f"{path}: must end in one of {SUFFIXES} or, of text, with .gz or .zst after it; rename it")
+        raise DataError(f"{path}: must end in one of {SUFFIXES} or, of text, with .gz or .zst after it", "rename it")
     return kind
+
+
+def _refuse_separator(path: Path, options: DataOptions, content: bytes) -> None:
+    """Refuse a separator that the first lines do not have, where they have another."""
+    given = options.separator
+    if given is None or given.encode() in content[:MAX_ROW_BYTES]:
+        return
+    if (found := sniff_separator(path, content)) is not None:
+        raise DataError(
+            f"{path}: must have {_WORDS.get(given, repr(given))} between the fields, it has {_WORDS[found]}",
+            option="leave out --separator",
+        )
 
 
 def _find_format(path: Path, kind: str, options: DataOptions, content: bytes) -> TextFormat:
@@ -154,8 +173,8 @@ def _find_format(path: Path, kind: str, options: DataOptions, content: bytes) ->
         separator = usual if is_usual or found is None else found
     if separator is None:
         raise DataError(
-            f"{path}: must have fields between one of {tuple(_WORDS.values())}, the same number in every line; "
-            "give their --separator"
+            f"{path}: must have fields between one of {tuple(_WORDS.values())}, the same number in every line",
+            option="give their --separator",
         )
     form = guess_format(separator)
     return replace(form, quoted=form.quoted or kind == ".tsv", columns=options.names)
@@ -181,8 +200,9 @@ def _atomic_types(path: Path, headers: Collection[str]) -> dict[str, str]:
         name, colon, kind = header.partition(":")
         if not colon or kind not in _ATOMIC_TYPES:
             raise DataError(
-                f"{path}:1, column {cut(header)!r}: must be name:type with a type of {_ATOMIC_TYPES}; fix the header, "
-                "or give a --separator to read it as it is"
+                f"{path}:1, column {cut(header)!r}: must be name:type with a type of {_ATOMIC_TYPES}",
+                "fix the header",
+                "give a --separator to read it as it is",
             )
         if name in types:
             raise DataError(f"{path}:1, column {header!r}: must be there once, got it with two types; drop one")

@@ -49,7 +49,9 @@ def stream_parquet(path: Path, columns: Collection[str] | None) -> Iterator[tupl
                 if len(batch):
                     yield Table(path, {name: batch[name] for name in names}, (part,)), done / total
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
+        raise DataError(
+            f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}; write it again, or restore it"
+        ) from error
     if not done:
         raise DataError(f"{path}: holds no row; give a file with at least one")
 
@@ -79,4 +81,6 @@ def read_parquet(path: Path) -> pa.Table:
                 )
             return table
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}") from error
+        raise DataError(
+            f"{path}: cannot be read as Parquet: {one_line(str(error), 200)}; write it again, or restore it"
+        ) from error

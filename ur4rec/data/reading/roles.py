@@ -41,10 +41,12 @@ def find_roles(opened: Opened, options: DataOptions) -> tuple[dict[str, str], st
     needed = [role for role in NEEDED if role != "time" or order == "time"]
     if order == "file":
         roles.pop("time", None)
-    if options.names is None and kind_of(table.parts[0].path) in TEXTS and (opened.shape is None or given):
+    if options.names is not None:
+        _refuse_names_as_values(table, roles.get("time"))
+    elif kind_of(table.parts[0].path) in TEXTS and (opened.shape is None or given):
         _refuse_values_as_names(table, roles, needed, set(given.values()))
     missing = [roles.get(role, NEEDED[role]) for role in needed if roles.get(role) not in table.columns]
-    require_columns(table, missing, _remedy(opened, roles, needed) if missing else "")
+    require_columns(table, missing, option=_advise(opened, roles, needed, options) if missing else "")
     return roles, order
 
 
@@ -83,17 +85,22 @@ def show_first_line(path: Path) -> str:
     return f"first line: {one_line(peek_line(path), 120)!r}; "
 
 
-def _remedy(opened: Opened, roles: Mapping[str, str], needed: list[str]) -> str:
+def _advise(opened: Opened, roles: Mapping[str, str], needed: list[str], options: DataOptions) -> str:
     """The first line, and the option that would read the file."""
     columns = opened.table.columns
     present = {role: roles[role] for role in needed if roles.get(role) in columns}
-    suggested = {**suggest_roles([name for name in columns if name not in present.values()]), **present}
-    first = show_first_line(opened.table.parts[0].path)
+    left = [name for name in columns if name not in present.values() and "," not in name]  # which --columns cannot name
+    suggested = {**suggest_roles(left), **present}
+    path = opened.table.parts[0].path
+    first = show_first_line(path)
+    if len(columns) == 1 and kind_of(path) in TEXTS and options.names is None:
+        return f"{first}give the --separator that is between its fields"
     if opened.types is not None:
         first += "a header is, for example, user_id:token<TAB>item_id:token<TAB>timestamp:float; "
     pairs = ",".join(f"{role}={suggested.get(role, '...')}" for role in needed)
     untimed = "time" in needed and "time" not in suggested
-    return f"{first}give --columns {pairs}{', or --order file if the rows are in the order of time' * untimed}"
+    named = "" if options.names is None else f"have {', '.join(NEEDED[role] for role in needed)} in --names, or "
+    return f"{first}{named}give --columns {pairs}{', or --order file if the rows are in the order of time' * untimed}"
 
 
 def _refuse_values_as_names(table: Table, roles: Mapping[str, str], needed: list[str], given: set[str]) -> None:
@@ -109,6 +116,22 @@ def _refuse_values_as_names(table: Table, roles: Mapping[str, str], needed: list
     usual = ["user", "item", *["rating"] * (len(names) - 2 - timed), *["timestamp"] * timed]
     shown = ",".join(usual) if len(names) < 5 else "user,item,..."
     raise DataError(
-        f"{path}: its first line must be names of columns, it looks like values; {show_first_line(path)}if it has no "
-        f"header give --no-header --names {shown}{'' if timed else ' and, without times, --order file'}"
+        f"{path}: its first line must be names of columns, it looks like values",
+        option=f"{show_first_line(path)}if it has no header give --no-header --names {shown}"
+        f"{'' if timed else ' and, without times, --order file'}",
     )
+
+
+def _refuse_names_as_values(table: Table, time: str | None) -> None:
+    """Refuse a file with a header that is read as one without: its first line is no row."""
+    beginning = {name: column.slice(0, 2) for name, column in table.columns.items()}
+    shown = {name: Table(table.path, beginning, ()).strings(name).tolist() for name in beginning}
+    first = [values[0] for values in shown.values()]
+    named = all(find_role(role, first) is not None for role in ("user", "item"))
+    untimed = time in shown and [bool(re.search(r"\d", value)) for value in shown[time]] == [False, True]
+    if named or untimed:
+        raise DataError(
+            f"{table.path}: its first line must be a row, it looks like names of columns",
+            option=f"{show_first_line(table.parts[0].path)}leave out --no-header and --names; --columns says which "
+            "column is what",
+        )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from alternator.checks import cut, listed
+from alternator.checks import cut, listed, one_line
 from ur4rec.errors import DataError
 
 MAX_NAME = 1000
@@ -52,6 +52,8 @@ class Table:
     """The files, in the order of the rows."""
     kept_N: NDArray[np.bool_] | None = None
     """Which of the rows of the files are in the table; None is all."""
+    left_out: frozenset[str] = frozenset()
+    """Columns of the file that hold objects, which are not read."""
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -79,7 +81,8 @@ class Table:
                 array = pc.cast(array, pa.string())
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 raise DataError(
-                    f"{self.path}, column {column!r}: must be strings or numbers, got {array.type}; write it as strings"
+                    f"{self.path}, column {column!r}: must be strings or numbers, got {type_in_words(array.type)}",
+                    "write it as strings",
                 ) from error
         return pc.fill_null(array, "") if array.null_count else array
 
@@ -113,17 +116,21 @@ class Table:
         try:
             return np.asarray(pc.cast(array, pa.float64()).to_numpy(zero_copy_only=False), np.float64)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            self.refuse(column, _fault_of_number, "choose the column with --columns rating=...")
-            raise DataError(f"{self.path}, column {column!r}: must be numbers, got {array.type}") from None
+            advice = ("write numbers", "choose the column with --columns rating=...")
+            self.refuse(column, _fault_of_number, *advice)
+            raise DataError(
+                f"{self.path}, column {column!r}: must be numbers, got {type_in_words(array.type)}", *advice
+            ) from None
 
-    def refuse(self, column: str, fault: Fault, remedy: str) -> None:
-        """Raise for the first value that has a fault, with its place."""
+    def refuse(self, column: str, fault: Fault, remedy: str = "", option: str = "") -> None:
+        """Raise for the first value that has a fault, with its place; see `DataError` for the rest."""
         places: Iterator[str] = (place for part in self.parts for place in part.places())
         if self.kept_N is not None:
             places = compress(places, self.kept_N)
-        for place, value in zip(places, self.strings(column), strict=False):
+        for place, value, read in zip(places, self.strings(column), self.columns[column], strict=False):
             if found := fault(str(value)):
-                raise DataError(f"{place}, column {column!r}: {found}, got {cut(str(value))!r}; {remedy}")
+                shown = repr(cut(str(value))) if value else _show_missing(read.as_py())
+                raise DataError(f"{place}, column {column!r}: {found}, got {shown}", remedy, option)
 
 
 def join_tables(path: Path, tables: Sequence[Table]) -> Table:
@@ -142,7 +149,10 @@ def join_tables(path: Path, tables: Sequence[Table]) -> Table:
                 [pa.table({name: table.columns[name]}) for table in tables], promote_options="permissive"
             )[name]
         except pa.ArrowException as error:
-            raise DataError(f"{path}, column {name!r}: must be of one type in all files ({error})") from error
+            raise DataError(
+                f"{path}, column {name!r}: must be of one type in all files ({one_line(str(error))})",
+                "write all files in one way",
+            ) from error
         columns[name] = chunks.combine_chunks()
     return Table(path, columns, tuple(part for table in tables for part in table.parts))
 
@@ -163,20 +173,25 @@ def take_rows(table: Table, kept_N: NDArray[np.bool_]) -> Table:
     )
 
 
-def require_columns(table: Table, columns: Iterable[str], remedy: str) -> None:
+def require_columns(table: Table, columns: Iterable[str], remedy: str = "", option: str = "") -> None:
     """Refuse a table that lacks one of the columns.
 
     Args:
         table: The table.
         columns: What it must have.
         remedy: What to do about it, for the message.
+        option: Likewise; see `DataError`.
 
     Raises:
         DataError: Names the missing column, those there are, and the remedy.
     """
     for column in columns:
+        if column in table.left_out:
+            raise DataError(
+                f"{table.path}, column {column!r}: must be strings or numbers, got objects", "write it as strings"
+            )
         if column not in table.columns:
-            raise DataError(f"{table.path}: needs a column {column!r}, has {_shown(table.columns)}; {remedy}")
+            raise DataError(f"{table.path}: needs a column {column!r}, has {_shown(table.columns)}", remedy, option)
     if not len(table):
         raise DataError(f"{table.path}: holds no row; give a file with at least one")
 
@@ -191,6 +206,24 @@ def check_header(where: str, names: Sequence[str]) -> None:
 
 def _shown(names: Iterable[str]) -> str:
     return listed(map(cut, names), 12)
+
+
+def type_in_words(kind: pa.DataType) -> str:
+    """What a column holds, for people.
+
+    Example:
+        >>> type_in_words(pa.list_(pa.int64())), type_in_words(pa.int64())
+        ('lists', 'whole numbers')
+    """
+    words = {
+        "lists": pa.types.is_list(kind) or pa.types.is_large_list(kind),
+        "objects": pa.types.is_struct(kind) or pa.types.is_map(kind),
+        "truth values": pa.types.is_boolean(kind),
+        "strings": pa.types.is_string(kind) or pa.types.is_large_string(kind),
+        "whole numbers": pa.types.is_integer(kind),
+        "numbers": pa.types.is_floating(kind),
+    }
+    return next((word for word, holds in words.items() if holds), str(kind))
 
 
 def whole_numbers(array: pa.Array) -> pa.Array:
@@ -214,6 +247,11 @@ def _flatten(value: Any) -> Iterator[str]:
         yield from _flatten(list(value.values()))
     elif value not in (None, ""):
         yield str(value)
+
+
+def _show_missing(value: Any) -> str:
+    """What was read where a string is empty."""
+    return "''" if value == "" else "null" if value is None else "NaN"
 
 
 def _fault_of_number(value: str) -> str | None:

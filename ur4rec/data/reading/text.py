@@ -254,12 +254,14 @@ def _rows(path: Path, form: TextFormat, text: TextIO, first_line: int = 1) -> It
 
 def _refuse_shape(path: Path, form: TextFormat, text: TextIO, num_columns: int) -> None:
     """Raise for the first row that has another number of fields, or a field that is too long."""
-    for line, row in _rows(path, form, text):
+    for number, (line, row) in enumerate(_rows(path, form, text)):
         if len(row) != num_columns:
-            last = min(len(row), num_columns)
+            is_named = number == 0 and form.columns is not None
             raise DataError(
-                f"{path}:{line}, column {last}: every row must have {num_columns} fields, got {len(row)}; "
-                f"fix the row ({cut(form.separator.join(row))!r})"
+                f"{path}:{line}, column {min(len(row), num_columns)}: every row must have {num_columns} fields, got "
+                f"{len(row)}",
+                f"fix the row ({cut(form.separator.join(row))!r})",
+                f"give {len(row)} --names" if is_named else "",
             )
         longest = max(range(num_columns), key=lambda column: len(row[column]))
         if len(row[longest]) > MAX_FIELD_CHARACTERS:

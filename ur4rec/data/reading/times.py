@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from alternator.checks import one_line
-from ur4rec.data.reading.tables import Table
+from ur4rec.data.reading.tables import Table, type_in_words
 from ur4rec.errors import DataError
 
 _PER_SECOND = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -20,7 +20,8 @@ _SINCE_1973 = {"s": 1e8, "ms": 1e11, "us": 1e14, "ns": 1e17}
 _YEARS = 250e9
 """Seconds from 1970 to beyond the year 9890, where dates end."""
 _NAMED = {"dayfirst": "dates with the day first", "monthfirst": "dates with the month first"}
-_REMEDY = "write seconds as a number, or an ISO 8601 date, or give a --time-format"
+_REMEDY = ("write seconds as a number, or an ISO 8601 date", "give a --time-format")
+_OTHER_FORMAT = "give another --time-format"
 
 
 def read_times(table: Table, column: str, time_format: str | None) -> tuple[NDArray[Any], str]:
@@ -87,7 +88,7 @@ class TimeReader:
         self._kind, self._first_kind = self._kind or kind, self._first_kind or first
         if (kind, first) != (self._kind, self._first_kind):
             what = self._first_kind if first != self._first_kind else self._kind
-            table.refuse(self._column, lambda _: f"must be {what}, as in the first row", _REMEDY)
+            table.refuse(self._column, lambda _: f"must be {what}, as in the first row", *_REMEDY)
 
     def _check_units(self, table: Table, times: NDArray[Any]) -> None:
         """Refuse epochs in several units."""
@@ -105,7 +106,8 @@ class TimeReader:
                 lambda value: (
                     f"must be epoch {_UNITS[self._unit]}, as in the first row" if float(value) in other else None
                 ),
-                "write all in one unit, or say with --time-format s, ms, us or ns which it is",
+                "write all in one unit",
+                "say with --time-format s, ms, us or ns which it is",
             )
 
 
@@ -119,7 +121,8 @@ def _find(table: Table, column: str) -> tuple[NDArray[Any], str]:
             return _find_order(table, column)
         _refuse_kinds(table, column)
         raise DataError(
-            f"{table.path}, column {column!r}: must be times, got {table.columns[column].type}; write numbers"
+            f"{table.path}, column {column!r}: must be times, got {type_in_words(table.columns[column].type)}",
+            "write numbers",
         )
     return times, "numbers" if _is_numeric(table.columns[column]) else "dates"
 
@@ -134,8 +137,11 @@ def _epochs(table: Table, column: str, unit: str) -> NDArray[Any]:
     """Numbers in a unit that was given."""
     times = parse_times(table.columns[column])
     if times is None or not _is_numeric(table.columns[column]) or (abs(times) > _YEARS * _PER_SECOND[unit]).any():
-        table.refuse(column, lambda value: _fault_of_epoch(value, unit), "give another --time-format")
-        raise DataError(f"{table.path}, column {column!r}: must be numbers, got {table.columns[column].type}")
+        table.refuse(column, lambda value: _fault_of_epoch(value, unit), option=_OTHER_FORMAT)
+        raise DataError(
+            f"{table.path}, column {column!r}: must be numbers, got {type_in_words(table.columns[column].type)}",
+            option=_OTHER_FORMAT,
+        )
     return times
 
 
@@ -152,9 +158,11 @@ def _find_iso(table: Table, column: str) -> tuple[NDArray[Any], str]:
     first = str(table.strings(column)[0])
     if (with_zone := _format_with_zone(first)) is not None:
         return _parse_dates(table, column, with_zone, "a date with the name of a time zone, as in the first row")
-    table.refuse(column, lambda value: None if "date" in (kind_of_time(value) or "") else "must be ISO 8601", _REMEDY)
+    table.refuse(column, lambda value: None if "date" in (kind_of_time(value) or "") else "must be ISO 8601", *_REMEDY)
     _refuse_kinds(table, column)
-    raise DataError(f"{table.path}, column {column!r}: must be ISO 8601, got {array.type}; give another --time-format")
+    raise DataError(
+        f"{table.path}, column {column!r}: must be ISO 8601, got {type_in_words(array.type)}", option=_OTHER_FORMAT
+    )
 
 
 def _find_order(table: Table, column: str) -> tuple[NDArray[Any], str]:
@@ -172,7 +180,7 @@ def _find_order(table: Table, column: str) -> tuple[NDArray[Any], str]:
         table.refuse(
             column,
             lambda _: "may have the day or the month first",
-            "say which with --time-format dayfirst or --time-format monthfirst",
+            option="say which with --time-format dayfirst or --time-format monthfirst",
         )
     return _dates(table, column, next(name for name, _ in _ordered_formats(str(strings[0]))))
 
@@ -192,11 +200,12 @@ def _parse_dates(table: Table, column: str, form: str, what: str) -> tuple[NDArr
         times = _to_seconds(strings, form)
     except (ValueError, OverflowError, re.error) as error:
         raise DataError(
-            f"{table.path}, column {column!r}: cannot be read with the time format {form!r}: {one_line(str(error))}"
+            f"{table.path}, column {column!r}: cannot be read with the time format {form!r}: {one_line(str(error))}",
+            option=_OTHER_FORMAT,
         ) from error
     if (bad_N := np.isnan(times)).any():
         bad = set(strings[bad_N].tolist())
-        table.refuse(column, lambda value: f"must be {what}" if value in bad else None, "give another --time-format")
+        table.refuse(column, lambda value: f"must be {what}" if value in bad else None, option=_OTHER_FORMAT)
     return times, "dates"
 
 
@@ -238,7 +247,7 @@ def _refuse_kinds(table: Table, column: str) -> None:
         kinds.append(kind)
         return f"must be {kinds[0]}, as in the first row" if kind != kinds[0] else None
 
-    table.refuse(column, fault, _REMEDY)
+    table.refuse(column, fault, *_REMEDY)
 
 
 def parse_times(array: pa.Array) -> NDArray[Any] | None:

@@ -50,7 +50,7 @@ def read_items(path: Path, options: DataOptions, shape: Shape | None) -> tuple[d
     else:
         others = [name for name in table.columns if name not in (item, title) and not _is_id(name)]
     require_columns(
-        table, [name for name in (title, *others) if name], "give others with --columns title=... or --text"
+        table, [name for name in (title, *others) if name], option="give others with --columns title=... or --text"
     )
     items = table.names(item).to_pylist()
     titles, rows = _texts(items, table, title, [name for name in others if name != title])
@@ -82,7 +82,11 @@ def titles_of_rows(
     title, others = find_title(table.columns, options, roles)
     if title is None and not others:
         return {}, {}
-    require_columns(table, [name for name in (title, *others) if name], "give others, or --items FILE")
+    require_columns(
+        table,
+        [name for name in (title, *others) if name],
+        option="give others with --columns title=... or --text, or --items FILE",
+    )
     items, rows = np.unique(table.strings(roles["item"]).astype(str), return_index=True)
     columns = {name: table.columns[name].take(pa.array(rows)) for name in (title, *others) if name}
     names = items.tolist()

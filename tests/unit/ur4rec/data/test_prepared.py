@@ -246,7 +246,11 @@ FAULTS = {
     "no UTF-8": ("x.csv", b"\xff,i,1\n", r"x\.csv:802, byte 1: must be utf-8 text"),
     "a NUL": ("x.csv", "u\0,i,1\n", r"x\.csv:802, byte 2: must be utf-8 text, got the byte 0x00"),
     "a quote": ("x.csv", '"u,i,1\n', r"x\.csv:802: cannot be read: unexpected end of data; look for an unclosed quote"),
-    "a type": ("x.jsonl", '{"user": 3, "item": "i", "timestamp": 1}\n', r"x\.jsonl:801, column 'user': must be string"),
+    "a type": (
+        "x.jsonl",
+        '{"user": 3, "item": "i", "timestamp": 1}\n',
+        r"x\.jsonl:801, column 'user': must be a string",
+    ),
     "no object": ("x.jsonl", "[1]\n", r"x\.jsonl:801: must be a JSON object"),
     "no name": ("x.jsonl", '{"item": "i", "timestamp": 1}\n', r"x\.jsonl:801, column 'user': must not be empty"),
 }

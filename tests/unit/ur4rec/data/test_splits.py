@@ -16,7 +16,7 @@ from ur4rec.data import (
     synthetic,
 )
 from ur4rec.data.describe import describe_split, explain_duplicates, explain_repeats
-from ur4rec.data.splits import with_validation
+from ur4rec.data.splits import check_trainable, with_validation
 from ur4rec.errors import ConfigurationError, DataError
 
 
@@ -349,3 +349,15 @@ def test_describe_counts():
     assert facts["duplicates"] == 1
     assert facts["tied_last_two"] == 0.5  # user 0 of users 0 and 1; user 2 has one event
     assert facts["users_below_3"] == 2
+
+
+def test_data_on_which_nothing_can_be_trained_is_refused():
+    short = build([(user, item, item) for user in range(3) for item in range(3)])
+    with pytest.raises(
+        DataError, match=r"x: some user must have at least 2 training .* of 3 users none has; look which"
+    ):
+        check_trainable(leave_one_out(short), "x")
+    one = build([(user, 0, time) for user in range(3) for time in range(9)])
+    with pytest.raises(DataError, match="x: must have at least 2 items, got 1; look which column is the item's"):
+        check_trainable(make_split(one), "x")
+    check_trainable(leave_one_out(build([(0, item, item) for item in range(4)])), "x")

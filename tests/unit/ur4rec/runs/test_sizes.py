@@ -5,8 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ur4rec.config import ModelConfig, TrainerConfig
+from ur4rec.data import Sequences, build_interactions, leave_one_out
+from ur4rec.data.batches import TrainBatches
 from ur4rec.errors import ConfigurationError
 from ur4rec.runs.config import RunConfig
+from ur4rec.runs.prepared import counts_of
 from ur4rec.runs.sizes import EPOCHS, FROM_DATA, LENGTHS, Choice, Counts, choose, explain_choices
 
 counts = st.builds(
@@ -103,3 +106,27 @@ def test_counts_that_are_none_are_refused():
 def test_nothing_is_said_where_nothing_was_chosen():
     assert explain_choices(()) == []
     assert explain_choices([Choice("batch_size", 64, "many")])[1] == "  batch_size=64: many"
+
+
+@given(st.lists(st.integers(2, 900), min_size=1, max_size=30), st.integers(1, 300), st.integers(1, 64))
+def test_the_steps_that_are_said_are_those_of_training(lengths, max_seq_len, batch_size):
+    known = {length: lengths.count(length) for length in lengths}
+    found = Counts(num_interactions=sum(lengths), num_items=9, num_users=len(lengths), typical_length=9, lengths=known)
+    batches = TrainBatches(
+        Sequences.from_lists([[0] * length for length in lengths]),
+        9,
+        max_seq_len=max_seq_len,
+        batch_size=batch_size,
+        seed=0,
+        shifted=True,
+    )
+    assert (found.windows(max_seq_len), found.steps(max_seq_len, batch_size)) == (batches.num_rows, len(batches))
+
+
+def test_a_small_epoch_has_a_step():
+    rows = [(f"u{user}", f"i{item}", item) for user in range(5) for item in range(9)]
+    users, items, times = zip(*rows, strict=True)
+    data = build_interactions(users=users, items=items, timestamps=times, titles={}, texts={}, name="x", source="x")
+    reasons = {choice.name: choice.reason for choice in choose(counts_of(leave_one_out(data)), {})}
+    assert reasons["batch_size"] == "a row has 6 targets, an epoch 5 rows: 1 step"
+    assert reasons["pretrain_sasrec"] == "200 steps, or until early stopping"

@@ -196,10 +196,12 @@ def test_which_encoder_is_used_is_logged(tmp_path, caplog):
 
 
 def test_faults_of_a_model_are_clear(model, tmp_path):
-    with pytest.raises(EncoderError, match=r"gives 6 dimensions, got dim=5; set dim to that number"):
+    with pytest.raises(
+        EncoderError, match=r"gives 6 dimensions, got dim=5; set dim, in a run text_embedding_dim, to that number"
+    ):
         encode_items(TEXTS, encoder=str(model), dim=5, cache_dir=tmp_path)
     with pytest.raises(
-        EncoderError, match=r"failed: RuntimeError: out of words; give a local model path, or encoder='tf"
+        EncoderError, match=r"failed: RuntimeError: out of words; give a local model path, or take the encoder 'tf"
     ):
         encode_items(["fail"], encoder=str(model), dim=6, cache_dir=tmp_path)
     with pytest.raises(EncoderError, match="vectors that are not finite"):
@@ -215,7 +217,7 @@ def test_a_missing_package_is_named_with_what_brings_it(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'sentence_transformers'\")")
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
-    with pytest.raises(EncoderError, match=r"pip install 'adaptive-alternator\[text\]', or encoder='tfidf'"):
+    with pytest.raises(EncoderError, match=r"pip install 'adaptive-alternator\[text\]', or take the encoder 'tfidf'"):
         encode_items(TEXTS, encoder=str(weights(tmp_path / "model")), dim=6, cache_dir=tmp_path)
 
 

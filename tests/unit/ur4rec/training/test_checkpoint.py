@@ -55,7 +55,7 @@ def test_the_remedy_is_another_checkpoint_only_if_there_is_one(path, name, is_th
 
 
 def test_weights_that_are_not_finite_are_not_to_be_restored(path):
-    with pytest.raises(CheckpointError, match="; train again with a lower learning rate$"):
+    with pytest.raises(CheckpointError, match=r"; train again with a lower learning rate$"):
         _check_finite(path / MODEL_FILE, {"a": np.array([np.nan])})
     shutil.copytree(path, path.with_name("step-14"))
     with pytest.raises(

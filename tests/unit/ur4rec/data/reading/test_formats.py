@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ur4rec.data import DataOptions, load_dataset
+from ur4rec.data.reading.opening import open_source, open_table
 from ur4rec.data.reading.text import TextFormat, read_text_table
 from ur4rec.errors import DataError
 
@@ -278,3 +279,12 @@ def test_a_large_file_is_read_fast_and_whole(tmp_path):
     assert len(data) == 200_000
     assert [data.user_ids[user] for user in data.users_N[:50]] == [str(user) for user in users[:50]]
     assert [data.item_ids[item] for item in data.items_N[-50:]] == [str(item) for item in items[-50:]]
+
+
+@pytest.mark.parametrize("name", ["nosuch", "nosuch.csv", "nosuch.txt.gz", "nosuch.parquet"])
+def test_what_is_not_there_is_said_to_be_so_whatever_it_is_called(tmp_path, name):
+    for open_file in (open_table, open_source):
+        with pytest.raises(
+            DataError, match=f"{name}: must be an existing file, got none of that name; give the path of"
+        ):
+            open_file(tmp_path / name, DataOptions())

@@ -16,8 +16,10 @@ COVERED = 0.95
 """The share of training histories that is read whole."""
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 160, 200)
 """What max_seq_len may be: attention costs its square, and few positions beyond the longest matter."""
-WIDTHS = {32: (0, 0), 64: (10_000, 0), 128: (100_000, 8_000), 256: (10_000_000, 8_000)}
-"""Width of both modules: the largest for which there are at least this number of interactions and of items."""
+WIDTHS = {64: (0, 0), 128: (100_000, 8_000), 256: (10_000_000, 8_000)}
+"""Width of SASRec: the largest for which there are at least this number of interactions and of items."""
+RETRIEVER_WIDTH = 128
+"""Width of the retriever at least: what tells texts apart does not grow with the interactions."""
 HEAD_WIDTHS = {1: 0, 2: 64, 4: 256}
 """Attention heads, from a width on."""
 DROPOUT_MOST, DROPOUT_LEAST = 0.4, 0.1
@@ -163,7 +165,7 @@ def _num_heads(counts: Counts, known: _Known) -> _Answer:
 
 
 def _output_dim(counts: Counts, known: _Known) -> _Answer:
-    return known["sasrec_hidden_dim"], "as wide as SASRec"
+    return max(known["sasrec_hidden_dim"], RETRIEVER_WIDTH), f"as wide as SASRec, {RETRIEVER_WIDTH} at least"
 
 
 def _dropout(counts: Counts, known: _Known) -> _Answer:

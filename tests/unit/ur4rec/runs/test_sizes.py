@@ -88,6 +88,7 @@ def test_sparse_data_gets_more_dropout_and_dense_data_longer_histories():
     assert (sparse["sasrec_dropout"], dense["sasrec_dropout"]) == (0.4, 0.2)
     assert (dense["max_seq_len"], sparse["max_seq_len"]) == (200, 16)
     assert sparse["sasrec_hidden_dim"] == 128 > dense["sasrec_hidden_dim"]
+    assert sparse["retriever_output_dim"] == dense["retriever_output_dim"] == 128  # texts are as many words in both
     assert (sparse["batch_size"], dense["batch_size"]) == (128, 32)
     assert (sparse["sasrec_lr"], dense["sasrec_lr"]) == (3e-3, 2e-3)
 

@@ -48,7 +48,8 @@ def test_evaluate_writes_metrics_by_popularity(run, tmp_path):
 
 def test_an_evaluation_replaces_nothing_but_an_evaluation(run, tmp_path):
     before = {path: path.read_bytes() for path in sorted(run[0].rglob("*")) if path.is_file()}
-    assert "--out must be new, empty or the directory of an evaluation" in mistaken("evaluate", run[0], "--out", run[0])
+    refusal = f"--out must be new, empty or the directory of an evaluation, {run[0]} holds 'checkpoint'"
+    assert refusal in mistaken("evaluate", run[0], "--out", run[0])
     assert {path: path.read_bytes() for path in sorted(run[0].rglob("*")) if path.is_file()} == before
     (tmp_path / "file").write_text("x")
     assert "--out must be a directory" in mistaken("evaluate", run[0], "--out", tmp_path / "file")

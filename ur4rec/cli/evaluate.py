@@ -70,11 +70,11 @@ def refuse_other_files(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise ConfigurationError(f"--out must be a directory, {out} is a file; choose another")
-    others = sorted({each.name for each in out.iterdir()} - {*EVALUATION_FILES}) if out.is_dir() else []
+    others = {each.name for each in out.iterdir()} - {*EVALUATION_FILES} if out.is_dir() else set()
     if others:
+        other = min(others, key=lambda name: (name.startswith("."), name))
         raise ConfigurationError(
-            f"--out must be new, empty or the directory of an evaluation, {out} holds {cut(others[0])!r}; choose "
-            "another"
+            f"--out must be new, empty or the directory of an evaluation, {out} holds {cut(other)!r}; choose another"
         )
 
 

@@ -67,7 +67,9 @@ def test_its_paths_hold_from_anywhere_and_its_data_never_changes(trained, tmp_pa
     assert config["dataset"] == str(trained / "plays.csv")
     assert len(config["facts"]["data_hash"]) == 64
     shutil.copytree(trained / "run", tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoint")
+    shutil.rmtree(tmp_path / "run/checkpoint")  # and what a run has only once it has saved one
+    for name in ("decisions.csv", "metrics.json"):
+        (tmp_path / "run" / name).unlink()
     before = {path.name: path.stat() for path in (tmp_path / "run/data").iterdir()}
     assert sorted(before) == ["encoder.safetensors", "interactions.parquet", "items.parquet", "users.parquet"]
     assert invoke("train", "--resume", tmp_path / "run", "--quiet").exit_code == 0  # from the beginning

@@ -18,6 +18,14 @@ ONE_EPOCH = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def heeds_interrupts():
+    """Ctrl-C as a terminal's process has it: one that a script starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt(monkeypatch, owner, name):
     """Ctrl-C whenever this is called."""
     called = getattr(owner, name)

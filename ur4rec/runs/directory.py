@@ -51,7 +51,7 @@ class RunDirectory:
         """
         if path.exists() and not path.is_dir():
             raise ConfigurationError(f"--out must be a directory, {path} is a file; choose another --out")
-        if path.is_dir() and any(each.name != _LOCK for each in path.iterdir()):
+        if _is_occupied(path):
             if not overwrite:
                 raise ConfigurationError(f"--out must be empty, {path} is not; choose another, or give --overwrite")
             if not (path / "config.json").exists():
@@ -74,7 +74,7 @@ class RunDirectory:
         """
         cls.check_new(path, overwrite=overwrite)
         directory = cls(path)
-        if path.is_dir() and any(each.name != _LOCK for each in path.iterdir()):
+        if _is_occupied(path):
             with directory.locked():
                 directory._remove_all()
         try:
@@ -267,6 +267,10 @@ class RunDirectory:
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
         write_whole(self.path / name, text.getvalue().encode())
+
+
+def _is_occupied(path: Path) -> bool:
+    return path.is_dir() and any(each.name != _LOCK for each in path.iterdir())
 
 
 T = TypeVar("T")

@@ -93,11 +93,11 @@ def count_turns(epochs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]
     """
     found: dict[str, dict[str, Any]] = {}
     for row in epochs:
-        train = row["train"]
         stage = found.setdefault(row["stage"], {**dict.fromkeys(_COUNTS, 0), "turns": {}})
-        for name in _COUNTS:
-            stage[name] += train.get(name, 0)
-        for turn in (name.removesuffix(_TURN) for name in train if name.endswith(_TURN) and name not in _COUNTS):
-            if train[f"{turn}{_TURN}"]:
-                stage["turns"][turn] = stage["turns"].get(turn, 0) + train[f"{turn}{_TURN}"]
+        for name, value in row["train"].items():
+            if name in _COUNTS:
+                stage[name] += value
+            elif name.endswith(_TURN) and value:
+                turn = name.removesuffix(_TURN)
+                stage["turns"][turn] = stage["turns"].get(turn, 0) + value
     return found

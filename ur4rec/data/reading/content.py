@@ -117,9 +117,9 @@ def _as_utf8(path: Path, content: bytes, encoding: str, first_line: int = 1) -> 
     if is_wide and b"\0" not in content and _is_utf8(content):  # which reads as other characters
         raise DataError(f"{path}: must be {encoding} text, it is utf-8", option="leave out --encoding")
     utf8 = content if encoding == "utf-8" else text.encode()
-    if (place := utf8.find(b"\0")) >= 0:
-        whole = utf8 if is_wide else content
-        raise _no_text(path, whole, place if is_wide else content.find(b"\0"), encoding, first_line)
+    if b"\0" in utf8:
+        whole = utf8 if is_wide or b"\0" not in content else content
+        raise _no_text(path, whole, whole.find(b"\0"), encoding, first_line)
     return utf8
 
 

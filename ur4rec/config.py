@@ -106,6 +106,9 @@ class ModelConfig:
     (reciprocal ranks) or `cascade` (the retriever re-orders SASRec's top); the last two pass no gradients."""
     cascade_size: int = 100
     """The number of SASRec's top items that the retriever re-orders under `cascade`."""
+    fusion_popularity: bool = False
+    """Add the popularity of items to the fused scores, the logarithm of 1 + an item's uses in the training data, with a
+    weight of its own that held-out targets choose: it needs `fusion="logit"` and `fusion_fit="held_out"`."""
 
     def __post_init__(self) -> None:
         ranges = {"sasrec_dropout": (0, 1), "retriever_dropout": (0, 1), "retriever_temperature": (0.02, 10)}
@@ -115,6 +118,11 @@ class ModelConfig:
                 raise ConfigurationError(f"{name} must be at most {LARGEST}, got {size}; take a smaller one")
         check_integer("sasrec_num_blocks", self.sasrec_num_blocks, 1, MAX_BLOCKS)
         check_choice("fusion", self.fusion, FUSIONS)
+        if self.fusion_popularity and self.fusion != "logit":
+            raise ConfigurationError(
+                f"fusion_popularity=True needs fusion='logit', a weighted sum, got {self.fusion!r}; take that or leave "
+                "out fusion_popularity"
+            )
         check_choice("text_encoder", self.text_encoder, TEXT_ENCODERS)
         check_choice("sasrec_block", self.sasrec_block, BLOCKS)
         check_choice("sasrec_item_init", self.sasrec_item_init, ITEM_INITS)
@@ -141,6 +149,11 @@ class ModelConfig:
         """
         width = self.sasrec_hidden_dim
         return 4 * width if self.sasrec_block in PLAIN_BLOCKS else 8 * -(-width // 3)
+
+    @property
+    def num_fusion_weights(self) -> int:
+        """The terms of the fused scores that have weights: SASRec's, the retriever's and maybe popularity's."""
+        return 0 if self.fusion not in FUSIONS_WITH_GRADIENTS else 2 + self.fusion_popularity
 
     @property
     def has_text_encoder(self) -> bool:
@@ -385,16 +398,21 @@ def check_joint_loss(joint_loss: str, fusion: str) -> None:
         )
 
 
-def check_fusion_fit(fusion_fit: str, fusion: str, joint_loss: str) -> None:
+def check_fusion_fit(trainer: TrainerConfig, model: ModelConfig) -> None:
     """Refuse `held_out` with a fusion that is no weighted sum of scores, and with a loss that its weights decide.
 
     Raises:
-        ConfigurationError: They do not go together.
+        ConfigurationError: They do not go together, or popularity has a weight that nothing would choose.
     """
-    if fusion_fit == HELD_OUT and (fusion, joint_loss) != WITH_HELD_OUT:
+    if trainer.fusion_fit == HELD_OUT and (model.fusion, trainer.joint_loss) != WITH_HELD_OUT:
         raise ConfigurationError(
             f"fusion_fit={HELD_OUT!r} needs fusion='logit' and joint_loss='separate', as it may give the retriever a "
-            f"weight of 0, got {fusion!r} and {joint_loss!r}; take those or fusion_fit={TRAINING!r}"
+            f"weight of 0, got {model.fusion!r} and {trainer.joint_loss!r}; take those or fusion_fit={TRAINING!r}"
+        )
+    if model.fusion_popularity and trainer.fusion_fit != HELD_OUT:
+        raise ConfigurationError(
+            f"fusion_popularity=True needs fusion_fit={HELD_OUT!r}, which chooses popularity's weight, got "
+            f"{trainer.fusion_fit!r}; take that, with joint_loss='separate', or leave out fusion_popularity"
         )
 
 
@@ -468,6 +486,7 @@ class ModelSettings(TypedDict, total=False):
     max_seq_len: int
     fusion: str
     cascade_size: int
+    fusion_popularity: bool
 
 
 class TrainerSettings(TypedDict, total=False):

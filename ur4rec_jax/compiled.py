@@ -76,7 +76,8 @@ class Functions(NamedTuple):
     compare: Callable[..., Array]
     """Scores of a module from parameters, buffers, what `read` returned and the first item of a slice."""
     fuse: Callable[..., Array]
-    """Fused scores from parameters, buffers, both modules' scores and what normalises them."""
+    """Fused scores from parameters, buffers, both modules' scores, the first item of a slice and what normalises
+    them."""
     explain: Callable[..., Array]
     """By which texts of histories candidates are found, from parameters, buffers, catalogue, histories, candidates and
     users."""
@@ -225,9 +226,15 @@ def _fuse(
     buffers: Any,
     sasrec_Bs: Array,
     retriever_Bs: Array,
+    first: Array,
     totals: tuple[Array, ...] | None,
 ) -> Array:
-    return merge(params, buffers).fuse(sasrec_Bs, retriever_Bs, totals)
+    model = merge(params, buffers)
+
+    def take(table_J: Array) -> Array:
+        return model.layout.whole(model.layout.rows_from(table_J, first, sasrec_Bs.shape[1]))
+
+    return model.fuse(sasrec_Bs, retriever_Bs, totals, take)
 
 
 def _explain(

@@ -36,6 +36,7 @@ BATCH, BATCH_SECOND, TABLES, WHOLE = P(DATA), P(None, DATA), P(ITEMS), P()  # ty
 """How arrays lie with a row per history, with it as second axis, with a row per item, and on every device."""
 TABLE = ("sasrec", "item_embedding", "embedding")
 TEXTS = ("retriever", "item_text_vectors")
+POPULARITY = ("fusion", "item_popularity")
 ENCODED = ("text_encoder", "vectors")
 """The paths of what has a row per item, in parameters and buffers; moments have those of their parameters, and a part
 alone has them without its name."""
@@ -366,7 +367,7 @@ class Layout:
 
 def _has_items(path: Any) -> bool:
     names = tuple(str(getattr(key, "key", "")) for key in path)
-    return any(names[1 - len(each) :] == each[1:] for each in (TABLE, TEXTS))
+    return any(names[1 - len(each) :] == each[1:] for each in (TABLE, TEXTS, POPULARITY))
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

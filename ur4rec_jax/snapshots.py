@@ -83,6 +83,9 @@ class ModuleSnapshots:
         )
         return scores_Bs
 
-    def fuse(self, scores: tuple[Array, ...], totals: tuple[NDArray[np.float32], ...] | None) -> NDArray[np.float32]:
-        """Fused scores, (B, s)."""
-        return to_host(self._functions.fuse(*self._arrays(), *scores, self._place(totals)))
+    def fuse(
+        self, scores: tuple[Array, ...], first: int, totals: tuple[NDArray[np.float32], ...] | None
+    ) -> NDArray[np.float32]:
+        """Fused scores of items from the first, (B, s)."""
+        start, on_device = self._place(np.int32(first)), self._place(totals)
+        return to_host(self._functions.fuse(*self._arrays(), *scores, start, on_device))

@@ -37,7 +37,7 @@ from ur4rec_jax.checkpoint import export_arrays, restore_arrays
 from ur4rec_jax.compiled import functions_of, split_model
 from ur4rec_jax.device import find_device, find_mesh, send, to_inputs
 from ur4rec_jax.epoch import Epoch, StepInput, stack_inputs
-from ur4rec_jax.layout import ONE_DEVICE, Layout, check_layout, to_host
+from ur4rec_jax.layout import ONE_DEVICE, POPULARITY, Layout, check_layout, to_host
 from ur4rec_jax.losses import StepInputs
 from ur4rec_jax.processes import known_processes
 from ur4rec_jax.retriever import Catalogue
@@ -270,9 +270,14 @@ class JointTrainer(BaseTrainer[UR4Rec, jax.Device, Array]):
             reads_users=self._reads_users,
         )
 
-    def _set_fusion(self, weights_2: NDArray[np.float32]) -> None:
+    def _popularity(self) -> NDArray[np.float32]:
+        part, name = POPULARITY
+        popularity_J = self._layout.fetch({part: self._buffers[part]})[part][name]
+        return np.asarray(popularity_J)[: self._model_config.num_items]
+
+    def _set_fusion(self, weights: NDArray[np.float32]) -> None:
         def with_weights(params: dict[str, Any]) -> dict[str, Any]:
-            return {**params, FUSION: self._place(jax.tree.map(lambda _: jnp.array(weights_2), params[FUSION]))}
+            return {**params, FUSION: self._place(jax.tree.map(lambda _: jnp.array(weights), params[FUSION]))}
 
         averages = self._state.averages
         self._state = self._state._replace(

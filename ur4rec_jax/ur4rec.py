@@ -20,8 +20,10 @@ from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
 from ur4rec.training.item_init import item_embeddings
+from ur4rec.training.item_popularity import item_popularity
 from ur4rec.training.item_texts import check_item_texts
 from ur4rec.training.memory import enough_for_model
+from ur4rec_jax.layers import Buffer
 from ur4rec_jax.layout import Layout
 from ur4rec_jax.retriever import Catalogue, PreferenceRetriever
 from ur4rec_jax.sasrec import SASRec
@@ -35,14 +37,21 @@ class LogitFusion(nnx.Module):
 
     What normalises each distribution is one number per position, the same for every item, so it changes neither the
     softmax of the fused logits nor their order: the weighted sum of the logits is all that is computed.
+
+    Args:
+        popularity_J: The popularity of items, a third term with a weight of 0 until one is chosen; None is no such
+            term.
     """
 
-    def __init__(self) -> None:
-        self.weights = nnx.Param(jnp.ones(2))
+    def __init__(self, popularity_J: Array | None = None) -> None:
+        self.weights = nnx.Param(jnp.ones(2) if popularity_J is None else jnp.array([1.0, 1.0, 0.0]))
+        if popularity_J is not None:
+            self.item_popularity = Buffer(popularity_J)
 
-    def __call__(self, sasrec_NI: Array, retriever_NI: Array) -> Array:
-        """Fused logits, (N, I)."""
-        return self.weights[0] * sasrec_NI + self.weights[1] * retriever_NI
+    def __call__(self, sasrec_NI: Array, retriever_NI: Array, popularity_I: Array | None = None) -> Array:
+        """Fused logits, (N, I), with the popularity of these items where it is a term."""
+        fused_NI = self.weights[0] * sasrec_NI + self.weights[1] * retriever_NI
+        return fused_NI if popularity_I is None else fused_NI + self.weights[2] * popularity_I
 
 
 class WeightedFusion(nnx.Module):
@@ -97,13 +106,13 @@ class CascadeFusion(nnx.Module):
 
 Fusion: TypeAlias = LogitFusion | WeightedFusion | RankFusion | CascadeFusion
 
-FUSIONS: dict[str, Callable[[ModelConfig], Fusion]] = {
-    "logit": lambda config: LogitFusion(),
-    "weighted": lambda config: WeightedFusion(),
-    "rank": lambda config: RankFusion(),
-    "cascade": lambda config: CascadeFusion(config.cascade_size),
+FUSIONS: dict[str, Callable[[ModelConfig, Array | None], Fusion]] = {
+    "logit": lambda config, popularity_J: LogitFusion(popularity_J),
+    "weighted": lambda config, _: WeightedFusion(),
+    "rank": lambda config, _: RankFusion(),
+    "cascade": lambda config, _: CascadeFusion(config.cascade_size),
 }
-"""Each builds the fusion of a model."""
+"""Each builds the fusion of a model, given the popularity of its items where that is fused."""
 
 
 def _ranks(scores_NI: Array) -> Array:
@@ -132,6 +141,8 @@ class UR4Rec(nnx.Module):
             `ur4rec.text.pretrained.read_weights`.
         user_text_vectors: One preference text vector per user, (U, T), zeros for a user without a text; None is a model
             without user texts. Frozen likewise.
+        item_counts: The uses of each item in the training data, (I,), `TrainBatches.item_counts`; needed, and read,
+            with ``fusion_popularity``.
         seed: Seed of the initial weights.
         **settings: The other fields of `ModelConfig` but ``num_users``, such as ``sasrec_hidden_dim`` or ``fusion``.
 
@@ -159,6 +170,7 @@ class UR4Rec(nnx.Module):
         item_tokens: ArrayLike | None = None,
         encoder_weights: Mapping[str, ArrayLike] | None = None,
         user_text_vectors: ArrayLike | None = None,
+        item_counts: ArrayLike | None = None,
         seed: int = 0,
         **settings: Unpack[ModelSettings],
     ) -> None:
@@ -168,6 +180,7 @@ class UR4Rec(nnx.Module):
         dim = self.config.text_embedding_dim
         with enough_for_model(self.config):
             texts = check_item_texts(self.config, item_text_vectors, item_tokens, encoder_weights)
+            popularity_J = item_popularity(self.config, item_counts)
             vectors_IT = jnp.asarray(texts.vectors_IT) if texts.tokens_IS is None else None
             vectors_UT = None
             if users is not None and num_users:
@@ -177,7 +190,9 @@ class UR4Rec(nnx.Module):
             if (table_Id := item_embeddings(self.config, texts.vectors_IT, seed)) is not None:
                 self.sasrec.item_embedding.embedding[...] = jnp.pad(table_Id, ((0, 1), (0, 0)))
             self.retriever = PreferenceRetriever(self.config, vectors_IT, rngs, vectors_UT)
-            self.fusion = FUSIONS[self.config.fusion](self.config)
+            self.fusion = FUSIONS[self.config.fusion](
+                self.config, None if popularity_J is None else jnp.asarray(popularity_J)
+            )
             if texts.tokens_IS is not None:  # drawn last: the others are as without it
                 self.text_encoder = TextEncoder(self.config, texts.tokens_IS, rngs, texts.weights, texts.vectors_IT)
             # Memory that has run out is noticed as late as here.
@@ -289,11 +304,23 @@ class UR4Rec(nnx.Module):
         if take is None:
             found = {scorer: self.layout.join_items(scores_BI) for scorer, scores_BI in found.items()}
         if "fused" in scorers:
-            found["fused"] = self.fuse(found["sasrec"], found["retriever"], totals)
+            found["fused"] = self.fuse(found["sasrec"], found["retriever"], totals, take)
         return {scorer: found[scorer] for scorer in scorers}
 
-    def fuse(self, sasrec_Bs: Array, retriever_Bs: Array, totals: Sequence[Array] | None = None) -> Array:
-        """Fused scores of some items, (B, s), from those of both modules; ``totals`` as for `score_items`."""
+    def fuse(
+        self,
+        sasrec_Bs: Array,
+        retriever_Bs: Array,
+        totals: Sequence[Array] | None = None,
+        take: Callable[[Array], Array] | None = None,
+    ) -> Array:
+        """Fused scores of some items, (B, s), from those of both modules; the others as for `score_items`."""
+        if isinstance(self.fusion, LogitFusion) and self.config.fusion_popularity:
+            popularity_J: Array = self.fusion.item_popularity[...]
+            popularity_s = (
+                self.layout.whole(popularity_J)[: self.config.num_items] if take is None else take(popularity_J)
+            )
+            return self.fusion(sasrec_Bs, retriever_Bs, popularity_s)
         if totals is None:
             if isinstance(self.fusion, WeightedFusion):
                 sasrec_Bs, retriever_Bs = map(self.layout.without_padding, (sasrec_Bs, retriever_Bs))

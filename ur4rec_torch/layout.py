@@ -18,7 +18,7 @@ from ur4rec.config import FUSIONS_WITH_GRADIENTS, ModelConfig, TrainerConfig
 from ur4rec.errors import ConfigurationError
 from ur4rec.training.checkpoint import Arrays
 from ur4rec.training.mesh import Mesh
-from ur4rec.training.shapes import ITEM_EMBEDDING, ITEM_TEXTS
+from ur4rec.training.shapes import ITEM_EMBEDDING, ITEM_POPULARITY, ITEM_TEXTS
 from ur4rec_torch.item_shards import ItemShard
 from ur4rec_torch.spread import gathered, is_spread
 from ur4rec_torch.ur4rec import UR4Rec
@@ -167,4 +167,4 @@ def _values(parameter: nn.Parameter) -> Tensor:
 
 def _has_row_per_item(name: str, array: Any) -> bool:
     """Whether an array of a checkpoint has a row per item; the count of an optimizer's updates has none."""
-    return name.split("/")[0] in (ITEM_EMBEDDING, ITEM_TEXTS) and array.ndim > 0
+    return name.split("/")[0] in (ITEM_EMBEDDING, ITEM_TEXTS, ITEM_POPULARITY) and array.ndim > 0

@@ -85,12 +85,15 @@ class ModuleSnapshots:
             )
         return scores_Bs
 
-    def fuse(self, scores: tuple[Tensor, ...], totals: tuple[NDArray[np.float32], ...] | None) -> NDArray[np.float32]:
-        """Fused scores, (B, s)."""
+    def fuse(
+        self, scores: tuple[Tensor, ...], first: int, totals: tuple[NDArray[np.float32], ...] | None
+    ) -> NDArray[np.float32]:
+        """Fused scores of items from the first, (B, s)."""
         sasrec_Bs, retriever_Bs = scores
+        items = slice(first, first + sasrec_Bs.shape[1])
         on_device = None if totals is None else [send(each, self._device) for each in totals]
         with torch.no_grad():
-            return to_host(self._model.fuse(sasrec_Bs, retriever_Bs, on_device))
+            return to_host(self._model.fuse(sasrec_Bs, retriever_Bs, on_device, items))
 
 
 class _Reader(nn.Module):

@@ -251,9 +251,15 @@ class JointTrainer(BaseTrainer[UR4Rec, torch.device, Tensor]):
     def _snapshots(self) -> ModuleSnapshots:
         return ModuleSnapshots(self.model, self.device, self._inference, self._layout)
 
-    def _set_fusion(self, weights_2: NDArray[np.float32]) -> None:
+    def _popularity(self) -> NDArray[np.float32]:
         assert isinstance(self.model.fusion, LogitFusion)
-        self.model.fusion.weights.data.copy_(torch.from_numpy(weights_2))
+        popularity_I = self.model.fusion.item_popularity[:-1]
+        shard = self.model.shard
+        return to_host(popularity_I if shard is None else shard.columns(popularity_I[None])[0])
+
+    def _set_fusion(self, weights: NDArray[np.float32]) -> None:
+        assert isinstance(self.model.fusion, LogitFusion)
+        self.model.fusion.weights.data.copy_(torch.from_numpy(weights))
         if self._averages is not None:
             self._averages.restart(FUSION)
 

@@ -19,6 +19,7 @@ from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
 from ur4rec.training.item_init import item_embeddings
+from ur4rec.training.item_popularity import item_popularity
 from ur4rec.training.item_texts import check_item_texts
 from ur4rec.training.memory import enough_for_model
 from ur4rec_torch.item_shards import ItemShard, ShardedEmbedding
@@ -34,15 +35,24 @@ class LogitFusion(nn.Module):
 
     What normalises each distribution is one number per position, the same for every item, so it changes neither the
     softmax of the fused logits nor their order: the weighted sum of the logits is all that is computed.
+
+    Args:
+        popularity_J: The popularity of items, a third term with a weight of 0 until one is chosen; None is no such
+            term.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(torch.ones(2))
+    item_popularity: Tensor
 
-    def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor) -> Tensor:
-        """Fused logits, (N, I)."""
-        return self.weights[0] * sasrec_NI + self.weights[1] * retriever_NI
+    def __init__(self, popularity_J: Tensor | None = None) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(2) if popularity_J is None else torch.tensor([1.0, 1.0, 0.0]))
+        if popularity_J is not None:
+            self.register_buffer("item_popularity", popularity_J)
+
+    def forward(self, sasrec_NI: Tensor, retriever_NI: Tensor, popularity_I: Tensor | None = None) -> Tensor:
+        """Fused logits, (N, I), with the popularity of these items where it is a term."""
+        fused_NI = self.weights[0] * sasrec_NI + self.weights[1] * retriever_NI
+        return fused_NI if popularity_I is None else fused_NI + self.weights[2] * popularity_I
 
 
 class WeightedFusion(nn.Module):
@@ -99,13 +109,13 @@ class CascadeFusion(nn.Module):
 
 Fusion: TypeAlias = LogitFusion | WeightedFusion | RankFusion | CascadeFusion
 
-FUSIONS: dict[str, Callable[[ModelConfig], Fusion]] = {
-    "logit": lambda config: LogitFusion(),
-    "weighted": lambda config: WeightedFusion(),
-    "rank": lambda config: RankFusion(),
-    "cascade": lambda config: CascadeFusion(config.cascade_size),
+FUSIONS: dict[str, Callable[[ModelConfig, Tensor | None], Fusion]] = {
+    "logit": lambda config, popularity_J: LogitFusion(popularity_J),
+    "weighted": lambda config, _: WeightedFusion(),
+    "rank": lambda config, _: RankFusion(),
+    "cascade": lambda config, _: CascadeFusion(config.cascade_size),
 }
-"""Each builds the fusion of a model."""
+"""Each builds the fusion of a model, given the popularity of its items where that is fused."""
 
 
 def _ranks(scores_NI: Tensor) -> Tensor:
@@ -135,6 +145,8 @@ class UR4Rec(nn.Module):
             `ur4rec.text.pretrained.read_weights`.
         user_text_vectors: One preference text vector per user, (U, T), zeros for a user without a text; None is a model
             without user texts. Frozen likewise.
+        item_counts: The uses of each item in the training data, (I,), `TrainBatches.item_counts`; needed, and read,
+            with ``fusion_popularity``.
         seed: Seed of the initial weights. The caller's random state is left as it was.
         **settings: The other fields of `ModelConfig` but ``num_users``, such as ``sasrec_hidden_dim`` or ``fusion``.
 
@@ -162,6 +174,7 @@ class UR4Rec(nn.Module):
         item_tokens: ArrayLike | None = None,
         encoder_weights: Mapping[str, ArrayLike] | None = None,
         user_text_vectors: ArrayLike | None = None,
+        item_counts: ArrayLike | None = None,
         seed: int = 0,
         **settings: Unpack[ModelSettings],
     ) -> None:
@@ -172,6 +185,7 @@ class UR4Rec(nn.Module):
         dim = self.config.text_embedding_dim
         with enough_for_model(self.config):
             texts = check_item_texts(self.config, item_text_vectors, item_tokens, encoder_weights)
+            popularity_J = item_popularity(self.config, item_counts)
             vectors_IT, vectors_UT = None, None
             if texts.tokens_IS is None:
                 vectors_IT = torch.tensor(texts.vectors_IT)
@@ -181,7 +195,9 @@ class UR4Rec(nn.Module):
                 torch.manual_seed(seed)
                 self.sasrec = SASRec(self.config)
                 self.retriever = PreferenceRetriever(self.config, vectors_IT, vectors_UT)
-                self.fusion = FUSIONS[self.config.fusion](self.config)
+                self.fusion = FUSIONS[self.config.fusion](
+                    self.config, None if popularity_J is None else torch.from_numpy(popularity_J)
+                )
                 self.apply(_initialise)
                 if (table_Id := item_embeddings(self.config, texts.vectors_IT, seed)) is not None:
                     self.sasrec.item_embedding.weight.data[:-1] = torch.from_numpy(table_Id)
@@ -200,6 +216,8 @@ class UR4Rec(nn.Module):
         """
         self.sasrec.item_embedding = ShardedEmbedding(self.sasrec.item_embedding, shard)
         self.retriever.item_text_vectors = shard.cut(self.retriever.item_text_vectors)
+        if isinstance(self.fusion, LogitFusion) and self.config.fusion_popularity:
+            self.fusion.item_popularity = shard.cut(self.fusion.item_popularity)
         self.retriever.shard = shard
 
     def item_texts(self) -> Tensor:
@@ -297,11 +315,20 @@ class UR4Rec(nn.Module):
             assert catalogue is not None
             found["retriever"] = self.retriever.score(encoded.preferences_NKd, catalogue.keys_Id[items])
         if "fused" in scorers:
-            found["fused"] = self.fuse(found["sasrec"], found["retriever"], totals)
+            found["fused"] = self.fuse(found["sasrec"], found["retriever"], totals, items)
         return {scorer: found[scorer] for scorer in scorers}
 
-    def fuse(self, sasrec_Bs: Tensor, retriever_Bs: Tensor, totals: Sequence[Tensor] | None = None) -> Tensor:
-        """Fused scores of some items, (B, s), from those of both modules; ``totals`` as for `score_items`."""
+    def fuse(
+        self,
+        sasrec_Bs: Tensor,
+        retriever_Bs: Tensor,
+        totals: Sequence[Tensor] | None = None,
+        items: slice | Tensor = slice(None),
+    ) -> Tensor:
+        """Fused scores of some items, (B, s), from those of both modules; the others as for `score_items`."""
+        if isinstance(self.fusion, LogitFusion) and self.config.fusion_popularity:
+            with_popularity_Bs: Tensor = self.fusion(sasrec_Bs, retriever_Bs, self.fusion.item_popularity[:-1][items])
+            return with_popularity_Bs
         if totals is None and self.shard is not None and isinstance(self.fusion, WeightedFusion):
             logs = (each_Bs.logsumexp(1, keepdim=True) for each_Bs in (sasrec_Bs, retriever_Bs))
             totals = [self.shard.logsumexp(log_B1) for log_B1 in logs]

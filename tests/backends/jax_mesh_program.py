@@ -35,13 +35,14 @@ CASES: dict[str, dict[str, Any]] = {
         **{"joint_loss": "separate", "catalogue_loss": "sampled", "item_counts": LOADER.item_counts},
         **{"num_negatives": 6, "num_in_batch": 4, "use_memory_bank": True, "memory_bank_size": 16},
         **{"use_knowledge_distillation": True, "use_uncertainty_weighting": True, "on_device": True},
-        **{"ema_decay": 0.9},
+        **{"ema_decay": 0.9, "fusion_fit": "held_out", "fusion_popularity": True},
     },
     "payoffs, weighted fusion": {
         **{"joint_loss": "separate", "sasrec_loss": "bpr", "fusion": "weighted"},
         **{"rule": Payoff(costs=(1.0, 0.6, 0.5), groups=3), "probe": next(iter(TARGETS))},
     },
-    "trials": {
+    "trials, with popularity": {
+        **{"joint_loss": "separate", "fusion_fit": "held_out", "fusion_popularity": True},
         **{
             "rule": Trial(candidates=((0,), (1, 2, 2)), steps=3, start=3, hold=12, halvings=9, groups=3),
             "probe": next(iter(TARGETS)),
@@ -66,8 +67,8 @@ def make(mesh: str, **settings: Any) -> tuple[JointTrainer, list[Any]]:
         retriever_output_dim=4,
         retriever_num_queries=2,
         max_seq_len=LENGTH,
-        fusion=settings.pop("fusion", "logit"),
-        sasrec_block=settings.pop("sasrec_block", "relu"),
+        item_counts=LOADER.item_counts,
+        **{name: settings.pop(name) for name in ("fusion", "fusion_popularity", "sasrec_block") if name in settings},
     )
     settings = {"rule": Patience(patience=4), "progress": False, **settings}
     trainer = JointTrainer(model, device="cpu", mesh=layout, on_step=records.append, **settings)
@@ -174,11 +175,18 @@ def step_by_step(mesh: str, folder: Path) -> dict[str, Any]:
 
 def case(name: str, mesh: str) -> dict[str, Any]:
     """A few steps with other settings."""
-    measures = "probe" in CASES[name]
-    trainer, records = make(mesh, **{"rule": Cycle(2), **CASES[name]})
+    settings = {"rule": Cycle(2), **CASES[name]}
+    measures, fits = "probe" in settings, "fusion_popularity" in settings
+    trainer, records = make(mesh, **settings)
     trainer.memory = MIN_MEMORY
+    if fits:
+        trainer.set_fusion_weights((1, 0.5, 2))
     trainer.train_epoch(LOADER, max_steps=8)
-    return {**found(trainer, records, ranks=measures), **(best(trainer) if measures else {"top": [], "scores": []})}
+    return {
+        **found(trainer, records, ranks=measures),
+        **(best(trainer) if measures else {"top": [], "scores": []}),
+        "fusion": trainer.fit_fusion(TARGETS) if fits else [],
+    }
 
 
 def shapes(checkpoint: Path) -> list[Any]:

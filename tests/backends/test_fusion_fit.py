@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from tests.backends.harness import bits, equal, train
+from tests.backends.harness import PARTS, bits, equal, installed, load, train
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.runs.refit import Refit
-from ur4rec.runs.run import FUSION_WEIGHT
+from ur4rec.runs.run import FUSION_WEIGHTS
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.checkpoint import load_checkpoint
-from ur4rec.training.fusion_fit import WEIGHTS
+from ur4rec.training.fusion_fit import POPULARITY_WEIGHTS, WEIGHTS
 
 HELD_OUT = {"fusion_fit": "held_out", "joint_loss": "separate", "sasrec_lr": 3e-2, "retriever_lr": 3e-2}
 NAME = "fusion.weights"
@@ -24,12 +24,27 @@ def trained(make_trainer, batch_stream):
     return trainer
 
 
-def quality(trainer, targets, weight):
+@pytest.fixture(scope="module")
+def counts(split):
+    """Uses of items in which the held-out targets show."""
+    return np.bincount(split.validation.items_T, minlength=split.num_items)
+
+
+@pytest.fixture
+def popular(make_trainer, make_model, counts, batch_stream):
+    """The same with popularity as a term of the fused scores."""
+    trainer = make_trainer(model=make_model(fusion_popularity=True, item_counts=counts), **HELD_OUT)
+    trainer.set_training_stage("end_to_end")
+    train(trainer, batch_stream(0, 30))
+    return trainer
+
+
+def quality(trainer, targets, weight, popularity_I=0):
     """The mean NDCG@10 of the targets among what users have not seen, computed the plain way."""
     values = []
     for batch in targets:
         scores = trainer.scores(batch.items_BL, batch.users_B, MODULES)
-        fused_BI = scores["sasrec"] + np.float32(weight) * scores["retriever"]
+        fused_BI = scores["sasrec"] + np.float32(weight) * scores["retriever"] + popularity_I
         for row in range(batch.num_valid):
             seen = set(batch.seen_items_M[: batch.num_seen][batch.seen_rows_M[: batch.num_seen] == row].tolist())
             target = int(batch.targets_B[row])
@@ -43,12 +58,72 @@ def test_the_weight_ranks_held_out_targets_best_together_with_its_neighbours(tra
     values = [quality(trained, targets, weight) for weight in WEIGHTS]
     means = [np.mean(values[max(place - 1, 0) : place + 2]) for place in range(len(values))]
     assert max(values) > min(values) + 0.01
-    assert trained.fit_fusion(targets) == WEIGHTS[int(np.argmax(means))] != 1
+    chosen = trained.fit_fusion(targets)
+    assert chosen.retriever == WEIGHTS[int(np.argmax(means))] != 1
+    assert chosen.popularity == 0
+
+
+def test_with_popularity_the_pair_ranks_them_best_together_with_its_neighbours(popular, targets, counts):
+    popularity_I = np.log1p(counts).astype(np.float32)
+    values = np.array(
+        [
+            [quality(popular, targets, weight, np.float32(each) * popularity_I) for weight in WEIGHTS]
+            for each in POPULARITY_WEIGHTS
+        ]
+    )
+    padded = np.pad(values, 1, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
+    row, column = np.unravel_index(np.nanmean(windows, axis=(2, 3)).argmax(), values.shape)
+    assert values.max() > values[0].max() + 0.01
+    assert popular.fit_fusion(targets) == (WEIGHTS[column], POPULARITY_WEIGHTS[row])
+    assert row > 0
+
+
+def test_popularity_is_added_at_once_and_kept_in_the_checkpoint_for_both_backends(popular, targets, counts, tmp_path):
+    batch = next(iter(targets))
+    before = popular.scores(batch.items_BL)
+    np.testing.assert_allclose(before["fused"], before["sasrec"] + before["retriever"], rtol=1e-5, atol=1e-5)
+    retriever, popularity = popular.fit_fusion(targets)
+    scores = popular.scores(batch.items_BL)
+    fused_BI = scores["sasrec"] + np.float32(retriever) * scores["retriever"]
+    expected = fused_BI + np.float32(popularity) * np.log1p(counts)
+    np.testing.assert_allclose(scores["fused"], expected, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(scores["fused"], fused_BI, atol=1e-2)
+    popular.save_checkpoint(tmp_path / "saved")
+    for name in installed():
+        package = load(name).package
+        found = package.Scorer(package.load_model(tmp_path / "saved"), device="cpu").score(batch.items_BL)
+        np.testing.assert_allclose(found, scores["fused"], rtol=1e-4, atol=1e-4)
+
+
+def test_training_goes_on_from_a_checkpoint_with_popularity(popular, make_trainer, make_model, batch_stream, tmp_path):
+    popular.set_fusion_weights((1, 0.5, 2))
+    popular.save_checkpoint(tmp_path / "saved")
+    model = make_model(fusion_popularity=True, item_counts=np.zeros(popular.num_items))
+    other = make_trainer(model=model, **HELD_OUT)
+    other.load_checkpoint(tmp_path / "saved")
+    for trainer in (other, popular):
+        train(trainer, batch_stream(30, 3))
+    assert equal(bits(other, *PARTS), bits(popular, *PARTS))
+    assert "item_popularity" in "".join(bits(other, *PARTS))
+
+
+def test_popularity_that_nothing_would_weigh_or_that_is_not_known_is_refused(make_trainer, make_model, popular, counts):
+    with pytest.raises(ConfigurationError, match=r"fusion_popularity=True needs fusion='logit'.*got 'weighted'"):
+        make_model(fusion="weighted", fusion_popularity=True, item_counts=counts)
+    for wrong in (None, counts[1:], -counts, np.full(len(counts), np.nan)):
+        with pytest.raises(ConfigurationError, match=r"needs item_counts, how often each of the 60 items.*got "):
+            make_model(fusion_popularity=True, item_counts=wrong)
+    model = make_model(fusion_popularity=True, item_counts=counts)
+    with pytest.raises(ConfigurationError, match=r"needs fusion_fit='held_out'.*got 'training'; take that"):
+        make_trainer(model=model, joint_loss="separate")
+    with pytest.raises(ConfigurationError, match=r"fusion weights must be 3 finite numbers, got \(1, 1\)"):
+        popular.set_fusion_weights((1, 1))
 
 
 def test_scores_are_fused_with_it_at_once(trained, targets):
     batch = next(iter(targets))
-    weight = trained.fit_fusion(targets)
+    weight, _ = trained.fit_fusion(targets)
     scores = trained.scores(batch.items_BL, batch.users_B)
     expected = scores["sasrec"] + np.float32(weight) * scores["retriever"]
     np.testing.assert_allclose(scores["fused"], expected, rtol=1e-5, atol=1e-5)
@@ -68,7 +143,7 @@ def test_they_are_saved_and_loaded_also_as_averages(make_trainer, batch_stream, 
     trainer = make_trainer(**HELD_OUT, ema_decay=0.9)
     trainer.set_training_stage("end_to_end")
     train(trainer, batch_stream(0, 3))
-    weights = np.float32([1, trainer.fit_fusion(targets)])
+    weights = np.float32([1, trainer.fit_fusion(targets).retriever])
     train(trainer, batch_stream(3, 3))
     trainer.save_checkpoint(tmp_path / "saved")
     saved = load_checkpoint(tmp_path / "saved")
@@ -108,8 +183,8 @@ def test_a_retriever_that_is_wrong_gets_no_weight_and_one_that_is_right_the_larg
     nothing = {"num_seen": 0, "num_valid": len(scores_BI)}
     wrong = batch._replace(targets_B=scores_BI.argmin(axis=1).astype(np.int32), **nothing)
     right = batch._replace(targets_B=scores_BI.argmax(axis=1).astype(np.int32), **nothing)
-    assert trained.fit_fusion([wrong]) == 0
-    assert trained.fit_fusion([right]) > 1
+    assert trained.fit_fusion([wrong]).retriever == 0
+    assert trained.fit_fusion([right]).retriever > 1
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -119,12 +194,30 @@ def test_a_run_chooses_them_before_it_validates_and_its_refit_takes_those_of_the
     run.trainer.fit_fusion = lambda loader: fitted.append(fit(loader)) or fitted[-1]
     run.train()
     assert len(fitted) == 4  # when the joint stage begins, and at each of its validations
-    said = [row["train"].get(FUSION_WEIGHT) for row in run.epochs]
-    assert said == [None, None, *fitted[1:]]
+    said = [row["train"].get(FUSION_WEIGHTS["retriever"]) for row in run.epochs]
+    assert said == [None, None, *(weights.retriever for weights in fitted[1:])]
+    assert all(FUSION_WEIGHTS["popularity"] not in row["train"] for row in run.epochs)
     chosen = run.results["fused"].epoch
     saved = load_checkpoint(run.directory.require_checkpoint("best")).weights[NAME]
-    assert saved.tolist() == np.float32([1, fitted[chosen - 1]]).tolist()
+    assert saved.tolist() == np.float32([1, fitted[chosen - 1].retriever]).tolist()
     refit = Refit(run, progress=False)
     refit.trainer.fit_fusion = None  # so that a choice would fail: its targets are trained on now
     refit.train()
     assert load_checkpoint(run.directory.require_checkpoint("refit")).weights[NAME].tolist() == saved.tolist()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_run_says_the_weight_of_popularity_and_its_refit_counts_what_it_trains_on(make_run, tmp_path):
+    epochs = {"pretrain_sasrec": 1, "joint_finetune": 2}
+    run = make_run(tmp_path, epochs=epochs, trainer=HELD_OUT, model={"fusion_popularity": True})
+    run.train()
+    saved = load_checkpoint(run.directory.require_checkpoint("best")).weights
+    chosen = run.epochs[run.results["fused"].epoch]["train"]
+    assert saved[NAME].tolist() == np.float32([1, *(chosen[name] for name in FUSION_WEIGHTS.values())]).tolist()
+    Refit(run, progress=False).train()
+    refit = load_checkpoint(run.directory.require_checkpoint("refit")).weights
+    assert refit[NAME].tolist() == saved[NAME].tolist()
+    uses, more = (np.expm1(each["fusion.item_popularity"]).round() for each in (saved, refit))
+    assert uses.tolist() == [*run.prepared.train.item_counts, 0]
+    assert more.sum() > uses.sum()
+    assert (more >= uses).all()

@@ -109,6 +109,7 @@ def test_other_losses_strategies_and_payoffs_work_on_a_mesh(found, name):
     one, mesh = found["cases"][name]["one"], found["cases"][name]["data=4,items=2"]
     check_same(mesh, one)
     assert mesh["top"] == one["top"]
+    assert mesh["fusion"] == one["fusion"]
     np.testing.assert_allclose(mesh["scores"], one["scores"], rtol=1e-4, atol=1e-4)
 
 

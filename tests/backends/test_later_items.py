@@ -9,14 +9,22 @@ from ur4rec.errors import ConfigurationError
 
 
 @pytest.fixture(scope="module")
-def saved(backend, make_trainer, batch_stream, tmp_path_factory):
+def saved(backend, make_trainer, make_model, loader, batch_stream, tmp_path_factory):
     """Checkpoints of trained models, by fusion."""
     paths = {}
-    for fusion in ("logit", "rank"):
-        trainer = make_trainer(fusion=fusion, joint_loss="separate", sasrec_lr=1e-2, retriever_lr=1e-2)
+    popular = make_model(fusion_popularity=True, item_counts=loader.item_counts)
+    fusions = {
+        "logit": {"fusion": "logit"},
+        "rank": {"fusion": "rank"},
+        "popularity": {"model": popular, "fusion_fit": "held_out"},
+    }
+    for fusion, given in fusions.items():
+        trainer = make_trainer(joint_loss="separate", sasrec_lr=1e-2, retriever_lr=1e-2, **given)
         trainer.set_training_stage("joint_finetune", num_steps=10)
         for batch in batch_stream(0, 4):
             trainer.train_step(batch)
+        if fusion == "popularity":
+            trainer.set_fusion_weights((1, 0.5, 2))
         paths[fusion] = tmp_path_factory.mktemp(f"{backend.name}-{fusion}") / "step"
         trainer.save_checkpoint(paths[fusion])
     return paths
@@ -40,6 +48,15 @@ def test_known_items_have_the_scores_that_they_had(backend, saved, split):
         np.testing.assert_allclose(after[scorer][:, : split.num_items], before[scorer], rtol=0, atol=1e-6)
 
 
+def test_a_later_item_is_as_popular_as_one_that_nobody_has_used(backend, saved, split, loader):
+    later_CT = np.random.default_rng(1).normal(size=(5, 12)).astype(np.float32)
+    found = scores(backend.package, saved["popularity"], HISTORIES, later_CT)
+    without = found["sasrec"] + np.float32(0.5) * found["retriever"]
+    popularity_I = np.append(np.log1p(loader.item_counts), np.zeros(5))
+    assert popularity_I.max() > 1
+    np.testing.assert_allclose(found["fused"], without + 2 * popularity_I, rtol=0, atol=1e-4)
+
+
 def test_sasrec_gives_a_later_item_the_mean_and_the_retriever_what_its_text_deserves(backend, saved, split):
     model = backend.package.load_model(saved["logit"])
     texts_IT = np.asarray(backend.call(lambda: model.retriever.catalogue().keys_Id))
@@ -52,7 +69,7 @@ def test_sasrec_gives_a_later_item_the_mean_and_the_retriever_what_its_text_dese
     np.testing.assert_allclose(found["retriever"][:, split.num_items :], found["retriever"][:, [7, 20]], atol=1e-5)
 
 
-@pytest.mark.parametrize("fusion", ["logit", "rank"])
+@pytest.mark.parametrize("fusion", ["logit", "rank", "popularity"])
 def test_a_later_item_may_be_in_a_history_and_both_backends_agree(backend, saved, split, fusion):
     later_CT = np.random.default_rng(1).normal(size=(3, 12)).astype(np.float32)
     histories = HISTORIES.copy()

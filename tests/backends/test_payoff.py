@@ -50,9 +50,26 @@ def test_payoffs_are_the_falls_of_the_held_out_loss(backend, make_trainer, batch
     assert all(abs(values).min() > 0 for values in expected.values())
 
 
-@pytest.mark.parametrize("fusion", ["logit", "weighted"])
-def test_slices_of_the_catalogue_give_the_losses_of_the_whole(make_trainer, batch_stream, probe, fusion, monkeypatch):
-    trainer = make_trainer(rule=RULE, probe=probe, fusion=fusion, sasrec_lr=3e-2, retriever_lr=3e-2)
+@pytest.fixture(params=["logit", "weighted", "popularity"])
+def measuring(make_trainer, make_model, loader, probe, request):
+    """A trainer that measures on the probe, by fusion."""
+    settings = {"rule": RULE, "probe": probe, "sasrec_lr": 3e-2, "retriever_lr": 3e-2}
+    if request.param != "popularity":
+        return make_trainer(fusion=request.param, **settings)
+    model = make_model(fusion_popularity=True, item_counts=loader.item_counts)
+    trainer = make_trainer(model=model, joint_loss="separate", fusion_fit="held_out", **settings)
+    trainer.set_fusion_weights((1, 0.5, 3))
+    return trainer
+
+
+def test_what_is_measured_is_the_fused_ranking(measuring, probe):
+    held_out = measuring._held_out()
+    expected = log_ranks(measuring.score(probe.items_BL), probe)
+    np.testing.assert_allclose(held_out.losses({name: held_out.take(name) for name in MODULES}), expected, rtol=1e-4)
+
+
+def test_slices_of_the_catalogue_give_the_losses_of_the_whole(measuring, batch_stream, monkeypatch):
+    trainer = measuring
     whole = trainer._held_out()
     before = {name: whole.take(name) for name in MODULES}
     trainer.set_training_stage("joint_finetune")

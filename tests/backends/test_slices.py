@@ -23,14 +23,16 @@ TARGETS = Targets(
 )  # fmt: skip
 
 
-@pytest.fixture(params=["logit", "weighted"])
+@pytest.fixture(params=["logit", "weighted", "popularity"])
 def scorer(backend, request):
     """Of a model in which items i, i + 20 and i + 40 are the same, so that their scores are equal."""
+    popularity = {"item_counts": np.tile(GENERATOR.integers(0, 9, NUM_ITEMS // COPIES), COPIES)}
+    fusion = {"fusion_popularity": True, **popularity} if request.param == "popularity" else {"fusion": request.param}
     vectors_IT = np.tile(GENERATOR.normal(size=(NUM_ITEMS // COPIES, 12)), (COPIES, 1))
     sizes = {"sasrec_hidden_dim": 16, "sasrec_num_heads": 2, "retriever_output_dim": 8, "retriever_num_queries": 3}
-    model = backend.package.UR4Rec(
-        NUM_ITEMS, vectors_IT, text_embedding_dim=12, max_seq_len=8, fusion=request.param, **sizes
-    )
+    model = backend.package.UR4Rec(NUM_ITEMS, vectors_IT, text_embedding_dim=12, max_seq_len=8, **fusion, **sizes)
+    if request.param == "popularity":
+        backend.set_weights(model.fusion, {"weights": np.float32([1, 0.5, 0.7])})
     alter_embedding(
         backend, model, lambda table: np.concatenate([np.tile(table[: NUM_ITEMS // COPIES], (3, 1)), table[-1:]])
     )

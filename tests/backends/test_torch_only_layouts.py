@@ -24,7 +24,7 @@ LAYOUTS = {
 SHOWN = {
     "data=2,items=2": [*CASES],
     "data=2,items=2, shard": ["sampled", "payoff", "trial"],
-    "items=2": ["fused", "payoff"],
+    "items=2": ["fused", "payoff", "popularity"],
 }
 """The cases of a layout; the others have one."""
 PAIRS = {"items=2": {"mesh": "items=2"}, "data=2, shard": {"shard": True}}
@@ -65,7 +65,7 @@ def arrays_of(folder):
     return {name: each for path in sorted(folder.glob("*.safetensors")) for name, each in load_file(path).items()}
 
 
-@pytest.mark.parametrize("name", ["fused", "sampled", "trial"])
+@pytest.mark.parametrize("name", ["fused", "sampled", "trial", "popularity"])
 def test_a_checkpoint_is_that_of_one_process_and_is_resumed_in_any_layout(name, two, four, one, tmp_path):
     """Loaded and saved again in another layout, it has the same bits."""
     layout = LAYOUTS["data=2,items=2, shard"]

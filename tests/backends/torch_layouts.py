@@ -4,7 +4,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.backends.torch_processes import PAYOFF, SAMPLED, STRATEGIES, TRIAL, Run, processes_of, spoil
-from ur4rec.config import SCORERS
+from ur4rec.config import HELD_OUT, SCORERS
 from ur4rec.data import leave_one_out, synthetic
 from ur4rec.runs.ranking import Ranking
 from ur4rec.schedule.stages import MODULES, TURNS
@@ -17,6 +17,10 @@ CASES = {
     "payoff": {"rule": PAYOFF, "probe": True, "sasrec_lr": 0.03, "fusion": "weighted", "seed": 1},
     "trial": {"rule": TRIAL, "probe": True, "sasrec_lr": 0.03, "ema_decay": 0.9, **WITHOUT_LOGITS},
     "separate": {"joint_loss": "separate", "clip_norm": 0.1},
+    "popularity": {
+        **{"rule": TRIAL, "probe": True, "joint_loss": "separate"},
+        **{"fusion_fit": "held_out", "fusion_popularity": True},
+    },
     "gated": {"label_smoothing": 0.1, "sasrec_block": "ligr"},
 }
 """Settings by name; under another seed, rounding may put a unit on the other side of its ReLU's edge."""
@@ -31,6 +35,9 @@ def trained(rank, layout, names, num_steps):
 def outcome(run):
     """What must be that of one process."""
     decisions = [(record.active, record.reason) for record in run.records]
+    if run.trainer.config.fusion_fit == HELD_OUT:
+        weights = run.trainer.fit_fusion(run.targets)
+        decisions.append((f"{weights.retriever:g}", f"{weights.popularity:g}"))
     ranks = {name: each.tolist() for name, each in run.trainer.rank_all(run.targets).items()}
     return decisions, [record.losses for record in run.records], ranks
 

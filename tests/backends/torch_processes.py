@@ -43,6 +43,7 @@ CASES = {
 NUM_STEPS = {"fused": 200, "payoff": 12}
 """The steps of a case; 26 by default."""
 BATCH_SIZE = 10
+MODEL_SETTINGS = ("fusion", "fusion_popularity", "sasrec_block")
 
 
 @contextmanager
@@ -67,9 +68,10 @@ class Run:
         vectors_IT = np.random.default_rng(0).standard_normal((num_items, 8)).astype(np.float32)
         sizes = {"sasrec_hidden_dim": 8, "sasrec_num_heads": 2, "retriever_output_dim": 8}
         dropout = {"sasrec_dropout": 0.3, "retriever_dropout": 0.2}
-        own = {name: settings.pop(name) for name in ("fusion", "sasrec_block") if name in settings}
-        model = UR4Rec(num_items, vectors_IT, text_embedding_dim=8, max_seq_len=8, **own, **sizes, **dropout)
         self.batches = TrainBatches(split.train, **shape, batch_size=BATCH_SIZE, seed=0)
+        own = {name: settings.pop(name) for name in MODEL_SETTINGS if name in settings}
+        own |= {"item_counts": self.batches.item_counts, **sizes, **dropout}
+        model = UR4Rec(num_items, vectors_IT, text_embedding_dim=8, max_seq_len=8, **own)
         self.targets = EvaluationBatches(split.validation, **shape, batch_size=16)
         if settings.pop("probe", False):
             settings["probe"] = EvaluationBatches(split.validation, **shape, batch_size=32).batch(0)

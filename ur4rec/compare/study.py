@@ -98,11 +98,12 @@ class StudyConfig:
             check_integer("a seed", seed, 0)
         check_arms(self.arms)
         check_choice("joint_loss", self.joint_loss, JOINT_LOSSES)
-        if self.trainer.get("fusion_fit", TRAINING) != TRAINING:
-            raise ConfigurationError(
-                f"fusion_fit must be {TRAINING!r} in a study, whose arms are charged for what they learn of held-out "
-                f"targets, got {self.trainer['fusion_fit']!r}; leave it out"
-            )
+        for group, name, usual in ((self.trainer, "fusion_fit", TRAINING), (self.model, "fusion_popularity", False)):
+            if group.get(name, usual) != usual:
+                raise ConfigurationError(
+                    f"{name} must be {usual!r} in a study, whose arms are charged for what they learn of held-out "
+                    f"targets, got {group[name]!r}; leave it out"
+                )
         for name, minimum in {"updates": 2, "eval_every": 1, "pretrain": 0}.items():
             set_fields(self, **{name: check_integer(name, getattr(self, name), minimum)})
         set_fields(self, user_seed=check_integer("user_seed", self.user_seed, 0))

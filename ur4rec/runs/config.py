@@ -7,7 +7,7 @@ from typing import Any
 
 from alternator.checks import check_choice, check_integer, set_fields
 from alternator.errors import quoted
-from ur4rec.config import ModelConfig, TrainerConfig
+from ur4rec.config import ModelConfig, TrainerConfig, check_fusion_fit
 from ur4rec.errors import ConfigurationError, UnknownNameError, refuse_malformed
 from ur4rec.options import REPEATS, SPLITS, DataOptions
 from ur4rec.runs.directory import RunDirectory
@@ -137,8 +137,7 @@ class RunConfig:
             raise ConfigurationError(f"data must be options by name, got {quoted(self.data)}")
         DataOptions.from_json(self.data)
         set_fields(self, from_data=_check_from_data(self.from_data))
-        self.model_config(num_items=2)
-        TrainerConfig(**self.trainer)
+        check_fusion_fit(TrainerConfig(**self.trainer), self.model_config(num_items=2))
         for stage, epochs in self.epochs.items():
             check_integer(f"epochs of {stage}", epochs, 0)
             if epochs > MAX_EPOCHS:

@@ -75,6 +75,7 @@ class PreparedData:
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of `UR4Rec` but for its seed."""
         settings = {name: value for name, value in asdict(self.model).items() if name != "num_users"}
+        settings["item_counts"] = self.train.item_counts
         if isinstance(self.encoder, ItemTokens):
             return {**settings, "item_tokens": self.encoder.ids_IS, "encoder_weights": self.encoder_weights}
         users_UT = self.user_text_vectors_UT

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ur4rec.config import TRAINING, WITH_HELD_OUT, ModelConfig
+from ur4rec.config import HELD_OUT, TRAINING, WITH_HELD_OUT, ModelConfig
 from ur4rec.errors import UnknownNameError
 from ur4rec.runs.config import DEFAULT_EPOCHS, RunConfig
 from ur4rec.runs.sizes import FROM_DATA
@@ -31,7 +31,7 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "default": Preset(
         purpose="any data: sizes, rates and lengths follow from its counts, and are said when the run begins",
-        settings={"model": _SCALED, "trainer": _WEIGHED_LATER},
+        settings={"model": {**_SCALED, "fusion_popularity": True}, "trainer": _WEIGHED_LATER},
         from_data=FROM_DATA,
     ),
     "ml-1m": Preset(
@@ -142,7 +142,7 @@ def preset(name: str, **changes: Any) -> RunConfig:
 
     What is changed is no longer left to the data. The rest is decided by `ur4rec.runs.prepared.prepare` and by
     `ur4rec.runs.run.TrainingRun`, and the run keeps it. With another fusion or joint loss than a preset that chooses
-    fusion weights on held-out targets has, they learn with the modules.
+    fusion weights on held-out targets has, they learn with the modules, and popularity has none.
 
     Args:
         name: Of `PRESETS`.
@@ -172,6 +172,9 @@ def preset(name: str, **changes: Any) -> RunConfig:
     chosen = {**given.get("model", {}), **trainer}
     is_ours = "fusion_fit" in trainer and "fusion_fit" not in changed
     if is_ours and (chosen.get("fusion", ModelConfig.fusion), chosen["joint_loss"]) != WITH_HELD_OUT:
-        given["trainer"] = {**trainer, "fusion_fit": TRAINING}
+        trainer = given["trainer"] = {**trainer, "fusion_fit": TRAINING}
+    model = given.get("model", settings.get("model", {}))
+    if "fusion_popularity" not in changed and trainer.get("fusion_fit") != HELD_OUT:
+        given["model"] = {name: value for name, value in model.items() if name != "fusion_popularity"}
     from_data = tuple(each for each in PRESETS[name].from_data if each not in changed)
     return RunConfig(**{"from_data": from_data, **settings, **given})

@@ -36,6 +36,7 @@ from ur4rec.runs.run import RESULT, SAVED, TrainingRun
 from ur4rec.schedule.alternators import SEQUENCE, parse_schedule
 from ur4rec.schedule.stages import DECIDING_STAGE
 from ur4rec.training.checkpoint import load_checkpoint
+from ur4rec.training.fusion_fit import FusionWeights
 
 
 class StageSteps(NamedTuple):
@@ -143,12 +144,12 @@ class Refit(TrainingRun):
         positions_S = self._stages[self.plan.stage].positions_S
         return float(positions_S[min(self.trainer.stage_step, len(positions_S) - 1)])
 
-    def _set_fusion(self) -> float:
+    def _set_fusion(self) -> FusionWeights:
         """Take those of the chosen model, which were chosen on what is trained on now."""
         chosen = load_checkpoint(self._run_directory.require_checkpoint("best")).averaged()
-        weights_2 = chosen.weights["fusion.weights"]
-        self.trainer.set_fusion_weights(weights_2)
-        return float(weights_2[1])
+        weights = chosen.weights["fusion.weights"]
+        self.trainer.set_fusion_weights(weights)
+        return FusionWeights(*weights[1:].tolist())
 
     def _evaluate(self, epoch: int, stage: str) -> tuple[dict[str, dict[str, float]], bool]:
         """Test where a model of the run was chosen; the end of the last stage is what the refit is for."""

@@ -47,6 +47,7 @@ from ur4rec.schedule.stages import ALL, BOTH, DECIDING_STAGE, JOINT_STAGES
 from ur4rec.text.tokens import ItemTokens
 from ur4rec.training.backend import load_backend, load_scorer
 from ur4rec.training.checkpoint import check_same, check_settings, remedy_for
+from ur4rec.training.fusion_fit import FusionWeights
 from ur4rec.training.processes import ONE_PROCESS, Processes, check_equal
 from ur4rec.training.scorer import AnyScorer
 from ur4rec.training.slices import parse_memory
@@ -70,8 +71,8 @@ TIMED_ROUNDS = 5
 """The number of times that steps are timed of which a schedule is to know the costs."""
 STOP_EVERY = 8
 """Steps between two questions of several processes to each other whether one of them is to stop."""
-FUSION_WEIGHT = "retriever_fusion_weight"
-"""What an epoch says of training where held-out targets chose how much the retriever adds to SASRec."""
+FUSION_WEIGHTS = {name: f"{name}_fusion_weight" for name in FusionWeights._fields}
+"""What an epoch says of training where held-out targets chose how much each term adds to SASRec's scores."""
 _RANKS = "test_ranks."
 """Names of the arrays of a checkpoint with the ranks of a result's targets begin so."""
 
@@ -468,11 +469,12 @@ class TrainingRun:
     def _fit_fusion(self, stage: str) -> None:
         """Choose the fusion weights of a joint stage on validation targets, unless they learn with the modules."""
         is_chosen = stage in JOINT_STAGES and self.trainer.config.fusion_fit == HELD_OUT
-        self._chosen = {FUSION_WEIGHT: self._set_fusion()} if is_chosen else {}
+        weights = self._set_fusion()[: self.prepared.model.num_fusion_weights - 1] if is_chosen else ()
+        self._chosen = dict(zip(FUSION_WEIGHTS.values(), weights, strict=False))
 
-    def _set_fusion(self) -> float:
-        """Choose them for the modules as they are; returns the retriever's."""
-        return float(self.trainer.fit_fusion(self.prepared.fusion_batches()))
+    def _set_fusion(self) -> FusionWeights:
+        """Choose them for the modules as they are."""
+        return self.trainer.fit_fusion(self.prepared.fusion_batches())
 
     def _validate(self, stage: str) -> dict[str, dict[str, float]]:
         """Validation metrics of the scorers that the stage can change."""

@@ -33,6 +33,7 @@ from ur4rec.training.shapes import (
     AVERAGE,
     ENCODED_TEXTS,
     ITEM_EMBEDDING,
+    ITEM_POPULARITY,
     ITEM_TEXTS,
     ITEM_TOKENS,
     USER_TEXTS,
@@ -46,7 +47,7 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 
-FROZEN = (ITEM_TEXTS, USER_TEXTS, ITEM_TOKENS)
+FROZEN = (ITEM_TEXTS, USER_TEXTS, ITEM_TOKENS, ITEM_POPULARITY)
 """What never changes in the course of a run."""
 WEIGHTS, MOMENTS = "weights.", "moments."
 """In a snapshot of a `Trial` schedule, the names of weights and moments begin so; see `ur4rec.training.undo`."""
@@ -93,6 +94,8 @@ class Checkpoint(NamedTuple):
         """The arguments of `UR4Rec` for a model of this shape, text vectors included; its weights are to be loaded."""
         settings = asdict(saved_model(self.state))
         num_items, num_users = settings["num_items"], settings.pop("num_users")
+        if settings["fusion_popularity"]:
+            settings["item_counts"] = np.expm1(self.weights[ITEM_POPULARITY][:num_items])
         if saved_model(self.state).has_text_encoder:
             tokens_IS, vectors_IT = (self.weights[name][:num_items] for name in (ITEM_TOKENS, ENCODED_TEXTS))
             return {**settings, "item_tokens": tokens_IS, "item_text_vectors": vectors_IT}
@@ -126,6 +129,8 @@ class Checkpoint(NamedTuple):
             rows = {ITEM_TEXTS: check_text_vectors("item", texts, count=count, dim=model.text_embedding_dim)}
         mean_d = self.weights[ITEM_EMBEDDING][:known].mean(axis=0, dtype=np.float64).astype(np.float32)
         rows[ITEM_EMBEDDING] = np.tile(mean_d, (count, 1))
+        if model.fusion_popularity:
+            rows[ITEM_POPULARITY] = np.zeros(count, np.float32)
         longer = {name: np.insert(self.weights[name], known, each, axis=0) for name, each in rows.items()}
         state = {**self.state, "model": {**self.state["model"], "num_items": known + count}}
         return self._replace(weights={**self.weights, **longer}, state=state)

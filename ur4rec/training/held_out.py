@@ -51,8 +51,10 @@ class SnapshotScores(Protocol[ArrayT]):
     def score(self, module: str, snapshot: Snapshot[ArrayT], first: int, width: int) -> ArrayT:
         """Scores of a module alone for some items, (B, s)."""
 
-    def fuse(self, scores: tuple[ArrayT, ...], totals: tuple[NDArray[np.float32], ...] | None) -> NDArray[np.float32]:
-        """Fused scores, (B, s), given for the fusion `weighted` what normalises each module's, (B, 1)."""
+    def fuse(
+        self, scores: tuple[ArrayT, ...], first: int, totals: tuple[NDArray[np.float32], ...] | None
+    ) -> NDArray[np.float32]:
+        """Fused scores of items from the first, (B, s), given for the fusion `weighted` what normalises, (B, 1)."""
 
 
 class HeldOutTargets(Generic[ArrayT]):
@@ -120,7 +122,7 @@ class HeldOutTargets(Generic[ArrayT]):
         self, snapshots: Mapping[str, Snapshot[ArrayT]], totals: tuple[NDArray[np.float32], ...] | None, part: Slice
     ) -> NDArray[np.float32]:
         scores = (self._score(name, snapshots[name], part) for name in MODULES)
-        return self._scores.fuse(tuple(scores), totals)
+        return self._scores.fuse(tuple(scores), part.start, totals)
 
     def _candidates(self, part: Slice) -> NDArray[np.bool_]:
         """Which of a slice are ranked, (B, s): what is not seen, the targets, and nothing of a slice before it."""

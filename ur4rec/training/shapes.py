@@ -6,14 +6,15 @@ of the size that the settings ask for is made: it is then never larger than what
 
 from collections.abc import Iterator, Mapping
 
-from ur4rec.config import FUSIONS_WITH_GRADIENTS, LIGR, PLAIN_BLOCKS, ModelConfig, TrainerConfig
+from ur4rec.config import LIGR, PLAIN_BLOCKS, ModelConfig, TrainerConfig
 from ur4rec.errors import CheckpointError
 from ur4rec.training.components import BANK_CURSOR, BANK_ITEMS, BANK_KEYS, COMPONENTS, LOG_VARIANCES
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 ITEM_EMBEDDING, ITEM_TEXTS = "sasrec.item_embedding.weight", "retriever.item_text_vectors"
-"""The weights that have a row per item, and a last one for padding."""
+ITEM_POPULARITY = "fusion.item_popularity"
+"""The weights that have a row per item, and a last one for padding; the last of them where popularity is fused."""
 ITEM_TOKENS, ENCODED_TEXTS = "text_encoder.tokens", "text_encoder.vectors"
 """With a text encoder, in place of the vectors: the tokens of each item's text, and its vector as last encoded."""
 CACHED = "cached"
@@ -24,7 +25,7 @@ AVERAGE = "average"
 USER_TEXTS = "retriever.user_text_vectors"
 """The weights that have a row per user, and a last one for a user without a text."""
 _MOMENTS = ("exp_avg", "exp_avg_sq", CACHED, AVERAGE)
-_BUFFERS = (ITEM_TEXTS, ITEM_TOKENS, ENCODED_TEXTS, USER_TEXTS)
+_BUFFERS = (ITEM_TEXTS, ITEM_TOKENS, ENCODED_TEXTS, USER_TEXTS, ITEM_POPULARITY)
 """What no optimizer changes."""
 
 
@@ -55,8 +56,10 @@ def weight_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     yield from _linear("retriever.preference_projection", width, width)
     yield "retriever.queries.weight", (queries, width)
     yield "retriever.recency.weight", (queries, positions)
-    if config.fusion in FUSIONS_WITH_GRADIENTS:
-        yield "fusion.weights", (2,)
+    if config.num_fusion_weights:
+        yield "fusion.weights", (config.num_fusion_weights,)
+    if config.fusion_popularity:
+        yield ITEM_POPULARITY, (config.num_items + 1,)
 
 
 def _text_encoder(config: ModelConfig) -> Iterator[tuple[str, Shape]]:

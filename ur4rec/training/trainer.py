@@ -59,7 +59,7 @@ from ur4rec.training.checkpoint import (
     remedy_for,
     save_checkpoint,
 )
-from ur4rec.training.fusion_fit import choose_weight
+from ur4rec.training.fusion_fit import FusionWeights, choose_weights
 from ur4rec.training.held_out import HeldOutTargets, SnapshotScores, held_out_targets
 from ur4rec.training.length_groups import LengthGroups, find_groups
 from ur4rec.training.memory import enough_for_model, enough_for_steps
@@ -157,7 +157,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         self._prepared: tuple[Batch | None, StepInputs[ArrayT] | None] = (None, None)
         self.config = _with_catalogue_loss(TrainerConfig(**settings), model.config, has_counts=item_counts is not None)
         check_joint_loss(self.config.joint_loss, model.config.fusion)
-        check_fusion_fit(self.config.fusion_fit, model.config.fusion, self.config.joint_loss)
+        check_fusion_fit(self.config, model.config)
         check_catalogue_loss(self.config.catalogue_loss, model.config.fusion)
         check_averages(self.config.ema_decay, model.config.text_encoder)
         self._sampler: Sampler | None = None
@@ -282,17 +282,19 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             self._count_step(active, decision, report, rates)
             return decision
 
-    def fit_fusion(self, loader: Iterable[EvaluationBatch]) -> float:
-        """Choose the retriever's fusion weight by the NDCG@10 of held-out targets, the modules being as they are.
+    def fit_fusion(self, loader: Iterable[EvaluationBatch]) -> FusionWeights:
+        """Choose fusion weights by the NDCG@10 of held-out targets, the modules being as they are.
 
-        SASRec's is 1. It needs ``fusion_fit="held_out"``; the weights stay until they are set again, and are both 1
-        before. All processes call it together.
+        They are the retriever's, of `ur4rec.training.fusion_fit.WEIGHTS`, and of a model with ``fusion_popularity``
+        popularity's, of `ur4rec.training.fusion_fit.POPULARITY_WEIGHTS`, where SASRec's is 1. It needs
+        ``fusion_fit="held_out"``; the weights stay until they are set again, and are both 1 before, popularity's 0.
+        All processes call it together.
 
         Args:
             loader: The targets; some thousand are enough.
 
         Returns:
-            The weight, of `ur4rec.training.fusion_fit.WEIGHTS`; 0 leaves SASRec alone.
+            The weights; 0 leaves a term out.
 
         Raises:
             ConfigurationError: The weights learn from the training data.
@@ -300,20 +302,20 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
             NonFiniteError: A score is NaN or infinite.
         """
         self._check_held_out()
-        weight = choose_weight(self, loader)
-        self.set_fusion_weights((1, weight))
-        return weight
+        chosen = choose_weights(self, loader, self._popularity() if self._model_config.fusion_popularity else None)
+        self.set_fusion_weights((1, *chosen)[: self._model_config.num_fusion_weights])
+        return chosen
 
     def set_fusion_weights(self, weights: ArrayLike) -> None:
-        """Set the weights of the fusion, of SASRec and of the retriever, as `fit_fusion` does.
+        """Set the weights of the fusion, of SASRec, the retriever and maybe popularity, as `fit_fusion` does.
 
         Raises:
-            ConfigurationError: The weights learn from the training data, or these are not two finite numbers.
+            ConfigurationError: The weights learn from the training data, or these are not as many finite numbers.
         """
         self._check_held_out()
-        given = np.asarray(weights, np.float32)
-        if given.shape != (len(MODULES),) or not np.isfinite(given).all():
-            raise ConfigurationError(f"fusion weights must be {len(MODULES)} finite numbers, got {quoted(weights)}")
+        given, count = np.asarray(weights, np.float32), self._model_config.num_fusion_weights
+        if given.shape != (count,) or not np.isfinite(given).all():
+            raise ConfigurationError(f"fusion weights must be {count} finite numbers, got {quoted(weights)}")
         self._set_fusion(given)
 
     @property
@@ -471,8 +473,12 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """What takes snapshots of the modules, and scores with them."""
 
     @abstractmethod
-    def _set_fusion(self, weights_2: NDArray[np.float32]) -> None:
+    def _set_fusion(self, weights: NDArray[np.float32]) -> None:
         """Set the weights of the fusion, and their average if there is one."""
+
+    @abstractmethod
+    def _popularity(self) -> NDArray[np.float32]:
+        """The popularity of each item that a model with ``fusion_popularity`` has, (I,)."""
 
     @abstractmethod
     def _take_state(self) -> Any:

@@ -42,7 +42,8 @@ def test_what_is_given_is_no_longer_left_to_the_data():
     given = {"batch_size", "end_to_end", "max_seq_len", "sasrec_lr"}
     assert set(config.from_data) == set(FROM_DATA) - given
     weighed = {"joint_loss": "separate", "fusion_fit": "held_out"}
-    assert preset("default", from_data=()) == RunConfig(model={"sasrec_embedding_scale": True}, trainer=weighed)
+    model = {"sasrec_embedding_scale": True, "fusion_popularity": True}
+    assert preset("default", from_data=()) == RunConfig(model=model, trainer=weighed)
     assert preset("default", early_stopping=None).from_data == FROM_DATA
 
 
@@ -60,8 +61,19 @@ def test_fusion_weights_learn_where_a_loss_or_fusion_that_is_given_does_not_let_
 
     assert fusion_fit() == fusion_fit(trainer={"joint_loss": "separate"}, model={"fusion": "logit"}) == "held_out"
     assert fusion_fit(trainer={"joint_loss": "fused"}) == fusion_fit(model={"fusion": "rank"}) == "training"
-    given = fusion_fit(trainer={"joint_loss": "fused", "fusion_fit": "held_out"})
-    assert given == "held_out"  # what is given is refused by the trainer, with the remedy, not changed
+    with pytest.raises(ConfigurationError, match="fusion_fit='held_out' needs"):  # what is given is not changed
+        fusion_fit(trainer={"joint_loss": "fused", "fusion_fit": "held_out"})
+
+
+def test_popularity_has_no_weight_where_nothing_would_choose_it():
+    assert preset("default").model["fusion_popularity"]
+    for given in ({"trainer": {"joint_loss": "fused"}}, {"model": {"fusion": "rank"}}):
+        assert not preset("default", **given).model_config(num_items=2).fusion_popularity
+    learnt = preset("default", trainer={"fusion_fit": "training"}, model={"max_seq_len": 30})
+    assert learnt.model == {"sasrec_embedding_scale": True, "max_seq_len": 30}
+    with pytest.raises(ConfigurationError, match="fusion_popularity=True needs fusion_fit='held_out'.*got 'training'"):
+        preset("default", trainer={"joint_loss": "fused"}, model={"fusion_popularity": True})
+    assert preset("ml-1m", model={"fusion_popularity": True}).model["fusion_popularity"]
 
 
 @pytest.mark.parametrize("names", ["batch_size", 3, ["colour"], [["batch_size"]]])

@@ -245,6 +245,9 @@ class TrainerConfig:
     """Peak learning rate of the retriever."""
     text_encoder_lr: float = 1e-4
     """Peak learning rate of a text encoder."""
+    joint_lr_scale: float = 1.0
+    """Learning rates of the modules in joint_finetune and end_to_end, as a multiple of these: below 1, more is kept of
+    what each has learnt alone."""
     fusion_lr: float = 1e-2
     """Peak learning rate of the fusion weights."""
     fusion_fit: str = TRAINING
@@ -495,6 +498,7 @@ class TrainerSettings(TypedDict, total=False):
     sasrec_lr: float
     retriever_lr: float
     text_encoder_lr: float
+    joint_lr_scale: float
     fusion_lr: float
     fusion_fit: str
     weight_decay: float

@@ -160,7 +160,7 @@ class StudyConfig:
             device=self.device,
             memory=self.memory,
             model=dict(self.model),
-            trainer={**self.trainer, "joint_loss": self.joint_loss, "fusion_fit": TRAINING},
+            trainer={"joint_lr_scale": 1.0, **self.trainer, "joint_loss": self.joint_loss, "fusion_fit": TRAINING},
         )
 
     def extended(self, *, arms: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> "StudyConfig":

@@ -39,7 +39,7 @@ MAX_ROWS = 512
 """The rows of an evaluation batch at most; there are fewer where the catalogue is large or the targets are few."""
 PROBE_ROWS = 256
 """The validation targets at most on which a schedule may measure."""
-FUSION_ROWS, FUSION_SCORES = (1024, 8192), 2**31
+FUSION_ROWS, FUSION_SCORES = (1024, 8192), 2**29
 """The validation targets by which a fusion weight is chosen: the most, but of a large catalogue as few as have this
 number of scores, and no less than the least."""
 DATA, ENCODER, TOKENIZER = "data", "encoder.safetensors", "tokenizer.json"

@@ -31,7 +31,10 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "default": Preset(
         purpose="any data: sizes, rates and lengths follow from its counts, and are said when the run begins",
-        settings={"model": {**_SCALED, "fusion_popularity": True}, "trainer": _WEIGHED_LATER},
+        settings={
+            "model": {**_SCALED, "fusion_popularity": True},
+            "trainer": {**_WEIGHED_LATER, "joint_lr_scale": 0.3},
+        },
         from_data=FROM_DATA,
     ),
     "ml-1m": Preset(

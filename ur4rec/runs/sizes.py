@@ -42,8 +42,8 @@ EPOCHS = {
     "end_to_end": (0, 0),
 }
 """The least and the most epochs of each stage."""
-VALIDATIONS = 25
-"""Validations of the longest stage, about."""
+VALIDATIONS = 20
+"""Validations of the shortest stage, about: the others have more, so that early stopping ends each in time."""
 EARLY_STOPPING = 8
 """Validations in a row without a better one that end a stage."""
 
@@ -193,9 +193,12 @@ def _epochs(stage: str) -> Callable[[Counts, _Known], _Answer]:
 
 
 def _eval_every(counts: Counts, known: _Known) -> _Answer:
-    longest = max(known[stage] for stage in STEPS)
-    every = max(round(longest / VALIDATIONS), 1)
-    return every, f"the longest stage has {longest} epochs, validated {max(longest // every, 1)} times at most"
+    shortest = min((known[stage] for stage in STEPS if known[stage]), default=1)
+    every = max(round(shortest / VALIDATIONS), 1)
+    return (
+        every,
+        f"the shortest stage has {_count(shortest, 'epoch')}, validated {max(shortest // every, 1)} times at most",
+    )
 
 
 def _early_stopping(counts: Counts, known: _Known) -> _Answer:

@@ -108,7 +108,7 @@ def find_stage(name: str) -> Stage:
     return STAGES[name]
 
 
-def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) -> dict[str, float]:
+def learning_rates(config: TrainerConfig, stage: str, step: float, num_steps: int | None) -> dict[str, float]:
     """The learning rate of each trained part at a step (0-based) of a stage.
 
     It rises linearly over the warm-up and then falls along a cosine to 0 at ``num_steps``; with a constant schedule it
@@ -116,13 +116,14 @@ def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) ->
     the stage, whichever module is active, so that a module's share of the steps does not change its annealing.
 
     Example:
-        >>> learning_rates(TrainerConfig(warmup_steps=2), step=0, num_steps=None)
+        >>> learning_rates(TrainerConfig(warmup_steps=2), "joint_finetune", step=0, num_steps=None)
         {'sasrec': 0.0005, 'retriever': 5e-05, 'text_encoder': 5e-05, 'fusion': 0.005, 'uncertainty': 0.005}
         >>> config = TrainerConfig(sasrec_lr=1.0, warmup=0.25)
-        >>> [round(learning_rates(config, step, num_steps=8)["sasrec"], 2) for step in range(9)]
+        >>> [round(learning_rates(config, "pretrain_sasrec", step, num_steps=8)["sasrec"], 2) for step in range(9)]
         [0.5, 1.0, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07, 0.0]
-        >>> learning_rates(TrainerConfig(sasrec_lr=1.0, lr_schedule="constant"), step=7, num_steps=8)["sasrec"]
-        1.0
+        >>> config = TrainerConfig(sasrec_lr=1.0, lr_schedule="constant", joint_lr_scale=0.3)
+        >>> learning_rates(config, "end_to_end", step=7, num_steps=8)["sasrec"]
+        0.3
     """
     rise = config.warmup_steps if num_steps is None else round(config.warmup * num_steps)
     if step < rise:
@@ -132,10 +133,11 @@ def learning_rates(config: TrainerConfig, step: float, num_steps: int | None) ->
     else:
         progress = min((step - rise) / max(num_steps - rise, 1), 1.0)
         factor = 0.5 * (1 + math.cos(math.pi * progress))
+    modules = factor * config.joint_lr_scale if stage in JOINT_STAGES else factor
     return {
-        "sasrec": config.sasrec_lr * factor,
-        "retriever": config.retriever_lr * factor,
-        TEXT_ENCODER: config.text_encoder_lr * factor,
+        "sasrec": config.sasrec_lr * modules,
+        "retriever": config.retriever_lr * modules,
+        TEXT_ENCODER: config.text_encoder_lr * modules,
         "fusion": config.fusion_lr * factor,
         "uncertainty": config.uncertainty_lr * factor,
     }

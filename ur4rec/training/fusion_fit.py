@@ -23,10 +23,10 @@ from ur4rec.training.scorer import AnyScorer
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = (0.0, *(2 ** (step / 2) for step in range(-10, 5)))
-"""The weights of the retriever that are tried, where SASRec has 1: none, and from 1/32 to 4 in steps of √2."""
-POPULARITY_WEIGHTS = (0.0, *(2.0**step for step in range(-3, 3)))
-"""The weights of popularity that are tried with each of them, where it is fused: none, and from 1/8 to 4."""
+WEIGHTS = (0.0, *(2 ** (step / 2) for step in range(-10, 9)))
+"""The weights of the retriever that are tried, where SASRec has 1: none, and from 1/32 to 16 in steps of √2."""
+POPULARITY_WEIGHTS = (0.0, *(2.0**step for step in range(-3, 5)))
+"""The weights of popularity that are tried with each of them, where it is fused: none, and from 1/8 to 16."""
 PLACES = 10
 """The places of a ranking that count."""
 _SCORES_AT_ONCE = 2**16

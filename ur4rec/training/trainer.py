@@ -601,7 +601,8 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
 
     def _learning_rates(self, step: int) -> dict[str, float]:
         """The learning rates at a step of the stage."""
-        return learning_rates(self.config, step if self._position is None else self._position(), self.num_steps)
+        place = step if self._position is None else self._position()
+        return learning_rates(self.config, self.stage, place, self.num_steps)
 
     def _curriculum(self, step: int) -> CurriculumWeights | None:
         """The curriculum's weights at a step of the stage; None if it is off."""

@@ -41,7 +41,7 @@ def test_what_is_given_is_no_longer_left_to_the_data():
     )
     given = {"batch_size", "end_to_end", "max_seq_len", "sasrec_lr"}
     assert set(config.from_data) == set(FROM_DATA) - given
-    weighed = {"joint_loss": "separate", "fusion_fit": "held_out"}
+    weighed = {"joint_loss": "separate", "fusion_fit": "held_out", "joint_lr_scale": 0.3}
     model = {"sasrec_embedding_scale": True, "fusion_popularity": True}
     assert preset("default", from_data=()) == RunConfig(model=model, trainer=weighed)
     assert preset("default", early_stopping=None).from_data == FROM_DATA
@@ -71,7 +71,7 @@ def test_popularity_has_no_weight_where_nothing_would_choose_it():
         assert not preset("default", **given).model_config(num_items=2).fusion_popularity
     learnt = preset("default", trainer={"fusion_fit": "training"}, model={"max_seq_len": 30})
     assert learnt.model == {"sasrec_embedding_scale": True, "max_seq_len": 30}
-    with pytest.raises(ConfigurationError, match="fusion_popularity=True needs fusion_fit='held_out'.*got 'training'"):
+    with pytest.raises(ConfigurationError, match=r"fusion_popularity=True needs fusion_fit='held_out'.*got 'training'"):
         preset("default", trainer={"joint_loss": "fused"}, model={"fusion_popularity": True})
     assert preset("ml-1m", model={"fusion_popularity": True}).model["fusion_popularity"]
 

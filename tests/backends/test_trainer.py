@@ -164,6 +164,19 @@ def test_an_update_is_as_long_as_the_learning_rate_of_its_module(make_trainer, l
     assert moved[2, "sasrec.item_embedding.weight"] == pytest.approx(1e-3, rel=0.02)
 
 
+def test_joint_stages_have_a_share_of_the_rates_and_no_other_stage_has(make_trainer, batch_stream):
+    """As if the rates themselves had been lower there, to the bit: a quarter has the same digits."""
+    found = []
+    for scale, peak in ((0.25, 1.0), (1.0, 0.25)):
+        found.append([])
+        for stage in STAGES:
+            trainer = make_trainer(sasrec_lr=1e-2 * peak, retriever_lr=1e-3 * peak, joint_lr_scale=scale)
+            trainer.set_training_stage(stage, num_steps=8)
+            train(trainer, batch_stream(0, 3))
+            found[-1].append(bits(trainer))
+    assert [equal(*pair) for pair in zip(*found, strict=True)] == [False, False, True, True]
+
+
 def test_an_epoch_returns_its_metrics(make_trainer, loader):
     records = []
     trainer = make_trainer(rule=Cycle(2), on_step=records.append)

@@ -19,14 +19,15 @@ def explain_epochs(plan: Plan, epochs: Sequence[Mapping[str, Any]], results: Map
 
     Example:
         >>> from ur4rec.runs.config import RunConfig
-        >>> plan = Plan(config=RunConfig(epochs={"pretrain_sasrec": 9}, early_stopping=1))
+        >>> given = {"epochs": {"pretrain_sasrec": 9}, "early_stopping": 1, "trainer": {"joint_lr_scale": 0.3}}
+        >>> plan = Plan(config=RunConfig(**given))
         >>> metrics = {"sasrec": {"ndcg@10": 0.25}}
         >>> rows = [{"stage": "pretrain_sasrec", "epoch": epoch, "validation": metrics} for epoch in (0, 1)]
         >>> result = Result(name="SASRec alone", epoch=0, validation=metrics["sasrec"], test={}, test_ranks=())
         >>> print(explain_epochs(plan, rows, {"SASRec alone": result}))
         Kept: SASRec alone at epoch 1 of pretrain_sasrec (validation NDCG@10 0.2500).
         pretrain_sasrec ended after 2 of 9 epochs: its validation was not better 1 time in a row.
-        Learning rates rose over the first 5% of a stage and fell along a cosine that reaches 0 at the last of its epochs; a stage that ended early had not come so far (lr_schedule=constant keeps the rate).
+        Learning rates rose over the first 5% of a stage and fell along a cosine that reaches 0 at the last of its epochs; a stage that ended early had not come so far (lr_schedule=constant keeps the rate); those of joint stages were 0.3 of the others.
     """  # noqa: E501
     trained = Counter(row["stage"] for row in epochs)
     kept = []
@@ -47,7 +48,10 @@ def explain_epochs(plan: Plan, epochs: Sequence[Mapping[str, Any]], results: Map
 
 def _explain_rates(trainer: TrainerConfig, *, ended_early: bool) -> str:
     rise = f"Learning rates rose over the first {trainer.warmup:.0%} of a stage and"
+    scaled = (
+        f"; those of joint stages were {trainer.joint_lr_scale:g} of the others" if trainer.joint_lr_scale != 1 else ""
+    )
     if trainer.lr_schedule == "constant":
-        return f"{rise} stayed at their peak."
+        return f"{rise} stayed at their peak{scaled}."
     then = "; a stage that ended early had not come so far (lr_schedule=constant keeps the rate)" if ended_early else ""
-    return f"{rise} fell along a cosine that reaches 0 at the last of its epochs{then}."
+    return f"{rise} fell along a cosine that reaches 0 at the last of its epochs{then}{scaled}."

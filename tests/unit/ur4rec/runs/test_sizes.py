@@ -93,6 +93,22 @@ def test_sparse_data_gets_more_dropout_and_dense_data_longer_histories():
     assert (sparse["sasrec_lr"], dense["sasrec_lr"]) == (3e-3, 2e-3)
 
 
+def test_the_shortest_stage_that_trains_is_validated_about_twenty_times():
+    small = Counts(num_interactions=5000, num_items=900, num_users=500, typical_length=20)
+    found = values_of(choose(small, {}))
+    shortest = found["pretrain_retriever"]
+    assert 0 < shortest <= min(found["pretrain_sasrec"], found["joint_finetune"])
+    assert 13 <= shortest / found["eval_every"] <= 30
+    assert values_of(choose(ML_1M, {}))["eval_every"] == 1
+    names = [name for name in FROM_DATA if name not in ("pretrain_retriever", "joint_finetune", "pretrain_sasrec")]
+    assert (
+        values_of(choose(small, {"pretrain_sasrec": 0, "pretrain_retriever": 0, "joint_finetune": 80}, names))[
+            "eval_every"
+        ]
+        == 4
+    )
+
+
 def test_epochs_that_are_missing_come_in_the_order_of_the_stages():
     settled, _ = RunConfig(epochs={"joint_finetune": 2}, from_data=("pretrain_sasrec",)).settled(SPORTS)
     assert list(settled.epochs) == ["pretrain_sasrec", "joint_finetune"]

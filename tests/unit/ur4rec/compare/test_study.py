@@ -106,6 +106,8 @@ def test_points_end_with_the_budget():
         ({"data": {"num_items": 50}}, "unknown option of data 'num_items'"),
         ({"joint_loss": "both"}, "unknown joint_loss"),
         ({"updates": 1}, "updates must be"),
+        ({"trainer": {"fusion_fit": "held_out"}}, "fusion_fit must be 'training' in a study"),
+        ({"model": {"fusion_popularity": True}}, "fusion_popularity must be False in a study"),
     ],
 )
 def test_a_study_that_cannot_work_is_refused(changes, message):
@@ -212,6 +214,15 @@ def test_a_study_that_began_before_sizes_came_from_the_data_goes_on_as_it_was(tm
     config = directory.study.run_config("parity", 0)
     assert config.from_data == ()
     assert "sasrec_lr" not in config.trainer
+
+
+def test_arms_of_the_default_begin_at_the_peak_rates_and_learn_their_fusion_weights():
+    study = StudyConfig(preset="default", dataset="synthetic")
+    config = study.run_config("parity", 0)
+    assert (config.trainer["joint_lr_scale"], config.trainer["fusion_fit"]) == (1, "training")
+    assert "fusion_popularity" not in config.model
+    slower = dataclasses.replace(study, trainer={"joint_lr_scale": 0.5})
+    assert slower.run_config("parity", 0).trainer["joint_lr_scale"] == 0.5
 
 
 def test_a_fixed_preset_leaves_nothing_to_the_data(tmp_path):

@@ -246,7 +246,7 @@ class TrainerConfig:
     text_encoder_lr: float = 1e-4
     """Peak learning rate of a text encoder."""
     joint_lr_scale: float = 1.0
-    """Learning rates of the modules in joint_finetune and end_to_end, as a multiple of those above: below 1, more is kept
+    """Learning rates of the modules in joint_finetune and end_to_end, as a multiple of those above: below 1, more stays
     of what each has learnt alone."""
     fusion_lr: float = 1e-2
     """Peak learning rate of the fusion weights."""

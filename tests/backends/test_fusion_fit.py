@@ -5,8 +5,9 @@ import pytest
 
 from tests.backends.harness import PARTS, bits, equal, installed, load, train
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
+from ur4rec.runs.kept import explain_epochs
+from ur4rec.runs.plan import FUSION_WEIGHTS
 from ur4rec.runs.refit import Refit
-from ur4rec.runs.run import FUSION_WEIGHTS
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.checkpoint import load_checkpoint
 from ur4rec.training.fusion_fit import POPULARITY_WEIGHTS, WEIGHTS
@@ -194,7 +195,7 @@ def test_a_run_chooses_them_before_it_validates_and_its_refit_takes_those_of_the
     run.trainer.fit_fusion = lambda loader: fitted.append(fit(loader)) or fitted[-1]
     run.train()
     assert len(fitted) == 4  # when the joint stage begins, and at each of its validations
-    said = [row["train"].get(FUSION_WEIGHTS["retriever"]) for row in run.epochs]
+    said = [row["train"].get(FUSION_WEIGHTS["the retriever"]) for row in run.epochs]
     assert said == [None, None, *(weights.retriever for weights in fitted[1:])]
     assert all(FUSION_WEIGHTS["popularity"] not in row["train"] for row in run.epochs)
     chosen = run.results["fused"].epoch
@@ -214,6 +215,8 @@ def test_a_run_says_the_weight_of_popularity_and_its_refit_counts_what_it_trains
     saved = load_checkpoint(run.directory.require_checkpoint("best")).weights
     chosen = run.epochs[run.results["fused"].epoch]["train"]
     assert saved[NAME].tolist() == np.float32([1, *(chosen[name] for name in FUSION_WEIGHTS.values())]).tolist()
+    said = f"SASRec's plus {saved[NAME][1]:.3g} times the retriever's and {saved[NAME][2]:.3g} times popularity's, as"
+    assert said in explain_epochs(run.plan, run.epochs, run.results)
     Refit(run, progress=False).train()
     refit = load_checkpoint(run.directory.require_checkpoint("refit")).weights
     assert refit[NAME].tolist() == saved[NAME].tolist()

@@ -6,11 +6,11 @@ from typing import Any
 
 from ur4rec.config import TrainerConfig
 from ur4rec.evaluation.results import CRITERION, Result
-from ur4rec.runs.plan import TABLE_ROWS, Plan, describe_number
+from ur4rec.runs.plan import FUSION_WEIGHTS, TABLE_ROWS, Plan, describe_number
 
 
 def explain_epochs(plan: Plan, epochs: Sequence[Mapping[str, Any]], results: Mapping[str, Result]) -> str:
-    """The epoch of each row of the results table, the stages that ended early, and the learning rates.
+    """The epoch of each row of the results table, the chosen fusion weights, what ended stages early, and the rates.
 
     Args:
         plan: Of the run.
@@ -19,13 +19,16 @@ def explain_epochs(plan: Plan, epochs: Sequence[Mapping[str, Any]], results: Map
 
     Example:
         >>> from ur4rec.runs.config import RunConfig
-        >>> given = {"epochs": {"pretrain_sasrec": 9}, "early_stopping": 1, "trainer": {"joint_lr_scale": 0.3}}
+        >>> given = {"epochs": {"pretrain_sasrec": 9, "joint_finetune": 1}, "early_stopping": 1, "trainer": {"joint_lr_scale": 0.3}}
         >>> plan = Plan(config=RunConfig(**given))
         >>> metrics = {"sasrec": {"ndcg@10": 0.25}}
         >>> rows = [{"stage": "pretrain_sasrec", "epoch": epoch, "validation": metrics} for epoch in (0, 1)]
         >>> result = Result(name="SASRec alone", epoch=0, validation=metrics["sasrec"], test={}, test_ranks=())
-        >>> print(explain_epochs(plan, rows, {"SASRec alone": result}))
-        Kept: SASRec alone at epoch 1 of pretrain_sasrec (validation NDCG@10 0.2500).
+        >>> rows += [{"stage": "joint_finetune", "epoch": 2, "validation": {}, "train": {"retriever_fusion_weight": 0.5}}]
+        >>> fused = Result(name="fused", epoch=2, validation={"ndcg@10": 0.3}, test={}, test_ranks=())
+        >>> print(explain_epochs(plan, rows, {"SASRec alone": result, "fused": fused}))
+        Kept: SASRec alone at epoch 1 of pretrain_sasrec (validation NDCG@10 0.2500); fused at epoch 1 of joint_finetune (validation NDCG@10 0.3000).
+        The fused scores are SASRec's plus 0.5 times the retriever's, as validation chose.
         pretrain_sasrec ended after 2 of 9 epochs: its validation was not better 1 time in a row.
         Learning rates rose over the first 5% of a stage and fell along a cosine that reaches 0 at the last of its epochs; a stage that ended early had not come so far (lr_schedule=constant keeps the rate); those of joint stages were 0.3 of the others.
     """  # noqa: E501
@@ -43,7 +46,13 @@ def explain_epochs(plan: Plan, epochs: Sequence[Mapping[str, Any]], results: Map
         if count < num[stage]
     ]
     rates = _explain_rates(TrainerConfig(**plan.config.trainer), ended_early=bool(early))
-    return "\n".join([f"Kept: {'; '.join(kept)}.", *early, rates])
+    return "\n".join([f"Kept: {'; '.join(kept)}.", *_explain_fusion(epochs, results), *early, rates])
+
+
+def _explain_fusion(epochs: Sequence[Mapping[str, Any]], results: Mapping[str, Result]) -> list[str]:
+    train = epochs[results["fused"].epoch].get("train", {}) if "fused" in results else {}
+    terms = [f"{train[key]:.3g} times {name}'s" for name, key in FUSION_WEIGHTS.items() if key in train]
+    return [f"The fused scores are SASRec's plus {' and '.join(terms)}, as validation chose."] if terms else []
 
 
 def _explain_rates(trainer: TrainerConfig, *, ended_early: bool) -> str:

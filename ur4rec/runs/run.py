@@ -28,6 +28,7 @@ from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.logs import LOG_STATE, RunLogs
 from ur4rec.runs.plan import (
+    FUSION_WEIGHTS,
     TABLE_ROWS,
     Plan,
     Validated,
@@ -71,8 +72,6 @@ TIMED_ROUNDS = 5
 """The number of times that steps are timed of which a schedule is to know the costs."""
 STOP_EVERY = 8
 """Steps between two questions of several processes to each other whether one of them is to stop."""
-FUSION_WEIGHTS = {name: f"{name}_fusion_weight" for name in FusionWeights._fields}
-"""What an epoch says of training where held-out targets chose how much each term adds to SASRec's scores."""
 _RANKS = "test_ranks."
 """Names of the arrays of a checkpoint with the ranks of a result's targets begin so."""
 

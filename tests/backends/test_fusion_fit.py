@@ -6,11 +6,11 @@ import pytest
 from tests.backends.harness import PARTS, bits, equal, installed, load, train
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.runs.kept import explain_epochs
-from ur4rec.runs.plan import FUSION_WEIGHTS
+from ur4rec.runs.plan import FUSION_SCALE, FUSION_WEIGHTS
 from ur4rec.runs.refit import Refit
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.checkpoint import load_checkpoint
-from ur4rec.training.fusion_fit import POPULARITY_WEIGHTS, WEIGHTS
+from ur4rec.training.fusion_fit import POPULARITY_WEIGHTS, SCALES, WEIGHTS, FusionWeights
 
 HELD_OUT = {"fusion_fit": "held_out", "joint_loss": "separate", "sasrec_lr": 3e-2, "retriever_lr": 3e-2}
 NAME = "fusion.weights"
@@ -76,7 +76,7 @@ def test_with_popularity_the_pair_ranks_them_best_together_with_its_neighbours(p
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
     row, column = np.unravel_index(np.nanmean(windows, axis=(2, 3)).argmax(), values.shape)
     assert values.max() > values[0].max() + 0.01
-    assert popular.fit_fusion(targets) == (WEIGHTS[column], POPULARITY_WEIGHTS[row])
+    assert popular.fit_fusion(targets)[:2] == (WEIGHTS[column], POPULARITY_WEIGHTS[row])
     assert row > 0
 
 
@@ -84,10 +84,10 @@ def test_popularity_is_added_at_once_and_kept_in_the_checkpoint_for_both_backend
     batch = next(iter(targets))
     before = popular.scores(batch.items_BL)
     np.testing.assert_allclose(before["fused"], before["sasrec"] + before["retriever"], rtol=1e-5, atol=1e-5)
-    retriever, popularity = popular.fit_fusion(targets)
+    own, retriever, popularity = popular.fit_fusion(targets).terms(3)
     scores = popular.scores(batch.items_BL)
-    fused_BI = scores["sasrec"] + np.float32(retriever) * scores["retriever"]
-    expected = fused_BI + np.float32(popularity) * np.log1p(counts)
+    fused_BI = own * scores["sasrec"] + retriever * scores["retriever"]
+    expected = fused_BI + popularity * np.log1p(counts)
     np.testing.assert_allclose(scores["fused"], expected, rtol=1e-5, atol=1e-5)
     assert not np.allclose(scores["fused"], fused_BI, atol=1e-2)
     popular.save_checkpoint(tmp_path / "saved")
@@ -122,11 +122,33 @@ def test_popularity_that_nothing_would_weigh_or_that_is_not_known_is_refused(mak
         popular.set_fusion_weights((1, 1))
 
 
+def test_one_factor_of_all_makes_the_held_out_targets_likeliest_and_changes_no_rank(popular, targets, counts):
+    weights = popular.fit_fusion(targets)
+    ranks = popular.rank(targets)
+    popular.set_fusion_weights(weights._replace(scale=1.0).terms(3))
+    assert (popular.rank(targets) == ranks).mean() > 0.95  # of nearly equal scores, either may be rounded up
+    likelihoods = []
+    for scale in SCALES:
+        popular.set_fusion_weights(weights._replace(scale=scale).terms(3))
+        found = []
+        for batch in targets:
+            scores_BI = popular.score(batch.items_BL)
+            rows_B = np.arange(len(scores_BI))
+            own_B = scores_BI[rows_B, batch.targets_B]
+            unseen_BI = scores_BI.copy()
+            unseen_BI[batch.seen] = -np.inf
+            unseen_BI[rows_B, batch.targets_B] = own_B
+            found.append((own_B - np.logaddexp.reduce(unseen_BI, axis=1))[: batch.num_valid])
+        likelihoods.append(np.concatenate(found).mean())
+    assert SCALES[int(np.argmax(likelihoods))] == weights.scale
+    assert SCALES[0] < weights.scale < SCALES[-1]
+
+
 def test_scores_are_fused_with_it_at_once(trained, targets):
     batch = next(iter(targets))
-    weight, _ = trained.fit_fusion(targets)
+    weights = trained.fit_fusion(targets)
     scores = trained.scores(batch.items_BL, batch.users_B)
-    expected = scores["sasrec"] + np.float32(weight) * scores["retriever"]
+    expected = weights.scale * (scores["sasrec"] + np.float32(weights.retriever) * scores["retriever"])
     np.testing.assert_allclose(scores["fused"], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -144,7 +166,7 @@ def test_they_are_saved_and_loaded_also_as_averages(make_trainer, batch_stream, 
     trainer = make_trainer(**HELD_OUT, ema_decay=0.9)
     trainer.set_training_stage("end_to_end")
     train(trainer, batch_stream(0, 3))
-    weights = np.float32([1, trainer.fit_fusion(targets).retriever])
+    weights = trainer.fit_fusion(targets).terms(2)
     train(trainer, batch_stream(3, 3))
     trainer.save_checkpoint(tmp_path / "saved")
     saved = load_checkpoint(tmp_path / "saved")
@@ -200,7 +222,7 @@ def test_a_run_chooses_them_before_it_validates_and_its_refit_takes_those_of_the
     assert all(FUSION_WEIGHTS["popularity"] not in row["train"] for row in run.epochs)
     chosen = run.results["fused"].epoch
     saved = load_checkpoint(run.directory.require_checkpoint("best")).weights[NAME]
-    assert saved.tolist() == np.float32([1, fitted[chosen - 1].retriever]).tolist()
+    assert saved.tolist() == fitted[chosen - 1].terms(2).tolist()
     refit = Refit(run, progress=False)
     refit.trainer.fit_fusion = None  # so that a choice would fail: its targets are trained on now
     refit.train()
@@ -214,8 +236,11 @@ def test_a_run_says_the_weight_of_popularity_and_its_refit_counts_what_it_trains
     run.train()
     saved = load_checkpoint(run.directory.require_checkpoint("best")).weights
     chosen = run.epochs[run.results["fused"].epoch]["train"]
-    assert saved[NAME].tolist() == np.float32([1, *(chosen[name] for name in FUSION_WEIGHTS.values())]).tolist()
-    said = f"SASRec's plus {saved[NAME][1]:.3g} times the retriever's and {saved[NAME][2]:.3g} times popularity's, as"
+    weights = FusionWeights(*(chosen[name] for name in FUSION_WEIGHTS.values()), scale=chosen[FUSION_SCALE])
+    assert saved[NAME].tolist() == weights.terms(3).tolist()
+    said = (
+        f"SASRec's plus {weights.retriever:.3g} times the retriever's and {weights.popularity:.3g} times popularity's"
+    )
     assert said in explain_epochs(run.plan, run.epochs, run.results)
     Refit(run, progress=False).train()
     refit = load_checkpoint(run.directory.require_checkpoint("refit")).weights

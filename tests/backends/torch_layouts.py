@@ -37,7 +37,7 @@ def outcome(run):
     decisions = [(record.active, record.reason) for record in run.records]
     if run.trainer.config.fusion_fit == HELD_OUT:
         weights = run.trainer.fit_fusion(run.targets)
-        decisions.append((f"{weights.retriever:g}", f"{weights.popularity:g}"))
+        decisions.append((f"{weights.retriever:g}", f"{weights.popularity:g} {weights.scale:g}"))
     ranks = {name: each.tolist() for name, each in run.trainer.rank_all(run.targets).items()}
     return decisions, [record.losses for record in run.records], ranks
 

@@ -19,6 +19,8 @@ TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
 the scorers that the stage can change, and no others are ranked."""
 FUSION_WEIGHTS = {"the retriever": "retriever_fusion_weight", "popularity": "popularity_fusion_weight"}
 """By term of the fused scores, where an epoch says how much of it held-out targets chose to add to SASRec's."""
+FUSION_SCALE = "fusion_scale"
+"""Where it says by what all of them are multiplied."""
 
 
 @dataclass(frozen=True, kw_only=True)

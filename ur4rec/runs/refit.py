@@ -149,7 +149,7 @@ class Refit(TrainingRun):
         chosen = load_checkpoint(self._run_directory.require_checkpoint("best")).averaged()
         weights = chosen.weights["fusion.weights"]
         self.trainer.set_fusion_weights(weights)
-        return FusionWeights(*weights[1:].tolist())
+        return FusionWeights.of(weights)
 
     def _evaluate(self, epoch: int, stage: str) -> tuple[dict[str, dict[str, float]], bool]:
         """Test where a model of the run was chosen; the end of the last stage is what the refit is for."""

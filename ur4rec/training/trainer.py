@@ -286,9 +286,9 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """Choose fusion weights by the NDCG@10 of held-out targets, the modules being as they are.
 
         They are the retriever's, of `ur4rec.training.fusion_fit.WEIGHTS`, and of a model with ``fusion_popularity``
-        popularity's, of `ur4rec.training.fusion_fit.POPULARITY_WEIGHTS`, where SASRec's is 1. It needs
-        ``fusion_fit="held_out"``; the weights stay until they are set again, and are both 1 before, popularity's 0.
-        All processes call it together.
+        popularity's, of `ur4rec.training.fusion_fit.POPULARITY_WEIGHTS`, where SASRec's is 1; and a factor of all,
+        with which the fused scores are logits of honest probabilities. It needs ``fusion_fit="held_out"``; the weights
+        stay until they are set again, and are both 1 before, popularity's 0. All processes call it together.
 
         Args:
             loader: The targets; some thousand are enough.
@@ -303,7 +303,7 @@ class BaseTrainer(BaseScorer[ArrayT], Generic[ModelT, DeviceT, ArrayT]):
         """
         self._check_held_out()
         chosen = choose_weights(self, loader, self._popularity() if self._model_config.fusion_popularity else None)
-        self.set_fusion_weights((1, *chosen)[: self._model_config.num_fusion_weights])
+        self.set_fusion_weights(chosen.terms(self._model_config.num_fusion_weights))
         return chosen
 
     def set_fusion_weights(self, weights: ArrayLike) -> None:

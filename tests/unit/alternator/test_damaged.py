@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 from alternator import Alternator, Gain, Patience, Payoff, Plateau, RandomTenure, StateError, Trend
 from tests.unit.alternator.rule_table import MODULES, RULES, losses_of, make
 
+pytestmark = pytest.mark.filterwarnings("ignore:a Trial rule decides by the held-out losses:UserWarning")
+"""A state of a trial that is to be measured is a possible one: it works, and says that nothing has measured it."""
+
 VALUES = [
     *(None, True, False, "x", "1", "nan", "inf", "-inf", math.nan, math.inf, -math.inf),
     *(-1, 0, 1, 9, 0.5, 1.5, -1e300, 2**31, 2**62, 2**63, 10**400, 1j, [], [1.0], [None] * 3, [0] * 3, {}),

@@ -109,7 +109,7 @@ def test_uncertainty_weights_descend_and_those_of_absent_components_stay(backend
 
 def fuse(backend, name, scores, **settings):
     config = ModelConfig(num_items=scores.shape[2], fusion=name, **settings)
-    return backend.call(backend.part("ur4rec").FUSIONS[name](config), *scores)
+    return backend.call(backend.part("ur4rec").FUSIONS[name](config, None), *scores)
 
 
 @pytest.fixture

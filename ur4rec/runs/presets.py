@@ -161,7 +161,7 @@ def preset(name: str, **changes: Any) -> RunConfig:
         >>> "batch_size" in preset("default", batch_size=64).from_data
         False
         >>> preset("default", trainer={"joint_loss": "fused"}).trainer
-        {'joint_loss': 'fused', 'fusion_fit': 'training'}
+        {'joint_loss': 'fused', 'fusion_fit': 'training', 'joint_lr_scale': 0.3}
     """
     if name not in PRESETS:
         raise UnknownNameError("preset", name, PRESETS)

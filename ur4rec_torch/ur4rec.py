@@ -18,8 +18,8 @@ from ur4rec.config import SCORERS, ModelConfig, ModelSettings
 from ur4rec.text.encoders import check_text_vectors
 from ur4rec.training import arrays
 from ur4rec.training.components import RANK_CONSTANT
+from ur4rec.training.item_counts import item_popularity
 from ur4rec.training.item_init import item_embeddings
-from ur4rec.training.item_popularity import item_popularity
 from ur4rec.training.item_texts import check_item_texts
 from ur4rec.training.memory import enough_for_model
 from ur4rec_torch.item_shards import ItemShard, ShardedEmbedding

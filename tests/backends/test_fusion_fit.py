@@ -6,7 +6,7 @@ import pytest
 from tests.backends.harness import PARTS, bits, equal, installed, load, train
 from ur4rec.errors import ConfigurationError, DataError, UnknownNameError
 from ur4rec.runs.kept import explain_epochs
-from ur4rec.runs.plan import FUSION_SCALE, FUSION_WEIGHTS
+from ur4rec.runs.plan import FUSION_WEIGHTS
 from ur4rec.runs.refit import Refit
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.checkpoint import load_checkpoint
@@ -217,7 +217,7 @@ def test_a_run_chooses_them_before_it_validates_and_its_refit_takes_those_of_the
     run.trainer.fit_fusion = lambda loader: fitted.append(fit(loader)) or fitted[-1]
     run.train()
     assert len(fitted) == 4  # when the joint stage begins, and at each of its validations
-    said = [row["train"].get(FUSION_WEIGHTS["the retriever"]) for row in run.epochs]
+    said = [row["train"].get(FUSION_WEIGHTS["retriever"]) for row in run.epochs]
     assert said == [None, None, *(weights.retriever for weights in fitted[1:])]
     assert all(FUSION_WEIGHTS["popularity"] not in row["train"] for row in run.epochs)
     chosen = run.results["fused"].epoch
@@ -236,7 +236,7 @@ def test_a_run_says_the_weight_of_popularity_and_its_refit_counts_what_it_trains
     run.train()
     saved = load_checkpoint(run.directory.require_checkpoint("best")).weights
     chosen = run.epochs[run.results["fused"].epoch]["train"]
-    weights = FusionWeights(*(chosen[name] for name in FUSION_WEIGHTS.values()), scale=chosen[FUSION_SCALE])
+    weights = FusionWeights(**{field: chosen[name] for field, name in FUSION_WEIGHTS.items()})
     assert saved[NAME].tolist() == weights.terms(3).tolist()
     said = (
         f"SASRec's plus {weights.retriever:.3g} times the retriever's and {weights.popularity:.3g} times popularity's"

@@ -145,7 +145,10 @@ class StudyConfig:
         return dataclasses.replace(self, sizes={choice.name: choice.value for choice in choices})
 
     def _open_config(self, schedule: str, seed: int) -> RunConfig:
-        """The settings of one run, but for what is left to the data."""
+        """The settings of one run, but for what is left to the data.
+
+        Whatever the preset, arms begin at the peak rates: they may have learnt nothing before.
+        """
         return preset(
             self.preset,
             dataset=self.dataset,

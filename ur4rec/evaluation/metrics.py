@@ -39,7 +39,7 @@ def target_ranks(
         [2]
     """
     scores, targets = np.asarray(scores_BI), np.asarray(targets_B)
-    candidates_BI = _candidates(scores, targets, seen_rows_M, seen_items_M)
+    candidates_BI = ranked_items(scores, targets, seen_rows_M, seen_items_M)
     bad_BI = candidates_BI & ~np.isfinite(scores)
     if bad_BI.any():
         row, item = np.argwhere(bad_BI)[0]
@@ -52,7 +52,7 @@ def target_ranks(
     return np.asarray(at_least_BI.sum(axis=1), np.int64)
 
 
-def _candidates(
+def ranked_items(
     scores_BI: NDArray[Any], targets_B: NDArray[Any], seen_rows_M: ArrayLike, seen_items_M: ArrayLike
 ) -> NDArray[np.bool_]:
     """What is ranked, (B, I): what is not seen, and each target."""
@@ -215,7 +215,7 @@ def smooth_ranks(
         [1.5]
     """
     scores, targets = np.asarray(scores_BI), np.asarray(targets_B)
-    candidates_BI = _candidates(scores, targets, seen_rows_M, seen_items_M)
+    candidates_BI = ranked_items(scores, targets, seen_rows_M, seen_items_M)
     ranks = SmoothRanks(len(scores))
     ranks.add(scores, candidates_BI)
     ranks.measure(scores[np.arange(len(scores)), targets].astype(np.float64), ranks.moments_3B)

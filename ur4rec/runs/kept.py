@@ -51,7 +51,8 @@ def explain_epochs(plan: Plan, epochs: Sequence[Mapping[str, Any]], results: Map
 
 def _explain_fusion(epochs: Sequence[Mapping[str, Any]], results: Mapping[str, Result]) -> list[str]:
     train = epochs[results["fused"].epoch].get("train", {}) if "fused" in results else {}
-    terms = [f"{train[key]:.3g} times {name}'s" for name, key in FUSION_WEIGHTS.items() if key in train]
+    names = {FUSION_WEIGHTS["retriever"]: "the retriever's", FUSION_WEIGHTS["popularity"]: "popularity's"}
+    terms = [f"{train[key]:.3g} times {name}" for key, name in names.items() if key in train]
     return [f"The fused scores are SASRec's plus {' and '.join(terms)}, as validation chose."] if terms else []
 
 

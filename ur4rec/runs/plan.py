@@ -17,10 +17,12 @@ TABLE_ROWS: dict[str, tuple[str, dict[str, str]]] = {
 }
 """Per stage: the scorer whose validation chooses the epoch, and the rows of the results table that it fills. These are
 the scorers that the stage can change, and no others are ranked."""
-FUSION_WEIGHTS = {"the retriever": "retriever_fusion_weight", "popularity": "popularity_fusion_weight"}
-"""By term of the fused scores, where an epoch says how much of it held-out targets chose to add to SASRec's."""
-FUSION_SCALE = "fusion_scale"
-"""Where it says by what all of them are multiplied."""
+FUSION_WEIGHTS = {
+    "retriever": "retriever_fusion_weight",
+    "popularity": "popularity_fusion_weight",
+    "scale": "fusion_scale",
+}
+"""By field of `ur4rec.training.fusion_fit.FusionWeights`, where an epoch says what held-out targets chose."""
 
 
 @dataclass(frozen=True, kw_only=True)

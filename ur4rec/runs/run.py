@@ -28,7 +28,6 @@ from ur4rec.runs.directory import RunDirectory
 from ur4rec.runs.event_log import EventLog
 from ur4rec.runs.logs import LOG_STATE, RunLogs
 from ur4rec.runs.plan import (
-    FUSION_SCALE,
     FUSION_WEIGHTS,
     TABLE_ROWS,
     Plan,
@@ -469,11 +468,10 @@ class TrainingRun:
     def _fit_fusion(self, stage: str) -> None:
         """Choose the fusion weights of a joint stage on validation targets, unless they learn with the modules."""
         is_chosen = stage in JOINT_STAGES and self.trainer.config.fusion_fit == HELD_OUT
-        self._chosen = {}
-        if is_chosen:
-            weights = self._set_fusion()
-            terms = list(FUSION_WEIGHTS.values())[: self.prepared.model.num_fusion_weights - 1]
-            self._chosen = {**dict(zip(terms, weights, strict=False)), FUSION_SCALE: weights.scale}
+        chosen = self._set_fusion()._asdict() if is_chosen else {}
+        if not self.prepared.model.fusion_popularity:
+            chosen.pop("popularity", None)
+        self._chosen = {FUSION_WEIGHTS[name]: value for name, value in chosen.items()}
 
     def _set_fusion(self) -> FusionWeights:
         """Choose them for the modules as they are."""

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.data.batches import EvaluationBatch
 from ur4rec.errors import DataError
-from ur4rec.evaluation.metrics import ndcg
+from ur4rec.evaluation.metrics import ndcg, negative_log_likelihood, ranked_items
 from ur4rec.schedule.stages import MODULES
 from ur4rec.training.scorer import AnyScorer
 
@@ -143,10 +143,8 @@ def _parts(scorer: AnyScorer, batch: EvaluationBatch) -> Iterator[_Part]:
     """The targets of a batch, as many at a time as a processor's cache has room for."""
     count = batch.num_valid
     found = scorer.scores(batch.items_BL, batch.users_B, MODULES)
-    sasrec_BI, retriever_BI, targets_B = found["sasrec"][:count].copy(), found["retriever"], batch.targets_B[:count]
-    own_B = sasrec_BI[np.arange(count), targets_B]
-    sasrec_BI[batch.seen] = -np.inf
-    sasrec_BI[np.arange(count), targets_B] = own_B
+    sasrec_BI, retriever_BI, targets_B = found["sasrec"][:count], found["retriever"][:count], batch.targets_B[:count]
+    sasrec_BI = np.where(ranked_items(sasrec_BI, targets_B, *batch.seen), sasrec_BI, np.float32(-np.inf))
     size = max(_SCORES_AT_ONCE // sasrec_BI.shape[1], 1)
     for first in range(0, count, size):
         rows = slice(first, min(first + size, count))
@@ -173,9 +171,4 @@ def _likelihoods_by_scale(
     fused_bI = part.sasrec_bI + np.float32(weights.retriever) * part.retriever_bI
     if popularity_I is not None:
         fused_bI += np.float32(weights.popularity) * popularity_I
-    fused_bI -= fused_bI.max(axis=1, keepdims=True)
-    found = [
-        scale * fused_bI[part.own] - np.log(np.exp(np.float32(scale) * fused_bI).sum(axis=1, dtype=np.float64))
-        for scale in SCALES
-    ]
-    return np.array(found)
+    return np.array([-negative_log_likelihood(np.float32(scale) * fused_bI, part.targets_b) for scale in SCALES])

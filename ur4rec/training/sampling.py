@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ur4rec.config import TrainerConfig
-from ur4rec.errors import ConfigurationError
 from ur4rec.training.arrays import Sample
+from ur4rec.training.item_counts import check_item_counts
 
 HIT = -1e9
 """What is added to the logit of a negative that is the target: finite, so that differences of two are no NaN."""
@@ -54,13 +54,7 @@ class Sampler:
     """
 
     def __init__(self, config: TrainerConfig, num_items: int, item_counts_I: ArrayLike | None) -> None:
-        counts_I = np.asarray([] if item_counts_I is None else item_counts_I, np.float64)
-        if counts_I.shape != (num_items,) or not counts_I.sum() > 0 or counts_I.min() < 0:
-            found = "none" if item_counts_I is None else f"an array of shape {counts_I.shape}"
-            raise ConfigurationError(
-                f"catalogue_loss='sampled' needs item_counts, how often each of the {num_items} items is a target, "
-                f"got {found}; give TrainBatches.item_counts"
-            )
+        counts_I = check_item_counts("catalogue_loss='sampled'", item_counts_I, num_items, some=True)
         self._seed, self._num_items = config.seed, num_items
         self._num_uniform, self._num_in_batch = config.num_negatives, config.num_in_batch
         expected_I = self._num_in_batch * counts_I / counts_I.sum() + self._num_uniform / num_items
